@@ -1,0 +1,120 @@
+"""The module a user holds: a likelihood, an engine that encodes for it, and what is maximised."""
+
+import torch
+from jaxtyping import Float, Int, Num
+from torch import Tensor, nn
+from torch.distributions import Distribution
+
+from gae.evidence import Evidence, importance_sampling, laplace
+from gae.inference import Code, Encoding, Inference
+from gae.likelihood import ExactPosterior, Likelihood
+from gae.objective import Aggregate, Objective, joint, mean
+
+
+class Autoencoder(nn.Module):
+    """likelihood + inference + objective: swapping the engine leaves the model as it is.
+
+    Calling it with x (B, *X) gives the scalar training loss, -aggregate(objective(encoding)), in nats per sample.
+
+    >>> from gae.inference import ClosedForm
+    >>> from gae.likelihood import LinearMixture
+    >>> model = Autoencoder(LinearMixture(1, 2, (5,)), ClosedForm())
+    >>> model.reconstruct(torch.randn(3, 5)).shape
+    torch.Size([3, 5])
+    """
+
+    def __init__(
+        self,
+        likelihood: Likelihood,
+        inference: Inference,
+        objective: Objective = joint,
+        aggregate: Aggregate = mean,
+    ):
+        super().__init__()
+        self.likelihood = likelihood
+        self.inference = inference
+        self.objective = objective
+        self.aggregate = aggregate
+
+    def forward(self, x: Num[Tensor, "B *X"]) -> Float[Tensor, ""]:
+        """The training loss, in nats per sample: minus the aggregated objective."""
+        return -self.aggregate(self.objective(self.inference(self.likelihood, x)))
+
+    def encode(self, x: Num[Tensor, "B *X"], inference: Inference | None = None) -> Encoding:
+        """Codes of x, by this model's engine or by another one on the same decoder.
+
+        Differentiable in parameters and x unless called under ``torch.no_grad()``.
+
+        Raises:
+            ValueError, TypeError: for x of a wrong shape or dtype, empty, non-finite or outside the support.
+        """
+        self.likelihood.check(x)
+        return (inference or self.inference)(self.likelihood, x)
+
+    def score(self, x: Num[Tensor, "B *X"], code: Code) -> Float[Tensor, " B"]:
+        """The objective of codes already found, (B,) in nats, from the engine's own score where it kept one."""
+        log_joint = self.likelihood.log_joint(x, code.z, code.k) if code.score is None else code.score
+        name = type(self.inference).__name__
+        return self.objective(Encoding(code.z, code.k, log_joint, code.log_q, code.q, self.likelihood.prior, name))
+
+    def decode(self, z: Float[Tensor, "..."], k: Int[Tensor, "..."] | None = None) -> Distribution:
+        """q_r(x|z): codes (*L, *Z) give batch L, event X."""
+        return self.likelihood(z, k)
+
+    def reconstruct(self, x: Num[Tensor, "B *X"]) -> Float[Tensor, "B *X"]:
+        """The decoder's mean at ``encode(x).point``."""
+        encoding = self.encode(x)
+        return self.decode(encoding.point, encoding.component).mean
+
+    @torch.no_grad()
+    def sample(self, n: int) -> Float[Tensor, "n *X"]:
+        """n draws x ~ q_r(x|z), z ~ q_w(z). Raises NotImplementedError under a flat prior."""
+        return self.decode(self.likelihood.prior.sample(torch.Size((n,)))).sample()
+
+    @torch.no_grad()
+    def interpolate(
+        self, start: Num[Tensor, "B *X"], end: Num[Tensor, "B *X"], steps: int = 8, spherical: bool = False
+    ) -> Float[Tensor, "steps B *X"]:
+        """Decoder means along the line (or great-circle arc) between the codes of two batches, ends included.
+
+        Raises:
+            ValueError: for a mixture, whose charts have no common line; for fewer than two steps.
+        """
+        if self.likelihood.components > 1:
+            raise ValueError("Codes of different components have no line between them; interpolate within one k.")
+        if steps < 2:
+            raise ValueError(f"steps must be at least 2, got {steps}.")
+        a, b = self.encode(start).point, self.encode(end).point
+        weights = torch.linspace(0, 1, steps, dtype=a.dtype, device=a.device).reshape(-1, *[1] * a.dim())
+        path = _arc(a, b, weights) if spherical else torch.lerp(a, b, weights)
+        return self.decode(path).mean
+
+    def log_evidence(self, x: Num[Tensor, "B *X"], samples: int = 500) -> Evidence:
+        """log p(x) in nats: exact where the likelihood knows it, else by importance sampling.
+
+        The proposal is the engine's own q(z|x); for a point estimate, the Laplace approximation at the code.
+        """
+        self.likelihood.check(x)
+        if isinstance(self.likelihood, ExactPosterior):
+            log_p = self.likelihood.log_evidence(x)
+            return Evidence(log_p, torch.zeros_like(log_p))
+        with torch.no_grad():
+            encoding = self.inference(self.likelihood, x)
+        return importance_sampling(self.likelihood, x, proposal(self.likelihood, x, encoding), samples)
+
+
+def proposal(likelihood: Likelihood, x: Num[Tensor, "B *X"], encoding: Encoding) -> Distribution:
+    """A density over codes to draw from: the encoding's q, or for a point estimate its Laplace approximation."""
+    return laplace(likelihood, x, encoding.point) if encoding.q is None else encoding.q
+
+
+def _arc(a: Tensor, b: Tensor, weights: Tensor) -> Tensor:
+    """Spherical interpolation of directions, with linearly interpolated norms (Shoemake 1985)."""
+    flat_a, flat_b = a.flatten(1), b.flatten(1)
+    norm_a, norm_b = flat_a.norm(dim=1), flat_b.norm(dim=1)
+    cosine = ((flat_a * flat_b).sum(1) / (norm_a * norm_b).clamp_min(1e-12)).clamp(-1 + 1e-7, 1 - 1e-7)
+    shape = [-1, *[1] * (a.dim() - 1)]
+    angle = cosine.acos().reshape(shape)
+    unit_a, unit_b = a / norm_a.clamp_min(1e-12).reshape(shape), b / norm_b.clamp_min(1e-12).reshape(shape)
+    direction = (((1 - weights) * angle).sin() * unit_a + (weights * angle).sin() * unit_b) / angle.sin()
+    return direction * torch.lerp(norm_a.reshape(shape), norm_b.reshape(shape), weights)

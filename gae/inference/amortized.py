@@ -1,0 +1,163 @@
+"""Encoders learned across data: Pyro guides, networks that return a distribution, deterministic networks."""
+
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import pyro
+import torch
+from jaxtyping import Int, Num
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.util import site_is_subsample
+from torch import Tensor, nn
+from torch.distributions import Distribution, biject_to, constraints
+
+from gae.inference.base import Code, Inference
+from gae.likelihood import Likelihood
+
+
+class Amortized(Inference):
+    """One function from x to a code or to a density q(z|x), the same for all data.
+
+    Args:
+        guide: one of
+            - a Pyro guide: a callable or ``PyroModule`` taking x (B, *X), with one sample site ``"z"`` of batch
+              (B,) and event Z. Parameters that a plain callable declares (``pyro.param``, ``pyro.module``) become
+              parameters of this module at its first call; Pyro's global parameter store is left alone;
+            - a module or callable that returns a torch or Pyro distribution of batch (B,) and event Z;
+            - a module or callable that returns codes (B, *Z): a deterministic encoder, ``log_q`` is None.
+        samples: S, reparameterised draws per observation.
+
+    Raises:
+        ValueError: when the guide's output does not fit the likelihood's codes.
+
+    >>> from gae.likelihood import Gaussian
+    >>> from pyro.distributions import Normal
+    >>> encode = nn.Linear(3, 2)
+    >>> def guide(x):
+    ...     pyro.module("encode", encode)
+    ...     with pyro.plate("data", len(x)):
+    ...         pyro.sample("z", Normal(encode(x), 1.0).to_event(1))
+    >>> Amortized(guide, samples=4)(Gaussian(nn.Linear(2, 3), 2), torch.zeros(5, 3)).log_q.shape
+    torch.Size([4, 5])
+    """
+
+    def __init__(self, guide: Callable[[Tensor], Any], samples: int = 1):
+        super().__init__()
+        if samples < 1:
+            raise ValueError(f"samples must be at least 1, got {samples}.")
+        self.guide = guide
+        self.samples = samples
+        self.declared = nn.ParameterDict()
+
+    def infer(self, likelihood: Likelihood, x: Num[Tensor, "B *X"], k: Int[Tensor, "S _"] | None = None) -> Code:
+        site = _Site(self)
+        with site, pyro.settings.context(module_local_params=True):
+            if self.samples == 1:
+                found = self.guide(x)
+            else:
+                with pyro.plate("gae_samples", self.samples, dim=-2):
+                    found = self.guide(x)
+        if site.q is not None:
+            code = self._drawn(site.q, site.z)
+        elif isinstance(found, Distribution):
+            code = self._drawn(found, self._sample(found))
+        elif isinstance(found, Tensor):
+            code = self._deterministic(found)
+        else:
+            raise TypeError(
+                'The guide must have a sample site "z", or return a distribution or a tensor of codes; '
+                f"got {type(found).__name__} and no site."
+            )
+        _fits(code, likelihood, len(x))
+        return code if k is None else code.over(k)
+
+    def _sample(self, q: Distribution) -> Tensor:
+        return q.rsample(torch.Size((self.samples,))) if q.has_rsample else q.sample()
+
+    def _drawn(self, q: Distribution, z: Tensor) -> Code:
+        if not q.has_rsample:
+            raise ValueError(f"q(z|x) must have reparameterised samples, and {type(q).__name__} has none.")
+        log_q = q.log_prob(z)
+        if log_q.dim() == 1:
+            z, log_q = z.unsqueeze(0), log_q.unsqueeze(0)
+        return Code(z, log_q=log_q, q=q)
+
+    def _deterministic(self, z: Tensor) -> Code:
+        if self.samples != 1:
+            raise ValueError(f"A deterministic encoder has one code per sample, got samples={self.samples}.")
+        return Code(z.unsqueeze(0))
+
+
+class _Site(Messenger):
+    """Catches the site "z", and keeps the guide's parameters in ``owner`` instead of Pyro's global store."""
+
+    def __init__(self, owner: Amortized):
+        super().__init__()
+        self.owner = owner
+        self.q: Distribution | None = None
+        self.z: Tensor = torch.empty(0)
+
+    def _pyro_post_sample(self, message: Any) -> None:
+        if site_is_subsample(message):  # a plate
+            return
+        if message["name"] != "z":
+            raise ValueError(f'The guide must have the one sample site "z", got a site {message["name"]!r}.')
+        self.q, self.z = message["fn"], message["value"]
+
+    def _pyro_param(self, message: Any) -> None:
+        if len(message["args"]) < 2:  # a PyroParam: it lives in its module already
+            return
+        name, start = message["args"]
+        message["value"] = self._parameter(name, start, message["kwargs"].get("constraint") or constraints.real)
+        message["done"] = True
+
+    def _parameter(self, name: str, start: Any, constraint: Any) -> Tensor:
+        if isinstance(start, nn.Parameter) and isinstance(self.owner.guide, nn.Module):
+            return start
+        declared, key, onto = self.owner.declared, name.replace(".", "/"), biject_to(constraint)
+        if key not in declared:
+            value = start() if callable(start) and not isinstance(start, Tensor) else start
+            is_free = isinstance(value, nn.Parameter) and constraint is constraints.real
+            declared[key] = value if is_free else nn.Parameter(onto.inv(value.detach()).clone())
+        value = onto(declared[key])
+        value.unconstrained = weakref.ref(declared[key])
+        return value
+
+
+def _fits(code: Code, likelihood: Likelihood, batch: int) -> None:
+    wanted = (batch, *likelihood.latent_shape)
+    if code.z.shape[1:] != torch.Size(wanted):
+        raise ValueError(
+            f"The guide's codes have shape {tuple(code.z.shape[1:])}, but the likelihood needs {wanted}. "
+            "Check the encoder's output width."
+        )
+    if code.log_q is not None and code.log_q.shape != code.z.shape[:2]:
+        raise ValueError(
+            f"q(z|x) has batch shape {tuple(code.log_q.shape)}, needed one density per sample. "
+            "Declare the code dimensions as event, with `.to_event(n)` or `Independent(q, n)`."
+        )
+
+
+def to_pyro(likelihood: Likelihood) -> Callable[[Tensor], Tensor]:
+    """A Pyro model x -> z with sites ``"z"`` and ``"x"`` in a plate ``"data"``, for any likelihood of ours.
+
+    ``SVI``, ``RenyiELBO``, ``NUTS`` and the rest of Pyro then run on it. A discrete code is summed out; a flat
+    prior works wherever Pyro does not sample from it.
+
+    >>> from gae.likelihood import Gaussian
+    >>> model = to_pyro(Gaussian(nn.Linear(2, 3), 2))
+    >>> trace = pyro.poutine.trace(model).get_trace(torch.zeros(5, 3))
+    >>> trace.nodes["z"]["value"].shape
+    torch.Size([5, 2])
+    """
+
+    def model(x: Tensor) -> Tensor:
+        pyro.module("likelihood", likelihood)
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", likelihood.prior.expand([len(x)]))
+            pyro.sample("x", likelihood(z), obs=x)
+        return z
+
+    return model
+

@@ -1,0 +1,127 @@
+"""The protocol of an inference engine: x -> code, and what comes back."""
+
+from abc import ABC, abstractmethod
+from collections import Counter
+from dataclasses import dataclass, replace
+from enum import IntEnum
+
+import torch
+from jaxtyping import Float, Int, Num
+from torch import Tensor, nn
+from torch.distributions import Distribution
+
+from gae.likelihood import Likelihood
+
+
+class Status(IntEnum):
+    """How one sample's solve ended."""
+
+    max_steps = 0
+    nonfinite = 1
+
+
+@dataclass(frozen=True)
+class Solve:
+    """Per-sample account of an iterative solve; every tensor is (S, B) unless said otherwise."""
+
+    status: Int[Tensor, "S B"]
+    steps: Int[Tensor, "S B"]
+    evaluations: Int[Tensor, "S B"]  # decoder evaluations that finding the code took
+    grad_norm: Float[Tensor, "S B"]  # ‖∇ objective‖₂ at the last point where it was taken
+    trace: Float[Tensor, "T S B"] | None = None  # objective (nats) before each step
+
+    def choose(self, best: Int[Tensor, "1 B"]) -> "Solve":
+        """The solve of one branch per sample; its evaluations are those of all branches, which all were needed."""
+        picked = [value.gather(0, best) for value in (self.status, self.steps, self.grad_norm)]
+        trace = None if self.trace is None else self.trace.gather(1, best.expand(len(self.trace), *best.shape))
+        return Solve(picked[0], picked[1], self.evaluations.sum(0, keepdim=True), picked[2], trace)
+
+    def summary(self) -> str:
+        """Counts of each status, as one line."""
+        counts = Counter(Status(code).name for code in self.status.flatten().tolist())
+        return ", ".join(f"{name}: {counts[name]}" for name in sorted(counts))
+
+
+@dataclass(frozen=True)
+class Code:
+    """What an engine finds, before the model scores it.
+
+    ``score`` is ``log_joint`` as the engine itself saw it (from sufficient statistics, say), where it did.
+    """
+
+    z: Float[Tensor, "S B *Z"]
+    k: Int[Tensor, "S B"] | None = None
+    log_q: Float[Tensor, "S B"] | None = None
+    q: Distribution | None = None
+    solve: Solve | None = None
+    score: Float[Tensor, "S B"] | None = None
+
+    def over(self, k: Int[Tensor, "S _"]) -> "Code":
+        """The same code on every given branch k (S, 1) or (S, B)."""
+        shape = (len(k), self.z.shape[1])
+        log_q = None if self.log_q is None else self.log_q.expand(shape)
+        return replace(self, z=self.z.expand(*shape, *self.z.shape[2:]), k=k.expand(shape), log_q=log_q)
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """Codes of a batch and their log densities, in nats, differentiable in the decoder.
+
+    Shapes: S samples, restarts or branches; B batch; Z one code.
+    """
+
+    z: Float[Tensor, "S B *Z"]
+    k: Int[Tensor, "S B"] | None  # discrete code of a mixture
+    log_joint: Float[Tensor, "S B"]  # log q_w(z) q_r(x|z), with log q(k) where there is a k
+    log_q: Float[Tensor, "S B"] | None  # log q(z|x) of the drawn code; None for a point estimate
+    q: Distribution | None  # for analytic KL terms and proposals
+    prior: Distribution
+    engine: str
+    solve: Solve | None = None
+
+    @property
+    def log_prior(self) -> Float[Tensor, "S B"]:
+        """log q_w(z), in nats."""
+        return self.prior.log_prob(self.z)
+
+    @property
+    def point(self) -> Float[Tensor, "B *Z"]:
+        """One code per sample, the same at every call: the mean of q for one continuous code, else the best of S."""
+        if self.k is None and self.q is not None:
+            mean = self.q.mean
+            return mean[0] if mean.dim() == self.z.dim() else mean
+        return self.z[self.best, torch.arange(self.z.shape[1], device=self.z.device)]
+
+    @property
+    def best(self) -> Int[Tensor, " B"]:
+        """The index over S with the highest ``log_joint``."""
+        return self.log_joint.argmax(0)
+
+    @property
+    def component(self) -> Int[Tensor, " B"] | None:
+        """The discrete code that belongs to ``point``."""
+        return None if self.k is None else self.k[self.best, torch.arange(self.k.shape[1], device=self.k.device)]
+
+    def summary(self) -> str:
+        """Engine, shapes and, for an iterative engine, how many samples ended in which status."""
+        samples, batch = self.log_joint.shape
+        text = f"{self.engine}: S={samples}, B={batch}, mean log_joint {self.log_joint.detach().mean().item():.4f} nats"
+        return text if self.solve is None else f"{text}; {self.solve.summary()}"
+
+
+class Inference(nn.Module, ABC):
+    """An engine that finds codes. It never touches the likelihood's parameters, its inputs, or torch's defaults."""
+
+    @abstractmethod
+    def infer(self, likelihood: Likelihood, x: Num[Tensor, "B *X"], k: Int[Tensor, "S _"] | None = None) -> Code:
+        """Codes of x; with k (S, 1) or (S, B), continuous codes given that component."""
+
+    def forward(
+        self, likelihood: Likelihood, x: Num[Tensor, "B *X"], k: Int[Tensor, "S _"] | None = None
+    ) -> Encoding:
+        """``infer``, and the exact log density of the codes found."""
+        code = self.infer(likelihood, x, k)
+        log_joint = likelihood.log_joint(x, code.z, code.k)
+        return Encoding(
+            code.z, code.k, log_joint, code.log_q, code.q, likelihood.prior, type(self).__name__, code.solve
+        )

@@ -1,0 +1,115 @@
+"""Engines without a loop over steps: the exact posterior, and the choice among K components."""
+
+import torch
+from jaxtyping import Int, Num
+from torch import Tensor
+
+from gae.inference.base import Code, Inference
+from gae.likelihood import ExactPosterior, Likelihood
+
+
+class ClosedForm(Inference):
+    """The exact posterior q(k, z|x) of a likelihood that knows it (``ExactPosterior``).
+
+    Without ``samples``, the code is the posterior mean (for a mixture: of the most probable component); with
+    ``samples=S``, S exact draws. Either way ``log_joint - log_q`` is log p(x), with no variance.
+
+    >>> from gae.likelihood import LinearMixture
+    >>> model, x = LinearMixture(1, 2, (5,)), torch.randn(3, 5)
+    >>> code = ClosedForm(samples=4)(model, x)
+    >>> bool((code.log_joint - code.log_q - model.log_evidence(x)).abs().max() < 1e-4)
+    True
+    """
+
+    def __init__(self, samples: int | None = None):
+        super().__init__()
+        if samples is not None and samples < 1:
+            raise ValueError(f"samples must be at least 1 or None, got {samples}.")
+        self.samples = samples
+
+    def infer(self, likelihood: Likelihood, x: Num[Tensor, "B *X"], k: Int[Tensor, "S _"] | None = None) -> Code:
+        if not isinstance(likelihood, ExactPosterior):
+            raise TypeError(
+                f"Cannot use `ClosedForm` with {type(likelihood).__name__}: its posterior has no closed form. "
+                "Use `Ascent`, or `Amortized` with an encoder."
+            )
+        log_k = None
+        if k is None and likelihood.components > 1:
+            k, log_k = self._choose(likelihood.log_responsibilities(x))
+        q = likelihood.posterior(x, k)
+        if self.samples is None:
+            z = q.mean
+        elif log_k is None:
+            z = q.rsample((self.samples,)).flatten(0, 1)
+        else:
+            z = q.rsample()
+        log_q = q.log_prob(z) if log_k is None else q.log_prob(z) + log_k
+        k = None if k is None else k.repeat_interleave(len(z) // len(k), 0).expand(log_q.shape)
+        return Code(z, k, log_q, q)
+
+    def _choose(self, log_responsibilities: Tensor) -> tuple[Tensor, Tensor]:
+        if self.samples is None:
+            k = log_responsibilities.argmax(1, keepdim=True)
+        else:
+            k = log_responsibilities.exp().multinomial(self.samples, replacement=True)
+        return k.mT, log_responsibilities.gather(1, k).mT
+
+
+class Enumerate(Inference):
+    """Every component as one of S = K branches, each encoded by ``inner``: with ``logsumexp``, a sum over k.
+
+    For a likelihood without a continuous code (k-means, GMM) ``inner`` is not needed, and ``logsumexp`` is the
+    exact evidence.
+
+    >>> from gae.likelihood import LinearMixture
+    >>> Enumerate()(LinearMixture(4, 0, (5,)), torch.randn(3, 5)).log_joint.shape
+    torch.Size([4, 3])
+    """
+
+    def __init__(self, inner: Inference | None = None):
+        super().__init__()
+        self.inner = inner
+
+    def infer(self, likelihood: Likelihood, x: Num[Tensor, "B *X"], k: Int[Tensor, "S _"] | None = None) -> Code:
+        if not likelihood.components:
+            raise TypeError(
+                f"Cannot use `{type(self).__name__}` with {type(likelihood).__name__}: it has no discrete code. "
+                "Use a mixture such as LinearMixture, or `Ascent` / `Amortized` directly."
+            )
+        if k is not None:
+            raise ValueError(f"`{type(self).__name__}` chooses k itself, got a given k. Use its inner engine directly.")
+        branches = torch.arange(likelihood.components, device=x.device).unsqueeze(1)
+        code = self._inner_codes(likelihood, x, branches)
+        score = likelihood.given(x)(code.z, branches) if code.score is None else code.score
+        return Code(code.z, branches.expand(score.shape), code.log_q, code.q, code.solve, score)
+
+    def _inner_codes(self, likelihood: Likelihood, x: Tensor, branches: Tensor) -> Code:
+        if self.inner is not None:
+            return self.inner.infer(likelihood, x, branches)
+        if likelihood.latent_shape.numel():
+            raise ValueError(
+                f"`{type(self).__name__}()` alone finds no continuous code, but a code here has shape "
+                f"{tuple(likelihood.latent_shape)}. Use `{type(self).__name__}(ClosedForm())` or "
+                f"`{type(self).__name__}(Ascent(...))`."
+            )
+        return Code(x.new_zeros(len(branches), len(x), *likelihood.latent_shape))
+
+
+class Argmax(Enumerate):
+    """The best component: k = argmax_k max_z log q(k) q(z) q_r(x|z, k), all K branches at once.
+
+    Alone it is the assignment step of k-means; around ``ClosedForm()`` or ``Ascent(...)`` it is the encoder of
+    LLGAE (the GAE note's hierarchical form, max_k max_z). A point estimate: ``log_q`` is None.
+
+    >>> from gae.likelihood import LinearMixture
+    >>> Argmax(ClosedForm())(LinearMixture(4, 2, (5,)), torch.randn(3, 5)).k.shape
+    torch.Size([1, 3])
+    """
+
+    def infer(self, likelihood: Likelihood, x: Num[Tensor, "B *X"], k: Int[Tensor, "S _"] | None = None) -> Code:
+        branches = super().infer(likelihood, x, k)
+        assert branches.score is not None
+        best = branches.score.argmax(0, keepdim=True)
+        z = branches.z[best, torch.arange(len(x), device=x.device)]
+        solve = None if branches.solve is None else branches.solve.choose(best)
+        return Code(z, best, solve=solve, score=branches.score.gather(0, best))

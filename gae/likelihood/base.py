@@ -1,0 +1,132 @@
+"""The protocol of a decoder-only model: q_r(x|z) with a prior q_w(z)."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float, Int, Num
+from torch import Size, Tensor, nn
+from torch.distributions import Distribution, constraints
+
+from gae.likelihood.priors import StandardNormal
+
+LogJoint = Callable[..., Tensor]
+
+
+class Likelihood(nn.Module, ABC):
+    """A decoder q_r(x|z) and a prior q_w(z): what a model is. No encoder and no loss live here.
+
+    Shapes: S samples (or branches), B batch, Z latent event, X data event.
+
+    Args:
+        latent_shape: Z, the shape of one code.
+        event_shape: X, the shape of one observation.
+        prior: a module without arguments that returns the distribution of z (batch ``()``, event Z);
+            N(0, I) unless given.
+        components: number of values of a discrete code k; 0 when there is none.
+    """
+
+    support: constraints.Constraint = constraints.real
+    support_text = "the real numbers"
+    support_remedy = "Rescale the data or choose another likelihood."
+
+    def __init__(
+        self,
+        latent_shape: Size | tuple[int, ...],
+        event_shape: Size | tuple[int, ...],
+        prior: nn.Module | None = None,
+        components: int = 0,
+    ):
+        super().__init__()
+        self.latent_shape = Size(latent_shape)
+        self.event_shape = Size(event_shape)
+        self.components = components
+        self.latent_prior = StandardNormal(*self.latent_shape) if prior is None else prior
+        found = self.prior.event_shape
+        if found != self.latent_shape:
+            raise ValueError(f"The prior's event shape is {tuple(found)}, but a code has {tuple(self.latent_shape)}.")
+
+    @property
+    def prior(self) -> Distribution:
+        """q_w(z): batch ``()``, event Z. It may be improper (flat)."""
+        return self.latent_prior()
+
+    @abstractmethod
+    def forward(self, z: Float[Tensor, "..."], k: Int[Tensor, "..."] | None = None) -> Distribution:
+        """q_r(x|z): codes (*L, *Z) give a distribution of batch L and event X.
+
+        A discrete code k (broadcastable to L) picks a component; without it, components are summed out.
+        """
+
+    def log_joint(
+        self, x: Num[Tensor, "B *X"], z: Float[Tensor, "S B *Z"], k: Int[Tensor, "S _"] | None = None
+    ) -> Float[Tensor, "S B"]:
+        """log q_w(z) q_r(x|z) (with log q(k) for a given k), a log density in nats with every constant."""
+        return self.prior.log_prob(z) + self(z, k).log_prob(x)
+
+    def given(self, x: Num[Tensor, "B *X"]) -> LogJoint:
+        """The function (z, k) -> ``log_joint(x, z, k)`` that an inner loop calls many times for one x."""
+        return lambda z, k=None: self.log_joint(x, z, k)
+
+    def check(self, x: Tensor) -> None:
+        """Raises ValueError or TypeError unless x is a finite, non-empty batch (B, *X) inside the support."""
+        if not isinstance(x, Tensor):
+            raise TypeError(f"x must be a torch.Tensor of shape (B, {_dims(self.event_shape)}), got {type(x).__name__}.")
+        if x.shape[1:] != self.event_shape or x.dim() != len(self.event_shape) + 1:
+            raise ValueError(
+                f"x must have shape (B, {_dims(self.event_shape)}), got {tuple(x.shape)}. "
+                "Reshape each observation, or build the likelihood for this event shape."
+            )
+        if len(x) == 0:
+            raise ValueError("x is empty: a batch needs at least one observation.")
+        if not x.is_floating_point():
+            raise TypeError(f"x must be floating point, got {x.dtype}. Use `x.float()`, and divide 0-255 data by 255.")
+        _refuse(x, ~torch.isfinite(x), "x must be finite", "Remove or impute such values first.")
+        dtype = next((p.dtype for p in self.parameters() if p.is_floating_point()), x.dtype)
+        if x.dtype != dtype:
+            raise TypeError(f"x is {x.dtype} but the model is {dtype}. Convert one: `x.to({dtype})` or `model.to({x.dtype})`.")
+        self.check_support(x)
+
+    def check_support(self, x: Num[Tensor, "B *X"]) -> None:
+        """Raises ValueError where x lies outside the support of q_r(x|z), naming the first bad index."""
+        inside = self.support.check(x)
+        _refuse(x, ~inside, f"{type(self).__name__} needs x in {self.support_text}", self.support_remedy)
+
+
+def _dims(shape: Size) -> str:
+    return ", ".join(map(str, shape))
+
+
+def _refuse(x: Tensor, bad: Tensor, what: str, remedy: str) -> None:
+    if bad.any():
+        index = tuple(int(i) for i in bad.nonzero()[0])
+        raise ValueError(f"{what}, got {x[index].item():g} at index {index} ({int(bad.sum())} such values). {remedy}")
+
+
+@runtime_checkable
+class ExactPosterior(Protocol):
+    """A likelihood whose posterior over codes is known in closed form."""
+
+    def posterior(self, x: Tensor, k: Tensor | None = None) -> Distribution:
+        """q(z|x, k): batch (S, B), event Z."""
+
+    def log_responsibilities(self, x: Tensor) -> Tensor:
+        """log q(k|x), (B, K)."""
+
+    def log_evidence(self, x: Tensor) -> Tensor:
+        """log p(x), (B,), in nats."""
+
+
+@runtime_checkable
+class ClosedFormLearning(Protocol):
+    """A likelihood whose parameters have a closed-form M-step."""
+
+    def initialize(self, x: Tensor, seed: int) -> None:
+        """A data-dependent start; does nothing once initialised."""
+
+    def statistics(self, x: Tensor, code: Any) -> Any:
+        """Sufficient statistics of a batch and its codes; they add with ``+``."""
+
+    def maximize(self, moments: Any) -> float:
+        """Sets the parameters to their optimum and returns the largest absolute change of one."""

@@ -1,0 +1,199 @@
+"""Neural heads: the output of any ``nn.Module`` decoder becomes the parameters of q_r(x|z)."""
+
+import math
+from typing import Literal
+
+import pyro.distributions as dist
+import torch
+from jaxtyping import Float, Int
+from torch import Size, Tensor, nn
+from torch.distributions import Distribution, constraints
+
+from gae.likelihood.base import Likelihood
+
+Learn = Literal["fixed", "scalar", "pixel"]
+
+
+class Head(Likelihood):
+    """A decoder network seen as a distribution; leaf classes only say which.
+
+    Args:
+        decoder: maps codes (N, *Z) to outputs (N, ...). It is run once on a zero code, to learn the event shape.
+        latent_shape: Z, or an int for vectors.
+        prior: see ``Likelihood``; N(0, I) unless given.
+    """
+
+    def __init__(self, decoder: nn.Module, latent_shape: int | tuple[int, ...] | Size, prior: nn.Module | None = None):
+        shape = Size((latent_shape,) if isinstance(latent_shape, int) else latent_shape)
+        output = _output_shape(decoder, shape)
+        super().__init__(shape, self.event_of(output), prior)
+        self.decoder = decoder
+        self.output_shape = output
+
+    def event_of(self, output: Size) -> Size:
+        """The event shape X that belongs to one decoder output of the given shape."""
+        return output
+
+    def distribution(self, output: Float[Tensor, "..."]) -> Distribution:
+        """Decoder outputs (*L, ...) -> elementwise distribution of batch (*L, *X)."""
+        raise NotImplementedError
+
+    def forward(self, z: Float[Tensor, "..."], k: Int[Tensor, "..."] | None = None) -> Distribution:
+        if k is not None:
+            raise ValueError(f"{type(self).__name__} has no discrete code, got k. Use a mixture such as LinearMixture.")
+        event = len(self.latent_shape)
+        lead = z.shape[: z.dim() - event]
+        output = self.decoder(z.reshape(-1, *self.latent_shape))
+        output = output.reshape(*lead, *output.shape[1:])
+        return dist.Independent(self.distribution(output), len(self.event_shape), validate_args=False)
+
+
+class _ScaledHead(Head):
+    """A head with a scale: fixed, one learned scalar, or one learned value per pixel (all in data units)."""
+
+    def __init__(
+        self,
+        decoder: nn.Module,
+        latent_shape: int | tuple[int, ...] | Size,
+        scale: float = 1.0,
+        learn: Learn = "fixed",
+        prior: nn.Module | None = None,
+    ):
+        super().__init__(decoder, latent_shape, prior)
+        if not scale > 0:
+            raise ValueError(f"scale must be positive, got {scale}.")
+        if learn not in ("fixed", "scalar", "pixel"):
+            raise ValueError(f"learn must be 'fixed', 'scalar' or 'pixel', got {learn!r}.")
+        like = next((p for p in decoder.parameters()), torch.empty(()))
+        shape = self.event_shape if learn == "pixel" else Size()
+        log_scale = like.new_full(shape, math.log(scale))
+        if learn == "fixed":
+            self.register_buffer("log_scale", log_scale)
+        else:
+            self.log_scale = nn.Parameter(log_scale)
+
+    @property
+    def scale(self) -> Float[Tensor, "..."]:
+        """Standard deviation (Gaussian) or diversity b (Laplace), in data units: ``()`` or X."""
+        return self.log_scale.exp()
+
+
+class Gaussian(_ScaledHead):
+    """x ~ N(decoder(z), scale²), with a fixed, learned scalar or learned per-pixel variance.
+
+    ``scale=c**0.5`` is the decoder variance c of a VAE (Doersch 2016; ledger D26).
+
+    >>> model = Gaussian(nn.Linear(2, 3), latent_shape=2, scale=0.1, learn="scalar")
+    >>> model.log_joint(torch.zeros(5, 3), torch.zeros(1, 5, 2)).shape
+    torch.Size([1, 5])
+    """
+
+    def distribution(self, output: Float[Tensor, "..."]) -> Distribution:
+        return dist.Normal(output, self.scale.expand_as(output), validate_args=False)
+
+
+class Laplace(_ScaledHead):
+    """x ~ Laplace(decoder(z), scale): absolute error, robust to outlying pixels.
+
+    >>> Laplace(nn.Linear(2, 3), latent_shape=2).event_shape
+    torch.Size([3])
+    """
+
+    def distribution(self, output: Float[Tensor, "..."]) -> Distribution:
+        return dist.Laplace(output, self.scale.expand_as(output), validate_args=False)
+
+
+class Bernoulli(Head):
+    """x ~ Bernoulli(sigmoid(decoder(z))) for x in {0, 1}; a probability mass, so grey values are refused.
+
+    >>> Bernoulli(nn.Linear(2, 3), latent_shape=2).check(torch.tensor([[0.0, 1.0, 0.5]]))
+    Traceback (most recent call last):
+        ...
+    ValueError: Bernoulli needs x in {0, 1}, got 0.5 at index (0, 2) (1 such values). Binarise the data \
+(`load(..., binarize="threshold")` or "dynamic"), or use ContinuousBernoulli or Gaussian on values in [0, 1].
+    """
+
+    support = constraints.boolean
+    support_text = "{0, 1}"
+    support_remedy = (
+        'Binarise the data (`load(..., binarize="threshold")` or "dynamic"), '
+        "or use ContinuousBernoulli or Gaussian on values in [0, 1]."
+    )
+
+    def distribution(self, output: Float[Tensor, "..."]) -> Distribution:
+        return dist.Bernoulli(logits=output, validate_args=False)
+
+
+class ContinuousBernoulli(Head):
+    """x ~ CB(sigmoid(decoder(z))) for x in [0, 1], with its normaliser (Loaiza-Ganem & Cunningham 2019, eq. 4).
+
+    >>> ContinuousBernoulli(nn.Linear(2, 3), latent_shape=2).event_shape
+    torch.Size([3])
+    """
+
+    support = constraints.unit_interval
+    support_text = "[0, 1]"
+    support_remedy = "Divide 0-255 data by 255, or use Gaussian."
+
+    def distribution(self, output: Float[Tensor, "..."]) -> Distribution:
+        return dist.ContinuousBernoulli(logits=output, validate_args=False)
+
+
+class Poisson(Head):
+    """x ~ Poisson(exp(decoder(z))) for counts x = 0, 1, 2, ...
+
+    >>> Poisson(nn.Linear(2, 3), latent_shape=2).event_shape
+    torch.Size([3])
+    """
+
+    support = constraints.nonnegative_integer
+    support_text = "the counts 0, 1, 2, ..."
+    support_remedy = "Round or rescale to counts, or use Gaussian."
+
+    def distribution(self, output: Float[Tensor, "..."]) -> Distribution:
+        return dist.Poisson(output.exp(), validate_args=False)
+
+
+class Categorical(Head):
+    """x ~ Categorical(softmax(decoder(z))): the last dimension of the output holds the logits of the C classes.
+
+    A decoder output (*X, C) gives events X of classes 0 ... C-1, given as whole floats.
+
+    >>> model = Categorical(nn.Sequential(nn.Linear(2, 12), nn.Unflatten(1, (3, 4))), latent_shape=2)
+    >>> model.event_shape, model.classes
+    (torch.Size([3]), 4)
+    """
+
+    def event_of(self, output: Size) -> Size:
+        return output[:-1]
+
+    @property
+    def classes(self) -> int:
+        """C, the number of classes."""
+        return self.output_shape[-1]
+
+    def distribution(self, output: Float[Tensor, "..."]) -> Distribution:
+        return dist.Categorical(logits=output, validate_args=False)
+
+    @property
+    def support(self) -> constraints.Constraint:  # type: ignore[override]
+        return constraints.integer_interval(0, self.classes - 1)
+
+    @property
+    def support_text(self) -> str:  # type: ignore[override]
+        return f"the classes 0 ... {self.classes - 1}"
+
+
+def _output_shape(decoder: nn.Module, latent_shape: Size) -> Size:
+    like = next(decoder.parameters(), torch.empty(()))
+    modes = [(module, module.training) for module in decoder.modules()]
+    decoder.eval()
+    try:
+        with torch.no_grad():
+            output = decoder(like.new_zeros(1, *latent_shape))
+    except RuntimeError as error:
+        raise ValueError(f"The decoder does not accept codes of shape (N, *{tuple(latent_shape)}): {error}") from error
+    finally:
+        for module, mode in modes:
+            module.training = mode
+    return output.shape[1:]

@@ -1,0 +1,62 @@
+"""Priors q_w(z): modules that return a distribution, so that they move with ``.to()`` and may have parameters."""
+
+import torch
+from jaxtyping import Num
+from pyro.distributions import ImproperUniform, Independent, Normal
+from torch import Size, Tensor, nn
+from torch.distributions import Distribution, constraints
+
+
+class FlatDistribution(ImproperUniform):
+    """Improper uniform density q(z) = 1 on R^Z: a log density of 0 nats everywhere, and no samples.
+
+    >>> FlatDistribution(torch.Size([2])).log_prob(torch.ones(3, 2))
+    tensor([0., 0., 0.])
+    """
+
+    def __init__(self, event_shape: Size):
+        super().__init__(constraints.independent(constraints.real, len(event_shape)), Size(), event_shape)
+
+    def log_prob(self, value: Num[Tensor, "..."]) -> Num[Tensor, "..."]:
+        # Pyro's version allocates on the default device and dtype.
+        return value.new_zeros(value.shape[: value.dim() - len(self.event_shape)])
+
+    def rsample(self, sample_shape: Size = Size()) -> Tensor:
+        raise NotImplementedError(
+            "A flat prior is improper and cannot be sampled. Start from `Zeros()` or `Fixed(z)`, "
+            "or give the likelihood a proper prior such as `StandardNormal`."
+        )
+
+    sample = rsample
+
+
+class Flat(nn.Module):
+    """The flat (improper) prior: ``log_joint`` is then log q(x|z), and encoding is maximum likelihood.
+
+    >>> Flat(2)().event_shape
+    torch.Size([2])
+    """
+
+    def __init__(self, *shape: int):
+        super().__init__()
+        self.shape = Size(shape)
+
+    def forward(self) -> Distribution:
+        return FlatDistribution(self.shape)
+
+
+class StandardNormal(nn.Module):
+    """The prior N(0, I) over codes of the given shape.
+
+    >>> float(StandardNormal(2)().log_prob(torch.zeros(2)))  # -log 2 pi, in nats
+    -1.8378770351409912
+    """
+
+    def __init__(self, *shape: int):
+        super().__init__()
+        self.register_buffer("loc", torch.zeros(shape), persistent=False)
+        self.register_buffer("scale", torch.ones(shape), persistent=False)
+
+    def forward(self) -> Distribution:
+        return Independent(Normal(self.loc, self.scale, validate_args=False), self.loc.dim(), validate_args=False)
+

@@ -1,0 +1,118 @@
+"""Functions Encoding -> (B,), in nats, to be maximised; and how their values over the data become one number."""
+
+import math
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.distributions import kl_divergence
+
+from gae.inference import Encoding
+
+Objective = Callable[[Encoding], Tensor]
+Aggregate = Callable[[Tensor], Tensor]
+
+
+def joint(encoding: Encoding) -> Float[Tensor, " B"]:
+    """log q_w(z) q_r(x|z) at the code, the GAE / MAP bound of the GAE note; the mean over S if there are several.
+
+    For a discrete code it bounds log p(x) from below; for a continuous one it is a log density at a point, and may
+    exceed log p(x) (ledger D02).
+
+    >>> from gae.inference import Zeros
+    >>> from gae.likelihood import LinearMixture
+    >>> model = LinearMixture(1, 1, (1,), means=torch.zeros(1, 1))
+    >>> joint(Zeros()(model, torch.zeros(3, 1))).detach()  # two standard normals at their modes: -log 2 pi
+    tensor([-1.8379, -1.8379, -1.8379])
+    """
+    return encoding.log_joint.mean(0)
+
+
+def elbo(encoding: Encoding, beta: float = 1.0, analytic: bool = False) -> Float[Tensor, " B"]:
+    """E_q[log q_r(x|z)] - beta KL(q(z|x) ‖ q_w(z)): the evidence lower bound when beta = 1 (Kingma & Welling 2014).
+
+    Args:
+        encoding: from an engine with a density (``log_q``).
+        beta: weight of the KL (Higgins et al. 2017); any value but 1 is no bound.
+        analytic: the KL in closed form, by ``torch.distributions.kl_divergence``; otherwise from the same draws.
+
+    Raises:
+        ValueError: for an engine without a density q(z|x), or without a closed-form KL when that is asked for.
+    """
+    log_q = _density(encoding, "elbo")
+    if not analytic and beta == 1.0:
+        return (encoding.log_joint - log_q).mean(0)
+    log_likelihood = (encoding.log_joint - encoding.log_prior).mean(0)
+    kl = _analytic_kl(encoding) if analytic else (log_q - encoding.log_prior).mean(0)
+    return log_likelihood - beta * kl
+
+
+def iwae(encoding: Encoding) -> Float[Tensor, " B"]:
+    """log 1/S Σ_s q(x, z_s) / q(z_s|x): the importance-weighted bound, tighter with S (Burda et al. 2016, eq. 8).
+
+    Raises:
+        ValueError: for an engine without a density q(z|x).
+    """
+    log_weight = encoding.log_joint - _density(encoding, "iwae")
+    return log_weight.logsumexp(0) - math.log(len(log_weight))
+
+
+def logsumexp(encoding: Encoding) -> Float[Tensor, " B"]:
+    """log Σ_s q(x, z_s) over distinct codes: with ``Enumerate`` over a mixture without continuous code, log p(x).
+
+    >>> from gae.inference import Enumerate
+    >>> from gae.likelihood import LinearMixture
+    >>> model, x = LinearMixture(3, 0, (2,)), torch.ones(4, 2)
+    >>> bool((logsumexp(Enumerate()(model, x)) - model.log_evidence(x)).abs().max() < 1e-5)
+    True
+    """
+    return encoding.log_joint.logsumexp(0)
+
+
+def mean(values: Float[Tensor, " B"]) -> Float[Tensor, ""]:
+    """The mean over the data."""
+    return values.mean()
+
+
+def minimum(values: Float[Tensor, " B"]) -> Float[Tensor, ""]:
+    """The worst sample of the batch."""
+    return values.min()
+
+
+def soft_minimum(beta: float) -> Aggregate:
+    """-1/β log mean exp(-β v): between the minimum (β → ∞) and the mean (β → 0), by the corrected chain of ledger D07.
+
+    >>> round(float(soft_minimum(1e4)(torch.tensor([1.0, 2.0]))), 3)
+    1.0
+    """
+    if not beta > 0:
+        raise ValueError(f"beta must be positive, got {beta}.")
+
+    def aggregate(values: Float[Tensor, " B"]) -> Float[Tensor, ""]:
+        return -((-beta * values).logsumexp(0) - math.log(len(values))) / beta
+
+    return aggregate
+
+
+def _density(encoding: Encoding, name: str) -> Tensor:
+    if encoding.log_q is None:
+        raise ValueError(
+            f"Cannot use `{name}` with `{encoding.engine}`: it returns no density q(z|x). "
+            "Use `joint`, or an engine with a density: `Amortized` with a guide, `Ascent(family=MeanField())`, `ClosedForm`."
+        )
+    return encoding.log_q
+
+
+def _analytic_kl(encoding: Encoding) -> Tensor:
+    if encoding.k is not None:
+        raise ValueError("A mixture's KL over (k, z) has no closed form here. Use `analytic=False`.")
+    assert encoding.q is not None
+    try:
+        kl = kl_divergence(encoding.q, encoding.prior)
+    except NotImplementedError as error:
+        raise ValueError(
+            f"No closed-form KL is known between q and the prior ({error or type(encoding.q).__name__}). "
+            "Use `analytic=False`."
+        ) from error
+    return kl.mean(0) if kl.dim() == 2 else kl
