@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 
 from torch import Size, nn
 
@@ -20,7 +21,7 @@ def mlp(
     start, end = _shape(inputs), _shape(outputs)
     widths = [math.prod(start), *hidden, math.prod(end)]
     layers: list[nn.Module] = [nn.Flatten()] if len(start) != 1 else []
-    for before, after in zip(widths[:-2], widths[1:-1], strict=True):
+    for before, after in pairwise(widths[:-1]):
         layers += [nn.Linear(before, after), activation()]
     layers.append(nn.Linear(widths[-2], widths[-1]))
     if len(end) != 1:
@@ -47,7 +48,7 @@ def conv_encoder(
 def conv_decoder(
     latent: int, image: Sequence[int], channels: Sequence[int] = (64, 32), activation: Activation = nn.SiLU
 ) -> nn.Sequential:
-    """Vectors to images (C, H, W): a linear layer, then stride-2 transposed convolutions; the mirror of ``conv_encoder``.
+    """Vectors to images (C, H, W): a linear layer, then stride-2 transposed convolutions; it mirrors ``conv_encoder``.
 
     No normalisation layer, which would couple samples or hide a scale from the inner loop.
 
@@ -59,7 +60,7 @@ def conv_decoder(
     first = (channels[0], *sizes[0])
     layers: list[nn.Module] = [nn.Linear(latent, math.prod(first)), activation(), nn.Unflatten(1, first)]
     for before, after, small, large in zip(channels, [*channels[1:], image[0]], sizes, sizes[1:], strict=False):
-        odd = tuple(b - (2 * a - 1) for a, b in zip(small, large, strict=True))
+        odd = (large[0] - (2 * small[0] - 1), large[1] - (2 * small[1] - 1))
         layers += [nn.ConvTranspose2d(before, after, 3, stride=2, padding=1, output_padding=odd), activation()]
     return nn.Sequential(*layers[:-1])
 

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Callable
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.distributions import kl_divergence
@@ -22,7 +21,8 @@ def joint(encoding: Encoding) -> Float[Tensor, " B"]:
 
     >>> from gae.inference import Zeros
     >>> from gae.likelihood import LinearMixture
-    >>> model = LinearMixture(1, 1, (1,), means=torch.zeros(1, 1))
+    >>> import torch
+    >>> model = LinearMixture(1, 1, (1,))
     >>> joint(Zeros()(model, torch.zeros(3, 1))).detach()  # two standard normals at their modes: -log 2 pi
     tensor([-1.8379, -1.8379, -1.8379])
     """
@@ -63,6 +63,7 @@ def logsumexp(encoding: Encoding) -> Float[Tensor, " B"]:
 
     >>> from gae.inference import Enumerate
     >>> from gae.likelihood import LinearMixture
+    >>> import torch
     >>> model, x = LinearMixture(3, 0, (2,)), torch.ones(4, 2)
     >>> bool((logsumexp(Enumerate()(model, x)) - model.log_evidence(x)).abs().max() < 1e-5)
     True
@@ -83,6 +84,7 @@ def minimum(values: Float[Tensor, " B"]) -> Float[Tensor, ""]:
 def soft_minimum(beta: float) -> Aggregate:
     """-1/β log mean exp(-β v): between the minimum (β → ∞) and the mean (β → 0), by the corrected chain of ledger D07.
 
+    >>> import torch
     >>> round(float(soft_minimum(1e4)(torch.tensor([1.0, 2.0]))), 3)
     1.0
     """
@@ -99,7 +101,7 @@ def _density(encoding: Encoding, name: str) -> Tensor:
     if encoding.log_q is None:
         raise ValueError(
             f"Cannot use `{name}` with `{encoding.engine}`: it returns no density q(z|x). "
-            "Use `joint`, or an engine with a density: `Amortized` with a guide, `Ascent(family=MeanField())`, `ClosedForm`."
+            "Use `joint`, or an engine with one: `Amortized` with a guide, `Ascent(family=MeanField())`, `ClosedForm`."
         )
     return encoding.log_q
 

@@ -1,12 +1,13 @@
 """The table: every named system as a composition of likelihood, inference and objective."""
 
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import pyro
 import pyro.distributions as dist
-import torch
 from jaxtyping import Float, Num
 from torch import Size, Tensor, nn
 
@@ -30,6 +31,7 @@ HEADS: dict[str, Callable[..., Head]] = {
 class NormalEncoder(nn.Module):
     """q(z|x) = N(mean(x), scale(x)²), independent over the code: a network with 2 Z outputs, as a Pyro guide.
 
+    >>> import torch
     >>> encoder = NormalEncoder(nn.Linear(3, 4))
     >>> encoder.density(torch.zeros(5, 3)).batch_shape
     torch.Size([5])
@@ -45,8 +47,6 @@ class NormalEncoder(nn.Module):
         return dist.Independent(dist.Normal(loc, log_scale.exp(), validate_args=False), 1, validate_args=False)
 
     def forward(self, x: Num[Tensor, "B *X"]) -> Float[Tensor, "..."]:
-        import pyro
-
         with pyro.plate("data", len(x)):
             return pyro.sample("z", self.density(x))
 
@@ -89,9 +89,7 @@ def llgae(
     return Autoencoder(likelihood, Argmax(inner), joint)
 
 
-def ae(
-    event_shape: Shape, latent: int = 8, hidden: Sequence[int] = (128, 128), head: str = "gaussian"
-) -> Autoencoder:
+def ae(event_shape: Shape, latent: int = 8, hidden: Sequence[int] = (128, 128), head: str = "gaussian") -> Autoencoder:
     """The undercomplete autoencoder: a flat prior and a deterministic encoder."""
     decoder = _head(head)(nets.mlp(latent, hidden[::-1], event_shape), latent, prior=Flat(latent))
     return Autoencoder(decoder, Amortized(nets.mlp(event_shape, hidden, latent)), joint)
@@ -164,15 +162,17 @@ class System:
 
 
 SYSTEMS: dict[str, System] = {
-    "pca": System(pca, "LinearMixture(K=1), orthonormal", "flat", "ClosedForm", "joint", "Pearson 1901; GAE note, LGAE"),
+    "pca": System(pca, "LinearMixture(K=1)", "flat", "ClosedForm", "joint", "Pearson 1901; GAE note, LGAE"),
     "ppca": System(ppca, "LinearMixture(K=1)", "N(0, I)", "ClosedForm", "elbo (tight)", "Tipping & Bishop 1999"),
     "kmeans": System(kmeans, "LinearMixture(E=0)", "uniform k", "Argmax", "joint", "Lloyd 1982; GAE note"),
     "gmm": System(gmm, "LinearMixture(E=0)", "learned k", "Enumerate", "logsumexp (exact)", "Dempster et al. 1977"),
-    "llgae": System(llgae, "LinearMixture(K, E)", "uniform k, flat z", "Argmax(ClosedForm | Ascent)", "joint", "GAE note, LLGAE"),
+    "llgae": System(
+        llgae, "LinearMixture(K, E)", "uniform k, flat z", "Argmax(ClosedForm or Ascent)", "joint", "GAE note"
+    ),
     "ae": System(ae, "neural head", "flat", "Amortized (deterministic)", "joint", "Hinton & Salakhutdinov 2006"),
-    "vae": System(vae, "neural head", "N(0, I)", "Amortized (Pyro guide)", "elbo", "Kingma & Welling 2014"),
-    "conv-vae": System(conv_vae, "neural head, conv", "N(0, I)", "Amortized (Pyro guide)", "elbo", "Kingma & Welling 2014"),
-    "gon": System(gon, "Gaussian head", "flat", "Ascent(Zeros, 1 step, Unroll)", "joint", "Bond-Taylor & Willcocks 2021"),
+    "vae": System(vae, "neural head", "N(0, I)", "Amortized (guide)", "elbo", "Kingma & Welling 2014"),
+    "conv-vae": System(conv_vae, "neural head", "N(0, I)", "Amortized (guide)", "elbo", "Kingma & Welling 2014"),
+    "gon": System(gon, "Gaussian head", "flat", "Ascent(Zeros, 1 step)", "joint", "Bond-Taylor & Willcocks 2021"),
     "savae": System(savae, "neural head", "N(0, I)", "Ascent(Amortized, MeanField)", "elbo", "Kim et al. 2018"),
 }
 
@@ -197,8 +197,6 @@ def build(name: str, event_shape: Shape, **options: Any) -> Autoencoder:
 
 def option_names(name: str) -> list[str]:
     """The keyword options of a system."""
-    import inspect
-
     return list(inspect.signature(SYSTEMS[name].build).parameters)[1:]
 
 

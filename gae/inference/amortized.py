@@ -160,4 +160,3 @@ def to_pyro(likelihood: Likelihood) -> Callable[[Tensor], Tensor]:
         return z
 
     return model
-

@@ -5,6 +5,8 @@ from dataclasses import dataclass, replace
 import torch
 from jaxtyping import Int, Num
 from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.dropout import _DropoutNd
 
 from gae.inference.backprop import Backprop, Unroll
 from gae.inference.base import Code, Inference, Solve, Status
@@ -38,6 +40,10 @@ class Ascent(Inference):
         backprop: how gradients flow back through the solve.
         trace: whether ``Solve.trace`` records the objective before each step.
 
+    Raises:
+        ValueError: for a decoder whose layers make the objective random or couple samples (Dropout, BatchNorm in
+            training mode).
+
     >>> from gae.likelihood import LinearMixture
     >>> from gae.inference import ClosedForm
     >>> model, x = LinearMixture(1, 2, (5,), scale=1.0), torch.randn(3, 5)
@@ -66,6 +72,7 @@ class Ascent(Inference):
         self.trace = trace
 
     def infer(self, likelihood: Likelihood, x: Num[Tensor, "B *X"], k: Int[Tensor, "S _"] | None = None) -> Code:
+        _refuse_coupling(likelihood)
         first = self.init.infer(likelihood, x, k)
         k = first.k if k is None else k
         log_joint = likelihood.given(x)
@@ -101,3 +108,12 @@ class Ascent(Inference):
             grad_norm=last.grad_norm,
             trace=torch.stack(last.trace) if last.trace else None,
         )
+
+
+def _refuse_coupling(likelihood: Likelihood) -> None:
+    for name, module in likelihood.named_modules():
+        if module.training and isinstance(module, (_BatchNorm, _DropoutNd)):
+            raise ValueError(
+                f"An ascent through {type(module).__name__} ({name!r}) has no fixed objective per sample: it changes "
+                "with the batch or from step to step. Use GroupNorm or InstanceNorm, or freeze it with `.eval()`."
+            )

@@ -32,7 +32,10 @@ class Unroll(Backprop):
 
 
 class Detach(Backprop):
-    """Keeps nothing: the code is a constant to the outer loss. Exact for ``joint`` at a stationary point (envelope theorem)."""
+    """Keeps nothing: the code is a constant to the outer loss.
+
+    Exact for ``joint`` at a stationary point, by the envelope theorem.
+    """
 
     def forward(self, advance: Advance, start: Any, max_steps: int) -> Any:
         start = start.detach()

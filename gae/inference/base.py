@@ -116,9 +116,7 @@ class Inference(nn.Module, ABC):
     def infer(self, likelihood: Likelihood, x: Num[Tensor, "B *X"], k: Int[Tensor, "S _"] | None = None) -> Code:
         """Codes of x; with k (S, 1) or (S, B), continuous codes given that component."""
 
-    def forward(
-        self, likelihood: Likelihood, x: Num[Tensor, "B *X"], k: Int[Tensor, "S _"] | None = None
-    ) -> Encoding:
+    def forward(self, likelihood: Likelihood, x: Num[Tensor, "B *X"], k: Int[Tensor, "S _"] | None = None) -> Encoding:
         """``infer``, and the exact log density of the codes found."""
         code = self.infer(likelihood, x, k)
         log_joint = likelihood.log_joint(x, code.z, code.k)

@@ -40,6 +40,8 @@ class Fixed(Inference):
     torch.Size([1, 3, 2])
     """
 
+    z: Tensor
+
     def __init__(self, z: Float[Tensor, "..."]):
         super().__init__()
         self.register_buffer("z", z.detach().clone())

@@ -18,7 +18,9 @@ class Step(nn.Module, ABC):
         return {}
 
     @abstractmethod
-    def forward(self, u: Float[Tensor, "S B *U"], grad: Float[Tensor, "S B *U"], state: State, t: int) -> tuple[Tensor, State]:
+    def forward(
+        self, u: Float[Tensor, "S B *U"], grad: Float[Tensor, "S B *U"], state: State, t: int
+    ) -> tuple[Tensor, State]:
         """The next point and state; ``grad`` is the gradient of each sample's own objective, t counts from 0."""
 
 
@@ -33,7 +35,9 @@ class GradientAscent(Step):
         super().__init__()
         self.rate = _positive("rate", rate)
 
-    def forward(self, u: Float[Tensor, "S B *U"], grad: Float[Tensor, "S B *U"], state: State, t: int) -> tuple[Tensor, State]:
+    def forward(
+        self, u: Float[Tensor, "S B *U"], grad: Float[Tensor, "S B *U"], state: State, t: int
+    ) -> tuple[Tensor, State]:
         return u + self.rate * grad, state
 
 
@@ -52,7 +56,9 @@ class Momentum(Step):
     def start(self, u: Float[Tensor, "S B *U"]) -> State:
         return {"velocity": torch.zeros_like(u)}
 
-    def forward(self, u: Float[Tensor, "S B *U"], grad: Float[Tensor, "S B *U"], state: State, t: int) -> tuple[Tensor, State]:
+    def forward(
+        self, u: Float[Tensor, "S B *U"], grad: Float[Tensor, "S B *U"], state: State, t: int
+    ) -> tuple[Tensor, State]:
         velocity = self.momentum * state["velocity"] + grad
         return u + self.rate * velocity, {"velocity": velocity}
 
@@ -73,7 +79,9 @@ class Adam(Step):
     def start(self, u: Float[Tensor, "S B *U"]) -> State:
         return {"first": torch.zeros_like(u), "second": torch.zeros_like(u)}
 
-    def forward(self, u: Float[Tensor, "S B *U"], grad: Float[Tensor, "S B *U"], state: State, t: int) -> tuple[Tensor, State]:
+    def forward(
+        self, u: Float[Tensor, "S B *U"], grad: Float[Tensor, "S B *U"], state: State, t: int
+    ) -> tuple[Tensor, State]:
         a, b = self.betas
         first = a * state["first"] + (1 - a) * grad
         second = b * state["second"] + (1 - b) * grad.square()

@@ -2,7 +2,8 @@
 
 from gae.likelihood.base import ClosedFormLearning, ExactPosterior, Likelihood
 from gae.likelihood.heads import Bernoulli, Categorical, ContinuousBernoulli, Gaussian, Head, Laplace, Poisson
-from gae.likelihood.linear import LinearMixture, Moments
+from gae.likelihood.linear import LinearMixture
+from gae.likelihood.moments import Moments
 from gae.likelihood.priors import Flat, FlatDistribution, StandardNormal
 
 __all__ = [

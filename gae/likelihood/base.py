@@ -72,7 +72,9 @@ class Likelihood(nn.Module, ABC):
     def check(self, x: Tensor) -> None:
         """Raises ValueError or TypeError unless x is a finite, non-empty batch (B, *X) inside the support."""
         if not isinstance(x, Tensor):
-            raise TypeError(f"x must be a torch.Tensor of shape (B, {_dims(self.event_shape)}), got {type(x).__name__}.")
+            raise TypeError(
+                f"x must be a torch.Tensor of shape (B, {_dims(self.event_shape)}), got {type(x).__name__}."
+            )
         if x.shape[1:] != self.event_shape or x.dim() != len(self.event_shape) + 1:
             raise ValueError(
                 f"x must have shape (B, {_dims(self.event_shape)}), got {tuple(x.shape)}. "
@@ -85,7 +87,9 @@ class Likelihood(nn.Module, ABC):
         _refuse(x, ~torch.isfinite(x), "x must be finite", "Remove or impute such values first.")
         dtype = next((p.dtype for p in self.parameters() if p.is_floating_point()), x.dtype)
         if x.dtype != dtype:
-            raise TypeError(f"x is {x.dtype} but the model is {dtype}. Convert one: `x.to({dtype})` or `model.to({x.dtype})`.")
+            raise TypeError(
+                f"x is {x.dtype} but the model is {dtype}. Convert one: `x.to({dtype})` or `model.to({x.dtype})`."
+            )
         self.check_support(x)
 
     def check_support(self, x: Num[Tensor, "B *X"]) -> None:

@@ -1,7 +1,6 @@
 """Mixtures of linear-Gaussian decoders: PCA, PPCA, k-means, spherical GMM and LLGAE are special cases."""
 
 import math
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -9,21 +8,11 @@ from jaxtyping import Float, Int, Num
 from pyro.distributions import Categorical, Independent, MixtureSameFamily, MultivariateNormal, Normal
 from torch import Size, Tensor, nn
 from torch.distributions import Distribution
+from torch.nn.functional import one_hot
 
 from gae.likelihood.base import Likelihood, LogJoint
+from gae.likelihood.moments import Moments, chart_moments, point_moments, principal_directions, starting_means
 from gae.likelihood.priors import Flat, StandardNormal
-
-
-@dataclass(frozen=True)
-class Moments:
-    """Sufficient statistics of K components about their current means, in float64; they add over batches."""
-
-    count: Float[Tensor, " K"]
-    first: Float[Tensor, "K D"]
-    second: Float[Tensor, "K *DD"]
-
-    def __add__(self, other: "Moments") -> "Moments":
-        return Moments(self.count + other.count, self.first + other.first, self.second + other.second)
 
 
 class LinearMixture(Likelihood):
@@ -57,6 +46,10 @@ class LinearMixture(Likelihood):
     >>> model.log_evidence(torch.tensor([[0.5, 0.7]])).detach()  # ledger D02
     tensor([-1.3131])
     """
+
+    log_scale: Tensor
+    logits: Tensor
+    initialized: Tensor
 
     def __init__(
         self,
@@ -94,16 +87,16 @@ class LinearMixture(Likelihood):
         return self.logits.log_softmax(0)
 
     def forward(self, z: Float[Tensor, "*L E"], k: Int[Tensor, "..."] | None = None) -> Distribution:
-        event = len(self.event_shape)
+        event, scale = len(self.event_shape), self.log_scale.exp()
         if k is None and self.components > 1:
             means = self.means + (z @ self.loadings.movedim(0, 1).flatten(1)).unflatten(-1, self.means.shape)
-            parts = Normal(means.unflatten(-1, self.event_shape), self._spread(self.log_scale.exp()), validate_args=False)
+            parts = Normal(means.unflatten(-1, self.event_shape), self._spread(scale), validate_args=False)
             weights = Categorical(logits=self.log_weights.expand(means.shape[:-1]), validate_args=False)
             return MixtureSameFamily(weights, Independent(parts, event, validate_args=False), validate_args=False)
         k = self._codes(z, k)
         mean = self._mean(z, k).unflatten(-1, self.event_shape)
-        scale = self._spread(self.log_scale.exp()[k])
-        return Independent(Normal(mean, scale.expand_as(mean), validate_args=False), event, validate_args=False)
+        spread = self._spread(scale[k]).expand_as(mean)
+        return Independent(Normal(mean, spread, validate_args=False), event, validate_args=False)
 
     def log_joint(
         self, x: Num[Tensor, "B *X"], z: Float[Tensor, "S B E"], k: Int[Tensor, "S _"] | None = None
@@ -176,7 +169,7 @@ class LinearMixture(Likelihood):
         return gram + torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
 
     def _bound(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """log q(k) N(x; mean_k, ·) (B, K); loadings (x - mean_k) / scale² (B, K, E); loadings loadingsᵀ / scale² (K, E, E)."""
+        """log q(k) N(x; mean_k, scale_k² I) (B, K), and with W = loadings: W(x - mean) / scale², WWᵀ / scale²."""
         flat = x.flatten(1)
         precision = (-2 * self.log_scale).exp()
         base = self._normalizer - 0.5 * precision * self._squared_distances(flat)
@@ -226,23 +219,23 @@ class LinearMixture(Likelihood):
         if len(flat) < self.components:
             raise ValueError(f"K={self.components} components need at least as many samples, got N={len(flat)}.")
         with torch.no_grad():
-            self.means.copy_(_starting_means(flat, self.components, seed))
+            self.means.copy_(starting_means(flat, self.components, seed))
             if self.components > 1 and (self.latent_shape[0] or self.learn_scale or self.learn_weights):
                 k = self._squared_distances(flat).argmin(1)
-                self.maximize(self._moments(flat, k, None))
+                self.maximize(self._hard_moments(flat, k))
             self.initialized.fill_(True)
 
     def statistics(self, x: Num[Tensor, "B *X"], code: Any) -> Moments:
         """Moments of a batch under its codes: hard for one code per sample, else weighted by q(k|x) over S."""
         flat = x.flatten(1)
         if self.components == 1 or len(code.k) == 1:
-            k = None if self.components == 1 else code.k[0]
-            return self._moments(flat, k, None)
+            return self._hard_moments(flat, None if self.components == 1 else code.k[0])
         log_weight = code.score if code.log_q is None else code.score - code.log_q
         weight = log_weight.softmax(0)
-        responsibility = flat.new_zeros(len(flat), self.components)
-        responsibility.scatter_add_(1, code.k.expand_as(weight).mT, weight.mT)
-        return self._moments(flat, None, responsibility)
+        share = flat.new_zeros(len(flat), self.components).scatter_add_(1, code.k.expand_as(weight).mT, weight.mT)
+        if self.latent_shape[0]:
+            return chart_moments([(flat, column) for column in share.unbind(1)], self.means)
+        return self._point_moments(flat, share)
 
     @torch.no_grad()
     def maximize(self, moments: Moments) -> float:
@@ -270,39 +263,30 @@ class LinearMixture(Likelihood):
 
     def _set_loadings(self, live: Tensor, covariance: Tensor) -> None:
         width, dim = self.latent_shape[0], self.means.shape[1]
-        values, vectors = torch.linalg.eigh(covariance)  # float64: float32 gives NaN on constant pixels
-        rest, top, directions = values[:, :-width], values[:, -width:].flip(-1), vectors[..., -width:].flip(-1).mT
+        top, rest, directions = principal_directions(covariance, width)
         if self.learn_scale:
             self._set_scale(live, rest.sum(1) / (dim if self.flat_prior else max(dim - width, 1)))
         if not self.flat_prior:
             noise = (2 * self.log_scale[live]).exp().to(top.dtype)
             directions = directions * (top - noise[:, None]).clamp_min(0).sqrt().unsqueeze(-1)
-        largest = directions.gather(-1, directions.abs().argmax(-1, keepdim=True))
-        signs = torch.where(largest < 0, -1.0, 1.0).to(directions.dtype)
-        self.loadings[live] = (signs * directions).to(self.loadings.dtype)
+        self.loadings[live] = directions.to(self.loadings.dtype)
 
     def _set_scale(self, live: Tensor, variance: Tensor) -> None:
         floor = 1e-12 + 1e-6 * variance.mean()
         self.log_scale[live] = (0.5 * torch.maximum(variance, floor).log()).to(self.log_scale.dtype)
 
-    def _moments(self, flat: Tensor, k: Tensor | None, weight: Tensor | None) -> Moments:
-        """From hard codes k (B,), from weights (B, K), or with neither from one component that owns all samples."""
-        components, wide = self.components, torch.float64
-        if weight is None:
-            k = torch.zeros(len(flat), dtype=torch.long, device=flat.device) if k is None else k
-            weight = torch.nn.functional.one_hot(k, components).to(flat.dtype)
-        count = weight.sum(0, dtype=wide)
-        first = (weight.T @ flat).to(wide) - count[:, None] * self.means.to(wide)
-        if self.latent_shape[0]:
-            second = torch.stack([self._scatter(flat, weight[:, j], j) for j in range(components)])
-        else:
-            second = (weight * self._squared_distances(flat)).sum(0, dtype=wide) if self.learn_scale else 0 * count
-        return Moments(count, first, second)
+    def _hard_moments(self, flat: Tensor, k: Tensor | None) -> Moments:
+        """From hard codes k (B,), or without them from the one component that owns all samples."""
+        k = torch.zeros(len(flat), dtype=torch.long, device=flat.device) if k is None else k
+        if not self.latent_shape[0]:
+            return self._point_moments(flat, one_hot(k, self.components).to(flat.dtype))
+        if self.components == 1:
+            return chart_moments([(flat, None)], self.means)
+        counts = k.bincount(minlength=self.components).tolist()
+        return chart_moments([(rows, None) for rows in flat[k.argsort()].split(counts)], self.means)
 
-    def _scatter(self, flat: Tensor, weight: Tensor, component: int) -> Tensor:
-        rows = weight > 0
-        residual = flat[rows] - self.means[component]
-        return (residual.T @ (residual * weight[rows].unsqueeze(1))).to(torch.float64)
+    def _point_moments(self, flat: Tensor, weight: Tensor) -> Moments:
+        return point_moments(flat, self.means, weight, self._squared_distances(flat) if self.learn_scale else None)
 
 
 def _parameter_or_buffer(module: nn.Module, name: str, value: Tensor, learn: bool) -> None:
@@ -310,12 +294,3 @@ def _parameter_or_buffer(module: nn.Module, name: str, value: Tensor, learn: boo
         setattr(module, name, nn.Parameter(value))
     else:
         module.register_buffer(name, value)
-
-
-def _starting_means(flat: Tensor, components: int, seed: int) -> Tensor:
-    if components == 1:
-        return flat.mean(0, keepdim=True)
-    from sklearn.cluster import kmeans_plusplus
-
-    centres, _ = kmeans_plusplus(flat.detach().cpu().numpy(), components, random_state=seed)
-    return torch.as_tensor(centres, dtype=flat.dtype, device=flat.device)

@@ -1,5 +1,7 @@
 """Priors q_w(z): modules that return a distribution, so that they move with ``.to()`` and may have parameters."""
 
+from typing import Any
+
 import torch
 from jaxtyping import Num
 from pyro.distributions import ImproperUniform, Independent, Normal
@@ -21,7 +23,7 @@ class FlatDistribution(ImproperUniform):
         # Pyro's version allocates on the default device and dtype.
         return value.new_zeros(value.shape[: value.dim() - len(self.event_shape)])
 
-    def rsample(self, sample_shape: Size = Size()) -> Tensor:
+    def rsample(self, *_: Any, **__: Any) -> Tensor:
         raise NotImplementedError(
             "A flat prior is improper and cannot be sampled. Start from `Zeros()` or `Fixed(z)`, "
             "or give the likelihood a proper prior such as `StandardNormal`."
@@ -52,6 +54,9 @@ class StandardNormal(nn.Module):
     -1.8378770351409912
     """
 
+    loc: Tensor
+    scale: Tensor
+
     def __init__(self, *shape: int):
         super().__init__()
         self.register_buffer("loc", torch.zeros(shape), persistent=False)
@@ -59,4 +64,3 @@ class StandardNormal(nn.Module):
 
     def forward(self) -> Distribution:
         return Independent(Normal(self.loc, self.scale, validate_args=False), self.loc.dim(), validate_args=False)
-
