@@ -7,7 +7,7 @@ from enum import IntEnum
 
 import torch
 from jaxtyping import Float, Int, Num
-from torch import Tensor, nn
+from torch import Size, Tensor, nn
 from torch.distributions import Distribution
 
 from gae.likelihood import Likelihood
@@ -16,8 +16,10 @@ from gae.likelihood import Likelihood
 class Status(IntEnum):
     """How one sample's solve ended."""
 
-    max_steps = 0
-    nonfinite = 1
+    max_steps = 0  # still moving after the last step
+    converged = 1  # gradient norm or change of the objective within tolerance
+    diverged = 2  # ended below the objective of its start
+    nonfinite = 3  # met a non-finite objective or gradient; the best finite point is returned
 
 
 @dataclass(frozen=True)
@@ -29,12 +31,19 @@ class Solve:
     evaluations: Int[Tensor, "S B"]  # decoder evaluations that finding the code took
     grad_norm: Float[Tensor, "S B"]  # ‖∇ objective‖₂ at the last point where it was taken
     trace: Float[Tensor, "T S B"] | None = None  # objective (nats) before each step
+    spread: Float[Tensor, "S B"] | None = None  # best minus worst objective (nats) over restarts
 
-    def choose(self, best: Int[Tensor, "1 B"]) -> "Solve":
-        """The solve of one branch per sample; its evaluations are those of all branches, which all were needed."""
-        picked = [value.gather(0, best) for value in (self.status, self.steps, self.grad_norm)]
-        trace = None if self.trace is None else self.trace.gather(1, best.expand(len(self.trace), *best.shape))
-        return Solve(picked[0], picked[1], self.evaluations.sum(0, keepdim=True), picked[2], trace)
+    def choose(self, best: Int[Tensor, "S B"], objective: Float[Tensor, "R S B"] | None = None) -> "Solve":
+        """One of R runs per row, best (S, B) out of (R · S, B); their evaluations add up, for all were needed."""
+        shape = (-1, *best.shape)
+
+        def pick(value: Tensor) -> Tensor:
+            return value.reshape(shape).gather(0, best.unsqueeze(0)).squeeze(0)
+
+        trace = None if self.trace is None else torch.stack([pick(values) for values in self.trace])
+        spread = None if objective is None else objective.amax(0) - objective.amin(0)
+        evaluations = self.evaluations.reshape(shape).sum(0)
+        return Solve(pick(self.status), pick(self.steps), evaluations, pick(self.grad_norm), trace, spread)
 
     def summary(self) -> str:
         """Counts of each status, as one line."""
@@ -58,9 +67,12 @@ class Code:
 
     def over(self, k: Int[Tensor, "S _"]) -> "Code":
         """The same code on every given branch k (S, 1) or (S, B)."""
+        if len(self.z) != 1:
+            raise ValueError(f"One code per sample is needed to put on every component, got S={len(self.z)}.")
         shape = (len(k), self.z.shape[1])
         log_q = None if self.log_q is None else self.log_q.expand(shape)
-        return replace(self, z=self.z.expand(*shape, *self.z.shape[2:]), k=k.expand(shape), log_q=log_q)
+        q = None if self.q is None else self.q.expand(Size(shape))
+        return replace(self, z=self.z.expand(*shape, *self.z.shape[2:]), k=k.expand(shape), log_q=log_q, q=q)
 
 
 @dataclass(frozen=True)
@@ -119,7 +131,8 @@ class Inference(nn.Module, ABC):
     def forward(self, likelihood: Likelihood, x: Num[Tensor, "B *X"], k: Int[Tensor, "S _"] | None = None) -> Encoding:
         """``infer``, and the exact log density of the codes found."""
         code = self.infer(likelihood, x, k)
-        log_joint = likelihood.log_joint(x, code.z, code.k)
+        seen = code.score if likelihood.exact_given else None
+        log_joint = likelihood.log_joint(x, code.z, code.k) if seen is None else seen
         return Encoding(
             code.z, code.k, log_joint, code.log_q, code.q, likelihood.prior, type(self).__name__, code.solve
         )

@@ -5,7 +5,7 @@ from typing import Literal
 
 import pyro.distributions as dist
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Num
 from torch import Size, Tensor, nn
 from torch.distributions import Distribution, constraints
 
@@ -39,12 +39,23 @@ class Head(Likelihood):
         raise NotImplementedError
 
     def forward(self, z: Float[Tensor, "..."], k: Int[Tensor, "..."] | None = None) -> Distribution:
+        return self._independent(self.outputs(z, k))
+
+    has_outputs = True
+
+    def outputs(self, z: Float[Tensor, "..."], k: Int[Tensor, "..."] | None = None) -> Float[Tensor, "..."]:
         if k is not None:
             raise ValueError(f"{type(self).__name__} has no discrete code, got k. Use a mixture such as LinearMixture.")
-        event = len(self.latent_shape)
-        lead = z.shape[: z.dim() - event]
+        lead = z.shape[: z.dim() - len(self.latent_shape)]
         output = self.decoder(z.reshape(-1, *self.latent_shape))
-        output = output.reshape(*lead, *output.shape[1:])
+        return output.reshape(*lead, *output.shape[1:])
+
+    def log_likelihood(
+        self, x: Num[Tensor, "B *X"], output: Float[Tensor, "..."], k: Int[Tensor, "..."] | None = None
+    ) -> Float[Tensor, "S B"]:
+        return self._independent(output).log_prob(x)
+
+    def _independent(self, output: Tensor) -> Distribution:
         return dist.Independent(self.distribution(output), len(self.event_shape), validate_args=False)
 
 

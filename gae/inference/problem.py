@@ -1,0 +1,62 @@
+"""One solve: a deterministic objective per sample, with everything but u bound."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Bool, Float, Int, Num
+from torch import Tensor
+
+from gae.inference.family import Family
+from gae.likelihood import Likelihood
+
+
+@dataclass(frozen=True)
+class Problem:
+    """u (S, B, *U) -> objective (S, B) in nats, for one x, k and noise. Rows are its S · B separate problems."""
+
+    likelihood: Likelihood
+    family: Family
+    x: Num[Tensor, "B *X"]
+    k: Int[Tensor, "S _"] | None
+    noise: Float[Tensor, "S B M *Z"] | None
+    log_joint: Callable[..., Tensor] = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "log_joint", self.likelihood.given(self.x))
+
+    def __call__(self, u: Float[Tensor, "S B *U"]) -> Float[Tensor, "S B"]:
+        return self.family.objective(u, self.noise, lambda z: self.log_joint(z, self.k))
+
+    def evaluate(self, u: Float[Tensor, "S B *U"], create_graph: bool) -> tuple[Tensor, Tensor]:
+        """The objective and its gradient in u, summed over no samples: each row is its own function."""
+        with torch.enable_grad():
+            u = u if u.requires_grad and create_graph else u.detach().requires_grad_()
+            value = self(u)
+            (grad,) = torch.autograd.grad(value.sum(), u, create_graph=create_graph)
+        return (value, grad) if create_graph else (value.detach(), grad)
+
+    def rebound(self) -> "Problem":
+        """The same problem with x bound anew, under the present gradient mode."""
+        return Problem(self.likelihood, self.family, self.x, self.k, self.noise)
+
+    def rows(self, index: Int[Tensor, " n"], shape: tuple[int, int]) -> "Problem":
+        """The problem of some of the S · B rows alone, as S = 1 and B = n."""
+        k = None if self.k is None else self.k.expand(shape).flatten()[index].unsqueeze(0)
+        noise = None if self.noise is None else self.noise.flatten(0, 1)[index].unsqueeze(0)
+        return Problem(self.likelihood, self.family, self.x[index % shape[1]], k, noise)
+
+    def parameters(self) -> list[Tensor]:
+        """The tensors that a gradient can flow back to from the objective, besides u."""
+        found = [p for p in self.likelihood.parameters() if p.requires_grad]
+        return [*found, self.x] if self.x.requires_grad else found
+
+
+def finite(*values: Float[Tensor, "S B *_"]) -> Bool[Tensor, "S B"]:
+    """Per row: whether all of the values are finite."""
+    masks = [torch.isfinite(value.detach()).flatten(2).all(2) if value.dim() > 2 else torch.isfinite(value.detach())
+             for value in values]
+    result = masks[0]
+    for mask in masks[1:]:
+        result = result & mask
+    return result
