@@ -12,6 +12,8 @@ from gae.inference import Encoding
 Objective = Callable[[Encoding], Tensor]
 Aggregate = Callable[[Tensor], Tensor]
 
+__all__ = ["elbo", "iwae", "joint", "logsumexp", "mean", "minimum", "soft_minimum"]
+
 
 def joint(encoding: Encoding) -> Float[Tensor, " B"]:
     """log q_w(z) q_r(x|z) at the code, the GAE / MAP bound of the GAE note; the mean over S if there are several.

@@ -52,7 +52,7 @@ class Amortized(Inference):
 
     def infer(self, likelihood: Likelihood, x: Num[Tensor, "B *X"], k: Int[Tensor, "S _"] | None = None) -> Code:
         site = _Site(self)
-        with site, pyro.settings.context(module_local_params=True):
+        with site, pyro.get_param_store().scope():  # a PyroModule registers its parameters in the store as it runs
             if self.samples == 1:
                 found = self.guide(x)
             else:

@@ -7,7 +7,7 @@ from enum import IntEnum
 
 import torch
 from jaxtyping import Float, Int, Num
-from torch import Tensor, nn
+from torch import Size, Tensor, nn
 from torch.distributions import Distribution
 
 from gae.likelihood import Likelihood
@@ -58,9 +58,12 @@ class Code:
 
     def over(self, k: Int[Tensor, "S _"]) -> "Code":
         """The same code on every given branch k (S, 1) or (S, B)."""
+        if len(self.z) != 1:
+            raise ValueError(f"One code per sample is needed to put on every component, got S={len(self.z)}.")
         shape = (len(k), self.z.shape[1])
         log_q = None if self.log_q is None else self.log_q.expand(shape)
-        return replace(self, z=self.z.expand(*shape, *self.z.shape[2:]), k=k.expand(shape), log_q=log_q)
+        q = None if self.q is None else self.q.expand(Size(shape))
+        return replace(self, z=self.z.expand(*shape, *self.z.shape[2:]), k=k.expand(shape), log_q=log_q, q=q)
 
 
 @dataclass(frozen=True)

@@ -40,11 +40,12 @@ class ClosedForm(Inference):
         if self.samples is None:
             z = q.mean
         elif log_k is None:
-            z = q.rsample((self.samples,)).flatten(0, 1)
+            z = q.rsample((self.samples,))
         else:
             z = q.rsample()
         log_q = q.log_prob(z) if log_k is None else q.log_prob(z) + log_k
-        k = None if k is None else k.repeat_interleave(len(z) // len(k), 0).expand(log_q.shape)
+        z, log_q = z.flatten(0, -2 - len(likelihood.latent_shape)), log_q.flatten(0, -2)
+        k = None if k is None else k.repeat(len(z) // len(k), 1).expand(log_q.shape)
         return Code(z, k, log_q, q)
 
     def _choose(self, log_responsibilities: Tensor) -> tuple[Tensor, Tensor]:
@@ -80,6 +81,11 @@ class Enumerate(Inference):
             raise ValueError(f"`{type(self).__name__}` chooses k itself, got a given k. Use its inner engine directly.")
         branches = torch.arange(likelihood.components, device=x.device).unsqueeze(1)
         code = self._inner_codes(likelihood, x, branches)
+        if len(code.z) != len(branches):
+            raise ValueError(
+                f"`{type(self).__name__}` needs one code per component, got S={len(code.z)} for K={len(branches)} from "
+                f"`{type(self.inner).__name__}`. Use it without `samples`."
+            )
         score = likelihood.given(x)(code.z, branches) if code.score is None else code.score
         return Code(code.z, branches.expand(score.shape), code.log_q, code.q, code.solve, score)
 
