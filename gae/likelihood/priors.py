@@ -16,12 +16,16 @@ class FlatDistribution(ImproperUniform):
     tensor([0., 0., 0.])
     """
 
-    def __init__(self, event_shape: Size):
-        super().__init__(constraints.independent(constraints.real, len(event_shape)), Size(), event_shape)
+    def __init__(self, event_shape: Size, batch_shape: Size = Size()):
+        super().__init__(constraints.independent(constraints.real, len(event_shape)), batch_shape, event_shape)
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> "FlatDistribution":
+        return FlatDistribution(self.event_shape, Size(batch_shape))
 
     def log_prob(self, value: Num[Tensor, "..."]) -> Num[Tensor, "..."]:
         # Pyro's version allocates on the default device and dtype.
-        return value.new_zeros(value.shape[: value.dim() - len(self.event_shape)])
+        lead = value.shape[: value.dim() - len(self.event_shape)]
+        return value.new_zeros(torch.broadcast_shapes(lead, self.batch_shape))
 
     def rsample(self, *_: Any, **__: Any) -> Tensor:
         raise NotImplementedError(

@@ -1,0 +1,38 @@
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint bench clean
+
+help: ## show this list
+	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
+
+demo: $(INSTALLED) ## compare encoders on the bundled digits; writes runs/demo/report.html
+	rm -rf runs/demo
+	$(BIN)/gae compare digits --out runs/demo
+	@echo "Report: $(CURDIR)/runs/demo/report.html"
+
+# Two workers of one thread each: the tests are many small computations, which more threads do not speed up.
+test: $(INSTALLED) ## run the tests and the examples in the docstrings
+	$(BIN)/python -m pytest -n 2
+
+lint: $(INSTALLED) ## check style (ruff) and types (mypy)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy gae
+
+bench: $(INSTALLED) ## run the side-by-side benchmarks; writes benchmarks/RESULTS.md
+	$(BIN)/python -m benchmarks.run
+
+clean: ## remove the environment, runs and caches
+	rm -rf $(VENV) runs build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	{ echo 'gae needs Python 3.11 or newer as "$(PYTHON)". Name another: make PYTHON=python3.12 ...' >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --constraint constraints.txt --editable '.[dev,tensorboard]'
+	@touch $@

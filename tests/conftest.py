@@ -1,0 +1,70 @@
+"""Shapes checked, every test seeded, the same data for all. Loaded before any module of gae is imported."""
+
+import os
+
+# Set before the libraries that read them load, and inherited by the commands that tests start.
+os.environ["MPLBACKEND"] = "Agg"  # figures without a screen
+os.environ["OMP_NUM_THREADS"] = "1"  # small computations only wait for each other on more
+
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import hypothesis
+import jaxtyping
+import numpy as np
+import pytest
+import torch
+
+jaxtyping.install_import_hook("gae", "beartype.beartype")
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+class TorchRandom:
+    """torch's generator, as hypothesis wants it: each example starts from the same state."""
+
+    seed = staticmethod(torch.manual_seed)
+    getstate = staticmethod(torch.get_rng_state)
+    setstate = staticmethod(torch.set_rng_state)
+
+
+TORCH_RANDOM = TorchRandom()  # hypothesis keeps a weak reference only
+hypothesis.register_random(TORCH_RANDOM)
+hypothesis.settings.register_profile("gae", derandomize=True, deadline=None, max_examples=25, database=None)
+hypothesis.settings.load_profile("gae")
+
+
+class Deterministic:
+    """A plugin of its own, because a fixture of this file would not reach the doctests in gae/."""
+
+    @pytest.fixture(autouse=True)
+    def deterministic(self) -> Iterator[None]:
+        random.seed(0)
+        np.random.seed(0)
+        torch.manual_seed(0)
+        torch.set_num_threads(1)
+        yield
+        torch.set_default_dtype(torch.float32)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.pluginmanager.register(Deterministic())
+
+
+@pytest.fixture(scope="session")
+def digits() -> Any:
+    from gae import data
+
+    return data.load("digits")
+
+
+@pytest.fixture(scope="session")
+def mnist_folder() -> Path:
+    """The folder with MNIST's four idx files."""
+    root = Path(os.environ.get("GAE_DATA") or ROOT.parent / "shared" / "data").expanduser()
+    for folder in (root / "mnist", root):
+        if any(folder.glob("train-images-idx3-ubyte*")):
+            return folder
+    pytest.skip(f"no MNIST idx files in {root}: set GAE_DATA to a folder that has them")
