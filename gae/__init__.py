@@ -2,6 +2,7 @@
 
 from gae import evidence, inference, likelihood, nets, objective
 from gae.autoencoder import Autoencoder
+from gae.certificate import check_gradient
 
 __version__ = "0.1.0"
-__all__ = ["Autoencoder", "evidence", "inference", "likelihood", "nets", "objective"]
+__all__ = ["Autoencoder", "check_gradient", "evidence", "inference", "likelihood", "nets", "objective"]

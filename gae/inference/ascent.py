@@ -91,18 +91,18 @@ class Ascent(Inference):
         last = self.backprop(solver, solver.start(u))
         points = solver.point(last), last["best"]
         if self.restarts == 1:
-            code = self._scored(problem, k, *points)
-            reached = code.score if code.log_q is None and not solver.keeps_best else last["value"]
-            solve = solver.account(last, reached.detach())
+            code, score = self._scored(problem, k, *points)
+            reached = last["value"] if solver.keeps_best or code.log_q is not None else score.detach()
+            solve = solver.account(last, reached)
         else:
             runs = last["best_value"].unflatten(0, (self.restarts, -1))
             best = runs.argmax(0)
-            code = self._scored(problem, k, *(_pick(point, best) for point in points))
+            code, score = self._scored(problem, k, *(_pick(point, best) for point in points))
             solve = solver.account(last, last["value"]).choose(best, runs)
-        return replace(code, k=None if k is None else k.expand(code.score.shape), solve=solve)
+        return replace(code, k=None if k is None else k.expand(score.shape), solve=solve, score=score)
 
-    def _scored(self, problem: Problem, k: Tensor | None, u: Tensor, fallback: Tensor) -> Code:
-        """The code of u, with rows whose log joint is not finite put back to their best finite point."""
+    def _scored(self, problem: Problem, k: Tensor | None, u: Tensor, fallback: Tensor) -> tuple[Code, Tensor]:
+        """The code of u and its log joint; rows where that is not finite go back to their best finite point."""
         code = self.family.code(problem.likelihood, u)
         score = problem.log_joint(code.z, k)
         bad = ~torch.isfinite(score.detach())
@@ -110,7 +110,7 @@ class Ascent(Inference):
             u = torch.where(bad.reshape(*bad.shape, *[1] * (u.dim() - 2)), fallback, u)
             code = self.family.code(problem.likelihood, u)
             score = problem.log_joint(code.z, k)
-        return replace(code, score=score)
+        return code, score
 
     def _differ(self, u: Tensor) -> None:
         runs = u.detach().unflatten(0, (self.restarts, -1))
@@ -124,8 +124,8 @@ class Ascent(Inference):
         for name, module in likelihood.named_modules():
             if module.training and isinstance(module, (_BatchNorm, _DropoutNd)):
                 raise ValueError(
-                    f"An ascent through {type(module).__name__} ({name!r}) has no fixed objective per sample: it changes "
-                    "with the batch or from step to step. Use GroupNorm or InstanceNorm, or freeze it with `.eval()`."
+                    f"An ascent through {type(module).__name__} ({name!r}) has no fixed objective per sample: it "
+                    "changes with the batch or from step to step. Use GroupNorm or InstanceNorm, or freeze it: `.eval()`."
                 )
             if isinstance(module, PIECEWISE_LINEAR) and isinstance(self.backprop, (Unroll, Checkpoint)):
                 self._warn_once(type(module).__name__, name)

@@ -114,9 +114,10 @@ class _Replay(torch.autograd.Function):
             leaves = {name: ctx.kept[t][name].detach().requires_grad_() for name in flowing}
             with torch.enable_grad(), torch.random.fork_rng(devices=[]):
                 after = ctx.solver.rebound().advance(Iterate(ctx.kept[t].rows | leaves), t, True)
-            outputs = [(after[name], c) for name, c in zip(flowing, cotangents, strict=True) if after[name].requires_grad]
-            inputs = [*leaves.values(), *parameters]
-            grads = torch.autograd.grad([o for o, _ in outputs], inputs, [c for _, c in outputs], allow_unused=True)
+            flows = [after[name].requires_grad for name in flowing]
+            outputs = [after[name] for name, flow in zip(flowing, flows, strict=True) if flow]
+            received = [cotangent for cotangent, flow in zip(cotangents, flows, strict=True) if flow]
+            grads = torch.autograd.grad(outputs, [*leaves.values(), *parameters], received, allow_unused=True)
             cotangents = tuple(
                 torch.zeros_like(leaf) if grad is None else grad
                 for leaf, grad in zip(leaves.values(), grads, strict=False)

@@ -128,14 +128,14 @@ def curvature(problem: Problem, u: Float[Tensor, "S B *Z"]) -> Product:
         return likelihood.outputs(z, k)
 
     def slope(output: Tensor) -> Tensor:
-        total, pull = vjp(lambda o: -likelihood.log_likelihood(problem.x, o, k).sum(), output)
+        total, pull = vjp(lambda o: -likelihood.log_likelihood(problem.x, o, k).sum(), output)  # type: ignore[misc]
         return pull(torch.ones_like(total))[0]
 
     def prior_slope(z: Tensor) -> Tensor:
-        total, pull = vjp(lambda z: -likelihood.prior.log_prob(z).sum(), z)
+        total, pull = vjp(lambda z: -likelihood.prior.log_prob(z).sum(), z)  # type: ignore[misc]
         return pull(torch.ones_like(total))[0]
 
-    output, pull = vjp(outputs, u)
+    output, pull = vjp(outputs, u)  # type: ignore[misc]
 
     def product(v: Tensor) -> Tensor:
         _, moved = jvp(outputs, (u,), (v,))

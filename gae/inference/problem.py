@@ -48,14 +48,16 @@ class Problem:
 
     def parameters(self) -> list[Tensor]:
         """The tensors that a gradient can flow back to from the objective, besides u."""
-        found = [p for p in self.likelihood.parameters() if p.requires_grad]
+        found: list[Tensor] = [p for p in self.likelihood.parameters() if p.requires_grad]
         return [*found, self.x] if self.x.requires_grad else found
 
 
 def finite(*values: Float[Tensor, "S B *_"]) -> Bool[Tensor, "S B"]:
     """Per row: whether all of the values are finite."""
-    masks = [torch.isfinite(value.detach()).flatten(2).all(2) if value.dim() > 2 else torch.isfinite(value.detach())
-             for value in values]
+    masks = [
+        torch.isfinite(value.detach()).flatten(2).all(2) if value.dim() > 2 else torch.isfinite(value.detach())
+        for value in values
+    ]
     result = masks[0]
     for mask in masks[1:]:
         result = result & mask

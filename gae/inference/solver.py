@@ -37,8 +37,8 @@ class Iterate:
 class Solver:
     """One step rule on one problem. ``tol`` and ``grad_tol`` stop rows one by one; without both, T steps are taken.
 
-    The point that stands for the solve is the best one seen when rows may stop or compete with restarts, or when the
-    rule searches along lines (its last point is then only a trial); otherwise it is the last point, u_T, which defines the T-step bound.
+    The best point seen stands for the solve when rows may stop or compete with restarts, or when the rule searches
+    along lines (its last point is then only a trial); otherwise the last point u_T, which defines the T-step bound.
     """
 
     problem: Problem
@@ -63,8 +63,8 @@ class Solver:
         shape = u.shape[:2]
         count = torch.zeros(shape, dtype=torch.long, device=u.device)
         low = torch.full(shape, -torch.inf, dtype=u.dtype, device=u.device)
-        rows = {"u": u, "best": u, "best_value": low, "value": low, "first": low, "grad_norm": -low, "status": count + RUNNING}
-        rows |= {"steps": count, "evaluations": count, "calm": count}
+        rows = {"u": u, "best": u, "best_value": low, "value": low, "first": low, "grad_norm": -low}
+        rows |= {"status": count + RUNNING, "steps": count, "evaluations": count, "calm": count}
         rows |= {PREFIX + name: value for name, value in self.step.start(self.problem, u).items()}
         return Iterate(rows)
 
@@ -111,7 +111,9 @@ class Solver:
         following = Iterate(after, trace)
         return following if create_graph else following.detach()
 
-    def _stepped(self, problem: Problem, part: dict[str, Tensor], value: Tensor, grad: Tensor, t: int) -> dict[str, Tensor]:
+    def _stepped(
+        self, problem: Problem, part: dict[str, Tensor], value: Tensor, grad: Tensor, t: int
+    ) -> dict[str, Tensor]:
         u, plain = part["u"], value.detach()
         norm = torch.linalg.vector_norm(grad.detach().flatten(2), dim=2)
         usable = finite(plain, norm)
