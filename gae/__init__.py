@@ -1,7 +1,7 @@
 """gae: a decoder alone defines a model; encoding is inference."""
 
-from gae import evidence, inference, likelihood, nets, objective
+from gae import data, evidence, inference, likelihood, nets, objective
 from gae.autoencoder import Autoencoder
 
 __version__ = "0.1.0"
-__all__ = ["Autoencoder", "evidence", "inference", "likelihood", "nets", "objective"]
+__all__ = ["Autoencoder", "data", "evidence", "inference", "likelihood", "nets", "objective"]

@@ -1,5 +1,6 @@
 """Priors q_w(z): modules that return a distribution, so that they move with ``.to()`` and may have parameters."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -16,11 +17,11 @@ class FlatDistribution(ImproperUniform):
     tensor([0., 0., 0.])
     """
 
-    def __init__(self, event_shape: Size, batch_shape: Size = Size()):
-        super().__init__(constraints.independent(constraints.real, len(event_shape)), batch_shape, event_shape)
+    def __init__(self, event_shape: Size, batch_shape: Sequence[int] = ()):
+        super().__init__(constraints.independent(constraints.real, len(event_shape)), Size(batch_shape), event_shape)
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> "FlatDistribution":
-        return FlatDistribution(self.event_shape, Size(batch_shape))
+        return FlatDistribution(self.event_shape, batch_shape)
 
     def log_prob(self, value: Num[Tensor, "..."]) -> Num[Tensor, "..."]:
         # Pyro's version allocates on the default device and dtype.
