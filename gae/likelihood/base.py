@@ -98,7 +98,8 @@ class Likelihood(nn.Module, ABC):
             raise ValueError("x is empty: a batch needs at least one observation.")
         if not x.is_floating_point():
             raise TypeError(f"x must be floating point, got {x.dtype}. Use `x.float()`, and divide 0-255 data by 255.")
-        _refuse(x, ~torch.isfinite(x), "x must be finite", "Remove or impute such values first.")
+        if not bool(torch.isfinite(x.sum())):  # one pass; a sum of finite values may overflow, so look again
+            _refuse(x, ~torch.isfinite(x), "x must be finite", "Remove or impute such values first.")
         dtype = next((p.dtype for p in self.parameters() if p.is_floating_point()), x.dtype)
         if x.dtype != dtype:
             raise TypeError(
@@ -108,6 +109,8 @@ class Likelihood(nn.Module, ABC):
 
     def check_support(self, x: Num[Tensor, "B *X"]) -> None:
         """Raises ValueError where x lies outside the support of q_r(x|z), naming the first bad index."""
+        if self.support is constraints.real:
+            return
         inside = self.support.check(x)
         _refuse(x, ~inside, f"{type(self).__name__} needs x in {self.support_text}", self.support_remedy)
 

@@ -65,6 +65,8 @@ class LinearMixture(Likelihood):
         means: Num[Tensor, "K *X"] | None = None,
     ):
         dim = math.prod(event_shape)
+        if not event_shape:
+            raise ValueError("event_shape must have at least one dimension, got (). Use (1,) for scalar observations.")
         if components < 1 or not 0 <= latent <= dim:
             raise ValueError(f"Need components >= 1 and 0 <= latent <= {dim}, got K={components}, E={latent}.")
         if not scale > 0:
@@ -182,22 +184,18 @@ class LinearMixture(Likelihood):
 
     def _bound(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """log q(k) N(x; mean_k, scale_k² I) (B, K), and with W = loadings: W(x - mean) / scale², WWᵀ / scale²."""
-        flat = x.flatten(1)
+        flat, means = self._centred(x.flatten(1))
         precision = (-2 * self.log_scale).exp()
-        base = self._normalizer - 0.5 * precision * self._squared_distances(flat)
+        base = self._normalizer - 0.5 * precision * _squared_distances(flat, means)
         scaled = self.loadings * precision[:, None, None]
-        offset = (scaled @ self.means.unsqueeze(-1)).flatten()
+        offset = (scaled @ means.unsqueeze(-1)).flatten()
         projection = torch.addmm(-offset, flat, scaled.flatten(0, 1).T).unflatten(1, scaled.shape[:2])
         return base, projection, scaled @ self.loadings.mT
 
-    def _squared_distances(self, flat: Tensor) -> Tensor:
-        """‖x - mean_k‖², (B, K), by one matrix product about a common centre, which limits cancellation."""
+    def _centred(self, flat: Tensor) -> tuple[Tensor, Tensor]:
+        """x and the means about a common centre, which limits cancellation in matrix products."""
         centre = self.means.mean(0)
-        means, flat = self.means - centre, flat - centre
-        if self.components == 1:
-            return flat.square().sum(1, keepdim=True)
-        square = torch.linalg.vector_norm(flat, dim=1, keepdim=True).square() + means.square().sum(1)
-        return torch.addmm(square, flat, means.T, alpha=-2).clamp_min(0)
+        return flat - centre, self.means - centre
 
     @property
     def _normalizer(self) -> Tensor:
@@ -233,16 +231,18 @@ class LinearMixture(Likelihood):
         with torch.no_grad():
             self.means.copy_(starting_means(flat, self.components, seed))
             if self.components > 1 and (self.latent_shape[0] or self.learn_scale or self.learn_weights):
-                k = self._squared_distances(flat).argmin(1)
+                k = _squared_distances(*self._centred(flat)).argmin(1)
                 self.maximize(self._hard_moments(flat, k))
             self.initialized.fill_(True)
 
+    @torch.no_grad()
     def statistics(self, x: Num[Tensor, "B *X"], code: Any) -> Moments:
         """Moments of a batch under its codes: hard for one code per sample, else weighted by q(k|x) over S."""
         flat = x.flatten(1)
         if self.components == 1 or len(code.k) == 1:
             return self._hard_moments(flat, None if self.components == 1 else code.k[0])
-        log_weight = code.score if code.log_q is None else code.score - code.log_q
+        score = self.log_joint(x, code.z, code.k) if code.score is None else code.score
+        log_weight = score if code.log_q is None else score - code.log_q
         weight = log_weight.softmax(0)
         share = flat.new_zeros(len(flat), self.components).scatter_add_(1, code.k.expand_as(weight).mT, weight.mT)
         if self.latent_shape[0]:
@@ -298,7 +298,16 @@ class LinearMixture(Likelihood):
         return chart_moments([(rows, None) for rows in flat[k.argsort()].split(counts)], self.means)
 
     def _point_moments(self, flat: Tensor, weight: Tensor) -> Moments:
-        return point_moments(flat, self.means, weight, self._squared_distances(flat) if self.learn_scale else None)
+        square = _squared_distances(*self._centred(flat)) if self.learn_scale else None
+        return point_moments(flat, self.means, weight, square)
+
+
+def _squared_distances(flat: Tensor, means: Tensor) -> Tensor:
+    """‖x - mean_k‖², (B, K), by one matrix product, from what ``_centred`` gives."""
+    if len(means) == 1:  # the centre itself
+        return flat.square().sum(1, keepdim=True)
+    square = torch.linalg.vector_norm(flat, dim=1, keepdim=True).square() + means.square().sum(1)
+    return torch.addmm(square, flat, means.T, alpha=-2).clamp_min(0)
 
 
 def _parameter_or_buffer(module: nn.Module, name: str, value: Tensor, learn: bool) -> None:

@@ -1,0 +1,1 @@
+"""One claim per file: a frozen configuration in, results/claim.json and results/claim.png out."""

@@ -1,0 +1,227 @@
+"""How parameters change: by a torch optimiser, or by closed-form M-steps."""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import fields, replace
+from inspect import Parameter, signature
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from gae.autoencoder import Autoencoder
+from gae.likelihood import ClosedFormLearning
+
+if TYPE_CHECKING:
+    import lightning_fabric
+
+CHUNK_BYTES = 6 * 2**20
+
+Batch = Tensor | slice
+MakeOptimizer = Callable[[list[nn.Parameter]], Optimizer]
+
+
+class Learner(ABC):
+    """One way to change parameters; an epoch is ``step`` on each of ``batches``, then ``finish``."""
+
+    batch_size: int
+    config: dict[str, Any]  # what must be the same for a resumed run
+
+    @abstractmethod
+    def batches(self, n: int, order: torch.Generator) -> Sequence[Batch]:
+        """Indices into the n samples of one epoch."""
+
+    @abstractmethod
+    def step(self, x: Tensor, batch: Batch, reseed: Callable[[], None], where: str) -> float:
+        """Learns from x[batch]; returns its mean loss before that, over all processes."""
+
+    @abstractmethod
+    def loss(self, x: Tensor, batch: Batch) -> float:
+        """The mean loss of x[batch], over all processes."""
+
+    def finish(self) -> bool:
+        """Ends an epoch; returns whether learning has converged."""
+        return False
+
+    def state(self) -> dict[str, Any]:
+        """For a checkpoint."""
+        return {}
+
+    def load(self, state: dict[str, Any]) -> None:  # noqa: B027 (a learner without state has nothing to load)
+        """The inverse of ``state``."""
+
+
+class GradientLearner(Learner):
+    """Any torch optimiser, through Fabric. Each process takes its share of every batch."""
+
+    def __init__(
+        self,
+        autoencoder: Autoencoder,
+        fabric: "lightning_fabric.Fabric",
+        optimizer: MakeOptimizer,
+        clip: float | None,
+        batch_size: int,
+    ):
+        parameters = [parameter for parameter in autoencoder.parameters() if parameter.requires_grad]
+        if not parameters:
+            raise ValueError("The autoencoder has no parameter that requires a gradient: there is nothing to fit.")
+        built = None if isinstance(optimizer, Optimizer) else optimizer(parameters)
+        if not isinstance(built, Optimizer):
+            raise TypeError(
+                "optimizer must be a callable params -> torch.optim.Optimizer, such as "
+                f"functools.partial(torch.optim.Adam, lr=1e-3); got {optimizer!r}."
+            )
+        self.fabric, self.clip, self.batch_size = fabric, clip, batch_size
+        self.config = {"optimizer": type(built).__name__, "groups": _settings(built), "clip": clip}
+        self.needs_closure = signature(type(built).step).parameters["closure"].default is Parameter.empty
+        self.module, self.optimizer = fabric.setup(autoencoder, built)
+
+    def batches(self, n: int, order: torch.Generator) -> Sequence[Batch]:
+        return torch.randperm(n, generator=order).split(self.batch_size)
+
+    def step(self, x: Tensor, batch: Batch, reseed: Callable[[], None], where: str) -> float:
+        values: list[float] = []
+
+        def closure() -> Tensor:
+            reseed()
+            self.optimizer.zero_grad()
+            loss = self._loss(x, batch)
+            values.append(self._reduced(loss))
+            if not math.isfinite(values[0]):  # a line search may try worse points by itself
+                raise FloatingPointError(advice(f"The loss is {values[0]}", where))
+            self.fabric.backward(loss)
+            if self.clip is not None:
+                self.fabric.clip_gradients(self.module, self.optimizer, max_norm=self.clip, error_if_nonfinite=False)
+            return loss
+
+        if self.needs_closure:
+            self.optimizer.step(closure)
+        else:
+            closure()
+            self.optimizer.step()
+        return values[0]
+
+    def loss(self, x: Tensor, batch: Batch) -> float:
+        return self._reduced(self._loss(x, batch))
+
+    def _loss(self, x: Tensor, batch: Batch) -> Tensor:
+        """This process's share of the loss, scaled so that the mean over processes is the mean over the batch."""
+        assert isinstance(batch, Tensor)
+        world = self.fabric.world_size
+        if world == 1:
+            return self.module(_rows(x, batch, self.fabric))
+        mine = batch[self.fabric.global_rank :: world]
+        share = len(mine) * world / len(batch)
+        return self.module(_rows(x, mine if share else batch[:1], self.fabric)) * share
+
+    def _reduced(self, loss: Tensor) -> float:
+        return _over_processes(loss.detach(), self.fabric, "mean")
+
+    def state(self) -> dict[str, Any]:
+        precision = self.fabric.strategy.precision.state_dict()  # the scale of 16-bit losses
+        return {"optimizer": self.optimizer.optimizer.state_dict(), "precision": precision}
+
+    def load(self, state: dict[str, Any]) -> None:
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.fabric.strategy.precision.load_state_dict(state["precision"])
+
+
+class ClosedFormLearner(Learner):
+    """Alternates codes (E-step) and closed-form parameters (M-step); moments add over chunks and processes.
+
+    It has converged when no parameter changes by more than ``tol`` times the largest parameter.
+    """
+
+    def __init__(
+        self,
+        autoencoder: Autoencoder,
+        fabric: "lightning_fabric.Fabric",
+        tol: float,
+        batch_size: int | None,
+        sample: Tensor,
+    ):
+        self.autoencoder, self.fabric, self.tol = autoencoder, fabric, tol
+        self.batch_size = batch_size or max(1, CHUNK_BYTES // (sample.numel() * sample.element_size()))
+        self.config = {"optimizer": "closed form", "tol": tol}
+        self.moments: Any = None
+
+    def batches(self, n: int, order: torch.Generator) -> Sequence[Batch]:
+        starts = range(0, n, self.batch_size)
+        return [slice(start, min(start + self.batch_size, n)) for start in starts]
+
+    @torch.no_grad()
+    def step(self, x: Tensor, batch: Batch, reseed: Callable[[], None], where: str) -> float:
+        reseed()
+        loss = self._visit(x, batch, learn=True)
+        if not math.isfinite(loss):
+            raise FloatingPointError(advice(f"The loss is {loss}", where))
+        return loss
+
+    @torch.no_grad()
+    def loss(self, x: Tensor, batch: Batch) -> float:
+        return self._visit(x, batch, learn=False)
+
+    def _visit(self, x: Tensor, batch: Batch, learn: bool) -> float:
+        chunk = x[batch]
+        rows = chunk[self.fabric.global_rank :: self.fabric.world_size].to(self.fabric.device)
+        total = torch.zeros((), dtype=torch.float64, device=self.fabric.device)
+        if len(rows):
+            likelihood = self.autoencoder.likelihood
+            code = self.autoencoder.inference.infer(likelihood, rows)
+            total -= len(rows) * self.autoencoder.aggregate(self.autoencoder.score(rows, code))
+            if learn:
+                assert isinstance(likelihood, ClosedFormLearning)
+                moments = likelihood.statistics(rows, code)
+                self.moments = moments if self.moments is None else self.moments + moments
+        return _over_processes(total, self.fabric, "sum") / len(chunk)
+
+    @torch.no_grad()
+    def finish(self) -> bool:
+        likelihood, moments, self.moments = self.autoencoder.likelihood, self.moments, None
+        assert isinstance(likelihood, ClosedFormLearning)
+        if self.fabric.world_size > 1:
+            sums = {f.name: self.fabric.all_reduce(getattr(moments, f.name), reduce_op="sum") for f in fields(moments)}
+            moments = replace(moments, **sums)
+        change = likelihood.maximize(moments)
+        scale = max(float(parameter.abs().max()) for parameter in likelihood.parameters() if parameter.numel())
+        return change <= self.tol * scale
+
+
+def has_closed_form(autoencoder: Autoencoder) -> bool:
+    """Whether closed-form M-steps reach every parameter: the likelihood has them, and the engine learns nothing."""
+    learned_elsewhere = any(parameter.requires_grad for parameter in autoencoder.inference.parameters())
+    return isinstance(autoencoder.likelihood, ClosedFormLearning) and not learned_elsewhere
+
+
+def _rows(x: Tensor, batch: Tensor, fabric: "lightning_fabric.Fabric") -> Tensor:
+    return x[batch.to(x.device)].to(fabric.device)
+
+
+def _over_processes(value: Tensor, fabric: "lightning_fabric.Fabric", how: str) -> float:
+    if fabric.world_size > 1:
+        reduced = fabric.all_reduce(value.clone(), reduce_op=how)
+        assert isinstance(reduced, Tensor)
+        value = reduced
+    return value.item()
+
+
+def _settings(optimizer: Optimizer) -> list[dict[str, Any]]:
+    """Learning rate and the rest, by parameter group, as plain numbers."""
+    return [
+        {
+            name: value.tolist() if isinstance(value, Tensor) else value
+            for name, value in group.items()
+            if name != "params"
+        }
+        for group in optimizer.param_groups
+    ]
+
+
+def advice(what: str, where: str) -> str:
+    """The message of a run that cannot go on."""
+    return (
+        f"{what} at {where}. Try a smaller learning rate, clip=1.0, or data and initial weights of unit "
+        "scale. A run with `out` keeps its last good checkpoint."
+    )

@@ -1,0 +1,90 @@
+"""What a run draws, each a pure function of its seed: the data of an epoch, their order, the noise of a step."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from hashlib import sha256
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gae.data import Dataset
+
+
+class Samples:
+    """Training observations of each epoch, and the fixed ones for validation; on whatever device they came on."""
+
+    def __init__(self, data: Dataset | Tensor, validation: Tensor | float | None, seed: int):
+        if not isinstance(data, (Dataset, Tensor)):
+            raise TypeError(
+                f"data must be a gae Dataset or a tensor (N, *X), got {type(data).__name__}. Use `gae.data.load(...)`, "
+                "or `torch.from_numpy(...)`."
+            )
+        self.data, self.seed = data, seed
+        self.rows: Tensor | None = None
+        self.drawn: tuple[int, Tensor] | None = None
+        self.validation = validation if isinstance(validation, Tensor) else None
+        self.fraction = None if isinstance(validation, Tensor) else validation
+        if self.fraction is not None:
+            self._hold_out(self.fraction)
+
+    def epoch(self, epoch: int) -> Tensor:
+        """The training observations of an epoch, counted from 0; the last that was asked for is kept."""
+        if self.drawn is None or self.drawn[0] != epoch:
+            x = self._all(epoch)
+            self.drawn = epoch, x if self.rows is None else x[self.rows.to(x.device)]
+        return self.drawn[1]
+
+    def facts(self) -> dict[str, Any]:
+        """What identifies the data in a checkpoint."""
+        held = _hash(self.validation) if self.fraction is None and self.validation is not None else self.fraction
+        return {"data": self.data.hash if isinstance(self.data, Dataset) else _hash(self.data), "validation": held}
+
+    def _all(self, epoch: int) -> Tensor:
+        return self.data.epoch(epoch, self.seed) if isinstance(self.data, Dataset) else self.data
+
+    def _hold_out(self, fraction: float) -> None:
+        if not 0 < fraction < 1:
+            raise ValueError(f"validation, if a fraction, must lie strictly between 0 and 1, got {fraction}.")
+        x = self._all(0)
+        held = max(1, round(fraction * len(x)))
+        order = torch.randperm(len(x), generator=generator(self.seed, "held out"))
+        self.rows = order[held:].sort().values
+        self.validation = x[order[:held].sort().values.to(x.device)]
+
+
+def generator(*key: int | str) -> torch.Generator:
+    """A generator on the CPU whose stream depends on the key alone.
+
+    >>> torch.equal(torch.rand(3, generator=generator(0, "a")), torch.rand(3, generator=generator(0, "a")))
+    True
+    """
+    return torch.Generator().manual_seed(_number(key))
+
+
+def reseed(device: torch.device, *key: int | str) -> None:
+    """Sets torch's global generators, on the CPU and the device, to a stream that depends on the key alone.
+
+    A step that begins with it can be repeated anywhere without any generator's state having been kept.
+    """
+    torch.default_generator.manual_seed(_number(key))  # torch.manual_seed would also wake up every other device
+    if device.type != "cpu":
+        torch.get_device_module(device).manual_seed(_number(key))
+
+
+@contextmanager
+def isolated(device: torch.device) -> Iterator[None]:
+    """Leaves torch's global generators as they were."""
+    devices = [] if device.type == "cpu" else [device]
+    with torch.random.fork_rng(devices, device_type=device.type):
+        yield
+
+
+def _number(key: tuple[int | str, ...]) -> int:
+    return int.from_bytes(sha256(" ".join(map(str, key)).encode()).digest()[:8])
+
+
+def _hash(x: Tensor) -> str:
+    digest = sha256(f"{tuple(x.shape)} {x.dtype}".encode())
+    digest.update(x.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
