@@ -10,9 +10,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
 from gae.inference.backprop import Backprop, Checkpoint, Unroll
-from gae.inference.base import Code, Inference
+from gae.inference.base import Code, Inference, Status
 from gae.inference.family import Delta, Family
-from gae.inference.problem import Problem
+from gae.inference.problem import Problem, widened
 from gae.inference.solver import Solver
 from gae.inference.starts import Zeros
 from gae.inference.steps import GradientAscent, Step
@@ -91,26 +91,27 @@ class Ascent(Inference):
         last = self.backprop(solver, solver.start(u))
         points = solver.point(last), last["best"]
         if self.restarts == 1:
-            code, score = self._scored(problem, k, *points)
+            code, score, lost = self._scored(problem, k, *points)
             reached = last["value"] if solver.keeps_best or code.log_q is not None else score.detach()
             solve = solver.account(last, reached)
         else:
             runs = last["best_value"].unflatten(0, (self.restarts, -1))
             best = runs.argmax(0)
-            code, score = self._scored(problem, k, *(_pick(point, best) for point in points))
+            code, score, lost = self._scored(problem, k, *(_pick(point, best) for point in points))
             solve = solver.account(last, last["value"]).choose(best, runs)
+        solve = replace(solve, status=torch.where(lost, Status.nonfinite, solve.status))
         return replace(code, k=None if k is None else k.expand(score.shape), solve=solve, score=score)
 
-    def _scored(self, problem: Problem, k: Tensor | None, u: Tensor, fallback: Tensor) -> tuple[Code, Tensor]:
-        """The code of u and its log joint; rows where that is not finite go back to their best finite point."""
+    def _scored(self, problem: Problem, k: Tensor | None, u: Tensor, fallback: Tensor) -> tuple[Code, Tensor, Tensor]:
+        """The code of u, its log joint, and where that is not finite: those rows go back to their best finite point."""
         code = self.family.code(problem.likelihood, u)
         score = problem.log_joint(code.z, k)
-        bad = ~torch.isfinite(score.detach())
-        if bool(bad.any()):
-            u = torch.where(bad.reshape(*bad.shape, *[1] * (u.dim() - 2)), fallback, u)
+        lost = ~torch.isfinite(score.detach())
+        if bool(lost.any()):
+            u = torch.where(widened(lost, u), fallback, u)
             code = self.family.code(problem.likelihood, u)
             score = problem.log_joint(code.z, k)
-        return code, score
+        return code, score, lost
 
     def _differ(self, u: Tensor) -> None:
         runs = u.detach().unflatten(0, (self.restarts, -1))

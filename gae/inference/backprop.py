@@ -3,9 +3,12 @@
 from abc import ABC, abstractmethod
 
 import torch
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from gae.inference.solver import PREFIX, Iterate, Solver
+from gae.inference.base import Status
+from gae.inference.problem import finite, widened
+from gae.inference.solver import CORRECTED, PREFIX, Iterate, Solver
 
 
 class Backprop(nn.Module, ABC):
@@ -134,8 +137,16 @@ def dependencies(solver: Solver) -> list[Tensor]:
 def _corrected(solver: Solver, at: Iterate) -> Iterate:
     point, problem = solver.point(at), solver.problem
     value, grad = problem.evaluate(point, True)
+    usable = finite(value, grad)
+    point, grad = (torch.where(widened(usable, point), a, b) for a, b in ((point, at["best"]), (grad, 0.0)))
     moved = solver.step.correct(problem, point, value, grad, solver.state(at), solver.max_steps)
-    return Iterate(at.rows | {"u": moved, "best": moved}, at.trace)
+    return replaced(at, torch.where(widened(usable, point), moved, point), usable)
+
+
+def replaced(at: Iterate, point: Float[Tensor, "S B *U"], usable: Bool[Tensor, "S B"]) -> Iterate:
+    """The iterate with another point in the solution's place; rows whose solution was not usable say so."""
+    status = torch.where(usable, at["status"], Status.nonfinite)
+    return Iterate(at.rows | {CORRECTED: point, "status": status}, at.trace)
 
 
 def _sum(a: Tensor | None, b: Tensor | None) -> Tensor | None:

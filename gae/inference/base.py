@@ -30,8 +30,8 @@ class Solve:
     steps: Int[Tensor, "S B"]
     evaluations: Int[Tensor, "S B"]  # decoder evaluations that finding the code took
     grad_norm: Float[Tensor, "S B"]  # ‖∇ objective‖₂ at the last point where it was taken
-    trace: Float[Tensor, "T S B"] | None = None  # objective (nats) before each step
-    spread: Float[Tensor, "S B"] | None = None  # best minus worst objective (nats) over restarts
+    trace: Float[Tensor, "T S B"] | None = None  # objective (nats) before each step; -inf where it was not finite
+    spread: Float[Tensor, "S B"] | None = None  # best minus worst objective (nats) over restarts; inf if one failed
 
     def choose(self, best: Int[Tensor, "S B"], objective: Float[Tensor, "R S B"] | None = None) -> "Solve":
         """One of R runs per row, best (S, B) out of (R · S, B); their evaluations add up, for all were needed."""
@@ -41,7 +41,10 @@ class Solve:
             return value.reshape(shape).gather(0, best.unsqueeze(0)).squeeze(0)
 
         trace = None if self.trace is None else torch.stack([pick(values) for values in self.trace])
-        spread = None if objective is None else objective.amax(0) - objective.amin(0)
+        spread = None
+        if objective is not None:
+            top = objective.amax(0)
+            spread = torch.where(torch.isfinite(top), top - objective.amin(0), torch.inf)
         evaluations = self.evaluations.reshape(shape).sum(0)
         return Solve(pick(self.status), pick(self.steps), evaluations, pick(self.grad_norm), trace, spread)
 

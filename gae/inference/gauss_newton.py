@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.func import jvp, vjp, vmap
 
 from gae.inference.family import Delta
-from gae.inference.problem import Problem
+from gae.inference.problem import Problem, rounding
 from gae.inference.steps import State, Step
 
 Product = Callable[[Tensor], Tensor]
@@ -56,8 +56,7 @@ class GaussNewton(Step):
         state: State,
         t: int,
     ) -> tuple[Tensor, State]:
-        noise = 10 * torch.finfo(value.dtype).eps * value.abs()
-        taken = (value >= state["value"] - noise) & torch.isfinite(grad).flatten(2).all(2)
+        taken = (value >= state["value"] - rounding(value)) & torch.isfinite(value)
         wide = taken.reshape(*taken.shape, *[1] * (u.dim() - 2))
         point, gradient = torch.where(wide, u, state["point"]), torch.where(wide, grad, state["grad"])
         relaxed = torch.where(state["damping"] <= self.damping, 0.0, state["damping"] / 10)

@@ -7,7 +7,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from gae.inference.backprop import Backprop, dependencies
+from gae.inference.backprop import Backprop, dependencies, replaced
+from gae.inference.problem import finite, widened
 from gae.inference.solver import Iterate, Solver
 
 
@@ -40,8 +41,10 @@ class Implicit(Backprop):
         point = solver.point(at)
         if not torch.is_grad_enabled():
             return at
-        _, grad = solver.problem.evaluate(point, False)
-        norm = torch.linalg.vector_norm(grad.flatten(2), dim=2)
+        value, grad = solver.problem.evaluate(point, False)
+        usable = finite(value, grad)
+        norm = torch.where(usable, torch.linalg.vector_norm(grad.flatten(2), dim=2), torch.inf)
+        point = torch.where(widened(usable, point), point, at["best"])
         if not bool((norm <= self.stationary).all()):
             warnings.warn(
                 f"Implicit gradients need a stationary point, but the gradient norm is {norm.max().item():.3g} at the "
@@ -49,7 +52,8 @@ class Implicit(Backprop):
                 stacklevel=2,
             )
         found = _AtSolution.apply(self, solver, point.detach(), *dependencies(solver))
-        return Iterate(at.rows | {"u": found, "best": found, "grad_norm": norm}, at.trace)
+        at = replaced(at, found, usable)
+        return Iterate(at.rows | {"grad_norm": norm}, at.trace)
 
     def solve(self, curvature: Callable[[Tensor], Tensor], right: Float[Tensor, "S B *U"]) -> Float[Tensor, "S B *U"]:
         """w with (curvature + damping) w = right, row by row; a row stops at its tolerance or at negative curvature."""
@@ -94,6 +98,8 @@ class _AtSolution(torch.autograd.Function):
             (image,) = torch.autograd.grad(grad, point, -v, retain_graph=True)
             return image
 
+        if not grad.requires_grad:  # no row is finite
+            return (None,) * (3 + len(ctx.parameters))
         weight = ctx.mode.solve(curvature, cotangent)
         grads = torch.autograd.grad(grad, ctx.parameters, weight, allow_unused=True) if ctx.parameters else ()
         return (None, None, None, *grads)

@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from gae.inference.problem import Problem
+from gae.inference.problem import Problem, rounding
 from gae.inference.steps import State, Step
 
 SUFFICIENT = 1e-4  # Armijo's constant
@@ -59,9 +59,8 @@ class LBFGS(Step):
     ) -> tuple[Tensor, State]:
         flat, grad = u.flatten(2), grad.flatten(2)
         slope = _dot(state["grad"], state["direction"])
-        noise = 10 * torch.finfo(value.dtype).eps * value.abs()
-        taken = value >= state["value"] + SUFFICIENT * state["length"] * slope - noise
-        taken = taken & torch.isfinite(grad).all(2)
+        taken = value >= state["value"] + SUFFICIENT * state["length"] * slope - rounding(value)
+        taken = taken & torch.isfinite(value)
         memory = self._remember(state, taken, flat, grad, t)
         point = torch.where(taken.unsqueeze(2), flat, state["point"])
         reached = torch.where(taken, value, state["value"])

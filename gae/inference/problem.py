@@ -29,12 +29,28 @@ class Problem:
         return self.family.objective(u, self.noise, lambda z: self.log_joint(z, self.k))
 
     def evaluate(self, u: Float[Tensor, "S B *U"], create_graph: bool) -> tuple[Tensor, Tensor]:
-        """The objective and its gradient in u, summed over no samples: each row is its own function."""
+        """The objective and its gradient in u, summed over no samples: each row is its own function.
+
+        A row where one of them is not finite is no part of the graph: 0 · NaN would reach every parameter.
+        """
         with torch.enable_grad():
-            u = u if u.requires_grad and create_graph else u.detach().requires_grad_()
-            value = self(u)
-            (grad,) = torch.autograd.grad(value.sum(), u, create_graph=create_graph)
-        return (value, grad) if create_graph else (value.detach(), grad)
+            leaf = u if u.requires_grad and create_graph else u.detach().requires_grad_()
+            value = self(leaf)
+            (grad,) = torch.autograd.grad(value.sum(), leaf, create_graph=create_graph)
+        if not create_graph:
+            return value.detach(), grad
+        usable = finite(value, grad).flatten()
+        if bool(usable.all()):
+            return value, grad
+        index, known = usable.nonzero().squeeze(1), (value.detach(), grad.detach())
+        if not len(index):
+            return known
+        parts = self.rows(index, value.shape).evaluate(u.flatten(0, 1)[index].unsqueeze(0), True)
+        value, grad = (
+            old.flatten(0, 1).index_copy(0, index, new.squeeze(0)).view_as(old)
+            for old, new in zip(known, parts, strict=True)
+        )
+        return value, grad
 
     def rebound(self) -> "Problem":
         """The same problem with x bound anew, under the present gradient mode."""
@@ -50,6 +66,16 @@ class Problem:
         """The tensors that a gradient can flow back to from the objective, besides u."""
         found: list[Tensor] = [p for p in self.likelihood.parameters() if p.requires_grad]
         return [*found, self.x] if self.x.requires_grad else found
+
+
+def rounding(value: Float[Tensor, "S B"]) -> Float[Tensor, "S B"]:
+    """How far rounding may move an objective, in nats: its terms are larger than a sum that happens to vanish."""
+    return 10 * torch.finfo(value.dtype).eps * (1 + value.abs())
+
+
+def widened(rows: Tensor, like: Float[Tensor, "S B *_"]) -> Tensor:
+    """One value per row (S, B) with as many trailing dimensions of size 1 as ``like`` has beyond those."""
+    return rows.reshape(*rows.shape, *[1] * (like.dim() - 2))
 
 
 def finite(*values: Float[Tensor, "S B *_"]) -> Bool[Tensor, "S B"]:

@@ -7,12 +7,13 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from gae.inference.base import Solve, Status
-from gae.inference.problem import Problem, finite
+from gae.inference.problem import Problem, finite, rounding, widened
 from gae.inference.steps import Step
 
 RUNNING = -1
 CALM_STEPS = 2  # successive steps within ``tol`` that make a row converged
 PREFIX = "state/"
+CORRECTED = "corrected"  # what a gradient mode puts in the solution's place; the best point stays to fall back on
 
 
 @dataclass(frozen=True)
@@ -86,6 +87,8 @@ class Solver:
 
     def point(self, at: Iterate) -> Float[Tensor, "S B *U"]:
         """The point that stands for the solve."""
+        if CORRECTED in at.rows:
+            return at[CORRECTED]
         return at["best"] if self.keeps_best else self.step.settled(at["u"], self.state(at))
 
     def rebound(self) -> "Solver":
@@ -118,26 +121,25 @@ class Solver:
         norm = torch.linalg.vector_norm(grad.detach().flatten(2), dim=2)
         usable = finite(plain, norm)
         better = usable & self._improves(part, plain, norm)
-        wide = better.reshape(better.shape + (1,) * (u.dim() - 2))
+        value = torch.where(usable, value, -torch.inf)
+        plain, grad = value.detach(), torch.where(widened(usable, u), grad, 0.0)
         after = dict(part)
-        after["best"] = torch.where(wide, u, part["best"])
-        after["grad_norm"] = torch.where(better, norm, part["grad_norm"]) if self.keeps_best else norm
+        after["best"] = torch.where(widened(better, u), u, part["best"])
+        after["grad_norm"] = torch.where(better if self.keeps_best else usable, norm, part["grad_norm"])
         after["value"] = plain
         after["first"] = plain if t == 0 else part["first"]
         after["evaluations"] = part["evaluations"] + self.step.evaluations * self.problem.family.evaluations
         status, after["calm"] = self._judge(part, plain, norm, better, usable, t)
         after["best_value"] = torch.where(better, torch.maximum(plain, part["best_value"]), part["best_value"])
         moved, state = self.step(problem, u, value, grad, self.state(Iterate(part)), t)
-        moves = (status == RUNNING).reshape(wide.shape)
-        after["u"] = torch.where(moves, moved, after["best"])
+        after["u"] = torch.where(widened(status == RUNNING, u), moved, after["best"])
         after["steps"] = part["steps"] + (status == RUNNING)
         after["status"] = status
         return after | {PREFIX + name: tensor for name, tensor in state.items()}
 
     def _improves(self, part: dict[str, Tensor], value: Tensor, norm: Tensor) -> Tensor:
         """A higher objective, or one that rounding cannot tell from the best and a smaller gradient."""
-        rounding = 10 * torch.finfo(value.dtype).eps * value.abs()
-        level = (value >= part["best_value"] - rounding) & (value >= part["first"]) & (norm <= part["grad_norm"])
+        level = (value >= part["best_value"] - rounding(value)) & (value >= part["first"]) & (norm <= part["grad_norm"])
         return (value > part["best_value"]) | level
 
     def _judge(
