@@ -43,6 +43,7 @@ class Ascent(Inference):
     Raises:
         ValueError: for a decoder whose layers make the objective random or couple samples (Dropout, BatchNorm in
             training mode).
+        RuntimeError: under ``torch.inference_mode()``, which rules out gradients.
 
     >>> from gae.likelihood import LinearMixture
     >>> from gae.inference import ClosedForm
@@ -72,6 +73,10 @@ class Ascent(Inference):
         self.trace = trace
 
     def infer(self, likelihood: Likelihood, x: Num[Tensor, "B *X"], k: Int[Tensor, "S _"] | None = None) -> Code:
+        if torch.is_inference_mode_enabled():
+            raise RuntimeError(
+                "`Ascent` needs gradients, which `torch.inference_mode()` rules out. Use `torch.no_grad()`."
+            )
         _refuse_coupling(likelihood)
         first = self.init.infer(likelihood, x, k)
         k = first.k if k is None else k
