@@ -37,12 +37,13 @@ def main() -> None:
     app()
 
 
-def _version(asked: bool) -> None:
+def _version(asked: bool) -> bool:
     if asked:
         from gae import __version__
 
         typer.echo(f"gae {__version__}")
         raise typer.Exit
+    return asked
 
 
 @app.callback()

@@ -72,7 +72,7 @@ def compare(
     decoder, encoder = initial(configuration, data.train)
     decoder.check(data.epoch(0, seed))
     decoder.check(data.test)
-    with _one_thread():
+    with _one_thread(), torch.random.fork_rng(devices=[]):
         run = Run(Path(out), configuration, data, resume, progress)
         results = _results(run, decoder, encoder)
     run.say("report")
@@ -173,9 +173,10 @@ class Run:
 
     def baseline(self, name: str) -> Autoencoder:
         """A closed-form baseline; unless it learns its noise scale, that becomes the RMS of the training residual."""
-        model = BASELINES[name](self.data.event_shape, self.configuration)
         self.say(f"fit {name}")
         start = time.perf_counter()
+        torch.manual_seed(self.configuration.seed)
+        model = BASELINES[name](self.data.event_shape, self.configuration)
         fit(model, self.data, epochs=self.configuration.baseline_epochs, seed=self.configuration.seed, progress=False)
         likelihood = model.likelihood
         assert isinstance(likelihood, LinearMixture)

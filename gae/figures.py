@@ -18,6 +18,7 @@ LINES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000
 DASHES = ("-", "--", "-.", ":", "-", "--", "-.")
 LABELS = ("#332288", "#CC6677", "#117733", "#999933", "#88CCEE", "#882255", "#44AA99", "#AA4499", "#DDAA33", "#555555")
 INK = "#222222"
+TILE, GAP = 112, 6  # pixels of a mosaic: a multiple of 8 and of 28, the sides of the usual digits
 STYLE: Any = {
     "font.size": 10,
     "axes.edgecolor": "#888888",
@@ -69,7 +70,7 @@ def save(plate: Plate, path: Any) -> None:
 
 def training_curves(results: dict[str, Any]) -> Plate:
     """Loss against epoch, one line per decoder."""
-    figure = _figure(8, 3.8)
+    figure = _figure(8.0, 3.8)
     axes = figure.subplots()
     for i, (name, decoder) in enumerate(results["decoders"].items()):
         loss = decoder["curve"]
@@ -88,7 +89,7 @@ def training_curves(results: dict[str, Any]) -> Plate:
 def bounds(results: dict[str, Any]) -> Plate:
     """Joint log density and ELBO against decoder evaluations, on one decoder."""
     found = results["bounds"]
-    figure = _figure(9.4, 4.4)
+    figure = _figure(9.4, 5.2)
     panels = figure.subplots(1, 2)
     titles = {
         "joint": "MAP ascent: joint log density (no bound)",
@@ -97,17 +98,16 @@ def bounds(results: dict[str, Any]) -> Plate:
     for axes, (quantity, title) in zip(panels, titles.items(), strict=True):
         for i, curve in enumerate(found["curves"]):
             if curve["quantity"] == quantity:
-                style = {"color": LINES[i], "marker": "os^vD"[i % 5], "ms": 4.5, "label": curve["label"]}
-                axes.errorbar(
-                    curve["evaluations"], curve["mean"], curve["se"], ls=DASHES[i], capsize=2, lw=1.6, **style
-                )
+                point = {"marker": "*", "ms": 13, "zorder": 4} if len(curve["mean"]) == 1 else {"marker": "o", "ms": 4}
+                style = {"color": LINES[i], "ls": DASHES[i], "capsize": 2, "lw": 1.6, "label": curve["label"], **point}
+                axes.errorbar(curve["evaluations"], curve["mean"], curve["se"], **style)
         axes.set(title=title, xlabel="decoder evaluations per sample", ylabel="nats per sample")
         _evaluation_axis(axes, max(max(c["evaluations"]) for c in found["curves"] if c["quantity"] == quantity))
     if found["log_p"]["mean"] is not None:
         panels[1].axhline(found["log_p"]["mean"], color=INK, lw=1, label="log p̂(x), importance sampling")
     for axes in panels:
         _zoom(axes)
-        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.17), ncols=2, fontsize=9)
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.15))
     caption = (
         f"Mean over the first {found['samples']} test samples, in nats, ± standard error (mostly the spread of the "
         f"samples, which all points share), on the decoder trained by {found['decoder']}; {found['encoder']}. Left: "
@@ -189,10 +189,10 @@ def _scatter(axes: "Axes", cloud: np.ndarray, labels: np.ndarray | None) -> None
         axes.scatter(points[:, 0], points[:, 1], s=30, color=color, marker=f"${int(label)}$", linewidths=0.2)
 
 
-def _figure(width: float, height: float) -> "Figure":
+def _figure(width: float, height: float, layout: str = "constrained") -> "Figure":
     from matplotlib.figure import Figure
 
-    return Figure(figsize=(width, height), layout="constrained")
+    return Figure(figsize=(width, height), layout=layout)  # type: ignore[arg-type]
 
 
 def _under(pictures: Pictures, kind: str) -> Pictures:
@@ -210,35 +210,38 @@ def sheet(images: np.ndarray, value_range: Sequence[float], path: Any, across: i
 
     rows = {" " * (i + 1): images[i : i + across] for i in range(0, len(images), across)}
     with rc_context(STYLE):
-        _grid(rows, value_range, margin=0).savefig(path, format="png", metadata={"Software": None})
+        _grid(rows, value_range).savefig(path, format="png", metadata={"Software": None})
 
 
-def _grid(rows: Pictures, value_range: Sequence[float], margin: float = 1.6) -> "Figure":
-    """Rows of images with their names at the left; vectors are drawn as strips."""
-    low, high = value_range
-    across = max(len(images) for images in rows.values())
-    size = 0.62
-    pads: Any = {"w_pad": 0.02, "h_pad": 0.03, "wspace": 0.0, "hspace": 0.0}
-    figure = _figure(margin + size * across, 0.1 + (size + 0.04) * len(rows))
-    panels = figure.subplots(len(rows), across, squeeze=False)
-    figure.set_layout_engine("constrained", **pads)
-    for line, (name, images) in zip(panels, rows.items(), strict=True):
-        for axes, image in zip(line, images, strict=False):
-            axes.imshow(_image(image, low, high), cmap="gray", vmin=0, vmax=1, interpolation="nearest", aspect="auto")
-        for axes in line:
-            axes.set(xticks=[], yticks=[])
-            axes.grid(False)
-            axes.spines[:].set_visible(False)
-        line[0].set_ylabel(name.rstrip() if not name.endswith(" ") else "", rotation=0, ha="right", va="center")
+def _grid(rows: Pictures, value_range: Sequence[float]) -> "Figure":
+    """Rows of images, drawn as one, with their names at the left; a name that ends in a space is not shown."""
+    tiles = [[_tile(image, *value_range) for image in images] for images in rows.values()]
+    side, across = tiles[0][0].shape[0], max(map(len, tiles))
+    step = side + GAP
+    mosaic = np.ones((step * len(tiles) - GAP, step * across - GAP, *tiles[0][0].shape[2:]))
+    for i, line in enumerate(tiles):
+        for j, tile in enumerate(line):
+            mosaic[i * step : i * step + side, j * step : j * step + side] = tile
+    named = {i * step + side / 2: name for i, name in enumerate(rows) if not name.endswith(" ")}
+    margin, width, height = 1.4 if named else 0.0, 0.64 * across, 0.64 * len(rows)
+    figure = _figure(margin + width, height, layout="none")
+    axes = figure.add_axes((margin / (margin + width), 0.0, width / (margin + width), 1.0))
+    axes.imshow(mosaic, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+    axes.set(xticks=[], yticks=list(named), yticklabels=list(named.values()))
+    axes.tick_params(length=0)
+    axes.grid(False)
+    axes.spines[:].set_visible(False)
     return figure
 
 
-def _image(x: np.ndarray, low: float, high: float) -> np.ndarray:
-    """An observation as an image with values in [0, 1]: (H, W) or (H, W, 3); a vector becomes one row."""
+def _tile(x: np.ndarray, low: float, high: float) -> np.ndarray:
+    """An observation as a square of pixels with values in [0, 1], grey or RGB; a vector becomes vertical bars."""
     x = np.clip((x - low) / max(high - low, 1e-12), 0, 1)
-    if x.ndim == 3 and x.shape[0] in (1, 3):
-        return x[0] if x.shape[0] == 1 else np.moveaxis(x, 0, -1)
-    return x.reshape(1, -1)
+    if x.ndim != 3 or x.shape[0] not in (1, 3):
+        x = x.reshape(1, 1, -1)
+    index = [(np.arange(TILE) * side) // TILE for side in x.shape[1:]]
+    tile = x[:, index[0]][:, :, index[1]]
+    return tile[0] if len(tile) == 1 else np.moveaxis(tile, 0, -1)
 
 
 def _evaluation_axis(axes: "Axes", highest: float) -> None:

@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
 from gae.autoencoder import Autoencoder
 from gae.data import Dataset
@@ -25,25 +26,27 @@ def pictures(
     ``codes/…`` (M, 2) are the first two principal components of the first 1000 test codes, ``explained/…`` their
     share of the variance, and ``labels`` (M,) their labels, if there are any.
     """
-    x = data.test[:IMAGES]
+    x = data.test[:CODES]
     pairs = min(PAIRS, len(x) // 2)
-    found = {"originals": x}
+    found = {"originals": x[:IMAGES]}
+    along = torch.linspace(0, 1, STEPS)[:, None, None]
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(configuration.seed)
-        latent = torch.randn(DRAWS, configuration.latent)
+        drawn = torch.randn(DRAWS, configuration.latent)
         for name, model in {**models, **baselines}.items():
-            found[f"reconstruction/{name}"] = model.reconstruct(x)
-        for name, model in models.items():
-            found[f"interpolation/{name}"] = model.interpolate(x[:pairs], x[pairs : 2 * pairs], STEPS)
-            found[f"sample/{name}"] = model.decode(latent).mean
-            points = encode(model, data.test[:CODES], configuration.effort)
-            found[f"codes/{name}"], found[f"explained/{name}"] = _plane(points.z.flatten(1))
+            points = encode(model, x, configuration.effort)
+            found[f"reconstruction/{name}"] = points.mean[:IMAGES]
+            if name in models:
+                line = torch.lerp(points.z[:pairs], points.z[pairs : 2 * pairs], along)
+                found[f"interpolation/{name}"] = model.decode(line).mean
+                found[f"sample/{name}"] = model.decode(drawn).mean
+                found[f"codes/{name}"], found[f"explained/{name}"] = _plane(points.z)
     if data.test_labels is not None:
         found["labels"] = data.test_labels[:CODES]
     return {name: value.numpy() for name, value in found.items()}
 
 
-def _plane(codes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def _plane(codes: Tensor) -> tuple[Tensor, Tensor]:
     """The first two principal components (the second is 0 for codes of width 1), and their share of the variance."""
     centred = codes - codes.mean(0)
     _, values, directions = torch.linalg.svd(centred, full_matrices=False)

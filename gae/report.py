@@ -97,8 +97,8 @@ def _groups(results: dict[str, Any]) -> Iterator[tuple[str, str, list[dict[str, 
 
 def _baselines(configuration: dict[str, Any]) -> str:
     return (
-        f"Baselines; codes of the same width ({configuration['latent']}): k-means with as many points as a one-hot code, "
-        f"LLGAE with one of {configuration['components']} charts besides"
+        f"Baselines; codes of the same width ({configuration['latent']}): k-means with as many points as a one-hot "
+        f"code, LLGAE with one of {configuration['components']} charts besides"
     )
 
 
@@ -147,12 +147,12 @@ def _models(results: dict[str, Any], cells: Cells) -> Iterator[str]:
         rank = [(sign * cell[key]["mean"], cell["engine"] != cell["decoder"], i) for i, cell in enumerate(known)]
         return known[min(rank)[2]] if known else None
 
-    if cell := best("log_p", -1):
+    if cell := best("log_p", -1.0):
         yield (
             f"Highest estimated log p(x): {_nats(cell['log_p']['mean'])} nats per test sample, by the decoder trained "
             f"by {cell['decoder']} (from the codes of {cell['engine']})."
         )
-    if cell := best("squared_error", 1):
+    if cell := best("squared_error", 1.0):
         floor, baseline = min((c["squared_error"]["mean"], c["decoder"]) for c in results["baselines"])
         yield (
             f"Lowest squared error per pixel: {1e3 * cell['squared_error']['mean']:.2f} × 10⁻³, by {cell['engine']} on "

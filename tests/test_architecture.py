@@ -44,7 +44,6 @@ ORDER = [
     "gae.fit.run",
     "gae.fit.train",
     "gae.fit",
-    "gae.gap",
     "gae.systems",
     "gae.options",
     "gae.measure",

@@ -11,13 +11,13 @@ import numpy as np
 import pyro
 import pytest
 import torch
-from cases import BRIDGES, LIKELIHOODS, OBJECTIVE_PAIRS, PAIRS, LikelihoodCase, Pair, real, seed
+from cases import BRIDGES, LIKELIHOODS, OBJECTIVE_PAIRS, PAIRS, LikelihoodCase, Pair, classes, real, seed, unit
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from gae import Autoencoder
 from gae.inference import Argmax, ClosedForm, Encoding, Inference, Status, Zeros
-from gae.likelihood import ClosedFormLearning, FlatDistribution, Likelihood
+from gae.likelihood import ClosedFormLearning, ExactPosterior, FlatDistribution, Likelihood
 
 BATCH = 5
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
@@ -106,7 +106,7 @@ def test_encoding_is_complete(case: Pair) -> None:
     assert encoding.prior.batch_shape == () and encoding.prior.event_shape == z
     assert encoding.point.shape == (BATCH, *z)
     assert f"S={samples}, B={BATCH}" in encoding.summary()
-    assert model.reconstruct(x).shape == x.shape
+    assert model.reconstruct(x).shape == x.shape and model.reconstruct(x).isfinite().all()
     assert model.decode(encoding.z, encoding.k).batch_shape == (samples, BATCH)
     assert (encoding.log_q is not None) == (encoding.q is not None) == case.density
     assert_density(encoding)
@@ -345,6 +345,18 @@ def test_given_is_log_joint(case: LikelihoodCase) -> None:
 
 
 @every_likelihood
+@pytest.mark.parametrize("samples", [None, 4])
+def test_the_exact_posterior_leaves_no_gap(case: LikelihoodCase, samples: int | None) -> None:
+    likelihood, x = built(case)
+    flat = isinstance(likelihood.prior, FlatDistribution)
+    if isinstance(likelihood, ExactPosterior) and not flat:
+        encoding = ClosedForm(samples)(likelihood, x)
+        evidence = likelihood.log_evidence(x).expand(samples or 1, BATCH)
+        assert encoding.log_q is not None
+        torch.testing.assert_close(encoding.log_joint - encoding.log_q, evidence, rtol=1e-10, atol=1e-10)
+
+
+@every_likelihood
 @pytest.mark.parametrize("lead", [(), (1,), (2,), (2, 3)])
 def test_decoding_keeps_leading_dimensions(case: LikelihoodCase, lead: tuple[int, ...]) -> None:
     likelihood, x = built(case)
@@ -357,10 +369,16 @@ def test_decoding_keeps_leading_dimensions(case: LikelihoodCase, lead: tuple[int
 
 
 @every_likelihood
-def test_samples_pass_the_check(case: LikelihoodCase) -> None:
+def test_samples_and_reconstructions_can_be_encoded(case: LikelihoodCase) -> None:
     likelihood, x = built(case)
+    model = Autoencoder(likelihood, Zeros())
     likelihood.check(x)
-    likelihood.check(likelihood(codes_of(likelihood, 1, BATCH)[0]).sample().double())
+    if not isinstance(likelihood.prior, FlatDistribution):
+        drawn = model.sample(4)
+        assert drawn.shape == (4, *likelihood.event_shape)
+        likelihood.check(drawn)
+    if case.data in (real, unit, classes):  # the mean of counts is no count
+        likelihood.check(model.reconstruct(x))
 
 
 @every_likelihood
