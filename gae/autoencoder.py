@@ -62,14 +62,15 @@ class Autoencoder(nn.Module):
         return self.likelihood(z, k)
 
     def reconstruct(self, x: Num[Tensor, "B *X"]) -> Float[Tensor, "B *X"]:
-        """The decoder's mean at ``encode(x).point``."""
+        """The decoder's mean (for classes: the most probable ones) at ``encode(x).point``."""
         encoding = self.encode(x)
-        return self.decode(encoding.point, encoding.component).mean
+        return self.likelihood.point(self.decode(encoding.point, encoding.component))
 
     @torch.no_grad()
     def sample(self, n: int) -> Float[Tensor, "n *X"]:
         """n draws x ~ q_r(x|z), z ~ q_w(z). Raises NotImplementedError under a flat prior."""
-        return self.decode(self.likelihood.prior.sample(torch.Size((n,)))).sample()
+        z = self.likelihood.prior.sample(torch.Size((n,)))
+        return self.decode(z).sample().to(z.dtype)
 
     @torch.no_grad()
     def interpolate(
@@ -87,7 +88,7 @@ class Autoencoder(nn.Module):
         a, b = self.encode(start).point, self.encode(end).point
         weights = torch.linspace(0, 1, steps, dtype=a.dtype, device=a.device).reshape(-1, *[1] * a.dim())
         path = _arc(a, b, weights) if spherical else torch.lerp(a, b, weights)
-        return self.decode(path).mean
+        return self.likelihood.point(self.decode(path))
 
     def log_evidence(self, x: Num[Tensor, "B *X"], samples: int = 500) -> Evidence:
         """log p(x) in nats: exact where the likelihood knows it, else by importance sampling.

@@ -8,7 +8,7 @@ from jaxtyping import Float, Num
 from torch import Tensor
 from torch.distributions import Distribution, MultivariateNormal
 
-from gae.likelihood import Likelihood
+from gae.likelihood import FlatDistribution, Likelihood
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,9 @@ def importance_sampling(
         samples: S, rounded up to a multiple of R.
         chunk: draws held in memory at once.
 
+    Raises:
+        ValueError: for fewer than two samples, or under a flat prior, where no density p(x) exists.
+
     >>> from gae.inference import ClosedForm
     >>> from gae.likelihood import LinearMixture
     >>> model, x = LinearMixture(1, 2, (5,)), torch.randn(3, 5)
@@ -41,6 +44,10 @@ def importance_sampling(
     >>> bool((exact.log_p - model.log_evidence(x)).abs().max() < 1e-4)  # the exact posterior has no variance
     True
     """
+    if samples < 2:
+        raise ValueError(f"samples must be at least 2, for a standard error, got {samples}.")
+    if isinstance(likelihood.prior, FlatDistribution):
+        raise ValueError("log p(x) does not exist under a flat prior. Use a proper prior such as `StandardNormal`.")
     rows = 1 if len(proposal.batch_shape) == 1 else proposal.batch_shape[0]
     log_weights = []
     draws, step = math.ceil(samples / rows), max(chunk // rows, 1)

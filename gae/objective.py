@@ -40,11 +40,17 @@ def elbo(encoding: Encoding, beta: float = 1.0, analytic: bool = False) -> Float
         analytic: the KL in closed form, by ``torch.distributions.kl_divergence``; otherwise from the same draws.
 
     Raises:
-        ValueError: for an engine without a density q(z|x), or without a closed-form KL when that is asked for.
+        ValueError: for an engine without a density q(z|x), or without a closed-form KL when that is asked for; for
+            codes of a mixture unless beta = 1.
     """
     log_q = _density(encoding, "elbo")
     if not analytic and beta == 1.0:
         return (encoding.log_joint - log_q).mean(0)
+    if encoding.k is not None:
+        raise ValueError(
+            "The KL over (k, z) of a mixture has no closed form and no weight of its own here. "
+            "Use `analytic=False` and `beta=1`."
+        )
     log_likelihood = (encoding.log_joint - encoding.log_prior).mean(0)
     kl = _analytic_kl(encoding) if analytic else (log_q - encoding.log_prior).mean(0)
     return log_likelihood - beta * kl
@@ -109,8 +115,6 @@ def _density(encoding: Encoding, name: str) -> Tensor:
 
 
 def _analytic_kl(encoding: Encoding) -> Tensor:
-    if encoding.k is not None:
-        raise ValueError("A mixture's KL over (k, z) has no closed form here. Use `analytic=False`.")
     assert encoding.q is not None
     try:
         kl = kl_divergence(encoding.q, encoding.prior)

@@ -59,9 +59,9 @@ class Amortized(Inference):
                 with pyro.plate("gae_samples", self.samples, dim=-2):
                     found = self.guide(x)
         if site.q is not None:
-            code = self._drawn(site.q, site.z)
+            code = self._drawn(site.q, site.z, likelihood)
         elif isinstance(found, Distribution):
-            code = self._drawn(found, self._sample(found))
+            code = self._drawn(found, self._sample(found), likelihood)
         elif isinstance(found, Tensor):
             code = self._deterministic(found)
         else:
@@ -75,9 +75,14 @@ class Amortized(Inference):
     def _sample(self, q: Distribution) -> Tensor:
         return q.rsample(torch.Size((self.samples,))) if q.has_rsample else q.sample()
 
-    def _drawn(self, q: Distribution, z: Tensor) -> Code:
+    def _drawn(self, q: Distribution, z: Tensor, likelihood: Likelihood) -> Code:
         if not q.has_rsample:
             raise ValueError(f"q(z|x) must have reparameterised samples, and {type(q).__name__} has none.")
+        if len(q.event_shape) != len(likelihood.latent_shape):
+            raise ValueError(
+                f"q(z|x) has batch shape {tuple(q.batch_shape)} and event shape {tuple(q.event_shape)}, needed one "
+                "density per sample. Declare the code dimensions as event, with `.to_event(n)` or `Independent(q, n)`."
+            )
         log_q = q.log_prob(z)
         if log_q.dim() == 1:
             z, log_q = z.unsqueeze(0), log_q.unsqueeze(0)
@@ -131,11 +136,6 @@ def _fits(code: Code, likelihood: Likelihood, batch: int) -> None:
         raise ValueError(
             f"The guide's codes have shape {tuple(code.z.shape[1:])}, but the likelihood needs {wanted}. "
             "Check the encoder's output width."
-        )
-    if code.log_q is not None and code.log_q.shape != code.z.shape[:2]:
-        raise ValueError(
-            f"q(z|x) has batch shape {tuple(code.log_q.shape)}, needed one density per sample. "
-            "Declare the code dimensions as event, with `.to_event(n)` or `Independent(q, n)`."
         )
 
 

@@ -44,6 +44,7 @@ class Ascent(Inference):
     Raises:
         ValueError: for a decoder whose layers make the objective random or couple samples (Dropout, BatchNorm in
             training mode).
+        RuntimeError: under ``torch.inference_mode()``, which rules out gradients.
 
     >>> from gae.likelihood import LinearMixture
     >>> from gae.inference import ClosedForm
@@ -79,6 +80,10 @@ class Ascent(Inference):
         self._warned = False
 
     def infer(self, likelihood: Likelihood, x: Num[Tensor, "B *X"], k: Int[Tensor, "S _"] | None = None) -> Code:
+        if torch.is_inference_mode_enabled():
+            raise RuntimeError(
+                "`Ascent` needs gradients, which `torch.inference_mode()` rules out. Use `torch.no_grad()`."
+            )
         self._refuse_or_warn(likelihood)
         starts = [self.init.infer(likelihood, x, k) for _ in range(self.restarts)]
         k = starts[0].k if k is None else k
@@ -99,7 +104,9 @@ class Ascent(Inference):
             best = runs.argmax(0)
             code, score, lost = self._scored(problem, k, *(_pick(point, best) for point in points))
             solve = solver.account(last, last["value"]).choose(best, runs)
-        solve = replace(solve, status=torch.where(lost, Status.nonfinite, solve.status))
+        warm = sum((start.solve.evaluations for start in starts if start.solve is not None), torch.zeros_like(solve.steps))
+        status = torch.where(lost, Status.nonfinite, solve.status)
+        solve = replace(solve, status=status, evaluations=solve.evaluations + warm)
         return replace(code, k=None if k is None else k.expand(score.shape), solve=solve, score=score)
 
     def _scored(self, problem: Problem, k: Tensor | None, u: Tensor, fallback: Tensor) -> tuple[Code, Tensor, Tensor]:

@@ -59,6 +59,10 @@ class Likelihood(nn.Module, ABC):
         A discrete code k (broadcastable to L) picks a component; without it, components are summed out.
         """
 
+    def point(self, decoded: Distribution) -> Float[Tensor, "..."]:
+        """The observation that stands for a decoded q_r(x|z): its mean, (*L, *X)."""
+        return decoded.mean
+
     def log_joint(
         self, x: Num[Tensor, "B *X"], z: Float[Tensor, "S B *Z"], k: Int[Tensor, "S _"] | None = None
     ) -> Float[Tensor, "S B"]:

@@ -199,6 +199,10 @@ class Categorical(Head):
     def distribution(self, output: Float[Tensor, "..."]) -> Distribution:
         return dist.Categorical(logits=output, validate_args=False)
 
+    def point(self, decoded: Distribution) -> Float[Tensor, "..."]:
+        """The most probable classes, (*L, *X): labels have no mean."""
+        return decoded.mode.to(_like(self.decoder).dtype)
+
     @property
     def support(self) -> constraints.Constraint:  # type: ignore[override]
         return constraints.integer_interval(0, self.classes - 1)

@@ -1,0 +1,292 @@
+"""The ``gae`` command. What is heavy is imported where it is used, so that help comes at once."""
+
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from gae.terminal import comparison, console, echo_json, plain, print_results, reported, table
+
+if TYPE_CHECKING:
+    import torch
+
+    from gae.autoencoder import Autoencoder
+    from gae.data import Dataset
+
+app = typer.Typer(
+    help="Autoencoders without an encoder: a decoder and a prior are the model, encoding is inference.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+DataName = Annotated[
+    str, typer.Argument(metavar="DATA", help="digits, mnist, fashion-mnist, swiss-roll, …, or a path.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+Binarize = Annotated[str, typer.Option(help="none, threshold or dynamic.")]
+Seed = Annotated[int, typer.Option(help="Of weights, data order and noise.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Continue the run in the output folder.")]
+CheckpointPath = Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="A run's folder, or one checkpoint in it.")]
+
+
+def main() -> None:
+    """The console script."""
+    app()
+
+
+def _version(asked: bool) -> bool:
+    if asked:
+        from gae import __version__
+
+        typer.echo(f"gae {__version__}")
+        raise typer.Exit
+    return asked
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+@reported
+def systems(as_json: AsJson = False) -> None:
+    """The table of systems: likelihood × prior × inference × objective × source, and their options."""
+    from gae.options import defaults
+    from gae.systems import SYSTEMS
+
+    columns = ("likelihood", "prior", "inference", "objective", "source")
+    rows = [{"system": name, **{c: getattr(row, c) for c in columns}} for name, row in SYSTEMS.items()]
+    if as_json:
+        echo_json([{**row, "options": defaults(row["system"])} for row in rows])
+        return
+    shown = table("system", *columns, "options")
+    for row in rows:
+        options = ", ".join(f"{name}={plain(value)}" for name, value in defaults(row["system"]).items())
+        shown.add_row(*row.values(), options)
+    console().print(shown)
+
+
+@app.command()
+@reported
+def fit(
+    system: Annotated[str, typer.Argument(help="A name from `gae systems`.")],
+    data: DataName,
+    option: Annotated[
+        list[str] | None, typer.Option("--option", metavar="KEY=VALUE", help="Of the system; repeatable.")
+    ] = None,
+    epochs: Annotated[int, typer.Option(help="At most.")] = 30,
+    batch_size: Annotated[int | None, typer.Option(help="128 unless given.")] = None,
+    lr: Annotated[
+        float | None, typer.Option(help="Of Adam, 1e-3 unless given. Asking for one turns closed forms off.")
+    ] = None,
+    seed: Seed = 0,
+    out: Annotated[Path | None, typer.Option(help="Folder for checkpoints [default: runs/SYSTEM-DATA].")] = None,
+    resume: Resume = False,
+    binarize: Binarize = "none",
+    validation: Annotated[float | None, typer.Option(help="Fraction of the training data to hold out.")] = None,
+    patience: Annotated[
+        int | None, typer.Option(help="Stop after so many epochs without a lower validation loss.")
+    ] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress bar.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Train a system on data; print its test results; keep checkpoints that `encode` and `sample` read."""
+    import torch
+
+    from gae.fit import fit as train
+    from gae.options import parse
+    from gae.systems import build
+
+    options = parse(system, option or [])
+    dataset = _load(data, binarize)
+    folder = out or Path("runs") / f"{system}-{dataset.name}"
+    torch.manual_seed(seed)
+    model = build(system, dataset.event_shape, **options)
+    history = train(
+        model,
+        dataset,
+        epochs=epochs,
+        batch_size=batch_size,
+        optimizer=None if lr is None else partial(torch.optim.Adam, lr=lr),
+        validation=validation,
+        patience=patience,
+        seed=seed,
+        out=folder,
+        resume=resume,
+        progress=not quiet,
+        describe={
+            "system": system,
+            "options": options,
+            "event_shape": tuple(dataset.event_shape),
+            "value_range": dataset.value_range,
+            "data": dataset.name,
+            "data_hash": dataset.hash,
+        },
+    )
+    last = history.rows[-1]
+    results = {
+        "system": system,
+        "options": options,
+        "data": dataset.name,
+        "data hash": dataset.hash,
+        "epochs": len(history.rows),
+        "training loss (nats)": last.train_loss,
+        "validation loss (nats)": last.validation_loss,
+        **_test_results(model, dataset, seed),
+        "checkpoint": str(folder),
+    }
+    print_results(results, as_json)
+
+
+@app.command()
+@reported
+def encode(
+    checkpoint: CheckpointPath,
+    data: DataName,
+    output: Annotated[Path, typer.Option("--output", "-o", help="An .npz file.")] = Path("codes.npz"),
+    split: Annotated[str, typer.Option(help="train, test or all.")] = "test",
+    binarize: Binarize = "none",
+    seed: Seed = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Write codes of data: z, k, log_joint and log_q (nats, at the code), labels, and how each solve ended."""
+    import torch
+
+    from gae.measure import codes
+
+    _suffix(output, ".npz")
+    model, _ = _read(checkpoint)
+    x, labels = _split(_load(data, binarize), split)
+    torch.manual_seed(seed)
+    found = {**codes(model, x), **({} if labels is None else {"labels": labels.numpy()})}
+    _save_arrays(output, found)
+    results = {f"{name} {array.shape}": str(array.dtype) for name, array in found.items()}
+    print_results({"file": str(output), "mean log_joint (nats)": float(found["log_joint"].mean()), **results}, as_json)
+
+
+@app.command()
+@reported
+def sample(
+    checkpoint: CheckpointPath,
+    n: Annotated[int, typer.Option("-n", min=1, help="How many.")] = 64,
+    output: Annotated[Path, typer.Option("--output", "-o", help="A .png or .npz file.")] = Path("samples.png"),
+    mean: Annotated[
+        bool, typer.Option("--mean", help="The decoder's mean at each code, without observation noise.")
+    ] = False,
+    seed: Seed = 0,
+) -> None:
+    """Draw from the model: z from the prior, x from the decoder."""
+    import torch
+
+    _suffix(output, ".png", ".npz")
+    model, description = _read(checkpoint)
+    torch.manual_seed(seed)
+    with torch.no_grad():
+        z = model.likelihood.prior.sample(torch.Size((n,)))
+        drawn = model.decode(z).mean if mean else model.decode(z).sample()
+    if output.suffix == ".npz":
+        _save_arrays(output, {"x": drawn.numpy(), "z": z.numpy()})
+    else:
+        from gae.figures import sheet
+
+        output.parent.mkdir(parents=True, exist_ok=True)
+        sheet(drawn.numpy(), description.get("value_range", (0.0, 1.0)), output)
+    typer.echo(f"{n} samples: {output}")
+
+
+@app.command()
+@reported
+def compare(
+    data: DataName,
+    engines: Annotated[str | None, typer.Option(help="Names separated by commas [default: all].")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Chosen by the size of the data unless given.")] = None,
+    seed: Seed = 0,
+    latent: Annotated[int, typer.Option(help="Width of the code.")] = 8,
+    head: Annotated[str, typer.Option(help="The decoder's distribution.")] = "gaussian",
+    binarize: Binarize = "none",
+    quick: Annotated[bool, typer.Option("--quick", help="Fewer epochs and samples.")] = False,
+    out: Annotated[Path | None, typer.Option(help="A new folder [default: runs/compare-DATA].")] = None,
+    resume: Resume = False,
+    as_json: AsJson = False,
+) -> None:
+    """Train one decoder by several engines, encode with every engine on each, and report in nats, beside baselines."""
+    from gae.compare import compare as run
+    from gae.engines import ENGINES
+
+    dataset = _load(data, binarize)
+    folder = out or Path("runs") / f"compare-{dataset.name}"
+    names = list(ENGINES) if engines is None else [name.strip() for name in engines.split(",")]
+    results = run(
+        dataset, folder, engines=names, epochs=epochs, latent=latent, head=head, seed=seed, quick=quick, resume=resume
+    )
+    if as_json:
+        echo_json(results)
+        return
+    console().print(comparison(results))
+    typer.echo(f"Report: {folder / 'report.html'}")
+
+
+def _load(name: str, binarize: str) -> "Dataset":
+    from gae.data import load
+
+    return load(name, binarize=binarize)
+
+
+def _read(path: Path) -> "tuple[Autoencoder, dict[str, Any]]":
+    """The autoencoder of a checkpoint that `gae fit` or `gae compare` wrote, and what they noted down."""
+    from gae import checkpoint, engines, fit, systems
+
+    state = checkpoint.load(path).state
+    noted = state.get("describe") if isinstance(state, dict) else None
+    if not isinstance(noted, dict) or not {"system", "comparison"} & noted.keys():
+        raise ValueError(f"{path} does not say which system it holds. Only `gae fit` and `gae compare` note that down.")
+    if "comparison" in noted:
+        model = engines.rebuild(noted)
+    else:
+        model = systems.build(noted["system"], noted["event_shape"], **noted["options"])
+    fit.restore(model, path)
+    return model, noted
+
+
+def _split(data: "Dataset", split: str) -> "tuple[torch.Tensor, torch.Tensor | None]":
+    import torch
+
+    train, test = (data.epoch(0), data.train_labels), (data.test, data.test_labels)
+    if split in ("train", "test"):
+        return train if split == "train" else test
+    if split != "all":
+        raise ValueError(f"Unknown split {split!r}. Choose train, test or all (training samples first).")
+    x = torch.cat([train[0], test[0]])
+    return x, None if train[1] is None or test[1] is None else torch.cat([train[1], test[1]])
+
+
+def _test_results(model: "Autoencoder", data: "Dataset", seed: int) -> dict[str, Any]:
+    import torch
+
+    from gae.measure import Effort, encode, mean_and_error
+
+    torch.manual_seed(seed)
+    with torch.no_grad():
+        loss = sum(float(model(batch)) * len(batch) for batch in data.test.split(1000)) / len(data.test)
+        error = (encode(model, data.test, Effort()).mean - data.test).square().flatten(1).mean(1)
+    return {"test loss (nats)": loss, "test squared error per element": mean_and_error(error)}
+
+
+def _save_arrays(path: Path, arrays: dict[str, Any]) -> None:
+    import numpy as np
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    np.savez(path, **arrays)
+
+
+def _suffix(path: Path, *allowed: str) -> None:
+    if path.suffix not in allowed:
+        raise ValueError(f"The output must end in {' or '.join(allowed)}, got {path}.")

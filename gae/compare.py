@@ -1,0 +1,292 @@
+"""The main job: one decoder, trained and encoded by several engines, in nats, beside closed-form baselines."""
+
+import copy
+import json
+import math
+import os
+import platform
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gae.autoencoder import Autoencoder
+from gae.curves import bounds
+from gae.data import Dataset
+from gae.engines import BASELINES, ENGINES, Configuration, assemble, configure, describe, initial
+from gae.fit import fit
+from gae.likelihood import Likelihood, LinearMixture
+from gae.measure import Entry, cell, encode
+from gae.pictures import pictures
+from gae.report import write
+from gae.systems import NormalEncoder
+
+PACKAGES = ("gae", "torch", "pyro-ppl", "numpy", "scikit-learn")
+
+
+def compare(
+    data: Dataset,
+    out: str | os.PathLike[str],
+    *,
+    engines: Sequence[str] = tuple(ENGINES),
+    epochs: int | None = None,
+    latent: int = 8,
+    hidden: Sequence[int] = (128, 128),
+    head: str = "gaussian",
+    seed: int = 0,
+    quick: bool = False,
+    resume: bool = False,
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Trains one decoder per engine from the same initial weights, then encodes the test set with every engine on each.
+
+    Writes into ``out``: ``results.json`` (what is returned), ``report.html``, ``figures``, ``checkpoints`` and what a
+    resumed run needs. Numbers are functions of the configuration, but for times. torch's global generator is left as
+    it was. All runs on one thread of the processor.
+
+    Args:
+        data: a data set; for labels and a test split of its own see ``gae.data.load``.
+        out: a new folder, or with ``resume`` that of an interrupted comparison of the same configuration.
+        engines: names from ``gae.engines.ENGINES``.
+        epochs: of every training; chosen by the size of the data unless given.
+        latent: width of the code.
+        hidden: widths of the hidden layers of the encoder; the decoder mirrors them.
+        head: the decoder's distribution, a name from ``gae.systems.HEADS``.
+        seed: of weights, order of data and noise.
+        quick: fewer epochs and samples, for a look.
+        resume: continue what is in ``out``.
+        progress: say on standard error what happens.
+
+    Raises:
+        ValueError, TypeError: unknown names, sizes or data that do not fit, or on resume another configuration.
+        FileExistsError: ``out`` exists, without ``resume``.
+    """
+    configuration = configure(data, engines, epochs, latent, hidden, head, seed, quick)
+    decoder, encoder = initial(configuration, data.train)
+    decoder.check(data.epoch(0, seed))
+    decoder.check(data.test)
+    with _one_thread(), torch.random.fork_rng(devices=[]):
+        run = Run(Path(out), configuration, data, resume, progress)
+        results = _results(run, decoder, encoder)
+    run.say("report")
+    write(run.out)
+    return results
+
+
+def _results(run: "Run", decoder: Likelihood, encoder: NormalEncoder) -> dict[str, Any]:
+    engines = run.configuration.engines
+    baselines = {name: run.baseline(name) for name in BASELINES}
+    trained = {name: run.train(name, decoder, encoder) for name in engines}
+    results = {
+        **run.facts(),
+        "engines": {name: {"training": ENGINES[name].training, "encoding": ENGINES[name].encoding} for name in engines},
+        "decoders": {
+            name: {"encoder": found.origin, "curve": found.curve, "encoder_curve": found.encoder_curve}
+            for name, found in trained.items()
+        },
+        "cells": [run.cell(trained, name, engine) for name in engines for engine in engines],
+        "baselines": [
+            run.phase(f"encode {name}", partial(run.measured, name, model)) for name, model in baselines.items()
+        ],
+        "bounds": run.phase("bounds", partial(run.bounds, trained)),
+    }
+    run.draw({name: found.model for name, found in trained.items()}, baselines)
+    results["seconds"] = {**run.seconds, "total": sum(run.seconds.values())}
+    _write(run.out / "results.json", json.dumps(results, indent=1, allow_nan=False))
+    return results
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A decoder with its own engine, the encoder that belongs to it, and the losses (nats per sample) of the epochs."""
+
+    model: Autoencoder
+    encoder: NormalEncoder
+    origin: str
+    curve: list[float]
+    encoder_curve: list[float] | None
+
+
+class Run:
+    """The folder of one comparison. Finished phases are reread when it is resumed."""
+
+    def __init__(self, out: Path, configuration: Configuration, data: Dataset, resume: bool, progress: bool):
+        self.out, self.configuration, self.progress = out, configuration, progress
+        self.source, self.data = data, replace(data, train=data.epoch(0, configuration.seed))  # redrawn, and fixed
+        self.seconds: dict[str, float] = {}
+        _claim(out, _plain(configuration), resume)
+
+    def say(self, what: str) -> None:
+        """Announces a phase on standard error."""
+        if self.progress:
+            print(f"[gae] {what}", file=sys.stderr, flush=True)
+
+    def phase(self, name: str, compute: Callable[[], Any]) -> Any:
+        """What ``compute`` returns (JSON-able), computed once and timed."""
+        stored = self.out / "phases" / f"{name.replace(' ', '-')}.json"
+        if not stored.exists():
+            self.say(name)
+            start = time.perf_counter()
+            found = {"result": compute(), "seconds": time.perf_counter() - start}
+            _write(stored, json.dumps(found, allow_nan=False))
+        found = json.loads(stored.read_text(encoding="utf-8"))
+        self.seconds[name] = found["seconds"]
+        return found["result"]
+
+    def fit(self, name: str, engine: str, model: Autoencoder) -> list[float]:
+        """Trains by Adam, from its last checkpoint if there is one; the loss of each epoch."""
+        c = self.configuration
+        self.say(f"train {name}")
+        history = fit(
+            model,
+            self.source,
+            epochs=c.epochs,
+            batch_size=c.batch_size,
+            clip=c.clip,
+            optimizer=partial(torch.optim.Adam, lr=c.learning_rate),
+            seed=c.seed,
+            out=self.out / "checkpoints" / name.replace(" ", "-"),
+            resume=True,
+            progress=self.progress,
+            describe=describe(c, engine, self.data),
+        )
+        self.seconds[f"train {name}"] = sum(row.seconds for row in history.rows)
+        return [row.train_loss for row in history.rows]
+
+    def train(self, name: str, decoder: Likelihood, encoder: NormalEncoder) -> Trained:
+        """A copy of the decoder trained by a named engine; its encoder is fitted afterwards if that trained none."""
+        decoder, encoder = copy.deepcopy(decoder), copy.deepcopy(encoder)
+        model = assemble(self.configuration, name, decoder, encoder)
+        curve = self.fit(name, name, model)
+        if ENGINES[name].trains_encoder:
+            return Trained(model, encoder, "its encoder was trained with it", curve, None)
+        frozen = copy.deepcopy(decoder).requires_grad_(False)
+        after = self.fit(f"{name} encoder", "amortised", assemble(self.configuration, "amortised", frozen, encoder))
+        return Trained(model, encoder, "its encoder was fitted afterwards, the decoder frozen", curve, after)
+
+    def baseline(self, name: str) -> Autoencoder:
+        """A closed-form baseline; unless it learns its noise scale, that becomes the RMS of the training residual."""
+        self.say(f"fit {name}")
+        start = time.perf_counter()
+        torch.manual_seed(self.configuration.seed)
+        model = BASELINES[name](self.data.event_shape, self.configuration)
+        fit(model, self.data, epochs=self.configuration.baseline_epochs, seed=self.configuration.seed, progress=False)
+        likelihood = model.likelihood
+        assert isinstance(likelihood, LinearMixture)
+        if not likelihood.learn_scale:
+            with torch.no_grad():
+                residual = encode(model, self.data.train, self.configuration.effort).mean - self.data.train
+                likelihood.log_scale.fill_(0.5 * math.log(max(float(residual.square().mean()), 1e-12)))
+        self.seconds[f"fit {name}"] = time.perf_counter() - start
+        return model
+
+    def measured(self, decoder: str, model: Autoencoder) -> Entry:
+        """The numbers of a model with its own engine."""
+        return {"decoder": decoder, **cell(model, self.data, self.configuration.effort, self.configuration.seed)}
+
+    def cell(self, trained: dict[str, Trained], decoder: str, engine: str) -> Entry:
+        """The numbers of a named engine on the decoder that another (or the same) engine trained."""
+        found = trained[decoder]
+        model = assemble(self.configuration, engine, found.model.likelihood, found.encoder)
+        entry = self.phase(f"encode {decoder} by {engine}", lambda: self.measured(decoder, model))
+        return {"engine": engine, **entry}
+
+    def bounds(self, trained: dict[str, Trained]) -> Entry:
+        """Bounds against decoder evaluations on one decoder: a VAE's, if there is one."""
+        name = "amortised" if "amortised" in trained else next(iter(trained))
+        found = trained[name]
+        x = self.data.test[: self.configuration.bound_samples]
+        curves = bounds(found.model.likelihood, found.encoder, x, self.configuration)
+        return {"decoder": name, "encoder": found.origin, "samples": len(x), **curves}
+
+    def draw(self, models: dict[str, Autoencoder], baselines: dict[str, Autoencoder]) -> None:
+        """Writes what the figures show."""
+        import numpy as np
+
+        start, stored = time.perf_counter(), self.out / "pictures.npz"
+        if not stored.exists():
+            self.say("pictures")
+            arrays = pictures(models, baselines, self.data, self.configuration)
+            temporary = stored.with_name("unfinished.npz")
+            np.savez(temporary, **arrays)  # type: ignore[arg-type]
+            temporary.replace(stored)
+        self.seconds["pictures"] = time.perf_counter() - start
+
+    def facts(self) -> dict[str, Any]:
+        """What was compared, by what, on what."""
+        data = self.data
+        return {
+            "configuration": _plain(self.configuration),
+            "data": {
+                "name": data.name,
+                "hash": self.configuration.data_hash,
+                "train": len(data.train),
+                "test": len(data.test),
+                "event_shape": list(data.event_shape),
+                "value_range": list(data.value_range),
+                "binarization": data.binarization,
+            },
+            "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
+            "machine": {"cpu": _cpu(), "threads": torch.get_num_threads(), "system": platform.system()},
+        }
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """The operations are small and many: threads gain little, and on a busy machine they wait for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _claim(out: Path, configuration: dict[str, Any], resume: bool) -> None:
+    """Makes the folder, or checks that it holds the same comparison."""
+    stored = out / "configuration.json"
+    if out.exists() and not resume:
+        raise FileExistsError(f"{out} exists. Resume its comparison (--resume), or choose another folder (--out).")
+    if out.exists() and not stored.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise FileExistsError(f"{out} is not the folder of a comparison. Choose another (--out).")
+    if stored.exists():
+        found = json.loads(stored.read_text(encoding="utf-8"))
+        different = [key for key in configuration if found.get(key) != configuration[key]]
+        if different:
+            changes = "; ".join(f"{key} was {found.get(key)!r}, now {configuration[key]!r}" for key in different)
+            raise ValueError(f"{out} holds another comparison: {changes}. Use the same options, or another folder.")
+    (out / "phases").mkdir(parents=True, exist_ok=True)
+    _write(stored, json.dumps(configuration, indent=1))
+
+
+def _plain(configuration: Configuration) -> dict[str, Any]:
+    """As JSON gives it back."""
+    return json.loads(json.dumps(asdict(configuration)))
+
+
+def _write(path: Path, text: str) -> None:
+    """All or nothing."""
+    temporary = path.with_name(f"{path.name}.unfinished")
+    temporary.write_text(text + "\n", encoding="utf-8")
+    temporary.replace(path)
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed (run from source)"
+
+
+def _cpu() -> str:
+    information = Path("/proc/cpuinfo")
+    lines = information.read_text(encoding="utf-8").splitlines() if information.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()

@@ -1,0 +1,51 @@
+"""Bounds against decoder evaluations: what one decoder's codes gain from more steps, from several starts."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import torch
+from jaxtyping import Num
+from torch import Tensor
+
+from gae.autoencoder import Autoencoder
+from gae.engines import Configuration
+from gae.inference import Amortized, Inference
+from gae.likelihood import Likelihood
+from gae.measure import Entry, encode, log_evidence, lower_bound, mean_and_error
+from gae.systems import NormalEncoder
+
+Engines = Callable[[int], Inference]
+
+
+def bounds(decoder: Likelihood, encoder: NormalEncoder, x: Num[Tensor, "N *X"], configuration: Configuration) -> Entry:
+    """Curves of the joint log density at the code (MAP ascent) and of the ELBO (mean-field ascent), and log p(x).
+
+    Each point is a solve of its own with that many steps, from the same seed; its value is computed afresh at the code
+    or density found, in nats (mean over x and standard error). Evaluations are per sample.
+    """
+    c, warm = configuration, Amortized(encoder)
+    wanted: list[tuple[str, str, Engines, Sequence[int]]] = [
+        ("from 0", "joint", c.ascent, c.bound_steps),
+        ("from the encoder", "joint", partial(c.ascent, init=warm), c.bound_steps),
+        ("encoder alone", "elbo", lambda steps: warm, (0,)),
+    ]
+    for draws in c.bound_draws:
+        refinement = partial(c.refinement, encoder, draws=draws)
+        wanted.append((f"from the encoder, {draws} draws a step", "elbo", refinement, c.bound_steps))
+    found = []
+    for label, quantity, engines, steps in wanted:
+        points = [_point(Autoencoder(decoder, engines(count)), quantity, x, c) for count in steps]
+        columns = {key: [point[key] for point in points] for key in ("evaluations", "mean", "se")}
+        found.append({"label": label, "quantity": quantity, **columns})
+    reference = Autoencoder(decoder, c.ascent(max(c.bound_steps)))
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(c.seed)
+        return {"curves": found, "log_p": log_evidence(reference, x, c.effort)}
+
+
+def _point(model: Autoencoder, quantity: str, x: Tensor, configuration: Configuration) -> Entry:
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(configuration.seed)
+        points = encode(model, x, configuration.effort)
+        value = mean_and_error(points.joint) if quantity == "joint" else lower_bound(model, x, configuration.effort)
+    return {**value, "evaluations": float(points.evaluations.mean())}

@@ -1,0 +1,205 @@
+"""One cell of a comparison: how well an engine encodes held-out data on one decoder, in stated units."""
+
+import math
+import statistics
+import time
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Num
+from torch import Size, Tensor
+
+from gae.autoencoder import Autoencoder
+from gae.data import Dataset
+from gae.inference import Encoding, Status
+from gae.likelihood import ExactPosterior, FlatDistribution
+from gae.objective import elbo
+
+Entry = dict[str, Any]
+NO_EVIDENCE = "under a flat prior log p(x) does not exist, and neither does a bound of it"
+NO_DENSITY = "a point code has no density q(z|x), so no ELBO"
+SAMPLED_AT_ONCE = 250  # observations, of which each has many draws in memory
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How many samples each number of a cell uses.
+
+    Attributes:
+        batch_size: observations encoded at once.
+        importance_samples: S of the importance-sampled log p(x).
+        evidence_samples: log p(x) is estimated for the first so many test samples.
+        elbo_samples: draws from q per observation for the ELBO.
+        neighbour_samples: the first so many training samples are the neighbours of the classifier.
+        repeats: encodes of the test set whose median time counts.
+    """
+
+    batch_size: int = 1000
+    importance_samples: int = 500
+    evidence_samples: int = 1000
+    elbo_samples: int = 32
+    neighbour_samples: int = 10_000
+    repeats: int = 3
+
+
+@dataclass(frozen=True)
+class Points:
+    """One code per sample, decoded, and what finding it took."""
+
+    z: Float[Tensor, "N *Z"]
+    mean: Num[Tensor, "N *X"]
+    joint: Float[Tensor, " N"]  # log density at the code, nats
+    evaluations: Float[Tensor, " N"]
+    status: Counter[str]
+
+
+def mean_and_error(values: Float[Tensor, " N"]) -> Entry:
+    """The mean over samples and its standard error.
+
+    >>> mean_and_error(torch.tensor([1.0, 3.0]))
+    {'mean': 2.0, 'se': 1.0}
+    """
+    values = values.double()
+    error = float(values.std() / math.sqrt(len(values))) if len(values) > 1 else None
+    mean = float(values.mean())
+    if not math.isfinite(mean):
+        return absent(f"{int((~values.isfinite()).sum())} of {len(values)} values are not finite")
+    return {"mean": mean, "se": error}
+
+
+def absent(reason: str) -> Entry:
+    """A number that does not exist, and why."""
+    return {"mean": None, "se": None, "reason": reason}
+
+
+def cell(model: Autoencoder, data: Dataset, effort: Effort, seed: int) -> Entry:
+    """Every number of one engine on one decoder, over the test set: mean ± standard error per sample.
+
+    ``joint``, ``elbo`` and ``log_p`` are in nats, ``squared_error`` is per element of x, ``accuracy`` is that of 5
+    nearest neighbours on the codes, ``milliseconds`` and ``evaluations`` (of the decoder) are per sample. A number
+    that does not exist is null with a reason. torch's global generator is left as it was.
+    """
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(seed)
+        points = encode(model, data.test, effort)
+        values: Entry = {
+            "joint": mean_and_error(points.joint),
+            "elbo": lower_bound(model, data.test, effort),
+            "log_p": log_evidence(model, data.test[: effort.evidence_samples], effort),
+            "squared_error": mean_and_error((points.mean - data.test).square().flatten(1).mean(1)),
+            "accuracy": accuracy(model, data, points, effort),
+            "milliseconds": milliseconds(model, data.test, effort),
+            "evaluations": mean_and_error(points.evaluations),
+        }
+        return {**values, "status": dict(points.status)}
+
+
+def encode(model: Autoencoder, x: Num[Tensor, "N *X"], effort: Effort) -> Points:
+    """Codes of all x, batch by batch."""
+    parts = [_encode(model, batch) for batch in x.split(effort.batch_size)]
+    columns = zip(*((part.z, part.mean, part.joint, part.evaluations) for part in parts), strict=True)
+    z, mean, joint, evaluations = (torch.cat(column) for column in columns)
+    return Points(z, mean, joint, evaluations, sum((part.status for part in parts), Counter()))
+
+
+def _encode(model: Autoencoder, x: Tensor) -> Points:
+    encoding = model.encode(x)
+    z, k, solve = encoding.point, encoding.component, encoding.solve
+    mean = model.decode(z, k).mean
+    joint = model.likelihood.log_joint(x, z.unsqueeze(0), None if k is None else k.unsqueeze(0))[0]
+    evaluations = x.new_zeros(len(x)) if solve is None else solve.evaluations.sum(0).to(x.dtype)
+    statuses = [] if solve is None else solve.status.flatten().tolist()
+    return Points(z, mean, joint, evaluations, Counter(Status(status).name for status in statuses))
+
+
+def lower_bound(model: Autoencoder, x: Num[Tensor, "N *X"], effort: Effort) -> Entry:
+    """The ELBO of the engine's q(z|x), from fresh draws; absent for a point code and under a flat prior."""
+    if isinstance(model.likelihood.prior, FlatDistribution):
+        return absent(NO_EVIDENCE)
+    found = [_elbo(model, batch, effort.elbo_samples) for batch in x.split(SAMPLED_AT_ONCE)]
+    values = [value for value in found if value is not None]
+    return mean_and_error(torch.cat(values)) if values else absent(NO_DENSITY)
+
+
+def _elbo(model: Autoencoder, x: Tensor, samples: int) -> Tensor | None:
+    encoding = model.encode(x)
+    q = encoding.q
+    if q is None:
+        return None
+    z = q.sample(Size((samples,)))
+    log_q = q.log_prob(z).reshape(-1, len(x))
+    z = z.reshape(-1, len(x), *model.likelihood.latent_shape)
+    return elbo(Encoding(z, None, model.likelihood.log_joint(x, z), log_q, q, encoding.prior, encoding.engine))
+
+
+def log_evidence(model: Autoencoder, x: Num[Tensor, "N *X"], effort: Effort) -> Entry:
+    """log p(x): exact where it is known, else by importance sampling; absent under a flat prior.
+
+    ``sampling_se`` is the mean over x of the standard error of one sample's estimate.
+    """
+    if isinstance(model.likelihood.prior, FlatDistribution):
+        return absent(NO_EVIDENCE)
+    found = [model.log_evidence(batch, effort.importance_samples) for batch in x.split(SAMPLED_AT_ONCE)]
+    spread = torch.cat([part.standard_error for part in found])
+    method = "exact" if isinstance(model.likelihood, ExactPosterior) else "importance sampling"
+    entry = mean_and_error(torch.cat([part.log_p for part in found]))
+    return {**entry, "method": method, "sampling_se": float(spread.mean()), "samples": len(x)}
+
+
+def accuracy(model: Autoencoder, data: Dataset, points: Points, effort: Effort) -> Entry:
+    """5-nearest-neighbour accuracy of test codes among training codes, with its binomial standard error.
+
+    Codes of a mixture are compared through their decoded means: its charts share no axes.
+    """
+    if data.train_labels is None or data.test_labels is None:
+        return absent("the data have no labels")
+    from sklearn.neighbors import KNeighborsClassifier
+
+    size = effort.neighbour_samples
+    known = encode(model, data.train[:size], effort)
+    codes, queries = ((p.mean if model.likelihood.components > 1 else p.z).flatten(1).numpy() for p in (known, points))
+    classifier = KNeighborsClassifier(5).fit(codes, data.train_labels[:size].numpy())
+    rate = float(classifier.score(queries, data.test_labels.numpy()))
+    return {"mean": rate, "se": math.sqrt(rate * (1 - rate) / len(queries))}
+
+
+def milliseconds(model: Autoencoder, x: Num[Tensor, "N *X"], effort: Effort) -> Entry:
+    """Wall-clock time of one code, the median of a few encodes of all x; its spread is their range."""
+    seconds = sorted(_seconds(model, x, effort) for _ in range(effort.repeats))
+    per_sample = [1000 * value / len(x) for value in seconds]
+    return {"mean": statistics.median(per_sample), "se": None, "range": [per_sample[0], per_sample[-1]]}
+
+
+def _seconds(model: Autoencoder, x: Tensor, effort: Effort) -> float:
+    start = time.perf_counter()
+    for batch in x.split(effort.batch_size):
+        model.encode(batch)
+    return time.perf_counter() - start
+
+
+@torch.no_grad()
+def codes(model: Autoencoder, x: Num[Tensor, "N *X"], batch_size: int = 1000) -> dict[str, np.ndarray]:
+    """One code per observation as arrays: z (N, *Z), k (N,), log_joint and log_q at it (N,), engine and status.
+
+    log_joint and log_q are in nats; k, log_q and status are there only where the engine has them.
+    """
+    parts = [_codes(model, batch) for batch in x.split(batch_size)]
+    arrays = {name: torch.cat([part[name] for part in parts]).numpy() for name in parts[0]}
+    if "status" in arrays:
+        arrays["status"] = np.array([Status(value).name for value in arrays["status"].tolist()])
+    return {**arrays, "engine": np.array(type(model.inference).__name__)}
+
+
+def _codes(model: Autoencoder, x: Tensor) -> dict[str, Tensor]:
+    encoding = model.encode(x)
+    z, k, solve = encoding.point, encoding.component, encoding.solve
+    log_joint = model.likelihood.log_joint(x, z.unsqueeze(0), None if k is None else k.unsqueeze(0))[0]
+    found = {"z": z, "k": k, "log_joint": log_joint, "log_q": None, "status": None}
+    if encoding.q is not None and k is None:
+        found["log_q"] = encoding.q.log_prob(z).reshape(-1, len(x))[0]
+    if solve is not None:
+        found["status"] = solve.status[encoding.best, torch.arange(len(x))]
+    return {name: value for name, value in found.items() if value is not None}

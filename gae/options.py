@@ -1,0 +1,73 @@
+"""``KEY=VALUE`` options of a system, parsed by the types in its function's signature."""
+
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from gae.systems import SYSTEMS
+
+
+def _truth(text: str) -> bool:
+    return {"true": True, "false": False}[text.lower()]
+
+
+def _numbers(text: str) -> list[int]:
+    return [int(part) for part in text.split(",")]
+
+
+def _number_or_none(text: str) -> int | None:
+    return None if text.lower() == "none" else int(text)
+
+
+PARSERS: dict[Any, tuple[str, Callable[[str], Any]]] = {
+    int: ("a whole number", int),
+    float: ("a number", float),
+    bool: ("true or false", _truth),
+    str: ("a name", str),
+    Sequence[int]: ("whole numbers separated by commas", _numbers),
+    int | None: ("a whole number or none", _number_or_none),
+}
+
+
+def defaults(system: str) -> dict[str, Any]:
+    """The options of a system and their default values.
+
+    >>> defaults("kmeans")
+    {'components': 10}
+    """
+    return {name: parameter.default for name, parameter in _parameters(system).items()}
+
+
+def parse(system: str, pairs: Sequence[str]) -> dict[str, Any]:
+    """Values of ``KEY=VALUE`` pairs, by the types of the system's options.
+
+    Raises:
+        ValueError: an unknown system or option (the valid ones are listed), or a value of another type.
+
+    >>> parse("vae", ["latent=2", "hidden=64,32", "analytic=false"])
+    {'latent': 2, 'hidden': [64, 32], 'analytic': False}
+    >>> parse("vae", ["latent=two"])
+    Traceback (most recent call last):
+    ValueError: Option latent of vae must be a whole number, got 'two'.
+    """
+    return dict(_parse(system, pair) for pair in pairs)
+
+
+def _parse(system: str, pair: str) -> tuple[str, Any]:
+    name, equals, text = pair.partition("=")
+    parameters = _parameters(system)
+    if not equals:
+        raise ValueError(f"An option is KEY=VALUE, got {pair!r}. Options of {system}: {', '.join(parameters)}.")
+    if name not in parameters:
+        raise ValueError(f"{system} has no option {name!r}. Valid options: {', '.join(parameters)}.")
+    expected, parser = PARSERS[parameters[name].annotation]
+    try:
+        return name, parser(text)
+    except (ValueError, KeyError):
+        raise ValueError(f"Option {name} of {system} must be {expected}, got {text!r}.") from None
+
+
+def _parameters(system: str) -> dict[str, inspect.Parameter]:
+    if system not in SYSTEMS:
+        raise ValueError(f"Unknown system {system!r}. Valid systems: {', '.join(SYSTEMS)}.")
+    return dict(list(inspect.signature(SYSTEMS[system].build).parameters.items())[1:])

@@ -1,0 +1,100 @@
+"""What the ``gae`` command prints: tables, JSON, and one red line for what went wrong."""
+
+import json
+import sys
+from collections.abc import Callable
+from functools import wraps
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+# What a user can put right; anything else is a defect and keeps its traceback.
+EXPECTED = (ValueError, TypeError, OSError, FloatingPointError, NotImplementedError, ImportError)
+
+
+def reported(function: Callable[..., None]) -> Callable[..., None]:
+    """A command whose expected errors are one red message and exit code 2; Ctrl-C says how to go on."""
+
+    @wraps(function)
+    def run(*args: Any, **options: Any) -> None:
+        try:
+            function(*args, **options)
+        except EXPECTED as error:
+            _fail(str(error), 2)
+        except KeyboardInterrupt:
+            _fail("Interrupted." + (" Add --resume to continue." if "resume" in options else ""), 130)
+
+    return run
+
+
+def _fail(message: str, code: int) -> NoReturn:
+    from rich.console import Console
+    from rich.text import Text
+
+    Console(stderr=True, soft_wrap=True).print(Text(message, style="red"))
+    raise typer.Exit(code)
+
+
+def comparison(results: dict[str, Any]) -> "Table":
+    from gae import report
+
+    found = report.table(results)
+    shown = table("encoded by", *(f"{column.title}\n({column.unit})" for column in report.COLUMNS))
+    for column in shown.columns[1:]:
+        column.justify = "right"
+    for heading, rows in found.groups:
+        shown.add_section()
+        shown.add_row(f"[bold]{heading.partition(';')[0]}[/bold]")
+        for row in rows:
+            texts = [f"[bold green]{box.text}[/bold green]" if box.best else box.text for box in row.boxes]
+            shown.add_row(f"  {row.label}", *texts)
+    shown.caption = (
+        "mean ± standard error over test samples; green: best of those that can be compared; –: does not exist"
+    )
+    return shown
+
+
+def print_results(results: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        echo_json(results)
+        return
+    shown = table("", "")
+    shown.show_header = False
+    for name, value in results.items():
+        if value is not None:
+            shown.add_row(name, plain(value))
+    console().print(shown)
+
+
+def plain(value: Any) -> str:
+    match value:
+        case {"mean": mean, "se": se}:
+            return f"{mean:.5g} ± {se:.2g}"
+        case dict():
+            return ", ".join(f"{name}={plain(item)}" for name, item in value.items()) or "defaults"
+        case list() | tuple():
+            return ",".join(map(str, value))
+        case float():
+            return f"{value:.5g}"
+    return str(value)
+
+
+def echo_json(value: Any) -> None:
+    typer.echo(json.dumps(value, indent=1, allow_nan=False))
+
+
+def table(*columns: str) -> "Table":
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    return Table(*columns, box=SIMPLE_HEAD, pad_edge=False)
+
+
+def console() -> "Console":
+    from rich.console import Console
+
+    return Console(width=None if sys.stdout.isatty() else 160)

@@ -1,0 +1,490 @@
+"""Every implementation, once: a new likelihood, engine, step or objective adds one line, and the contracts run."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import pyro
+import torch
+from pyro.distributions import Independent, Normal
+from pyro.nn import PyroModule
+from torch import Tensor, nn
+from torch.distributions import Distribution
+
+import gae.likelihood
+from gae import Autoencoder, nets, systems
+from gae.inference import (
+    Adam,
+    Amortized,
+    Argmax,
+    Ascent,
+    ClosedForm,
+    Delta,
+    Detach,
+    Enumerate,
+    Fixed,
+    GradientAscent,
+    Inference,
+    MeanField,
+    Momentum,
+    Prior,
+    Status,
+    Unroll,
+    Zeros,
+    to_pyro,
+)
+from gae.likelihood import (
+    Bernoulli,
+    Categorical,
+    ClosedFormLearning,
+    ContinuousBernoulli,
+    ExactPosterior,
+    Flat,
+    FlatDistribution,
+    Gaussian,
+    Laplace,
+    Likelihood,
+    LinearMixture,
+    Poisson,
+)
+from gae.objective import Aggregate, Objective, elbo, iwae, joint, logsumexp, mean, minimum, soft_minimum
+
+Shape = tuple[int, ...]
+
+
+def seed(value: int) -> None:
+    """``torch.manual_seed`` for the CPU alone: it takes microseconds, not the milliseconds of asking each device."""
+    torch.default_generator.manual_seed(value)
+
+
+# Observations (B, *X) inside a likelihood's support.
+
+
+def real(shape: Shape) -> Tensor:
+    return torch.randn(shape)
+
+
+def unit(shape: Shape) -> Tensor:
+    return torch.rand(shape)
+
+
+def binary(shape: Shape) -> Tensor:
+    return torch.rand(shape).round()
+
+
+def count(shape: Shape) -> Tensor:
+    return torch.poisson(torch.full(shape, 2.0))
+
+
+def classes(shape: Shape) -> Tensor:
+    return torch.randint(4, shape).float()
+
+
+@dataclass(frozen=True)
+class LikelihoodCase:
+    name: str
+    build: Callable[[], Likelihood]
+    data: Callable[[Shape], Tensor] = real
+
+
+def net(latent: int | Shape, event: int | Shape) -> nn.Sequential:
+    return nets.mlp(latent, (5,), event)
+
+
+def chart(components: int, latent: int, event: Shape = (4,), **options: Any) -> LinearMixture:
+    return LinearMixture(components, latent, event, means=torch.randn(components, *event), **options)
+
+
+EVERYTHING: dict[str, bool] = {"learn_scale": True, "learn_weights": True}
+
+LIKELIHOODS = [
+    LikelihoodCase("gaussian", lambda: Gaussian(net(2, 3), 2, 0.7)),
+    LikelihoodCase("gaussian-scalar", lambda: Gaussian(net((2, 2), (3, 2)), (2, 2), 0.7, learn="scalar")),
+    LikelihoodCase("gaussian-pixel", lambda: Gaussian(net(2, (3, 2)), 2, 0.7, learn="pixel")),
+    LikelihoodCase("gaussian-flat", lambda: Gaussian(net(2, 3), 2, 0.7, prior=Flat(2))),
+    LikelihoodCase("gaussian-conv", lambda: Gaussian(nets.conv_decoder(2, (1, 4, 4), (2,)), 2)),
+    LikelihoodCase("laplace", lambda: Laplace(net(2, 3), 2, 0.7)),
+    LikelihoodCase("laplace-pixel", lambda: Laplace(net(2, 3), 2, 0.7, learn="pixel")),
+    LikelihoodCase("bernoulli", lambda: Bernoulli(net(2, (1, 2, 2)), 2), binary),
+    LikelihoodCase("continuous-bernoulli", lambda: ContinuousBernoulli(net(2, 3), 2), unit),
+    LikelihoodCase("poisson", lambda: Poisson(net(2, 3), 2), count),
+    LikelihoodCase("categorical", lambda: Categorical(net(2, (3, 4)), 2), classes),
+    LikelihoodCase("pca", lambda: chart(1, 2, flat_prior=True)),
+    LikelihoodCase("ppca", lambda: chart(1, 2, (2, 2), learn_scale=True)),
+    LikelihoodCase("one-normal", lambda: chart(1, 0, learn_scale=True)),
+    LikelihoodCase("kmeans", lambda: chart(3, 0)),
+    LikelihoodCase("gmm", lambda: chart(3, 0, **EVERYTHING)),
+    LikelihoodCase("llgae", lambda: chart(3, 2, flat_prior=True)),
+    LikelihoodCase("mixture-of-ppca", lambda: chart(3, 2, (2, 2), **EVERYTHING)),
+]
+
+
+# Which engines suit which likelihoods.
+
+
+def always(likelihood: Likelihood) -> bool:
+    return True
+
+
+def exact(likelihood: Likelihood) -> bool:
+    return isinstance(likelihood, ExactPosterior)
+
+
+def points(likelihood: Likelihood) -> bool:
+    return likelihood.components > 0 and not likelihood.latent_shape.numel()
+
+
+def charts(likelihood: Likelihood) -> bool:
+    return likelihood.components > 0 and likelihood.latent_shape.numel() > 0
+
+
+def continuous(likelihood: Likelihood) -> bool:
+    return likelihood.latent_shape.numel() > 0
+
+
+def proper(likelihood: Likelihood) -> bool:
+    return continuous(likelihood) and not isinstance(likelihood.prior, FlatDistribution)
+
+
+def uncertain(likelihood: Likelihood) -> bool:
+    return exact(likelihood) and (continuous(likelihood) or likelihood.components > 1)
+
+
+# Encoders, one of each kind that `Amortized` takes.
+
+
+def encoder(likelihood: Likelihood, *lead: int) -> nn.Module:
+    return nets.mlp(likelihood.event_shape, (5,), (*lead, *likelihood.latent_shape))
+
+
+def normal(output: Tensor) -> Distribution:
+    loc, log_scale = output.unbind(1)
+    return Independent(Normal(loc, log_scale.exp(), validate_args=False), loc.dim() - 1, validate_args=False)
+
+
+def callable_guide(network: nn.Module) -> Callable[[Tensor], Tensor]:
+    def guide(x: Tensor) -> Tensor:
+        pyro.module("encoder", network)
+        shift = pyro.param("shift", lambda: x.new_zeros(()))
+        with pyro.plate("data", len(x)):
+            return pyro.sample("z", normal(network(x) + shift))
+
+    return guide
+
+
+def called(engine: Inference, likelihood: Likelihood) -> Inference:
+    """After one call: a plain callable declares its parameters at the first, and until then nothing can move them."""
+    with torch.no_grad():
+        engine.infer(likelihood, torch.zeros(1, *likelihood.event_shape))
+    return engine
+
+
+class ModuleGuide(PyroModule):
+    def __init__(self, network: nn.Module):
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor) -> Tensor:
+        with pyro.plate("data", len(x)):
+            return pyro.sample("z", normal(self.network(x)))
+
+
+class Density(nn.Module):
+    def __init__(self, network: nn.Module):
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor) -> Distribution:
+        return normal(self.network(x))
+
+
+@dataclass(frozen=True)
+class EngineCase:
+    """``samples`` is S, with 0 for one branch per component; ``density`` says whether the encoding has a ``log_q``.
+
+    ``stochastic`` engines draw from torch's generator; ``detached`` ones pass no gradient through the code.
+    """
+
+    name: str
+    build: Callable[[Likelihood], Inference]
+    suits: Callable[[Likelihood], bool] = continuous
+    stochastic: bool = False
+    density: bool = False
+    detached: bool = False
+    samples: int = 1
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part of an ascent, and what it makes of the engine."""
+
+    name: str
+    build: Callable[[], Any]
+    stochastic: bool = False
+    density: bool = False
+    detached: bool = False
+
+
+STEPS = [
+    Part("gradient", lambda: GradientAscent(0.05)),
+    Part("momentum", lambda: Momentum(0.05)),
+    Part("adam", lambda: Adam(0.05)),
+]
+FAMILIES = [
+    Part("delta", Delta),
+    Part("mean-field", MeanField, stochastic=True, density=True),
+    Part("mean-field-antithetic", lambda: MeanField(samples=2), stochastic=True, density=True),
+]
+BACKPROPS = [
+    Part("unroll", Unroll),
+    Part("detach", Detach, detached=True),
+]
+GUIDES = [
+    EngineCase(
+        "amortized-callable",
+        lambda m: called(Amortized(callable_guide(encoder(m, 2))), m),
+        stochastic=True,
+        density=True,
+    ),
+    EngineCase("amortized-module", lambda m: Amortized(ModuleGuide(encoder(m, 2))), stochastic=True, density=True),
+    EngineCase("amortized-density", lambda m: Amortized(Density(encoder(m, 2))), stochastic=True, density=True),
+    EngineCase("amortized-deterministic", lambda m: Amortized(encoder(m))),
+]
+STARTS = [
+    *GUIDES,
+    EngineCase("zeros", lambda m: Zeros(), always),
+    EngineCase("fixed", lambda m: Fixed(torch.full(m.latent_shape, 0.3)), always),
+    EngineCase("prior", lambda m: Prior(), proper, stochastic=True),
+    EngineCase("closed-form", lambda m: ClosedForm(), exact, density=True),
+]
+
+
+def ascent(step: Part = STEPS[0], family: Part = FAMILIES[0], backprop: Part = BACKPROPS[0]) -> EngineCase:
+    def build(likelihood: Likelihood) -> Inference:
+        return Ascent(step=step.build(), max_steps=3, family=family.build(), backprop=backprop.build(), trace=True)
+
+    parts = (step, family, backprop)
+    name = "-".join(["ascent", *(part.name for part in parts)])
+    flags = {flag: any(getattr(part, flag) for part in parts) for flag in ("stochastic", "density", "detached")}
+    return EngineCase(name, build, **flags)
+
+
+def ascent_from(start: EngineCase) -> EngineCase:
+    def build(likelihood: Likelihood) -> Inference:
+        return Ascent(start.build(likelihood), max_steps=3)
+
+    def suits(likelihood: Likelihood) -> bool:
+        return continuous(likelihood) and start.suits(likelihood)
+
+    return EngineCase(f"ascent-from-{start.name}", build, suits, start.stochastic)
+
+
+SEMI_AMORTISED = EngineCase(
+    "semi-amortised",
+    lambda m: Ascent(Amortized(Density(encoder(m, 2))), max_steps=3, family=MeanField()),
+    stochastic=True,
+    density=True,
+)
+
+ENGINES = [
+    *STARTS,
+    *(ascent(step=step) for step in STEPS),
+    *(ascent(family=family) for family in FAMILIES[1:]),
+    *(ascent(family=family, backprop=backprop) for family in FAMILIES for backprop in BACKPROPS[1:]),
+    *(ascent_from(start) for start in STARTS if start.name not in ("zeros", "amortized-callable", "amortized-module")),
+    SEMI_AMORTISED,
+    EngineCase("ascent-no-steps", lambda m: Ascent(Fixed(torch.full(m.latent_shape, 0.3)), max_steps=0)),
+    EngineCase(
+        "amortized-callable-3",
+        lambda m: called(Amortized(callable_guide(encoder(m, 2)), 3), m),
+        stochastic=True,
+        density=True,
+        samples=3,
+    ),
+    EngineCase(
+        "amortized-module-3",
+        lambda m: Amortized(ModuleGuide(encoder(m, 2)), 3),
+        stochastic=True,
+        density=True,
+        samples=3,
+    ),
+    EngineCase(
+        "amortized-density-3", lambda m: Amortized(Density(encoder(m, 2)), 3), stochastic=True, density=True, samples=3
+    ),
+    EngineCase("closed-form-3", lambda m: ClosedForm(samples=3), uncertain, stochastic=True, density=True, samples=3),
+    EngineCase("argmax", lambda m: Argmax(), points),
+    EngineCase("enumerate", lambda m: Enumerate(), points, samples=0),
+    EngineCase("argmax-closed-form", lambda m: Argmax(ClosedForm()), charts),
+    EngineCase("argmax-ascent", lambda m: Argmax(Ascent(max_steps=3)), charts),
+    EngineCase("argmax-ascent-detach", lambda m: Argmax(Ascent(max_steps=3, backprop=Detach())), charts, detached=True),
+    EngineCase("argmax-amortized", lambda m: Argmax(Amortized(encoder(m))), charts),
+    EngineCase("enumerate-closed-form", lambda m: Enumerate(ClosedForm()), charts, density=True, samples=0),
+    EngineCase("enumerate-ascent", lambda m: Enumerate(Ascent(max_steps=3)), charts, samples=0),
+    EngineCase(
+        "argmax-ascent-amortized",
+        lambda m: Argmax(Ascent(Amortized(Density(encoder(m, 2))), max_steps=3)),
+        charts,
+        stochastic=True,
+    ),
+]
+
+
+@dataclass(frozen=True)
+class ObjectiveCase:
+    name: str
+    build: Callable[[], Objective]
+    engine: str
+    likelihood: str = "bernoulli"
+
+
+@dataclass(frozen=True)
+class AggregateCase:
+    name: str
+    build: Callable[[], Aggregate]
+
+
+OBJECTIVES = [
+    ObjectiveCase("joint", lambda: joint, "zeros"),
+    ObjectiveCase("elbo", lambda: elbo, "amortized-density-3"),
+    ObjectiveCase("elbo-analytic", lambda: partial(elbo, analytic=True), "amortized-density-3"),
+    ObjectiveCase("elbo-beta", lambda: partial(elbo, beta=0.5), "amortized-density-3"),
+    ObjectiveCase("iwae", lambda: iwae, "amortized-density-3"),
+    ObjectiveCase("logsumexp", lambda: logsumexp, "enumerate", "gmm"),
+]
+AGGREGATES = [
+    AggregateCase("mean", lambda: mean),
+    AggregateCase("minimum", lambda: minimum),
+    AggregateCase("soft-minimum", lambda: soft_minimum(2.0)),
+]
+
+
+@dataclass(frozen=True)
+class SystemCase:
+    """A named system, small; its flags are those of ``EngineCase``."""
+
+    name: str
+    options: dict[str, Any]
+    event_shape: Shape = (4,)
+    data: Callable[[Shape], Tensor] = real
+    stochastic: bool = False
+    density: bool = False
+    samples: int = 1
+
+
+SMALL: dict[str, Any] = {"latent": 2, "hidden": (5,)}
+
+SYSTEMS = [
+    SystemCase("pca", {"latent": 2}, density=True),
+    SystemCase("ppca", {"latent": 2}, density=True),
+    SystemCase("kmeans", {"components": 3}),
+    SystemCase("gmm", {"components": 3}, samples=0),
+    SystemCase("llgae", {"latent": 2, "components": 3}),
+    SystemCase("llgae", {"latent": 2, "components": 3, "steps": 3}),
+    SystemCase("ae", SMALL),
+    SystemCase("vae", SMALL, stochastic=True, density=True),
+    SystemCase("vae", SMALL | {"head": "bernoulli"}, data=binary, stochastic=True, density=True),
+    SystemCase("conv-vae", {"latent": 2, "channels": (2,)}, (1, 4, 4), stochastic=True, density=True),
+    SystemCase("gon", SMALL),
+    SystemCase("savae", SMALL, stochastic=True, density=True),
+]
+
+BRIDGES = [to_pyro]
+
+
+@dataclass(frozen=True)
+class Pair:
+    """An autoencoder and what is true of it: one likelihood with one engine, or a system."""
+
+    name: str
+    make: Callable[[], Autoencoder]
+    draw: Callable[[Shape], Tensor]
+    stochastic: bool
+    density: bool
+    detached: bool
+    samples: int
+
+    def build(self, dtype: torch.dtype = torch.float64, start: int = 0) -> Autoencoder:
+        """A fresh instance with generic parameters: none is zero, no two components are alike."""
+        seed(start)
+        model = self.make()
+        for parameter in model.parameters():
+            parameter.data += 0.1 * torch.randn_like(parameter)
+        return model.to(dtype)
+
+    def data(self, model: Autoencoder, batch: int = 5) -> Tensor:
+        """Observations (B, *X) inside the support, in the model's dtype."""
+        seed(1)
+        x = self.draw((batch, *model.likelihood.event_shape))
+        return x.to(next(model.likelihood.parameters()).dtype)
+
+
+def pair(likelihood: LikelihoodCase, engine: EngineCase, objective: Objective, aggregate: Aggregate = mean) -> Pair:
+    def make() -> Autoencoder:
+        model = likelihood.build()
+        return Autoencoder(model, engine.build(model), objective, aggregate)
+
+    flags = (engine.stochastic, engine.density, engine.detached, engine.samples)
+    return Pair(f"{likelihood.name}+{engine.name}", make, likelihood.data, *flags)
+
+
+def system(case: SystemCase) -> Pair:
+    def make() -> Autoencoder:
+        model = systems.build(case.name, case.event_shape, **case.options)
+        if isinstance(model.likelihood, ClosedFormLearning):
+            model.likelihood.initialize(torch.randn(20, *case.event_shape), 0)
+        return model
+
+    name = "-".join([case.name, *(str(case.options[key]) for key in ("head", "steps") if key in case.options)])
+    return Pair(f"system-{name}", make, case.data, case.stochastic, case.density, False, case.samples)
+
+
+def pairs() -> list[Pair]:
+    models = [(case, case.build()) for case in LIKELIHOODS]
+    found = [
+        pair(case, engine, elbo if engine.density else joint)
+        for case, model in models
+        for engine in ENGINES
+        if engine.suits(model)
+    ]
+    return found + [system(case) for case in SYSTEMS]
+
+
+def objective_pairs() -> list[Pair]:
+    likelihoods = {case.name: case for case in LIKELIHOODS}
+    engines = {case.name: case for case in ENGINES}
+    found = []
+    for case in OBJECTIVES:
+        for aggregate in AGGREGATES:
+            made = pair(likelihoods[case.likelihood], engines[case.engine], case.build(), aggregate.build())
+            found.append(replace(made, name=f"{case.name}+{aggregate.name}"))
+    return found
+
+
+PAIRS = pairs()
+OBJECTIVE_PAIRS = objective_pairs()
+
+
+def covered_names() -> set[str]:
+    """Public names that the cases reach: functions, and classes of what is built and found with bases and protocols."""
+    protocols = [c for c in vars(gae.likelihood).values() if getattr(c, "_is_protocol", False)]
+    names = {function.__name__ for function in BRIDGES}
+    for case in PAIRS + OBJECTIVE_PAIRS:
+        for thing in _things(case):
+            names |= {base.__name__ for base in type(thing).__mro__}
+            names |= {protocol.__name__ for protocol in protocols if isinstance(thing, protocol)}
+            # a function, a function with some arguments given, or a function that another one made
+            names.add(getattr(getattr(thing, "func", thing), "__qualname__", "").partition(".")[0])
+    return names
+
+
+def _things(case: Pair) -> Iterator[Any]:
+    model = case.build()
+    x = case.data(model, 2)
+    code = model.inference.infer(model.likelihood, x)
+    encoding = model.encode(x)
+    yield from (*model.modules(), model.objective, model.aggregate, code, encoding, encoding.prior)
+    if encoding.solve is not None:
+        yield from (encoding.solve, *(Status(status) for status in encoding.solve.status.flatten().tolist()))
+    if isinstance(model.likelihood, ClosedFormLearning) and code.k is not None and len(code.k) == 1:
+        yield model.likelihood.statistics(x, code)

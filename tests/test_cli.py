@@ -1,0 +1,288 @@
+"""The ``gae`` command: what it prints and writes, and how it says what is wrong."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from sklearn.decomposition import PCA
+from typer.testing import CliRunner
+
+from gae import __version__, cli
+from gae.data import Dataset
+from gae.engines import ENGINES
+from gae.systems import SYSTEMS
+
+QUICK = ("--quiet", "--epochs", "2")
+
+
+def gae(*arguments: Any, code: int = 0) -> str:
+    """What the command prints; on an error, what it says on standard error."""
+    result = CliRunner().invoke(cli.app, [str(argument) for argument in arguments])
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    assert result.exit_code == code, result.output
+    if code:
+        assert "Traceback" not in result.output and not result.stdout
+        return " ".join(result.stderr.split())
+    return result.stdout
+
+
+@pytest.fixture(scope="module")
+def fitted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Checkpoints of small systems, by name."""
+    folder = tmp_path_factory.mktemp("fitted")
+    small = ("--option", "latent=2", "--option", "hidden=8,8")
+    gae("fit", "vae", "digits", *QUICK, *small, "--out", folder / "vae")
+    gae("fit", "gon", "digits", *QUICK, *small, "--out", folder / "gon")
+    gae("fit", "llgae", "digits", *QUICK, "--option", "latent=2", "--option", "components=3", "--out", folder / "llgae")
+    gae("fit", "pca", "digits", *QUICK, "--option", "latent=4", "--out", folder / "pca")
+    gae("fit", "ppca", "digits", *QUICK, "--out", folder / "ppca")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def compared(digits: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A comparison of a user's own file."""
+    folder = tmp_path_factory.mktemp("compared")
+    arrays = {"x_train": digits.train[:60], "x_test": digits.test[:20]}
+    np.savez(folder / "mine.npz", **{name: array.numpy() for name, array in arrays.items()})
+    options = ("--engines", "unrolled, amortised", "--epochs", "1", "--latent", "2", "--quick")
+    printed = gae("compare", folder / "mine.npz", *options, "--out", folder / "run")
+    assert "Decoder trained by unrolled" in printed and "ppca" in printed and "report.html" in printed
+    return folder
+
+
+def test_help_does_not_load_what_commands_need() -> None:
+    code = "import sys; from gae.cli import main; print(*{name.partition('.')[0] for name in sys.modules})"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert not {"sklearn", "matplotlib", "lightning_fabric", "safetensors", "jinja2", "PIL"} & set(loaded)
+
+
+def test_the_console_script() -> None:
+    code = "import sys; from gae.cli import main; sys.argv[0] = 'gae'; main()"
+    for arguments, status, said in (
+        (["--version"], 0, __version__),
+        (["fit", "magic", "digits"], 2, "Valid systems: pca"),
+    ):
+        done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True)
+        assert done.returncode == status and said in done.stdout + done.stderr and "Traceback" not in done.stderr
+
+
+def test_help_names_every_command() -> None:
+    printed = gae("--help")
+    assert all(command in printed for command in ("systems", "fit", "encode", "sample", "compare"))
+
+
+def test_systems_are_those_of_the_table() -> None:
+    rows = json.loads(gae("systems", "--json"))
+    assert [row["system"] for row in rows] == list(SYSTEMS)
+    assert {row["system"]: row["source"] for row in rows} == {name: row.source for name, row in SYSTEMS.items()}
+    assert next(row for row in rows if row["system"] == "vae")["options"]["beta"] == 1.0
+    printed = gae("systems")
+    assert all(name in printed for name in SYSTEMS)
+
+
+def test_fit_prints_the_error_of_sklearn(digits: Dataset, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    printed = gae("fit", "pca", "digits", "--option", "latent=3", *QUICK, "--out", out, "--json")
+    found = json.loads(printed)
+    train, test = digits.train.flatten(1).numpy(), digits.test.flatten(1).numpy()
+    pca = PCA(3).fit(train)
+    expected = ((pca.inverse_transform(pca.transform(test)) - test) ** 2).mean()
+    assert found["test squared error per element"]["mean"] == pytest.approx(expected, rel=1e-4)
+    assert found["options"] == {"latent": 3} and found["data hash"] == digits.hash and found["checkpoint"] == str(out)
+
+
+def test_fit_takes_options_of_every_type(tmp_path: Path) -> None:
+    options = ("latent=2", "hidden=8,4", "beta=2", "analytic=false", "head=laplace", "samples=2")
+    pairs = [part for option in options for part in ("--option", option)]
+    more = ("--lr", "0.01", "--batch-size", "500", "--validation", "0.1", "--patience", "1", "--json")
+    found = json.loads(gae("fit", "vae", "digits", *pairs, *QUICK, *more, "--out", tmp_path / "run"))
+    assert found["options"] == {
+        "latent": 2, "hidden": [8, 4], "beta": 2.0, "analytic": False, "head": "laplace", "samples": 2,
+    }  # fmt: skip
+    assert found["validation loss (nats)"] is not None and np.isfinite(found["test loss (nats)"])
+
+
+def test_fit_resumes(tmp_path: Path) -> None:
+    options = ("--option", "latent=2", "--option", "hidden=8", "--quiet", "--json")
+    whole = json.loads(gae("fit", "vae", "digits", *options, "--epochs", 2, "--out", tmp_path / "whole"))
+    gae("fit", "vae", "digits", *options, "--epochs", 1, "--out", tmp_path / "parts")
+    parts = json.loads(gae("fit", "vae", "digits", *options, "--epochs", 2, "--out", tmp_path / "parts", "--resume"))
+    assert parts == {**whole, "checkpoint": str(tmp_path / "parts")}
+
+
+def test_codes_of_pca_are_those_of_sklearn(fitted: Path, digits: Dataset, tmp_path: Path) -> None:
+    gae("encode", fitted / "pca", "digits", "-o", tmp_path / "codes.npz", "--split", "all")
+    pca = PCA(4).fit(digits.train.flatten(1).numpy())
+    expected = pca.transform(torch.cat([digits.train, digits.test]).flatten(1).numpy())
+    with np.load(tmp_path / "codes.npz") as codes:
+        assert codes["z"].shape == (1797, 4)
+        assert np.abs(np.abs(codes["z"]) - np.abs(expected)).max() < 1e-3  # axes have no sign
+        assert digits.train_labels is not None and digits.test_labels is not None
+        assert (codes["labels"] == torch.cat([digits.train_labels, digits.test_labels]).numpy()).all()
+
+
+def test_log_p_is_log_joint_minus_log_q_of_ppca(fitted: Path, digits: Dataset, tmp_path: Path) -> None:
+    gae("encode", fitted / "ppca", "digits", "-o", tmp_path / "codes.npz")
+    model, _ = cli._read(fitted / "ppca")
+    with np.load(tmp_path / "codes.npz") as codes, torch.no_grad():
+        evidence = model.likelihood.log_evidence(digits.test)
+        assert np.allclose(codes["log_joint"] - codes["log_q"], evidence.numpy(), atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("system", "keys"),
+    [
+        ("vae", {"z", "log_joint", "log_q", "labels", "engine"}),
+        ("gon", {"z", "log_joint", "status", "labels", "engine"}),
+        ("llgae", {"z", "k", "log_joint", "labels", "engine"}),
+    ],
+)
+def test_codes_hold_what_the_engine_has(fitted: Path, tmp_path: Path, system: str, keys: set[str]) -> None:
+    shown = json.loads(gae("encode", fitted / system, "digits", "-o", tmp_path / "codes.npz", "--json"))
+    with np.load(tmp_path / "codes.npz") as codes:
+        assert set(codes) == keys
+        assert shown["mean log_joint (nats)"] == pytest.approx(float(codes["log_joint"].mean()))
+        assert all(len(codes[key]) == 360 for key in keys - {"engine"})
+        if system == "gon":
+            assert set(codes["status"]) == {"max_steps"}
+        if system == "llgae":
+            assert set(codes["k"]) <= {0, 1, 2}
+        first = codes["z"]
+    gae("encode", fitted / system, "digits", "-o", tmp_path / "again.npz")
+    with np.load(tmp_path / "again.npz") as codes:
+        assert (codes["z"] == first).all()
+
+
+def test_samples(fitted: Path, tmp_path: Path) -> None:
+    from PIL import Image
+
+    gae("sample", fitted / "vae", "-n", 5, "-o", tmp_path / "one.npz")
+    gae("sample", fitted / "vae", "-n", 5, "-o", tmp_path / "two.npz", "--seed", 1)
+    gae("sample", fitted / "vae", "-n", 5, "-o", tmp_path / "mean.npz", "--mean")
+    one, two, mean = (dict(np.load(tmp_path / f"{name}.npz")) for name in ("one", "two", "mean"))
+    assert one["x"].shape == (5, 1, 8, 8) and one["z"].shape == (5, 2)
+    assert (one["z"] != two["z"]).all() and (one["z"] == mean["z"]).all()
+    scale = (one["x"] - mean["x"]).std()  # the observation noise
+    assert scale == pytest.approx(cli._read(fitted / "vae")[0].likelihood.scale.item(), rel=0.2)
+    gae("sample", fitted / "vae", "-o", tmp_path / "new" / "sheet.png")
+    with Image.open(tmp_path / "new" / "sheet.png") as sheet:
+        assert min(sheet.size) > 300
+
+
+def test_a_flat_prior_has_no_samples(fitted: Path, tmp_path: Path) -> None:
+    assert "flat prior is improper" in gae("sample", fitted / "pca", "-o", tmp_path / "x.png", code=2)
+
+
+def test_compare_writes_all_of_it(compared: Path) -> None:
+    results = json.loads((compared / "run" / "results.json").read_text(encoding="utf-8"))
+    assert results["configuration"]["engines"] == ["unrolled", "amortised"]
+    assert results["data"]["name"] == "mine.npz" and str(compared) not in json.dumps(results)
+    assert {path.name for path in (compared / "run").iterdir()} >= {"report.html", "figures", "checkpoints"}
+
+
+def test_compare_prints_the_stored_results(compared: Path) -> None:
+    options = ("--engines", "unrolled,amortised", "--epochs", "1", "--latent", "2", "--quick", "--resume", "--json")
+    printed = json.loads(gae("compare", compared / "mine.npz", *options, "--out", compared / "run"))
+    assert printed["cells"] == json.loads((compared / "run" / "results.json").read_text(encoding="utf-8"))["cells"]
+
+
+def test_checkpoints_of_a_comparison_encode_and_sample(compared: Path, tmp_path: Path) -> None:
+    for name in ("unrolled", "unrolled-encoder", "amortised"):
+        checkpoint = compared / "run" / "checkpoints" / name
+        gae("encode", checkpoint, compared / "mine.npz", "-o", tmp_path / "codes.npz")
+        gae("sample", checkpoint, "-n", 2, "-o", tmp_path / "samples.npz")
+        with np.load(tmp_path / "codes.npz") as codes:
+            assert codes["z"].shape == (20, 2) and "labels" not in codes
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["fit", "magic", "digits"], "Unknown system 'magic'. Valid systems: pca, ppca"),
+        (["fit", "vae", "magic"], "Unknown data set 'magic'. Choose one of digits, mnist"),
+        (["fit", "vae", "no/such/file.npy"], "No file no/such/file.npy"),
+        (["fit", "vae", "digits", "--option", "width=3"], "vae has no option 'width'. Valid options: latent, hidden"),
+        (["fit", "vae", "digits", "--option", "latent"], "An option is KEY=VALUE, got 'latent'"),
+        (["fit", "vae", "digits", "--option", "latent=2.5"], "Option latent of vae must be a whole number, got '2.5'"),
+        (["fit", "vae", "digits", "--option", "beta=x"], "Option beta of vae must be a number, got 'x'"),
+        (["fit", "vae", "digits", "--option", "analytic=1"], "Option analytic of vae must be true or false, got '1'"),
+        (["fit", "vae", "digits", "--option", "hidden=8,"], "Option hidden of vae must be whole numbers separated"),
+        (["fit", "llgae", "digits", "--option", "steps=few"], "Option steps of llgae must be a whole number or none"),
+        (["fit", "vae", "digits", "--option", "head=cauchy"], "Unknown head 'cauchy'. Valid heads: gaussian"),
+        (["fit", "vae", "digits", "--option", "head=bernoulli"], "Bernoulli needs x in {0, 1}"),
+        (["fit", "vae", "digits", "--binarize", "often"], "Unknown binarize 'often'. Choose one of none, threshold"),
+        (["fit", "vae", "digits", "--epochs", "0"], "epochs must be"),
+        (["encode", "nowhere", "digits"], "nowhere does not exist"),
+        (["compare", "digits", "--engines", "magic"], "'magic'. Choose some of unrolled, detached, amortised"),
+        (["compare", "digits", "--head", "cauchy"], "Unknown head 'cauchy'"),
+        (["compare", "digits", "--latent", "99"], "latent must be between 1 and the 64 elements"),
+    ],
+)
+def test_mistakes_are_named(arguments: list[str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert said in gae(*arguments, code=2)
+    assert not list(tmp_path.iterdir()), "something was written"
+
+
+def test_wrong_outputs_and_splits(fitted: Path, tmp_path: Path) -> None:
+    assert "must end in .npz" in gae("encode", fitted / "vae", "digits", "-o", tmp_path / "codes.csv", code=2)
+    assert "must end in .png or .npz" in gae("sample", fitted / "vae", "-o", tmp_path / "samples.gif", code=2)
+    said = gae("encode", fitted / "vae", "digits", "-o", tmp_path / "codes.npz", "--split", "dev", code=2)
+    assert "Choose train, test or all" in said
+    assert not list(tmp_path.iterdir())
+
+
+def test_data_of_another_shape_are_refused(fitted: Path, tmp_path: Path) -> None:
+    said = gae("encode", fitted / "vae", "circles", "-o", tmp_path / "codes.npz", code=2)
+    assert "x must have shape (B, 1, 8, 8), got (400, 2)" in said
+
+
+def test_foreign_and_damaged_checkpoints_are_refused(fitted: Path, tmp_path: Path) -> None:
+    import shutil
+
+    (tmp_path / "weights.pt").write_bytes(b"PK\x03\x04 pickled")
+    assert "never opens these" in gae("encode", tmp_path / "weights.pt", "digits", code=2)
+    (tmp_path / "empty").mkdir()
+    assert "holds no checkpoint" in gae("sample", tmp_path / "empty", code=2)
+    newest = max((fitted / "vae").glob("checkpoint-*"))
+    damaged = shutil.copytree(newest, tmp_path / newest.name)
+    (damaged / "tensors.safetensors").write_bytes(b"short")
+    assert "truncated or altered" in gae("sample", damaged, code=2)
+    document = json.loads((newest / "state.json").read_text(encoding="utf-8"))
+    document["state"]["describe"] = None
+    (damaged / "state.json").write_text(json.dumps(document), encoding="utf-8")
+    shutil.copy(newest / "tensors.safetensors", damaged)
+    assert "does not say which system it holds" in gae("sample", damaged, code=2)
+
+
+def test_existing_folders_are_refused(fitted: Path, compared: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for folder in (fitted, compared) for path in folder.rglob("*")}
+    assert "is not empty" in gae("fit", "vae", "digits", "--out", fitted / "vae", code=2)
+    assert "exists" in gae("compare", "digits", "--out", compared / "run", code=2)
+    assert "holds another comparison" in gae("compare", "digits", "--out", compared / "run", "--resume", code=2)
+    assert before == {path: path.stat().st_mtime_ns for folder in (fitted, compared) for path in folder.rglob("*")}
+
+
+def test_interruption_says_how_to_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*args: Any, **options: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("gae.compare.compare", interrupted)
+    assert "Add --resume to continue" in gae("compare", "digits", "--out", tmp_path / "run", code=130)
+
+
+def test_the_default_folder_is_named_after_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    gae("fit", "kmeans", "circles", *QUICK)
+    assert (tmp_path / "runs" / "kmeans-circles" / "metrics.csv").is_file()
+
+
+def test_engines_of_the_help_exist() -> None:
+    assert set(ENGINES) == {"unrolled", "detached", "amortised", "semi-amortised"}

@@ -1,0 +1,425 @@
+"""What every engine, likelihood and system keeps, whatever it is: each case of ``cases.py`` runs through all of it."""
+
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from copy import deepcopy
+from dataclasses import replace
+from typing import Any
+
+import jaxtyping
+import numpy as np
+import pyro
+import pytest
+import torch
+from cases import BRIDGES, LIKELIHOODS, OBJECTIVE_PAIRS, PAIRS, LikelihoodCase, Pair, classes, real, seed, unit
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from gae import Autoencoder
+from gae.inference import Argmax, ClosedForm, Encoding, Inference, Status, Zeros
+from gae.likelihood import ClosedFormLearning, ExactPosterior, FlatDistribution, Likelihood
+
+BATCH = 5
+DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+
+
+def each(cases: list[Any]) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("case", cases, ids=[case.name for case in cases])
+
+
+every_pair = each(PAIRS)
+every_likelihood = each(LIKELIHOODS)
+
+
+@pytest.fixture(autouse=True)
+def empty_store() -> None:
+    pyro.clear_param_store()
+
+
+class SameNoise(TorchDispatchMode):
+    """Random numbers that depend on neither place nor size of the batch: all rows along S and B get the same ones."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.draws = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        value = func(*args, **(kwargs or {}))
+        if torch.Tag.nondeterministic_seeded not in func.tags:
+            return value
+        self.draws += 1
+        match func._schema.name:
+            case "aten::randn_like":
+                return self.pattern(value)
+            case "aten::normal":
+                return args[0] + args[1] * self.pattern(value)
+            case "aten::normal_":
+                return value.copy_(self.pattern(value))
+            case "aten::multinomial":
+                weights, samples = args[:2]
+                levels = torch.linspace(0.1, 0.9, samples, dtype=weights.dtype, device=weights.device)
+                return (weights.cumsum(1).unsqueeze(2) < levels).sum(1)
+        raise NotImplementedError(f"{func} draws random numbers that are not controlled here")
+
+    def pattern(self, like: Tensor) -> Tensor:
+        row = torch.linspace(-1.0, 0.5, like.shape[-1], dtype=like.dtype, device=like.device)
+        return row.expand(like.shape).clone()
+
+
+def noise(case: Pair) -> Any:
+    return SameNoise() if case.stochastic else nullcontext()
+
+
+def tensors(encoding: Encoding) -> dict[str, Tensor]:
+    """All that an encoding holds, with S and B as dimensions 0 and 1."""
+    found = {"z": encoding.z, "log_joint": encoding.log_joint, "k": encoding.k, "log_q": encoding.log_q}
+    if encoding.q is not None:
+        mean = encoding.q.mean
+        found["q.mean"] = mean if mean.dim() == encoding.z.dim() else mean.unsqueeze(0)
+        found["q.log_prob"] = encoding.q.log_prob(encoding.z)
+    if encoding.solve is not None:
+        found |= {name: getattr(encoding.solve, name) for name in ("status", "steps", "evaluations", "grad_norm")}
+        if encoding.solve.trace is not None:
+            found["trace"] = encoding.solve.trace.movedim(0, 2)
+    return {name: value.detach() for name, value in found.items() if value is not None}
+
+
+def assert_same(found: dict[str, Tensor], wanted: dict[str, Tensor], tolerance: float = 0.0) -> None:
+    assert found.keys() == wanted.keys()
+    for name, value in found.items():
+        other = wanted[name]
+        torch.testing.assert_close(
+            value, other, rtol=tolerance, atol=tolerance, equal_nan=True, msg=lambda text, name=name: f"{name}: {text}"
+        )
+
+
+@every_pair
+def test_encoding_is_complete(case: Pair) -> None:
+    model = case.build()
+    x = case.data(model, BATCH)
+    encoding = model.encode(x)
+    samples, z = case.samples or model.likelihood.components, model.likelihood.latent_shape
+    assert encoding.z.shape == (samples, BATCH, *z)
+    assert encoding.log_joint.shape == (samples, BATCH)
+    assert encoding.z.isfinite().all() and encoding.log_joint.isfinite().all()
+    assert encoding.engine == type(model.inference).__name__
+    assert encoding.prior.batch_shape == () and encoding.prior.event_shape == z
+    assert encoding.point.shape == (BATCH, *z)
+    assert f"S={samples}, B={BATCH}" in encoding.summary()
+    assert model.reconstruct(x).shape == x.shape and model.reconstruct(x).isfinite().all()
+    assert model.decode(encoding.z, encoding.k).batch_shape == (samples, BATCH)
+    assert (encoding.log_q is not None) == (encoding.q is not None) == case.density
+    assert_density(encoding)
+    assert_component(encoding, model.likelihood.components)
+    assert_solve(encoding)
+
+
+def assert_density(encoding: Encoding) -> None:
+    if encoding.log_q is not None and encoding.q is not None:
+        samples, batch = encoding.log_joint.shape
+        assert encoding.log_q.shape == (samples, batch)
+        assert encoding.q.event_shape == encoding.prior.event_shape
+        assert encoding.q.batch_shape in [(batch,), (1, batch), (samples, batch)]
+        if encoding.k is None:
+            assert torch.equal(encoding.log_q, encoding.q.log_prob(encoding.z))
+
+
+def assert_component(encoding: Encoding, components: int) -> None:
+    if encoding.k is None:
+        assert encoding.component is None
+    else:
+        assert encoding.k.shape == encoding.log_joint.shape and encoding.k.dtype == torch.long
+        assert encoding.k.min() >= 0 and encoding.k.max() < components
+        best = encoding.log_joint.argmax(0)
+        assert torch.equal(encoding.component, encoding.k[best, torch.arange(len(best))])
+
+
+def assert_solve(encoding: Encoding) -> None:
+    solve, shape = encoding.solve, encoding.log_joint.shape
+    if solve is not None:
+        for value in (solve.status, solve.steps, solve.evaluations, solve.grad_norm):
+            assert value.shape == shape
+        assert set(solve.status.unique().tolist()) <= set(Status)
+        assert solve.trace is None or solve.trace.shape[1:] == shape
+        assert f"max_steps: {solve.status.numel()}" in encoding.summary()
+
+
+@every_pair
+def test_log_joint_is_that_of_the_model(case: Pair) -> None:
+    model = case.build()
+    likelihood, x = model.likelihood, case.data(model, BATCH)
+    seed(2)
+    encoding = model.encode(x)
+    seed(2)
+    code = model.inference.infer(likelihood, x)
+    wanted = likelihood.prior.log_prob(encoding.z) + likelihood(encoding.z, encoding.k).log_prob(x)
+    if encoding.k is not None:
+        wanted = wanted + likelihood.log_weights[encoding.k]
+    scores = [encoding.log_joint, likelihood.log_joint(x, code.z, code.k), likelihood.given(x)(code.z, code.k)]
+    for score in scores if code.score is None else [*scores, code.score]:
+        torch.testing.assert_close(score, wanted, rtol=1e-10, atol=1e-10)
+
+
+@every_pair
+def test_codes_do_not_depend_on_the_batch(case: Pair) -> None:
+    model = case.build()
+    x = case.data(model, BATCH)
+    order = torch.tensor([3, 0, 4, 2, 1])
+    with noise(case) as controlled:
+        whole = tensors(model.encode(x))
+        parts = [tensors(model.encode(part)) for part in x.split([1, BATCH - 1])]
+        shuffled = tensors(model.encode(x[order]))
+    assert controlled is None or controlled.draws > 0
+    assert_same({name: torch.cat([part[name] for part in parts], 1) for name in parts[0]}, whole, 1e-12)
+    assert_same(shuffled, {name: value[:, order] for name, value in whole.items()}, 1e-12)
+
+
+def surroundings() -> list[Any]:
+    """What a call could change behind the caller's back."""
+    return [
+        torch.get_default_dtype(),
+        torch.get_default_device(),
+        torch.is_grad_enabled(),
+        torch.is_inference_mode_enabled(),
+        torch.are_deterministic_algorithms_enabled(),
+        torch.get_num_threads(),
+        pyro.settings.get(),
+        sorted(pyro.get_param_store().keys()),
+        str(np.random.get_state()),
+    ]
+
+
+@every_pair
+def test_nothing_else_changes(case: Pair) -> None:
+    model = case.build()
+    x = case.data(model, BATCH)
+    state = {name: value.clone() for name, value in [*model.state_dict().items(), ("x", x)]}
+    flags = [module.training for module in model.modules()], [p.requires_grad for p in model.parameters()]
+    around, generator = surroundings(), torch.get_rng_state()
+    model.encode(x)
+    assert torch.equal(torch.get_rng_state(), generator) != case.stochastic
+    model(x)
+    model.reconstruct(x)
+    assert surroundings() == around
+    assert len(pyro.get_param_store()) == 0
+    assert_same(model.state_dict() | {"x": x}, state)
+    assert flags == ([module.training for module in model.modules()], [p.requires_grad for p in model.parameters()])
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert x.grad is None and not x.requires_grad
+
+
+@every_pair
+def test_no_graph_without_gradients(case: Pair) -> None:
+    model = case.build()
+    x = case.data(model, BATCH)
+    with torch.no_grad():
+        encoding = model.encode(x)
+        loss = model(x)
+    values = [encoding.z, encoding.log_joint, encoding.log_q, encoding.q and encoding.q.mean, loss]
+    assert not any(value.requires_grad for value in values if value is not None)
+    if encoding.solve is not None and encoding.solve.trace is not None:
+        assert not encoding.solve.trace.requires_grad
+    assert model.encode(x).log_joint.requires_grad
+
+
+@every_pair
+def test_state_and_seed_make_the_codes(case: Pair) -> None:
+    model, other = case.build(), case.build(start=1)
+    x = case.data(model, BATCH)
+
+    def codes(model: Autoencoder, start: int = 2) -> dict[str, Tensor]:
+        seed(start)
+        return tensors(model.encode(x))
+
+    wanted = codes(model)
+    assert not torch.equal(codes(other)["log_joint"], wanted["log_joint"])
+    other.load_state_dict(model.state_dict())
+    for found in (codes(model), codes(other), codes(deepcopy(model))):
+        assert_same(found, wanted)
+    if not case.stochastic:
+        assert_same(codes(model, 3), wanted)
+    elif case.density:
+        assert not torch.equal(codes(model, 3)["log_q"], wanted["log_q"])
+
+
+@pytest.fixture
+def unchecked_shapes() -> Iterator[None]:
+    """Twice as fast, for a test that calls the same thing many times."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
+
+
+@each(PAIRS + OBJECTIVE_PAIRS)
+@pytest.mark.usefixtures("unchecked_shapes")
+def test_gradient_is_that_of_the_loss(case: Pair) -> None:
+    model = case.build()
+    x = case.data(model, BATCH)
+    loss = with_fixed_code(model, x) if case.detached else lambda: model(x)
+    variables = [*model.parameters(), *([x] if case.draw is real else [])]
+    x.requires_grad_(case.draw is real)
+    gradients = replayed(lambda: torch.autograd.grad(model(x), variables, allow_unused=True))
+    for _ in range(2):
+        directions = [torch.randn_like(variable) for variable in variables]
+        slope = sum((g * d).sum() for g, d in zip(gradients, directions, strict=True) if g is not None)
+        assert slope != 0
+        wanted = replayed(lambda directions=directions: central_difference(loss, variables, directions))
+        torch.testing.assert_close(slope, wanted, rtol=1e-6, atol=1e-7)
+
+
+def with_fixed_code(model: Autoencoder, x: Tensor) -> Callable[[], Tensor]:
+    """The loss as a function of the model alone: z, k and q stay what they are now."""
+    encoding = replayed(lambda: model.encode(x))
+    log_q = None if encoding.log_q is None else encoding.log_q.detach()
+
+    def loss() -> Tensor:
+        log_joint = model.likelihood.log_joint(x, encoding.z.detach(), encoding.k)
+        return -model.aggregate(model.objective(replace(encoding, log_joint=log_joint, log_q=log_q)))
+
+    return loss
+
+
+def replayed(compute: Callable[[], Any]) -> Any:
+    """The value under the same noise as every other replayed one, leaving the generator as it was."""
+    before = torch.get_rng_state()
+    seed(3)
+    value = compute()
+    torch.set_rng_state(before)
+    return value
+
+
+@torch.no_grad()
+def central_difference(
+    loss: Callable[[], Tensor], variables: list[Tensor], directions: list[Tensor], step: float = 1e-5
+) -> Tensor:
+    values = []
+    for move in (step, -2 * step):
+        for variable, direction in zip(variables, directions, strict=True):
+            variable += move * direction
+        values.append(replayed(loss))
+    for variable, direction in zip(variables, directions, strict=True):
+        variable += step * direction
+    return (values[0] - values[1]) / (2 * step)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@every_pair
+def test_dtype_and_device_follow_the_model(case: Pair, device: str) -> None:
+    for dtype in (torch.float32, torch.float64):
+        model = case.build(dtype)
+        x = case.data(model, BATCH).to(device)
+        model.to(device)
+        encoding = model.encode(x)
+        values = [*tensors(encoding).values(), model(x), model.reconstruct(x), x]
+        assert {value.dtype for value in values if value.is_floating_point()} == {dtype}
+        assert {value.device.type for value in values} == {device}
+
+
+def codes_of(likelihood: Likelihood, samples: int, batch: int) -> Tensor:
+    return torch.randn(samples, batch, *likelihood.latent_shape, dtype=torch.float64)
+
+
+def built(case: LikelihoodCase) -> tuple[Likelihood, Tensor]:
+    likelihood = case.build().double()
+    for parameter in likelihood.parameters():
+        parameter.data += 0.1 * torch.randn_like(parameter)
+    return likelihood, case.data((BATCH, *likelihood.event_shape)).double()
+
+
+@every_likelihood
+def test_given_is_log_joint(case: LikelihoodCase) -> None:
+    likelihood, x = built(case)
+    bound = likelihood.given(x)
+    z = codes_of(likelihood, 3, BATCH)
+    wanted = likelihood.prior.log_prob(z) + likelihood(z).log_prob(x)
+    for found in (bound(z), likelihood.log_joint(x, z)):
+        torch.testing.assert_close(found, wanted, rtol=1e-10, atol=1e-10)
+    if likelihood.components:
+        for k in (
+            torch.arange(3).remainder(likelihood.components)[:, None],
+            torch.randint(likelihood.components, (3, 5)),
+        ):
+            wanted = likelihood.prior.log_prob(z) + likelihood.log_weights[k] + likelihood(z, k).log_prob(x)
+            for found in (bound(z, k), likelihood.log_joint(x, z, k)):
+                torch.testing.assert_close(found, wanted, rtol=1e-10, atol=1e-10)
+
+
+@every_likelihood
+@pytest.mark.parametrize("samples", [None, 4])
+def test_the_exact_posterior_leaves_no_gap(case: LikelihoodCase, samples: int | None) -> None:
+    likelihood, x = built(case)
+    flat = isinstance(likelihood.prior, FlatDistribution)
+    if isinstance(likelihood, ExactPosterior) and not flat:
+        encoding = ClosedForm(samples)(likelihood, x)
+        evidence = likelihood.log_evidence(x).expand(samples or 1, BATCH)
+        assert encoding.log_q is not None
+        torch.testing.assert_close(encoding.log_joint - encoding.log_q, evidence, rtol=1e-10, atol=1e-10)
+
+
+@every_likelihood
+@pytest.mark.parametrize("lead", [(), (1,), (2,), (2, 3)])
+def test_decoding_keeps_leading_dimensions(case: LikelihoodCase, lead: tuple[int, ...]) -> None:
+    likelihood, x = built(case)
+    z = torch.randn(*lead, *likelihood.latent_shape, dtype=torch.float64)
+    found = likelihood(z)
+    assert (found.batch_shape, found.event_shape) == (lead, likelihood.event_shape)
+    rows = z.unsqueeze(0).flatten(0, len(lead))
+    torch.testing.assert_close(found.log_prob(x[0]).flatten(), likelihood(rows).log_prob(x[0]), rtol=1e-12, atol=1e-12)
+    assert found.sample().shape == (*lead, *likelihood.event_shape)
+
+
+@every_likelihood
+def test_samples_and_reconstructions_can_be_encoded(case: LikelihoodCase) -> None:
+    likelihood, x = built(case)
+    model = Autoencoder(likelihood, Zeros())
+    likelihood.check(x)
+    if not isinstance(likelihood.prior, FlatDistribution):
+        drawn = model.sample(4)
+        assert drawn.shape == (4, *likelihood.event_shape)
+        likelihood.check(drawn)
+    if case.data in (real, unit, classes):  # the mean of counts is no count
+        likelihood.check(model.reconstruct(x))
+
+
+@every_likelihood
+def test_an_empty_batch_is_refused(case: LikelihoodCase) -> None:
+    likelihood, x = built(case)
+    with pytest.raises(ValueError, match="x is empty: a batch needs at least one observation"):
+        Autoencoder(likelihood, Zeros()).encode(x[:0])
+
+
+@every_likelihood
+def test_prior_follows_the_model(case: LikelihoodCase) -> None:
+    likelihood, _ = built(case)
+    assert (likelihood.prior.batch_shape, likelihood.prior.event_shape) == ((), likelihood.latent_shape)
+    if isinstance(likelihood.prior, FlatDistribution):
+        with pytest.raises(NotImplementedError, match="flat prior is improper and cannot be sampled"):
+            likelihood.prior.sample()
+    else:
+        assert likelihood.prior.sample().dtype == torch.float64
+
+
+@every_likelihood
+@pytest.mark.parametrize("bridge", BRIDGES)
+def test_bridge_has_the_same_density(case: LikelihoodCase, bridge: Callable[..., Any]) -> None:
+    likelihood, x = built(case)
+    z = codes_of(likelihood, 1, BATCH)[0]
+    model = pyro.poutine.condition(bridge(likelihood), data={"z": z})
+    with pyro.get_param_store().scope():
+        trace = pyro.poutine.trace(model).get_trace(x)
+    wanted = likelihood.log_joint(x, z.unsqueeze(0)).sum()
+    torch.testing.assert_close(trace.log_prob_sum(), wanted, rtol=1e-10, atol=1e-10)
+
+
+@every_likelihood
+def test_statistics_add_over_batches(case: LikelihoodCase) -> None:
+    likelihood, x = built(case)
+    if not isinstance(likelihood, ClosedFormLearning):
+        return
+    inner = ClosedForm() if likelihood.latent_shape.numel() else None
+    engine: Inference = Argmax(inner)
+    whole, *parts = [likelihood.statistics(part, engine.infer(likelihood, part)) for part in (x, x[:2], x[2:])]
+    total = parts[0] + parts[1]
+    for name in ("count", "first", "second"):
+        torch.testing.assert_close(getattr(total, name), getattr(whole, name), rtol=1e-10, atol=1e-10)
+    assert likelihood.maximize(total) > 0

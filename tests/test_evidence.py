@@ -1,0 +1,339 @@
+"""Estimates of log p(x) against models whose evidence is known, and against quadrature where it is not."""
+
+import math
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from scipy import integrate
+from scipy.stats import multivariate_normal, norm
+from torch import Tensor, nn
+from torch.distributions import Distribution, Independent, MultivariateNormal, Normal, StudentT
+
+from gae import Autoencoder
+from gae.evidence import Evidence, importance_sampling, laplace
+from gae.inference import Amortized, Argmax, Ascent, ClosedForm, GradientAscent, Inference, Zeros
+from gae.likelihood import Bernoulli, Flat, Gaussian, LinearMixture
+
+D, Z, SCALE = 5, 2, 0.6
+
+
+def linear() -> tuple[Gaussian, Tensor, np.ndarray]:
+    """A neural head that happens to be linear, data, and log p(x) by a normal density written separately."""
+    layer = nn.Linear(Z, D).double()
+    model = Gaussian(layer, Z, SCALE)
+    x = torch.randn(6, D, dtype=torch.float64)
+    weight, bias = layer.weight.detach().numpy(), layer.bias.detach().numpy()
+    covariance = weight @ weight.T + SCALE**2 * np.eye(D)
+    return model, x, multivariate_normal.logpdf(x.numpy(), bias, covariance)
+
+
+def posterior(model: Gaussian, x: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """Mean (B, Z) and covariance (Z, Z) of z given x, by conditioning the joint normal of (z, x)."""
+    layer = model.decoder
+    assert isinstance(layer, nn.Linear)
+    weight, bias = layer.weight.detach().numpy(), layer.bias.detach().numpy()
+    gain = weight.T @ np.linalg.inv(weight @ weight.T + SCALE**2 * np.eye(D))
+    return (x.numpy() - bias) @ gain.T, np.eye(Z) - gain @ weight
+
+
+def broad(model: Gaussian, x: Tensor, scale: float = 1.5) -> Distribution:
+    """Wider than the posterior in every direction, and off its centre."""
+    mean, _ = posterior(model, x)
+    return Independent(Normal(torch.as_tensor(mean) + 0.3, torch.full((len(x), Z), scale, dtype=torch.float64)), 1)
+
+
+def narrow(model: Gaussian, x: Tensor) -> Distribution:
+    """Half of the posterior's width: weights of infinite variance, and still no NaN."""
+    mean, covariance = posterior(model, x)
+    return MultivariateNormal(torch.as_tensor(mean), torch.as_tensor(covariance / 4))
+
+
+def z_scores(found: Evidence, wanted: np.ndarray) -> np.ndarray:
+    return (found.log_p.numpy() - wanted) / found.standard_error.numpy()
+
+
+# Importance sampling.
+
+
+def test_laplace_proposal_is_exact_for_a_linear_decoder() -> None:
+    model, x, wanted = linear()
+    proposal = laplace(model, x, torch.as_tensor(posterior(model, x)[0]))
+    found = importance_sampling(model, x, proposal, samples=8)
+    assert np.allclose(found.log_p.numpy(), wanted, atol=1e-10)
+    assert found.standard_error.max() < 1e-10
+
+
+def test_a_broad_proposal_converges() -> None:
+    model, x, wanted = linear()
+    errors = []
+    for samples in (100, 10_000):
+        found = importance_sampling(model, x, broad(model, x), samples)
+        assert np.abs(z_scores(found, wanted)).max() < 4
+        errors.append(found.standard_error)
+    ratio = errors[0] / errors[1]
+    assert ((ratio > 7) & (ratio < 14)).all()  # √100
+
+
+def test_standard_error_is_calibrated() -> None:
+    """Over repetitions, (estimate - truth) / standard error is a standard normal; rows here are repetitions."""
+    model, x, wanted = linear()
+    rows = torch.repeat_interleave(x, 500, 0)
+    found = importance_sampling(model, rows, broad(model, rows), samples=600)
+    scores = z_scores(found, np.repeat(wanted, 500))
+    assert scores.std() == pytest.approx(1, abs=0.05)
+    assert np.abs(scores.mean()) < 0.1  # the log of a mean has a bias of order 1/√S standard errors
+    assert (np.abs(scores) < 1.96).mean() == pytest.approx(0.95, abs=0.01)
+
+
+def test_it_is_a_lower_bound_in_expectation() -> None:
+    model, x, wanted = linear()
+    rows = torch.repeat_interleave(x, 2000, 0)
+    found = importance_sampling(model, rows, broad(model, rows), samples=2)
+    gap = np.repeat(wanted, 2000) - found.log_p.numpy()
+    assert gap.mean() > 10 * gap.std() / math.sqrt(len(gap))
+
+
+@pytest.mark.parametrize("samples", [2, 99, 100, 101, 250])
+@pytest.mark.parametrize("chunk", [1, 7, 100, 1000])
+def test_every_draw_counts_once(samples: int, chunk: int) -> None:
+    """The estimate and its error, from the proposal's own draws: the same generator, whatever the chunk."""
+    model, x, _ = linear()
+    q = broad(model, x)
+    torch.manual_seed(3)
+    found = importance_sampling(model, x, q, samples, chunk)
+    torch.manual_seed(3)
+    steps = [min(chunk, samples - start) for start in range(0, samples, chunk)]
+    z = torch.cat([q.sample(torch.Size((step,))) for step in steps]).numpy()
+    log_prior = norm.logpdf(z).sum(-1)
+    log_likelihood = norm.logpdf(x.numpy(), model.decoder(torch.as_tensor(z)).detach().numpy(), SCALE).sum(-1)
+    weight = np.exp(log_prior + log_likelihood - q.log_prob(torch.as_tensor(z)).numpy())
+    assert np.allclose(found.log_p.numpy(), np.log(weight.mean(0)), atol=1e-10)
+    relative = weight.std(0, ddof=1) / weight.mean(0)
+    assert np.allclose(found.standard_error.numpy(), relative / math.sqrt(samples), atol=1e-10)
+
+
+def test_proposals_of_several_rows() -> None:
+    """Batch (R, B): draws are shared out over R densities, of which one may be bad."""
+    model, x, wanted = linear()
+    mean = torch.as_tensor(posterior(model, x)[0])
+    loc = torch.stack([mean, mean + 0.5, mean - 0.5])
+    q = Independent(Normal(loc, torch.full_like(loc, 1.2)), 1)
+    found = importance_sampling(model, x, q, samples=3000)
+    assert np.abs(z_scores(found, wanted)).max() < 4
+    assert found.standard_error.max() < 0.1
+
+
+def test_rounding_up_leaves_the_estimate_right() -> None:
+    """The exact posterior in 3 rows: 10 samples become 12, all with the same weight p(x)."""
+    model, x, wanted = linear()
+    mean, covariance = (torch.as_tensor(value) for value in posterior(model, x))
+    q = MultivariateNormal(mean.expand(3, *mean.shape), covariance)
+    assert np.allclose(importance_sampling(model, x, q, samples=10).log_p.numpy(), wanted, atol=1e-10)
+
+
+class CountingDraws(Normal):
+    """A normal that remembers how many codes were drawn."""
+
+    drawn = 0
+
+    def sample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008
+        type(self).drawn += math.prod(sample_shape) * self.batch_shape[0]
+        return super().sample(sample_shape)
+
+
+@pytest.mark.parametrize(
+    ("rows", "samples", "wanted"), [(1, 10, 10), (3, 10, 12), (3, 9, 9), (4, 2, 4), (120, 50, 120)]
+)
+def test_samples_are_rounded_up_to_whole_rows(rows: int, samples: int, wanted: int) -> None:
+    model, x, _ = linear()
+    CountingDraws.drawn = 0
+    shape = (rows, len(x), Z)
+    q = Independent(CountingDraws(torch.zeros(shape).double(), torch.ones(shape).double()), 1)
+    found = importance_sampling(model, x, q, samples)
+    assert CountingDraws.drawn == wanted
+    assert found.log_p.shape == (len(x),)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_never_nan(dtype: torch.dtype) -> None:
+    """Observations far from the model, and proposals that are too narrow, too wide or misplaced."""
+    model, x, wanted = linear()
+    far = torch.cat([x, 1e3 * x])
+    proposals = [
+        narrow(model, far),
+        broad(model, far, 1e-3),
+        broad(model, far, 1e3),
+        Independent(Normal(torch.full((len(far), Z), 50.0), 0.1), 1),
+        Independent(StudentT(2.0 * torch.ones(len(far), Z)), 1),
+    ]
+    model = model.to(dtype)
+    for q in proposals:
+        q = cast(q, dtype)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            found = importance_sampling(model, far.to(dtype), q, samples=50)
+        assert found.log_p.isfinite().all() and found.standard_error.isfinite().all()
+        assert (found.standard_error >= 0).all()
+        assert (found.log_p[: len(x)].double().numpy() < wanted + 1).all()
+
+
+def cast(q: Distribution, dtype: torch.dtype) -> Distribution:
+    if isinstance(q, MultivariateNormal):
+        return MultivariateNormal(q.loc.to(dtype), scale_tril=q.scale_tril.to(dtype))
+    base = q.base_dist  # type: ignore[attr-defined]
+    if isinstance(base, StudentT):
+        return Independent(StudentT(base.df.to(dtype)), 1)
+    return Independent(Normal(base.loc.to(dtype), base.scale.to(dtype)), 1)
+
+
+@pytest.mark.parametrize("samples", [-1, 0, 1])
+def test_one_sample_has_no_standard_error(samples: int) -> None:
+    model, x, _ = linear()
+    with pytest.raises(ValueError, match=f"samples must be at least 2, .*got {samples}"):
+        importance_sampling(model, x, broad(model, x), samples)
+
+
+def test_no_evidence_under_a_flat_prior() -> None:
+    """∫ q(x|z) dz is no density over x: it need not integrate to one, nor exist."""
+    model = Gaussian(nn.Linear(Z, D).double(), Z, SCALE, prior=Flat(Z))
+    x = torch.randn(4, D, dtype=torch.float64)
+    q = Independent(Normal(torch.zeros(4, Z).double(), torch.ones(4, Z).double()), 1)
+    with pytest.raises(ValueError, match="flat prior"):
+        importance_sampling(model, x, q)
+    with pytest.raises(ValueError, match="flat prior"):
+        Autoencoder(model, Ascent(max_steps=3)).log_evidence(x)
+
+
+# Laplace.
+
+
+def test_laplace_is_the_posterior_of_a_linear_decoder() -> None:
+    model, x, _ = linear()
+    mean, covariance = posterior(model, x)
+    found = laplace(model, x, torch.as_tensor(mean))
+    assert found.batch_shape == (len(x),) and found.event_shape == (Z,)
+    assert np.allclose(found.mean.numpy(), mean)
+    assert np.allclose(found.covariance_matrix.numpy(), covariance, atol=1e-12)
+
+
+def test_laplace_curvature_is_that_of_the_joint() -> None:
+    """A decoder with curvature: second differences of log_joint at any point, floored at 1e-2."""
+    model = Bernoulli(nn.Sequential(nn.Linear(Z, 6), nn.Tanh(), nn.Linear(6, D)).double(), Z)
+    x, z, step = torch.ones(3, D).double(), 0.5 * torch.randn(3, Z).double(), 1e-4
+    eye = step * torch.eye(Z).double()
+
+    def value(shift: Tensor) -> Tensor:
+        return model.log_joint(x, (z + shift).unsqueeze(0))[0].detach()
+
+    differences = torch.stack(
+        [torch.stack([value(a + b) - value(a - b) - value(b - a) + value(-a - b) for b in eye], 1) for a in eye],
+        1,
+    ) / (4 * step**2)
+    precision = torch.linalg.inv(laplace(model, x, z).covariance_matrix)
+    assert torch.linalg.eigvalsh(-differences).min() > 1e-2
+    assert torch.allclose(precision, -differences, atol=1e-5)
+
+
+class Ring(nn.Module):
+    """‖z‖² for every pixel: far inside the ring, log_joint curves upwards in every direction."""
+
+    def forward(self, z: Tensor) -> Tensor:
+        return z.square().sum(1, keepdim=True).expand(-1, D)
+
+
+@pytest.mark.parametrize("floor", [1e-2, 0.5])
+def test_laplace_floors_indefinite_curvature(floor: float) -> None:
+    model, x = Gaussian(Ring(), Z), torch.full((3, D), 4.0)
+    z = torch.tensor([[0.0, 0.0], [0.1, 0.0], [2.0, 0.0]])
+    found = laplace(model, x, z, floor)
+    precision = torch.linalg.inv(found.covariance_matrix)
+    assert torch.allclose(precision[:2], floor * torch.eye(Z).expand(2, Z, Z), atol=1e-4 * floor)
+    # at (2, 0) by hand, with D (x - z₁²)²/2 + z₁²/2 along the radius, and the prior alone along the ring
+    assert torch.allclose(precision[2], torch.tensor([[D * 4 * 4.0 + 1, 0], [0, 1]]), atol=1e-2)
+    assert found.sample().isfinite().all()
+
+
+def test_laplace_needs_vector_codes() -> None:
+    model = Gaussian(nn.Sequential(nn.Flatten(), nn.Linear(4, D)), (2, 2))
+    with pytest.raises(ValueError, match=r"vector codes \(B, Z\), got shape \(3, 2, 2\)"):
+        laplace(model, torch.randn(3, D), torch.zeros(3, 2, 2))
+
+
+def test_laplace_works_without_gradients_and_leaves_none() -> None:
+    model, x, _ = linear()
+    with torch.no_grad():
+        found = laplace(model, x, torch.zeros(len(x), Z).double())
+    assert not found.loc.requires_grad and not found.covariance_matrix.requires_grad
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+# Through the autoencoder.
+
+
+@pytest.mark.parametrize("engine", [ClosedForm(), Ascent(max_steps=2), Argmax(ClosedForm())])
+@pytest.mark.parametrize("components", [1, 3])
+def test_log_evidence_of_a_linear_mixture_is_exact(components: int, engine: Inference) -> None:
+    torch.manual_seed(1)
+    model = LinearMixture(components, Z, (D,), means=torch.randn(components, D), learn_scale=True).double()
+    x = torch.randn(6, D, dtype=torch.float64)
+    if components > 1 and isinstance(engine, Ascent):
+        engine = Argmax(engine)
+    found = Autoencoder(model, engine).log_evidence(x)
+    densities = [
+        multivariate_normal.logpdf(x.numpy(), mean, loadings.T @ loadings + scale**2 * np.eye(D))
+        for mean, loadings, scale in zip(
+            *(v.detach().numpy() for v in (model.means, model.loadings, model.log_scale.exp())), strict=True
+        )
+    ]
+    assert np.allclose(found.log_p.detach().numpy(), np.logaddexp.reduce(densities) - math.log(components), atol=1e-10)
+    assert (found.standard_error == 0).all()
+
+
+class Normals(nn.Module):
+    """An amortised density that is too wide by a fixed amount."""
+
+    def __init__(self, model: Gaussian):
+        super().__init__()
+        self.model = [model]
+
+    def forward(self, x: Tensor) -> Distribution:
+        return broad(self.model[0], x)
+
+
+@pytest.mark.parametrize("samples", [1, 3])
+def test_log_evidence_proposes_from_the_encoder(samples: int) -> None:
+    model, x, wanted = linear()
+    found = Autoencoder(model, Amortized(Normals(model), samples)).log_evidence(x, samples=4000)
+    assert np.abs(z_scores(found, wanted)).max() < 4
+    assert (found.standard_error > 1e-4).all()
+
+
+def test_log_evidence_proposes_around_a_point() -> None:
+    """A converged ascent has no density: the Laplace approximation at its code is then exact."""
+    model, x, wanted = linear()
+    engine = Ascent(Zeros(), GradientAscent(0.1), max_steps=400)
+    found = Autoencoder(model, engine).log_evidence(x, samples=10)
+    assert np.allclose(found.log_p.numpy(), wanted, atol=1e-6)
+    assert not found.log_p.requires_grad
+
+
+def test_log_evidence_of_a_curved_decoder() -> None:
+    """No closed form anywhere: one code, so that quadrature is the truth."""
+    model = Bernoulli(nn.Sequential(nn.Linear(1, 6), nn.Tanh(), nn.Linear(6, D)).double(), 1)
+    x = torch.randint(2, (4, D)).double()
+
+    def density(z: float, row: int) -> float:
+        return model.log_joint(x[row : row + 1], torch.tensor([[[z]]]).double()).exp().item()
+
+    wanted = np.log([integrate.quad(density, -10, 10, args=(row,), limit=200)[0] for row in range(len(x))])
+    found = Autoencoder(model, Ascent(Zeros(), GradientAscent(0.1), max_steps=200)).log_evidence(x, samples=5000)
+    assert np.abs(z_scores(found, wanted)).max() < 4
+    assert found.standard_error.max() < 0.05
+
+
+def test_log_evidence_leaves_no_gradients() -> None:
+    model, x, _ = linear()
+    Autoencoder(model, Ascent(max_steps=3)).log_evidence(x)
+    assert all(parameter.grad is None for parameter in model.parameters())
