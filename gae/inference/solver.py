@@ -98,7 +98,9 @@ class Solver:
     def advance(self, at: Iterate, t: int, create_graph: bool) -> Iterate:
         """One evaluation and one step of every running row."""
         index = self._running(at)
-        part = at.rows if index is None else {n: v.flatten(0, 1)[index].unsqueeze(0) for n, v in at.rows.items()}
+        part = at.rows
+        if index is not None:
+            part = {name: v.flatten(0, 1).index_select(0, index).unsqueeze(0) for name, v in part.items()}
         problem = self.problem if index is None else self._problem(index, at.shape)
         value, grad = problem.evaluate(part["u"], create_graph)
         with torch.set_grad_enabled(create_graph):
