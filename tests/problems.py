@@ -34,7 +34,9 @@ def neural(latent: int = 2, dim: int = 5, scale: float = 0.5, activation: type[n
 class Landscape(Likelihood):
     """Any objective (x (B, *X), z (S, B, Z)) -> (S, B) in place of a log joint density."""
 
-    def __init__(self, objective: Callable[[Tensor, Tensor], Tensor], latent: int = 1, event_shape: Sequence[int] = (1,)):
+    def __init__(
+        self, objective: Callable[[Tensor, Tensor], Tensor], latent: int = 1, event_shape: Sequence[int] = (1,)
+    ):
         super().__init__((latent,), tuple(event_shape), Flat(latent))
         self.objective = objective
 

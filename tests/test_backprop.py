@@ -457,9 +457,10 @@ def live_tensors() -> int:
 def test_memory_is_flat_over_200_calls() -> None:
     """Every mode in turn, with and without a graph, and with the cycle collector off: not even a cycle is kept."""
     likelihood = neural()
+    rules = ("learned rate", "adam", "lbfgs", "lbfgs", "adam", "langevin")
     engines = [
         ascent(likelihood, rule, "downstream", max_steps=2, backprop=build()).double()
-        for build, rule in zip(MODES.values(), ("learned rate", "adam", "lbfgs", "lbfgs", "adam", "langevin"), strict=True)
+        for build, rule in zip(MODES.values(), rules, strict=True)
     ]
     x = torch.randn(3, 5, dtype=torch.float64)
 

@@ -1,6 +1,7 @@
 """The ascent as a solver: what each sample is told, what is returned, and what it costs."""
 
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -216,7 +217,7 @@ def test_tol_stops_after_two_calm_steps() -> None:
     solved = account(solve(GradientAscent(0.5), 100, tol=tol)(bowl(1), x))
     for start, steps in zip(x[:, 0].tolist(), solved.steps[0].tolist(), strict=True):
         values = [-0.5 * start**2 * 4.0**-t for t in range(steps + 1)]
-        rises = [b - a for a, b in zip(values, values[1:], strict=False)]
+        rises = [b - a for a, b in pairwise(values)]
         assert max(rises[-2:]) <= tol < min(rises[:-2])
 
 
@@ -316,7 +317,7 @@ def test_mean_field_stops_and_finds_the_posterior_of_a_separable_model() -> None
     torch.manual_seed(3)
     found = solve(LBFGS(), 200, family=MeanField(samples=20), tol=1e-10)(model, x)
     torch.manual_seed(3)
-    moment = torch.randn(10, 1, 5, 2, dtype=torch.float64).square().mean(0)
+    moment = torch.stack([torch.randn(1, 5, 2, dtype=torch.float64) for _ in range(10)]).square().mean(0)
     mean, covariance = posterior(model, x)
     assert statuses(found) == [["converged"] * 5] and len(account(found).steps.unique()) > 1
     assert found.q is not None and found.log_q is not None
@@ -333,7 +334,7 @@ def comb(x: Tensor, z: Tensor) -> Tensor:
     return ((2 * torch.pi * z).cos() - (z - x).square() / 20).sum(2)
 
 
-@pytest.mark.parametrize("rule", ["lbfgs", "gradient", "adam"])
+@pytest.mark.parametrize("rule", ["lbfgs", "gradient"])
 def test_restarts_keep_the_best_basin_and_report_the_spread(rule: str) -> None:
     model = Landscape(comb, 1, (1,)).double()
     model.latent_prior = _Wide()
@@ -447,7 +448,7 @@ def test_a_code_does_not_depend_on_its_batch(rule: str, seed: int, batch: int, l
     engine = solve(build(), steps, grad_tol=1e-4 if rule == "adam" else 1e-7)
     whole = engine(model, x)
     order = torch.randperm(batch)
-    for rows in (order, order[: batch // 2], order[:1]):
+    for rows in (order, order[: batch // 2 + 1], order[:1]):
         part = engine(model, x[rows])
         assert torch.allclose(part.z[0], whole.z[0, rows], atol=1e-9)
         assert torch.equal(account(part).status[0], account(whole).status[0, rows])
@@ -458,12 +459,13 @@ def test_a_code_does_not_depend_on_its_batch(rule: str, seed: int, batch: int, l
 def test_compaction_changes_nothing(rule: str) -> None:
     """Samples that leave at many different steps, against each one alone."""
     model, x = neural(), torch.logspace(-3, 0.7, 8, dtype=torch.float64).unsqueeze(1) * torch.randn(8, 5).double()
-    engine = solve(SETTINGS[rule][0](), SETTINGS[rule][1], tol=1e-3)
+    engine = solve(SETTINGS[rule][0](), SETTINGS[rule][1], tol=1e-8)
     whole = engine(model, x)
     assert len(account(whole).steps.unique()) > 2
     for i in range(8):
         alone = engine(model, x[i : i + 1])
         assert torch.allclose(alone.z[0, 0], whole.z[0, i], atol=1e-9)
+        assert torch.allclose(alone.log_joint[0, 0], whole.log_joint[0, i])
         assert account(alone).steps.item() == account(whole).steps[0, i].item()
 
 

@@ -130,9 +130,9 @@ def test_gauss_newton_damps_what_would_overshoot() -> None:
 
 def test_gauss_newton_needs_point_codes_and_a_decoder_output() -> None:
     x = torch.zeros(2, 5, dtype=torch.float64)
-    with pytest.raises(TypeError, match="MeanField.*Use `LBFGS`"):
+    with pytest.raises(TypeError, match=r"MeanField.*Use `LBFGS`"):
         solve(GaussNewton(), 2, family=MeanField())(neural(), x)
-    with pytest.raises(TypeError, match="Landscape.*Use `LBFGS`"):
+    with pytest.raises(TypeError, match=r"Landscape.*Use `LBFGS`"):
         solve(GaussNewton(), 2)(quadratic(torch.ones(5)), x)
 
 
@@ -150,9 +150,7 @@ def test_lbfgs_converges_on_quadratics_of_condition_number_a_million(latent: int
     curvature = torch.logspace(0, 6, latent, dtype=torch.float64)
     x = torch.randn(8, latent, dtype=torch.float64)
     rotation = torch.linalg.qr(torch.randn(latent, latent, dtype=torch.float64))[0]
-    model = Landscape(
-        lambda x, z: -0.5 * (curvature * ((z - x) @ rotation).square()).sum(2), latent, (latent,)
-    )
+    model = Landscape(lambda x, z: -0.5 * (curvature * ((z - x) @ rotation).square()).sum(2), latent, (latent,))
     found = solve(LBFGS(), 500, grad_tol=1e-5)(model, x)
     assert found.solve is not None and found.solve.summary() == "converged: 8"
     assert float((found.z[0] - x).abs().max()) < 1e-5
@@ -167,11 +165,11 @@ def test_lbfgs_climbs_out_of_rosenbrock_s_valley_as_scipy_does() -> None:
     found = solve(LBFGS(), 300, grad_tol=1e-7, init=Fixed(start))(Landscape(objective, 2), x)
     assert found.solve is not None and found.solve.summary() == "converged: 3"
     assert torch.allclose(found.z[0], torch.cat([x, x**2], 1), atol=1e-6)
-    for sample, evaluations in zip(x, found.solve.evaluations[0].tolist(), strict=True):
+    for target, evaluations in zip(x.flatten().tolist(), found.solve.evaluations[0].tolist(), strict=True):
         reference = minimize(
-            lambda z, a=sample.item(): 100 * (z[1] - z[0] ** 2) ** 2 + (a - z[0]) ** 2,
+            lambda z, a=target: 100 * (z[1] - z[0] ** 2) ** 2 + (a - z[0]) ** 2,
             start.numpy(),
-            jac=lambda z, a=sample.item(): np.array(
+            jac=lambda z, a=target: np.array(
                 [-400 * z[0] * (z[1] - z[0] ** 2) - 2 * (a - z[0]), 200 * (z[1] - z[0] ** 2)]
             ),
             method="L-BFGS-B",

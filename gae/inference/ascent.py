@@ -104,7 +104,9 @@ class Ascent(Inference):
             best = runs.argmax(0)
             code, score, lost = self._scored(problem, k, *(_pick(point, best) for point in points))
             solve = solver.account(last, last["value"]).choose(best, runs)
-        warm = sum((start.solve.evaluations for start in starts if start.solve is not None), torch.zeros_like(solve.steps))
+        warm = sum(
+            (start.solve.evaluations for start in starts if start.solve is not None), torch.zeros_like(solve.steps)
+        )
         status = torch.where(lost, Status.nonfinite, solve.status)
         solve = replace(solve, status=status, evaluations=solve.evaluations + warm)
         return replace(code, k=None if k is None else k.expand(score.shape), solve=solve, score=score)
@@ -133,7 +135,7 @@ class Ascent(Inference):
             if module.training and isinstance(module, (_BatchNorm, _DropoutNd)):
                 raise ValueError(
                     f"An ascent through {type(module).__name__} ({name!r}) has no fixed objective per sample: it "
-                    "changes with the batch or from step to step. Use GroupNorm or InstanceNorm, or freeze it: `.eval()`."
+                    "changes with the batch or from step to step. Use GroupNorm or InstanceNorm, or `.eval()`."
                 )
             if isinstance(module, PIECEWISE_LINEAR) and isinstance(self.backprop, (Unroll, Checkpoint)):
                 self._warn_once(type(module).__name__, name)

@@ -45,6 +45,10 @@ class GaussNewton(Step):
                 f"Cannot use `GaussNewton` with {type(problem.likelihood).__name__} and "
                 f"`{type(problem.family).__name__}()`: it needs point codes and a decoder output. Use `LBFGS`."
             )
+        if problem.k is None and problem.likelihood.components > 1:
+            raise TypeError(
+                "Cannot use `GaussNewton` with a summed-out component. Use `Argmax(Ascent(...))`, or `LBFGS`."
+            )
         row = u.new_zeros(u.shape[:2])
         return {"point": u, "value": row - torch.inf, "grad": torch.zeros_like(u), "damping": row}
 

@@ -45,7 +45,7 @@ class Problem:
         index, known = usable.nonzero().squeeze(1), (value.detach(), grad.detach())
         if not len(index):
             return known
-        parts = self.rows(index, value.shape).evaluate(u.flatten(0, 1)[index].unsqueeze(0), True)
+        parts = self.rows(index, (value.shape[0], value.shape[1])).evaluate(u.flatten(0, 1)[index].unsqueeze(0), True)
         value, grad = (
             old.flatten(0, 1).index_copy(0, index, new.squeeze(0)).view_as(old)
             for old, new in zip(known, parts, strict=True)
