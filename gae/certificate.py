@@ -5,9 +5,10 @@ from collections.abc import Sequence
 
 import torch
 from jaxtyping import Num
-from torch import Tensor
+from torch import Tensor, nn
 
 from gae.autoencoder import Autoencoder
+from gae.inference import Amortized
 
 
 def check_gradient(
@@ -29,16 +30,16 @@ def check_gradient(
         epsilon: step of the differences, relative to each parameter tensor's root mean square (at least 1).
 
     Raises:
-        ValueError: when nothing is trainable, or the loss does not depend on what is.
+        ValueError: when nothing is trainable, or the loss does not depend on what is; for a guide that is a plain
+            function with parameters, which a copy cannot reach.
 
     >>> from gae.systems import gon
     >>> check_gradient(gon((6,), latent=2, hidden=(8,)), torch.rand(4, 6)) < 1e-6
     True
     """
-    model, x = copy.deepcopy(autoencoder).double(), x.double()
     with torch.random.fork_rng(devices=[x.device] if x.is_cuda else []):
         torch.manual_seed(seed)
-        model(x)  # a guide may make its parameters at its first call
+        model, x = _copied(autoencoder, x).double(), x.double()
         parameters = [p for p in model.parameters() if p.requires_grad]
         if not parameters:
             raise ValueError("Nothing to check: no parameter of the autoencoder requires a gradient.")
@@ -48,6 +49,18 @@ def check_gradient(
     if not bool(found.norm() > 0):
         raise ValueError("The loss does not change along any direction: it does not depend on the parameters.")
     return float((claimed - found).norm() / found.norm())
+
+
+def _copied(autoencoder: Autoencoder, x: Tensor) -> Autoencoder:
+    model = copy.deepcopy(autoencoder)
+    model(x)  # a guide may make its parameters at its first call
+    for module in model.modules():
+        if isinstance(module, Amortized) and module.declared and not isinstance(module.guide, nn.Module):
+            raise ValueError(
+                "This guide is a plain function, whose parameters lie outside of the model: a copy of the model would "
+                "leave them unchecked. Make the guide an `nn.Module` or a `PyroModule`."
+            )
+    return model
 
 
 def _direction(parameter: Tensor) -> Tensor:

@@ -48,6 +48,7 @@ RULES: dict[str, Callable[[], Step]] = {
     "langevin": lambda: Langevin(0.01),
     "adjusted langevin": lambda: Langevin(0.01, adjusted=True),
 }
+QUIET = [name for name in RULES if "langevin" not in name]
 
 
 def solve(step: Step, max_steps: int, init: Inference | None = None, **options: Any) -> Ascent:
@@ -114,7 +115,7 @@ def test_a_region_without_values_is_never_returned(rule: str, bad: float, tol: f
     solved = account(found)
     assert bool(torch.isfinite(found.z).all()) and bool(torch.isfinite(found.log_joint).all())
     assert bool((found.z <= 2).all()) and bool(torch.isfinite(solved.grad_norm).all())
-    if rule == "langevin" or rule == "adjusted langevin":
+    if rule not in QUIET:
         return
     assert (statuses(found)[0][1] == "nonfinite") == (rule in ("gradient", "momentum", "adam"))
     alone = solve(RULES[rule](), 30, tol=tol)(model, x[[0, 2]])
@@ -163,12 +164,10 @@ def test_huge_inputs_leave_finite_codes(rule: str) -> None:
     assert torch.allclose(found.z[:, :1], Ascent(step=SEARCHES[rule](), max_steps=40, tol=1e-3)(model, x[:1]).z)
 
 
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", QUIET)
 @pytest.mark.parametrize("kind", ["zero gradient", "flat", "flat direction"])
 def test_flat_places_are_left_as_they_are(rule: str, kind: str) -> None:
     """At a stationary start, on a plateau, and with an element that nothing depends on."""
-    if "langevin" in rule:
-        pytest.skip("noise moves on a plateau too")
     scale = {"zero gradient": [1.0, 1.0], "flat": [0.0, 0.0], "flat direction": [1.0, 0.0]}[kind]
     decoder = nn.Linear(2, 2, bias=False)
     decoder.weight.data = torch.diag(torch.tensor(scale))
@@ -437,7 +436,7 @@ SETTINGS = {"lbfgs": (LBFGS, 200), "gauss-newton": (GaussNewton, 30), "adam": (l
 
 
 @pytest.mark.parametrize("rule", SETTINGS)
-@settings(max_examples=10)
+@settings(max_examples=15)
 @given(seed=st.integers(0, 10**6), batch=BATCH, latent=st.integers(1, 3))
 def test_a_code_does_not_depend_on_its_batch(rule: str, seed: int, batch: int, latent: int) -> None:
     """Any order and any part of a batch, one sample too, gives the same codes, steps and status."""
@@ -459,7 +458,7 @@ def test_a_code_does_not_depend_on_its_batch(rule: str, seed: int, batch: int, l
 def test_compaction_changes_nothing(rule: str) -> None:
     """Samples that leave at many different steps, against each one alone."""
     model, x = neural(), torch.logspace(-3, 0.7, 8, dtype=torch.float64).unsqueeze(1) * torch.randn(8, 5).double()
-    engine = solve(SETTINGS[rule][0](), SETTINGS[rule][1], tol=1e-8)
+    engine = solve(SETTINGS[rule][0](), SETTINGS[rule][1], tol=1e-4 if rule == "adam" else 1e-8)
     whole = engine(model, x)
     assert len(account(whole).steps.unique()) > 2
     for i in range(8):
@@ -512,7 +511,7 @@ def test_one_sample_of_one_element(rule: str, tol: float | None) -> None:
     model, x = ppca(1, 1), torch.ones(1, 1, dtype=torch.float64)
     found = solve(RULES[rule](), 50, tol=tol)(model, x)
     assert found.z.shape == (1, 1, 1) and account(found).status.shape == (1, 1)
-    if "langevin" not in rule:
+    if rule in QUIET:
         assert abs(found.z.item() - posterior(model, x)[0].item()) < 0.1
 
 

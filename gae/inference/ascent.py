@@ -18,7 +18,10 @@ from gae.inference.starts import Zeros
 from gae.inference.steps import GradientAscent, Step
 from gae.likelihood import Likelihood
 
-PIECEWISE_LINEAR = (nn.ReLU, nn.LeakyReLU, nn.ReLU6, nn.PReLU, nn.Hardtanh, nn.Threshold, nn.RReLU)
+PIECEWISE_LINEAR = (
+    *(nn.ReLU, nn.LeakyReLU, nn.ReLU6, nn.PReLU, nn.RReLU, nn.Threshold),
+    *(nn.Hardtanh, nn.Hardsigmoid, nn.Hardshrink, nn.Softshrink),
+)
 
 
 class Ascent(Inference):
@@ -96,13 +99,14 @@ class Ascent(Inference):
         last = self.backprop(solver, solver.start(u))
         points = solver.point(last), last["best"]
         if self.restarts == 1:
-            code, score, lost = self._scored(problem, k, *points)
+            code, score, lost = self._scored(problem, k, *points, self._known(solver, last["best_value"]))
             reached = last["value"] if solver.keeps_best or code.log_q is not None else score.detach()
             solve = solver.account(last, reached)
         else:
             runs = last["best_value"].unflatten(0, (self.restarts, -1))
             best = runs.argmax(0)
-            code, score, lost = self._scored(problem, k, *(_pick(point, best) for point in points))
+            known = self._known(solver, runs.amax(0))
+            code, score, lost = self._scored(problem, k, *(_pick(point, best) for point in points), known)
             solve = solver.account(last, last["value"]).choose(best, runs)
         warm = sum(
             (start.solve.evaluations for start in starts if start.solve is not None), torch.zeros_like(solve.steps)
@@ -111,10 +115,17 @@ class Ascent(Inference):
         solve = replace(solve, status=status, evaluations=solve.evaluations + warm)
         return replace(code, k=None if k is None else k.expand(score.shape), solve=solve, score=score)
 
-    def _scored(self, problem: Problem, k: Tensor | None, u: Tensor, fallback: Tensor) -> tuple[Code, Tensor, Tensor]:
+    def _known(self, solver: Solver, best: Tensor) -> Tensor | None:
+        """The objective of the best points, if it is their log joint and no graph of it is wanted."""
+        seen = solver.keeps_best and isinstance(self.family, Delta) and not torch.is_grad_enabled()
+        return best if seen and bool(torch.isfinite(best).all()) else None
+
+    def _scored(
+        self, problem: Problem, k: Tensor | None, u: Tensor, fallback: Tensor, known: Tensor | None
+    ) -> tuple[Code, Tensor, Tensor]:
         """The code of u, its log joint, and where that is not finite: those rows go back to their best finite point."""
         code = self.family.code(problem.likelihood, u)
-        score = problem.log_joint(code.z, k)
+        score = problem.log_joint(code.z, k) if known is None else known
         lost = ~torch.isfinite(score.detach())
         if bool(lost.any()):
             u = torch.where(widened(lost, u), fallback, u)
@@ -132,7 +143,7 @@ class Ascent(Inference):
 
     def _refuse_or_warn(self, likelihood: Likelihood) -> None:
         for name, module in likelihood.named_modules():
-            if module.training and isinstance(module, (_BatchNorm, _DropoutNd)):
+            if _restless(module):
                 raise ValueError(
                     f"An ascent through {type(module).__name__} ({name!r}) has no fixed objective per sample: it "
                     "changes with the batch or from step to step. Use GroupNorm or InstanceNorm, or `.eval()`."
@@ -148,6 +159,17 @@ class Ascent(Inference):
                 "an unrolled ascent miss it. Use a smooth activation (SiLU, ELU, softplus, tanh), or `Detach()`.",
                 stacklevel=4,
             )
+
+
+def _restless(module: nn.Module) -> bool:
+    """Whether a layer's output depends on the batch or changes from call to call."""
+    if isinstance(module, _BatchNorm):
+        return module.training or module.running_mean is None
+    if isinstance(module, _DropoutNd):
+        return module.training and module.p > 0
+    if isinstance(module, (nn.RNNBase, nn.MultiheadAttention)):
+        return module.training and module.dropout > 0
+    return module.training and isinstance(module, nn.RReLU)
 
 
 def _pick(values: Tensor, best: Tensor) -> Tensor:

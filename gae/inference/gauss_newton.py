@@ -167,8 +167,8 @@ def curvature_matrix(problem: Problem, u: Float[Tensor, "S B *Z"]) -> Float[Tens
 def mean_curvature(likelihood: Likelihood, x: Num[Tensor, "N *X"], z: Float[Tensor, "N *Z"]) -> Float[Tensor, "U U"]:
     """The mean curvature of -log_joint (Gauss–Newton's, prior included) over codes z; U is the elements of a code.
 
-    For ``LBFGS(curvature=...)``, a dozen codes drawn from the prior are enough, and any x will do where the output is
-    a natural parameter or a Gaussian mean. Costs about U / 2 decoder evaluations per code.
+    For ``LBFGS(curvature=...)``, some 16 codes drawn from the prior are enough, and any x will do where the output is
+    a natural parameter or a Gaussian mean. Costs a few decoder evaluations per element of each code.
 
     Raises:
         TypeError: for a likelihood without a decoder output.
