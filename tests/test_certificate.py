@@ -143,7 +143,7 @@ def test_a_guide_that_is_a_plain_function_is_refused() -> None:
     called = model(Amortized(guide), elbo)
     called(X)
     for autoencoder in (called, model(Amortized(guide), elbo)):
-        with pytest.raises(ValueError, match="This guide is a plain function.*`nn.Module` or a `PyroModule`"):
+        with pytest.raises(ValueError, match=r"This guide is a plain function.*`nn.Module` or a `PyroModule`"):
             check_gradient(autoencoder, X)
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
 
@@ -288,7 +288,8 @@ def test_layers_that_move_the_objective_are_refused_until_frozen(decoder: nn.Mod
 
 
 @pytest.mark.parametrize(
-    "decoder", [layered(nn.Dropout(0.0)), layered(nn.GroupNorm(2, 8)), layered(nn.LayerNorm(8)), Recurrent(0.0), Attentive(0.0)]
+    "decoder",
+    [layered(nn.Dropout(0.0)), layered(nn.GroupNorm(2, 8)), layered(nn.LayerNorm(8)), Recurrent(0.0), Attentive(0.0)],
 )
 def test_layers_that_do_not_are_used(decoder: nn.Module) -> None:
     likelihood = Gaussian(decoder, 2).train()
@@ -300,7 +301,7 @@ def test_layers_that_do_not_are_used(decoder: nn.Module) -> None:
 def test_a_normalisation_without_running_statistics_cannot_be_frozen() -> None:
     layer = nn.Sequential(nn.Unflatten(1, (2, 2, 2)), nn.BatchNorm2d(2, track_running_stats=False), nn.Flatten())
     likelihood = Gaussian(layered(layer), 2).eval()
-    with pytest.raises(ValueError, match="BatchNorm2d.*Use GroupNorm"):
+    with pytest.raises(ValueError, match=r"BatchNorm2d.*Use GroupNorm"):
         Ascent(max_steps=2)(likelihood, X)
 
 

@@ -32,6 +32,7 @@ from gae.inference import (
     UnitSphere,
     Whiten,
     Zeros,
+    mean_curvature,
 )
 from gae.likelihood import Flat, Gaussian, LinearMixture
 
@@ -115,15 +116,21 @@ def test_matrix_free_and_dense_gauss_newton_agree_on_a_network() -> None:
     assert torch.allclose(dense.z, free.z, atol=1e-7)
 
 
-def test_gauss_newton_damps_what_would_overshoot() -> None:
-    """A decoder of vanishing slope far out: the undamped step from there leaves every finite range."""
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
+@pytest.mark.parametrize("dense", [True, False])
+def test_gauss_newton_damps_what_would_overshoot(dense: bool, scale: float) -> None:
+    """A decoder of vanishing slope far out: the undamped step from there leaves every finite range.
+
+    Damping is relative to the curvature, so that the data's unit makes no difference.
+    """
 
     class Bend(torch.nn.Module):
         def forward(self, z: Tensor) -> Tensor:
             return torch.atan(z)
 
-    model, x = Gaussian(Bend(), 1, 0.1, prior=Flat(1)), torch.zeros(1, 1)
-    found = Ascent(Fixed(torch.tensor([3.0])), GaussNewton(), 60, grad_tol=1e-4, backprop=Detach())(model, x)
+    model, x = Gaussian(Bend(), 1, scale, prior=Flat(1)).double(), torch.zeros(1, 1, dtype=torch.float64)
+    start = Fixed(torch.tensor([3.0]))
+    found = solve(GaussNewton(dense), 30, init=start, grad_tol=1e-6 / scale**2)(model, x)
     assert found.solve is not None and found.solve.summary() == "converged: 1"
     assert abs(found.z.item()) < 1e-5
 
@@ -154,6 +161,19 @@ def test_lbfgs_converges_on_quadratics_of_condition_number_a_million(latent: int
     found = solve(LBFGS(), 500, grad_tol=1e-5)(model, x)
     assert found.solve is not None and found.solve.summary() == "converged: 8"
     assert float((found.z[0] - x).abs().max()) < 1e-5
+
+
+def test_lbfgs_under_a_known_curvature_takes_newton_s_step() -> None:
+    """On PPCA the mean curvature is the posterior precision, and its first step ends at the posterior mean."""
+    model, x = ppca(), torch.randn(7, 6, dtype=torch.float64)
+    mean, covariance = (t.detach() for t in posterior(model, x))
+    metric = mean_curvature(model, x, torch.randn(7, 3, dtype=torch.float64))
+    assert torch.allclose(metric, torch.linalg.inv(covariance))
+    found = solve(LBFGS(curvature=metric), 3, grad_tol=1e-8)(model, x)
+    assert found.solve is not None and found.solve.summary() == "converged: 7"
+    assert bool((found.solve.evaluations == 2).all()) and torch.allclose(found.z[0], mean, atol=1e-10)
+    with pytest.raises(ValueError, match="The curvature must be positive definite"):
+        LBFGS(curvature=-metric)
 
 
 def test_lbfgs_climbs_out_of_rosenbrock_s_valley_as_scipy_does() -> None:

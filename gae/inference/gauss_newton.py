@@ -89,14 +89,17 @@ class GaussNewton(Step):
         return u + self._matrix_free(curvature(problem, u), grad.flatten(2), damping, u.shape).view_as(u)
 
     def _matrix_free(self, product: Product, grad: Tensor, damping: Tensor, shape: torch.Size) -> Tensor:
-        def shifted(v: Tensor) -> Tensor:
-            return product(v.reshape(shape)).flatten(2) + damping.unsqueeze(2) * v
-
+        """(G + damping · curvature along the gradient)⁻¹ grad, by conjugate gradients."""
         solution, residual, direction = torch.zeros_like(grad), grad, grad
         square = residual.square().sum(2)
         goal = square.detach() * torch.finfo(grad.dtype).eps
-        for _ in range(min(self.iterations, grad.shape[2] + 10)):
-            image = shifted(direction)
+        shift: Tensor | float = 0.0
+        for i in range(min(self.iterations, grad.shape[2] + 10)):
+            image = product(direction.reshape(shape)).flatten(2)
+            if i == 0:
+                level = (direction * image).sum(2) / torch.where(square > 0, square, 1.0)
+                shift = (damping * level).unsqueeze(2)
+            image = image + shift * direction
             bend = (direction * image).sum(2)
             going = (square > goal) & (bend > 0)
             if not bool(going.any()):
