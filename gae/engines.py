@@ -70,7 +70,7 @@ class Configuration:
         """Ascent on the ELBO of a mean-field normal that starts as the encoder's."""
         family = MeanField(samples=draws or self.refine_samples)
         steps = self.refine_steps if steps is None else steps
-        return Ascent(Amortized(encoder), Adam(self.refine_rate, self.betas), steps, family, Unroll())
+        return Ascent(Amortized(encoder), Adam(self.refine_rate, self.betas), steps, family=family)
 
 
 @dataclass(frozen=True)
