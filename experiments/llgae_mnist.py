@@ -58,10 +58,14 @@ def main(configuration: Configuration) -> None:
         pixels = data.train[0].numel()
         curve = [error_of_loss(row.validation_loss, configuration.components, pixels) for row in history.rows]
         final = error(model, data.test)
-        results["llgae"].append({"seed": seed, "test_error": final, "train_error": error(model, data.train), "curve": curve})
+        results["llgae"].append(
+            {"seed": seed, "test_error": final, "train_error": error(model, data.train), "curve": curve}
+        )
         print(f"LLGAE seed {seed}: {final:.1f} after {len(curve)} epochs", flush=True)
         axes.plot(range(1, len(curve) + 1), curve, label=f"LLGAE, seed {seed}")
-    axes.axhline(results["pca_test_error"], color="0.4", linestyle="--", label=f"PCA, {configuration.latent} dimensions")
+    axes.axhline(
+        results["pca_test_error"], color="0.4", linestyle="--", label=f"PCA, {configuration.latent} dimensions"
+    )
     axes.set_xlabel("alternation")
     axes.set_ylabel("test squared error per pixel × 65025")
     axes.set_title(f"MNIST, K = {configuration.components}, E = {configuration.latent}")

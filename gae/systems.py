@@ -10,7 +10,6 @@ import pyro
 import pyro.distributions as dist
 from jaxtyping import Float, Num
 from torch import Size, Tensor, nn
-from torch.distributions import Distribution
 
 from gae import nets
 from gae.autoencoder import Autoencoder
@@ -42,7 +41,7 @@ class NormalEncoder(nn.Module):
         super().__init__()
         self.network = network
 
-    def density(self, x: Num[Tensor, "B *X"]) -> Distribution:
+    def density(self, x: Num[Tensor, "B *X"]) -> dist.Independent:
         """q(z|x): batch (B,), event (Z,)."""
         loc, log_scale = self.network(x).chunk(2, -1)
         return dist.Independent(dist.Normal(loc, log_scale.exp(), validate_args=False), 1, validate_args=False)
