@@ -318,6 +318,15 @@ def test_a_cell_against_closed_forms() -> None:
     assert 0 < low <= found["milliseconds"]["mean"] <= high
 
 
+def test_a_dimension_that_the_decoder_ignores_is_not_active() -> None:
+    exact, _ = linear_model()
+    x = torch.randn(20, 5)
+    data = Dataset("normal", x, x, None, None, (-5.0, 5.0))
+    for loadings, active in ((torch.ones(2), 2), (torch.tensor([1.0, 0.0]), 1)):
+        exact.loadings.data *= loadings[:, None]
+        assert measure.cell(Autoencoder(exact, ClosedForm()), data, measure.Effort(), seed=0)["active"] == active
+
+
 def test_a_mean_that_is_not_finite_is_absent() -> None:
     entry = measure.mean_and_error(torch.tensor([1.0, math.inf, math.nan]))
     assert entry == {"mean": None, "se": None, "reason": "2 of 3 values are not finite"}
