@@ -56,7 +56,7 @@ class Configuration:
     bound_draws: tuple[int, ...] = (2, 16)
     bound_samples: int = 250
     components: int = 10
-    baseline_epochs: int = 50
+    baseline_epochs: int = 30
     effort: Effort = field(default_factory=Effort)
 
     def ascent(
@@ -143,7 +143,7 @@ def configure(
 ) -> Configuration:
     """The configuration of a comparison, checked against the data.
 
-    Unless given, the number of epochs is that which shows about 60,000 samples (``quick``: 10,000), at least 5
+    Unless given, the number of epochs is that which shows about 70,000 samples (``quick``: 10,000), at least 5
     (``quick``: 1).
 
     Raises:
@@ -163,7 +163,7 @@ def configure(
     if epochs is not None and epochs < 1:
         raise ValueError(f"epochs must be at least 1, got {epochs}.")
     if epochs is None:
-        epochs = max(1, 10_000 // size) if quick else max(5, 60_000 // size)
+        epochs = max(1, 10_000 // size) if quick else max(5, 70_000 // size)
     chosen = Configuration(
         data.name, data.hash, data.binarization, tuple(engines), epochs, latent, tuple(hidden), head, seed, quick
     )

@@ -113,8 +113,9 @@ def bounds(results: dict[str, Any]) -> Plate:
         f"samples, which all points share), on the decoder trained by {found['decoder']}; {found['encoder']}. Left: "
         "the joint log density at the code, from 0 and from the encoder's mean. Right: the ELBO of a mean-field "
         "normal that starts as the encoder's, with few and with many draws per step: an ascent on few fixed draws "
-        "fits them in the end, and the true ELBO falls. Every value is computed afresh, never from the draws that "
-        "the ascent saw. The two panels hold different quantities; poor first values may lie below the frame."
+        "fits them in the end, and the true ELBO falls. The line is log p(x) of the same samples, the higher of two "
+        "importance-sampled estimates. Every value is computed afresh, never from the draws that the ascent saw. "
+        "The two panels hold different quantities; poor first values may lie below the frame."
     )
     return Plate("bounds", "Bound against decoder evaluations", caption, figure)
 
@@ -170,12 +171,15 @@ def codes(results: dict[str, Any], pictures: Pictures) -> Plate:
     for axes, (name, cloud) in zip(panels, clouds.items(), strict=False):
         _scatter(axes, cloud, labels)
         explained = float(pictures[f"explained/{name}"])
-        axes.set(title=f"{name} ({100 * explained:.0f} % of the variance)", xlabel="PC 1", ylabel="PC 2")
+        active = next(c["active"] for c in results["cells"] if c["decoder"] == c["engine"] == name)
+        title = f"{name}: {active} active dimensions, {100 * explained:.0f} % of variance shown"
+        axes.set(title=title, xlabel="PC 1", ylabel="PC 2")
     coloured = "each drawn as its label, in its colour" if labels is not None else "which have no labels"
     caption = (
         f"Codes of the first {len(next(iter(clouds.values())))} test samples ({coloured}) by the engine that "
         "trained the decoder, projected on their own first two principal components, in units of the code; the "
-        "title names the share of the codes' variance that the two show. Axes differ from panel to panel."
+        "title names the share of the codes' variance that the two show, and how many dimensions of the code vary over "
+        "the test set at all (variance above 0.01). Axes differ from panel to panel."
     )
     return Plate("codes", "Codes", caption, figure)
 

@@ -21,6 +21,7 @@ from gae.objective import elbo
 Entry = dict[str, Any]
 NO_EVIDENCE = "under a flat prior log p(x) does not exist, and neither does a bound of it"
 NO_DENSITY = "a point code has no density q(z|x), so no ELBO"
+ACTIVE = 0.01  # variance over the data of a code dimension that is in use
 SAMPLED_AT_ONCE = 250  # observations, of which each has many draws in memory
 
 
@@ -80,7 +81,9 @@ def cell(model: Autoencoder, data: Dataset, effort: Effort, seed: int) -> Entry:
 
     ``joint``, ``elbo`` and ``log_p`` are in nats, ``squared_error`` is per element of x, ``accuracy`` is that of 5
     nearest neighbours on the codes, ``milliseconds`` and ``evaluations`` (of the decoder) are per sample. A number
-    that does not exist is null with a reason. torch's global generator is left as it was.
+    that does not exist is null with a reason. ``active`` counts the dimensions of the code whose variance over the
+    test set is above 0.01 (the active units of Burda et al. 2016): one that the decoder ignores is not. torch's global
+    generator is left as it was.
     """
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(seed)
@@ -94,7 +97,8 @@ def cell(model: Autoencoder, data: Dataset, effort: Effort, seed: int) -> Entry:
             "milliseconds": milliseconds(model, data.test, effort),
             "evaluations": mean_and_error(points.evaluations),
         }
-        return {**values, "status": dict(points.status)}
+        spread = (points.z - points.z.mean(0)).square().mean(0)
+        return {**values, "active": int((spread > ACTIVE).sum()), "status": dict(points.status)}
 
 
 def encode(model: Autoencoder, x: Num[Tensor, "N *X"], effort: Effort) -> Points:

@@ -109,6 +109,14 @@ def test_fit_takes_options_of_every_type(tmp_path: Path) -> None:
     assert found["validation loss (nats)"] is not None and np.isfinite(found["test loss (nats)"])
 
 
+def test_a_learning_rate_turns_closed_forms_off(tmp_path: Path) -> None:
+    closed, gradient = (
+        json.loads(gae("fit", "ppca", "digits", *QUICK, *more, "--out", tmp_path / str(len(more)), "--json"))
+        for more in ((), ("--lr", "0.01"))
+    )
+    assert closed["training loss (nats)"] < gradient["training loss (nats)"] - 10
+
+
 def test_fit_resumes(tmp_path: Path) -> None:
     options = ("--option", "latent=2", "--option", "hidden=8", "--quiet", "--json")
     whole = json.loads(gae("fit", "vae", "digits", *options, "--epochs", 2, "--out", tmp_path / "whole"))

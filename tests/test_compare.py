@@ -171,11 +171,13 @@ def test_checkpoints_can_be_rebuilt(out: Path, small: Dataset, results: dict[str
     assert float(error) == pytest.approx(cell(results, "detached", "detached")["squared_error"]["mean"], rel=1e-5)
 
 
-def test_bounds_start_at_the_encoder(results: dict[str, Any]) -> None:
+def test_bounds_start_at_the_encoder_and_end_below_the_evidence(results: dict[str, Any]) -> None:
     curves = {curve["label"]: curve for curve in results["bounds"]["curves"]}
     alone, refined = curves["encoder alone"], curves["from the encoder, 2 draws a step"]
     assert alone["evaluations"] == [0] and refined["evaluations"][:3] == [0, 2, 4]
     assert alone["mean"][0] == pytest.approx(refined["mean"][0], abs=1.0)  # other draws of the same density
+    best = max(max(curve["mean"]) for curve in curves.values() if curve["quantity"] == "elbo")
+    assert best < results["bounds"]["log_p"]["mean"] + results["bounds"]["log_p"]["sampling_se"]
     assert curves["from 0"]["mean"] == sorted(curves["from 0"]["mean"])
 
 
@@ -310,8 +312,19 @@ def test_a_cell_against_closed_forms() -> None:
         assert found[key]["se"] == pytest.approx(known[key]["se"], abs=1e-3), key
     assert known["elbo"]["mean"] == pytest.approx(exact.log_evidence(x).mean().item(), abs=1e-4)
     assert found["log_p"]["method"] == "importance sampling" and found["status"] == {"max_steps": 20}
+    torch.manual_seed(5)
+    assert measure.cell(Autoencoder(head, ascent), data, effort, seed=0)["log_p"] == found["log_p"]
     low, high = found["milliseconds"]["range"]
     assert 0 < low <= found["milliseconds"]["mean"] <= high
+
+
+def test_a_dimension_that_the_decoder_ignores_is_not_active() -> None:
+    exact, _ = linear_model()
+    x = torch.randn(20, 5)
+    data = Dataset("normal", x, x, None, None, (-5.0, 5.0))
+    for loadings, active in ((torch.ones(2), 2), (torch.tensor([1.0, 0.0]), 1)):
+        exact.loadings.data *= loadings[:, None]
+        assert measure.cell(Autoencoder(exact, ClosedForm()), data, measure.Effort(), seed=0)["active"] == active
 
 
 def test_a_mean_that_is_not_finite_is_absent() -> None:

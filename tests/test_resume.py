@@ -179,38 +179,47 @@ def test_restore_refuses_what_fit_did_not_write(tmp_path: Path) -> None:
         restore(noisy(), tmp_path)
 
 
-# Imports once, then forks a process for each line [case, folder, operations, seconds], which is killed before so many
-# file operations or after so many seconds (0: never); answers with its exit code.
+# Imports once, then forks a process for each line [case, folder, operations, calls], which kills itself before so many
+# file operations or function calls (0: never), not after some time, so that it dies at the same point on any machine;
+# answers with its exit code.
 WORKER = """
-import json, os, signal, sys, time
+import json, os, signal, sys
 sys.path[:0] = json.loads(sys.argv[1])
 import torch
 torch.set_num_threads(1)
 import lightning_fabric, safetensors.torch
 from test_resume import course
 
+def countdown(left):
+    def count():
+        nonlocal left
+        left -= 1
+        if not left:
+            os.kill(os.getpid(), signal.SIGKILL)
+    return count
+
 def die_before(operations, folder):
-    counted = {"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir"}
-    left = [operations]
+    counted, count = {"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir"}, countdown(operations)
     def hook(event, args):
         if event in counted and (folder in str(args[0]) or event in ("os.remove", "os.rmdir")):
-            left[0] -= 1
-            if not left[0]:
-                os.kill(os.getpid(), signal.SIGKILL)
+            count()
     sys.addaudithook(hook)
+
+def die_before_call(calls):
+    count = countdown(calls)
+    sys.setprofile(lambda frame, event, argument: count() if event in ("call", "c_call") else None)
 
 print("ready", flush=True)
 for line in sys.stdin:
-    name, folder, operations, seconds = json.loads(line)
+    name, folder, operations, calls = json.loads(line)
     child = os.fork()
     if not child:
         if operations:
             die_before(operations, folder)
+        if calls:
+            die_before_call(calls)
         course(name, folder, resume=True, checkpoint_every=1)
         os._exit(0)
-    if seconds:
-        time.sleep(seconds)
-        os.kill(child, signal.SIGKILL)
     print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """
 
@@ -223,10 +232,10 @@ class Worker:
         assert self.process.stdout is not None
         return self.process.stdout.readline().strip()
 
-    def attempt(self, name: str, out: Path, operations: int = 0, seconds: float = 0.0) -> bool:
+    def attempt(self, name: str, out: Path, operations: int = 0, calls: int = 0) -> bool:
         """Whether it finished before it was killed."""
         assert self.process.stdin is not None
-        self.process.stdin.write(json.dumps([name, str(out), operations, seconds]) + "\n")
+        self.process.stdin.write(json.dumps([name, str(out), operations, calls]) + "\n")
         self.process.stdin.flush()
         code = int(self.read())
         assert code in (0, -signal.SIGKILL)
@@ -263,9 +272,9 @@ def test_killed_before_any_file_operation(worker: Worker, tmp_path: Path) -> Non
 def test_killed_at_random_moments(worker: Worker, tmp_path: Path) -> None:
     out, moments, killed = tmp_path / "run", random.Random(0), 0
     for _ in range(8):
-        killed += not worker.attempt("noisy", out, seconds=moments.uniform(0.01, 0.2))
+        killed += not worker.attempt("noisy", out, calls=moments.randrange(1000, 60_000))
         reached(out)
-    assert killed > 1
+    assert killed > 1, "no run was long enough to be killed"
     model, _ = course("noisy", out, resume=True)
     assert_same_end("noisy", out, model, tmp_path)
 

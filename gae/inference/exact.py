@@ -1,5 +1,7 @@
 """Engines without a loop over steps: the exact posterior, and the choice among K components."""
 
+import math
+
 import torch
 from jaxtyping import Int, Num
 from torch import Tensor
@@ -87,7 +89,8 @@ class Enumerate(Inference):
                 f"`{type(self.inner).__name__}`. Use it without `samples`."
             )
         score = likelihood.given(x)(code.z, branches) if code.score is None else code.score
-        return Code(code.z, branches.expand(score.shape), code.log_q, code.q, code.solve, score)
+        log_q = None if code.log_q is None else code.log_q - math.log(likelihood.components)  # every branch once
+        return Code(code.z, branches.expand(score.shape), log_q, code.q, code.solve, score)
 
     def _inner_codes(self, likelihood: Likelihood, x: Tensor, branches: Tensor) -> Code:
         if self.inner is not None:

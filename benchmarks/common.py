@@ -1,0 +1,175 @@
+"""The protocol of a side-by-side timing: results first, then both sides in turns, then ratios within one run."""
+
+import gc
+import json
+import math
+import os
+import statistics
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+ROOT = Path(__file__).resolve().parent.parent
+ROUNDS = 9
+ROUND_SECONDS = 0.2  # shorter work is repeated within a round until it takes about this long
+
+Side = Callable[[], Any]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One ratio within one run: of the medians, and its range over the rounds. A goal of None is for reference."""
+
+    what: str
+    ratio: float
+    low: float
+    high: float
+    goal: float | None
+    at_least: bool = False
+
+    @property
+    def margin(self) -> float:
+        """Above 1 where the goal is missed, the more so the further."""
+        if self.goal is None:
+            return 0.0
+        return self.goal / self.ratio if self.at_least else self.ratio / self.goal
+
+    @property
+    def holds(self) -> bool:
+        return self.margin <= 1
+
+
+class UnequalResults(AssertionError):
+    """The two sides computed different things, so that no timing of them means anything."""
+
+
+def agree(what: str, ours: Tensor | float, theirs: Tensor | float, tolerance: float) -> None:
+    """Raises UnequalResults unless max |ours - theirs| <= tolerance · max |theirs|; prints the difference."""
+    a, b = (torch.as_tensor(side).detach().double() for side in (ours, theirs))
+    if a.shape != b.shape:
+        raise UnequalResults(f"{what}: shape {tuple(a.shape)} against {tuple(b.shape)}")
+    difference = float((a - b).abs().max() / b.abs().max().clamp_min(torch.finfo(torch.float64).tiny))
+    if not difference <= tolerance:  # NaN fails too
+        raise UnequalResults(f"{what}: relative difference {difference:.3g}, allowed {tolerance:.3g}")
+    print(f"equal: {what}, relative difference {difference:.1e} (allowed {tolerance:.0e})")
+
+
+def take_turns(*sides: Side, rounds: int = ROUNDS) -> list[list[float]]:
+    """Seconds per call, by side and round. The sides run A B A B …, after a warm-up of two calls each."""
+    repeats = []
+    for side in sides:
+        side()
+        repeats.append(max(1, math.ceil(ROUND_SECONDS / _seconds(side, 1))))
+    taken: list[list[float]] = [[] for _ in sides]
+    for _ in range(rounds):
+        for side, repeat, seconds in zip(sides, repeats, taken, strict=True):
+            gc.collect()
+            seconds.append(_seconds(side, repeat))
+    return taken
+
+
+def training(loss: Callable[[], Tensor], parameters: Iterable[nn.Parameter], rate: float = 1e-4) -> Side:
+    """One training step: forward, backward, Adam."""
+    optimizer = torch.optim.Adam(parameters, rate)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        loss().backward()
+        optimizer.step()
+
+    return step
+
+
+def _seconds(side: Side, repeat: int) -> float:
+    start = time.perf_counter()
+    for _ in range(repeat):
+        side()
+    return (time.perf_counter() - start) / repeat
+
+
+def row(what: str, upper: Sequence[float], lower: Sequence[float], goal: float | None, at_least: bool = False) -> Row:
+    """The ratio of two sides' medians, from what ``take_turns`` gave for them."""
+    pairs = [a / b for a, b in zip(upper, lower, strict=True)]
+    ratio = statistics.median(upper) / statistics.median(lower)
+    return Row(what, ratio, min(pairs), max(pairs), goal, at_least)
+
+
+def table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """Columns of text, the first to the left and the others to the right."""
+    cells = [list(header), *map(list, lines)]
+    widths = [max(len(line[i]) for line in cells) for i in range(len(header))]
+    text = ["  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]) for line in cells]
+    return "\n".join([text[0], "-" * len(text[0]), *text[1:]])
+
+
+def report(benchmark: str, unit: str, compared: str, data: str, rows: Sequence[Row]) -> None:
+    """Prints a table of all ratios, and as the last line one JSON object led by the row nearest to missing its goal."""
+    lines = [(r.what, f"{r.ratio:.3f}", f"{r.low:.3f} … {r.high:.3f}", goal_of(asdict(r)), verdict(r)) for r in rows]
+    print(f"\n{benchmark}: {compared}\nRatio: {unit}. Data: {data}. Threads: {torch.get_num_threads()}.\n")
+    print(table(("", "ratio", "range over rounds", "goal", "holds"), lines))
+    worst = max(rows, key=lambda r: r.margin)
+    print(
+        json.dumps(
+            {
+                "benchmark": benchmark,
+                "ratio": round(worst.ratio, 4),
+                "goal": worst.goal,
+                "unit": unit,
+                "holds": all(r.holds for r in rows),
+                "worst": worst.what,
+                "compared": compared,
+                "data": data,
+                "threads": torch.get_num_threads(),
+                "details": [{**_rounded(asdict(r)), "holds": None if r.goal is None else r.holds} for r in rows],
+            },
+            ensure_ascii=False,
+        )
+    )
+
+
+def goal_of(row: dict[str, Any]) -> str:
+    """A goal in words."""
+    return "–" if row["goal"] is None else f"{'≥' if row['at_least'] else '≤'} {row['goal']:g}"
+
+
+def verdict(row: Row) -> str:
+    return "–" if row.goal is None else "yes" if row.holds else "no"
+
+
+def _rounded(values: dict[str, Any]) -> dict[str, Any]:
+    return {name: round(value, 4) if isinstance(value, float) else value for name, value in values.items()}
+
+
+def first_line(doc: str | None) -> str:
+    """The sentence with which a benchmark's docstring says what it compares."""
+    assert doc is not None
+    return " ".join(doc.split("\n\n")[0].split())
+
+
+def mnist(binarised: bool = False) -> tuple[str, Float[Tensor, "60000 1 28 28"]]:
+    """The name of the data and the training images: MNIST where its files are, else random images of its shape."""
+    from gae import data
+
+    root = Path(os.environ.get("GAE_DATA") or ROOT.parent / "shared" / "data").expanduser()
+    folder = next((f for f in (root / "mnist", root) if any(f.glob("train-images-idx3-ubyte*"))), None)
+    if folder is not None:
+        name, images = "MNIST", data.load("mnist", folder=folder).train
+    else:
+        name, images = "synthetic stand-in for MNIST", _stand_in()
+    return (f"{name}, binarised at 0.5", (images > 0.5).float()) if binarised else (name, images)
+
+
+def _stand_in() -> Float[Tensor, "60000 1 28 28"]:
+    """Ten blurred prototypes with 20 shared directions of variation, clamped to [0, 1], and a rim of zeros."""
+    generator = torch.Generator().manual_seed(0)
+    shapes = torch.randn(30, 1, 7, 7, generator=generator)
+    smooth = torch.nn.functional.interpolate(shapes, (20, 20), mode="bicubic").flatten(1)
+    label = torch.randint(10, (60_000,), generator=generator)
+    inner = smooth[label] + 0.2 * torch.randn(60_000, 20, generator=generator) @ smooth[10:]
+    return torch.nn.functional.pad(inner.clamp(0, 1).reshape(-1, 1, 20, 20), (4, 4, 4, 4))

@@ -1,0 +1,115 @@
+"""Runs every benchmark, each in a process of its own, and writes results.json and RESULTS.md."""
+
+import json
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from benchmarks.common import ROOT, goal_of
+
+FOLDER = Path(__file__).resolve().parent
+LIBRARIES = ("torch", "pyro-ppl", "numpy", "scikit-learn", "lightning-fabric")
+COMMAND = "python -m benchmarks.run"
+
+Result = dict[str, Any]
+
+
+def run(module: str) -> Result | None:
+    """The result of one benchmark, whose output is passed on as it comes; None if it failed."""
+    print(f"\n=== {module}", flush=True)
+    process = subprocess.Popen(
+        [sys.executable, "-u", "-m", f"benchmarks.{module}"], cwd=ROOT, stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    last = ""
+    for line in process.stdout:
+        if not line.startswith("{"):
+            print(line, end="", flush=True)
+        last = line
+    return None if process.wait() else json.loads(last)
+
+
+def machine() -> dict[str, Any]:
+    """What the ratios were taken on."""
+    pages = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return {"cpu": _cpu(), "cores": len(os.sched_getaffinity(0)), "memory_gib": round(pages / 2**30, 1)}
+
+
+def _cpu() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor() or platform.machine())
+
+
+def versions() -> dict[str, str]:
+    """Python and the libraries that are compared."""
+    return {"python": platform.python_version(), **{name: version(name) for name in LIBRARIES}}
+
+
+def page(found: dict[str, Any], failed: list[str]) -> Iterator[str]:
+    """RESULTS.md, line by line."""
+    where = found["machine"]
+    yield "# Benchmarks, measured side by side"
+    yield ""
+    yield f"Written by `{COMMAND}` on {found['date']}:"
+    yield f"{where['cpu']}, {where['cores']} cores, {where['memory_gib']} GiB,"
+    yield ", ".join(f"{name} {number}" for name, number in found["versions"].items()) + "."
+    yield "Each figure is a ratio of medians within one run, in which the sides take turns, with its range over the"
+    yield "rounds; see [README.md](README.md)."
+    yield ""
+    yield missed(found["results"])
+    yield from (f"\n**{module} failed**: it crashed, or the two sides computed different things." for module in failed)
+    for result in found["results"]:
+        yield from _section(result)
+
+
+def missed(results: list[Result]) -> str:
+    """A sentence on the goals that do not hold."""
+    rows = [(r["benchmark"], d) for r in results for d in r["details"] if d["holds"] is False]
+    if not rows:
+        return "Every goal holds."
+    texts = [f"{name} {d['what']} ({d['ratio']:.3f}, goal {goal_of(d)})" for name, d in rows]
+    return f"Goals missed: {'; '.join(texts)}."
+
+
+def _section(result: Result) -> Iterator[str]:
+    yield ""
+    yield f"## {result['benchmark']}"
+    yield ""
+    yield f"{result['compared']} Ratio: {result['unit']}. Data: {result['data']}. Threads: {result['threads']}."
+    yield ""
+    yield "| | ratio | range | goal | holds |"
+    yield "|---|---:|---:|---:|---|"
+    for d in result["details"]:
+        holds = {True: "yes", False: "**no**", None: "for reference"}[d["holds"]]
+        yield f"| {d['what']} | {d['ratio']:.3f} | {d['low']:.3f} … {d['high']:.3f} | {goal_of(d)} | {holds} |"
+
+
+def main() -> None:
+    modules = sorted(path.stem for path in FOLDER.glob("p[0-9]*.py"))
+    results = {module: run(module) for module in modules}
+    failed = [module for module, result in results.items() if result is None]
+    found: dict[str, Any] = {
+        "command": COMMAND,
+        "date": datetime.now(UTC).date().isoformat(),
+        "machine": machine(),
+        "versions": versions(),
+        "results": [result for result in results.values() if result is not None],
+    }
+    text = json.dumps(found, indent=1, ensure_ascii=False)
+    (FOLDER / "results.json").write_text(text + "\n", encoding="utf-8")
+    (FOLDER / "RESULTS.md").write_text("\n".join(page(found, failed)) + "\n", encoding="utf-8")
+    print(f"\n{missed(found['results'])}")
+    if failed:
+        sys.exit(f"Failed: {', '.join(failed)}.")
+
+
+if __name__ == "__main__":
+    main()
