@@ -321,8 +321,7 @@ def test_implicit_stops_at_negative_curvature() -> None:
 
 def test_one_step_and_truncate_are_partial_sums_of_the_neumann_series() -> None:
     """At the solution, n gradient steps of rate r leave (I - (I - r A)ⁿ) A⁻¹ W/σ² of dz/dx = A⁻¹ W/σ²."""
-    solved, step = Solved(), GradientAscent(0.1).double()
-    rate = step.log_rate.exp().item()  # its logarithm was rounded to single precision
+    solved, step, rate = Solved(), GradientAscent(0.1), 0.1
     mean, covariance = posterior(solved.likelihood, solved.x.detach())
     pull = solved.likelihood.loadings[0] * (-2 * solved.likelihood.log_scale[0]).exp()
     leaf = mean.clone().requires_grad_()

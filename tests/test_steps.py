@@ -32,8 +32,8 @@ from gae.inference import (
     UnitSphere,
     Whiten,
     Zeros,
-    mean_curvature,
 )
+from gae.inference.gauss_newton import mean_curvature
 from gae.likelihood import Flat, Gaussian, LinearMixture
 
 
@@ -72,9 +72,10 @@ def test_first_order_rules_are_those_of_torch(step: Step, optimizer: Callable[[A
 
 def test_rates_by_step_and_element() -> None:
     """On -½(z - x)² one step of rate r goes the fraction r of the way; the last rate holds from there on."""
-    step = GradientAscent(0.5, steps=2, shape=(2,))
+    step = GradientAscent(0.5, learn=True, steps=2, shape=(2,))
     rates = torch.tensor([[0.5, 0.1], [0.25, 0.2]])
-    step.log_rate.copy_(rates.log())
+    assert step.log_rate is not None
+    step.log_rate.data.copy_(rates.log())
     x = torch.tensor([[1.0, -2.0]])
     found = Ascent(Zeros(), step, 3, backprop=Detach())(quadratic(torch.ones(2)), x).z[0]
     left = (1 - rates[0]) * (1 - rates[1]) ** 2

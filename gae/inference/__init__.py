@@ -6,7 +6,7 @@ from gae.inference.backprop import Backprop, Checkpoint, Detach, OneStep, Trunca
 from gae.inference.base import Code, Encoding, Inference, Solve, Status
 from gae.inference.exact import Argmax, ClosedForm, Enumerate
 from gae.inference.family import Delta, Family, MeanField
-from gae.inference.gauss_newton import GaussNewton, mean_curvature
+from gae.inference.gauss_newton import GaussNewton
 from gae.inference.implicit import Implicit
 from gae.inference.langevin import Langevin
 from gae.inference.lbfgs import LBFGS
@@ -53,6 +53,5 @@ __all__ = [
     "Unroll",
     "Whiten",
     "Zeros",
-    "mean_curvature",
     "to_pyro",
 ]

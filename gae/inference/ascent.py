@@ -90,7 +90,7 @@ class Ascent(Inference):
         self._refuse_or_warn(likelihood)
         starts = [self.init.infer(likelihood, x, k) for _ in range(self.restarts)]
         k = starts[0].k if k is None else k
-        u = torch.cat([self.family.start(start) for start in starts])
+        u = self.step.admit(torch.cat([self.family.start(start) for start in starts]))
         if self.restarts > 1:
             self._differ(u)
         repeated = k if k is None or self.restarts == 1 else k.repeat(self.restarts, 1)
@@ -106,7 +106,8 @@ class Ascent(Inference):
             runs = last["best_value"].unflatten(0, (self.restarts, -1))
             best = runs.argmax(0)
             known = self._known(solver, runs.amax(0))
-            code, score, lost = self._scored(problem, k, *(_pick(point, best) for point in points), known)
+            u, fallback = (_pick(point, best) for point in points)
+            code, score, lost = self._scored(problem, k, u, fallback, known)
             solve = solver.account(last, last["value"]).choose(best, runs)
         warm = sum(
             (start.solve.evaluations for start in starts if start.solve is not None), torch.zeros_like(solve.steps)

@@ -21,6 +21,8 @@ class Langevin(Step):
     0.01
     """
 
+    ascends = False
+
     def __init__(self, rate: float, adjusted: bool = False):
         super().__init__()
         self.rate, self.adjusted = positive("rate", rate), adjusted

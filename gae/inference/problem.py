@@ -70,7 +70,7 @@ class Problem:
 
 def rounding(value: Float[Tensor, "S B"]) -> Float[Tensor, "S B"]:
     """How far rounding may move an objective, in nats: its terms are larger than a sum that happens to vanish."""
-    return 10 * torch.finfo(value.dtype).eps * (1 + value.abs())
+    return 10 * torch.finfo(value.dtype).eps * (10 + value.abs())
 
 
 def widened(rows: Tensor, like: Float[Tensor, "S B *_"]) -> Tensor:

@@ -174,8 +174,9 @@ class Solver:
     def account(self, last: Iterate, reached: Float[Tensor, "S B"]) -> Solve:
         """The solve's report, given the objective of the last point."""
         status = last["status"]
-        fell = (status == RUNNING) & (reached < last["first"]) & (not self.step.proposes)
-        status = torch.where(fell, Status.diverged, status)
+        if self.step.ascends and not self.step.proposes:
+            fell = reached < last["first"] - rounding(last["first"])
+            status = torch.where((status == RUNNING) & fell, Status.diverged, status)
         status = torch.where(status == RUNNING, Status.max_steps, status)
         trace = torch.stack(last.trace) if last.trace else None
         return Solve(status, last["steps"], last["evaluations"], last["grad_norm"], trace)

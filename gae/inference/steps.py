@@ -21,7 +21,12 @@ class Step(nn.Module, ABC):
 
     proposes: bool = False  # its points are trials that it may take back, also non-finite ones
     searches: bool = False  # the best point seen stands for its solve
+    ascends: bool = True  # it goes uphill, so that an end below the start means that it diverged
     evaluations: int = 1  # decoder evaluations per step, in units of one objective value
+
+    def admit(self, u: Float[Tensor, "S B *U"]) -> Float[Tensor, "S B *U"]:
+        """The first point, from the one that was given: for a rule that allows only some."""
+        return u
 
     def start(self, problem: Problem, u: Float[Tensor, "S B *U"]) -> State:
         """The state before the first step."""
@@ -62,24 +67,21 @@ class GradientAscent(Step):
     Args:
         rate: the step size; its start if it is learned.
         learn: whether log rate is a parameter, trained with the model through ``Unroll`` or ``Checkpoint``.
-        steps: a separate rate for each of the first ``steps`` steps (the last one holds from there on).
-        shape: a separate rate for each element of a point of this shape.
+        steps: a learned rate for each of the first ``steps`` steps (the last one holds from there on).
+        shape: a learned rate for each element of a point of this shape.
 
     >>> GradientAscent(0.1, learn=True, steps=3, shape=(2,)).log_rate.shape
     torch.Size([3, 2])
     """
 
-    log_rate: Tensor
-
     def __init__(self, rate: float, learn: bool = False, steps: int = 1, shape: Sequence[int] = ()):
         super().__init__()
         if steps < 1:
             raise ValueError(f"steps must be at least 1, got {steps}.")
-        log_rate = torch.full((steps, *shape), positive("rate", rate)).log()
-        if learn:
-            self.log_rate = nn.Parameter(log_rate)
-        else:
-            self.register_buffer("log_rate", log_rate, persistent=False)
+        if not learn and (steps > 1 or len(shape)):
+            raise ValueError("Separate rates are learned: give `learn=True`, or leave `steps` and `shape` out.")
+        self.rate = positive("rate", rate)
+        self.log_rate = nn.Parameter(torch.full((steps, *shape), self.rate).log()) if learn else None
 
     def forward(
         self,
@@ -90,7 +92,8 @@ class GradientAscent(Step):
         state: State,
         t: int,
     ) -> tuple[Tensor, State]:
-        return u + self.log_rate[min(t, len(self.log_rate) - 1)].exp().to(u) * grad, state
+        rate = self.rate if self.log_rate is None else self.log_rate[min(t, len(self.log_rate) - 1)].exp().to(u)
+        return u + rate * grad, state
 
 
 class Momentum(Step):

@@ -21,6 +21,10 @@ class _Around(Step):
                 "Use it with `GradientAscent`, `Momentum`, `Adam` or unadjusted `Langevin`."
             )
         self.step = step
+        self.ascends = step.ascends
+
+    def admit(self, u: Float[Tensor, "S B *U"]) -> Float[Tensor, "S B *U"]:
+        return self.step.admit(u)
 
     def start(self, problem: Problem, u: Float[Tensor, "S B *U"]) -> State:
         return self.step.start(problem, u)
@@ -79,7 +83,7 @@ class Scheduled(_Around):
 
 
 class Projected(_Around):
-    """The step, then the nearest point of a set: projected gradient ascent.
+    """The step, then the nearest point of a set, where the solve also begins: projected gradient ascent.
 
     >>> from gae.inference import GradientAscent
     >>> Projected(GradientAscent(0.1), NonNegative()).onto(torch.tensor([-1.0, 2.0]))
@@ -89,6 +93,9 @@ class Projected(_Around):
     def __init__(self, step: Step, onto: Projection):
         super().__init__(step)
         self.onto = onto
+
+    def admit(self, u: Float[Tensor, "S B *U"]) -> Float[Tensor, "S B *U"]:
+        return self.onto(self.step.admit(u))
 
     def forward(
         self,

@@ -112,10 +112,12 @@ class Gaussian(_ScaledHead):
         self, x: Num[Tensor, "B *X"], output: Float[Tensor, "..."], k: Int[Tensor, "..."] | None = None
     ) -> Float[Tensor, "S B"]:
         # One sum of squares: an elementwise log density, differentiated twice, costs a small decoder's step 10 %.
-        error = (x - output) * (-self.log_scale).exp()
-        square = error.square().flatten(error.dim() - len(self.event_shape)).sum(-1)
-        log_scale = self.log_scale.sum() * (self.event_shape.numel() / self.log_scale.numel())
-        return -0.5 * square - log_scale - 0.5 * math.log(2 * math.pi) * self.event_shape.numel()
+        size, dims, pixel = self.event_shape.numel(), len(self.event_shape), self.log_scale.dim() > 0
+        error = (x - output) / self.scale if pixel else x - output
+        square = error.square().flatten(output.dim() - dims).sum(-1) if dims else error.square()
+        precision = 1.0 if pixel else (-2 * self.log_scale).exp()
+        log_scale = self.log_scale.sum() if pixel else size * self.log_scale
+        return -0.5 * precision * square - (log_scale + 0.5 * math.log(2 * math.pi) * size)
 
 
 class Laplace(_ScaledHead):
