@@ -18,6 +18,7 @@ from gae.inference.starts import Zeros
 from gae.inference.steps import GradientAscent, Step
 from gae.likelihood import Likelihood
 
+RESTLESS = (_BatchNorm, _DropoutNd, nn.RNNBase, nn.MultiheadAttention, nn.RReLU)
 PIECEWISE_LINEAR = (
     *(nn.ReLU, nn.LeakyReLU, nn.ReLU6, nn.PReLU, nn.RReLU, nn.Threshold),
     *(nn.Hardtanh, nn.Hardsigmoid, nn.Hardshrink, nn.Softshrink),
@@ -109,11 +110,9 @@ class Ascent(Inference):
             u, fallback = (_pick(point, best) for point in points)
             code, score, lost = self._scored(problem, k, u, fallback, known)
             solve = solver.account(last, last["value"]).choose(best, runs)
-        warm = sum(
-            (start.solve.evaluations for start in starts if start.solve is not None), torch.zeros_like(solve.steps)
-        )
+        evaluations = sum((start.solve.evaluations for start in starts if start.solve is not None), solve.evaluations)
         status = torch.where(lost, Status.nonfinite, solve.status)
-        solve = replace(solve, status=status, evaluations=solve.evaluations + warm)
+        solve = replace(solve, status=status, evaluations=evaluations)
         return replace(code, k=None if k is None else k.expand(score.shape), solve=solve, score=score)
 
     def _known(self, solver: Solver, best: Tensor) -> Tensor | None:
@@ -144,6 +143,8 @@ class Ascent(Inference):
 
     def _refuse_or_warn(self, likelihood: Likelihood) -> None:
         for name, module in likelihood.named_modules():
+            if not isinstance(module, (*RESTLESS, *PIECEWISE_LINEAR)):
+                continue
             if _restless(module):
                 raise ValueError(
                     f"An ascent through {type(module).__name__} ({name!r}) has no fixed objective per sample: it "

@@ -1,13 +1,14 @@
 """How gradients flow back through a solve: a choice apart from how the code is found."""
 
 from abc import ABC, abstractmethod
+from dataclasses import replace
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from gae.inference.base import Status
-from gae.inference.problem import finite, widened
+from gae.inference.problem import widened
 from gae.inference.solver import CORRECTED, PREFIX, Iterate, Solver
 
 
@@ -92,7 +93,7 @@ class Checkpoint(Backprop):
         kept: list[Iterate] = []
         results = _Replay.apply(solver, start.detach(), kept, flowing, len(tensors), *tensors, *parameters)
         last = kept.pop()
-        return Iterate(last.rows | dict(zip(flowing, results, strict=True)), last.trace)
+        return replace(last, rows=last.rows | dict(zip(flowing, results, strict=True)))
 
 
 class _Replay(torch.autograd.Function):
@@ -116,7 +117,7 @@ class _Replay(torch.autograd.Function):
         for t in reversed(range(len(ctx.kept))):
             leaves = {name: ctx.kept[t][name].detach().requires_grad_() for name in flowing}
             with torch.enable_grad(), torch.random.fork_rng(devices=[]):
-                after = ctx.solver.rebound().advance(Iterate(ctx.kept[t].rows | leaves), t, True)
+                after = ctx.solver.rebound().advance(replace(ctx.kept[t], rows=ctx.kept[t].rows | leaves), t, True)
             flows = [after[name].requires_grad for name in flowing]
             outputs = [after[name] for name, flow in zip(flowing, flows, strict=True) if flow]
             received = [cotangent for cotangent, flow in zip(cotangents, flows, strict=True) if flow]
@@ -136,8 +137,7 @@ def dependencies(solver: Solver) -> list[Tensor]:
 
 def _corrected(solver: Solver, at: Iterate) -> Iterate:
     point, problem = solver.point(at), solver.problem
-    value, grad = problem.evaluate(point, True)
-    usable = finite(value, grad)
+    value, grad, _, usable = problem.evaluate(point, True)
     point, grad = (torch.where(widened(usable, point), a, b) for a, b in ((point, at["best"]), (grad, 0.0)))
     moved = solver.step.correct(problem, point, value, grad, solver.state(at), solver.max_steps)
     return replaced(at, torch.where(widened(usable, point), moved, point), usable)

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from gae.inference.backprop import Backprop, dependencies, replaced
-from gae.inference.problem import finite, widened
+from gae.inference.problem import widened
 from gae.inference.solver import Iterate, Solver
 
 
@@ -41,9 +41,8 @@ class Implicit(Backprop):
         point = solver.point(at)
         if not torch.is_grad_enabled():
             return at
-        value, grad = solver.problem.evaluate(point, False)
-        usable = finite(value, grad)
-        norm = torch.where(usable, torch.linalg.vector_norm(grad.flatten(2), dim=2), torch.inf)
+        _, _, norm, usable = solver.problem.evaluate(point, False)
+        norm = torch.where(usable, norm, torch.inf)
         point = torch.where(widened(usable, point), point, at["best"])
         if not bool((norm <= self.stationary).all()):
             warnings.warn(
@@ -92,7 +91,7 @@ class _AtSolution(torch.autograd.Function):
     def backward(ctx, cotangent):  # type: ignore[no-untyped-def]
         with torch.enable_grad():
             point = ctx.point.detach().requires_grad_()
-            _, grad = ctx.solver.problem.rebound().evaluate(point, True)
+            grad = ctx.solver.problem.rebound().evaluate(point, True).grad
 
         def curvature(v: Tensor) -> Tensor:
             (image,) = torch.autograd.grad(grad, point, -v, retain_graph=True)

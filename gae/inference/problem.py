@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int, Num
@@ -9,6 +10,15 @@ from torch import Tensor
 
 from gae.inference.family import Family
 from gae.likelihood import Likelihood
+
+
+class Evaluation(NamedTuple):
+    """An objective at one point u; a row is usable if its value and gradient are finite."""
+
+    value: Float[Tensor, "S B"]
+    grad: Float[Tensor, "S B *U"]
+    norm: Float[Tensor, "S B"]  # ‖grad‖₂, without a graph
+    usable: Bool[Tensor, "S B"]
 
 
 @dataclass(frozen=True)
@@ -28,29 +38,28 @@ class Problem:
     def __call__(self, u: Float[Tensor, "S B *U"]) -> Float[Tensor, "S B"]:
         return self.family.objective(u, self.noise, lambda z: self.log_joint(z, self.k))
 
-    def evaluate(self, u: Float[Tensor, "S B *U"], create_graph: bool) -> tuple[Tensor, Tensor]:
+    def evaluate(self, u: Float[Tensor, "S B *U"], create_graph: bool) -> Evaluation:
         """The objective and its gradient in u, summed over no samples: each row is its own function.
 
-        A row where one of them is not finite is no part of the graph: 0 · NaN would reach every parameter.
+        A row that is not usable is no part of the graph: 0 · NaN would reach every parameter.
         """
         with torch.enable_grad():
             leaf = u if u.requires_grad and create_graph else u.detach().requires_grad_()
             value = self(leaf)
             (grad,) = torch.autograd.grad(value.sum(), leaf, create_graph=create_graph)
-        if not create_graph:
-            return value.detach(), grad
-        usable = finite(value, grad).flatten()
-        if bool(usable.all()):
-            return value, grad
-        index, known = usable.nonzero().squeeze(1), (value.detach(), grad.detach())
+        norm = torch.linalg.vector_norm(grad.detach().flatten(2), dim=2)
+        usable = torch.isfinite(value.detach()) & torch.isfinite(norm)
+        if not create_graph or bool(usable.all()):
+            return Evaluation(value if create_graph else value.detach(), grad, norm, usable)
+        known, index = (value.detach(), grad.detach()), usable.flatten().nonzero().squeeze(1)
         if not len(index):
-            return known
+            return Evaluation(*known, norm, usable)
         parts = self.rows(index, (value.shape[0], value.shape[1])).evaluate(u.flatten(0, 1)[index].unsqueeze(0), True)
         value, grad = (
             old.flatten(0, 1).index_copy(0, index, new.squeeze(0)).view_as(old)
-            for old, new in zip(known, parts, strict=True)
+            for old, new in zip(known, parts[:2], strict=True)
         )
-        return value, grad
+        return Evaluation(value, grad, norm, usable)
 
     def rebound(self) -> "Problem":
         """The same problem with x bound anew, under the present gradient mode."""
@@ -76,15 +85,3 @@ def rounding(value: Float[Tensor, "S B"]) -> Float[Tensor, "S B"]:
 def widened(rows: Tensor, like: Float[Tensor, "S B *_"]) -> Tensor:
     """One value per row (S, B) with as many trailing dimensions of size 1 as ``like`` has beyond those."""
     return rows.reshape(*rows.shape, *[1] * (like.dim() - 2))
-
-
-def finite(*values: Float[Tensor, "S B *_"]) -> Bool[Tensor, "S B"]:
-    """Per row: whether all of the values are finite."""
-    masks = [
-        torch.isfinite(value.detach()).flatten(2).all(2) if value.dim() > 2 else torch.isfinite(value.detach())
-        for value in values
-    ]
-    result = masks[0]
-    for mask in masks[1:]:
-        result = result & mask
-    return result

@@ -7,7 +7,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from gae.inference.base import Solve, Status
-from gae.inference.problem import Problem, finite, rounding, widened
+from gae.inference.problem import Evaluation, Problem, rounding, widened
 from gae.inference.steps import Step
 
 RUNNING = -1
@@ -22,6 +22,7 @@ class Iterate:
 
     rows: dict[str, Tensor]
     trace: tuple[Tensor, ...] = ()
+    intact: bool = True  # every row was usable and is running
 
     def __getitem__(self, name: str) -> Tensor:
         return self.rows[name]
@@ -31,7 +32,7 @@ class Iterate:
         return self["u"].shape[0], self["u"].shape[1]
 
     def detach(self) -> "Iterate":
-        return Iterate({name: value.detach() for name, value in self.rows.items()}, self.trace)
+        return replace(self, rows={name: value.detach() for name, value in self.rows.items()})
 
 
 @dataclass
@@ -66,8 +67,7 @@ class Solver:
         low = torch.full(shape, -torch.inf, dtype=u.dtype, device=u.device)
         rows = {"u": u, "best": u, "best_value": low, "value": low, "first": low, "grad_norm": -low}
         rows |= {"status": count + RUNNING, "steps": count, "evaluations": count, "calm": count}
-        rows |= {PREFIX + name: value for name, value in self.step.start(self.problem, u).items()}
-        return Iterate(rows)
+        return Iterate(rows | _prefixed(self.step.start(self.problem, u)))
 
     def run(self, at: Iterate, begin: int, end: int, create_graph: bool) -> Iterate:
         """Steps begin ... end - 1, or fewer when every row has stopped."""
@@ -83,7 +83,7 @@ class Solver:
 
     def state(self, at: Iterate) -> dict[str, Tensor]:
         """The step rule's state."""
-        return {name.removeprefix(PREFIX): tensor for name, tensor in at.rows.items() if name.startswith(PREFIX)}
+        return _state(at.rows)
 
     def point(self, at: Iterate) -> Float[Tensor, "S B *U"]:
         """The point that stands for the solve."""
@@ -102,9 +102,10 @@ class Solver:
         if index is not None:
             part = {name: v.flatten(0, 1).index_select(0, index).unsqueeze(0) for name, v in part.items()}
         problem = self.problem if index is None else self._problem(index, at.shape)
-        value, grad = problem.evaluate(part["u"], create_graph)
+        found = problem.evaluate(part["u"], create_graph)
+        intact = at.intact and not self.keeps_best and bool(found.usable.all())
         with torch.set_grad_enabled(create_graph):
-            after = self._stepped(problem, part, value, grad, t)
+            after = (self._smooth if intact else self._stepped)(problem, part, found, t)
         trace = at.trace
         if index is not None:
             after = {
@@ -113,31 +114,44 @@ class Solver:
             }
         if self.record:
             trace = (*trace, after["value"].detach())
-        following = Iterate(after, trace)
+        following = Iterate(after, trace, intact)
         return following if create_graph else following.detach()
 
-    def _stepped(
-        self, problem: Problem, part: dict[str, Tensor], value: Tensor, grad: Tensor, t: int
-    ) -> dict[str, Tensor]:
-        u, plain = part["u"], value.detach()
-        norm = torch.linalg.vector_norm(grad.detach().flatten(2), dim=2)
-        usable = finite(plain, norm)
-        better = usable & self._improves(part, plain, norm)
-        value = torch.where(usable, value, -torch.inf)
-        plain, grad = value.detach(), torch.where(widened(usable, u), grad, 0.0)
+    def _smooth(self, problem: Problem, part: dict[str, Tensor], found: Evaluation, t: int) -> dict[str, Tensor]:
+        """``_stepped`` for rows that all run, and whose best point is only to fall back on: most of it is idle then."""
+        u, plain = part["u"], found.value.detach()
+        moved, state = self.step(problem, u, found.value, found.grad, _state(part), t)
+        after = part | {"u": moved, "value": plain, "grad_norm": found.norm, "steps": part["steps"] + 1}
+        after["evaluations"] = part["evaluations"] + self._cost
+        if t == 0:
+            return after | {"first": plain, "best_value": plain} | _prefixed(state)
+        after["best"] = torch.where(widened(plain > part["best_value"], u), u, part["best"])
+        after["best_value"] = torch.maximum(plain, part["best_value"])
+        return after | _prefixed(state)
+
+    def _stepped(self, problem: Problem, part: dict[str, Tensor], found: Evaluation, t: int) -> dict[str, Tensor]:
+        u, norm, usable = part["u"], found.norm, found.usable
+        better = usable & self._improves(part, found.value.detach(), norm)
+        value = torch.where(usable, found.value, -torch.inf)
+        plain, grad = value.detach(), torch.where(widened(usable, u), found.grad, 0.0)
         after = dict(part)
         after["best"] = torch.where(widened(better, u), u, part["best"])
         after["grad_norm"] = torch.where(better if self.keeps_best else usable, norm, part["grad_norm"])
         after["value"] = plain
         after["first"] = plain if t == 0 else part["first"]
-        after["evaluations"] = part["evaluations"] + self.step.evaluations * self.problem.family.evaluations
+        after["evaluations"] = part["evaluations"] + self._cost
         status, after["calm"] = self._judge(part, plain, norm, better, usable, t)
         after["best_value"] = torch.where(better, torch.maximum(plain, part["best_value"]), part["best_value"])
-        moved, state = self.step(problem, u, value, grad, self.state(Iterate(part)), t)
+        moved, state = self.step(problem, u, value, grad, _state(part), t)
         after["u"] = torch.where(widened(status == RUNNING, u), moved, after["best"])
         after["steps"] = part["steps"] + (status == RUNNING)
         after["status"] = status
-        return after | {PREFIX + name: tensor for name, tensor in state.items()}
+        return after | _prefixed(state)
+
+    @property
+    def _cost(self) -> int:
+        """Decoder evaluations per step."""
+        return self.step.evaluations * self.problem.family.evaluations
 
     def _improves(self, part: dict[str, Tensor], value: Tensor, norm: Tensor) -> Tensor:
         """A higher objective, or one that rounding cannot tell from the best and a smaller gradient."""
@@ -180,3 +194,11 @@ class Solver:
         status = torch.where(status == RUNNING, Status.max_steps, status)
         trace = torch.stack(last.trace) if last.trace else None
         return Solve(status, last["steps"], last["evaluations"], last["grad_norm"], trace)
+
+
+def _state(rows: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(PREFIX): tensor for name, tensor in rows.items() if name.startswith(PREFIX)}
+
+
+def _prefixed(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {PREFIX + name: tensor for name, tensor in state.items()}

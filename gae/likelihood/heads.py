@@ -9,7 +9,7 @@ from jaxtyping import Float, Int, Num
 from torch import Size, Tensor, nn
 from torch.distributions import Distribution, constraints
 
-from gae.likelihood.base import Likelihood
+from gae.likelihood.base import Likelihood, LogJoint
 from gae.likelihood.priors import StandardNormal
 
 Learn = Literal["fixed", "scalar", "pixel"]
@@ -60,7 +60,11 @@ class Head(Likelihood):
     def log_joint(
         self, x: Num[Tensor, "B *X"], z: Float[Tensor, "S B *Z"], k: Int[Tensor, "S _"] | None = None
     ) -> Float[Tensor, "S B"]:
-        return self.prior.log_prob(z) + self.log_likelihood(x, self.outputs(z, k), k)
+        return self.given(x)(z, k)
+
+    def given(self, x: Num[Tensor, "B *X"]) -> LogJoint:
+        prior = self.prior
+        return lambda z, k=None: prior.log_prob(z) + self.log_likelihood(x, self.outputs(z, k), k)
 
     def _independent(self, output: Tensor) -> Distribution:
         return dist.Independent(self.distribution(output), len(self.event_shape), validate_args=False)
@@ -114,7 +118,7 @@ class Gaussian(_ScaledHead):
         # One sum of squares: an elementwise log density, differentiated twice, costs a small decoder's step 10 %.
         size, dims, pixel = self.event_shape.numel(), len(self.event_shape), self.log_scale.dim() > 0
         error = (x - output) / self.scale if pixel else x - output
-        square = error.square().flatten(output.dim() - dims).sum(-1) if dims else error.square()
+        square = error.square().sum(tuple(range(-dims, 0))) if dims else error.square()
         precision = 1.0 if pixel else (-2 * self.log_scale).exp()
         log_scale = self.log_scale.sum() if pixel else size * self.log_scale
         return -0.5 * precision * square - (log_scale + 0.5 * math.log(2 * math.pi) * size)
