@@ -2,6 +2,7 @@
 
 from gae import data, evidence, inference, likelihood, nets, objective
 from gae.autoencoder import Autoencoder
+from gae.certificate import check_gradient
 
 __version__ = "0.1.0"
-__all__ = ["Autoencoder", "data", "evidence", "inference", "likelihood", "nets", "objective"]
+__all__ = ["Autoencoder", "check_gradient", "data", "evidence", "inference", "likelihood", "nets", "objective"]

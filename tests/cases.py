@@ -15,22 +15,38 @@ from torch.distributions import Distribution
 import gae.likelihood
 from gae import Autoencoder, nets, systems
 from gae.inference import (
+    LBFGS,
     Adam,
     Amortized,
     Argmax,
     Ascent,
+    Box,
+    Checkpoint,
+    Clipped,
     ClosedForm,
     Delta,
     Detach,
     Enumerate,
     Fixed,
+    GaussNewton,
     GradientAscent,
+    Implicit,
     Inference,
+    Langevin,
     MeanField,
     Momentum,
+    NonNegative,
+    OneStep,
     Prior,
+    Projected,
+    Scheduled,
+    Simplex,
     Status,
+    Step,
+    Truncate,
+    UnitSphere,
     Unroll,
+    Whiten,
     Zeros,
     to_pyro,
 )
@@ -100,7 +116,7 @@ EVERYTHING: dict[str, bool] = {"learn_scale": True, "learn_weights": True}
 
 LIKELIHOODS = [
     LikelihoodCase("gaussian", lambda: Gaussian(net(2, 3), 2, 0.7)),
-    LikelihoodCase("gaussian-scalar", lambda: Gaussian(net((2, 2), (3, 2)), (2, 2), 0.7, learn="scalar")),
+    LikelihoodCase("gaussian-scalar", lambda: Gaussian(net((3, 2), (3, 2)), (3, 2), 0.7, learn="scalar")),
     LikelihoodCase("gaussian-pixel", lambda: Gaussian(net(2, (3, 2)), 2, 0.7, learn="pixel")),
     LikelihoodCase("gaussian-flat", lambda: Gaussian(net(2, 3), 2, 0.7, prior=Flat(2))),
     LikelihoodCase("gaussian-conv", lambda: Gaussian(nets.conv_decoder(2, (1, 4, 4), (2,)), 2)),
@@ -145,6 +161,16 @@ def continuous(likelihood: Likelihood) -> bool:
 
 def proper(likelihood: Likelihood) -> bool:
     return continuous(likelihood) and not isinstance(likelihood.prior, FlatDistribution)
+
+
+def exact_code(likelihood: Likelihood) -> bool:
+    return exact(likelihood) and continuous(likelihood) and likelihood.components == 1
+
+
+def sets(likelihood: Likelihood) -> bool:
+    """Codes that are whole sets of points, more of them than dimensions."""
+    shape = likelihood.latent_shape
+    return proper(likelihood) and len(shape) == 2 and shape[0] > shape[1]
 
 
 def uncertain(likelihood: Likelihood) -> bool:
@@ -270,6 +296,10 @@ def ascent(step: Part = STEPS[0], family: Part = FAMILIES[0], backprop: Part = B
     return EngineCase(name, build, **flags)
 
 
+def step_case(name: str, step: Callable[[], Step]) -> EngineCase:
+    return EngineCase(f"ascent-{name}", lambda m: Ascent(step=step(), max_steps=3))
+
+
 def ascent_from(start: EngineCase) -> EngineCase:
     def build(likelihood: Likelihood) -> Inference:
         return Ascent(start.build(likelihood), max_steps=3)
@@ -294,6 +324,26 @@ ENGINES = [
     *(ascent(family=family, backprop=backprop) for family in FAMILIES for backprop in BACKPROPS[1:]),
     *(ascent_from(start) for start in STARTS if start.name not in ("zeros", "amortized-callable", "amortized-module")),
     SEMI_AMORTISED,
+    *(
+        step_case(name, step)
+        for name, step in [
+            ("lbfgs", lambda: LBFGS()),
+            ("clipped", lambda: Clipped(GradientAscent(0.05), 0.1)),
+            ("scheduled", lambda: Scheduled(GradientAscent(0.05), lambda t: 1 / (1 + t))),
+            ("box", lambda: Projected(GradientAscent(0.05), Box(-0.1, 0.1))),
+            ("non-negative", lambda: Projected(GradientAscent(0.05), NonNegative())),
+            ("sphere", lambda: Projected(GradientAscent(0.05), UnitSphere())),
+            ("simplex", lambda: Projected(GradientAscent(0.05), Simplex())),
+        ]
+    ),
+    EngineCase("ascent-whiten", lambda m: Ascent(Prior(), Projected(GradientAscent(0.05), Whiten()), 2), sets, True),
+    EngineCase("ascent-gauss-newton", lambda m: Ascent(step=GaussNewton(), max_steps=2), exact_code),
+    EngineCase("ascent-langevin", lambda m: Ascent(step=Langevin(0.01), max_steps=3), stochastic=True),
+    EngineCase("ascent-checkpoint", lambda m: Ascent(max_steps=3, backprop=Checkpoint())),
+    EngineCase("ascent-truncate", lambda m: Ascent(max_steps=3, backprop=Truncate(3))),
+    EngineCase("ascent-one-step", lambda m: Ascent(step=GaussNewton(), max_steps=3, backprop=OneStep()), exact_code),
+    EngineCase("ascent-implicit", lambda m: Ascent(step=GaussNewton(), max_steps=3, backprop=Implicit()), exact_code),
+    EngineCase("ascent-stopping", lambda m: Ascent(step=LBFGS(), max_steps=60, grad_tol=1e-9), exact_code),
     EngineCase("ascent-no-steps", lambda m: Ascent(Fixed(torch.full(m.latent_shape, 0.3)), max_steps=0)),
     EngineCase(
         "amortized-callable-3",

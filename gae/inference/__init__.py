@@ -2,19 +2,28 @@
 
 from gae.inference.amortized import Amortized, to_pyro
 from gae.inference.ascent import Ascent
-from gae.inference.backprop import Backprop, Detach, Unroll
+from gae.inference.backprop import Backprop, Checkpoint, Detach, OneStep, Truncate, Unroll
 from gae.inference.base import Code, Encoding, Inference, Solve, Status
 from gae.inference.exact import Argmax, ClosedForm, Enumerate
 from gae.inference.family import Delta, Family, MeanField
+from gae.inference.gauss_newton import GaussNewton
+from gae.inference.implicit import Implicit
+from gae.inference.langevin import Langevin
+from gae.inference.lbfgs import LBFGS
 from gae.inference.starts import Fixed, Prior, Zeros
 from gae.inference.steps import Adam, GradientAscent, Momentum, Step
+from gae.inference.wrappers import Box, Clipped, NonNegative, Projected, Scheduled, Simplex, UnitSphere, Whiten
 
 __all__ = [
+    "LBFGS",
     "Adam",
     "Amortized",
     "Argmax",
     "Ascent",
     "Backprop",
+    "Box",
+    "Checkpoint",
+    "Clipped",
     "ClosedForm",
     "Code",
     "Delta",
@@ -23,15 +32,26 @@ __all__ = [
     "Enumerate",
     "Family",
     "Fixed",
+    "GaussNewton",
     "GradientAscent",
+    "Implicit",
     "Inference",
+    "Langevin",
     "MeanField",
     "Momentum",
+    "NonNegative",
+    "OneStep",
     "Prior",
+    "Projected",
+    "Scheduled",
+    "Simplex",
     "Solve",
     "Status",
     "Step",
+    "Truncate",
+    "UnitSphere",
     "Unroll",
+    "Whiten",
     "Zeros",
     "to_pyro",
 ]

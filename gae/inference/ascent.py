@@ -1,30 +1,28 @@
 """Gradient ascent on the code: the only inner loop of the library."""
 
-from dataclasses import dataclass, replace
+import warnings
+from dataclasses import replace
 
 import torch
 from jaxtyping import Int, Num
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
-from gae.inference.backprop import Backprop, Unroll
-from gae.inference.base import Code, Inference, Solve, Status
-from gae.inference.family import Delta, Family, Objective
+from gae.inference.backprop import Backprop, Checkpoint, Unroll
+from gae.inference.base import Code, Inference, Status
+from gae.inference.family import Delta, Family
+from gae.inference.problem import Problem, widened
+from gae.inference.solver import Solver
 from gae.inference.starts import Zeros
-from gae.inference.steps import GradientAscent, State, Step
+from gae.inference.steps import GradientAscent, Step
 from gae.likelihood import Likelihood
 
-
-@dataclass(frozen=True)
-class _Iterate:
-    u: Tensor
-    state: State
-    grad_norm: Tensor
-    trace: tuple[Tensor, ...] = ()
-
-    def detach(self) -> "_Iterate":
-        return replace(self, u=self.u.detach(), state={name: value.detach() for name, value in self.state.items()})
+RESTLESS = (_BatchNorm, _DropoutNd, nn.RNNBase, nn.MultiheadAttention, nn.RReLU)
+PIECEWISE_LINEAR = (
+    *(nn.ReLU, nn.LeakyReLU, nn.ReLU6, nn.PReLU, nn.RReLU, nn.Threshold),
+    *(nn.Hardtanh, nn.Hardsigmoid, nn.Hardshrink, nn.Softshrink),
+)
 
 
 class Ascent(Inference):
@@ -32,10 +30,17 @@ class Ascent(Inference):
 
     Each sample ascends its own objective: the loss is summed over S and B, so a code does not depend on its batch.
 
+    Without tolerances the code is z_T, the point after exactly T steps. With one, each sample stops by itself, costs
+    no decoder work from then on, and its best point is returned; so it is for a rule that searches (``LBFGS``,
+    ``GaussNewton``). Nothing non-finite is returned while a finite point is known.
+
     Args:
         init: the engine that gives the start: ``Zeros()``, ``Prior()``, ``Fixed(z)``, or any encoder (a warm start).
         step: the step rule.
         max_steps: T; 0 returns the start.
+        tol: a sample has converged when its objective (nats) came within ``tol`` of its best in 2 successive steps.
+        grad_tol: ... or when the norm of its gradient (nats per unit of u) is at most this.
+        restarts: R starts from ``init``, which must be random; the best end is kept, ``Solve.spread`` tells the rest.
         family: what is ascended: ``Delta()`` the code, ``MeanField()`` a density over codes.
         backprop: how gradients flow back through the solve.
         trace: whether ``Solve.trace`` records the objective before each step.
@@ -58,67 +63,119 @@ class Ascent(Inference):
         init: Inference | None = None,
         step: Step | None = None,
         max_steps: int = 20,
+        tol: float | None = None,
+        grad_tol: float | None = None,
+        restarts: int = 1,
         family: Family | None = None,
         backprop: Backprop | None = None,
         trace: bool = False,
     ):
         super().__init__()
-        if max_steps < 0:
-            raise ValueError(f"max_steps must be at least 0, got {max_steps}.")
+        if max_steps < 0 or restarts < 1:
+            raise ValueError(f"Need max_steps >= 0 and restarts >= 1, got {max_steps} and {restarts}.")
+        if any(value is not None and not value > 0 for value in (tol, grad_tol)):
+            raise ValueError(f"Tolerances must be positive or None, got tol={tol}, grad_tol={grad_tol}.")
         self.init = init or Zeros()
         self.step = step or GradientAscent(0.1)
-        self.max_steps = max_steps
+        self.max_steps, self.tol, self.grad_tol, self.restarts = max_steps, tol, grad_tol, restarts
         self.family = family or Delta()
         self.backprop = backprop or Unroll()
         self.trace = trace
+        self._warned = False
 
     def infer(self, likelihood: Likelihood, x: Num[Tensor, "B *X"], k: Int[Tensor, "S _"] | None = None) -> Code:
         if torch.is_inference_mode_enabled():
             raise RuntimeError(
                 "`Ascent` needs gradients, which `torch.inference_mode()` rules out. Use `torch.no_grad()`."
             )
-        _refuse_coupling(likelihood)
-        first = self.init.infer(likelihood, x, k)
-        k = first.k if k is None else k
-        log_joint = likelihood.given(x)
-        u = self.family.start(likelihood, first)
-        objective = self.family.objective(likelihood, u, lambda z: log_joint(z, k))
-        start = _Iterate(u, self.step.start(u), u.new_full(u.shape[:2], torch.nan))
-        last = self.backprop(lambda at, t, keep: self._advance(objective, at, t, keep), start, self.max_steps)
-        code = self.family.code(likelihood, last.u)
-        k = None if k is None else k.expand(u.shape[:2])
-        return replace(code, k=k, solve=self._account(last, first))
+        self._refuse_or_warn(likelihood)
+        starts = [self.init.infer(likelihood, x, k) for _ in range(self.restarts)]
+        k = starts[0].k if k is None else k
+        u = self.step.admit(torch.cat([self.family.start(start) for start in starts]))
+        if self.restarts > 1:
+            self._differ(u)
+        repeated = k if k is None or self.restarts == 1 else k.repeat(self.restarts, 1)
+        problem = Problem(likelihood, self.family, x, repeated, self.family.noise(u))
+        solver = Solver(problem, self.step, self.max_steps, self.tol, self.grad_tol, self.trace, self.restarts > 1)
+        last = self.backprop(solver, solver.start(u))
+        points = solver.point(last), last["best"]
+        if self.restarts == 1:
+            code, score, lost = self._scored(problem, k, *points, self._known(solver, last["best_value"]))
+            reached = last["value"] if solver.keeps_best or code.log_q is not None else score.detach()
+            solve = solver.account(last, reached)
+        else:
+            runs = last["best_value"].unflatten(0, (self.restarts, -1))
+            best = runs.argmax(0)
+            known = self._known(solver, runs.amax(0))
+            u, fallback = (_pick(point, best) for point in points)
+            code, score, lost = self._scored(problem, k, u, fallback, known)
+            solve = solver.account(last, last["value"]).choose(best, runs)
+        evaluations = sum((start.solve.evaluations for start in starts if start.solve is not None), solve.evaluations)
+        status = torch.where(lost, Status.nonfinite, solve.status)
+        solve = replace(solve, status=status, evaluations=evaluations)
+        return replace(code, k=None if k is None else k.expand(score.shape), solve=solve, score=score)
 
-    def _advance(self, objective: Objective, at: _Iterate, t: int, create_graph: bool) -> _Iterate:
-        with torch.enable_grad():
-            u = at.u if at.u.requires_grad else at.u.detach().requires_grad_()
-            value = objective(u)
-            (grad,) = torch.autograd.grad(value.sum(), u, create_graph=create_graph)
-        with torch.set_grad_enabled(create_graph):
-            after, state = self.step(u, grad, at.state, t)
-        norm = torch.linalg.vector_norm(grad.detach().flatten(2), dim=2)
-        trace = (*at.trace, value.detach()) if self.trace else ()
-        following = _Iterate(after, state, norm, trace)
-        return following if create_graph else following.detach()
+    def _known(self, solver: Solver, best: Tensor) -> Tensor | None:
+        """The objective of the best points, if it is their log joint and no graph of it is wanted."""
+        seen = solver.keeps_best and isinstance(self.family, Delta) and not torch.is_grad_enabled()
+        return best if seen and bool(torch.isfinite(best).all()) else None
 
-    def _account(self, last: _Iterate, first: Code) -> Solve:
-        shape = last.u.shape[:2]
-        counts = torch.zeros(shape, dtype=torch.long, device=last.u.device)
-        before = counts if first.solve is None else first.solve.evaluations
-        finite = torch.isfinite(last.u.detach().flatten(2)).all(2)
-        return Solve(
-            status=counts + torch.where(finite, Status.max_steps, Status.nonfinite),
-            steps=counts + self.max_steps,
-            evaluations=before + counts + self.max_steps * self.family.evaluations,
-            grad_norm=last.grad_norm,
-            trace=torch.stack(last.trace) if last.trace else None,
-        )
+    def _scored(
+        self, problem: Problem, k: Tensor | None, u: Tensor, fallback: Tensor, known: Tensor | None
+    ) -> tuple[Code, Tensor, Tensor]:
+        """The code of u, its log joint, and where that is not finite: those rows go back to their best finite point."""
+        code = self.family.code(problem.likelihood, u)
+        score = problem.log_joint(code.z, k) if known is None else known
+        lost = ~torch.isfinite(score.detach())
+        if bool(lost.any()):
+            u = torch.where(widened(lost, u), fallback, u)
+            code = self.family.code(problem.likelihood, u)
+            score = problem.log_joint(code.z, k)
+        return code, score, lost
 
-
-def _refuse_coupling(likelihood: Likelihood) -> None:
-    for name, module in likelihood.named_modules():
-        if module.training and isinstance(module, (_BatchNorm, _DropoutNd)):
+    def _differ(self, u: Tensor) -> None:
+        runs = u.detach().unflatten(0, (self.restarts, -1))
+        if self.max_steps and bool((runs == runs[:1]).all()):
             raise ValueError(
-                f"An ascent through {type(module).__name__} ({name!r}) has no fixed objective per sample: it changes "
-                "with the batch or from step to step. Use GroupNorm or InstanceNorm, or freeze it with `.eval()`."
+                f"{self.restarts} restarts from `{type(self.init).__name__}` would all be the same. "
+                "Start from `Prior()` or another random engine."
             )
+
+    def _refuse_or_warn(self, likelihood: Likelihood) -> None:
+        for name, module in likelihood.named_modules():
+            if not isinstance(module, (*RESTLESS, *PIECEWISE_LINEAR)):
+                continue
+            if _restless(module):
+                raise ValueError(
+                    f"An ascent through {type(module).__name__} ({name!r}) has no fixed objective per sample: it "
+                    "changes with the batch or from step to step. Use GroupNorm or InstanceNorm, or `.eval()`."
+                )
+            if isinstance(module, PIECEWISE_LINEAR) and isinstance(self.backprop, (Unroll, Checkpoint)):
+                self._warn_once(type(module).__name__, name)
+
+    def _warn_once(self, kind: str, name: str) -> None:
+        if not self._warned and torch.is_grad_enabled():
+            self._warned = True
+            warnings.warn(
+                f"{kind} ({name!r}) is piecewise linear: its second derivative is zero, so the second-order terms of "
+                "an unrolled ascent miss it. Use a smooth activation (SiLU, ELU, softplus, tanh), or `Detach()`.",
+                stacklevel=4,
+            )
+
+
+def _restless(module: nn.Module) -> bool:
+    """Whether a layer's output depends on the batch or changes from call to call."""
+    if isinstance(module, _BatchNorm):
+        return module.training or module.running_mean is None
+    if isinstance(module, _DropoutNd):
+        return module.training and module.p > 0
+    if isinstance(module, (nn.RNNBase, nn.MultiheadAttention)):
+        return module.training and module.dropout > 0
+    return module.training and isinstance(module, nn.RReLU)
+
+
+def _pick(values: Tensor, best: Tensor) -> Tensor:
+    """Run best[s, b] of the R runs in values (R · S, B, ...)."""
+    samples, batch = best.shape
+    row = best * samples + torch.arange(samples, device=best.device).unsqueeze(1)
+    return values[row, torch.arange(batch, device=best.device)]

@@ -1,34 +1,33 @@
 """How gradients flow back through a solve: a choice apart from how the code is found."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from typing import Any
+from dataclasses import replace
 
 import torch
-from torch import nn
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
 
-Advance = Callable[[Any, int, bool], Any]
+from gae.inference.base import Status
+from gae.inference.problem import widened
+from gae.inference.solver import CORRECTED, PREFIX, Iterate, Solver
 
 
 class Backprop(nn.Module, ABC):
-    """Runs ``advance(iterate, t, create_graph)`` for T steps and decides what the result remembers."""
+    """Runs a solver and decides what the result remembers. Without gradient mode no graph is ever built."""
 
     @abstractmethod
-    def forward(self, advance: Advance, start: Any, max_steps: int) -> Any:
+    def forward(self, solver: Solver, start: Iterate) -> Iterate:
         """The last iterate."""
 
 
 class Unroll(Backprop):
-    """Keeps every step in the graph: exact gradients of the T-step solve, second-order terms included.
+    """Keeps every step in the graph: the exact gradient of the T-step solve, second-order terms included.
 
-    Graph memory grows with T. Without gradient mode (``torch.no_grad()``) no graph is built.
+    Graph memory grows with T; ``Checkpoint`` gives the same gradient without that.
     """
 
-    def forward(self, advance: Advance, start: Any, max_steps: int) -> Any:
-        keep = torch.is_grad_enabled()
-        for t in range(max_steps):
-            start = advance(start, t, keep)
-        return start
+    def forward(self, solver: Solver, start: Iterate) -> Iterate:
+        return solver.run(start, 0, solver.max_steps, torch.is_grad_enabled())
 
 
 class Detach(Backprop):
@@ -37,8 +36,120 @@ class Detach(Backprop):
     Exact for ``joint`` at a stationary point, by the envelope theorem.
     """
 
-    def forward(self, advance: Advance, start: Any, max_steps: int) -> Any:
-        start = start.detach()
-        for t in range(max_steps):
-            start = advance(start, t, False)
-        return start
+    def forward(self, solver: Solver, start: Iterate) -> Iterate:
+        return solver.run(start.detach(), 0, solver.max_steps, False)
+
+
+class Truncate(Backprop):
+    """Keeps the last n steps. Where rows stop by themselves, n corrections at the solution take their place.
+
+    >>> Truncate(5).steps
+    5
+    """
+
+    def __init__(self, steps: int):
+        super().__init__()
+        if steps < 1:
+            raise ValueError(f"steps must be at least 1, got {steps}. Use `Detach()` to keep none.")
+        self.steps = steps
+
+    def forward(self, solver: Solver, start: Iterate) -> Iterate:
+        keep = torch.is_grad_enabled()
+        if solver.keeps_best:
+            at = solver.run(start.detach(), 0, solver.max_steps, False)
+            for _ in range(self.steps if keep else 0):
+                at = _corrected(solver, at)
+            return at
+        tail = max(solver.max_steps - self.steps, 0)
+        at = solver.run(start.detach(), 0, tail, False) if tail else start
+        return solver.run(at, tail, solver.max_steps, keep)
+
+
+class OneStep(Backprop):
+    """Differentiates one step of the rule, taken at the solution (Bolte et al. 2023).
+
+    As exact as the rule's step is a Newton step: nearly so for ``GaussNewton`` and ``LBFGS``, to first order in
+    rate · curvature for ``GradientAscent``.
+    """
+
+    def forward(self, solver: Solver, start: Iterate) -> Iterate:
+        at = solver.run(start.detach(), 0, solver.max_steps, False)
+        return _corrected(solver, at) if torch.is_grad_enabled() else at
+
+
+class Checkpoint(Backprop):
+    """The gradient of ``Unroll`` with graph memory that does not grow with T.
+
+    Only each step's point and state are kept; the backward pass replays the steps one by one (and draws no noise of
+    its own: a stochastic rule carries its noise in its state). Not twice differentiable.
+    """
+
+    def forward(self, solver: Solver, start: Iterate) -> Iterate:
+        if not torch.is_grad_enabled():
+            return solver.run(start, 0, solver.max_steps, False)
+        flowing = [name for name in start.rows if name in ("u", "best") or name.startswith(PREFIX)]
+        parameters = dependencies(solver)
+        tensors = [start[name] for name in flowing]
+        kept: list[Iterate] = []
+        results = _Replay.apply(solver, start.detach(), kept, flowing, len(tensors), *tensors, *parameters)
+        last = kept.pop()
+        return replace(last, rows=last.rows | dict(zip(flowing, results, strict=True)))
+
+
+class _Replay(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, solver, start, kept, flowing, count, *tensors):  # type: ignore[no-untyped-def]
+        at = start
+        for t in range(solver.max_steps):
+            kept.append(at)
+            at = solver.advance(at, t, False)
+            if solver.finished(at):
+                break
+        ctx.solver, ctx.kept, ctx.flowing, ctx.parameters = solver, list(kept), flowing, tensors[count:]
+        kept.append(at)
+        return tuple(at[name].clone() for name in flowing)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, *cotangents):  # type: ignore[no-untyped-def]
+        flowing, parameters = ctx.flowing, ctx.parameters
+        total: list[Tensor | None] = [None] * len(parameters)
+        for t in reversed(range(len(ctx.kept))):
+            leaves = {name: ctx.kept[t][name].detach().requires_grad_() for name in flowing}
+            with torch.enable_grad(), torch.random.fork_rng(devices=[]):
+                after = ctx.solver.rebound().advance(replace(ctx.kept[t], rows=ctx.kept[t].rows | leaves), t, True)
+            flows = [after[name].requires_grad for name in flowing]
+            outputs = [after[name] for name, flow in zip(flowing, flows, strict=True) if flow]
+            received = [cotangent for cotangent, flow in zip(cotangents, flows, strict=True) if flow]
+            grads = torch.autograd.grad(outputs, [*leaves.values(), *parameters], received, allow_unused=True)
+            cotangents = tuple(
+                torch.zeros_like(leaf) if grad is None else grad
+                for leaf, grad in zip(leaves.values(), grads, strict=False)
+            )
+            total = [_sum(a, b) for a, b in zip(total, grads[len(leaves) :], strict=True)]
+        return (None, None, None, None, None, *cotangents, *total)
+
+
+def dependencies(solver: Solver) -> list[Tensor]:
+    """Every tensor that the solve depends on and that wants a gradient, besides its start."""
+    return [*solver.problem.parameters(), *(p for p in solver.step.parameters() if p.requires_grad)]
+
+
+def _corrected(solver: Solver, at: Iterate) -> Iterate:
+    point, problem = solver.point(at), solver.problem
+    value, grad, _, usable = problem.evaluate(point, True)
+    point, grad = (torch.where(widened(usable, point), a, b) for a, b in ((point, at["best"]), (grad, 0.0)))
+    moved = solver.step.correct(problem, point, value, grad, solver.state(at), solver.max_steps)
+    return replaced(at, torch.where(widened(usable, point), moved, point), usable)
+
+
+def replaced(at: Iterate, point: Float[Tensor, "S B *U"], usable: Bool[Tensor, "S B"]) -> Iterate:
+    """The iterate with another point in the solution's place; rows whose solution was not usable say so."""
+    status = torch.where(usable, at["status"], Status.nonfinite)
+    return Iterate(at.rows | {CORRECTED: point, "status": status}, at.trace)
+
+
+def _sum(a: Tensor | None, b: Tensor | None) -> Tensor | None:
+    if a is None or b is None:
+        return b if a is None else a
+    return a + b

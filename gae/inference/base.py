@@ -16,8 +16,10 @@ from gae.likelihood import Likelihood
 class Status(IntEnum):
     """How one sample's solve ended."""
 
-    max_steps = 0
-    nonfinite = 1
+    max_steps = 0  # still moving after the last step
+    converged = 1  # gradient norm or change of the objective within tolerance
+    diverged = 2  # ended below the objective of its start
+    nonfinite = 3  # met a non-finite objective or gradient; the best finite point is returned
 
 
 @dataclass(frozen=True)
@@ -28,13 +30,23 @@ class Solve:
     steps: Int[Tensor, "S B"]
     evaluations: Int[Tensor, "S B"]  # decoder evaluations that finding the code took
     grad_norm: Float[Tensor, "S B"]  # ‖∇ objective‖₂ at the last point where it was taken
-    trace: Float[Tensor, "T S B"] | None = None  # objective (nats) before each step
+    trace: Float[Tensor, "T S B"] | None = None  # objective (nats) before each step; -inf where it was not finite
+    spread: Float[Tensor, "S B"] | None = None  # best minus worst objective (nats) over restarts; inf if one failed
 
-    def choose(self, best: Int[Tensor, "1 B"]) -> "Solve":
-        """The solve of one branch per sample; its evaluations are those of all branches, which all were needed."""
-        picked = [value.gather(0, best) for value in (self.status, self.steps, self.grad_norm)]
-        trace = None if self.trace is None else self.trace.gather(1, best.expand(len(self.trace), *best.shape))
-        return Solve(picked[0], picked[1], self.evaluations.sum(0, keepdim=True), picked[2], trace)
+    def choose(self, best: Int[Tensor, "S B"], objective: Float[Tensor, "R S B"] | None = None) -> "Solve":
+        """One of R runs per row, best (S, B) out of (R · S, B); their evaluations add up, for all were needed."""
+        shape = (-1, *best.shape)
+
+        def pick(value: Tensor) -> Tensor:
+            return value.reshape(shape).gather(0, best.unsqueeze(0)).squeeze(0)
+
+        trace = None if self.trace is None else torch.stack([pick(values) for values in self.trace])
+        spread = None
+        if objective is not None:
+            top = objective.amax(0)
+            spread = torch.where(torch.isfinite(top), top - objective.amin(0), torch.inf)
+        evaluations = self.evaluations.reshape(shape).sum(0)
+        return Solve(pick(self.status), pick(self.steps), evaluations, pick(self.grad_norm), trace, spread)
 
     def summary(self) -> str:
         """Counts of each status, as one line."""
@@ -122,7 +134,8 @@ class Inference(nn.Module, ABC):
     def forward(self, likelihood: Likelihood, x: Num[Tensor, "B *X"], k: Int[Tensor, "S _"] | None = None) -> Encoding:
         """``infer``, and the exact log density of the codes found."""
         code = self.infer(likelihood, x, k)
-        log_joint = likelihood.log_joint(x, code.z, code.k)
+        seen = code.score if likelihood.exact_given else None
+        log_joint = likelihood.log_joint(x, code.z, code.k) if seen is None else seen
         return Encoding(
             code.z, code.k, log_joint, code.log_q, code.q, likelihood.prior, type(self).__name__, code.solve
         )

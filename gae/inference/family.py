@@ -12,25 +12,29 @@ from torch import Size, Tensor, nn
 from gae.inference.base import Code
 from gae.likelihood import Likelihood
 
-Objective = Callable[[Tensor], Tensor]
+LogJoint = Callable[[Tensor], Tensor]
 
 
 class Family(nn.Module, ABC):
     """A family of densities q(z; u), with the per-sample objective that its parameters u ascend."""
 
-    @abstractmethod
-    def start(self, likelihood: Likelihood, start: Code) -> Float[Tensor, "S B *U"]:
-        """The first u, from the code or density of another engine."""
+    evaluations: int = 1  # decoder evaluations per objective value
 
     @abstractmethod
-    def objective(self, likelihood: Likelihood, u: Tensor, log_joint: Callable[[Tensor], Tensor]) -> Objective:
-        """u -> (S, B) in nats, a deterministic function for the whole solve (its noise is drawn once, here)."""
+    def start(self, start: Code) -> Float[Tensor, "S B *U"]:
+        """The first u, from the code or density of another engine."""
+
+    def noise(self, u: Float[Tensor, "S B *U"]) -> Float[Tensor, "S B M *Z"] | None:
+        """The noise of one solve, drawn once; None for a family without."""
+        return None
+
+    @abstractmethod
+    def objective(self, u: Float[Tensor, "S B *U"], noise: Tensor | None, log_joint: LogJoint) -> Float[Tensor, "S B"]:
+        """The objective of each row in nats, a deterministic function of u and the noise."""
 
     @abstractmethod
     def code(self, likelihood: Likelihood, u: Float[Tensor, "S B *U"]) -> Code:
         """The code that u stands for."""
-
-    evaluations: int = 1  # decoder evaluations per objective value
 
 
 class Delta(Family):
@@ -40,14 +44,14 @@ class Delta(Family):
     1
     """
 
-    def start(self, likelihood: Likelihood, start: Code) -> Float[Tensor, "S B *U"]:
+    def start(self, start: Code) -> Float[Tensor, "S B *U"]:
         if start.q is None:
             return start.z
         mean = start.q.mean
         return mean if mean.dim() == start.z.dim() else mean.unsqueeze(0)
 
-    def objective(self, likelihood: Likelihood, u: Tensor, log_joint: Callable[[Tensor], Tensor]) -> Objective:
-        return log_joint
+    def objective(self, u: Float[Tensor, "S B *U"], noise: Tensor | None, log_joint: LogJoint) -> Float[Tensor, "S B"]:
+        return log_joint(u)
 
     def code(self, likelihood: Likelihood, u: Float[Tensor, "S B *U"]) -> Code:
         return Code(u)
@@ -71,7 +75,7 @@ class MeanField(Family):
         self.evaluations = samples
         self.log_scale = math.log(scale)
 
-    def start(self, likelihood: Likelihood, start: Code) -> Float[Tensor, "S B *U"]:
+    def start(self, start: Code) -> Float[Tensor, "S B *U"]:
         if start.q is None:
             return torch.stack([start.z, torch.full_like(start.z, self.log_scale)], 2)
         loc, scale = start.q.mean, start.q.stddev
@@ -79,22 +83,18 @@ class MeanField(Family):
             loc, scale = loc.unsqueeze(0), scale.unsqueeze(0)
         return torch.stack([loc, scale.log()], 2)
 
-    def objective(self, likelihood: Likelihood, u: Tensor, log_joint: Callable[[Tensor], Tensor]) -> Objective:
-        noise = self._noise(u[:, :, 0])
+    def noise(self, u: Float[Tensor, "S B *U"]) -> Float[Tensor, "S B M *Z"]:
+        halves, odd = divmod(self.evaluations, 2)
+        like = u[:, :, 0].detach()
+        draws = [torch.randn_like(like) for _ in range(self.evaluations if odd else halves)]
+        return torch.stack(draws if odd else draws + [-draw for draw in draws], 2)
 
-        def elbo(u: Tensor) -> Tensor:
-            loc, log_scale = u[:, :, 0], u[:, :, 1]
-            expected = sum(log_joint(loc + log_scale.exp() * draw) for draw in noise) / len(noise)
-            entropy = (log_scale + 0.5 * math.log(2 * math.pi * math.e)).flatten(2).sum(2)
-            return expected + entropy
-
-        return elbo
-
-    def _noise(self, like: Tensor) -> list[Tensor]:
-        if self.evaluations % 2:
-            return [torch.randn_like(like) for _ in range(self.evaluations)]
-        half = [torch.randn_like(like) for _ in range(self.evaluations // 2)]
-        return half + [-draw for draw in half]
+    def objective(self, u: Float[Tensor, "S B *U"], noise: Tensor | None, log_joint: LogJoint) -> Float[Tensor, "S B"]:
+        assert noise is not None
+        loc, log_scale = u[:, :, 0], u[:, :, 1]
+        expected = sum(log_joint(loc + log_scale.exp() * draw) for draw in noise.unbind(2)) / noise.shape[2]
+        entropy = (log_scale + 0.5 * math.log(2 * math.pi * math.e)).flatten(2).sum(2)
+        return expected + entropy
 
     def code(self, likelihood: Likelihood, u: Float[Tensor, "S B *U"]) -> Code:
         base = Normal(u[:, :, 0], u[:, :, 1].exp(), validate_args=False)

@@ -29,7 +29,8 @@ class Prior(Inference):
     """
 
     def infer(self, likelihood: Likelihood, x: Num[Tensor, "B *X"], k: Int[Tensor, "S _"] | None = None) -> Code:
-        return _code(likelihood.prior.sample(torch.Size((1 if k is None else len(k), len(x)))), k)
+        shape = (1 if k is None else len(k), len(x))
+        return Code(likelihood.prior.sample(torch.Size(shape)), None if k is None else k.expand(shape))
 
 
 class Fixed(Inference):

@@ -1,63 +1,124 @@
-"""Step rules of an ascent: batched over samples, with per-sample state, differentiable."""
+"""Step rules of an ascent: batched over rows, with per-row state, differentiable."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from gae.inference.problem import Problem
+
 State = dict[str, Tensor]
 
 
 class Step(nn.Module, ABC):
-    """One rule u_{t+1} = rule(u_t, ∇_t). It acts elementwise or per sample, never across the batch."""
+    """One rule (u_t, value, gradient, state) -> (u_{t+1}, state), per row: it never mixes rows.
 
-    def start(self, u: Float[Tensor, "S B *U"]) -> State:
+    Every state tensor is (S, B, ...).
+    """
+
+    proposes: bool = False  # its points are trials that it may take back, also non-finite ones
+    searches: bool = False  # the best point seen stands for its solve
+    ascends: bool = True  # it goes uphill, so that an end below the start means that it diverged
+    evaluations: int = 1  # decoder evaluations per step, in units of one objective value
+
+    def admit(self, u: Float[Tensor, "S B *U"]) -> Float[Tensor, "S B *U"]:
+        """The first point, from the one that was given: for a rule that allows only some."""
+        return u
+
+    def start(self, problem: Problem, u: Float[Tensor, "S B *U"]) -> State:
         """The state before the first step."""
         return {}
 
     @abstractmethod
     def forward(
-        self, u: Float[Tensor, "S B *U"], grad: Float[Tensor, "S B *U"], state: State, t: int
+        self,
+        problem: Problem,
+        u: Float[Tensor, "S B *U"],
+        value: Float[Tensor, "S B"],
+        grad: Float[Tensor, "S B *U"],
+        state: State,
+        t: int,
     ) -> tuple[Tensor, State]:
-        """The next point and state; ``grad`` is the gradient of each sample's own objective, t counts from 0."""
+        """The next point and state; value and gradient are those of each row's objective at u; t counts from 0."""
+
+    def settled(self, u: Float[Tensor, "S B *U"], state: State) -> Float[Tensor, "S B *U"]:
+        """The point that stands for a solve that ended at u."""
+        return u
+
+    def correct(
+        self,
+        problem: Problem,
+        u: Float[Tensor, "S B *U"],
+        value: Float[Tensor, "S B"],
+        grad: Float[Tensor, "S B *U"],
+        state: State,
+        t: int,
+    ) -> Float[Tensor, "S B *U"]:
+        """One step at a solution, to be differentiated: the state's memory counts as a constant."""
+        return self(problem, u, value, grad, state, t)[0]
 
 
 class GradientAscent(Step):
     """u + rate · ∇. For LLGAE with noise scale σ, the note's β is rate / σ² (ledger D16).
 
-    >>> GradientAscent(0.1)(torch.zeros(1, 1, 2), torch.ones(1, 1, 2), {}, 0)[0]
-    tensor([[[0.1000, 0.1000]]])
+    Args:
+        rate: the step size; its start if it is learned.
+        learn: whether log rate is a parameter, trained with the model through ``Unroll`` or ``Checkpoint``.
+        steps: a learned rate for each of the first ``steps`` steps (the last one holds from there on).
+        shape: a learned rate for each element of a point of this shape.
+
+    >>> GradientAscent(0.1, learn=True, steps=3, shape=(2,)).log_rate.shape
+    torch.Size([3, 2])
     """
 
-    def __init__(self, rate: float):
+    def __init__(self, rate: float, learn: bool = False, steps: int = 1, shape: Sequence[int] = ()):
         super().__init__()
-        self.rate = _positive("rate", rate)
+        if steps < 1:
+            raise ValueError(f"steps must be at least 1, got {steps}.")
+        if not learn and (steps > 1 or len(shape)):
+            raise ValueError("Separate rates are learned: give `learn=True`, or leave `steps` and `shape` out.")
+        self.rate = positive("rate", rate)
+        self.log_rate = nn.Parameter(torch.full((steps, *shape), self.rate).log()) if learn else None
 
     def forward(
-        self, u: Float[Tensor, "S B *U"], grad: Float[Tensor, "S B *U"], state: State, t: int
+        self,
+        problem: Problem,
+        u: Float[Tensor, "S B *U"],
+        value: Float[Tensor, "S B"],
+        grad: Float[Tensor, "S B *U"],
+        state: State,
+        t: int,
     ) -> tuple[Tensor, State]:
-        return u + self.rate * grad, state
+        rate = self.rate if self.log_rate is None else self.log_rate[min(t, len(self.log_rate) - 1)].exp().to(u)
+        return u + rate * grad, state
 
 
 class Momentum(Step):
     """Heavy ball: v ← momentum · v + ∇, u ← u + rate · v (Polyak 1964; torch.optim.SGD's convention).
 
-    >>> Momentum(0.1).start(torch.zeros(1, 1, 2))["velocity"].shape
-    torch.Size([1, 1, 2])
+    >>> Momentum(0.1).momentum
+    0.9
     """
 
     def __init__(self, rate: float, momentum: float = 0.9):
         super().__init__()
-        self.rate = _positive("rate", rate)
-        self.momentum = _fraction("momentum", momentum)
+        self.rate = positive("rate", rate)
+        self.momentum = fraction("momentum", momentum)
 
-    def start(self, u: Float[Tensor, "S B *U"]) -> State:
+    def start(self, problem: Problem, u: Float[Tensor, "S B *U"]) -> State:
         return {"velocity": torch.zeros_like(u)}
 
     def forward(
-        self, u: Float[Tensor, "S B *U"], grad: Float[Tensor, "S B *U"], state: State, t: int
+        self,
+        problem: Problem,
+        u: Float[Tensor, "S B *U"],
+        value: Float[Tensor, "S B"],
+        grad: Float[Tensor, "S B *U"],
+        state: State,
+        t: int,
     ) -> tuple[Tensor, State]:
         velocity = self.momentum * state["velocity"] + grad
         return u + self.rate * velocity, {"velocity": velocity}
@@ -66,21 +127,27 @@ class Momentum(Step):
 class Adam(Step):
     """Adam (Kingma & Ba 2015), per element. ε stands inside the root, whose derivative is then finite at v = 0.
 
-    >>> sorted(Adam().start(torch.zeros(1, 1, 2)))
-    ['first', 'second']
+    >>> Adam(0.1).betas
+    (0.9, 0.999)
     """
 
     def __init__(self, rate: float = 0.05, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8):
         super().__init__()
-        self.rate = _positive("rate", rate)
-        self.betas = tuple(_fraction("betas", beta) for beta in betas)
-        self.eps = _positive("eps", eps)
+        self.rate = positive("rate", rate)
+        self.betas = (fraction("betas", betas[0]), fraction("betas", betas[1]))
+        self.eps = positive("eps", eps)
 
-    def start(self, u: Float[Tensor, "S B *U"]) -> State:
+    def start(self, problem: Problem, u: Float[Tensor, "S B *U"]) -> State:
         return {"first": torch.zeros_like(u), "second": torch.zeros_like(u)}
 
     def forward(
-        self, u: Float[Tensor, "S B *U"], grad: Float[Tensor, "S B *U"], state: State, t: int
+        self,
+        problem: Problem,
+        u: Float[Tensor, "S B *U"],
+        value: Float[Tensor, "S B"],
+        grad: Float[Tensor, "S B *U"],
+        state: State,
+        t: int,
     ) -> tuple[Tensor, State]:
         a, b = self.betas
         first = a * state["first"] + (1 - a) * grad
@@ -89,13 +156,15 @@ class Adam(Step):
         return u + self.rate / (1 - a ** (t + 1)) * first / root, {"first": first, "second": second}
 
 
-def _positive(name: str, value: Any) -> float:
+def positive(name: str, value: Any) -> float:
+    """value as a float; ValueError unless it is positive."""
     if not value > 0:
         raise ValueError(f"{name} must be positive, got {value}.")
     return float(value)
 
 
-def _fraction(name: str, value: Any) -> float:
+def fraction(name: str, value: Any) -> float:
+    """value as a float; ValueError unless it lies in [0, 1)."""
     if not 0 <= value < 1:
         raise ValueError(f"{name} must lie in [0, 1), got {value}.")
     return float(value)

@@ -69,9 +69,23 @@ class Likelihood(nn.Module, ABC):
         """log q_w(z) q_r(x|z) (with log q(k) for a given k), a log density in nats with every constant."""
         return self.prior.log_prob(z) + self(z, k).log_prob(x)
 
+    exact_given: bool = True  # whether ``given(x)`` is ``log_joint`` itself, so that its values need no second look
+
     def given(self, x: Num[Tensor, "B *X"]) -> LogJoint:
         """The function (z, k) -> ``log_joint(x, z, k)`` that an inner loop calls many times for one x."""
         return lambda z, k=None: self.log_joint(x, z, k)
+
+    has_outputs: bool = False  # whether ``outputs`` and ``log_likelihood`` split the decoder at its output
+
+    def outputs(self, z: Float[Tensor, "S B *Z"], k: Int[Tensor, "S _"] | None = None) -> Float[Tensor, "S B ..."]:
+        """The decoder's output, before it becomes a distribution."""
+        raise TypeError(f"{type(self).__name__} has no single decoder output.")
+
+    def log_likelihood(
+        self, x: Num[Tensor, "B *X"], output: Float[Tensor, "S B ..."], k: Int[Tensor, "S _"] | None = None
+    ) -> Float[Tensor, "S B"]:
+        """log q_r(x|z) as a function of the decoder's output, in nats."""
+        raise TypeError(f"{type(self).__name__} has no single decoder output.")
 
     def check(self, x: Tensor) -> None:
         """Raises ValueError or TypeError unless x is a finite, non-empty batch (B, *X) inside the support."""

@@ -47,6 +47,7 @@ class LinearMixture(Likelihood):
     tensor([-1.3131])
     """
 
+    exact_given = False  # sufficient statistics subtract large numbers; residuals do not
     log_scale: Tensor
     logits: Tensor
     initialized: Tensor
@@ -106,8 +107,19 @@ class LinearMixture(Likelihood):
         if k is None and self.components > 1:
             return super().log_joint(x, z)
         k = self._codes(z, k)
-        square = (x.flatten(1) - self._mean(z, k)).square().sum(-1)
-        return self.prior.log_prob(z) + self._normalizer[k] - 0.5 * square / (2 * self.log_scale[k]).exp()
+        return self.prior.log_prob(z) + self.log_weights[k] + self.log_likelihood(x, self._mean(z, k), k)
+
+    has_outputs = True
+
+    def outputs(self, z: Float[Tensor, "*L E"], k: Int[Tensor, "..."] | None = None) -> Float[Tensor, "*L D"]:
+        return self._mean(z, self._codes(z, k))
+
+    def log_likelihood(
+        self, x: Num[Tensor, "B *X"], output: Float[Tensor, "S B D"], k: Int[Tensor, "S _"] | None = None
+    ) -> Float[Tensor, "S B"]:
+        k = self._codes(output, k)
+        square = (x.flatten(1) - output).square().sum(-1)
+        return self._normalizer[k] - self.log_weights[k] - 0.5 * square / (2 * self.log_scale[k]).exp()
 
     def given(self, x: Num[Tensor, "B *X"]) -> LogJoint:
         base, projection, gram = self._bound(x)

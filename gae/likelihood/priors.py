@@ -46,10 +46,10 @@ class Flat(nn.Module):
 
     def __init__(self, *shape: int):
         super().__init__()
-        self.shape = Size(shape)
+        self.density = FlatDistribution(Size(shape))
 
     def forward(self) -> Distribution:
-        return FlatDistribution(self.shape)
+        return self.density
 
 
 class StandardNormal(nn.Module):

@@ -1,0 +1,108 @@
+"""Gradients through a solve by the implicit function theorem."""
+
+import warnings
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from gae.inference.backprop import Backprop, dependencies, replaced
+from gae.inference.problem import widened
+from gae.inference.solver import Iterate, Solver
+
+
+class Implicit(Backprop):
+    """Differentiates the stationarity condition ∇_u objective = 0 at the solution: dz = (-∇²)⁻¹ ∂_θ∇ dθ.
+
+    The linear system is solved per row by conjugate gradients on (-∇² + damping); memory does not depend on T. Right
+    only at a stationary point: at any other one it warns with the gradient norm it saw.
+
+    After a backward pass, ``residual`` holds ‖(-∇² + damping) w - v‖ / ‖v‖ per row, (S, B).
+
+    Args:
+        damping: added to the curvature, in nats per squared unit of u; for flat or slightly indefinite solutions.
+        iterations: most conjugate-gradient iterations; the number of elements of u per row, and ten, unless given.
+        tol: relative residual at which a row is solved.
+        stationary: gradient norm (nats per unit of u) above which it warns.
+    """
+
+    def __init__(
+        self, damping: float = 0.0, iterations: int | None = None, tol: float = 1e-6, stationary: float = 1e-2
+    ):
+        super().__init__()
+        if damping < 0 or not tol > 0:
+            raise ValueError(f"Need damping >= 0 and tol > 0, got damping={damping}, tol={tol}.")
+        self.damping, self.iterations, self.tol, self.stationary = damping, iterations, tol, stationary
+        self.residual: Tensor | None = None
+
+    def forward(self, solver: Solver, start: Iterate) -> Iterate:
+        at = solver.run(start.detach(), 0, solver.max_steps, False)
+        point = solver.point(at)
+        if not torch.is_grad_enabled():
+            return at
+        _, _, norm, usable = solver.problem.evaluate(point, False)
+        norm = torch.where(usable, norm, torch.inf)
+        point = torch.where(widened(usable, point), point, at["best"])
+        if not bool((norm <= self.stationary).all()):
+            warnings.warn(
+                f"Implicit gradients need a stationary point, but the gradient norm is {norm.max().item():.3g} at the "
+                f"worst sample (wanted at most {self.stationary:.3g}). Take more steps or a better step rule.",
+                stacklevel=2,
+            )
+        found = _AtSolution.apply(self, solver, point.detach(), *dependencies(solver))
+        at = replaced(at, found, usable)
+        return Iterate(at.rows | {"grad_norm": norm}, at.trace)
+
+    def solve(self, curvature: Callable[[Tensor], Tensor], right: Float[Tensor, "S B *U"]) -> Float[Tensor, "S B *U"]:
+        """w with (curvature + damping) w = right, row by row; a row stops at its tolerance or at negative curvature."""
+        width = right[0, 0].numel()
+        wide = (1,) * (right.dim() - 2)
+        norm = torch.linalg.vector_norm(right.flatten(2), dim=2)
+        solution, residual, direction = torch.zeros_like(right), right, right
+        square = _dot(residual, residual)
+        for _ in range(width + 10 if self.iterations is None else self.iterations):
+            image = curvature(direction) + self.damping * direction
+            bend = _dot(direction, image)
+            going = (square.sqrt() > self.tol * norm) & (bend > 0)
+            if not bool(going.any()):
+                break
+            length = torch.where(going, square / torch.where(going, bend, 1.0), 0.0)
+            solution = solution + length.reshape(*length.shape, *wide) * direction
+            residual = residual - length.reshape(*length.shape, *wide) * image
+            following = _dot(residual, residual)
+            ratio = torch.where(going, following / torch.where(going, square, 1.0), 0.0)
+            direction = torch.where(
+                going.reshape(*going.shape, *wide), residual + ratio.reshape(*ratio.shape, *wide) * direction, direction
+            )
+            square = following
+        self.residual = square.sqrt() / norm.clamp_min(torch.finfo(norm.dtype).tiny)
+        return solution
+
+
+class _AtSolution(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, mode, solver, point, *parameters):  # type: ignore[no-untyped-def]
+        ctx.mode, ctx.solver, ctx.point, ctx.parameters = mode, solver, point, parameters
+        return point.clone()
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, cotangent):  # type: ignore[no-untyped-def]
+        with torch.enable_grad():
+            point = ctx.point.detach().requires_grad_()
+            grad = ctx.solver.problem.rebound().evaluate(point, True).grad
+
+        def curvature(v: Tensor) -> Tensor:
+            (image,) = torch.autograd.grad(grad, point, -v, retain_graph=True)
+            return image
+
+        if not grad.requires_grad:  # no row is finite
+            return (None,) * (3 + len(ctx.parameters))
+        weight = ctx.mode.solve(curvature, cotangent)
+        grads = torch.autograd.grad(grad, ctx.parameters, weight, allow_unused=True) if ctx.parameters else ()
+        return (None, None, None, *grads)
+
+
+def _dot(a: Tensor, b: Tensor) -> Tensor:
+    return (a * b).flatten(2).sum(2)

@@ -1,0 +1,87 @@
+"""One solve: a deterministic objective per sample, with everything but u bound."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int, Num
+from torch import Tensor
+
+from gae.inference.family import Family
+from gae.likelihood import Likelihood
+
+
+class Evaluation(NamedTuple):
+    """An objective at one point u; a row is usable if its value and gradient are finite."""
+
+    value: Float[Tensor, "S B"]
+    grad: Float[Tensor, "S B *U"]
+    norm: Float[Tensor, "S B"]  # ‖grad‖₂, without a graph
+    usable: Bool[Tensor, "S B"]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """u (S, B, *U) -> objective (S, B) in nats, for one x, k and noise. Rows are its S · B separate problems."""
+
+    likelihood: Likelihood
+    family: Family
+    x: Num[Tensor, "B *X"]
+    k: Int[Tensor, "S _"] | None
+    noise: Float[Tensor, "S B M *Z"] | None
+    log_joint: Callable[..., Tensor] = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "log_joint", self.likelihood.given(self.x))
+
+    def __call__(self, u: Float[Tensor, "S B *U"]) -> Float[Tensor, "S B"]:
+        return self.family.objective(u, self.noise, lambda z: self.log_joint(z, self.k))
+
+    def evaluate(self, u: Float[Tensor, "S B *U"], create_graph: bool) -> Evaluation:
+        """The objective and its gradient in u, summed over no samples: each row is its own function.
+
+        A row that is not usable is no part of the graph: 0 · NaN would reach every parameter.
+        """
+        with torch.enable_grad():
+            leaf = u if u.requires_grad and create_graph else u.detach().requires_grad_()
+            value = self(leaf)
+            (grad,) = torch.autograd.grad(value.sum(), leaf, create_graph=create_graph)
+        norm = torch.linalg.vector_norm(grad.detach().flatten(2), dim=2)
+        usable = torch.isfinite(value.detach()) & torch.isfinite(norm)
+        if not create_graph or bool(usable.all()):
+            return Evaluation(value if create_graph else value.detach(), grad, norm, usable)
+        known, index = (value.detach(), grad.detach()), usable.flatten().nonzero().squeeze(1)
+        if not len(index):
+            return Evaluation(*known, norm, usable)
+        parts = self.rows(index, (value.shape[0], value.shape[1])).evaluate(u.flatten(0, 1)[index].unsqueeze(0), True)
+        value, grad = (
+            old.flatten(0, 1).index_copy(0, index, new.squeeze(0)).view_as(old)
+            for old, new in zip(known, parts[:2], strict=True)
+        )
+        return Evaluation(value, grad, norm, usable)
+
+    def rebound(self) -> "Problem":
+        """The same problem with x bound anew, under the present gradient mode."""
+        return Problem(self.likelihood, self.family, self.x, self.k, self.noise)
+
+    def rows(self, index: Int[Tensor, " n"], shape: tuple[int, int]) -> "Problem":
+        """The problem of some of the S · B rows alone, as S = 1 and B = n."""
+        k = None if self.k is None else self.k.expand(shape).flatten()[index].unsqueeze(0)
+        noise = None if self.noise is None else self.noise.flatten(0, 1)[index].unsqueeze(0)
+        return Problem(self.likelihood, self.family, self.x[index % shape[1]], k, noise)
+
+    def parameters(self) -> list[Tensor]:
+        """The tensors that a gradient can flow back to from the objective, besides u."""
+        found: list[Tensor] = [p for p in self.likelihood.parameters() if p.requires_grad]
+        return [*found, self.x] if self.x.requires_grad else found
+
+
+def rounding(value: Float[Tensor, "S B"]) -> Float[Tensor, "S B"]:
+    """How far rounding may move an objective, in nats: its terms are larger than a sum that happens to vanish."""
+    return 10 * torch.finfo(value.dtype).eps * (10 + value.abs())
+
+
+def widened(rows: Tensor, like: Float[Tensor, "S B *_"]) -> Tensor:
+    """One value per row (S, B) with as many trailing dimensions of size 1 as ``like`` has beyond those."""
+    return rows.reshape(*rows.shape, *[1] * (like.dim() - 2))

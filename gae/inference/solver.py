@@ -1,0 +1,204 @@
+"""The loop over steps: per-row bookkeeping, stopping, and the active set."""
+
+from dataclasses import dataclass, field, replace
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from gae.inference.base import Solve, Status
+from gae.inference.problem import Evaluation, Problem, rounding, widened
+from gae.inference.steps import Step
+
+RUNNING = -1
+CALM_STEPS = 2  # successive steps within ``tol`` that make a row converged
+PREFIX = "state/"
+CORRECTED = "corrected"  # what a gradient mode puts in the solution's place; the best point stays to fall back on
+
+
+@dataclass(frozen=True)
+class Iterate:
+    """All that a solve carries from step to step: tensors whose first two dimensions are (S, B)."""
+
+    rows: dict[str, Tensor]
+    trace: tuple[Tensor, ...] = ()
+    intact: bool = True  # every row was usable and is running
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self.rows[name]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self["u"].shape[0], self["u"].shape[1]
+
+    def detach(self) -> "Iterate":
+        return replace(self, rows={name: value.detach() for name, value in self.rows.items()})
+
+
+@dataclass
+class Solver:
+    """One step rule on one problem. ``tol`` and ``grad_tol`` stop rows one by one; without both, T steps are taken.
+
+    The best point seen stands for the solve when rows may stop or compete with restarts, or when the rule searches
+    along lines (its last point is then only a trial); otherwise the last point u_T, which defines the T-step bound.
+    """
+
+    problem: Problem
+    step: Step
+    max_steps: int
+    tol: float | None = None
+    grad_tol: float | None = None
+    record: bool = False
+    restarted: bool = False
+    _bound: dict[int, Problem] = field(default_factory=dict)
+
+    @property
+    def stopping(self) -> bool:
+        return self.tol is not None or self.grad_tol is not None
+
+    @property
+    def keeps_best(self) -> bool:
+        return self.stopping or self.step.searches or self.restarted
+
+    def start(self, u: Float[Tensor, "S B *U"]) -> Iterate:
+        """The iterate before the first step."""
+        shape = u.shape[:2]
+        count = torch.zeros(shape, dtype=torch.long, device=u.device)
+        low = torch.full(shape, -torch.inf, dtype=u.dtype, device=u.device)
+        rows = {"u": u, "best": u, "best_value": low, "value": low, "first": low, "grad_norm": -low}
+        rows |= {"status": count + RUNNING, "steps": count, "evaluations": count, "calm": count}
+        return Iterate(rows | _prefixed(self.step.start(self.problem, u)))
+
+    def run(self, at: Iterate, begin: int, end: int, create_graph: bool) -> Iterate:
+        """Steps begin ... end - 1, or fewer when every row has stopped."""
+        for t in range(begin, end):
+            at = self.advance(at, t, create_graph)
+            if self.finished(at):
+                break
+        return at
+
+    def finished(self, at: Iterate) -> bool:
+        """Whether every row has stopped."""
+        return self.stopping and not bool((at["status"] == RUNNING).any())
+
+    def state(self, at: Iterate) -> dict[str, Tensor]:
+        """The step rule's state."""
+        return _state(at.rows)
+
+    def point(self, at: Iterate) -> Float[Tensor, "S B *U"]:
+        """The point that stands for the solve."""
+        if CORRECTED in at.rows:
+            return at[CORRECTED]
+        return at["best"] if self.keeps_best else self.step.settled(at["u"], self.state(at))
+
+    def rebound(self) -> "Solver":
+        """The same solver with the problem bound anew, under the present gradient mode."""
+        return replace(self, problem=self.problem.rebound(), _bound={})
+
+    def advance(self, at: Iterate, t: int, create_graph: bool) -> Iterate:
+        """One evaluation and one step of every running row."""
+        index = self._running(at)
+        part = at.rows
+        if index is not None:
+            part = {name: v.flatten(0, 1).index_select(0, index).unsqueeze(0) for name, v in part.items()}
+        problem = self.problem if index is None else self._problem(index, at.shape)
+        found = problem.evaluate(part["u"], create_graph)
+        intact = at.intact and not self.keeps_best and bool(found.usable.all())
+        with torch.set_grad_enabled(create_graph):
+            after = (self._smooth if intact else self._stepped)(problem, part, found, t)
+        trace = at.trace
+        if index is not None:
+            after = {
+                name: at[name].flatten(0, 1).index_copy(0, index, new.squeeze(0)).view_as(at[name])
+                for name, new in after.items()
+            }
+        if self.record:
+            trace = (*trace, after["value"].detach())
+        following = Iterate(after, trace, intact)
+        return following if create_graph else following.detach()
+
+    def _smooth(self, problem: Problem, part: dict[str, Tensor], found: Evaluation, t: int) -> dict[str, Tensor]:
+        """``_stepped`` for rows that all run, and whose best point is only to fall back on: most of it is idle then."""
+        u, plain = part["u"], found.value.detach()
+        moved, state = self.step(problem, u, found.value, found.grad, _state(part), t)
+        after = part | {"u": moved, "value": plain, "grad_norm": found.norm, "steps": part["steps"] + 1}
+        after["evaluations"] = part["evaluations"] + self._cost
+        if t == 0:
+            return after | {"first": plain, "best_value": plain} | _prefixed(state)
+        after["best"] = torch.where(widened(plain > part["best_value"], u), u, part["best"])
+        after["best_value"] = torch.maximum(plain, part["best_value"])
+        return after | _prefixed(state)
+
+    def _stepped(self, problem: Problem, part: dict[str, Tensor], found: Evaluation, t: int) -> dict[str, Tensor]:
+        u, norm, usable = part["u"], found.norm, found.usable
+        better = usable & self._improves(part, found.value.detach(), norm)
+        value = torch.where(usable, found.value, -torch.inf)
+        plain, grad = value.detach(), torch.where(widened(usable, u), found.grad, 0.0)
+        after = dict(part)
+        after["best"] = torch.where(widened(better, u), u, part["best"])
+        after["grad_norm"] = torch.where(better if self.keeps_best else usable, norm, part["grad_norm"])
+        after["value"] = plain
+        after["first"] = plain if t == 0 else part["first"]
+        after["evaluations"] = part["evaluations"] + self._cost
+        status, after["calm"] = self._judge(part, plain, norm, better, usable, t)
+        after["best_value"] = torch.where(better, torch.maximum(plain, part["best_value"]), part["best_value"])
+        moved, state = self.step(problem, u, value, grad, _state(part), t)
+        after["u"] = torch.where(widened(status == RUNNING, u), moved, after["best"])
+        after["steps"] = part["steps"] + (status == RUNNING)
+        after["status"] = status
+        return after | _prefixed(state)
+
+    @property
+    def _cost(self) -> int:
+        """Decoder evaluations per step."""
+        return self.step.evaluations * self.problem.family.evaluations
+
+    def _improves(self, part: dict[str, Tensor], value: Tensor, norm: Tensor) -> Tensor:
+        """A higher objective, or one that rounding cannot tell from the best and a smaller gradient."""
+        level = (value >= part["best_value"] - rounding(value)) & (value >= part["first"]) & (norm <= part["grad_norm"])
+        return (value > part["best_value"]) | level
+
+    def _judge(
+        self, part: dict[str, Tensor], value: Tensor, norm: Tensor, better: Tensor, usable: Tensor, t: int
+    ) -> tuple[Tensor, Tensor]:
+        status, calm = part["status"], part["calm"]
+        broken = ~usable if t == 0 or not self.step.proposes else torch.zeros_like(usable)
+        status = torch.where((status == RUNNING) & broken, Status.nonfinite, status)
+        if self.tol is not None and t > 0:
+            still = (value - part["best_value"]).abs() <= self.tol
+            calm = torch.where(still, calm + 1, 0)
+            status = torch.where((status == RUNNING) & (calm >= CALM_STEPS), Status.converged, status)
+        if self.grad_tol is not None:
+            flat = (norm <= self.grad_tol) & better
+            status = torch.where((status == RUNNING) & flat, Status.converged, status)
+        return status, calm
+
+    def _running(self, at: Iterate) -> Int[Tensor, " n"] | None:
+        if not self.stopping:
+            return None
+        running = (at["status"] == RUNNING).flatten()
+        return None if bool(running.all()) else running.nonzero().squeeze(1)
+
+    def _problem(self, index: Tensor, shape: tuple[int, int]) -> Problem:
+        """The problem of the running rows. Rows only ever leave, so their number says which they are."""
+        if len(index) not in self._bound:
+            self._bound = {len(index): self.problem.rows(index, shape)}
+        return self._bound[len(index)]
+
+    def account(self, last: Iterate, reached: Float[Tensor, "S B"]) -> Solve:
+        """The solve's report, given the objective of the last point."""
+        status = last["status"]
+        if self.step.ascends and not self.step.proposes:
+            fell = reached < last["first"] - rounding(last["first"])
+            status = torch.where((status == RUNNING) & fell, Status.diverged, status)
+        status = torch.where(status == RUNNING, Status.max_steps, status)
+        trace = torch.stack(last.trace) if last.trace else None
+        return Solve(status, last["steps"], last["evaluations"], last["grad_norm"], trace)
+
+
+def _state(rows: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(PREFIX): tensor for name, tensor in rows.items() if name.startswith(PREFIX)}
+
+
+def _prefixed(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {PREFIX + name: tensor for name, tensor in state.items()}

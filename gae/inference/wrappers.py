@@ -1,0 +1,167 @@
+"""Steps around steps: clipped gradients, schedules, and constraints by projection."""
+
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from gae.inference.problem import Problem
+from gae.inference.steps import State, Step, positive
+
+Projection = Callable[[Tensor], Tensor]
+
+
+class _Around(Step):
+    def __init__(self, step: Step):
+        super().__init__()
+        if step.proposes:
+            raise TypeError(
+                f"`{type(self).__name__}` changes the points that `{type(step).__name__}` tests. "
+                "Use it with `GradientAscent`, `Momentum`, `Adam` or unadjusted `Langevin`."
+            )
+        self.step = step
+        self.ascends = step.ascends
+
+    def admit(self, u: Float[Tensor, "S B *U"]) -> Float[Tensor, "S B *U"]:
+        return self.step.admit(u)
+
+    def start(self, problem: Problem, u: Float[Tensor, "S B *U"]) -> State:
+        return self.step.start(problem, u)
+
+
+class Clipped(_Around):
+    """The step under a gradient whose norm is at most ``norm`` (nats per unit of u), per row.
+
+    >>> from gae.inference import GradientAscent
+    >>> Clipped(GradientAscent(0.1), norm=10.0).norm
+    10.0
+    """
+
+    def __init__(self, step: Step, norm: float):
+        super().__init__(step)
+        self.norm = positive("norm", norm)
+
+    def forward(
+        self,
+        problem: Problem,
+        u: Float[Tensor, "S B *U"],
+        value: Float[Tensor, "S B"],
+        grad: Float[Tensor, "S B *U"],
+        state: State,
+        t: int,
+    ) -> tuple[Tensor, State]:
+        square = grad.flatten(2).square().sum(2)
+        large = square > self.norm**2
+        factor = torch.where(large, self.norm * torch.where(large, square, 1.0).rsqrt(), 1.0)
+        return self.step(problem, u, value, grad * factor.reshape(*factor.shape, *[1] * (u.dim() - 2)), state, t)
+
+
+class Scheduled(_Around):
+    """The step's move times ``factor(t)``, t from 0.
+
+    >>> from gae.inference import GradientAscent
+    >>> Scheduled(GradientAscent(0.1), lambda t: 1 / (1 + t)).factor(1)
+    0.5
+    """
+
+    def __init__(self, step: Step, factor: Callable[[int], float]):
+        super().__init__(step)
+        self.factor = factor
+
+    def forward(
+        self,
+        problem: Problem,
+        u: Float[Tensor, "S B *U"],
+        value: Float[Tensor, "S B"],
+        grad: Float[Tensor, "S B *U"],
+        state: State,
+        t: int,
+    ) -> tuple[Tensor, State]:
+        moved, state = self.step(problem, u, value, grad, state, t)
+        return u + self.factor(t) * (moved - u), state
+
+
+class Projected(_Around):
+    """The step, then the nearest point of a set, where the solve also begins: projected gradient ascent.
+
+    >>> from gae.inference import GradientAscent
+    >>> Projected(GradientAscent(0.1), NonNegative()).onto(torch.tensor([-1.0, 2.0]))
+    tensor([0., 2.])
+    """
+
+    def __init__(self, step: Step, onto: Projection):
+        super().__init__(step)
+        self.onto = onto
+
+    def admit(self, u: Float[Tensor, "S B *U"]) -> Float[Tensor, "S B *U"]:
+        return self.onto(self.step.admit(u))
+
+    def forward(
+        self,
+        problem: Problem,
+        u: Float[Tensor, "S B *U"],
+        value: Float[Tensor, "S B"],
+        grad: Float[Tensor, "S B *U"],
+        state: State,
+        t: int,
+    ) -> tuple[Tensor, State]:
+        moved, state = self.step(problem, u, value, grad, state, t)
+        return self.onto(moved), state
+
+
+class NonNegative(nn.Module):
+    """z >= 0, elementwise."""
+
+    def forward(self, z: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+        return z.clamp_min(0)
+
+
+class Box(nn.Module):
+    """low <= z <= high, elementwise."""
+
+    def __init__(self, low: float, high: float):
+        super().__init__()
+        if not low < high:
+            raise ValueError(f"low must be below high, got {low} and {high}.")
+        self.low, self.high = low, high
+
+    def forward(self, z: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+        return z.clamp(self.low, self.high)
+
+
+class UnitSphere(nn.Module):
+    """‖z‖₂ = 1 over the last dimension; the origin, which has no nearest point, goes to the first axis.
+
+    >>> UnitSphere()(torch.tensor([3.0, 4.0]))
+    tensor([0.6000, 0.8000])
+    """
+
+    def forward(self, z: Float[Tensor, "*L Z"]) -> Float[Tensor, "*L Z"]:
+        square = z.square().sum(-1, keepdim=True)
+        first = torch.zeros_like(z).index_fill(-1, torch.zeros(1, dtype=torch.long, device=z.device), 1.0)
+        return torch.where(square > 0, z * torch.where(square > 0, square, 1.0).rsqrt(), first)
+
+
+class Simplex(nn.Module):
+    """z >= 0 with sum 1 over the last dimension (Duchi et al. 2008, figure 1).
+
+    >>> Simplex()(torch.tensor([0.5, 1.5]))
+    tensor([0., 1.])
+    """
+
+    def forward(self, z: Float[Tensor, "*L Z"]) -> Float[Tensor, "*L Z"]:
+        ordered = z.sort(-1, descending=True).values
+        count = torch.arange(1, z.shape[-1] + 1, dtype=z.dtype, device=z.device)
+        excess = (ordered.cumsum(-1) - 1) / count
+        last = (ordered > excess).sum(-1, keepdim=True) - 1
+        return (z - excess.gather(-1, last)).clamp_min(0)
+
+
+class Whiten(nn.Module):
+    """Codes (N, d) of one whole data set, centred and with identity covariance: the nearest such set of codes."""
+
+    def forward(self, z: Float[Tensor, "*L N d"]) -> Float[Tensor, "*L N d"]:
+        centred = z - z.mean(-2, keepdim=True)
+        left, _, right = torch.linalg.svd(centred, full_matrices=False)
+        return left @ right * z.shape[-2] ** 0.5

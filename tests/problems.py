@@ -1,0 +1,73 @@
+"""Models whose answers are known, for the tests of solvers and of the gradients through them."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from gae import nets
+from gae.likelihood import Flat, Gaussian, Likelihood, LinearMixture
+
+
+def ppca(latent: int = 3, dim: int = 6, scale: float = 0.7) -> LinearMixture:
+    """Probabilistic PCA in float64, all of whose parameters are learned and generic."""
+    model = LinearMixture(1, latent, (dim,), scale=scale, learn_scale=True).double()
+    with torch.no_grad():
+        model.means.normal_()
+        model.loadings.normal_(std=0.5)
+    return model
+
+
+def posterior(model: LinearMixture, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean (B, Z) and covariance (Z, Z) of q(z|x) under PPCA, written out (Bishop, PRML, eq. 12.42); differentiable."""
+    loadings, variance = model.loadings[0], (2 * model.log_scale[0]).exp()
+    precision = torch.eye(len(loadings), dtype=x.dtype) + loadings @ loadings.mT / variance
+    pulled = (x - model.means[0]) @ loadings.mT / variance
+    return torch.linalg.solve(precision, pulled.mT).mT, torch.linalg.inv(precision)
+
+
+def neural(latent: int = 2, dim: int = 5, scale: float = 0.5, activation: type[nn.Module] = nn.Tanh) -> Gaussian:
+    """A small decoder network in float64 with a learned scale."""
+    return Gaussian(nets.mlp(latent, [6], dim, activation), latent, scale, learn="scalar").double()
+
+
+class Landscape(Likelihood):
+    """Any objective (x (B, *X), z (S, B, Z)) -> (S, B) in place of a log joint density."""
+
+    def __init__(
+        self, objective: Callable[[Tensor, Tensor], Tensor], latent: int = 1, event_shape: Sequence[int] = (1,)
+    ):
+        super().__init__((latent,), tuple(event_shape), Flat(latent))
+        self.objective = objective
+
+    def forward(self, z: Tensor, k: Tensor | None = None) -> torch.distributions.Distribution:
+        raise NotImplementedError
+
+    def log_joint(self, x: Tensor, z: Tensor, k: Tensor | None = None) -> Tensor:
+        return self.objective(x, z)
+
+
+class Rows(nn.Module):
+    """A decoder that counts the codes it is given."""
+
+    def __init__(self, decoder: nn.Module):
+        super().__init__()
+        self.decoder, self.rows = decoder, 0
+
+    def forward(self, z: Tensor) -> Tensor:
+        self.rows += len(z)
+        return self.decoder(z)
+
+
+def difference(loss: Callable[[], Tensor], values: Sequence[Tensor], moves: Sequence[Tensor], step: float) -> float:
+    """The central finite difference of a loss along one direction in the given tensors, which it restores."""
+    found = []
+    with torch.no_grad():
+        kept = [value.clone() for value in values]
+        for sign in (step, -step):
+            for value, start, move in zip(values, kept, moves, strict=True):
+                value.copy_(start + sign * move)
+            found.append(loss().item())
+        for value, start in zip(values, kept, strict=True):
+            value.copy_(start)
+    return (found[0] - found[1]) / (2 * step)
