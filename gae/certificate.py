@@ -5,10 +5,9 @@ from collections.abc import Sequence
 
 import torch
 from jaxtyping import Num
-from torch import Tensor, nn
+from torch import Tensor
 
 from gae.autoencoder import Autoencoder
-from gae.inference import Amortized
 
 
 def check_gradient(
@@ -30,8 +29,8 @@ def check_gradient(
         epsilon: step of the differences, relative to each parameter tensor's root mean square (at least 1).
 
     Raises:
-        ValueError: when nothing is trainable, or the loss does not depend on what is; for a guide that is a plain
-            function with parameters, which a copy cannot reach.
+        ValueError: when nothing is trainable, or the loss does not depend on what is.
+        TypeError: for a guide that is a plain function with parameters, which a copy cannot reach.
 
     >>> from gae.systems import gon
     >>> check_gradient(gon((6,), latent=2, hidden=(8,)), torch.rand(4, 6)) < 1e-6
@@ -53,14 +52,8 @@ def check_gradient(
 
 def _copied(autoencoder: Autoencoder, x: Tensor) -> Autoencoder:
     model = copy.deepcopy(autoencoder)
-    model(x)  # a guide may make its parameters at its first call
-    for module in model.modules():
-        if isinstance(module, Amortized) and module.declared and not isinstance(module.guide, nn.Module):
-            raise ValueError(
-                "This guide is a plain function, whose parameters lie outside of the model: a copy of the model would "
-                "leave them unchecked. Make the guide an `nn.Module` or a `PyroModule`."
-            )
-    return model
+    model(x)  # a guide may make its parameters at its first call, and refuse to be copied after it
+    return copy.deepcopy(model)
 
 
 def _direction(parameter: Tensor) -> Tensor:

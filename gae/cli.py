@@ -191,7 +191,8 @@ def sample(
     torch.manual_seed(seed)
     with torch.no_grad():
         z = model.likelihood.prior.sample(torch.Size((n,)))
-        drawn = model.decode(z).mean if mean else model.decode(z).sample()
+        decoded = model.decode(z)
+        drawn = model.likelihood.point(decoded) if mean else decoded.sample()
     if output.suffix == ".npz":
         _save_arrays(output, {"x": drawn.numpy(), "z": z.numpy()})
     else:

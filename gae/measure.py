@@ -112,7 +112,7 @@ def encode(model: Autoencoder, x: Num[Tensor, "N *X"], effort: Effort) -> Points
 def _encode(model: Autoencoder, x: Tensor) -> Points:
     encoding = model.encode(x)
     z, k, solve = encoding.point, encoding.component, encoding.solve
-    mean = model.decode(z, k).mean
+    mean = model.likelihood.point(model.decode(z, k))
     joint = model.likelihood.log_joint(x, z.unsqueeze(0), None if k is None else k.unsqueeze(0))[0]
     evaluations = x.new_zeros(len(x)) if solve is None else solve.evaluations.sum(0).to(x.dtype)
     statuses = [] if solve is None else solve.status.flatten().tolist()

@@ -38,8 +38,8 @@ def pictures(
             found[f"reconstruction/{name}"] = points.mean[:IMAGES]
             if name in models:
                 line = torch.lerp(points.z[:pairs], points.z[pairs : 2 * pairs], along)
-                found[f"interpolation/{name}"] = model.decode(line).mean
-                found[f"sample/{name}"] = model.decode(drawn).mean
+                found[f"interpolation/{name}"] = model.likelihood.point(model.decode(line))
+                found[f"sample/{name}"] = model.likelihood.point(model.decode(drawn))
                 found[f"codes/{name}"], found[f"explained/{name}"] = _plane(points.z)
     if data.test_labels is not None:
         found["labels"] = data.test_labels[:CODES]

@@ -454,6 +454,11 @@ class Pair:
     detached: bool
     samples: int
 
+    @property
+    def copied(self) -> bool:
+        """Whether copies are independent; networks that a plain callable closes over would be shared."""
+        return "amortized-callable" not in self.name
+
     def build(self, dtype: torch.dtype = torch.float64, start: int = 0) -> Autoencoder:
         """A fresh instance with generic parameters: none is zero, no two components are alike."""
         seed(start)

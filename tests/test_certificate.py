@@ -143,7 +143,7 @@ def test_a_guide_that_is_a_plain_function_is_refused() -> None:
     called = model(Amortized(guide), elbo)
     called(X)
     for autoencoder in (called, model(Amortized(guide), elbo)):
-        with pytest.raises(ValueError, match=r"This guide is a plain function.*`nn.Module` or a `PyroModule`"):
+        with pytest.raises(TypeError, match=r"This guide is a plain function.*`nn.Module` or a `PyroModule`"):
             check_gradient(autoencoder, X)
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from gae import Autoencoder
-from gae.inference import Argmax, ClosedForm, Enumerate, Inference
+from gae.inference import Argmax, Ascent, ClosedForm, Enumerate, Inference
 from gae.likelihood import LinearMixture
 from gae.objective import Objective, elbo, joint, logsumexp
 
@@ -435,6 +435,12 @@ def test_sampled_codes_count_by_how_often_they_were_drawn() -> None:
     assert code.k is not None
     counts = model.statistics(x, code).count
     assert_close(counts, np.bincount(code.k.flatten().numpy(), minlength=3) / 5)
+
+
+def test_statistics_need_a_component() -> None:
+    model, x = mixture(3, 2, (6,)), clustered()
+    with pytest.raises(ValueError, match=r"K=3 components need codes with a component k.*`Argmax"):
+        model.statistics(x, Ascent(max_steps=1).infer(model, x))
 
 
 def test_statistics_keep_no_graph() -> None:

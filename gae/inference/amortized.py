@@ -23,13 +23,15 @@ class Amortized(Inference):
         guide: one of
             - a Pyro guide: a callable or ``PyroModule`` taking x (B, *X), with one sample site ``"z"`` of batch
               (B,) and event Z. Parameters that a plain callable declares (``pyro.param``, ``pyro.module``) become
-              parameters of this module at its first call; Pyro's global parameter store is left alone;
+              parameters of this module at its first call, and from then on it cannot be copied or pickled: a copy
+              would train the same networks. Pyro's global parameter store is left alone;
             - a module or callable that returns a torch or Pyro distribution of batch (B,) and event Z;
             - a module or callable that returns codes (B, *Z): a deterministic encoder, ``log_q`` is None.
         samples: S, reparameterised draws per observation.
 
     Raises:
         ValueError: when the guide's output does not fit the likelihood's codes.
+        TypeError: on copying or pickling around a plain callable with parameters.
 
     >>> from gae.likelihood import Gaussian
     >>> from pyro.distributions import Normal
@@ -49,6 +51,14 @@ class Amortized(Inference):
         self.guide = guide
         self.samples = samples
         self.declared = nn.ParameterDict()
+
+    def __getstate__(self) -> Any:
+        if len(self.declared) and not isinstance(self.guide, nn.Module):
+            raise TypeError(
+                "This guide is a plain function, whose networks lie outside of the model: a copy would share them, and "
+                "training one would change both. Make the guide an `nn.Module` or a `PyroModule`."
+            )
+        return super().__getstate__()
 
     def infer(self, likelihood: Likelihood, x: Num[Tensor, "B *X"], k: Int[Tensor, "S _"] | None = None) -> Code:
         site = _Site(self)

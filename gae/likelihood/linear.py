@@ -146,12 +146,12 @@ class LinearMixture(Likelihood):
         if not self.latent_shape[0]:
             empty = x.new_zeros(len(k), len(x), 0)
             return Independent(Normal(empty, empty, validate_args=False), 1, validate_args=False)
-        _, projection, gram = self._bound(x)
+        projection, gram = self._projected(*self._centred(x.flatten(1)))
         precision = torch.linalg.cholesky(self._precision(gram))
-        mean = torch.cholesky_solve(projection.unsqueeze(-1), precision).squeeze(-1)
+        mean = torch.cholesky_solve(projection.permute(1, 2, 0), precision)  # (K, E, B)
         identity = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
         factor = torch.linalg.cholesky(torch.cholesky_solve(identity.expand_as(gram), precision))
-        loc = mean[torch.arange(len(x), device=x.device), k.expand(-1, len(x))]
+        loc = mean.mT[k.expand(-1, len(x)), torch.arange(len(x), device=x.device)]
         return MultivariateNormal(loc, scale_tril=factor[k], validate_args=False)
 
     def log_responsibilities(self, x: Num[Tensor, "B *X"]) -> Float[Tensor, "B K"]:
@@ -172,10 +172,10 @@ class LinearMixture(Likelihood):
         """log q(k) ∫ q(z) q(x|z, k) dz, (B, K), by the matrix determinant and inversion lemmas."""
         base, projection, gram = self._bound(x)
         factor = torch.linalg.cholesky(self._precision(gram))
-        white = torch.linalg.solve_triangular(factor, projection.unsqueeze(-1), upper=False).squeeze(-1)
+        white = torch.linalg.solve_triangular(factor, projection.permute(1, 2, 0), upper=False)  # (K, E, B)
         log_det = factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
         volume = 0.5 * self.latent_shape[0] * math.log(2 * math.pi) if self.flat_prior else 0.0
-        return base + 0.5 * white.square().sum(-1) - log_det + volume
+        return base + 0.5 * white.square().sum(1).mT - log_det + volume
 
     def _precision(self, gram: Tensor) -> Tensor:
         if self.flat_prior:
@@ -183,14 +183,17 @@ class LinearMixture(Likelihood):
         return gram + torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
 
     def _bound(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """log q(k) N(x; mean_k, scale_k² I) (B, K), and with W = loadings: W(x - mean) / scale², WWᵀ / scale²."""
-        flat, means = self._centred(x.flatten(1))
-        precision = (-2 * self.log_scale).exp()
-        base = self._normalizer - 0.5 * precision * _squared_distances(flat, means)
-        scaled = self.loadings * precision[:, None, None]
+        """log q(k) N(x; mean_k, scale_k² I), (B, K), and what ``_projected`` gives."""
+        centred = self._centred(x.flatten(1))
+        base = self._normalizer - 0.5 * (-2 * self.log_scale).exp() * _squared_distances(*centred)
+        return base, *self._projected(*centred)
+
+    def _projected(self, flat: Tensor, means: Tensor) -> tuple[Tensor, Tensor]:
+        """With W = loadings: W(x - mean) / scale², (B, K, E), and WWᵀ / scale², (K, E, E)."""
+        scaled = self.loadings * (-2 * self.log_scale).exp()[:, None, None]
         offset = (scaled @ means.unsqueeze(-1)).flatten()
         projection = torch.addmm(-offset, flat, scaled.flatten(0, 1).T).unflatten(1, scaled.shape[:2])
-        return base, projection, scaled @ self.loadings.mT
+        return projection, scaled @ self.loadings.mT
 
     def _centred(self, flat: Tensor) -> tuple[Tensor, Tensor]:
         """x and the means about a common centre, which limits cancellation in matrix products."""
@@ -239,6 +242,11 @@ class LinearMixture(Likelihood):
     def statistics(self, x: Num[Tensor, "B *X"], code: Any) -> Moments:
         """Moments of a batch under its codes: hard for one code per sample, else weighted by q(k|x) over S."""
         flat = x.flatten(1)
+        if self.components > 1 and code.k is None:
+            raise ValueError(
+                f"Closed-form M-steps of K={self.components} components need codes with a component k, got k=None. "
+                "Use `Argmax(...)`, `Enumerate(...)` or `ClosedForm()`, or give `fit` an optimizer."
+            )
         if self.components == 1 or len(code.k) == 1:
             return self._hard_moments(flat, None if self.components == 1 else code.k[0])
         score = self.log_joint(x, code.z, code.k) if code.score is None else code.score
