@@ -11,6 +11,8 @@ from gae.inference.base import Status
 from gae.inference.problem import widened
 from gae.inference.solver import CORRECTED, PREFIX, Iterate, Solver
 
+BLOCK = 32  # iterates
+
 
 class Backprop(nn.Module, ABC):
     """Runs a solver and decides what the result remembers. Without gradient mode no graph is ever built."""
@@ -90,23 +92,46 @@ class Checkpoint(Backprop):
         flowing = [name for name in start.rows if name in ("u", "best") or name.startswith(PREFIX)]
         parameters = dependencies(solver)
         tensors = [start[name] for name in flowing]
-        kept: list[Iterate] = []
-        results = _Replay.apply(solver, start.detach(), kept, flowing, len(tensors), *tensors, *parameters)
-        last = kept.pop()
+        ends: list[Iterate] = []
+        results = _Replay.apply(solver, start.detach(), ends, flowing, len(tensors), *tensors, *parameters)
+        (last,) = ends
         return replace(last, rows=last.rows | dict(zip(flowing, results, strict=True)))
+
+
+class _Tape:
+    """The iterates of a solve, in blocks: kept one by one, they would pin the heap between large tensors long freed."""
+
+    def __init__(self) -> None:
+        self.blocks: list[dict[str, Tensor]] = []
+        self.intact: list[bool] = []
+
+    def __len__(self) -> int:
+        return len(self.intact)
+
+    def append(self, at: Iterate) -> None:
+        block, row = divmod(len(self), BLOCK)
+        if not row:
+            self.blocks.append({name: value.new_empty(BLOCK, *value.shape) for name, value in at.rows.items()})
+        for name, value in at.rows.items():
+            self.blocks[block][name][row] = value
+        self.intact.append(at.intact)
+
+    def __getitem__(self, t: int) -> Iterate:
+        block, row = divmod(t, BLOCK)
+        return Iterate({name: values[row] for name, values in self.blocks[block].items()}, intact=self.intact[t])
 
 
 class _Replay(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, solver, start, kept, flowing, count, *tensors):  # type: ignore[no-untyped-def]
-        at = start
+    def forward(ctx, solver, start, ends, flowing, count, *tensors):  # type: ignore[no-untyped-def]
+        at, tape = start, _Tape()
         for t in range(solver.max_steps):
-            kept.append(at)
+            tape.append(at)
             at = solver.advance(at, t, False)
             if solver.finished(at):
                 break
-        ctx.solver, ctx.kept, ctx.flowing, ctx.parameters = solver, list(kept), flowing, tensors[count:]
-        kept.append(at)
+        ctx.solver, ctx.tape, ctx.flowing, ctx.parameters = solver, tape, flowing, tensors[count:]
+        ends.append(at)
         return tuple(at[name].clone() for name in flowing)
 
     @staticmethod
@@ -114,10 +139,11 @@ class _Replay(torch.autograd.Function):
     def backward(ctx, *cotangents):  # type: ignore[no-untyped-def]
         flowing, parameters = ctx.flowing, ctx.parameters
         total: list[Tensor | None] = [None] * len(parameters)
-        for t in reversed(range(len(ctx.kept))):
-            leaves = {name: ctx.kept[t][name].detach().requires_grad_() for name in flowing}
+        for t in reversed(range(len(ctx.tape))):
+            at = ctx.tape[t]
+            leaves = {name: at[name].requires_grad_() for name in flowing}
             with torch.enable_grad(), torch.random.fork_rng(devices=[]):
-                after = ctx.solver.rebound().advance(replace(ctx.kept[t], rows=ctx.kept[t].rows | leaves), t, True)
+                after = ctx.solver.rebound().advance(at, t, True)
             flows = [after[name].requires_grad for name in flowing]
             outputs = [after[name] for name, flow in zip(flowing, flows, strict=True) if flow]
             received = [cotangent for cotangent, flow in zip(cotangents, flows, strict=True) if flow]
