@@ -19,13 +19,15 @@ class GaussNewton(Step):
     """u + (G + damping I)⁻¹ ∇, with G = Jᵀ H J + prior curvature: positive semi-definite, exact for linear Gaussians.
 
     J is the decoder's Jacobian, H the curvature of -log q_r in the decoder's output (Schraudolph 2002). A row whose
-    trial fails to improve multiplies its damping by 10 and tries again from the same point; success divides it by 10.
+    trial fails to improve multiplies its damping by 10 and tries again from the same point; success divides it by 10,
+    and at a tenth of the first value drops it. ``Solve.evaluations`` counts the objective alone: a linearisation
+    costs about one decoder evaluation per element of a code besides (dense), or two per conjugate-gradient iteration.
 
     Args:
         dense: G as a (Z, Z) matrix per row, solved by Cholesky: for small Z. Otherwise matrix-free products with
             conjugate gradients.
         iterations: most conjugate-gradient iterations when not dense.
-        damping: relative to the mean curvature, the first value tried after a failure.
+        damping: relative to the mean curvature, the first value tried after a failure; none is tried before.
 
     >>> GaussNewton(dense=False, iterations=10).searches
     True
@@ -33,7 +35,7 @@ class GaussNewton(Step):
 
     proposes = searches = True
 
-    def __init__(self, dense: bool = True, iterations: int = 50, damping: float = 1e-3):
+    def __init__(self, dense: bool = True, iterations: int = 50, damping: float = 1.0):
         super().__init__()
         if iterations < 1 or not damping > 0:
             raise ValueError(f"Need iterations >= 1 and damping > 0, got {iterations} and {damping}.")
@@ -64,7 +66,7 @@ class GaussNewton(Step):
         taken = (value >= state["value"] - rounding(value)) & torch.isfinite(value)
         wide = taken.reshape(*taken.shape, *[1] * (u.dim() - 2))
         point, gradient = torch.where(wide, u, state["point"]), torch.where(wide, grad, state["grad"])
-        relaxed = torch.where(state["damping"] <= self.damping, 0.0, state["damping"] / 10)
+        relaxed = torch.where(state["damping"] <= self.damping / 10, 0.0, state["damping"] / 10)
         tightened = (state["damping"] * 10).clamp_min(self.damping)
         damping = torch.where(taken, relaxed, tightened)
         following = {"point": point, "value": torch.where(taken, value, state["value"]), "grad": gradient}
