@@ -1,10 +1,11 @@
-"""Claim: back-propagation through the one step of a gradient origin network takes two fifths off its test error.
+"""Claim: back-propagation through the one step of a gradient origin network nearly halves its test error.
 
 A gradient origin network (Bond-Taylor & Willcocks 2021) encodes by one gradient step from the zero code, and learns by
 the gradient of the squared error through that step. Its detached variant takes the same step and treats the code as a
 constant. Both see the same initial weights and the same batches. Each has its own rates, of the code's step and of
 Adam, chosen from one grid by the worse of two short runs on 10,000 training images that are held out for that. The
-unrolled network is also shown at the rates of the detached one, so that the two differ in nothing else.
+unrolled network is also shown at the rates of the detached one, so that the two differ in nothing else, and the
+detached one also at a smaller rate of Adam than the grid has, in case it only needs a slower decoder.
 
 The error is ‖x - f(z)‖² per image of 784 pixels in [0, 1], on all 10,000 test images. How much of it is the decoder's
 and how much the single step's is told by the same decoders with codes that L-BFGS finds from the same origin.
@@ -33,7 +34,12 @@ from gae.systems import gon, pca
 
 RUNS = ROOT.parent / "runs" / "gon"
 VARIANTS: dict[str, type[Backprop]] = {"unrolled": Unroll, "detached": Detach}
-COLOURS = {"unrolled": "tab:blue", "detached": "tab:orange", "unrolled, rates of detached": "tab:cyan"}
+COLOURS = {
+    "unrolled": "tab:blue",
+    "detached": "tab:orange",
+    "unrolled, rates of detached": "tab:cyan",
+    "detached, slower": "tab:red",
+}
 
 
 @dataclass(frozen=True)
@@ -45,6 +51,7 @@ class Configuration:
     seeds: tuple[int, ...] = (0, 1, 2)
     code_rates: tuple[float, ...] = (0.3, 1.0, 3.0)
     adam_rates: tuple[float, ...] = (1e-3, 3e-3)
+    slower_adam_rate: float = 3e-4
     selection_seeds: tuple[int, ...] = (100, 101)
     selection_epochs: int = 4
     held_out: int = 10_000
@@ -131,7 +138,7 @@ def draw(results: dict[str, Any], configuration: Configuration) -> Any:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 4.2), constrained_layout=True)
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 4.8), constrained_layout=True)
     for name, series in results["series"].items():
         colour = COLOURS[name]
         for i, run in enumerate(series["runs"]):
@@ -147,8 +154,8 @@ def draw(results: dict[str, Any], configuration: Configuration) -> Any:
     right.set_xlabel("L-BFGS steps from zero")
     right.set_ylabel("test error ‖x − f(z)‖² per image")
     right.set_title(f"The same decoders, codes by search ({configuration.searched} test images)", fontsize=10)
-    left.legend()
-    right.legend()
+    left.xaxis.get_major_locator().set_params(integer=True)
+    figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=3)
     figure.suptitle(f"Gradient origin networks on MNIST, {len(configuration.seeds)} seeds each (one line per seed)")
     return figure
 
@@ -165,6 +172,7 @@ def main(configuration: Configuration) -> None:
     series = {"unrolled": ("unrolled", rates["unrolled"]), "detached": ("detached", rates["detached"])}
     if rates["unrolled"] != rates["detached"]:
         series["unrolled, rates of detached"] = ("unrolled", rates["detached"])
+    series["detached, slower"] = ("detached", (rates["detached"][0], configuration.slower_adam_rate))
     runs: dict[str, list[dict[str, Any]]] = {name: [] for name in series}
     for seed, (name, (variant, chosen)) in product(configuration.seeds, series.items()):
         model, curve = learn(configuration, variant, chosen, seed, (data, data.test), configuration.epochs)
