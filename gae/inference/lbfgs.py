@@ -41,7 +41,7 @@ class LBFGS(Step):
 
     def start(self, problem: Problem, u: Float[Tensor, "S B *U"]) -> State:
         flat = u.flatten(2)
-        row, pairs = flat.new_zeros(flat.shape[:2]), flat.new_zeros(*flat.shape[:2], self.history, flat.shape[2])
+        row, pairs = flat.new_zeros(flat.shape[:2]), flat.new_zeros(*flat.shape[:2], self.history, 2, flat.shape[2])
         zero = torch.zeros_like(flat)
         return {
             "point": flat,
@@ -49,8 +49,7 @@ class LBFGS(Step):
             "grad": zero,
             "direction": zero,
             "length": row + 1,
-            "moves": pairs,
-            "changes": pairs,
+            "pairs": pairs,
             "scale": row,
         }
 
@@ -92,25 +91,21 @@ class LBFGS(Step):
         """The pairs, each divided by the root of its inner product, and the scale of the first inverse curvature."""
         if t == 0:
             norm = _dot(grad, grad).clamp_min(1).sqrt()
-            return {
-                "moves": state["moves"],
-                "changes": state["changes"],
-                "scale": 1 / norm if self.metric is None else torch.ones_like(norm),
-            }
+            return {"pairs": state["pairs"], "scale": 1 / norm if self.metric is None else torch.ones_like(norm)}
         move, change = flat - state["point"], state["grad"] - grad
         inner, image = _dot(move, change), self._metric(change)
         keep = taken & (inner > CURVATURE * (_dot(move, move) * _dot(change, change)).clamp_min(0).sqrt())
         safe = torch.where(keep, inner, 1.0)
         root = safe.sqrt().unsqueeze(2)
-        return {
-            "moves": _push(state["moves"], move / root, keep),
-            "changes": _push(state["changes"], change / root, keep),
-            "scale": torch.where(keep, safe / torch.where(keep, _dot(change, image), 1.0), state["scale"]),
-        }
+        scale = safe / torch.where(keep, _dot(change, image), 1.0)
+        if self.metric is not None:  # a known metric knows its own scale: half the weight, in logarithms, for the pair
+            scale = scale.sqrt()
+        pair = torch.stack([move, change], 2) / root.unsqueeze(3)
+        return {"pairs": _push(state["pairs"], pair, keep), "scale": torch.where(keep, scale, state["scale"])}
 
     def _direction(self, grad: Tensor, memory: State, pairs: int) -> Tensor:
         """The two-loop recursion over the last pairs; one not yet filled is zero and does nothing."""
-        moves, changes = (memory[name].unbind(2)[self.history - pairs :] for name in ("moves", "changes"))
+        moves, changes = (half.unbind(2)[self.history - pairs :] for half in memory["pairs"].unbind(3))
         q, weights = grad, []
         for s, y in zip(reversed(moves), reversed(changes), strict=True):
             weights.append(_dot(s, q).unsqueeze(2))

@@ -119,6 +119,14 @@ class Likelihood(nn.Module, ABC):
         _refuse(x, ~inside, f"{type(self).__name__} needs x in {self.support_text}", self.support_remedy)
 
 
+def parameter_or_buffer(module: nn.Module, name: str, value: Tensor, learn: bool) -> None:
+    """Registers a value that is learned, or one that only moves and is saved with the module."""
+    if learn:
+        setattr(module, name, nn.Parameter(value))
+    else:
+        module.register_buffer(name, value)
+
+
 def _dims(shape: Size) -> str:
     return ", ".join(map(str, shape))
 

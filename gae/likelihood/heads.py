@@ -8,8 +8,9 @@ import torch
 from jaxtyping import Float, Int, Num
 from torch import Size, Tensor, nn
 from torch.distributions import Distribution, constraints
+from torch.nn.functional import binary_cross_entropy_with_logits
 
-from gae.likelihood.base import Likelihood, LogJoint
+from gae.likelihood.base import Likelihood, LogJoint, parameter_or_buffer
 from gae.likelihood.priors import StandardNormal
 
 Learn = Literal["fixed", "scalar", "pixel"]
@@ -66,12 +67,17 @@ class Head(Likelihood):
         prior = self.prior
         return lambda z, k=None: prior.log_prob(z) + self.log_likelihood(x, self.outputs(z, k), k)
 
+    def _over_event(self, value: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+        return value.sum(tuple(range(-len(self.event_shape), 0))) if self.event_shape else value
+
     def _independent(self, output: Tensor) -> Distribution:
         return dist.Independent(self.distribution(output), len(self.event_shape), validate_args=False)
 
 
 class _ScaledHead(Head):
     """A head with a scale: fixed, one learned scalar, or one learned value per pixel (all in data units)."""
+
+    log_scale: Tensor
 
     def __init__(
         self,
@@ -88,10 +94,7 @@ class _ScaledHead(Head):
             raise ValueError(f"learn must be 'fixed', 'scalar' or 'pixel', got {learn!r}.")
         shape = self.event_shape if learn == "pixel" else Size()
         log_scale = _like(decoder).new_full(shape, math.log(scale))
-        if learn == "fixed":
-            self.register_buffer("log_scale", log_scale)
-        else:
-            self.log_scale = nn.Parameter(log_scale)
+        parameter_or_buffer(self, "log_scale", log_scale, learn != "fixed")
 
     @property
     def scale(self) -> Float[Tensor, "..."]:
@@ -116,9 +119,9 @@ class Gaussian(_ScaledHead):
         self, x: Num[Tensor, "B *X"], output: Float[Tensor, "..."], k: Int[Tensor, "..."] | None = None
     ) -> Float[Tensor, "S B"]:
         # One sum of squares: an elementwise log density, differentiated twice, costs a small decoder's step 10 %.
-        size, dims, pixel = self.event_shape.numel(), len(self.event_shape), self.log_scale.dim() > 0
+        size, pixel = self.event_shape.numel(), self.log_scale.dim() > 0
         error = (x - output) / self.scale if pixel else x - output
-        square = error.square().sum(tuple(range(-dims, 0))) if dims else error.square()
+        square = self._over_event(error.square())
         precision = 1.0 if pixel else (-2 * self.log_scale).exp()
         log_scale = self.log_scale.sum() if pixel else size * self.log_scale
         return -0.5 * precision * square - (log_scale + 0.5 * math.log(2 * math.pi) * size)
@@ -154,6 +157,13 @@ class Bernoulli(Head):
 
     def distribution(self, output: Float[Tensor, "..."]) -> Distribution:
         return dist.Bernoulli(logits=output, validate_args=False)
+
+    def log_likelihood(
+        self, x: Num[Tensor, "B *X"], output: Float[Tensor, "..."], k: Int[Tensor, "..."] | None = None
+    ) -> Float[Tensor, "S B"]:
+        # Summed before it is negated: this is the largest tensor of an ascent, and a pass over it is felt.
+        entropy = binary_cross_entropy_with_logits(output, x.expand_as(output), reduction="none")
+        return -self._over_event(entropy)
 
 
 class ContinuousBernoulli(Head):

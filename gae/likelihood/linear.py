@@ -10,8 +10,15 @@ from torch import Size, Tensor, nn
 from torch.distributions import Distribution
 from torch.nn.functional import one_hot
 
-from gae.likelihood.base import Likelihood, LogJoint
-from gae.likelihood.moments import Moments, chart_moments, point_moments, principal_directions, starting_means
+from gae.likelihood.base import Likelihood, LogJoint, parameter_or_buffer
+from gae.likelihood.moments import (
+    Moments,
+    chart_moments,
+    point_moments,
+    principal_directions,
+    squared_distances,
+    starting_means,
+)
 from gae.likelihood.priors import Flat, StandardNormal
 
 
@@ -76,8 +83,8 @@ class LinearMixture(Likelihood):
         self.flat_prior, self.learn_scale, self.learn_weights = flat_prior, learn_scale, learn_weights
         self.means = nn.Parameter(torch.zeros(components, dim))
         self.loadings = nn.Parameter(torch.linalg.qr(torch.randn(components, dim, latent))[0].mT.contiguous())
-        _parameter_or_buffer(self, "log_scale", torch.full((components,), math.log(scale)), learn_scale)
-        _parameter_or_buffer(self, "logits", torch.zeros(components), learn_weights)
+        parameter_or_buffer(self, "log_scale", torch.full((components,), math.log(scale)), learn_scale)
+        parameter_or_buffer(self, "logits", torch.zeros(components), learn_weights)
         self.register_buffer("initialized", torch.tensor(means is not None))
         if means is not None:
             if means.shape != (components, *event_shape):
@@ -185,7 +192,7 @@ class LinearMixture(Likelihood):
     def _bound(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """log q(k) N(x; mean_k, scale_k² I), (B, K), and what ``_projected`` gives."""
         centred = self._centred(x.flatten(1))
-        base = self._normalizer - 0.5 * (-2 * self.log_scale).exp() * _squared_distances(*centred)
+        base = self._normalizer - 0.5 * (-2 * self.log_scale).exp() * squared_distances(*centred)
         return base, *self._projected(*centred)
 
     def _projected(self, flat: Tensor, means: Tensor) -> tuple[Tensor, Tensor]:
@@ -234,7 +241,7 @@ class LinearMixture(Likelihood):
         with torch.no_grad():
             self.means.copy_(starting_means(flat, self.components, seed))
             if self.components > 1 and (self.latent_shape[0] or self.learn_scale or self.learn_weights):
-                k = _squared_distances(*self._centred(flat)).argmin(1)
+                k = squared_distances(*self._centred(flat)).argmin(1)
                 self.maximize(self._hard_moments(flat, k))
             self.initialized.fill_(True)
 
@@ -306,20 +313,5 @@ class LinearMixture(Likelihood):
         return chart_moments([(rows, None) for rows in flat[k.argsort()].split(counts)], self.means)
 
     def _point_moments(self, flat: Tensor, weight: Tensor) -> Moments:
-        square = _squared_distances(*self._centred(flat)) if self.learn_scale else None
+        square = squared_distances(*self._centred(flat)) if self.learn_scale else None
         return point_moments(flat, self.means, weight, square)
-
-
-def _squared_distances(flat: Tensor, means: Tensor) -> Tensor:
-    """‖x - mean_k‖², (B, K), by one matrix product, from what ``_centred`` gives."""
-    if len(means) == 1:  # the centre itself
-        return flat.square().sum(1, keepdim=True)
-    square = torch.linalg.vector_norm(flat, dim=1, keepdim=True).square() + means.square().sum(1)
-    return torch.addmm(square, flat, means.T, alpha=-2).clamp_min(0)
-
-
-def _parameter_or_buffer(module: nn.Module, name: str, value: Tensor, learn: bool) -> None:
-    if learn:
-        setattr(module, name, nn.Parameter(value))
-    else:
-        module.register_buffer(name, value)

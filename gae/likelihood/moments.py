@@ -56,6 +56,14 @@ def principal_directions(covariance: Float[Tensor, "K D D"], width: int) -> tupl
     return top, values[:, :-width], directions * torch.where(largest < 0, -1.0, 1.0).to(directions.dtype)
 
 
+def squared_distances(flat: Float[Tensor, "B D"], means: Float[Tensor, "K D"]) -> Float[Tensor, "B K"]:
+    """‖x - mean_k‖² by one matrix product, for x and means about a common centre; a single mean must be that centre."""
+    if len(means) == 1:
+        return flat.square().sum(1, keepdim=True)
+    square = torch.linalg.vector_norm(flat, dim=1, keepdim=True).square() + means.square().sum(1)
+    return torch.addmm(square, flat, means.T, alpha=-2).clamp_min(0)
+
+
 def starting_means(flat: Float[Tensor, "N D"], components: int, seed: int) -> Float[Tensor, "K D"]:
     """The data mean for K = 1, else k-means++ (Arthur & Vassilvitskii 2007)."""
     if components == 1:
