@@ -23,6 +23,7 @@ PIECEWISE_LINEAR = (
     *(nn.ReLU, nn.LeakyReLU, nn.ReLU6, nn.PReLU, nn.RReLU, nn.Threshold),
     *(nn.Hardtanh, nn.Hardsigmoid, nn.Hardshrink, nn.Softshrink),
 )
+NOTABLE = (*RESTLESS, *PIECEWISE_LINEAR)
 
 
 class Ascent(Inference):
@@ -143,7 +144,7 @@ class Ascent(Inference):
 
     def _refuse_or_warn(self, likelihood: Likelihood) -> None:
         for name, module in likelihood.named_modules():
-            if not isinstance(module, (*RESTLESS, *PIECEWISE_LINEAR)):
+            if not isinstance(module, NOTABLE):
                 continue
             if _restless(module):
                 raise ValueError(

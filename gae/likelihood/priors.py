@@ -27,7 +27,7 @@ class FlatDistribution(ImproperUniform):
     def log_prob(self, value: Num[Tensor, "..."]) -> Num[Tensor, "..."]:
         # Pyro's version allocates on the default device and dtype.
         lead = value.shape[: value.dim() - len(self.event_shape)]
-        return value.new_zeros(torch.broadcast_shapes(lead, self.batch_shape))
+        return value.new_zeros(lead).expand(_broadcast(lead, self.batch_shape))
 
     def rsample(self, *_: Any, **__: Any) -> Tensor:
         raise NotImplementedError(
@@ -80,4 +80,9 @@ class _StandardNormal(Independent):
         size, dims = self.event_shape.numel(), len(self.event_shape)
         square = value.square().sum(tuple(range(-dims, 0))) if dims else value.square()
         density = -0.5 * square - 0.5 * size * math.log(2 * math.pi)
-        return density.expand(torch.broadcast_shapes(density.shape, self.batch_shape))
+        return density.expand(_broadcast(density.shape, self.batch_shape))
+
+
+def _broadcast(lead: Size, batch_shape: Size) -> Size:
+    """torch's version is slow, and an inner loop has no batch shape to broadcast with."""
+    return torch.broadcast_shapes(lead, batch_shape) if batch_shape else lead
