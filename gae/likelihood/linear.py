@@ -8,12 +8,12 @@ from jaxtyping import Float, Int, Num
 from pyro.distributions import Categorical, Independent, MixtureSameFamily, MultivariateNormal, Normal
 from torch import Size, Tensor, nn
 from torch.distributions import Distribution
-from torch.nn.functional import one_hot
 
 from gae.likelihood.base import Likelihood, LogJoint, parameter_or_buffer
 from gae.likelihood.moments import (
     Moments,
     chart_moments,
+    hard_point_moments,
     point_moments,
     principal_directions,
     squared_distances,
@@ -138,6 +138,8 @@ class LinearMixture(Likelihood):
             if k is None and self.components > 1:
                 value = base + (z.unsqueeze(-2) * (projection - 0.5 * torch.einsum("sbe,kef->sbkf", z, gram))).sum(-1)
                 return self.prior.log_prob(z) + value.logsumexp(-1)
+            if not self.latent_shape[0]:
+                return base.index_select(1, branches).mT.expand(max(len(z), len(branches)), -1)
             curvature = z @ gram[branches]
             value = base[:, branches].mT + (z * (projection[:, branches].movedim(1, 0) - 0.5 * curvature)).sum(-1)
             return self.prior.log_prob(z) + value
@@ -262,7 +264,7 @@ class LinearMixture(Likelihood):
         share = flat.new_zeros(len(flat), self.components).scatter_add_(1, code.k.expand_as(weight).mT, weight.mT)
         if self.latent_shape[0]:
             return chart_moments([(flat, column) for column in share.unbind(1)], self.means)
-        return self._point_moments(flat, share)
+        return point_moments(flat, self.means, share, self._squares(flat))
 
     @torch.no_grad()
     def maximize(self, moments: Moments) -> float:
@@ -306,12 +308,11 @@ class LinearMixture(Likelihood):
         """From hard codes k (B,), or without them from the one component that owns all samples."""
         k = torch.zeros(len(flat), dtype=torch.long, device=flat.device) if k is None else k
         if not self.latent_shape[0]:
-            return self._point_moments(flat, one_hot(k, self.components).to(flat.dtype))
+            return hard_point_moments(flat, self.means, k, self._squares(flat))
         if self.components == 1:
             return chart_moments([(flat, None)], self.means)
         counts = k.bincount(minlength=self.components).tolist()
         return chart_moments([(rows, None) for rows in flat[k.argsort()].split(counts)], self.means)
 
-    def _point_moments(self, flat: Tensor, weight: Tensor) -> Moments:
-        square = squared_distances(*self._centred(flat)) if self.learn_scale else None
-        return point_moments(flat, self.means, weight, square)
+    def _squares(self, flat: Tensor) -> Tensor | None:
+        return squared_distances(*self._centred(flat)) if self.learn_scale else None

@@ -4,8 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
+from torch.nn.functional import embedding_bag
 
 LEAF = 128  # columns that are not worth halving
 
@@ -30,6 +31,18 @@ def point_moments(
     first = (weight.mT @ flat).double() - count[:, None] * means.double()
     second = torch.zeros_like(count) if square is None else (weight * square).sum(0, dtype=torch.float64)
     return Moments(count, first, second)
+
+
+def hard_point_moments(
+    flat: Float[Tensor, "B D"], means: Float[Tensor, "K D"], k: Int[Tensor, " B"], square: Tensor | None
+) -> Moments:
+    """``point_moments`` where each row counts for one component: sums of rows, not a product with one-hot rows."""
+    count = k.bincount(minlength=len(means))
+    total = embedding_bag(k.argsort(), flat.contiguous(), count.cumsum(0) - count, mode="sum")
+    first = total.double() - count[:, None] * means.double()
+    own = torch.zeros_like(first[:, 0])
+    second = own if square is None else own.index_add(0, k, square.gather(1, k[:, None]).squeeze(1).double())
+    return Moments(count.double(), first, second)
 
 
 def chart_moments(parts: Sequence[tuple[Tensor, Tensor | None]], means: Float[Tensor, "K D"]) -> Moments:
