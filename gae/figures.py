@@ -172,7 +172,7 @@ def codes(results: dict[str, Any], pictures: Pictures) -> Plate:
         _scatter(axes, cloud, labels)
         explained = float(pictures[f"explained/{name}"])
         active = next(c["active"] for c in results["cells"] if c["decoder"] == c["engine"] == name)
-        title = f"{name}: {active} active dimensions, {100 * explained:.0f} % of variance shown"
+        title = f"{name}\n{active} active dimensions, {100 * explained:.0f} % of variance shown"
         axes.set(title=title, xlabel="PC 1", ylabel="PC 2")
     coloured = "each drawn as its label, in its colour" if labels is not None else "which have no labels"
     caption = (

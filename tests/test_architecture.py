@@ -28,6 +28,7 @@ ORDER = [
     "gae.inference.starts",
     "gae.inference.family",
     "gae.inference.problem",
+    "gae.inference.conjugate",
     "gae.inference.steps",
     "gae.inference.lbfgs",
     "gae.inference.gauss_newton",

@@ -172,7 +172,7 @@ def _corrected(solver: Solver, at: Iterate) -> Iterate:
 def replaced(at: Iterate, point: Float[Tensor, "S B *U"], usable: Bool[Tensor, "S B"]) -> Iterate:
     """The iterate with another point in the solution's place; rows whose solution was not usable say so."""
     status = torch.where(usable, at["status"], Status.nonfinite)
-    return Iterate(at.rows | {CORRECTED: point, "status": status}, at.trace)
+    return replace(at, rows=at.rows | {CORRECTED: point, "status": status})
 
 
 def _sum(a: Tensor | None, b: Tensor | None) -> Tensor | None:

@@ -2,7 +2,6 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 
 import torch
 from jaxtyping import Float
@@ -11,8 +10,7 @@ from torch import Size, Tensor, nn
 
 from gae.inference.base import Code
 from gae.likelihood import Likelihood
-
-LogJoint = Callable[[Tensor], Tensor]
+from gae.likelihood.base import LogJoint
 
 
 class Family(nn.Module, ABC):

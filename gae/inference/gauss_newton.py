@@ -7,12 +7,11 @@ from jaxtyping import Float, Num
 from torch import Tensor
 from torch.func import jvp, vjp, vmap
 
+from gae.inference.conjugate import Product, conjugate_gradients, row_dot
 from gae.inference.family import Delta
-from gae.inference.problem import Problem, rounding
+from gae.inference.problem import Problem, rounding, widened
 from gae.inference.steps import State, Step
 from gae.likelihood import Likelihood
-
-Product = Callable[[Tensor], Tensor]
 
 
 class GaussNewton(Step):
@@ -64,7 +63,7 @@ class GaussNewton(Step):
         t: int,
     ) -> tuple[Tensor, State]:
         taken = (value >= state["value"] - rounding(value)) & torch.isfinite(value)
-        wide = taken.reshape(*taken.shape, *[1] * (u.dim() - 2))
+        wide = widened(taken, u)
         point, gradient = torch.where(wide, u, state["point"]), torch.where(wide, grad, state["grad"])
         relaxed = torch.where(state["damping"] <= self.damping / 10, 0.0, state["damping"] / 10)
         tightened = (state["damping"] * 10).clamp_min(self.damping)
@@ -88,30 +87,16 @@ class GaussNewton(Step):
     def _moved(self, problem: Problem, u: Tensor, grad: Tensor, damping: Tensor) -> Tensor:
         if self.dense:
             return u + _solve(curvature_matrix(problem, u), grad.flatten(2), damping).view_as(u)
-        return u + self._matrix_free(curvature(problem, u), grad.flatten(2), damping, u.shape).view_as(u)
+        return u + self._matrix_free(curvature(problem, u), grad, damping)
 
-    def _matrix_free(self, product: Product, grad: Tensor, damping: Tensor, shape: torch.Size) -> Tensor:
+    def _matrix_free(self, product: Product, grad: Tensor, damping: Tensor) -> Tensor:
         """(G + damping · curvature along the gradient)⁻¹ grad, by conjugate gradients."""
-        solution, residual, direction = torch.zeros_like(grad), grad, grad
-        square = residual.square().sum(2)
-        goal = square.detach() * torch.finfo(grad.dtype).eps
-        shift: Tensor | float = 0.0
-        for i in range(min(self.iterations, grad.shape[2] + 10)):
-            image = product(direction.reshape(shape)).flatten(2)
-            if i == 0:
-                level = (direction * image).sum(2) / torch.where(square > 0, square, 1.0)
-                shift = (damping * level).unsqueeze(2)
-            image = image + shift * direction
-            bend = (direction * image).sum(2)
-            going = (square > goal) & (bend > 0)
-            if not bool(going.any()):
-                break
-            length = torch.where(going, square / torch.where(going, bend, 1.0), 0.0).unsqueeze(2)
-            solution, residual = solution + length * direction, residual - length * image
-            following = residual.square().sum(2)
-            ratio = torch.where(going, following / torch.where(going, square, 1.0), 0.0).unsqueeze(2)
-            direction, square = residual + ratio * direction, following
-        return solution
+        shift = torch.zeros_like(damping)
+        if bool((damping > 0).any()):
+            square = row_dot(grad, grad)
+            shift = damping * row_dot(grad, product(grad)) / torch.where(square > 0, square, 1.0)
+        most, tol = min(self.iterations, grad[0, 0].numel() + 10), torch.finfo(grad.dtype).eps ** 0.5
+        return conjugate_gradients(lambda v: product(v) + widened(shift, v) * v, grad, most, tol)[0]
 
 
 def _solve(matrix: Tensor, grad: Tensor, damping: Tensor) -> Tensor:

@@ -1,13 +1,14 @@
 """Gradients through a solve by the implicit function theorem."""
 
 import warnings
-from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from gae.inference.backprop import Backprop, dependencies, replaced
+from gae.inference.conjugate import Product, conjugate_gradients
 from gae.inference.problem import widened
 from gae.inference.solver import Iterate, Solver
 
@@ -52,31 +53,12 @@ class Implicit(Backprop):
             )
         found = _AtSolution.apply(self, solver, point.detach(), *dependencies(solver))
         at = replaced(at, found, usable)
-        return Iterate(at.rows | {"grad_norm": norm}, at.trace)
+        return replace(at, rows=at.rows | {"grad_norm": norm})
 
-    def solve(self, curvature: Callable[[Tensor], Tensor], right: Float[Tensor, "S B *U"]) -> Float[Tensor, "S B *U"]:
+    def solve(self, curvature: Product, right: Float[Tensor, "S B *U"]) -> Float[Tensor, "S B *U"]:
         """w with (curvature + damping) w = right, row by row; a row stops at its tolerance or at negative curvature."""
-        width = right[0, 0].numel()
-        wide = (1,) * (right.dim() - 2)
-        norm = torch.linalg.vector_norm(right.flatten(2), dim=2)
-        solution, residual, direction = torch.zeros_like(right), right, right
-        square = _dot(residual, residual)
-        for _ in range(width + 10 if self.iterations is None else self.iterations):
-            image = curvature(direction) + self.damping * direction
-            bend = _dot(direction, image)
-            going = (square.sqrt() > self.tol * norm) & (bend > 0)
-            if not bool(going.any()):
-                break
-            length = torch.where(going, square / torch.where(going, bend, 1.0), 0.0)
-            solution = solution + length.reshape(*length.shape, *wide) * direction
-            residual = residual - length.reshape(*length.shape, *wide) * image
-            following = _dot(residual, residual)
-            ratio = torch.where(going, following / torch.where(going, square, 1.0), 0.0)
-            direction = torch.where(
-                going.reshape(*going.shape, *wide), residual + ratio.reshape(*ratio.shape, *wide) * direction, direction
-            )
-            square = following
-        self.residual = square.sqrt() / norm.clamp_min(torch.finfo(norm.dtype).tiny)
+        most = right[0, 0].numel() + 10 if self.iterations is None else self.iterations
+        solution, self.residual = conjugate_gradients(lambda v: curvature(v) + self.damping * v, right, most, self.tol)
         return solution
 
 
@@ -102,7 +84,3 @@ class _AtSolution(torch.autograd.Function):
         weight = ctx.mode.solve(curvature, cotangent)
         grads = torch.autograd.grad(grad, ctx.parameters, weight, allow_unused=True) if ctx.parameters else ()
         return (None, None, None, *grads)
-
-
-def _dot(a: Tensor, b: Tensor) -> Tensor:
-    return (a * b).flatten(2).sum(2)

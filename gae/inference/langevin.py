@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from gae.inference.problem import Problem
+from gae.inference.problem import Problem, widened
 from gae.inference.steps import State, Step, positive
 
 
@@ -58,7 +58,7 @@ class Langevin(Step):
         back = (state["point"] - u - self.rate * grad).square().flatten(2).sum(2)
         ratio = value - state["value"] + (forth - back) / (4 * self.rate)
         taken = (ratio >= state["chance"]) & torch.isfinite(value)
-        wide = taken.reshape(*taken.shape, *[1] * (u.dim() - 2))
+        wide = widened(taken, u)
         return (
             torch.where(wide, u, state["point"]),
             torch.where(taken, value, state["value"]),

@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from gae.inference.problem import Problem, rounding
+from gae.inference.problem import Problem, rounding, widened
 from gae.inference.steps import State, Step
 
 SUFFICIENT = 1e-4  # Armijo's constant
@@ -20,7 +20,8 @@ class LBFGS(Step):
     Args:
         history: number m of curvature pairs kept.
         curvature: (U, U), positive definite, for points of U elements: -∇² of the objective as far as it is known
-            beforehand, such as ``mean_curvature``. Its inverse takes the identity's place in the recursion.
+            beforehand, such as ``mean_curvature``. Its inverse takes the identity's place in the recursion, and as it
+            has a scale of its own, is multiplied by the root of the usual one.
 
     Raises:
         ValueError: for a curvature that is not positive definite.
@@ -98,7 +99,7 @@ class LBFGS(Step):
         safe = torch.where(keep, inner, 1.0)
         root = safe.sqrt().unsqueeze(2)
         scale = safe / torch.where(keep, _dot(change, image), 1.0)
-        if self.metric is not None:  # a known metric knows its own scale: half the weight, in logarithms, for the pair
+        if self.metric is not None:
             scale = scale.sqrt()
         pair = torch.stack([move, change], 2) / root.unsqueeze(3)
         return {"pairs": _push(state["pairs"], pair, keep), "scale": torch.where(keep, scale, state["scale"])}
@@ -133,7 +134,7 @@ def _dot(a: Tensor, b: Tensor) -> Tensor:
 
 def _push(memory: Tensor, new: Tensor, keep: Tensor) -> Tensor:
     shifted = torch.cat([memory[:, :, 1:], new.unsqueeze(2)], 2)
-    return torch.where(keep.reshape(keep.shape + (1,) * (memory.dim() - 2)), shifted, memory)
+    return torch.where(widened(keep, memory), shifted, memory)
 
 
 def _inverse(curvature: Tensor) -> Tensor:

@@ -1,6 +1,5 @@
 """One solve: a deterministic objective per sample, with everything but u bound."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -10,6 +9,7 @@ from torch import Tensor
 
 from gae.inference.family import Family
 from gae.likelihood import Likelihood
+from gae.likelihood.base import LogJoint
 
 
 class Evaluation(NamedTuple):
@@ -30,7 +30,7 @@ class Problem:
     x: Num[Tensor, "B *X"]
     k: Int[Tensor, "S _"] | None
     noise: Float[Tensor, "S B M *Z"] | None
-    log_joint: Callable[..., Tensor] = field(init=False)
+    log_joint: LogJoint = field(init=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "log_joint", self.likelihood.given(self.x))

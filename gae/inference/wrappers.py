@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from gae.inference.problem import Problem
+from gae.inference.problem import Problem, widened
 from gae.inference.steps import State, Step, positive
 
 Projection = Callable[[Tensor], Tensor]
@@ -54,7 +54,7 @@ class Clipped(_Around):
         square = grad.flatten(2).square().sum(2)
         large = square > self.norm**2
         factor = torch.where(large, self.norm * torch.where(large, square, 1.0).rsqrt(), 1.0)
-        return self.step(problem, u, value, grad * factor.reshape(*factor.shape, *[1] * (u.dim() - 2)), state, t)
+        return self.step(problem, u, value, grad * widened(factor, u), state, t)
 
 
 class Scheduled(_Around):

@@ -1,6 +1,7 @@
 """Neural heads: the output of any ``nn.Module`` decoder becomes the parameters of q_r(x|z)."""
 
 import math
+from abc import abstractmethod
 from typing import Literal
 
 import pyro.distributions as dist
@@ -37,9 +38,9 @@ class Head(Likelihood):
         """The event shape X that belongs to one decoder output of the given shape."""
         return output
 
+    @abstractmethod
     def distribution(self, output: Float[Tensor, "..."]) -> Distribution:
         """Decoder outputs (*L, ...) -> elementwise distribution of batch (*L, *X)."""
-        raise NotImplementedError
 
     def forward(self, z: Float[Tensor, "..."], k: Int[Tensor, "..."] | None = None) -> Distribution:
         return self._independent(self.outputs(z, k))
