@@ -4,7 +4,10 @@ import math
 from collections.abc import Sequence
 from itertools import pairwise
 
-from torch import Size, nn
+import torch
+from jaxtyping import Float
+from torch import Size, Tensor, nn
+from torch.nn.functional import batch_norm, group_norm, interpolate
 
 Activation = type[nn.Module]
 
@@ -76,3 +79,83 @@ def _pyramid(image: Sequence[int], levels: int) -> list[tuple[int, ...]]:
 
 def _shape(shape: int | Sequence[int]) -> Size:
     return Size((shape,) if isinstance(shape, int) else shape)
+
+
+class ChannelNorm(nn.Module):
+    """Each channel of each image with mean 0 and variance 1 over its pixels, then scaled and shifted by learned values.
+
+    For one image this is the batch normalisation of the deep-image-prior paper; several images are not coupled.
+    """
+
+    def __init__(self, channels: int, eps: float = 1e-5):
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.empty(channels)), nn.Parameter(torch.empty(channels))
+        self.eps = eps
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Scale 1 and shift 0."""
+        nn.init.ones_(self.weight)
+        nn.init.zeros_(self.bias)
+
+    def forward(self, x: Float[Tensor, "N C H W"]) -> Float[Tensor, "N C H W"]:
+        if len(x) == 1:  # the same for one image, and faster where channels come last
+            return batch_norm(x, None, None, self.weight, self.bias, training=True, eps=self.eps)
+        return group_norm(x, len(self.weight), self.weight, self.bias, self.eps)
+
+
+class Skip(nn.Module):
+    """One scale of ``skip``: a narrow branch at full size beside everything at half the size, joined."""
+
+    def __init__(self, inputs: int, channels: int, narrow: int, outputs: int, inner: "Skip | None"):
+        super().__init__()
+        self.outputs = outputs
+        self.narrow = _block(inputs, narrow, 1) if narrow else None
+        self.down = nn.Sequential(_block(inputs, channels, 3, stride=2), _block(channels, channels, 3))
+        self.inner = inner
+        below = channels if inner is None else inner.outputs
+        self.join = nn.Sequential(ChannelNorm(narrow + below), _block(narrow + below, outputs, 3))
+        self.mix = _block(outputs, outputs, 1)
+
+    def forward(self, x: Float[Tensor, "N C H W"]) -> Float[Tensor, "N D H W"]:
+        low = self.down(x)
+        low = low if self.inner is None else self.inner(low)
+        up = interpolate(low, scale_factor=2, mode="bilinear")
+        return self.mix(self.join(up if self.narrow is None else torch.cat([self.narrow(x), up], 1)))
+
+
+def skip(
+    inputs: int = 32,
+    outputs: int = 3,
+    down: Sequence[int] = (128,) * 5,
+    up: Sequence[int] = (128,) * 5,
+    narrow: Sequence[int] = (4,) * 5,
+) -> nn.Sequential:
+    """The encoder-decoder with skip connections of the deep image prior (Ulyanov et al. 2018, arXiv 1711.10925).
+
+    Images (N, inputs, H, W) give images (N, outputs, H, W) in [0, 1]; both sides must be multiples of 2^scales, and at
+    least 2^(scales + 1). Its defaults are the paper's, with 2,217,831 parameters for 32 input channels.
+
+    Args:
+        inputs: channels of the input.
+        outputs: channels of the image.
+        down: channels of each scale on the way down, from the largest to the smallest.
+        up: channels of each scale on the way up, in the same order.
+        narrow: channels of each skip connection; 0 leaves it out.
+
+    >>> sum(p.numel() for p in skip().parameters())
+    2217831
+    """
+    if not len(down) == len(up) == len(narrow) > 0:
+        raise ValueError(f"down, up and narrow need one entry per scale, got {len(down)}, {len(up)} and {len(narrow)}.")
+    inner: Skip | None = None
+    for scale in reversed(range(len(down))):
+        inner = Skip(inputs if scale == 0 else down[scale - 1], down[scale], narrow[scale], up[scale], inner)
+    assert inner is not None
+    return nn.Sequential(inner, nn.Conv2d(up[0], outputs, 1), nn.Sigmoid())
+
+
+def _block(inputs: int, outputs: int, size: int, stride: int = 1) -> nn.Sequential:
+    """In place, an activation here costs neither a tensor nor the time to allocate one: a sixth of a step on a CPU."""
+    conv = nn.Conv2d(inputs, outputs, size, stride, size // 2, padding_mode="reflect")
+    return nn.Sequential(conv, ChannelNorm(outputs), nn.LeakyReLU(0.2, inplace=True))

@@ -10,8 +10,10 @@ from gae.inference.gauss_newton import GaussNewton
 from gae.inference.implicit import Implicit
 from gae.inference.langevin import Langevin
 from gae.inference.lbfgs import LBFGS
-from gae.inference.starts import Fixed, Prior, Zeros
+from gae.inference.solver import Progress
+from gae.inference.starts import Fixed, Initial, Prior, Zeros
 from gae.inference.steps import Adam, GradientAscent, Momentum, Step
+from gae.inference.stopping import RunningVariance, Stopping, Verdict
 from gae.inference.wrappers import Box, Clipped, NonNegative, Projected, Scheduled, Simplex, UnitSphere, Whiten
 
 __all__ = [
@@ -36,21 +38,26 @@ __all__ = [
     "GradientAscent",
     "Implicit",
     "Inference",
+    "Initial",
     "Langevin",
     "MeanField",
     "Momentum",
     "NonNegative",
     "OneStep",
     "Prior",
+    "Progress",
     "Projected",
+    "RunningVariance",
     "Scheduled",
     "Simplex",
     "Solve",
     "Status",
     "Step",
+    "Stopping",
     "Truncate",
     "UnitSphere",
     "Unroll",
+    "Verdict",
     "Whiten",
     "Zeros",
     "to_pyro",

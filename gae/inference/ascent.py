@@ -9,13 +9,14 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
-from gae.inference.backprop import Backprop, Checkpoint, Unroll
+from gae.inference.backprop import Backprop, Checkpoint, Detach, Unroll
 from gae.inference.base import Code, Inference, Status
 from gae.inference.family import Delta, Family
 from gae.inference.problem import Problem, widened
-from gae.inference.solver import Solver
+from gae.inference.solver import Solver, Watch
 from gae.inference.starts import Zeros
 from gae.inference.steps import GradientAscent, Step
+from gae.inference.stopping import Stopping
 from gae.likelihood import Likelihood
 
 RESTLESS = (_BatchNorm, _DropoutNd, nn.RNNBase, nn.MultiheadAttention, nn.RReLU)
@@ -45,8 +46,12 @@ class Ascent(Inference):
         family: what is ascended: ``Delta()`` the code, ``MeanField()`` a density over codes.
         backprop: how gradients flow back through the solve.
         trace: whether ``Solve.trace`` records the objective before each step.
+        stop: a rule that judges by the decoder's output when an ascent that would overfit has done, in the place of
+            tolerances; it needs ``Detach()``.
+        watch: called after every step with a ``Progress``; for progress bars and previews.
 
     Raises:
+        TypeError: for parts that cannot be used together.
         ValueError: for a decoder whose layers make the objective random or couple samples (Dropout, BatchNorm in
             training mode).
         RuntimeError: under ``torch.inference_mode()``, which rules out gradients.
@@ -70,6 +75,8 @@ class Ascent(Inference):
         family: Family | None = None,
         backprop: Backprop | None = None,
         trace: bool = False,
+        stop: Stopping | None = None,
+        watch: Watch | None = None,
     ):
         super().__init__()
         if max_steps < 0 or restarts < 1:
@@ -81,7 +88,9 @@ class Ascent(Inference):
         self.max_steps, self.tol, self.grad_tol, self.restarts = max_steps, tol, grad_tol, restarts
         self.family = family or Delta()
         self.backprop = backprop or Unroll()
-        self.trace = trace
+        self.trace, self.stop, self.watch = trace, stop, watch
+        if stop is not None:
+            self._need_simple(f"`stop={type(stop).__name__}()`")
         self._warned = False
 
     def infer(self, likelihood: Likelihood, x: Num[Tensor, "B *X"], k: Int[Tensor, "S _"] | None = None) -> Code:
@@ -90,6 +99,7 @@ class Ascent(Inference):
                 "`Ascent` needs gradients, which `torch.inference_mode()` rules out. Use `torch.no_grad()`."
             )
         self._refuse_or_warn(likelihood)
+        self._refuse_unfit(likelihood)
         starts = [self.init.infer(likelihood, x, k) for _ in range(self.restarts)]
         k = starts[0].k if k is None else k
         u = self.step.admit(torch.cat([self.family.start(start) for start in starts]))
@@ -97,7 +107,10 @@ class Ascent(Inference):
             self._differ(u)
         repeated = k if k is None or self.restarts == 1 else k.repeat(self.restarts, 1)
         problem = Problem(likelihood, self.family, x, repeated, self.family.noise(u))
-        solver = Solver(problem, self.step, self.max_steps, self.tol, self.grad_tol, self.trace, self.restarts > 1)
+        solver = Solver(
+            *(problem, self.step, self.max_steps, self.tol, self.grad_tol, self.trace, self.restarts > 1),
+            *(self.stop, self.watch),
+        )
         last = self.backprop(solver, solver.start(u))
         points = solver.point(last), last["best"]
         if self.restarts == 1:
@@ -141,6 +154,32 @@ class Ascent(Inference):
                 f"{self.restarts} restarts from `{type(self.init).__name__}` would all be the same. "
                 "Start from `Prior()` or another random engine."
             )
+
+    def _refuse_unfit(self, likelihood: Likelihood) -> None:
+        """Likelihoods that this ascent's rules are not made for."""
+        if likelihood.stochastic:
+            self._need_simple(f"{type(likelihood).__name__} with noise drawn at each step")
+        if self.stop is not None and (not likelihood.has_outputs or likelihood.components > 1):
+            raise TypeError(
+                f"`{type(self.stop).__name__}` judges by the decoder's output, and {type(likelihood).__name__} has not "
+                "one. Stop by `tol` or `grad_tol`."
+            )
+
+    def _need_simple(self, what: str) -> None:
+        """An objective that is new at each step, or a verdict that is not of it, leaves few ways to climb."""
+        if self.step.proposes or self.step.searches:
+            wrong = (
+                f"`{type(self.step).__name__}`, which compares objectives: use `Adam`, `Momentum` or `GradientAscent`"
+            )
+        elif not isinstance(self.backprop, Detach):
+            wrong = f"`{type(self.backprop).__name__}`: use `backprop=Detach()`"
+        elif self.tol is not None or self.grad_tol is not None or self.restarts > 1:
+            wrong = "`tol`, `grad_tol` or `restarts`, which go by the objective: leave them out"
+        elif not isinstance(self.family, Delta):
+            wrong = f"`{type(self.family).__name__}`: use `Delta()`"
+        else:
+            return
+        raise TypeError(f"Cannot use {what} with {wrong}.")
 
     def _refuse_or_warn(self, likelihood: Likelihood) -> None:
         for name, module in likelihood.named_modules():

@@ -163,9 +163,10 @@ def dependencies(solver: Solver) -> list[Tensor]:
 
 def _corrected(solver: Solver, at: Iterate) -> Iterate:
     point, problem = solver.point(at), solver.problem
-    value, grad, _, usable = problem.evaluate(point, True)
-    point, grad = (torch.where(widened(usable, point), a, b) for a, b in ((point, at["best"]), (grad, 0.0)))
-    moved = solver.step.correct(problem, point, value, grad, solver.state(at), solver.max_steps)
+    found = problem.evaluate(point, True)
+    usable = found.usable
+    point, grad = (torch.where(widened(usable, point), a, b) for a, b in ((point, at["best"]), (found.grad, 0.0)))
+    moved = solver.step.correct(problem, point, found.value, grad, solver.state(at), solver.max_steps)
     return replaced(at, torch.where(widened(usable, point), moved, point), usable)
 
 

@@ -31,6 +31,7 @@ class Solve:
     evaluations: Int[Tensor, "S B"]  # decoder evaluations that finding the code took
     grad_norm: Float[Tensor, "S B"]  # ‖∇ objective‖₂ at the last point where it was taken
     trace: Float[Tensor, "T S B"] | None = None  # objective (nats) before each step; -inf where it was not finite
+    signal: Float[Tensor, "S B *X"] | None = None  # running average of the decoder's output where a stopping rule chose
     spread: Float[Tensor, "S B"] | None = None  # best minus worst objective (nats) over restarts; inf if one failed
 
     def choose(self, best: Int[Tensor, "S B"], objective: Float[Tensor, "R S B"] | None = None) -> "Solve":
@@ -46,7 +47,7 @@ class Solve:
             top = objective.amax(0)
             spread = torch.where(torch.isfinite(top), top - objective.amin(0), torch.inf)
         evaluations = self.evaluations.reshape(shape).sum(0)
-        return Solve(pick(self.status), pick(self.steps), evaluations, pick(self.grad_norm), trace, spread)
+        return Solve(pick(self.status), pick(self.steps), evaluations, pick(self.grad_norm), trace=trace, spread=spread)
 
     def summary(self) -> str:
         """Counts of each status, as one line."""

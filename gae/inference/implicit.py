@@ -42,8 +42,8 @@ class Implicit(Backprop):
         point = solver.point(at)
         if not torch.is_grad_enabled():
             return at
-        _, _, norm, usable = solver.problem.evaluate(point, False)
-        norm = torch.where(usable, norm, torch.inf)
+        found = solver.problem.evaluate(point, False)
+        usable, norm = found.usable, torch.where(found.usable, found.norm, torch.inf)
         point = torch.where(widened(usable, point), point, at["best"])
         if not bool((norm <= self.stationary).all()):
             warnings.warn(

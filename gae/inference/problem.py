@@ -19,6 +19,7 @@ class Evaluation(NamedTuple):
     grad: Float[Tensor, "S B *U"]
     norm: Float[Tensor, "S B"]  # ‖grad‖₂, without a graph
     usable: Bool[Tensor, "S B"]
+    signal: Float[Tensor, "S B *X"] | None = None  # what the decoder put out, without a graph, where it was asked for
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,19 @@ class Problem:
 
     def __call__(self, u: Float[Tensor, "S B *U"]) -> Float[Tensor, "S B"]:
         return self.family.objective(u, self.noise, lambda z: self.log_joint(z, self.k))
+
+    def seen(self, u: Float[Tensor, "S B *Z"]) -> Evaluation:
+        """``evaluate`` at point codes without a graph, and the decoder's signal from the same pass."""
+        likelihood = self.likelihood
+        with torch.enable_grad():
+            leaf = u.detach().requires_grad_()
+            output = likelihood.drawn_outputs(leaf, self.k)
+            value = likelihood.prior.log_prob(leaf) + likelihood.log_likelihood(self.x, output, self.k)
+            (grad,) = torch.autograd.grad(value.sum(), leaf)
+        value, norm = value.detach(), torch.linalg.vector_norm(grad.flatten(2), dim=2)
+        with torch.no_grad():
+            signal = likelihood.signal(output.detach())
+        return Evaluation(value, grad, norm, torch.isfinite(value) & torch.isfinite(norm), signal)
 
     def evaluate(self, u: Float[Tensor, "S B *U"], create_graph: bool) -> Evaluation:
         """The objective and its gradient in u, summed over no samples: each row is its own function.

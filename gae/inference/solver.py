@@ -1,18 +1,21 @@
 """The loop over steps: per-row bookkeeping, stopping, and the active set."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from gae.inference.base import Solve, Status
 from gae.inference.problem import Evaluation, Problem, rounding, widened
 from gae.inference.steps import Step
+from gae.inference.stopping import Stopping
 
 RUNNING = -1
 CALM_STEPS = 2  # successive steps within ``tol`` that make a row converged
-PREFIX = "state/"
+PREFIX, JUDGED = "state/", "judged/"  # what the step rule and the stopping rule carry along
 CORRECTED = "corrected"  # what a gradient mode puts in the solution's place; the best point stays to fall back on
 
 
@@ -35,12 +38,25 @@ class Iterate:
         return replace(self, rows={name: value.detach() for name, value in self.rows.items()})
 
 
+class Progress(NamedTuple):
+    """What an onlooker sees of a solve after each step."""
+
+    step: int  # from 0
+    objective: Float[Tensor, "S B"]  # nats, before the step
+    signal: Float[Tensor, "S B *X"] | None  # the stopping rule's, if there is one
+    running: Bool[Tensor, "S B"]
+
+
+Watch = Callable[[Progress], None]
+
+
 @dataclass
 class Solver:
-    """One step rule on one problem. ``tol`` and ``grad_tol`` stop rows one by one; without both, T steps are taken.
+    """One step rule on one problem. ``tol`` and ``grad_tol`` stop rows one by one, or ``stop``; else T steps are taken.
 
     The best point seen stands for the solve when rows may stop or compete with restarts, or when the rule searches
     along lines (its last point is then only a trial); otherwise the last point u_T, which defines the T-step bound.
+    Best means of the highest objective, or what a stopping rule calls better.
     """
 
     problem: Problem
@@ -50,11 +66,13 @@ class Solver:
     grad_tol: float | None = None
     record: bool = False
     restarted: bool = False
+    stop: Stopping | None = None
+    watch: Watch | None = None
     _bound: dict[int, Problem] = field(default_factory=dict)
 
     @property
     def stopping(self) -> bool:
-        return self.tol is not None or self.grad_tol is not None
+        return self.tol is not None or self.grad_tol is not None or self.stop is not None
 
     @property
     def keeps_best(self) -> bool:
@@ -67,12 +85,14 @@ class Solver:
         low = torch.full(shape, -torch.inf, dtype=u.dtype, device=u.device)
         rows = {"u": u, "best": u, "best_value": low, "value": low, "first": low, "grad_norm": -low}
         rows |= {"status": count + RUNNING, "steps": count, "evaluations": count, "calm": count}
-        return Iterate(rows | _prefixed(self.step.start(self.problem, u)))
+        return Iterate(rows | _prefixed(self.step.start(self.problem, u), PREFIX))
 
     def run(self, at: Iterate, begin: int, end: int, create_graph: bool) -> Iterate:
         """Steps begin ... end - 1, or fewer when every row has stopped."""
         for t in range(begin, end):
             at = self.advance(at, t, create_graph)
+            if self.watch is not None:
+                self.watch(Progress(t, at["value"], at.rows.get(JUDGED + "signal"), at["status"] == RUNNING))
             if self.finished(at):
                 break
         return at
@@ -83,7 +103,7 @@ class Solver:
 
     def state(self, at: Iterate) -> dict[str, Tensor]:
         """The step rule's state."""
-        return _state(at.rows)
+        return _carried(at.rows, PREFIX)
 
     def point(self, at: Iterate) -> Float[Tensor, "S B *U"]:
         """The point that stands for the solve."""
@@ -102,7 +122,7 @@ class Solver:
         if index is not None:
             part = {name: v.flatten(0, 1).index_select(0, index).unsqueeze(0) for name, v in part.items()}
         problem = self.problem if index is None else self._problem(index, at.shape)
-        found = problem.evaluate(part["u"], create_graph)
+        found = problem.evaluate(part["u"], create_graph) if self.stop is None else problem.seen(part["u"])
         intact = at.intact and not self.keeps_best and bool(found.usable.all())
         with torch.set_grad_enabled(create_graph):
             after = (self._smooth if intact else self._stepped)(problem, part, found, t)
@@ -120,33 +140,47 @@ class Solver:
     def _smooth(self, problem: Problem, part: dict[str, Tensor], found: Evaluation, t: int) -> dict[str, Tensor]:
         """``_stepped`` for rows that all run, and whose best point is only to fall back on: most of it is idle then."""
         u, plain = part["u"], found.value.detach()
-        moved, state = self.step(problem, u, found.value, found.grad, _state(part), t)
+        moved, state = self.step(problem, u, found.value, found.grad, _carried(part, PREFIX), t)
         after = part | {"u": moved, "value": plain, "grad_norm": found.norm, "steps": part["steps"] + 1}
         after["evaluations"] = part["evaluations"] + self._cost
         if t == 0:
-            return after | {"first": plain, "best_value": plain} | _prefixed(state)
-        after["best"] = torch.where(widened(plain > part["best_value"], u), u, part["best"])
+            return after | {"first": plain, "best_value": plain} | _prefixed(state, PREFIX)
+        after["best"] = _chosen(plain > part["best_value"], u, part["best"])
         after["best_value"] = torch.maximum(plain, part["best_value"])
-        return after | _prefixed(state)
+        return after | _prefixed(state, PREFIX)
 
     def _stepped(self, problem: Problem, part: dict[str, Tensor], found: Evaluation, t: int) -> dict[str, Tensor]:
         u, norm, usable = part["u"], found.norm, found.usable
-        better = usable & self._improves(part, found.value.detach(), norm)
+        judged, better, done = self._verdict(part, found, t)
         value = torch.where(usable, found.value, -torch.inf)
-        plain, grad = value.detach(), torch.where(widened(usable, u), found.grad, 0.0)
-        after = dict(part)
-        after["best"] = torch.where(widened(better, u), u, part["best"])
+        plain, grad = value.detach(), _chosen(usable, found.grad, found.grad.new_zeros(()))
+        after = part | judged
+        after["best"] = _chosen(better, u, part["best"])
         after["grad_norm"] = torch.where(better if self.keeps_best else usable, norm, part["grad_norm"])
         after["value"] = plain
         after["first"] = plain if t == 0 else part["first"]
         after["evaluations"] = part["evaluations"] + self._cost
         status, after["calm"] = self._judge(part, plain, norm, better, usable, t)
-        after["best_value"] = torch.where(better, torch.maximum(plain, part["best_value"]), part["best_value"])
-        moved, state = self.step(problem, u, value, grad, _state(part), t)
-        after["u"] = torch.where(widened(status == RUNNING, u), moved, after["best"])
+        status = torch.where((status == RUNNING) & done, Status.converged, status)
+        best = plain if self.stop is not None else torch.maximum(plain, part["best_value"])
+        after["best_value"] = torch.where(better, best, part["best_value"])
+        moved, state = self.step(problem, u, value, grad, _carried(part, PREFIX), t)
+        after["u"] = _chosen(status == RUNNING, moved, after["best"])
         after["steps"] = part["steps"] + (status == RUNNING)
         after["status"] = status
-        return after | _prefixed(state)
+        return after | _prefixed(state, PREFIX)
+
+    def _verdict(self, part: dict[str, Tensor], found: Evaluation, t: int) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+        """What a stopping rule carries on, which rows are at their best, and which are done."""
+        if self.stop is None:
+            better = self._improves(part, found.value.detach(), found.norm)
+            return {}, found.usable & better, torch.zeros_like(found.usable)
+        assert found.signal is not None
+        before = _carried(part, JUDGED) or self.stop.start(found.signal)
+        state, better, done = self.stop(found.signal, before, t)
+        if not bool(found.usable.all()):
+            state = {name: torch.where(widened(found.usable, new), new, before[name]) for name, new in state.items()}
+        return _prefixed(state, JUDGED), found.usable & better, done
 
     @property
     def _cost(self) -> int:
@@ -193,12 +227,18 @@ class Solver:
             status = torch.where((status == RUNNING) & fell, Status.diverged, status)
         status = torch.where(status == RUNNING, Status.max_steps, status)
         trace = torch.stack(last.trace) if last.trace else None
-        return Solve(status, last["steps"], last["evaluations"], last["grad_norm"], trace)
+        signal = last.rows.get(JUDGED + "signal")
+        return Solve(status, last["steps"], last["evaluations"], last["grad_norm"], trace, signal)
 
 
-def _state(rows: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name.removeprefix(PREFIX): tensor for name, tensor in rows.items() if name.startswith(PREFIX)}
+def _chosen(rows: Tensor, points: Tensor, others: Tensor) -> Tensor:
+    """One of two points per row; a network's weights are large, and mostly all rows agree."""
+    return points if bool(rows.all()) else torch.where(widened(rows, points), points, others)
 
 
-def _prefixed(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {PREFIX + name: tensor for name, tensor in state.items()}
+def _carried(rows: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in rows.items() if name.startswith(prefix)}
+
+
+def _prefixed(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {prefix + name: tensor for name, tensor in state.items()}

@@ -33,6 +33,30 @@ class Prior(Inference):
         return Code(likelihood.prior.sample(torch.Size(shape)), None if k is None else k.expand(shape))
 
 
+class Initial(Inference):
+    """Random codes as the likelihood itself would start: for a network's weights, its own initialisation.
+
+    Args:
+        samples: S, starts per observation.
+
+    >>> from gae import nets
+    >>> from gae.likelihood import WeightLikelihood
+    >>> Initial(samples=2)(WeightLikelihood(nets.mlp(2, [8], 3), torch.ones(2)), torch.zeros(1, 3)).z.shape
+    torch.Size([2, 1, 51])
+    """
+
+    def __init__(self, samples: int = 1):
+        super().__init__()
+        if samples < 1:
+            raise ValueError(f"samples must be at least 1, got {samples}.")
+        self.samples = samples
+
+    def infer(self, likelihood: Likelihood, x: Num[Tensor, "B *X"], k: Int[Tensor, "S _"] | None = None) -> Code:
+        shape = (self.samples if k is None else len(k), len(x))
+        z = likelihood.initial(shape[0] * shape[1]).unflatten(0, shape)
+        return Code(z, None if k is None else k.expand(shape))
+
+
 class Fixed(Inference):
     """Given codes: one for all samples, shape Z, or one each, shape (B, *Z).
 

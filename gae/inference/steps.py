@@ -150,10 +150,11 @@ class Adam(Step):
         t: int,
     ) -> tuple[Tensor, State]:
         a, b = self.betas
-        first = a * state["first"] + (1 - a) * grad
-        second = b * state["second"] + (1 - b) * grad.square()
-        root = (second / (1 - b ** (t + 1)) + self.eps**2).sqrt()
-        return u + self.rate / (1 - a ** (t + 1)) * first / root, {"first": first, "second": second}
+        first = torch.lerp(grad, state["first"], a)
+        second = (b * state["second"]).addcmul_(grad, grad, value=1 - b)
+        root = (second / (1 - b ** (t + 1))).add_(self.eps**2).sqrt_()
+        moved = torch.addcdiv(u, first, root, value=self.rate / (1 - a ** (t + 1)))
+        return moved, {"first": first, "second": second}
 
 
 def positive(name: str, value: Any) -> float:

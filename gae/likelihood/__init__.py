@@ -4,22 +4,35 @@ from gae.likelihood.base import ClosedFormLearning, ExactPosterior, Likelihood
 from gae.likelihood.heads import Bernoulli, Categorical, ContinuousBernoulli, Gaussian, Head, Laplace, Poisson
 from gae.likelihood.linear import LinearMixture
 from gae.likelihood.moments import Moments
+from gae.likelihood.observed import Observed
+from gae.likelihood.operators import Blur, Crop, Downsample, GaussianProjection, LinearOperator, Mask
 from gae.likelihood.priors import Flat, FlatDistribution, StandardNormal
+from gae.likelihood.weights import Activation, WeightDecoder, WeightLikelihood
 
 __all__ = [
+    "Activation",
     "Bernoulli",
+    "Blur",
     "Categorical",
     "ClosedFormLearning",
     "ContinuousBernoulli",
+    "Crop",
+    "Downsample",
     "ExactPosterior",
     "Flat",
     "FlatDistribution",
     "Gaussian",
+    "GaussianProjection",
     "Head",
     "Laplace",
     "Likelihood",
     "LinearMixture",
+    "LinearOperator",
+    "Mask",
     "Moments",
+    "Observed",
     "Poisson",
     "StandardNormal",
+    "WeightDecoder",
+    "WeightLikelihood",
 ]

@@ -75,10 +75,18 @@ class Likelihood(nn.Module, ABC):
         """The function (z, k) -> ``log_joint(x, z, k)`` that an inner loop calls many times for one x."""
         return lambda z, k=None: self.log_joint(x, z, k)
 
-    has_outputs: bool = False  # whether ``outputs`` and ``log_likelihood`` split the decoder at its output
+    has_outputs: bool = False  # whether the decoder splits at its output, into the five methods below
 
     def outputs(self, z: Float[Tensor, "S B *Z"], k: Int[Tensor, "S _"] | None = None) -> Float[Tensor, "S B ..."]:
         """The decoder's output, before it becomes a distribution."""
+        raise TypeError(f"{type(self).__name__} has no single decoder output.")
+
+    def drawn_outputs(self, z: Float[Tensor, "S B *Z"], k: Int[Tensor, "S _"] | None = None) -> Tensor:
+        """``outputs`` as an inner loop sees them: under noise drawn anew in a ``stochastic`` likelihood."""
+        return self.outputs(z, k)
+
+    def distribution(self, output: Float[Tensor, "..."]) -> Distribution:
+        """The law of x given a decoder output (*L, ...): elementwise, of batch (*L, *X)."""
         raise TypeError(f"{type(self).__name__} has no single decoder output.")
 
     def log_likelihood(
@@ -86,6 +94,18 @@ class Likelihood(nn.Module, ABC):
     ) -> Float[Tensor, "S B"]:
         """log q_r(x|z) as a function of the decoder's output, in nats."""
         raise TypeError(f"{type(self).__name__} has no single decoder output.")
+
+    def signal(self, output: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+        """What a decoder output says of the world: its ``point``, before anything is measured of it."""
+        return self.point(self.distribution(output))
+
+    output_is_mean: bool = False  # whether the decoder's output is the mean of x itself
+
+    stochastic: bool = False  # whether ``given(x)`` draws noise at each call, so that an ascent climbs its expectation
+
+    def initial(self, n: int) -> Float[Tensor, "n *Z"]:
+        """n random codes to start from: draws from the prior, by torch's global generator."""
+        return self.prior.sample(Size((n,)))
 
     def check(self, x: Tensor) -> None:
         """Raises ValueError or TypeError unless x is a finite, non-empty batch (B, *X) inside the support."""

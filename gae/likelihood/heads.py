@@ -62,11 +62,11 @@ class Head(Likelihood):
     def log_joint(
         self, x: Num[Tensor, "B *X"], z: Float[Tensor, "S B *Z"], k: Int[Tensor, "S _"] | None = None
     ) -> Float[Tensor, "S B"]:
-        return self.given(x)(z, k)
+        return self.prior.log_prob(z) + self.log_likelihood(x, self.outputs(z, k), k)
 
     def given(self, x: Num[Tensor, "B *X"]) -> LogJoint:
         prior = self.prior
-        return lambda z, k=None: prior.log_prob(z) + self.log_likelihood(x, self.outputs(z, k), k)
+        return lambda z, k=None: prior.log_prob(z) + self.log_likelihood(x, self.drawn_outputs(z, k), k)
 
     def _over_event(self, value: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
         return value.sum(tuple(range(-len(self.event_shape), 0))) if self.event_shape else value
@@ -79,6 +79,7 @@ class _ScaledHead(Head):
     """A head with a scale: fixed, one learned scalar, or one learned value per pixel (all in data units)."""
 
     log_scale: Tensor
+    output_is_mean = True
 
     def __init__(
         self,

@@ -35,8 +35,7 @@ class LinearMixture(Likelihood):
     LLGAE                K     E      yes         no           no
     ===================  ====  =====  ==========  ===========  =============
 
-    Work and memory are those of matrix products: projections (B, K E) and Gram matrices (K, E, E);
-    a (B, K, D, E) tensor is never formed.
+    Its work is matrix products: projections (B, K E), Gram matrices (K, E, E), and never a (B, K, D, E) tensor.
 
     Args:
         components: K.
@@ -120,6 +119,9 @@ class LinearMixture(Likelihood):
 
     def outputs(self, z: Float[Tensor, "*L E"], k: Int[Tensor, "..."] | None = None) -> Float[Tensor, "*L D"]:
         return self._mean(z, self._codes(z, k))
+
+    def signal(self, output: Float[Tensor, "*L D"]) -> Float[Tensor, "..."]:
+        return output.unflatten(-1, self.event_shape)
 
     def log_likelihood(
         self, x: Num[Tensor, "B *X"], output: Float[Tensor, "S B D"], k: Int[Tensor, "S _"] | None = None

@@ -1,0 +1,222 @@
+"""The latent is a network, or its input: deep image prior, maximal activation."""
+
+import copy
+from collections.abc import Callable
+from functools import partial
+from typing import ClassVar, Literal
+
+import torch
+from jaxtyping import Float, Int, Num
+from torch import Size, Tensor, nn
+from torch.distributions import Distribution
+from torch.func import functional_call, vmap
+from torch.nn.functional import logsigmoid
+from torch.nn.utils import parameters_to_vector
+
+from gae.likelihood.base import Likelihood, LogJoint
+from gae.likelihood.heads import Categorical, Gaussian, Head
+from gae.likelihood.priors import Flat
+
+
+class WeightDecoder(nn.Module):
+    """Weights (N, P) to outputs (N, *X): N networks of one architecture, each with its own weights, on one input.
+
+    Args:
+        net: the architecture; it is copied, and its own weights play no part.
+        input: one input, without a batch dimension; the network sees a batch of one.
+        together: whether all N networks are evaluated at once, by ``vmap``. Unless given, they are, except a network
+            with convolutions on the CPU, where one after another is faster.
+    """
+
+    input: Tensor
+
+    def __init__(self, net: nn.Module, input: Float[Tensor, "..."], together: bool | None = None):
+        super().__init__()
+        self.net = copy.deepcopy(net).requires_grad_(False)
+        self.register_buffer("input", input.detach().clone())
+        self.together = together
+        self.named = {name: parameter.shape for name, parameter in self.net.named_parameters()}
+        self.sizes = [shape.numel() for shape in self.named.values()]
+        self.convolves = any(isinstance(module, nn.modules.conv._ConvNd) for module in self.net.modules())
+        if not self.sizes:
+            raise ValueError(f"{type(net).__name__} has no parameters, so there are no weights to infer.")
+
+    def forward(self, weights: Float[Tensor, "N P"], jitter: float = 0.0) -> Float[Tensor, "N ..."]:
+        """Outputs (N, *X); jitter is the standard deviation of Gaussian noise on the input, one draw for all."""
+        seen = self.input + jitter * torch.randn_like(self.input) if jitter else self.input
+        seen = seen.unsqueeze(0)
+        together = self.together if self.together is not None else not (self.convolves and weights.device.type == "cpu")
+        if together and len(weights) > 1:
+            return vmap(partial(self._one, seen))(weights)
+        if seen.dim() == 4:  # a batch of one image: convolutions are faster with channels last
+            seen = seen.contiguous(memory_format=torch.channels_last)
+        return torch.stack([self._one(seen, row) for row in weights.unbind(0)])
+
+    def _one(self, seen: Tensor, weights: Float[Tensor, " P"]) -> Float[Tensor, "..."]:
+        parts = weights.split(self.sizes)
+        named = {name: part.view(shape) for (name, shape), part in zip(self.named.items(), parts, strict=True)}
+        return functional_call(self.net, named, (seen,)).squeeze(0)
+
+    def initial(self, n: int) -> Float[Tensor, "n P"]:
+        """n draws of the weights by the network's own initialisation (``reset_parameters``).
+
+        Raises:
+            TypeError: where a module with parameters has none.
+        """
+        return torch.stack([self._drawn() for _ in range(n)])
+
+    def _drawn(self) -> Float[Tensor, " P"]:
+        for name, module in self.net.named_modules():
+            if next(module.parameters(recurse=False), None) is None:
+                continue
+            if not callable(reset := getattr(module, "reset_parameters", None)):
+                raise TypeError(
+                    f"{type(module).__name__} ({name!r}) has parameters but no `reset_parameters`, so fresh weights "
+                    "cannot be drawn. Give it one, or start from `Fixed(weights)`."
+                )
+            reset()
+        return parameters_to_vector(self.net.parameters()).detach().clone()
+
+
+class WeightLikelihood(Likelihood):
+    """q_r(x|θ) with a network's weights as the latent: x ~ head(f_θ(input)) (deep image prior; ledger D19).
+
+    A code is the flat vector θ (P,) of all parameters. A batch of B observations is B independent networks.
+
+    Args:
+        net: f, for instance ``nets.skip``; it is copied.
+        input: the fixed input of f, without a batch dimension.
+        head: builds the law of x from a decoder, as ``Gaussian`` or ``partial(Gaussian, scale=0.1)`` do.
+        prior: of θ; flat unless given.
+        jitter: standard deviation of the noise that an inner loop adds to the input, drawn anew at each step and shared
+            by all networks (Ulyanov et al. 2018). An ascent then climbs the expectation of ``log_joint`` over it, while
+            ``log_joint`` itself stays free of noise.
+        together: see ``WeightDecoder``.
+
+    >>> from gae import nets
+    >>> model = WeightLikelihood(nets.mlp(2, [8], 3), torch.ones(2))
+    >>> model.latent_shape, model.event_shape
+    (torch.Size([51]), torch.Size([3]))
+    """
+
+    has_outputs = True
+
+    def __init__(
+        self,
+        net: nn.Module,
+        input: Float[Tensor, "..."],
+        head: Callable[..., Head] = Gaussian,
+        prior: nn.Module | None = None,
+        jitter: float = 0.0,
+        together: bool | None = None,
+    ):
+        if not jitter >= 0:
+            raise ValueError(f"jitter must not be negative, got {jitter}.")
+        decoder = WeightDecoder(net, input, together)
+        size = sum(decoder.sizes)
+        law = head(decoder, size, prior=Flat(size) if prior is None else prior)
+        super().__init__(law.latent_shape, law.event_shape, law.latent_prior)
+        self.head, self.jitter = law, jitter
+        self.stochastic, self.exact_given = jitter > 0, jitter == 0
+        self.output_is_mean = law.output_is_mean
+
+    @property
+    def decoder(self) -> WeightDecoder:
+        """The networks."""
+        return self.head.decoder  # type: ignore[return-value]
+
+    def forward(self, z: Float[Tensor, "*L P"], k: Int[Tensor, "..."] | None = None) -> Distribution:
+        return self.head(z, k)
+
+    def outputs(self, z: Float[Tensor, "*L P"], k: Int[Tensor, "..."] | None = None) -> Float[Tensor, "..."]:
+        return self.head.outputs(z, k)
+
+    def drawn_outputs(self, z: Float[Tensor, "S B P"], k: Int[Tensor, "S _"] | None = None) -> Tensor:
+        return self.decoder(z.flatten(0, -2), self.jitter).unflatten(0, z.shape[:-1])
+
+    def distribution(self, output: Float[Tensor, "..."]) -> Distribution:
+        return self.head.distribution(output)
+
+    def log_likelihood(
+        self, x: Num[Tensor, "B *X"], output: Float[Tensor, "..."], k: Int[Tensor, "S _"] | None = None
+    ) -> Float[Tensor, "S B"]:
+        return self.head.log_likelihood(x, output, k)
+
+    def given(self, x: Num[Tensor, "B *X"]) -> LogJoint:
+        prior = self.prior
+        return lambda z, k=None: prior.log_prob(z) + self.log_likelihood(x, self.drawn_outputs(z), k)
+
+    def point(self, decoded: Distribution) -> Float[Tensor, "..."]:
+        return self.head.point(decoded)
+
+    def check_support(self, x: Num[Tensor, "B *X"]) -> None:
+        self.head.check_support(x)
+
+    def initial(self, n: int) -> Float[Tensor, "n P"]:
+        """n draws of the weights by the network's own initialisation, by torch's global generator."""
+        return self.decoder.initial(n)
+
+
+class Activation(Categorical):
+    """A unit's activation as a likelihood: the latent is a network's input, the observation x () says which unit is on.
+
+    ``"log_prob"``: units are classes, and log q(x|z) is the log softmax of the outputs (N, U). ``"logit"``: each output
+    is the logit of a binary unit of its own; log q(x|z) = log σ(output) rises with the bare activation, so under a flat
+    prior both have the same maximisers. ``"channel"``: the same for the mean of a channel, from outputs (N, U, ...).
+    Data and latent change places against an autoencoder (ledger D20).
+
+    Args:
+        net: inputs (N, *Z) to outputs (N, U) or (N, U, ...).
+        latent_shape: Z, the shape of one input.
+        kind: see above.
+        prior: of the input; flat unless given.
+
+    >>> model = Activation(nn.Linear(4, 10), (4,))
+    >>> model.classes, model.event_shape
+    (10, torch.Size([]))
+    """
+
+    def __init__(
+        self,
+        net: nn.Module,
+        latent_shape: int | tuple[int, ...] | Size,
+        kind: Literal["log_prob", "logit", "channel"] = "log_prob",
+        prior: nn.Module | None = None,
+    ):
+        if kind not in ("log_prob", "logit", "channel"):
+            raise ValueError(f"kind must be 'log_prob', 'logit' or 'channel', got {kind!r}.")
+        shape = (latent_shape,) if isinstance(latent_shape, int) else tuple(latent_shape)
+        decoder = nn.Sequential(net, _ChannelMean()) if kind == "channel" else net
+        super().__init__(decoder, shape, Flat(*shape) if prior is None else prior)
+        if len(self.output_shape) != 1:
+            raise ValueError(
+                "The network's outputs must have shape (N, U), one number per unit, got "
+                f"(N, *{tuple(self.output_shape)}). Use kind='channel' for the means of channels."
+            )
+        self.kind = kind
+
+    def distribution(self, output: Float[Tensor, "*L U"]) -> Distribution:
+        return super().distribution(output) if self.kind == "log_prob" else _On(output)
+
+
+class _ChannelMean(nn.Module):
+    def forward(self, output: Float[Tensor, "N U ..."]) -> Float[Tensor, "N U"]:
+        return output.flatten(2).mean(2) if output.dim() > 2 else output
+
+
+class _On(Distribution):
+    """Binary units with the given logits, of which one is seen to be on: log q(unit u is on) = log σ(logit_u)."""
+
+    arg_constraints: ClassVar = {}
+
+    def __init__(self, logits: Float[Tensor, "*L U"]):
+        self.logits = logits
+        super().__init__(logits.shape[:-1], validate_args=False)
+
+    @property
+    def mode(self) -> Int[Tensor, "..."]:
+        return self.logits.argmax(-1)
+
+    def log_prob(self, value: Num[Tensor, "..."]) -> Float[Tensor, "..."]:
+        unit = value.long().expand(self.logits.shape[:-1])
+        return logsigmoid(self.logits.gather(-1, unit.unsqueeze(-1)).squeeze(-1))
