@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from gae.cli_dip import dip
 from gae.terminal import comparison, console, echo_json, plain, print_results, reported, table
 
 if TYPE_CHECKING:
@@ -30,6 +31,9 @@ Binarize = Annotated[str, typer.Option(help="none, threshold or dynamic.")]
 Seed = Annotated[int, typer.Option(help="Of weights, data order and noise.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue the run in the output folder.")]
 CheckpointPath = Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="A run's folder, or one checkpoint in it.")]
+
+
+app.command()(dip)
 
 
 def main() -> None:

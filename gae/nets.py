@@ -23,7 +23,7 @@ def mlp(
     """
     start, end = _shape(inputs), _shape(outputs)
     widths = [math.prod(start), *hidden, math.prod(end)]
-    layers: list[nn.Module] = [nn.Flatten()] if len(start) != 1 else []
+    layers: list[nn.Module] = [] if len(start) == 1 else [nn.Flatten() if start else nn.Unflatten(0, (-1, 1))]
     for before, after in pairwise(widths[:-1]):
         layers += [nn.Linear(before, after), activation()]
     layers.append(nn.Linear(widths[-2], widths[-1]))

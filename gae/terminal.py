@@ -94,7 +94,8 @@ def table(*columns: str) -> "Table":
     return Table(*columns, box=SIMPLE_HEAD, pad_edge=False)
 
 
-def console() -> "Console":
+def console(stderr: bool = False) -> "Console":
     from rich.console import Console
 
-    return Console(width=None if sys.stdout.isatty() else 160)
+    stream = sys.stderr if stderr else sys.stdout
+    return Console(stderr=stderr, width=None if stream.isatty() else 160)

@@ -32,6 +32,7 @@ from gae.inference import (
     GradientAscent,
     Implicit,
     Inference,
+    Initial,
     Langevin,
     MeanField,
     Momentum,
@@ -39,6 +40,7 @@ from gae.inference import (
     OneStep,
     Prior,
     Projected,
+    RunningVariance,
     Scheduled,
     Simplex,
     Status,
@@ -51,18 +53,27 @@ from gae.inference import (
     to_pyro,
 )
 from gae.likelihood import (
+    Activation,
     Bernoulli,
+    Blur,
     Categorical,
     ClosedFormLearning,
     ContinuousBernoulli,
+    Crop,
+    Downsample,
     ExactPosterior,
     Flat,
     FlatDistribution,
     Gaussian,
+    GaussianProjection,
     Laplace,
     Likelihood,
     LinearMixture,
+    Mask,
+    Observed,
     Poisson,
+    StandardNormal,
+    WeightLikelihood,
 )
 from gae.objective import Aggregate, Objective, elbo, iwae, joint, logsumexp, mean, minimum, soft_minimum
 
@@ -112,6 +123,27 @@ def chart(components: int, latent: int, event: Shape = (4,), **options: Any) -> 
     return LinearMixture(components, latent, event, means=torch.randn(components, *event), **options)
 
 
+def painter() -> nn.Sequential:
+    """A small convolutional network with 20 weights."""
+    return nn.Sequential(nn.Conv2d(1, 1, 3, padding=1), nn.Tanh(), nn.Conv2d(1, 1, 3, padding=1), nn.Tanh())
+
+
+def drawn_by(prior: nn.Module | None = None) -> WeightLikelihood:
+    return WeightLikelihood(painter(), torch.linspace(-1, 1, 16).view(1, 4, 4), learned, prior)
+
+
+def learned(*args: Any, **options: Any) -> Gaussian:
+    return Gaussian(*args, scale=2.0, learn="scalar", **options)
+
+
+def image_head() -> Gaussian:
+    return Gaussian(net(2, (1, 4, 4)), 2, 0.7, learn="scalar")
+
+
+def masked(shape: Shape) -> Mask:
+    return Mask(torch.tensor([[True, False], [True, True]]), shape)
+
+
 EVERYTHING: dict[str, bool] = {"learn_scale": True, "learn_weights": True}
 
 LIKELIHOODS = [
@@ -133,6 +165,16 @@ LIKELIHOODS = [
     LikelihoodCase("gmm", lambda: chart(3, 0, **EVERYTHING)),
     LikelihoodCase("llgae", lambda: chart(3, 2, flat_prior=True)),
     LikelihoodCase("mixture-of-ppca", lambda: chart(3, 2, (2, 2), **EVERYTHING)),
+    LikelihoodCase("weights", lambda: WeightLikelihood(net(1, 3), torch.ones(1), learned)),
+    LikelihoodCase("weights-conv", lambda: drawn_by(StandardNormal(20))),
+    LikelihoodCase("activation", lambda: Activation(net((2, 2), 4), (2, 2)), classes),
+    LikelihoodCase("activation-logit", lambda: Activation(net(2, 4), 2, "logit", StandardNormal(2)), classes),
+    LikelihoodCase("activation-channel", lambda: Activation(net(2, (4, 2, 2)), 2, "channel"), classes),
+    LikelihoodCase("masked", lambda: Observed(Bernoulli(net(2, (1, 2, 2)), 2), masked((1, 2, 2))), binary),
+    LikelihoodCase("downsampled", lambda: Observed(image_head(), Downsample((1, 4, 4), 2))),
+    LikelihoodCase("blurred", lambda: Observed(Bernoulli(net(2, (1, 4, 4)), 2), Blur((1, 4, 4), 1.0), 0.5)),
+    LikelihoodCase("projected-ppca", lambda: Observed(chart(1, 2, (2, 2)), GaussianProjection(3, (2, 2)), 0.5)),
+    LikelihoodCase("cropped-weights", lambda: Observed(drawn_by(), Crop((1, 4, 4), 3, 2))),
 ]
 
 
@@ -165,6 +207,14 @@ def proper(likelihood: Likelihood) -> bool:
 
 def exact_code(likelihood: Likelihood) -> bool:
     return exact(likelihood) and continuous(likelihood) and likelihood.components == 1
+
+
+def one_output(likelihood: Likelihood) -> bool:
+    return continuous(likelihood) and likelihood.has_outputs and likelihood.components <= 1
+
+
+def weights(likelihood: Likelihood) -> bool:
+    return isinstance(likelihood, WeightLikelihood)
 
 
 def sets(likelihood: Likelihood) -> bool:
@@ -251,6 +301,8 @@ class Part:
     density: bool = False
     detached: bool = False
 
+
+EARLY = partial(RunningVariance, window=4, every=2, patience=2, delay=0.1, decay=0.5)
 
 STEPS = [
     Part("gradient", lambda: GradientAscent(0.05)),
@@ -343,6 +395,13 @@ ENGINES = [
     EngineCase("ascent-truncate", lambda m: Ascent(max_steps=3, backprop=Truncate(3))),
     EngineCase("ascent-one-step", lambda m: Ascent(step=GaussNewton(), max_steps=3, backprop=OneStep()), exact_code),
     EngineCase("ascent-implicit", lambda m: Ascent(step=GaussNewton(), max_steps=3, backprop=Implicit()), exact_code),
+    EngineCase(
+        "ascent-variance",
+        lambda m: Ascent(step=GradientAscent(0.02), max_steps=9, backprop=Detach(), stop=EARLY(), watch=[].append),
+        one_output,
+        detached=True,
+    ),
+    EngineCase("ascent-initial", lambda m: Ascent(Initial(), Adam(0.05), 3), weights, stochastic=True),
     EngineCase("ascent-stopping", lambda m: Ascent(step=LBFGS(), max_steps=60, grad_tol=1e-9), exact_code),
     EngineCase("ascent-no-steps", lambda m: Ascent(Fixed(torch.full(m.latent_shape, 0.3)), max_steps=0)),
     EngineCase(
@@ -539,6 +598,9 @@ def _things(case: Pair) -> Iterator[Any]:
     code = model.inference.infer(model.likelihood, x)
     encoding = model.encode(x)
     yield from (*model.modules(), model.objective, model.aggregate, code, encoding, encoding.prior)
+    if getattr(model.inference, "stop", None) is not None:
+        progress = model.inference.watch.__self__[-1]
+        yield from (progress, model.inference.stop(progress.signal, model.inference.stop.start(progress.signal), 0))
     if encoding.solve is not None:
         yield from (encoding.solve, *(Status(status) for status in encoding.solve.status.flatten().tolist()))
     if isinstance(model.likelihood, ClosedFormLearning) and code.k is not None and len(code.k) == 1:

@@ -60,14 +60,17 @@ ORDER = [
     "gae.systems",
     "gae.options",
     "gae.measure",
+    "gae.restore",
     "gae.engines",
     "gae.curves",
     "gae.pictures",
     "gae.figures",
+    "gae.photos",
     "gae.report",
     "gae.compare",
     "gae",
     "gae.terminal",
+    "gae.cli_dip",
     "gae.cli",
 ]
 

@@ -53,7 +53,7 @@ class SameNoise(TorchDispatchMode):
                 return self.pattern(value)
             case "aten::normal":
                 return args[0] + args[1] * self.pattern(value)
-            case "aten::normal_":
+            case "aten::normal_" | "aten::uniform_":
                 return value.copy_(self.pattern(value))
             case "aten::multinomial":
                 weights, samples = args[:2]
@@ -111,7 +111,8 @@ def test_encoding_is_complete(case: Pair) -> None:
     assert (encoding.log_q is not None) == (encoding.q is not None) == case.density
     assert_density(encoding)
     assert_component(encoding, model.likelihood.components)
-    assert_solve(encoding, getattr(model.inference, "grad_tol", None) is not None)
+    stops = [getattr(model.inference, name, None) for name in ("grad_tol", "stop")]
+    assert_solve(encoding, any(rule is not None for rule in stops))
 
 
 def assert_density(encoding: Encoding) -> None:
@@ -263,7 +264,7 @@ def test_gradient_is_that_of_the_loss(case: Pair) -> None:
     model = case.build()
     x = case.data(model, BATCH)
     loss = with_fixed_code(model, x) if case.detached else lambda: model(x)
-    variables = [*model.parameters(), *([x] if case.draw is real else [])]
+    variables = [*(p for p in model.parameters() if p.requires_grad), *([x] if case.draw is real else [])]
     x.requires_grad_(case.draw is real)
     gradients = replayed(lambda: torch.autograd.grad(model(x), variables, allow_unused=True))
     for _ in range(2):

@@ -43,7 +43,8 @@ class Progress(NamedTuple):
 
     step: int  # from 0
     objective: Float[Tensor, "S B"]  # nats, before the step
-    signal: Float[Tensor, "S B *X"] | None  # the stopping rule's, if there is one
+    signal: Float[Tensor, "S B *X"] | None  # the best picture of it so far by the stopping rule, if there is one
+    average: Float[Tensor, "S B *X"] | None  # that rule's running average, as it stands now
     running: Bool[Tensor, "S B"]
 
 
@@ -92,7 +93,8 @@ class Solver:
         for t in range(begin, end):
             at = self.advance(at, t, create_graph)
             if self.watch is not None:
-                self.watch(Progress(t, at["value"], at.rows.get(JUDGED + "signal"), at["status"] == RUNNING))
+                signal, average = (at.rows.get(JUDGED + name) for name in ("signal", "average"))
+                self.watch(Progress(t, at["value"], signal, average, at["status"] == RUNNING))
             if self.finished(at):
                 break
         return at

@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from itertools import chain
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -124,7 +125,8 @@ class Likelihood(nn.Module, ABC):
             raise TypeError(f"x must be floating point, got {x.dtype}. Use `x.float()`, and divide 0-255 data by 255.")
         if not bool(torch.isfinite(x.sum())):  # one pass; a sum of finite values may overflow, so look again
             _refuse(x, ~torch.isfinite(x), "x must be finite", "Remove or impute such values first.")
-        dtype = next((p.dtype for p in self.parameters() if p.is_floating_point()), x.dtype)
+        tensors = chain(self.parameters(), self.buffers())
+        dtype = next((tensor.dtype for tensor in tensors if tensor.is_floating_point()), x.dtype)
         if x.dtype != dtype:
             raise TypeError(
                 f"x is {x.dtype} but the model is {dtype}. Convert one: `x.to({dtype})` or `model.to({x.dtype})`."

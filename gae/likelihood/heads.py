@@ -2,6 +2,7 @@
 
 import math
 from abc import abstractmethod
+from itertools import chain
 from typing import Literal
 
 import pyro.distributions as dist
@@ -246,7 +247,7 @@ class Categorical(Head):
 
 def _like(decoder: nn.Module) -> Tensor:
     """A tensor of the decoder's device and dtype."""
-    return next(decoder.parameters(), torch.empty(()))
+    return next(chain(decoder.parameters(), decoder.buffers()), torch.empty(()))
 
 
 def _output_shape(decoder: nn.Module, latent_shape: Size) -> Size:

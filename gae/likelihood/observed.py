@@ -1,6 +1,7 @@
 """A decoder seen through a measurement: y = A(x̂) with noise, for inpainting, super-resolution, compressed sensing."""
 
 from collections.abc import Callable
+from itertools import chain
 
 import pyro.distributions as dist
 import torch
@@ -51,15 +52,33 @@ class Observed(Likelihood):
                 f"{type(operator).__name__} acts on means, but the output of {type(likelihood).__name__} is none. "
                 "Give the `scale` of the measurement noise."
             )
-        tensor = next((t for t in likelihood.parameters() if t.is_floating_point()), torch.empty(()))
+        tensors = chain(likelihood.parameters(), likelihood.buffers())
+        tensor = next((t for t in tensors if t.is_floating_point()), torch.empty(()))
         if isinstance(operator, nn.Module):
             operator = operator.to(tensor)
         measured = operator(tensor.new_zeros(1, *likelihood.event_shape))
         super().__init__(likelihood.latent_shape, measured.shape[1:], likelihood.latent_prior)
         self.likelihood, self.operator = likelihood, operator
         self.register_buffer("scale", None if scale is None else tensor.new_tensor(scale))
+        if scale is None:
+            self.support, self.support_text = likelihood.support, likelihood.support_text
+            self.support_remedy = likelihood.support_remedy
         self.stochastic, self.exact_given = likelihood.stochastic, likelihood.exact_given
         self.output_is_mean = likelihood.output_is_mean or scale is not None
+        self._need_law(tensor)
+
+    @torch.no_grad()
+    def _need_law(self, like: Tensor) -> None:
+        """Tries the law once: it may not fit what the operator leaves of an output."""
+        try:
+            found = self(like.new_zeros(1, *self.latent_shape)).batch_shape
+        except RuntimeError:
+            found = None
+        if found != (1,):
+            raise TypeError(
+                f"The law of {type(self.likelihood).__name__} does not fit measurements of shape "
+                f"{tuple(self.event_shape)}: it is of one element each. Give the `scale` of the measurement noise."
+            )
 
     def outputs(self, z: Float[Tensor, "..."], k: Int[Tensor, "..."] | None = None) -> Float[Tensor, "..."]:
         return self.likelihood.outputs(z, k)

@@ -1,9 +1,10 @@
 """The latent is a network, or its input: deep image prior, maximal activation."""
 
 import copy
+import math
 from collections.abc import Callable
 from functools import partial
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from jaxtyping import Float, Int, Num
@@ -11,7 +12,6 @@ from torch import Size, Tensor, nn
 from torch.distributions import Distribution
 from torch.func import functional_call, vmap
 from torch.nn.functional import logsigmoid
-from torch.nn.utils import parameters_to_vector
 
 from gae.likelihood.base import Likelihood, LogJoint
 from gae.likelihood.heads import Categorical, Gaussian, Head
@@ -22,7 +22,7 @@ class WeightDecoder(nn.Module):
     """Weights (N, P) to outputs (N, *X): N networks of one architecture, each with its own weights, on one input.
 
     Args:
-        net: the architecture; it is copied, and its own weights play no part.
+        net: the architecture; it is copied, and the weights it has play no part.
         input: one input, without a batch dimension; the network sees a batch of one.
         together: whether all N networks are evaluated at once, by ``vmap``. Unless given, they are, except a network
             with convolutions on the CPU, where one after another is faster.
@@ -32,10 +32,11 @@ class WeightDecoder(nn.Module):
 
     def __init__(self, net: nn.Module, input: Float[Tensor, "..."], together: bool | None = None):
         super().__init__()
-        self.net = copy.deepcopy(net).requires_grad_(False)
+        self.net = copy.deepcopy(net)
+        self.named = {name: parameter.shape for name, parameter in self.net.named_parameters()}
+        _forget(self.net)
         self.register_buffer("input", input.detach().clone())
         self.together = together
-        self.named = {name: parameter.shape for name, parameter in self.net.named_parameters()}
         self.sizes = [shape.numel() for shape in self.named.values()]
         self.convolves = any(isinstance(module, nn.modules.conv._ConvNd) for module in self.net.modules())
         if not self.sizes:
@@ -63,11 +64,12 @@ class WeightDecoder(nn.Module):
         Raises:
             TypeError: where a module with parameters has none.
         """
-        return torch.stack([self._drawn() for _ in range(n)])
+        net = copy.deepcopy(self.net)
+        return torch.stack([self._drawn(net) for _ in range(n)])
 
-    def _drawn(self) -> Float[Tensor, " P"]:
-        for name, module in self.net.named_modules():
-            if next(module.parameters(recurse=False), None) is None:
+    def _drawn(self, net: nn.Module) -> Float[Tensor, " P"]:
+        for name, module in net.named_modules():
+            if not any(f"{name}.{own}".lstrip(".") in self.named for own, _ in module.named_buffers(recurse=False)):
                 continue
             if not callable(reset := getattr(module, "reset_parameters", None)):
                 raise TypeError(
@@ -75,7 +77,17 @@ class WeightDecoder(nn.Module):
                     "cannot be drawn. Give it one, or start from `Fixed(weights)`."
                 )
             reset()
-        return parameters_to_vector(self.net.parameters()).detach().clone()
+        weights = dict(net.named_buffers())
+        return torch.cat([weights[name].flatten() for name in self.named])
+
+
+def _forget(net: nn.Module) -> None:
+    """Parameters become buffers that move with the module and are not saved: nothing trains or keeps them."""
+    seen: dict[nn.Parameter, Tensor] = {}
+    for module in net.modules():
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            delattr(module, name)
+            module.register_buffer(name, seen.setdefault(parameter, parameter.detach()), persistent=False)
 
 
 class WeightLikelihood(Likelihood):
@@ -161,9 +173,10 @@ class Activation(Categorical):
     """A unit's activation as a likelihood: the latent is a network's input, the observation x () says which unit is on.
 
     ``"log_prob"``: units are classes, and log q(x|z) is the log softmax of the outputs (N, U). ``"logit"``: each output
-    is the logit of a binary unit of its own; log q(x|z) = log σ(output) rises with the bare activation, so under a flat
-    prior both have the same maximisers. ``"channel"``: the same for the mean of a channel, from outputs (N, U, ...).
-    Data and latent change places against an autoencoder (ledger D20).
+    is the logit of a binary unit; one of the U units is looked at, and x is the one that was found on, or U if it was
+    off. So log q(x|z) = log σ(output x) - log U rises with the bare activation of unit x whatever the others do, and
+    under a flat prior both have the same maximisers. ``"channel"``: the same for the means of channels, from outputs
+    (N, U, ...). Data and latent change places against an autoencoder (ledger D20).
 
     Args:
         net: inputs (N, *Z) to outputs (N, U) or (N, U, ...).
@@ -187,36 +200,26 @@ class Activation(Categorical):
             raise ValueError(f"kind must be 'log_prob', 'logit' or 'channel', got {kind!r}.")
         shape = (latent_shape,) if isinstance(latent_shape, int) else tuple(latent_shape)
         decoder = nn.Sequential(net, _ChannelMean()) if kind == "channel" else net
+        self.__dict__["kind"] = kind
         super().__init__(decoder, shape, Flat(*shape) if prior is None else prior)
         if len(self.output_shape) != 1:
             raise ValueError(
                 "The network's outputs must have shape (N, U), one number per unit, got "
                 f"(N, *{tuple(self.output_shape)}). Use kind='channel' for the means of channels."
             )
-        self.kind = kind
+
+    @property
+    def classes(self) -> int:
+        """The number of values of x: one for each unit, and for binary units one for "off"."""
+        return self.output_shape[-1] + (self.kind != "log_prob")
 
     def distribution(self, output: Float[Tensor, "*L U"]) -> Distribution:
-        return super().distribution(output) if self.kind == "log_prob" else _On(output)
+        if self.kind == "log_prob":
+            return super().distribution(output)
+        off = logsigmoid(-output).logsumexp(-1, keepdim=True)
+        return super().distribution(torch.cat([logsigmoid(output), off], -1) - math.log(output.shape[-1]))
 
 
 class _ChannelMean(nn.Module):
     def forward(self, output: Float[Tensor, "N U ..."]) -> Float[Tensor, "N U"]:
         return output.flatten(2).mean(2) if output.dim() > 2 else output
-
-
-class _On(Distribution):
-    """Binary units with the given logits, of which one is seen to be on: log q(unit u is on) = log σ(logit_u)."""
-
-    arg_constraints: ClassVar = {}
-
-    def __init__(self, logits: Float[Tensor, "*L U"]):
-        self.logits = logits
-        super().__init__(logits.shape[:-1], validate_args=False)
-
-    @property
-    def mode(self) -> Int[Tensor, "..."]:
-        return self.logits.argmax(-1)
-
-    def log_prob(self, value: Num[Tensor, "..."]) -> Float[Tensor, "..."]:
-        unit = value.long().expand(self.logits.shape[:-1])
-        return logsigmoid(self.logits.gather(-1, unit.unsqueeze(-1)).squeeze(-1))
