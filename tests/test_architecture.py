@@ -60,6 +60,7 @@ ORDER = [
     "gae.systems",
     "gae.options",
     "gae.measure",
+    "gae.activate",
     "gae.engines",
     "gae.curves",
     "gae.pictures",
@@ -68,6 +69,8 @@ ORDER = [
     "gae.compare",
     "gae",
     "gae.terminal",
+    "gae.cli_common",
+    "gae.cli_activate",
     "gae.cli",
 ]
 
