@@ -6,6 +6,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from gae.cli_activate import activate
+from gae.cli_common import (
+    AsJson,
+    Binarize,
+    CheckpointPath,
+    DataName,
+    Resume,
+    Seed,
+    load,
+    need_suffix,
+    read,
+    save_arrays,
+)
 from gae.cli_dip import dip
 from gae.terminal import comparison, console, echo_json, plain, print_results, reported, table
 
@@ -22,15 +35,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-DataName = Annotated[
-    str, typer.Argument(metavar="DATA", help="digits, mnist, fashion-mnist, swiss-roll, …, or a path.")
-]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
-Binarize = Annotated[str, typer.Option(help="none, threshold or dynamic.")]
-Seed = Annotated[int, typer.Option(help="Of weights, data order and noise.")]
-Resume = Annotated[bool, typer.Option("--resume", help="Continue the run in the output folder.")]
-CheckpointPath = Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="A run's folder, or one checkpoint in it.")]
 
 
 app.command()(dip)
@@ -110,7 +114,7 @@ def fit(
     from gae.systems import build
 
     options = parse(system, option or [])
-    dataset = _load(data, binarize)
+    dataset = load(data, binarize)
     folder = out or Path("runs") / f"{system}-{dataset.name}"
     torch.manual_seed(seed)
     model = build(system, dataset.event_shape, **options)
@@ -166,12 +170,12 @@ def encode(
 
     from gae.measure import codes
 
-    _suffix(output, ".npz")
-    model, _ = _read(checkpoint)
-    x, labels = _split(_load(data, binarize), split)
+    need_suffix(output, ".npz")
+    model, _ = read(checkpoint)
+    x, labels = _split(load(data, binarize), split)
     torch.manual_seed(seed)
     found = {**codes(model, x), **({} if labels is None else {"labels": labels.numpy()})}
-    _save_arrays(output, found)
+    save_arrays(output, found)
     results = {f"{name} {array.shape}": str(array.dtype) for name, array in found.items()}
     print_results({"file": str(output), "mean log_joint (nats)": float(found["log_joint"].mean()), **results}, as_json)
 
@@ -190,15 +194,15 @@ def sample(
     """Draw from the model: z from the prior, x from the decoder."""
     import torch
 
-    _suffix(output, ".png", ".npz")
-    model, description = _read(checkpoint)
+    need_suffix(output, ".png", ".npz")
+    model, description = read(checkpoint)
     torch.manual_seed(seed)
     with torch.no_grad():
         z = model.likelihood.prior.sample(torch.Size((n,)))
         decoded = model.decode(z)
         drawn = model.likelihood.point(decoded) if mean else decoded.sample()
     if output.suffix == ".npz":
-        _save_arrays(output, {"x": drawn.numpy(), "z": z.numpy()})
+        save_arrays(output, {"x": drawn.numpy(), "z": z.numpy()})
     else:
         from gae.figures import sheet
 
@@ -226,7 +230,7 @@ def compare(
     from gae.compare import compare as run
     from gae.engines import ENGINES
 
-    dataset = _load(data, binarize)
+    dataset = load(data, binarize)
     folder = out or Path("runs") / f"compare-{dataset.name}"
     names = list(ENGINES) if engines is None else [name.strip() for name in engines.split(",")]
     results = run(
@@ -239,26 +243,7 @@ def compare(
     typer.echo(f"Report: {folder / 'report.html'}")
 
 
-def _load(name: str, binarize: str) -> "Dataset":
-    from gae.data import load
-
-    return load(name, binarize=binarize)
-
-
-def _read(path: Path) -> "tuple[Autoencoder, dict[str, Any]]":
-    """The autoencoder of a checkpoint that `gae fit` or `gae compare` wrote, and what they noted down."""
-    from gae import checkpoint, engines, fit, systems
-
-    state = checkpoint.load(path).state
-    noted = state.get("describe") if isinstance(state, dict) else None
-    if not isinstance(noted, dict) or not {"system", "comparison"} & noted.keys():
-        raise ValueError(f"{path} does not say which system it holds. Only `gae fit` and `gae compare` note that down.")
-    if "comparison" in noted:
-        model = engines.rebuild(noted)
-    else:
-        model = systems.build(noted["system"], noted["event_shape"], **noted["options"])
-    fit.restore(model, path)
-    return model, noted
+app.command()(activate)
 
 
 def _split(data: "Dataset", split: str) -> "tuple[torch.Tensor, torch.Tensor | None]":
@@ -283,15 +268,3 @@ def _test_results(model: "Autoencoder", data: "Dataset", seed: int) -> dict[str,
         loss = sum(float(model(batch)) * len(batch) for batch in data.test.split(1000)) / len(data.test)
         error = (encode(model, data.test, Effort()).mean - data.test).square().flatten(1).mean(1)
     return {"test loss (nats)": loss, "test squared error per element": mean_and_error(error)}
-
-
-def _save_arrays(path: Path, arrays: dict[str, Any]) -> None:
-    import numpy as np
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    np.savez(path, **arrays)
-
-
-def _suffix(path: Path, *allowed: str) -> None:
-    if path.suffix not in allowed:
-        raise ValueError(f"The output must end in {' or '.join(allowed)}, got {path}.")

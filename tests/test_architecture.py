@@ -61,6 +61,7 @@ ORDER = [
     "gae.options",
     "gae.measure",
     "gae.restore",
+    "gae.activate",
     "gae.engines",
     "gae.curves",
     "gae.pictures",
@@ -71,6 +72,8 @@ ORDER = [
     "gae",
     "gae.terminal",
     "gae.cli_dip",
+    "gae.cli_common",
+    "gae.cli_activate",
     "gae.cli",
 ]
 

@@ -75,7 +75,7 @@ def test_the_console_script() -> None:
 
 def test_help_names_every_command() -> None:
     printed = gae("--help")
-    assert all(command in printed for command in ("systems", "fit", "encode", "sample", "compare"))
+    assert all(command in printed for command in ("systems", "fit", "encode", "sample", "compare", "activate"))
 
 
 def test_systems_are_those_of_the_table() -> None:
@@ -138,7 +138,7 @@ def test_codes_of_pca_are_those_of_sklearn(fitted: Path, digits: Dataset, tmp_pa
 
 def test_log_p_is_log_joint_minus_log_q_of_ppca(fitted: Path, digits: Dataset, tmp_path: Path) -> None:
     gae("encode", fitted / "ppca", "digits", "-o", tmp_path / "codes.npz")
-    model, _ = cli._read(fitted / "ppca")
+    model, _ = cli.read(fitted / "ppca")
     with np.load(tmp_path / "codes.npz") as codes, torch.no_grad():
         evidence = model.likelihood.log_evidence(digits.test)
         assert np.allclose(codes["log_joint"] - codes["log_q"], evidence.numpy(), atol=1e-3)
@@ -178,7 +178,7 @@ def test_samples(fitted: Path, tmp_path: Path) -> None:
     assert one["x"].shape == (5, 1, 8, 8) and one["z"].shape == (5, 2)
     assert (one["z"] != two["z"]).all() and (one["z"] == mean["z"]).all()
     scale = (one["x"] - mean["x"]).std()  # the observation noise
-    assert scale == pytest.approx(cli._read(fitted / "vae")[0].likelihood.scale.item(), rel=0.2)
+    assert scale == pytest.approx(cli.read(fitted / "vae")[0].likelihood.scale.item(), rel=0.2)
     gae("sample", fitted / "vae", "-o", tmp_path / "new" / "sheet.png")
     with Image.open(tmp_path / "new" / "sheet.png") as sheet:
         assert min(sheet.size) > 300

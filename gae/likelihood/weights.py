@@ -174,15 +174,17 @@ class Activation(Categorical):
 
     ``"log_prob"``: units are classes, and log q(x|z) is the log softmax of the outputs (N, U). ``"logit"``: each output
     is the logit of a binary unit; one of the U units is looked at, and x is the one that was found on, or U if it was
-    off. So log q(x|z) = log σ(output x) - log U rises with the bare activation of unit x whatever the others do, and
-    under a flat prior both have the same maximisers. ``"channel"``: the same for the means of channels, from outputs
-    (N, U, ...). Data and latent change places against an autoencoder (ledger D20).
+    off. So log q(x|z) = log σ(output x - threshold) - log U rises with the bare activation of unit x whatever the
+    others do, and under a flat prior both have the same maximisers. Far below the threshold it is that activation but
+    for a constant; above, it levels off, and an ascent comes to a halt. ``"channel"``: the same for the means of
+    channels, from outputs (N, U, ...). Data and latent change places against an autoencoder (ledger D20).
 
     Args:
         net: inputs (N, *Z) to outputs (N, U) or (N, U, ...).
         latent_shape: Z, the shape of one input.
         kind: see above.
         prior: of the input; flat unless given.
+        threshold: the activation at which a binary unit is on and off equally often.
 
     >>> model = Activation(nn.Linear(4, 10), (4,))
     >>> model.classes, model.event_shape
@@ -195,12 +197,17 @@ class Activation(Categorical):
         latent_shape: int | tuple[int, ...] | Size,
         kind: Literal["log_prob", "logit", "channel"] = "log_prob",
         prior: nn.Module | None = None,
+        threshold: float = 0.0,
     ):
         if kind not in ("log_prob", "logit", "channel"):
             raise ValueError(f"kind must be 'log_prob', 'logit' or 'channel', got {kind!r}.")
         shape = (latent_shape,) if isinstance(latent_shape, int) else tuple(latent_shape)
         decoder = nn.Sequential(net, _ChannelMean()) if kind == "channel" else net
-        self.__dict__["kind"] = kind
+        if kind == "log_prob" and threshold:
+            raise ValueError(
+                f"A threshold is for binary units, kind='logit' or 'channel'; got {threshold} for classes."
+            )
+        self.__dict__ |= {"kind": kind, "threshold": threshold}
         super().__init__(decoder, shape, Flat(*shape) if prior is None else prior)
         if len(self.output_shape) != 1:
             raise ValueError(
@@ -216,6 +223,7 @@ class Activation(Categorical):
     def distribution(self, output: Float[Tensor, "*L U"]) -> Distribution:
         if self.kind == "log_prob":
             return super().distribution(output)
+        output = output - self.threshold
         off = logsigmoid(-output).logsumexp(-1, keepdim=True)
         return super().distribution(torch.cat([logsigmoid(output), off], -1) - math.log(output.shape[-1]))
 

@@ -1,0 +1,56 @@
+"""What the commands share: kinds of arguments, and how they read and write."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from gae.autoencoder import Autoencoder
+    from gae.data import Dataset
+
+DataName = Annotated[
+    str, typer.Argument(metavar="DATA", help="digits, mnist, fashion-mnist, swiss-roll, …, or a path.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+Binarize = Annotated[str, typer.Option(help="none, threshold or dynamic.")]
+Seed = Annotated[int, typer.Option(help="Of weights, data order and noise.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Continue the run in the output folder.")]
+CheckpointPath = Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="A run's folder, or one checkpoint in it.")]
+
+
+def load(name: str, binarize: str) -> "Dataset":
+    """The named data set, or the one at a path."""
+    from gae import data
+
+    return data.load(name, binarize=binarize)
+
+
+def read(path: Path) -> "tuple[Autoencoder, dict[str, Any]]":
+    """The autoencoder of a checkpoint that `gae fit` or `gae compare` wrote, and what they noted down."""
+    from gae import checkpoint, engines, fit, systems
+
+    state = checkpoint.load(path).state
+    noted = state.get("describe") if isinstance(state, dict) else None
+    if not isinstance(noted, dict) or not {"system", "comparison"} & noted.keys():
+        raise ValueError(f"{path} does not say which system it holds. Only `gae fit` and `gae compare` note that down.")
+    if "comparison" in noted:
+        model = engines.rebuild(noted)
+    else:
+        model = systems.build(noted["system"], noted["event_shape"], **noted["options"])
+    fit.restore(model, path)
+    return model, noted
+
+
+def save_arrays(path: Path, arrays: dict[str, Any]) -> None:
+    """Writes an .npz file, and its folder where that is missing."""
+    import numpy as np
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    np.savez(path, **arrays)
+
+
+def need_suffix(path: Path, *allowed: str) -> None:
+    """Raises ValueError for an output of another type."""
+    if path.suffix not in allowed:
+        raise ValueError(f"The output must end in {' or '.join(allowed)}, got {path}.")
