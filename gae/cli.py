@@ -37,9 +37,6 @@ app = typer.Typer(
 )
 
 
-app.command()(dip)
-
-
 def main() -> None:
     """The console script."""
     app()
@@ -244,6 +241,7 @@ def compare(
 
 
 app.command()(activate)
+app.command()(dip)
 
 
 def _split(data: "Dataset", split: str) -> "tuple[torch.Tensor, torch.Tensor | None]":

@@ -68,3 +68,11 @@ def mnist_folder() -> Path:
         if any(folder.glob("train-images-idx3-ubyte*")):
             return folder
     pytest.skip(f"no MNIST idx files in {root}: set GAE_DATA to a folder that has them")
+
+
+@pytest.fixture
+def unchecked_types() -> Iterator[None]:
+    """Without the test suite's own type checks: what a user gets."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)

@@ -1,12 +1,11 @@
 """Neural heads against formulas written with numpy and scipy, integration, and bad input at the door."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-import jaxtyping
 import numpy as np
 import pytest
 import scipy.integrate
@@ -209,14 +208,6 @@ def test_the_learned_scale_finds_the_residuals(head: type[Head], spread: Callabl
 def test_a_scale_must_be_positive(head: type[Head], scale: float) -> None:
     with pytest.raises(ValueError, match=f"scale must be positive, got {scale}"):
         head(nn.Linear(2, 3), 2, scale=scale)
-
-
-@pytest.fixture
-def unchecked_types() -> Iterator[None]:
-    """Without the test suite's own type checks: what a user gets."""
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 @pytest.mark.usefixtures("unchecked_types")

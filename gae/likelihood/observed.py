@@ -71,10 +71,11 @@ class Observed(Likelihood):
     def _need_law(self, like: Tensor) -> None:
         """Tries the law once: it may not fit what the operator leaves of an output."""
         try:
-            found = self(like.new_zeros(1, *self.latent_shape)).batch_shape
+            law = self(like.new_zeros(1, *self.latent_shape))
+            fits = law.batch_shape == (1,) and law.event_shape == self.event_shape
         except RuntimeError:
-            found = None
-        if found != (1,):
+            fits = False
+        if not fits:
             raise TypeError(
                 f"The law of {type(self.likelihood).__name__} does not fit measurements of shape "
                 f"{tuple(self.event_shape)}: it is of one element each. Give the `scale` of the measurement noise."

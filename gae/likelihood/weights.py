@@ -191,6 +191,9 @@ class Activation(Categorical):
     (10, torch.Size([]))
     """
 
+    kind: str
+    threshold: float
+
     def __init__(
         self,
         net: nn.Module,
@@ -204,9 +207,7 @@ class Activation(Categorical):
         shape = (latent_shape,) if isinstance(latent_shape, int) else tuple(latent_shape)
         decoder = nn.Sequential(net, _ChannelMean()) if kind == "channel" else net
         if kind == "log_prob" and threshold:
-            raise ValueError(
-                f"A threshold is for binary units, kind='logit' or 'channel'; got {threshold} for classes."
-            )
+            raise ValueError(f"A threshold is for binary units, kind='logit' or 'channel'; classes got {threshold}.")
         self.__dict__ |= {"kind": kind, "threshold": threshold}
         super().__init__(decoder, shape, Flat(*shape) if prior is None else prior)
         if len(self.output_shape) != 1:
