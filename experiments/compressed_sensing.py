@@ -7,8 +7,9 @@ error per pixel against the clean image, over test images. Must hold: the error 
 is below that of Lasso for m ≤ 100. (From m = 400 on Lasso on pixels wins: no code gives the image itself.)
 
 The decoder, 20-500-500-784 with softplus, is theirs, and so is its loss, but for one thing: they put the cross-entropy
-of a Bernoulli on grey values. Here the pixels are drawn anew in each epoch with the grey values as probabilities, whose
-log likelihood is the same in expectation and a proper one, and the restored image is the mean, in [0, 1].
+of a Bernoulli on grey values. Here the pixels are drawn anew in each epoch with the grey values as probabilities (the
+encoder sees the draws too): for a given code the loss is the same in expectation, and its likelihood a proper one. The
+restored image is the mean, in [0, 1].
 
 λ is chosen for each m, as is Lasso's penalty for each m and basis (and, for pixels, whether coefficients must be
 positive), by the error on training images that the decoder was not trained on, under another A and other noise. Lasso
@@ -18,7 +19,7 @@ images. The floor is the error of the best code when the whole image is seen.
 
     python -m experiments.compressed_sensing
 
-The decoder's weights are kept in ``runs/compressed_sensing``, and a run that was stopped goes on from there.
+Checkpoints of the training are in ``runs/compressed_sensing``; a run that was stopped does not train anew.
 """
 
 import math
