@@ -23,6 +23,8 @@ NETWORKS = {
 }
 INPUTS = {"mlp": (2, 3), "conv-encoder": (2, 7, 6), "conv-decoder": (3,)}
 
+SKIP = {"down": (4, 5), "up": (6, 7), "narrow": (2, 0)}
+
 every_network = pytest.mark.parametrize("name", NETWORKS)
 
 
@@ -92,3 +94,66 @@ def test_convolutions_need_images(shape: tuple[int, ...]) -> None:
     for build in (lambda: nets.conv_encoder(shape, 3), lambda: nets.conv_decoder(3, shape)):
         with pytest.raises(ValueError, match=r"needs images \(C, H, W\), got shape .* Use `mlp`"):
             build()
+
+
+def paper() -> nn.Module:
+    """The network of the deep-image-prior paper, as its authors wrote it, for one image: batch normalisation."""
+
+    class Join(nn.Module):
+        def __init__(self, narrow: nn.Module | None, deep: nn.Module):
+            super().__init__()
+            self.narrow, self.deep = narrow, deep
+
+        def forward(self, x: Tensor) -> Tensor:
+            deep = self.deep(x)
+            return deep if self.narrow is None else torch.cat([self.narrow(x), deep], 1)
+
+    def block(inputs: int, outputs: int, size: int, stride: int = 1) -> nn.Sequential:
+        conv = nn.Conv2d(inputs, outputs, size, stride, padding=size // 2, padding_mode="reflect")
+        return nn.Sequential(conv, nn.BatchNorm2d(outputs), nn.LeakyReLU(0.2))
+
+    def level(scale: int, inputs: int) -> nn.Module:
+        channels, narrow, outputs = (SKIP[name][scale] for name in ("down", "narrow", "up"))
+        deep = nn.Sequential(block(inputs, channels, 3, 2), block(channels, channels, 3))
+        below = channels
+        if scale == 0:
+            deep.append(level(1, channels))
+            below = SKIP["up"][1]
+        deep.append(nn.Upsample(scale_factor=2, mode="bilinear"))
+        join = Join(block(inputs, narrow, 1) if narrow else None, deep)
+        rest = (nn.BatchNorm2d(narrow + below), block(narrow + below, outputs, 3), block(outputs, outputs, 1))
+        return nn.Sequential(join, *rest)
+
+    return nn.Sequential(level(0, 3), nn.Conv2d(6, 2, 1), nn.Sigmoid())
+
+
+def test_skip_is_the_network_of_the_paper() -> None:
+    ours, theirs = nets.skip(3, 2, **SKIP).double(), paper().double()
+    mine, yours = dict(ours.named_parameters()), dict(theirs.named_parameters())
+    assert sorted(p.shape for p in mine.values()) == sorted(p.shape for p in yours.values())
+    for source, parameter in zip(_by_use(theirs), _by_use(ours), strict=True):
+        parameter.data = source.data + 0.1 * torch.randn_like(source)
+        source.data = parameter.data
+    x = torch.randn(1, 3, 8, 12, dtype=torch.float64)
+    torch.testing.assert_close(ours(x), theirs(x), rtol=1e-10, atol=1e-10)
+    x = torch.randn(3, 3, 8, 12, dtype=torch.float64)
+    torch.testing.assert_close(ours(x), torch.cat([theirs(row) for row in x.split(1)]), rtol=1e-10, atol=1e-10)
+
+
+def _by_use(network: nn.Module) -> list[nn.Parameter]:
+    """Parameters in the order in which modules run."""
+    found: list[nn.Parameter] = []
+    hooks = [
+        module.register_forward_pre_hook(lambda module, _: found.extend(module.parameters(recurse=False)))
+        for module in network.modules()
+    ]
+    network(torch.zeros(1, 3, 8, 12, dtype=torch.float64))
+    for hook in hooks:
+        hook.remove()
+    return found
+
+
+def test_skip_has_as_many_parameters_as_the_paper_says() -> None:
+    assert sum(p.numel() for p in nets.skip().parameters()) == 2_217_831
+    with pytest.raises(ValueError, match="one entry per scale, got 2, 1 and 2"):
+        nets.skip(down=(4, 4), up=(4,), narrow=(4, 4))

@@ -96,6 +96,6 @@ def rounding(value: Float[Tensor, "S B"]) -> Float[Tensor, "S B"]:
     return 10 * torch.finfo(value.dtype).eps * (10 + value.abs())
 
 
-def widened(rows: Tensor, like: Float[Tensor, "S B *_"]) -> Tensor:
+def widened(rows: Tensor, like: Num[Tensor, "S B *_"]) -> Tensor:
     """One value per row (S, B) with as many trailing dimensions of size 1 as ``like`` has beyond those."""
     return rows.reshape(*rows.shape, *[1] * (like.dim() - 2))
