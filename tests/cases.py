@@ -167,7 +167,7 @@ LIKELIHOODS = [
     LikelihoodCase("mixture-of-ppca", lambda: chart(3, 2, (2, 2), **EVERYTHING)),
     LikelihoodCase("weights", lambda: WeightLikelihood(net(1, 3), torch.ones(1), learned)),
     LikelihoodCase("weights-conv", lambda: drawn_by(StandardNormal(20))),
-    LikelihoodCase("activation", lambda: Activation(net((2, 2), 4), (2, 2)), classes),
+    LikelihoodCase("activation", lambda: Activation(net((2, 2), 4), (2, 2), prior=StandardNormal(2, 2)), classes),
     LikelihoodCase("activation-logit", lambda: Activation(net(2, 4), 2, "logit", StandardNormal(2)), classes),
     LikelihoodCase("activation-channel", lambda: Activation(net(2, (4, 2, 2)), 2, "channel"), classes),
     LikelihoodCase("masked", lambda: Observed(Bernoulli(net(2, (1, 2, 2)), 2), masked((1, 2, 2))), binary),
