@@ -85,7 +85,7 @@ def restore(
         steps: at most; a number for each task unless given.
         runs: R, networks with initial weights of their own.
         network: its size.
-        watch: called after each step.
+        watch: called after each step; its signals (R, 1, C, H, W) are those of the image.
 
     Raises:
         ValueError: an unknown task, a mask missing, needless, of another size or that hides everything, values outside
@@ -103,7 +103,8 @@ def restore(
         torch.manual_seed(seed)
         likelihood, seen = pose(image, task, mask=mask, factor=factor, network=network)
         _afford(memory(network, likelihood, runs), image.device)
-        log = _Log(seen.numel(), watch)
+        grown = factor if task == "superresolve" else 1
+        log = _Log(seen.numel(), image.shape[1] * grown, image.shape[2] * grown, watch)
         engine = Ascent(Initial(runs), Adam(0.01), limit, backprop=Detach(), stop=RunningVariance(), watch=log)
         try:
             with torch.no_grad():
@@ -112,8 +113,7 @@ def restore(
             if log.latest is None:
                 raise
             log.interrupted = True
-    grown = factor if task == "superresolve" else 1
-    return log.restoration(image.shape[1] * grown, image.shape[2] * grown)
+    return log.restoration()
 
 
 def pose(
@@ -154,10 +154,11 @@ def pose(
 
 
 class _Log:
-    """What the solve showed after each step: the only thing that is left of one that was interrupted."""
+    """What the solve showed after each step, cut to the image: all that is left of one that was interrupted."""
 
-    def __init__(self, values: int, watch: Callable[[Progress], None] | None):
-        self.values, self.watch, self.interrupted = values, watch, False
+    def __init__(self, values: int, height: int, width: int, watch: Callable[[Progress], None] | None):
+        self.values, self.height, self.width, self.watch = values, height, width, watch
+        self.interrupted = False
         self.loss: list[list[float]] = []
         self.taken: Tensor | int = 0
         self.latest: Progress | None = None
@@ -167,13 +168,15 @@ class _Log:
         square = 2 * SCALE**2 * (nats - math.log(SCALE) - 0.5 * math.log(2 * math.pi))
         self.loss.append(square.tolist())
         self.taken = self.taken + progress.running[:, 0]
-        self.latest = progress
+        assert progress.signal is not None and progress.average is not None
+        signal, average = (t[..., : self.height, : self.width] for t in (progress.signal, progress.average))
+        self.latest = progress._replace(signal=signal, average=average)
         if self.watch is not None:
-            self.watch(progress)
+            self.watch(self.latest)
 
-    def restoration(self, height: int, width: int) -> Restoration:
+    def restoration(self) -> Restoration:
         assert self.latest is not None and self.latest.signal is not None and isinstance(self.taken, Tensor)
-        runs = self.latest.signal[:, 0, :, :height, :width].clone()
+        runs = self.latest.signal[:, 0].clone()
         settled = (~self.latest.running[:, 0]).tolist()
         return Restoration(runs.mean(0), runs, self.taken.tolist(), settled, self.loss, self.interrupted)
 

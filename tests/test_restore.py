@@ -53,7 +53,7 @@ def test_the_loss_is_the_squared_error_of_what_is_seen() -> None:
         seen.append(progress.average[0, 0])
 
     found = restore(image, "inpaint", mask=mask, steps=1, network=SMALL, watch=watch)
-    error = (seen[0][:, :9, :10] - image)[:, mask].square().mean()
+    error = (seen[0] - image)[:, mask].square().mean()
     torch.testing.assert_close(torch.tensor(found.loss[0][0]), error, rtol=1e-4, atol=1e-6)
 
 

@@ -25,7 +25,7 @@ class WeightDecoder(nn.Module):
         net: the architecture; it is copied, and the weights it has play no part.
         input: one input, without a batch dimension; the network sees a batch of one.
         together: whether all N networks are evaluated at once, by ``vmap``. Unless given, they are, except a network
-            with convolutions on the CPU, where one after another is faster.
+            with convolutions on the CPU, where one after another is faster but for small images.
     """
 
     input: Tensor
