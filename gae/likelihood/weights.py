@@ -1,7 +1,6 @@
 """The latent is a network, or its input: deep image prior, maximal activation."""
 
 import copy
-import math
 from collections.abc import Callable
 from functools import partial
 from typing import Literal
@@ -226,7 +225,7 @@ class Activation(Categorical):
             return super().distribution(output)
         output = output - self.threshold
         off = logsigmoid(-output).logsumexp(-1, keepdim=True)
-        return super().distribution(torch.cat([logsigmoid(output), off], -1) - math.log(output.shape[-1]))
+        return super().distribution(torch.cat([logsigmoid(output), off], -1))  # which divides by U
 
 
 class _ChannelMean(nn.Module):
