@@ -1,0 +1,252 @@
+"""Checks of ``01_bounds.md``: bounds on the evidence of a decoder-only model."""
+
+import itertools
+import math
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from torch.distributions import Categorical, MultivariateNormal, Normal
+
+from gae import likelihood
+from gae.claims import Check, at_most, check, equal, estimate
+from gae.inference import Argmax, Ascent, ClosedForm, Encoding, Enumerate, GaussNewton
+from gae.likelihood import Flat, LinearMixture
+from gae.objective import iwae, joint, logsumexp
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+SIZES = (3, 4, 6)  # values of z in the random tables
+SYMBOLS = 5  # values of x
+
+
+@check
+def check_D01() -> Check:
+    """A table of x and y, summed entry by entry, against expectations through gae's ``Categorical`` decoder."""
+    with_link, without_link = [], []
+    for size in SIZES:
+        data, decoder = _table(SYMBOLS), _table(size, SYMBOLS)
+        encoder, prior = _table(SYMBOLS, size), _table(size)
+        with_link.append((_negative_divergence(data, encoder @ decoder), data @ _recoded(encoder, decoder)))
+        entropy = -(data * data.log()).sum()
+        marginal = (data * (data / (prior @ decoder)).log()).sum()
+        same_encoder = prior.expand(SYMBOLS, size)
+        without_link.append((_negative_divergence(data, same_encoder @ decoder), -entropy - marginal))
+    return Check(
+        [
+            equal("−KL of the self-map = E log Σ_z q_e(z|x) q_r(x|z)", *_columns(with_link)),
+            equal("without a link x→z: −H(p_data) − KL(p_data ‖ q)", *_columns(without_link)),
+        ]
+    )
+
+
+@check
+def check_D02() -> Check:
+    """Discrete codes by ``Argmax`` against a sum written out; the continuous case by ascent against quadrature."""
+    mixture, x = LinearMixture(5, 0, (3,), means=torch.randn(5, 3)), 1.5 * torch.randn(40, 3)
+    centres = torch.stack([Normal(mean, 1.0).log_prob(x).sum(1) - math.log(5) for mean in mixture.means])
+
+    example, seen = _example(), torch.tensor([[0.5, 0.7]])
+    grid = torch.linspace(-3, 3, 200_001)
+    heights = example.log_joint(seen, grid.reshape(-1, 1, 1)).squeeze(1)
+    integral = heights.logsumexp(0) + math.log(float(grid[1] - grid[0]))
+
+    wide, dim = LinearMixture(1, 3, (6,), scale=4.0), 6
+    narrow = LinearMixture(1, 3, (6,), scale=0.3)
+    y = torch.randn(20, dim)
+    return Check(
+        claim=[at_most("max_k log q(k) q(x|k) ≤ log Σ_k", joint(Argmax()(mixture, x)), centres.logsumexp(0))],
+        without=[at_most("continuous z: max_z log q(z) q(x|z) ≤ log p(x)", _highest(example, seen), integral)],
+        correction=[
+            equal("log p(x) of the example, by a dense covariance", integral, _dense_evidence(example, seen), 1e-9),
+            equal("log p = max + d/2 log 2π − ½ log det Λ", _dense_evidence(narrow, y), _laplace(narrow, y), 1e-9),
+            at_most("the bound where that correction is ≥ 0", _highest(wide, y), _dense_evidence(wide, y)),
+        ],
+    )
+
+
+@check
+def check_D04() -> Check:
+    """Partial sums over the branches of ``Enumerate``; importance weights by exhaustive enumeration and by sampling."""
+    mixture, x = LinearMixture(6, 0, (2,), means=torch.randn(6, 2)), torch.randn(30, 2)
+    branches = Enumerate()(mixture, x)
+    log_joint = branches.log_joint.sort(0, descending=True).values
+    partial = log_joint.logcumsumexp(0)
+    evidence = torch.stack([Normal(m, 1.0).log_prob(x).sum(1).exp() / 6 for m in mixture.means]).sum(0).log()
+    copies = log_joint[0] + math.log(7)
+
+    model, seen = LinearMixture(1, 2, (4,), scale=0.5), torch.randn(4)
+    draws = _importance_bounds(model, seen, samples=4000, replicates=200)
+    unweighted = model.log_joint(seen.unsqueeze(0), torch.randn(10_000, 1, 2)).logsumexp(0)
+    expected, total = _exact_iwae(log_joint[:3, 0].exp() / log_joint[:3, 0].exp().sum())
+    return Check(
+        claim=[
+            equal("all K distinct codes: logsumexp = log p(x)", logsumexp(branches), evidence),
+            at_most("non-decreasing in n", partial[:-1], partial[1:], 0.0),
+            at_most("≥ max", joint(Argmax()(mixture, x)), partial[1], 0.0),
+        ],
+        without=[
+            at_most("seven copies of one code ≤ log p(x)", copies, evidence),
+            at_most("10,000 draws of a continuous z ≤ log p(x)", unweighted, model.log_evidence(seen.unsqueeze(0))),
+        ],
+        correction=[
+            at_most("E[L_n] non-decreasing, enumerated", expected[:-1], expected[1:]),
+            at_most("E[L_n] ≤ log p(x), enumerated", expected, total),
+            estimate("E[L_n] → log p(x), n = 4000", draws, _dense_evidence(model, seen.unsqueeze(0))),
+        ],
+    )
+
+
+@check
+def check_D06() -> Check:
+    """Finite tables with parameters; gradients of both sides by autodiff through different expressions."""
+    data = _table(SYMBOLS)
+    prior = torch.randn(4, requires_grad=True)
+    decoder = torch.randn(4, SYMBOLS, requires_grad=True)
+    log_joint = prior.log_softmax(0)[:, None] + decoder.log_softmax(1)  # (Z, X)
+    log_x = log_joint.logsumexp(0)
+    log_posterior = log_joint - log_x
+
+    encoder = _table(SYMBOLS, 4)
+    log_self = encoder.T.log() + decoder.log_softmax(1)  # log q(y=x, z|x)
+    log_hit = torch.stack([torch.log(encoder[i] @ decoder.softmax(1)[:, i]) for i in range(SYMBOLS)])
+
+    bound, shortened = data @ log_joint.amax(0), data @ log_posterior.amax(0)
+    fisher = (log_posterior.detach().exp() * log_joint).sum(0)  # has the gradient of log q(x), by Fisher's identity
+    return Check(
+        claim=[
+            equal("E max_z log q(y=x, z|x) = E max_z log q(z|x)", data @ log_self.amax(0), shortened),
+            equal("∇c = 0", _gradient(shortened - bound, prior, decoder), 0.0),
+        ],
+        correction=[
+            equal(
+                "per x: max_z log q(y=x, z|x) = max_z log q(z|x, y=x) + log q(y=x|x)",
+                log_self.amax(0),
+                (log_self - log_self.logsumexp(0)).amax(0) + log_hit,
+            ),
+            equal(
+                "∇ E max_z log q(z|x) = ∇ E max_z log q(x, z) − ∇ E log q(x)",
+                _gradient(shortened, prior, decoder),
+                _gradient(bound, prior, decoder) - _gradient(data @ fisher, prior, decoder),
+            ),
+        ],
+    )
+
+
+@check
+def check_D08() -> Check:
+    """gae's mixture with weights f gives LEOP; EOL and LOE are written out with the same constants."""
+    model, x = LinearMixture(4, 0, (3,), means=torch.randn(4, 3), learn_weights=True), 2 * torch.randn(50, 3)
+    f = torch.rand(4).softmax(0)
+    model.logits.data = f.log()
+    constant = -1.5 * math.log(2 * math.pi)
+    log_parts = constant - 0.5 * (x[:, None] - model.means).square().sum(2)
+    expected_log = log_parts @ f
+    log_of_expected = constant - 0.5 * (x - f @ model.means).square().sum(1)
+    vertex = log_parts[:, 2]
+    model_at_vertex = LinearMixture(1, 0, (3,), means=model.means[2:3].detach())
+    return Check(
+        [
+            at_most("EOL ≤ LEOP", expected_log, model.log_evidence(x), 0.0),
+            at_most("EOL ≤ LOE", expected_log, log_of_expected, 0.0),
+            equal("all equal at a vertex of the simplex", vertex, model_at_vertex.log_evidence(x)),
+        ]
+    )
+
+
+def figure_D02() -> "Figure":
+    """The joint density of the counterexample rises above its own integral."""
+    from matplotlib.figure import Figure
+
+    model, x = _example().float(), torch.tensor([[0.5, 0.7]])
+    z = torch.linspace(0.15, 0.6, 400)
+    with torch.no_grad():
+        heights = model.log_joint(x, z.reshape(-1, 1, 1)).squeeze(1)
+    figure = Figure(figsize=(6.4, 3.4), layout="constrained")
+    axes = figure.subplots()
+    axes.plot(z, heights, color="#0072B2", label="log q(z) q(x|z)")
+    axes.axhline(float(model.log_evidence(x)), color="#D55E00", ls="--", label="log p(x) = log ∫ q(z) q(x|z) dz")
+    axes.set(xlabel="z", ylabel="nats", ylim=(-6, 2))
+    axes.legend()
+    return figure
+
+
+def _table(*shape: int) -> Tensor:
+    """A random probability table: its last dimension sums to 1."""
+    return torch.randn(*shape).softmax(-1)
+
+
+def _columns(pairs: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    left, right = zip(*pairs, strict=True)
+    return torch.stack(left), torch.stack(right)
+
+
+def _negative_divergence(data: Tensor, mapped: Tensor) -> Tensor:
+    """−KL(p(x) δ(y|x) ‖ p(x) q(y|x)) over the whole table of pairs, with 0 log 0 = 0."""
+    truth, model = torch.diag(data), data[:, None] * mapped
+    return (torch.special.xlogy(truth, model) - torch.special.xlogy(truth, truth)).sum()
+
+
+def _recoded(encoder: Tensor, decoder: Tensor) -> Tensor:
+    """log Σ_z q_e(z|x) q_r(x|z) for every x, with one-hot codes through gae's ``Categorical``."""
+    network = nn.Linear(len(decoder), SYMBOLS, bias=False)
+    network.weight.data = decoder.log().T
+    model = likelihood.Categorical(network, len(decoder), Flat(len(decoder)))
+    codes = torch.eye(len(decoder)).unsqueeze(1).expand(-1, SYMBOLS, -1)
+    return (encoder.log().T + model.log_joint(torch.arange(float(SYMBOLS)), codes)).logsumexp(0)
+
+
+def _example() -> LinearMixture:
+    """x = (1, 2)ᵀ z + 0.1 ε."""
+    model = LinearMixture(1, 1, (2,), scale=0.1)
+    model.loadings.data = torch.tensor([[[1.0, 2.0]]])
+    return model
+
+
+def _highest(model: LinearMixture, x: Tensor) -> Tensor:
+    """max_z log q(z) q(x|z), by ascent."""
+    return joint(Ascent(step=GaussNewton(), max_steps=20)(model, x))
+
+
+def _dense_evidence(model: LinearMixture, x: Tensor) -> Tensor:
+    """log N(x; mean, WWᵀ + σ² I) by the D × D covariance."""
+    rows = model.loadings[0].detach()
+    covariance = rows.T @ rows + (2 * model.log_scale[0]).exp() * torch.eye(rows.shape[1])
+    return MultivariateNormal(model.means[0].detach(), covariance).log_prob(x)
+
+
+def _laplace(model: LinearMixture, x: Tensor) -> Tensor:
+    """The maximum and the volume of its peak, with Λ by autodiff."""
+    precision = -torch.autograd.functional.hessian(
+        lambda z: model.log_joint(x[:1], z.reshape(1, 1, -1)).sum(), torch.zeros(model.latent_shape)
+    )
+    return _highest(model, x) + 0.5 * len(precision) * math.log(2 * math.pi) - 0.5 * torch.logdet(precision)
+
+
+def _importance_bounds(model: LinearMixture, x: Tensor, samples: int, replicates: int) -> Tensor:
+    """Independent values of L_n (replicates,), by gae's ``iwae`` under a proposal wider than the posterior."""
+    with torch.no_grad():
+        exact = ClosedForm()(model, x.expand(replicates, -1)).q
+        wide = MultivariateNormal(exact.mean + 0.1, scale_tril=1.3 * exact.scale_tril)
+        z = wide.sample((samples,)).flatten(0, 1)
+        log_joint, log_q = model.log_joint(x.expand(replicates, -1), z), wide.log_prob(z.unflatten(0, (samples, 1)))
+        return iwae(Encoding(z, None, log_joint, log_q.flatten(0, 1), wide, model.prior, "proposal"))
+
+
+def _exact_iwae(posterior: Tensor) -> tuple[Tensor, Tensor]:
+    """E[L_n] for n = 1 … 4 under a uniform proposal over K values with joint weights 0.2 q(z|x), and log p(x)."""
+    joint_weights, size = 0.2 * posterior, len(posterior)
+    proposal = Categorical(probs=torch.ones(size))
+    expected = []
+    for n in range(1, 5):
+        draws = torch.tensor(list(itertools.product(range(size), repeat=n)))
+        chance = proposal.log_prob(draws).sum(1).exp()
+        bound = (joint_weights[draws] / proposal.log_prob(draws).exp()).mean(1).log()
+        expected.append((chance * bound).sum())
+    return torch.stack(expected), joint_weights.sum().log()
+
+
+def _gradient(value: Tensor, *parameters: Tensor) -> Tensor:
+    found = torch.autograd.grad(value, parameters, retain_graph=True)
+    return torch.cat([part.flatten() for part in found])
