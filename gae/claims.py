@@ -12,6 +12,8 @@ from torch import Tensor
 
 __all__ = ["Check", "Relation", "Verdict", "at_most", "check", "equal", "estimate"]
 
+Side = Tensor | float | int
+
 CLEAR = 10.0  # a statement is broken, not merely inaccurate, when its error is this many tolerances ...
 VISIBLE = 1e-3  # ... and large enough to be no matter of rounding
 
@@ -102,20 +104,20 @@ class Check:
         return Verdict.fails if refuted else Verdict.undecided
 
 
-def equal(what: str, lhs: Tensor | float, rhs: Tensor | float, tolerance: float = 1e-10) -> Relation:
+def equal(what: str, lhs: Side, rhs: Side, tolerance: float = 1e-10) -> Relation:
     """lhs = rhs, elementwise; the relation keeps the element that misses it most."""
     left, right = _sides(lhs, rhs)
     return _worst(what, left, "=", right, (left - right).abs(), tolerance)
 
 
-def at_most(what: str, lhs: Tensor | float, rhs: Tensor | float, tolerance: float = 1e-10) -> Relation:
+def at_most(what: str, lhs: Side, rhs: Side, tolerance: float = 1e-10) -> Relation:
     """lhs ≤ rhs, elementwise; where all hold, the relation keeps the element with the least room."""
     left, right = _sides(lhs, rhs)
     found = _worst(what, left, "≤", right, left - right, tolerance)
     return Relation(what, found.lhs, "≤", found.rhs, max(found.error, 0.0), tolerance)
 
 
-def estimate(what: str, samples: Tensor, rhs: Tensor | float) -> Relation:
+def estimate(what: str, samples: Tensor, rhs: Side) -> Relation:
     """The mean over the first dimension of independent samples (N, ...) = rhs, within 4 standard errors.
 
     >>> estimate("a fair coin", torch.tensor([0.0, 1.0] * 50), 0.5).holds

@@ -20,6 +20,7 @@ from gae.cli_common import (
     save_arrays,
 )
 from gae.cli_dip import dip
+from gae.cli_notes import notes
 from gae.terminal import comparison, console, echo_json, plain, print_results, reported, table
 
 if TYPE_CHECKING:
@@ -242,6 +243,7 @@ def compare(
 
 app.command()(activate)
 app.command()(dip)
+app.command()(notes)
 
 
 def _split(data: "Dataset", split: str) -> "tuple[torch.Tensor, torch.Tensor | None]":

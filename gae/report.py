@@ -5,11 +5,14 @@ import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from gae.figures import Plate, draw, save
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
 
 MASSES = ("bernoulli", "poisson")  # heads whose nats are of a probability mass, not of a density
 
@@ -223,20 +226,28 @@ def write(out: Path) -> Path:
 
 def render(results: dict[str, Any], plates: list[Plate], folder: Path) -> str:
     """The HTML page, with every figure inside."""
+    images = {plate.name: base64.b64encode((folder / f"{plate.name}.png").read_bytes()).decode() for plate in plates}
+    return (
+        environment()
+        .get_template("report.html")
+        .render(
+            results=results,
+            columns=COLUMNS,
+            table=table(results),
+            highlights=highlights(results),
+            command=command(results["configuration"]),
+            statuses={c["engine"]: c["status"] for c in results["cells"] if c["engine"] == c["decoder"]},
+            mass=results["configuration"]["head"] in MASSES,
+            plates=plates,
+            images=images,
+        )
+    )
+
+
+def environment() -> "Environment":
+    """Where the templates of all pages are found."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
-    environment = Environment(
+    return Environment(
         loader=PackageLoader("gae"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    images = {plate.name: base64.b64encode((folder / f"{plate.name}.png").read_bytes()).decode() for plate in plates}
-    return environment.get_template("report.html").render(
-        results=results,
-        columns=COLUMNS,
-        table=table(results),
-        highlights=highlights(results),
-        command=command(results["configuration"]),
-        statuses={c["engine"]: c["status"] for c in results["cells"] if c["engine"] == c["decoder"]},
-        mass=results["configuration"]["head"] in MASSES,
-        plates=plates,
-        images=images,
     )

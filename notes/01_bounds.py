@@ -59,8 +59,9 @@ def check_D02() -> Check:
         claim=[at_most("max_k log q(k) q(x|k) ≤ log Σ_k", joint(Argmax()(mixture, x)), centres.logsumexp(0))],
         without=[at_most("continuous z: max_z log q(z) q(x|z) ≤ log p(x)", _highest(example, seen), integral)],
         correction=[
+            equal("log p(x) = max + d/2 log 2π − ½ log det Λ", _dense_evidence(narrow, y), _laplace(narrow, y), 1e-9),
+            equal("the same of the example", integral, _laplace(example, seen), 1e-9),
             equal("log p(x) of the example, by a dense covariance", integral, _dense_evidence(example, seen), 1e-9),
-            equal("log p = max + d/2 log 2π − ½ log det Λ", _dense_evidence(narrow, y), _laplace(narrow, y), 1e-9),
             at_most("the bound where that correction is ≥ 0", _highest(wide, y), _dense_evidence(wide, y)),
         ],
     )
@@ -162,11 +163,11 @@ def figure_D02() -> "Figure":
     model, x = _example().float(), torch.tensor([[0.5, 0.7]])
     z = torch.linspace(0.15, 0.6, 400)
     with torch.no_grad():
-        heights = model.log_joint(x, z.reshape(-1, 1, 1)).squeeze(1)
+        heights, evidence = model.log_joint(x, z.reshape(-1, 1, 1)).squeeze(1), float(model.log_evidence(x))
     figure = Figure(figsize=(6.4, 3.4), layout="constrained")
     axes = figure.subplots()
     axes.plot(z, heights, color="#0072B2", label="log q(z) q(x|z)")
-    axes.axhline(float(model.log_evidence(x)), color="#D55E00", ls="--", label="log p(x) = log ∫ q(z) q(x|z) dz")
+    axes.axhline(evidence, color="#D55E00", ls="--", label="log p(x) = log ∫ q(z) q(x|z) dz")
     axes.set(xlabel="z", ylabel="nats", ylim=(-6, 2))
     axes.legend()
     return figure

@@ -49,6 +49,8 @@ ORDER = [
     "gae.evidence",
     "gae.autoencoder",
     "gae.certificate",
+    "gae.claims",
+    "gae.ledger",
     "gae.packing",
     "gae.checkpoint",
     "gae.fit.history",
@@ -68,17 +70,19 @@ ORDER = [
     "gae.figures",
     "gae.photos",
     "gae.report",
+    "gae.ledger_page",
     "gae.compare",
     "gae",
     "gae.terminal",
     "gae.cli_dip",
     "gae.cli_common",
     "gae.cli_activate",
+    "gae.cli_notes",
     "gae.cli",
 ]
 
 HEAVY = {"lightning", "lightning_fabric", "jinja2", "matplotlib", "pandas", "PIL", "rich", "safetensors", "skimage"}
-HEAVY |= {"sklearn", "tensorboard", "typer"}
+HEAVY |= {"latex2mathml", "markdown_it", "mdit_py_plugins", "scipy", "sklearn", "tensorboard", "typer"}
 
 
 def module_name(path: Path) -> str:
