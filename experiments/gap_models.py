@@ -1,0 +1,113 @@
+"""The decoders of ``inference_gap`` and ``encoders_by_compute``: one architecture, trained by six engines.
+
+The architecture is that of Burda et al. (2016, arXiv 1509.00519) with one stochastic layer: an encoder
+784-200-200-(2 × 50) and a decoder 50-200-200-784 with tanh, N(0, I) and Bernoulli pixels, on dynamically binarised
+MNIST. All start from the same weights. Their schedule takes 3,280 epochs; ours is named in each row and far shorter.
+
+    python -m experiments.gap_models [NAME ...]
+
+trains the named decoders, all unless named. A run that was stopped goes on where it was; checkpoints are in
+``runs/inference_gap``.
+"""
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import nn
+
+from experiments.common import ROOT, mnist
+from gae import Autoencoder, nets
+from gae.data import Dataset
+from gae.fit import fit
+from gae.inference import Adam, Amortized, Ascent, Backprop, Detach, Inference, MeanField, Unroll, Zeros
+from gae.likelihood import Bernoulli
+from gae.objective import Objective, elbo, iwae, joint
+from gae.systems import NormalEncoder
+
+RUNS = ROOT.parent / "runs" / "inference_gap"
+SHAPE, LATENT, HIDDEN = (1, 28, 28), 50, (200, 200)
+
+
+@dataclass(frozen=True)
+class Training:
+    """How one decoder is trained: by which engine and objective, and for how many epochs at each rate of Adam."""
+
+    label: str
+    engine: Callable[[NormalEncoder], Inference]
+    objective: Objective
+    stages: tuple[tuple[float, int], ...]
+    batch_size: int = 100
+
+    @property
+    def epochs(self) -> int:
+        return sum(epochs for _, epochs in self.stages)
+
+
+def map_ascent(backprop: Backprop, steps: int = 10) -> Ascent:
+    """MAP codes by Adam from zero, as the decoders are trained with them."""
+    return Ascent(Zeros(), Adam(0.3, (0.8, 0.9)), steps, backprop=backprop)
+
+
+def refinement(encoder: NormalEncoder, steps: int = 5, samples: int = 2) -> Ascent:
+    """Ascent on the ELBO of a mean-field normal that starts as the encoder's (Kim et al. 2018)."""
+    return Ascent(Amortized(encoder), Adam(0.02, (0.8, 0.9)), steps, family=MeanField(samples), backprop=Unroll())
+
+
+TRAININGS = {
+    "vae": Training("amortised ELBO", Amortized, partial(elbo, analytic=True), ((1e-3, 240), (3e-4, 100), (1e-4, 60))),
+    "iwae5": Training("IWAE, k = 5", partial(Amortized, samples=5), iwae, ((1e-3, 100), (3e-4, 50), (1e-4, 30))),
+    "iwae50": Training("IWAE, k = 50", partial(Amortized, samples=50), iwae, ((1e-3, 16), (3e-4, 8), (1e-4, 4))),
+    "savae": Training(
+        "semi-amortised ELBO", refinement, partial(elbo, analytic=True), ((1e-3, 28), (3e-4, 12), (1e-4, 5))
+    ),
+    "unrolled": Training(
+        "unrolled MAP", lambda encoder: map_ascent(Unroll()), joint, ((1e-3, 24), (3e-4, 11), (1e-4, 5))
+    ),
+    "detached": Training(
+        "detached MAP", lambda encoder: map_ascent(Detach()), joint, ((1e-3, 36), (3e-4, 16), (1e-4, 8))
+    ),
+}
+
+
+def parts(data: Dataset, seed: int = 0) -> tuple[Bernoulli, NormalEncoder]:
+    """Decoder and encoder, the same for every training; the decoder's bias starts at the logit of the mean image."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network = nets.mlp(LATENT, HIDDEN, SHAPE, nn.Tanh)
+        encoder = NormalEncoder(nets.mlp(SHAPE, HIDDEN, 2 * LATENT, nn.Tanh))
+    last = next(layer for layer in reversed(network) if isinstance(layer, nn.Linear))
+    with torch.no_grad():
+        last.bias.copy_(data.epoch(0).mean(0).clamp(1e-3, 1 - 1e-3).logit().flatten())
+    return Bernoulli(network, LATENT), encoder
+
+
+def train(name: str, data: Dataset) -> tuple[Autoencoder, NormalEncoder]:
+    """The named decoder with its engine, trained, and the encoder (untrained where the engine has none)."""
+    training = TRAININGS[name]
+    decoder, encoder = parts(data)
+    model = Autoencoder(decoder, training.engine(encoder), training.objective)
+    for stage, (rate, epochs) in enumerate(training.stages):
+        fit(
+            model,
+            data,
+            epochs=epochs,
+            batch_size=training.batch_size,
+            optimizer=partial(torch.optim.Adam, lr=rate),
+            clip=200.0,
+            seed=stage,
+            out=RUNS / name / f"stage{stage}",
+            resume=True,
+            progress=False,
+        )
+    return model, encoder
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    images = mnist(binarize="dynamic")
+    for chosen in sys.argv[1:] or TRAININGS:
+        train(chosen, images)
+        print(chosen, "done", flush=True)
