@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
-from torch.distributions import Categorical, MultivariateNormal, Normal
+from torch.distributions import MultivariateNormal, Normal
 
 from gae import likelihood
 from gae.claims import Check, at_most, check, equal, estimate
@@ -56,7 +56,10 @@ def check_D02() -> Check:
     narrow = LinearMixture(1, 3, (6,), scale=0.3)
     y = torch.randn(20, dim)
     return Check(
-        claim=[at_most("max_k log q(k) q(x|k) ≤ log Σ_k", joint(Argmax()(mixture, x)), centres.logsumexp(0))],
+        claim=[
+            at_most("max_k log q(k) q(x|k) ≤ log Σ_k", joint(Argmax()(mixture, x)), centres.logsumexp(0)),
+            equal("gae's log p(x) = the sum written out", mixture.log_evidence(x), centres.logsumexp(0)),
+        ],
         without=[at_most("continuous z: max_z log q(z) q(x|z) ≤ log p(x)", _highest(example, seen), integral)],
         correction=[
             equal("log p(x) = max + d/2 log 2π − ½ log det Λ", _dense_evidence(narrow, y), _laplace(narrow, y), 1e-9),
@@ -75,12 +78,15 @@ def check_D04() -> Check:
     log_joint = branches.log_joint.sort(0, descending=True).values
     partial = log_joint.logcumsumexp(0)
     evidence = torch.stack([Normal(m, 1.0).log_prob(x).sum(1).exp() / 6 for m in mixture.means]).sum(0).log()
-    copies = log_joint[0] + math.log(7)
+    copies = log_joint[:1].expand(7, -1).logsumexp(0)
 
     model, seen = LinearMixture(1, 2, (4,), scale=0.5), torch.randn(4)
     draws = _importance_bounds(model, seen, samples=4000, replicates=200)
     unweighted = model.log_joint(seen.unsqueeze(0), torch.randn(10_000, 1, 2)).logsumexp(0)
-    expected, total = _exact_iwae(log_joint[:3, 0].exp() / log_joint[:3, 0].exp().sum())
+    weights = log_joint[:3, 0].exp()
+    expected = _exact_iwae(weights)
+    uniform = torch.full((3,), 1 / 3)
+    divergence = (uniform * (uniform / (weights / weights.sum())).log()).sum()
     return Check(
         claim=[
             equal("all K distinct codes: logsumexp = log p(x)", logsumexp(branches), evidence),
@@ -93,7 +99,8 @@ def check_D04() -> Check:
         ],
         correction=[
             at_most("E[L_n] non-decreasing, enumerated", expected[:-1], expected[1:]),
-            at_most("E[L_n] ≤ log p(x), enumerated", expected, total),
+            at_most("E[L_n] ≤ log p(x), enumerated", expected, weights.sum().log()),
+            equal("E[L_1] = log p(x) − KL(proposal ‖ q(z|x))", expected[0], weights.sum().log() - divergence),
             estimate("E[L_n] → log p(x), n = 4000", draws, _dense_evidence(model, seen.unsqueeze(0))),
         ],
     )
@@ -131,6 +138,7 @@ def check_D06() -> Check:
                 _gradient(shortened, prior, decoder),
                 _gradient(bound, prior, decoder) - _gradient(data @ fisher, prior, decoder),
             ),
+            equal("the table is one: Σ_x q(x) = 1", log_x.exp().sum(), 1.0),
         ],
     )
 
@@ -145,13 +153,17 @@ def check_D08() -> Check:
     log_parts = constant - 0.5 * (x[:, None] - model.means).square().sum(2)
     expected_log = log_parts @ f
     log_of_expected = constant - 0.5 * (x - f @ model.means).square().sum(1)
-    vertex = log_parts[:, 2]
+    responsibilities = (f.log() + log_parts).softmax(1)
+    divergence = (f * (f / responsibilities).log()).sum(1)
+    spread = 0.5 * f @ (model.means - f @ model.means).square().sum(1)
     model_at_vertex = LinearMixture(1, 0, (3,), means=model.means[2:3].detach())
     return Check(
         [
             at_most("EOL ≤ LEOP", expected_log, model.log_evidence(x), 0.0),
             at_most("EOL ≤ LOE", expected_log, log_of_expected, 0.0),
-            equal("all equal at a vertex of the simplex", vertex, model_at_vertex.log_evidence(x)),
+            equal("LEOP − EOL = KL(f ‖ q(k|x))", model.log_evidence(x) - expected_log, divergence),
+            equal("LOE − EOL = ½ Σ_k f_k ‖A_k − Σ_j f_j A_j‖²", log_of_expected - expected_log, spread),
+            equal("all equal at a vertex of the simplex", log_parts[:, 2], model_at_vertex.log_evidence(x)),
         ]
     )
 
@@ -235,17 +247,13 @@ def _importance_bounds(model: LinearMixture, x: Tensor, samples: int, replicates
         return iwae(Encoding(z, None, log_joint, log_q.flatten(0, 1), wide, model.prior, "proposal"))
 
 
-def _exact_iwae(posterior: Tensor) -> tuple[Tensor, Tensor]:
-    """E[L_n] for n = 1 … 4 under a uniform proposal over K values with joint weights 0.2 q(z|x), and log p(x)."""
-    joint_weights, size = 0.2 * posterior, len(posterior)
-    proposal = Categorical(probs=torch.ones(size))
-    expected = []
+def _exact_iwae(weights: Tensor) -> Tensor:
+    """E[L_n] for n = 1 … 4, over a discrete z with joint probabilities ``weights`` and a uniform proposal."""
+    size, expected = len(weights), []
     for n in range(1, 5):
         draws = torch.tensor(list(itertools.product(range(size), repeat=n)))
-        chance = proposal.log_prob(draws).sum(1).exp()
-        bound = (joint_weights[draws] / proposal.log_prob(draws).exp()).mean(1).log()
-        expected.append((chance * bound).sum())
-    return torch.stack(expected), joint_weights.sum().log()
+        expected.append((weights[draws] * size).mean(1).log().mean())
+    return torch.stack(expected)
 
 
 def _gradient(value: Tensor, *parameters: Tensor) -> Tensor:

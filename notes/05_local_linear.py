@@ -28,7 +28,8 @@ def check_D15() -> Check:
     to_centre = (x[:, None] - model.means.detach()).square().sum(2)
     to_chart = torch.stack([_residual(x, model, torch.eye(CHARTS)[k].expand(60, -1)) for k in range(CHARTS)], 1)
     by_centre = -_residual(x, model, torch.softmax(-1e9 * to_centre, 1))
-    agree = to_centre.argmin(1) == to_chart.argmin(1)
+    nearest = torch.cdist(x, model.means.detach()).argmin(1, keepdim=True)
+    agree = nearest.squeeze(1) == to_chart.argmin(1)
     return Check(
         claim=[
             equal(
@@ -37,6 +38,9 @@ def check_D15() -> Check:
                 hierarchical,
             ),
             at_most("β → ∞ on distances to μ_k: smooth ≤ max_k max_z", by_centre, hierarchical),
+            equal(
+                "which is the value on the chart of the nearest centre", by_centre, -to_chart.gather(1, nearest)[:, 0]
+            ),
             equal("= where the nearest centre has the best chart", by_centre[agree], hierarchical[agree]),
         ],
         without=[
