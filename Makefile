@@ -21,7 +21,7 @@ test: $(INSTALLED) ## run the tests and the examples in the docstrings
 lint: $(INSTALLED) ## check style (ruff) and types (mypy)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy gae
+	$(BIN)/mypy gae notes/[0-9]*.py
 
 bench: $(INSTALLED) ## run the side-by-side benchmarks; writes benchmarks/RESULTS.md
 	$(BIN)/python -m benchmarks.run

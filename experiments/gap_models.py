@@ -57,17 +57,17 @@ def refinement(encoder: NormalEncoder, steps: int = 5, samples: int = 2) -> Asce
 
 
 TRAININGS = {
-    "vae": Training("amortised ELBO", Amortized, partial(elbo, analytic=True), ((1e-3, 240), (3e-4, 100), (1e-4, 60))),
-    "iwae5": Training("IWAE, k = 5", partial(Amortized, samples=5), iwae, ((1e-3, 100), (3e-4, 50), (1e-4, 30))),
-    "iwae50": Training("IWAE, k = 50", partial(Amortized, samples=50), iwae, ((1e-3, 16), (3e-4, 8), (1e-4, 4))),
+    "vae": Training("amortised ELBO", Amortized, partial(elbo, analytic=True), ((1e-3, 200), (3e-4, 70), (1e-4, 30))),
+    "iwae5": Training("IWAE, k = 5", partial(Amortized, samples=5), iwae, ((1e-3, 60), (3e-4, 30), (1e-4, 15))),
+    "iwae50": Training("IWAE, k = 50", partial(Amortized, samples=50), iwae, ((1e-3, 14), (3e-4, 6), (1e-4, 4))),
     "savae": Training(
-        "semi-amortised ELBO", refinement, partial(elbo, analytic=True), ((1e-3, 28), (3e-4, 12), (1e-4, 5))
+        "semi-amortised ELBO", refinement, partial(elbo, analytic=True), ((1e-3, 16), (3e-4, 8), (1e-4, 4))
     ),
     "unrolled": Training(
-        "unrolled MAP", lambda encoder: map_ascent(Unroll()), joint, ((1e-3, 24), (3e-4, 11), (1e-4, 5))
+        "unrolled MAP", lambda encoder: map_ascent(Unroll()), joint, ((1e-3, 14), (3e-4, 7), (1e-4, 4))
     ),
     "detached": Training(
-        "detached MAP", lambda encoder: map_ascent(Detach()), joint, ((1e-3, 36), (3e-4, 16), (1e-4, 8))
+        "detached MAP", lambda encoder: map_ascent(Detach()), joint, ((1e-3, 20), (3e-4, 10), (1e-4, 5))
     ),
 }
 

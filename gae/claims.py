@@ -123,6 +123,7 @@ def estimate(what: str, samples: Tensor, rhs: Side) -> Relation:
     >>> estimate("a fair coin", torch.tensor([0.0, 1.0] * 50), 0.5).holds
     True
     """
+    samples = samples.detach()
     left, right = _sides(samples.mean(0), rhs)
     standard_error = (samples.std(0) / math.sqrt(len(samples))).reshape(-1)
     worst = int(((left - right).abs() / standard_error.clamp_min(1e-300)).argmax())

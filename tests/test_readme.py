@@ -20,3 +20,15 @@ def test_every_system_is_in_the_table() -> None:
 
     text = README.read_text()
     assert not [name for name in SYSTEMS if f"`{name}`" not in text]
+
+
+def test_links_lead_somewhere() -> None:
+    """Files exist, and so do the headings that an anchor names (as GitHub writes them)."""
+    links = re.findall(r"\]\(([^)]+)\)", README.read_text(encoding="utf-8"))
+    assert len(links) > 10
+    for link in links:
+        name, _, anchor = link.partition("#")
+        assert (README.parent / name).exists(), link
+        if anchor:
+            headings = re.findall(r"^#+ (.+)$", (README.parent / name).read_text(encoding="utf-8"), flags=re.MULTILINE)
+            assert anchor in {re.sub(r"[^\w\- ]", "", h.lower()).replace(" ", "-") for h in headings}, link
