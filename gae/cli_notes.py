@@ -64,9 +64,8 @@ def _print(chosen: "Sequence[Note]", findings: "Sequence[Finding]", page: Path) 
             check, style = finding.check, "" if finding.agrees else "bold red"
             verdict = check.verdict.value + ("" if finding.agrees else f", but its note says: {claim.verdict.value}")
             shown.add_row(claim.id, Text(claim.statement), *_cells(check.claim[0]), Text(verdict, style=style))
-            for name, relations in (("without", check.without), ("instead", check.correction)):
-                if relations:
-                    shown.add_row("", Text(f"{name}: {relations[0].what}"), *_cells(relations[0]), "", style="dim")
+            for name, relations in finding.groups[1:]:
+                shown.add_row("", Text(f"{name}: {relations[0].what}"), *_cells(relations[0]), "", style="dim")
     wrong = sum(not finding.agrees for finding in findings)
     told = f"{wrong} contradict the verdict of their note" if wrong else "each reaches the verdict of its note"
     shown.caption = f"{len(findings)} checks in {sum(f.seconds for f in findings):.1f} s: {told}. Proofs in {page}"

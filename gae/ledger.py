@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 PACKAGE = Path(__file__).resolve().parent
 HEAD = re.compile(r"(?P<id>D\d+)\. (?P<title>.+)")
-FACT = re.compile(r"^- \*\*(Source|Claim|Verdict|Instead):\*\* (.+)$", re.MULTILINE)
+FACT = re.compile(r"^- \*\*(Source|Claim|Verdict|Instead|Besides):\*\* (.+)$", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -54,6 +54,13 @@ class Finding:
     claim: Claim
     check: Check
     seconds: float
+
+    @property
+    def groups(self) -> list[tuple[str, Sequence[Relation]]]:
+        """The relations of the check under the names that their tables carry, empty ones left out."""
+        truth = "besides" if self.check.verdict is Verdict.holds else "instead"
+        named = ("as claimed", self.check.claim), ("without", self.check.without), (truth, self.check.correction)
+        return [(name, relations) for name, relations in named if relations]
 
     @property
     def agrees(self) -> bool:
@@ -130,11 +137,7 @@ def _entry(finding: Finding) -> dict[str, Any]:
         "agrees": finding.agrees,
         "instead": claim.instead,
         "seconds": round(finding.seconds, 3),
-        "relations": {
-            "claim": _numbers(check.claim),
-            "without the condition": _numbers(check.without),
-            "instead": _numbers(check.correction),
-        },
+        "relations": {name: _numbers(relations) for name, relations in finding.groups},
     }
 
 
@@ -166,7 +169,7 @@ def _claim(name: str, section: str, module: ModuleType) -> Claim:
     check = getattr(module, f"check_{found['id']}", None)
     if check is None:
         raise ValueError(f"{name}.py has no check_{found['id']}.")
-    instead = facts.get("Instead")
+    instead = facts.get("Instead") or facts.get("Besides")
     return Claim(
         id=found["id"],
         title=found["title"],

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 
-from gae.claims import Relation
 from gae.ledger import Claim, Finding, Note
 
 FUNCTION = re.compile("(<mi>(?:log|exp|det|tr)</mi>)")  # a named function stands apart from its argument
@@ -34,7 +33,6 @@ def write(notes: Sequence[Note], findings: Sequence[Finding], seed: int, path: P
             markdown=markdown,
             number=number,
             picture=_picture,
-            groups=_groups,
         ),
         encoding="utf-8",
     )
@@ -43,12 +41,6 @@ def write(notes: Sequence[Note], findings: Sequence[Finding], seed: int, path: P
 def number(value: float) -> str:
     """Six significant digits, with a true minus sign."""
     return f"{value:.6g}".replace("-", "−")
-
-
-def _groups(finding: Finding) -> list[tuple[str, Sequence[Relation]]]:
-    check = finding.check
-    named = {"as claimed": check.claim, "without the condition": check.without, "instead": check.correction}
-    return [(name, relations) for name, relations in named.items() if relations]
 
 
 def _picture(claim: Claim) -> str | None:
@@ -60,7 +52,7 @@ def _picture(claim: Claim) -> str | None:
     from gae.figures import STYLE
 
     stream = io.BytesIO()
-    with rc_context(STYLE):
+    with rc_context(STYLE), torch.random.fork_rng(devices=[]):
         claim.figure().savefig(stream, format="png", metadata={"Software": None})
     return base64.b64encode(stream.getvalue()).decode()
 

@@ -149,9 +149,11 @@ def test_formulas_are_rendered() -> None:
 
 @pytest.mark.parametrize("row", [row for row, claim in CLAIMS.items() if claim.figure])
 def test_figures_are_drawn(row: str) -> None:
+    before = torch.get_rng_state()
     picture = ledger_page._picture(CLAIMS[row])
     assert picture is not None and len(picture) > 5000
     assert torch.get_default_dtype() is torch.float32
+    assert torch.equal(before, torch.get_rng_state())
 
 
 def test_command(tmp_path: Path) -> None:
