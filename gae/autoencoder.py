@@ -5,7 +5,7 @@ from jaxtyping import Float, Int, Num
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
-from gae.evidence import Evidence, importance_sampling, laplace
+from gae.evidence import Evidence, exact, importance, laplace_approximation
 from gae.inference import Code, Encoding, Inference
 from gae.likelihood import ExactPosterior, Likelihood
 from gae.objective import Aggregate, Objective, joint, mean
@@ -97,16 +97,15 @@ class Autoencoder(nn.Module):
         """
         self.likelihood.check(x)
         if isinstance(self.likelihood, ExactPosterior):
-            log_p = self.likelihood.log_evidence(x)
-            return Evidence(log_p, torch.zeros_like(log_p))
+            return exact(self.likelihood, x)
         with torch.no_grad():
             encoding = self.inference(self.likelihood, x)
-        return importance_sampling(self.likelihood, x, proposal(self.likelihood, x, encoding), samples)
+        return importance(self.likelihood, x, proposal(self.likelihood, x, encoding), samples)
 
 
 def proposal(likelihood: Likelihood, x: Num[Tensor, "B *X"], encoding: Encoding) -> Distribution:
     """A density over codes to draw from: the encoding's q, or for a point estimate its Laplace approximation."""
-    return laplace(likelihood, x, encoding.point) if encoding.q is None else encoding.q
+    return laplace_approximation(likelihood, x, encoding.point) if encoding.q is None else encoding.q
 
 
 def _arc(a: Tensor, b: Tensor, weights: Tensor) -> Tensor:

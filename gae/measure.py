@@ -142,7 +142,8 @@ def _elbo(model: Autoencoder, x: Tensor, samples: int) -> Tensor | None:
 def log_evidence(model: Autoencoder, x: Num[Tensor, "N *X"], effort: Effort) -> Entry:
     """log p(x): exact where it is known, else by importance sampling; absent under a flat prior.
 
-    ``sampling_se`` is the mean over x of the standard error of one sample's estimate.
+    ``sampling_se`` is the mean over x of the standard error of one sample's estimate, ``effective`` that of the
+    effective sample size of its importance weights.
     """
     if isinstance(model.likelihood.prior, FlatDistribution):
         return absent(NO_EVIDENCE)
@@ -150,7 +151,15 @@ def log_evidence(model: Autoencoder, x: Num[Tensor, "N *X"], effort: Effort) -> 
     spread = torch.cat([part.standard_error for part in found])
     method = "exact" if isinstance(model.likelihood, ExactPosterior) else "importance sampling"
     entry = mean_and_error(torch.cat([part.log_p for part in found]))
-    return {**entry, "method": method, "sampling_se": float(spread.mean()), "samples": len(x)}
+    sizes = [part.effective for part in found if part.effective is not None]
+    effective = float(torch.cat(sizes).mean()) if sizes else None
+    return {
+        **entry,
+        "method": method,
+        "sampling_se": float(spread.mean()),
+        "effective": effective,
+        "samples": len(x),
+    }
 
 
 def accuracy(model: Autoencoder, data: Dataset, points: Points, effort: Effort) -> Entry:

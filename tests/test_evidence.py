@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution, Independent, MultivariateNormal, Normal, StudentT
 
 from gae import Autoencoder
-from gae.evidence import Evidence, importance_sampling, laplace
+from gae.evidence import Evidence, importance, laplace_approximation
 from gae.inference import Amortized, Argmax, Ascent, ClosedForm, GradientAscent, Inference, Zeros
 from gae.likelihood import Bernoulli, Flat, Gaussian, LinearMixture
 
@@ -59,8 +59,8 @@ def z_scores(found: Evidence, wanted: np.ndarray) -> np.ndarray:
 
 def test_laplace_proposal_is_exact_for_a_linear_decoder() -> None:
     model, x, wanted = linear()
-    proposal = laplace(model, x, torch.as_tensor(posterior(model, x)[0]))
-    found = importance_sampling(model, x, proposal, samples=8)
+    proposal = laplace_approximation(model, x, torch.as_tensor(posterior(model, x)[0]))
+    found = importance(model, x, proposal, samples=8)
     assert np.allclose(found.log_p.numpy(), wanted, atol=1e-10)
     assert found.standard_error.max() < 1e-10
 
@@ -69,7 +69,7 @@ def test_a_broad_proposal_converges() -> None:
     model, x, wanted = linear()
     errors = []
     for samples in (100, 10_000):
-        found = importance_sampling(model, x, broad(model, x), samples)
+        found = importance(model, x, broad(model, x), samples)
         assert np.abs(z_scores(found, wanted)).max() < 4
         errors.append(found.standard_error)
     ratio = errors[0] / errors[1]
@@ -80,7 +80,7 @@ def test_standard_error_is_calibrated() -> None:
     """Over repetitions, (estimate - truth) / standard error is a standard normal; rows here are repetitions."""
     model, x, wanted = linear()
     rows = torch.repeat_interleave(x, 500, 0)
-    found = importance_sampling(model, rows, broad(model, rows), samples=600)
+    found = importance(model, rows, broad(model, rows), samples=600)
     scores = z_scores(found, np.repeat(wanted, 500))
     assert scores.std() == pytest.approx(1, abs=0.05)
     assert np.abs(scores.mean()) < 0.1  # the log of a mean has a bias of order 1/√S standard errors
@@ -90,7 +90,7 @@ def test_standard_error_is_calibrated() -> None:
 def test_it_is_a_lower_bound_in_expectation() -> None:
     model, x, wanted = linear()
     rows = torch.repeat_interleave(x, 2000, 0)
-    found = importance_sampling(model, rows, broad(model, rows), samples=2)
+    found = importance(model, rows, broad(model, rows), samples=2)
     gap = np.repeat(wanted, 2000) - found.log_p.numpy()
     assert gap.mean() > 10 * gap.std() / math.sqrt(len(gap))
 
@@ -102,7 +102,7 @@ def test_every_draw_counts_once(samples: int, chunk: int) -> None:
     model, x, _ = linear()
     q = broad(model, x)
     torch.manual_seed(3)
-    found = importance_sampling(model, x, q, samples, chunk)
+    found = importance(model, x, q, samples, chunk)
     torch.manual_seed(3)
     steps = [min(chunk, samples - start) for start in range(0, samples, chunk)]
     z = torch.cat([q.sample(torch.Size((step,))) for step in steps]).numpy()
@@ -120,7 +120,7 @@ def test_proposals_of_several_rows() -> None:
     mean = torch.as_tensor(posterior(model, x)[0])
     loc = torch.stack([mean, mean + 0.5, mean - 0.5])
     q = Independent(Normal(loc, torch.full_like(loc, 1.2)), 1)
-    found = importance_sampling(model, x, q, samples=3000)
+    found = importance(model, x, q, samples=3000)
     assert np.abs(z_scores(found, wanted)).max() < 4
     assert found.standard_error.max() < 0.1
 
@@ -130,7 +130,7 @@ def test_rounding_up_leaves_the_estimate_right() -> None:
     model, x, wanted = linear()
     mean, covariance = (torch.as_tensor(value) for value in posterior(model, x))
     q = MultivariateNormal(mean.expand(3, *mean.shape), covariance)
-    assert np.allclose(importance_sampling(model, x, q, samples=10).log_p.numpy(), wanted, atol=1e-10)
+    assert np.allclose(importance(model, x, q, samples=10).log_p.numpy(), wanted, atol=1e-10)
 
 
 class CountingDraws(Normal):
@@ -151,7 +151,7 @@ def test_samples_are_rounded_up_to_whole_rows(rows: int, samples: int, wanted: i
     CountingDraws.drawn = 0
     shape = (rows, len(x), Z)
     q = Independent(CountingDraws(torch.zeros(shape).double(), torch.ones(shape).double()), 1)
-    found = importance_sampling(model, x, q, samples)
+    found = importance(model, x, q, samples)
     assert CountingDraws.drawn == wanted
     assert found.log_p.shape == (len(x),)
 
@@ -173,7 +173,7 @@ def test_never_nan(dtype: torch.dtype) -> None:
         q = cast(q, dtype)
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            found = importance_sampling(model, far.to(dtype), q, samples=50)
+            found = importance(model, far.to(dtype), q, samples=50)
         assert found.log_p.isfinite().all() and found.standard_error.isfinite().all()
         assert (found.standard_error >= 0).all()
         assert (found.log_p[: len(x)].double().numpy() < wanted + 1).all()
@@ -192,7 +192,7 @@ def cast(q: Distribution, dtype: torch.dtype) -> Distribution:
 def test_one_sample_has_no_standard_error(samples: int) -> None:
     model, x, _ = linear()
     with pytest.raises(ValueError, match=f"samples must be at least 2, .*got {samples}"):
-        importance_sampling(model, x, broad(model, x), samples)
+        importance(model, x, broad(model, x), samples)
 
 
 def test_no_evidence_under_a_flat_prior() -> None:
@@ -201,7 +201,7 @@ def test_no_evidence_under_a_flat_prior() -> None:
     x = torch.randn(4, D, dtype=torch.float64)
     q = Independent(Normal(torch.zeros(4, Z).double(), torch.ones(4, Z).double()), 1)
     with pytest.raises(ValueError, match="flat prior"):
-        importance_sampling(model, x, q)
+        importance(model, x, q)
     with pytest.raises(ValueError, match="flat prior"):
         Autoencoder(model, Ascent(max_steps=3)).log_evidence(x)
 
@@ -212,7 +212,7 @@ def test_no_evidence_under_a_flat_prior() -> None:
 def test_laplace_is_the_posterior_of_a_linear_decoder() -> None:
     model, x, _ = linear()
     mean, covariance = posterior(model, x)
-    found = laplace(model, x, torch.as_tensor(mean))
+    found = laplace_approximation(model, x, torch.as_tensor(mean))
     assert found.batch_shape == (len(x),) and found.event_shape == (Z,)
     assert np.allclose(found.mean.numpy(), mean)
     assert np.allclose(found.covariance_matrix.numpy(), covariance, atol=1e-12)
@@ -231,7 +231,7 @@ def test_laplace_curvature_is_that_of_the_joint() -> None:
         [torch.stack([value(a + b) - value(a - b) - value(b - a) + value(-a - b) for b in eye], 1) for a in eye],
         1,
     ) / (4 * step**2)
-    precision = torch.linalg.inv(laplace(model, x, z).covariance_matrix)
+    precision = torch.linalg.inv(laplace_approximation(model, x, z).covariance_matrix)
     assert torch.linalg.eigvalsh(-differences).min() > 1e-2
     assert torch.allclose(precision, -differences, atol=1e-5)
 
@@ -247,7 +247,7 @@ class Ring(nn.Module):
 def test_laplace_floors_indefinite_curvature(floor: float) -> None:
     model, x = Gaussian(Ring(), Z), torch.full((3, D), 4.0)
     z = torch.tensor([[0.0, 0.0], [0.1, 0.0], [2.0, 0.0]])
-    found = laplace(model, x, z, floor)
+    found = laplace_approximation(model, x, z, floor)
     precision = torch.linalg.inv(found.covariance_matrix)
     assert torch.allclose(precision[:2], floor * torch.eye(Z).expand(2, Z, Z), atol=1e-4 * floor)
     # at (2, 0) by hand, with D (x - z₁²)²/2 + z₁²/2 along the radius, and the prior alone along the ring
@@ -258,13 +258,13 @@ def test_laplace_floors_indefinite_curvature(floor: float) -> None:
 def test_laplace_needs_vector_codes() -> None:
     model = Gaussian(nn.Sequential(nn.Flatten(), nn.Linear(4, D)), (2, 2))
     with pytest.raises(ValueError, match=r"vector codes \(B, Z\), got shape \(3, 2, 2\)"):
-        laplace(model, torch.randn(3, D), torch.zeros(3, 2, 2))
+        laplace_approximation(model, torch.randn(3, D), torch.zeros(3, 2, 2))
 
 
 def test_laplace_works_without_gradients_and_leaves_none() -> None:
     model, x, _ = linear()
     with torch.no_grad():
-        found = laplace(model, x, torch.zeros(len(x), Z).double())
+        found = laplace_approximation(model, x, torch.zeros(len(x), Z).double())
     assert not found.loc.requires_grad and not found.covariance_matrix.requires_grad
     assert all(parameter.grad is None for parameter in model.parameters())
 
@@ -307,8 +307,8 @@ def test_log_evidence_proposes_from_the_encoder(samples: int) -> None:
     model, x, wanted = linear()
     found = Autoencoder(model, Amortized(Normals(model), samples)).log_evidence(x, samples=4000)
     assert np.abs(z_scores(found, wanted)).max() < 4
-    directly = importance_sampling(model, x, broad(model, x), samples=4000).standard_error
-    around = importance_sampling(model, x, laplace(model, x, broad(model, x).mean), samples=4000).standard_error
+    directly = importance(model, x, broad(model, x), samples=4000).standard_error
+    around = importance(model, x, laplace_approximation(model, x, broad(model, x).mean), samples=4000).standard_error
     assert (around < 0.7 * directly).all()  # a proposal around the encoder's mean would be another one
     assert torch.allclose(found.standard_error, directly, rtol=0.2)
 

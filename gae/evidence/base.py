@@ -1,0 +1,65 @@
+"""What every estimator of log p(x) returns."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Num
+from torch import Tensor
+
+from gae.likelihood import ExactPosterior, FlatDistribution, Likelihood
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """An estimate of log p(x) per sample, in nats, and what it cost.
+
+    Attributes:
+        log_p: the estimate.
+        standard_error: of sampling, by the delta method for the logarithm of a mean; 0 where nothing is sampled.
+        effective: effective sample size of the weights, (Σw)² / Σw²; None where nothing is weighted.
+        evaluations: decoder evaluations per sample.
+    """
+
+    log_p: Float[Tensor, " B"]
+    standard_error: Float[Tensor, " B"]
+    effective: Float[Tensor, " B"] | None = None
+    evaluations: int = 0
+
+
+def weighted(log_weight: Float[Tensor, "S B"], evaluations: int) -> Evidence:
+    """log 1/S Σ_s w_s with its standard error sd(w) / (mean(w) √S), from unbiased weights of p(x).
+
+    >>> found = weighted(torch.zeros(8, 3), 8)
+    >>> found.log_p, found.effective
+    (tensor([0., 0., 0.]), tensor([8., 8., 8.]))
+    """
+    size = len(log_weight)
+    log_p = log_weight.logsumexp(0) - math.log(size)
+    relative = (log_weight - log_p).exp()
+    effective = (2 * log_weight.logsumexp(0) - (2 * log_weight).logsumexp(0)).exp()
+    return Evidence(log_p, relative.std(0) / math.sqrt(size), effective, evaluations)
+
+
+@torch.no_grad()
+def exact(likelihood: Likelihood, x: Num[Tensor, "B *X"]) -> Evidence:
+    """log p(x) in closed form: conjugate models, and mixtures of them, which are summed over k.
+
+    Raises:
+        TypeError: for a likelihood that does not know it.
+        ValueError: under a flat prior.
+
+    >>> from gae.likelihood import LinearMixture
+    >>> exact(LinearMixture(3, 2, (5,)), torch.zeros(4, 5)).log_p.shape
+    torch.Size([4])
+    """
+    if not isinstance(likelihood, ExactPosterior):
+        raise TypeError(f"log p(x) of {type(likelihood).__name__} has no closed form. Use `importance` or `ais`.")
+    log_p = likelihood.log_evidence(x)
+    return Evidence(log_p, torch.zeros_like(log_p))
+
+
+def need_proper(likelihood: Likelihood) -> None:
+    """Raises ValueError under a flat prior, where no density p(x) exists."""
+    if isinstance(likelihood.prior, FlatDistribution):
+        raise ValueError("log p(x) does not exist under a flat prior. Use a proper prior such as `StandardNormal`.")

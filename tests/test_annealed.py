@@ -1,0 +1,328 @@
+"""Annealed importance sampling, its reverse, and NUTS, against models whose evidence and posterior are known."""
+
+import math
+
+import pytest
+import torch
+from scipy import integrate
+from torch import Tensor, nn
+
+from gae.evidence import ais, annealed, exact, importance, inverse_temperatures, laplace, nuts, reverse_ais, sandwich
+from gae.evidence.laplace import expansion
+from gae.inference import Ascent, Zeros
+from gae.likelihood import Bernoulli, Flat, Gaussian, Likelihood, LinearMixture
+
+
+def ppca(latent: int = 3, dim: int = 6) -> LinearMixture:
+    """Directions that are neither orthogonal nor of unit length, and a learned mean."""
+    model = LinearMixture(1, latent, (dim,), scale=0.7).double()
+    model.loadings.data.normal_()
+    model.means.data.normal_()
+    return model
+
+
+def mixture() -> LinearMixture:
+    model = LinearMixture(3, 2, (4,), scale=0.6, means=2 * torch.randn(3, 4)).double()
+    model.loadings.data.normal_()
+    return model
+
+
+def bernoulli() -> Bernoulli:
+    """Two codes and a curved decoder: the posterior is no normal, and quadrature in the plane is the truth."""
+    return Bernoulli(nn.Sequential(nn.Linear(2, 8), nn.Tanh(), nn.Linear(8, 5)).double(), 2)
+
+
+def by_quadrature(model: Likelihood, x: Tensor) -> Tensor:
+    """log ∫ q(z) q(x|z) dz over [-8, 8]² by a product of Gauss-Legendre rules."""
+    nodes, weights = (torch.as_tensor(part) for part in integrate._quadrature._cached_roots_legendre(200))  # type: ignore[attr-defined]
+    grid = torch.cartesian_prod(8 * nodes, 8 * nodes)
+    log_weight = (64 * torch.cartesian_prod(weights, weights).prod(1)).log()
+    log_joint = model.log_joint(x, grid.unsqueeze(1).expand(-1, len(x), -1))
+    return (log_joint + log_weight.unsqueeze(1)).logsumexp(0).detach()
+
+
+MODELS = {
+    "ppca": (ppca, lambda model, x: exact(model, x).log_p),
+    "mixture": (mixture, lambda model, x: exact(model, x).log_p),
+    "bernoulli": (bernoulli, by_quadrature),
+}
+
+
+def drawn(model: Likelihood, n: int) -> tuple[Tensor, Tensor]:
+    with torch.no_grad():
+        z = model.prior.sample(torch.Size((n,)))
+        return model(z).sample().to(z.dtype), z
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("schedule", ["sigmoid", "linear"])
+def test_ais_agrees_with_the_evidence(name: str, schedule: str) -> None:
+    build, truth = MODELS[name]
+    model = build()
+    x, _ = drawn(model, 12)
+    found = ais(model, x, temperatures=150, chains=80, leapfrog=5, schedule=schedule)  # type: ignore[arg-type]
+    scores = (found.log_p - truth(model, x)) / found.standard_error
+    assert scores.abs().max() < 4
+    assert found.standard_error.max() < 0.2
+    assert found.effective is not None and (found.effective <= 100 + 1e-9).all() and (found.effective >= 1).all()
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_reverse_ais_agrees_with_the_evidence(name: str) -> None:
+    """Over many observations, for the chains of one share their exact start."""
+    build, truth = MODELS[name]
+    model = build()
+    x, z = drawn(model, 200)
+    found = reverse_ais(model, x, z, temperatures=60, chains=4, leapfrog=5)
+    weights = (truth(model, x) - found.log_p).exp()  # the mean of exp(log p - upper) is 1
+    assert abs(float(weights.mean()) - 1) < 4 * float(weights.std()) / math.sqrt(len(x))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_truth_lies_between(name: str) -> None:
+    """Lower bound ≤ log p(x) ≤ upper bound in expectation, and they close as temperatures are added."""
+    build, truth = MODELS[name]
+    model = build()
+    widths = []
+    for temperatures in (3, 10, 60):
+        found = sandwich(model, 150, temperatures, chains=2, leapfrog=5)
+        log_p = truth(model, found.x)
+        below, above = log_p - found.lower.log_p, found.upper.log_p - log_p
+        for gap in (below, above):
+            assert float(gap.mean()) > -4 * float(gap.std()) / math.sqrt(150)
+        widths.append(float((below + above).mean()))
+    assert widths[0] > 1.5 * widths[1] > 1.5 * 1.5 * widths[2] > 0
+
+
+def test_ais_is_a_lower_bound_with_few_temperatures() -> None:
+    model = ppca()
+    x, z = drawn(model, 400)
+    truth = exact(model, x).log_p
+    below = truth - ais(model, x, temperatures=2, chains=2, leapfrog=2).log_p
+    above = reverse_ais(model, x, z, temperatures=2, chains=2, leapfrog=2).log_p - truth
+    assert float(below.mean()) > 10 * float(below.std()) / 20
+    assert float(above.mean()) > 10 * float(above.std()) / 20
+
+
+def test_one_temperature_is_importance_sampling_from_the_prior() -> None:
+    model = ppca()
+    x, _ = drawn(model, 5)
+    torch.manual_seed(1)
+    found = ais(model, x, temperatures=1, chains=300, pilot=1)
+    torch.manual_seed(1)
+    model.prior.sample(torch.Size((1, 5)))  # the pilot chain's start
+    z = model.prior.sample(torch.Size((300, 5)))
+    wanted = (model.log_joint(x, z) - model.prior.log_prob(z)).logsumexp(0) - math.log(300)
+    assert torch.allclose(found.log_p, wanted.detach())
+    assert found.evaluations == 301
+
+
+def test_a_good_start_leaves_no_variance() -> None:
+    """From the exact posterior every weight is p(x), whatever the temperatures."""
+    model = ppca()
+    x, _ = drawn(model, 4)
+    q = torch.distributions.MultivariateNormal(model.posterior(x).mean[0], model.posterior(x).covariance_matrix[0])
+    found = ais(model, x, temperatures=5, chains=3, start=q)
+    assert torch.allclose(found.log_p, exact(model, x).log_p, atol=1e-9)
+
+
+def test_rows_are_independent() -> None:
+    """The weights of one observation do not depend on which others are in the batch, in distribution: same truth."""
+    model = ppca()
+    x, _ = drawn(model, 3)
+    far = torch.cat([x, 30 + x])
+    found = ais(model, far, temperatures=100, chains=60, leapfrog=5)
+    scores = ((found.log_p - exact(model, far).log_p) / found.standard_error)[:3]
+    assert scores.abs().max() < 4
+
+
+@pytest.mark.parametrize(("schedule", "number"), [("linear", 7), ("sigmoid", 7), ("sigmoid", 1)])
+def test_temperatures(schedule: str, number: int) -> None:
+    betas = inverse_temperatures(number, schedule)  # type: ignore[arg-type]
+    assert len(betas) == number + 1 and betas[0] == 0 and betas[-1] == 1
+    assert (betas.diff() > 0).all()
+    assert torch.allclose(betas + betas.flip(0), torch.ones_like(betas))  # symmetric
+    if schedule == "sigmoid" and number > 1:
+        assert betas.diff()[0] < betas.diff()[number // 2]
+
+
+def test_step_sizes_follow_the_rate_of_acceptance() -> None:
+    """A posterior that is far narrower than the prior: the pilot's steps shrink until about 65 % are taken."""
+    model = LinearMixture(1, 3, (6,), scale=0.02).double()
+    x, z = drawn(model, 5)
+    path = annealed._Path(model, x, None)
+    sizes = annealed._pilot(path, inverse_temperatures(400).tolist(), 20, 5)
+    assert (sizes[-1] < 0.3 * sizes[0]).all()
+    state, rates = path.at(z.expand(200, -1, -1)), []
+    for _ in range(10):
+        state, taken = path.move(state, 1.0, sizes[-1], 5)
+        rates.append(taken.double().mean(0))
+    assert (torch.stack(rates).mean(0) - 0.65).abs().max() < 0.2
+
+
+def test_bad_arguments_of_ais() -> None:
+    model, x = ppca(), torch.zeros(2, 6).double()
+    for options, message in (
+        ({"chains": 1}, "chains >= 2"),
+        ({"leapfrog": 0}, "leapfrog >= 1"),
+        ({"pilot": 0}, "pilot >= 1"),
+        ({"temperatures": 0}, "number of temperatures"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            ais(model, x, **options)
+    with pytest.raises(ValueError, match="flat prior"):
+        ais(Gaussian(nn.Linear(2, 6).double(), 2, prior=Flat(2)), x)
+    with pytest.raises(ValueError, match="samples must be at least 1"):
+        sandwich(model, 0)
+
+
+def test_an_unknown_schedule(unchecked_types: None) -> None:
+    with pytest.raises(ValueError, match="'sigmoid' or 'linear', got 'cosine'"):
+        inverse_temperatures(3, "cosine")  # type: ignore[arg-type]
+
+
+# Laplace's method.
+
+
+@pytest.mark.parametrize("curvature", ["dense", "lanczos"])
+def test_laplace_is_exact_for_a_linear_decoder(curvature: str) -> None:
+    model = ppca()
+    x, _ = drawn(model, 6)
+    found = laplace(model, x, curvature=curvature, probes=400)  # type: ignore[arg-type]
+    error = (found.log_p - exact(model, x).log_p).abs()
+    assert (error < (1e-8 if curvature == "dense" else 4 * found.standard_error)).all()
+    assert (found.standard_error > 0).all() == (curvature == "lanczos")
+
+
+def test_lanczos_agrees_with_the_dense_determinant() -> None:
+    model = bernoulli()
+    x, _ = drawn(model, 8)
+    dense = laplace(model, x)
+    found = laplace(model, x, curvature="lanczos", probes=300)
+    assert ((found.log_p - dense.log_p).abs() < 4 * found.standard_error + 1e-9).all()
+    assert (dense.log_p - by_quadrature(model, x)).abs().max() < 0.3  # an approximation
+
+
+def test_few_lanczos_steps_are_enough_for_a_wide_code() -> None:
+    """60 dimensions, 12 distinct eigenvalues at most: the quadrature is exact in 12 steps."""
+    model = LinearMixture(1, 60, (70,), scale=1.0).double()
+    model.loadings.data *= torch.arange(60).remainder(12).add(1.0).sqrt().reshape(1, 60, 1)
+    x, _ = drawn(model, 3)
+    found = laplace(model, x, curvature="lanczos", probes=50, iterations=12)
+    assert ((found.log_p - exact(model, x).log_p).abs() < 4 * found.standard_error + 1e-8).all()
+    assert found.standard_error.max() < 0.5
+
+
+def test_the_error_of_lanczos_is_calibrated() -> None:
+    """(estimate - truth) / standard error over repetitions: the eigenvectors are not along the axes, so probes vary."""
+    model = ppca()
+    x = drawn(model, 1)[0].expand(400, -1)
+    found = laplace(model, x, curvature="lanczos", probes=20)
+    scores = (found.log_p - exact(model, x).log_p) / found.standard_error
+    assert float(scores.std()) == pytest.approx(1.0, abs=0.2)
+    assert abs(float(scores.mean())) < 0.3
+
+
+def test_expansion_is_that_of_the_joint() -> None:
+    model = bernoulli()
+    x, z = drawn(model, 5)
+    value, grad, hessian = expansion(model, x, z)
+    offset = 1e-3 * torch.randn(5, 2).double()
+    guess = value + (grad * offset).sum(1) + 0.5 * torch.einsum("bi,bij,bj->b", offset, hessian, offset)
+    assert torch.allclose(guess, model.log_joint(x, (z + offset).unsqueeze(0))[0], atol=1e-7)
+
+
+def test_laplace_needs_a_maximum() -> None:
+    class Saddle(nn.Module):
+        def forward(self, z: Tensor) -> Tensor:
+            return 3 * z.square().sum(1, keepdim=True).expand(-1, 5)
+
+    model, x = Gaussian(Saddle().double(), 2), torch.full((3, 5), 4.0).double()
+    for curvature in ("dense", "lanczos"):
+        with pytest.raises(ValueError, match=r"sample 0 is no maximum.*3 such samples"):
+            laplace(model, x, mode=Ascent(Zeros(), max_steps=0), curvature=curvature)  # type: ignore[arg-type]
+
+
+# What is shared.
+
+
+def test_importance_accepts_engines() -> None:
+    from gae.inference import Argmax, ClosedForm
+
+    model = ppca()
+    x, _ = drawn(model, 4)
+    found = importance(model, x, ClosedForm(), samples=10)
+    assert torch.allclose(found.log_p, exact(model, x).log_p)
+    assert found.effective is not None and torch.allclose(found.effective, torch.full((4,), 10.0).double())
+    assert found.evaluations == 10
+    with pytest.raises(ValueError, match="`Ascent` returns no density"):
+        importance(model, x, Ascent(max_steps=1))
+    several = mixture()
+    with pytest.raises(ValueError, match="component"):
+        importance(several, torch.zeros(2, 4).double(), ClosedForm())
+    with pytest.raises(ValueError, match="no density"):
+        importance(several, torch.zeros(2, 4).double(), Argmax(ClosedForm()))
+
+
+def test_importance_rises_with_samples() -> None:
+    """E[L_S] is non-decreasing in S: the log of a mean, not a sum, and with the prior in the weights."""
+    model = ppca()
+    x, _ = drawn(model, 1)
+    rows = x.expand(3000, -1)
+    q = torch.distributions.Independent(torch.distributions.Normal(model.posterior(rows).mean[0], 0.9), 1)
+    means, errors = [], []
+    for samples in (2, 8, 32):
+        values = importance(model, rows, q, samples).log_p
+        means.append(float(values.mean()))
+        errors.append(float(values.std()) / math.sqrt(3000))
+    truth = float(exact(model, x).log_p)
+    assert means[0] + 4 * errors[0] < means[1] and means[1] + 4 * errors[1] < means[2]
+    assert means[2] < truth + 4 * errors[2]
+    assert truth - means[2] < 0.5 * (truth - means[0])
+
+
+def test_exact_refuses_other_models() -> None:
+    with pytest.raises(TypeError, match="Bernoulli has no closed form"):
+        exact(bernoulli(), torch.zeros(2, 5).double())
+    with pytest.raises(ValueError, match="flat prior"):
+        exact(LinearMixture(1, 2, (4,), flat_prior=True), torch.zeros(2, 4))
+
+
+@pytest.mark.parametrize("name", ["ppca", "bernoulli"])
+def test_nuts_finds_the_posterior(name: str) -> None:
+    model = MODELS[name][0]()
+    x, _ = drawn(model, 2)
+    found = nuts(model, x, samples=1500, warmup=300)
+    assert found.divergences == 0
+    mean, variance = moments(model, x)
+    latent = mean.shape[1]
+    error = (variance.diagonal(dim1=1, dim2=2) / found.effective).sqrt()
+    assert ((found.z.mean(0) - mean).abs() < 4 * error).all()
+    centred = found.z - mean
+    products = centred.unsqueeze(-1) * centred.unsqueeze(-2)
+    spread = products.std(0) / found.effective.amin(1).sqrt().reshape(-1, 1, 1)
+    assert ((products.mean(0) - variance).abs() < 4 * spread).all()
+    assert found.z.shape == (1500, 2, latent)
+
+
+def moments(model: Likelihood, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and covariance of the posterior, in closed form or by quadrature in the plane."""
+    if isinstance(model, LinearMixture):
+        q = model.posterior(x)
+        return q.mean[0].detach(), q.covariance_matrix[0].detach()
+    grid = torch.cartesian_prod(*[torch.linspace(-7, 7, 281).double()] * 2)
+    weight = model.log_joint(x, grid.unsqueeze(1).expand(-1, len(x), -1)).softmax(0).detach()
+    mean = torch.einsum("nb,ni->bi", weight, grid)
+    offset = grid.unsqueeze(1) - mean
+    return mean, torch.einsum("nb,nbi,nbj->bij", weight, offset, offset)
+
+
+def test_nuts_leaves_pyro_alone() -> None:
+    import pyro
+
+    model = ppca()
+    nuts(model, torch.zeros(1, 6).double(), samples=4, warmup=4)
+    assert not list(pyro.get_param_store().keys())
+    assert all(parameter.grad is None for parameter in model.parameters())
+    with pytest.raises(ValueError, match="samples >= 4"):
+        nuts(model, torch.zeros(1, 6).double(), samples=3)
