@@ -28,6 +28,7 @@ from gae.inference import (
     Detach,
     Enumerate,
     Fixed,
+    FullCovariance,
     GaussNewton,
     GradientAscent,
     Implicit,
@@ -223,6 +224,10 @@ def sets(likelihood: Likelihood) -> bool:
     return proper(likelihood) and len(shape) == 2 and shape[0] > shape[1]
 
 
+def vector(likelihood: Likelihood) -> bool:
+    return continuous(likelihood) and len(likelihood.latent_shape) == 1
+
+
 def uncertain(likelihood: Likelihood) -> bool:
     return exact(likelihood) and (continuous(likelihood) or likelihood.components > 1)
 
@@ -297,6 +302,7 @@ class Part:
 
     name: str
     build: Callable[[], Any]
+    suits: Callable[[Likelihood], bool] = continuous
     stochastic: bool = False
     density: bool = False
     detached: bool = False
@@ -313,6 +319,7 @@ FAMILIES = [
     Part("delta", Delta),
     Part("mean-field", MeanField, stochastic=True, density=True),
     Part("mean-field-antithetic", lambda: MeanField(samples=2), stochastic=True, density=True),
+    Part("full-covariance", lambda: FullCovariance(samples=2), vector, stochastic=True, density=True),
 ]
 BACKPROPS = [
     Part("unroll", Unroll),
@@ -345,7 +352,7 @@ def ascent(step: Part = STEPS[0], family: Part = FAMILIES[0], backprop: Part = B
     parts = (step, family, backprop)
     name = "-".join(["ascent", *(part.name for part in parts)])
     flags = {flag: any(getattr(part, flag) for part in parts) for flag in ("stochastic", "density", "detached")}
-    return EngineCase(name, build, **flags)
+    return EngineCase(name, build, lambda m: all(part.suits(m) for part in parts), **flags)
 
 
 def step_case(name: str, step: Callable[[], Step]) -> EngineCase:

@@ -5,7 +5,7 @@ from gae.inference.ascent import Ascent
 from gae.inference.backprop import Backprop, Checkpoint, Detach, OneStep, Truncate, Unroll
 from gae.inference.base import Code, Encoding, Inference, Solve, Status
 from gae.inference.exact import Argmax, ClosedForm, Enumerate
-from gae.inference.family import Delta, Family, MeanField
+from gae.inference.family import Delta, Family, FullCovariance, MeanField
 from gae.inference.gauss_newton import GaussNewton
 from gae.inference.implicit import Implicit
 from gae.inference.langevin import Langevin
@@ -34,6 +34,7 @@ __all__ = [
     "Enumerate",
     "Family",
     "Fixed",
+    "FullCovariance",
     "GaussNewton",
     "GradientAscent",
     "Implicit",
