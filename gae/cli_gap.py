@@ -1,0 +1,96 @@
+"""``gae gap``: where the nats of a fitted model go."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from gae.cli_common import AsJson, Binarize, CheckpointPath, DataName, load, read, save_arrays
+from gae.terminal import console, echo_json, reported, table
+
+if TYPE_CHECKING:
+    import torch
+
+    from gae.autoencoder import Autoencoder
+
+AT_ONCE = 100  # observations, of which each has many draws in memory
+
+
+@reported
+def gap(
+    checkpoint: CheckpointPath,
+    data: DataName,
+    size: Annotated[int, typer.Option("-n", min=2, help="How many test samples, from the first.")] = 100,
+    samples: Annotated[int, typer.Option(min=2, help="Of importance sampling, per observation.")] = 5000,
+    draws: Annotated[int, typer.Option(min=4, help="For each bound, per observation.")] = 1000,
+    steps: Annotated[int, typer.Option(min=1, help="Of each local optimisation, at most.")] = 200,
+    binarize: Binarize = "none",
+    seed: Annotated[int, typer.Option(help="Of all draws.")] = 0,
+    out: Annotated[Path, typer.Option(help="Folder for gap.html, gap.json and gap.npz (per sample).")] = Path("gap"),
+    as_json: AsJson = False,
+) -> None:
+    """Split log p(x) - L[q] into approximation and amortisation gap, per test sample and on average."""
+    import torch
+
+    from gae import gap_report
+    from gae.measure import mean_and_error
+
+    model = read(checkpoint)[0].double()  # in single precision, an optimisation stalls before it has converged
+    x = load(data, binarize).test[:size].double()
+    torch.manual_seed(seed)
+    columns = _columns(model, x, samples, draws, steps)
+    account: dict[str, Any] = {
+        "checkpoint": str(checkpoint),
+        "data": data,
+        "observations": len(x),
+        "importance samples": samples,
+        "draws of each bound": draws,
+        "seed": seed,
+        "unit": "nats",
+        "results": {name: mean_and_error(values) for name, values in columns.items()},
+    }
+    out.mkdir(parents=True, exist_ok=True)
+    save_arrays(out / "gap.npz", {name: values.cpu().numpy() for name, values in columns.items()})
+    (out / "gap.json").write_text(json.dumps(account, indent=1, allow_nan=False) + "\n")
+    gap_report.write(columns, account, out)
+    if as_json:
+        echo_json(account)
+    else:
+        _print(account["results"], len(x), out)
+
+
+def _columns(
+    model: "Autoencoder", x: "torch.Tensor", samples: int, draws: int, steps: int
+) -> "dict[str, torch.Tensor]":
+    import torch
+    from rich.progress import track
+
+    from gae.gap import inference_gap
+
+    parts = [
+        inference_gap(model, batch, samples=samples, draws=draws, steps=steps).columns()
+        for batch in track(x.split(AT_ONCE), "samples", console=console(stderr=True), transient=True)
+    ]
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+
+def _print(results: dict[str, Any], observations: int, out: Path) -> None:
+    from rich.text import Text
+
+    from gae.gap_report import converged, rows
+
+    shown = table("", "mean", "± s.e.", "sampling s.e.")
+    for column in shown.columns[1:]:
+        column.justify = "right"
+    for name, *numbers in rows(results):
+        shown.add_row(Text(name), *numbers)
+    shown.caption = f"nats, over {observations} observations"
+    console().print(shown)
+    for name, share in converged(results).items():
+        typer.echo(f"Local optimisation, {name}: {share:.0%} converged.")
+    if results.get("q* below q", {"mean": 0})["mean"]:
+        typer.echo(f"For {results['q* below q']['mean']:.0%} of the samples q* came out below q: try more --steps.")
+    if "effective sample size" in results:
+        typer.echo(f"Importance weights: effective sample size {results['effective sample size']['mean']:.0f}.")
+    typer.echo(f"Report: {out / 'gap.html'}")
