@@ -51,7 +51,8 @@ class Gap:
         evidence: log p(x), exact or by importance sampling from the best density found.
         best: L[q*] of each family.
         encoder: L[q] of the model's own engine; None where it has no density q(z|x).
-        family: the family that the encoder's densities belong to, whose q* its amortisation gap is measured from.
+        family: the family that the encoder's densities belong to, whose q* its amortisation gap is measured from; None
+            where they are no normal densities.
     """
 
     evidence: Evidence
@@ -251,7 +252,7 @@ def _best(
 
 
 def _family_of(q: Distribution | None, best: dict[str, Bound]) -> str | None:
-    if q is None:
+    if q is None or _normal(q) is None:
         return None
     name = "full covariance" if isinstance(q, MultivariateNormal) else "mean-field"
     return name if name in best else None

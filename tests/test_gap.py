@@ -164,6 +164,19 @@ def test_encoders_of_a_user() -> None:
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
+def test_an_encoder_of_another_law_has_no_amortisation_gap() -> None:
+    """Its bound is estimated all the same, and so is the whole inference gap."""
+    model = linear(2)
+
+    def encode(x: Tensor) -> Distribution:
+        return Independent(torch.distributions.Laplace(model.posterior(x).mean[0].detach(), 0.3), 1)
+
+    gap = inference_gap(Autoencoder(model, Amortized(encode)), torch.randn(3, 6).double())
+    assert gap.encoder is not None and gap.family is None and gap.amortisation is None
+    columns = gap.columns()
+    assert "amortisation gap" not in columns and (columns["inference gap"] > 0).all()
+
+
 @pytest.mark.parametrize("engine", [ClosedForm(), Ascent(max_steps=2)])
 def test_engines_with_and_without_a_density(engine: ClosedForm | Ascent) -> None:
     gap = inference_gap(Autoencoder(linear(), engine), torch.randn(2, 6).double())
