@@ -32,6 +32,7 @@ def nuts(likelihood: Likelihood, x: Num[Tensor, "B *X"], samples: int = 1000, wa
     Raises:
         ValueError: under a flat prior; for fewer than 4 samples.
 
+    >>> import torch
     >>> from gae.likelihood import LinearMixture
     >>> found = nuts(LinearMixture(1, 2, (5,)), torch.zeros(3, 5), samples=20, warmup=20)
     >>> found.z.shape, found.effective.shape
