@@ -1,5 +1,8 @@
 """The module a user holds: a likelihood, an engine that encodes for it, and what is maximised."""
 
+from collections.abc import Sequence
+from dataclasses import replace
+
 import torch
 from jaxtyping import Float, Int, Num
 from torch import Tensor, nn
@@ -16,6 +19,14 @@ class Autoencoder(nn.Module):
 
     Calling it with x (B, *X) gives the scalar training loss, -aggregate(objective(encoding)), in nats per sample.
 
+    Args:
+        likelihood: what the model is.
+        inference: how codes are found.
+        objective: what is maximised, per sample.
+        aggregate: how the samples' values become one number.
+        corruption: what the engine sees of x in training (``gae.corruption``); the clean x is scored.
+        penalties: terms of the training loss besides (``gae.penalty``).
+
     >>> from gae.inference import ClosedForm
     >>> from gae.likelihood import LinearMixture
     >>> model = Autoencoder(LinearMixture(1, 2, (5,)), ClosedForm())
@@ -29,16 +40,36 @@ class Autoencoder(nn.Module):
         inference: Inference,
         objective: Objective = joint,
         aggregate: Aggregate = mean,
+        corruption: nn.Module | None = None,
+        penalties: Sequence[nn.Module] = (),
     ):
         super().__init__()
         self.likelihood = likelihood
         self.inference = inference
         self.objective = objective
         self.aggregate = aggregate
+        self.corruption = corruption
+        self.penalties = nn.ModuleList(penalties)
 
     def forward(self, x: Num[Tensor, "B *X"]) -> Float[Tensor, ""]:
-        """The training loss, in nats per sample: minus the aggregated objective."""
-        return -self.aggregate(self.objective(self.inference(self.likelihood, x)))
+        """The training loss, in nats per sample: minus the aggregated objective, plus the penalties.
+
+        Corruption and penalties act in training mode only; in evaluation mode the loss is that of clean data.
+        """
+        if not self.training or not self.regularised:
+            return -self.aggregate(self.objective(self.inference(self.likelihood, x)))
+        seen = x if self.corruption is None else self.corruption(x)
+        if self.penalties and not seen.requires_grad:
+            seen = seen.detach().requires_grad_()
+        code = replace(self.inference.infer(self.likelihood, seen), score=None)
+        encoding = self.inference.scored(self.likelihood, x, code)
+        loss = -self.aggregate(self.objective(encoding))
+        return sum((penalty(seen, encoding) for penalty in self.penalties), loss)
+
+    @property
+    def regularised(self) -> bool:
+        """Whether the training loss is another than that of the objective."""
+        return self.corruption is not None or len(self.penalties) > 0
 
     def encode(self, x: Num[Tensor, "B *X"], inference: Inference | None = None) -> Encoding:
         """Codes of x, by this model's engine or by another one on the same decoder.

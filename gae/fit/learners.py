@@ -190,8 +190,10 @@ class ClosedFormLearner(Learner):
 
 
 def has_closed_form(autoencoder: Autoencoder) -> bool:
-    """Whether closed-form M-steps reach every parameter: the likelihood has them, and the engine learns nothing."""
-    learned_elsewhere = any(parameter.requires_grad for parameter in autoencoder.inference.parameters())
+    """Whether closed-form M-steps reach every parameter: the likelihood has them, and nothing else acts on the loss."""
+    learned_elsewhere = autoencoder.regularised or any(
+        parameter.requires_grad for parameter in autoencoder.inference.parameters()
+    )
     return isinstance(autoencoder.likelihood, ClosedFormLearning) and not learned_elsewhere
 
 

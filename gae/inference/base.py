@@ -134,7 +134,10 @@ class Inference(nn.Module, ABC):
 
     def forward(self, likelihood: Likelihood, x: Num[Tensor, "B *X"], k: Int[Tensor, "S _"] | None = None) -> Encoding:
         """``infer``, and the exact log density of the codes found."""
-        code = self.infer(likelihood, x, k)
+        return self.scored(likelihood, x, self.infer(likelihood, x, k))
+
+    def scored(self, likelihood: Likelihood, x: Num[Tensor, "B *X"], code: Code) -> Encoding:
+        """The encoding of a code, with its log density at x."""
         seen = code.score if likelihood.exact_given else None
         log_joint = likelihood.log_joint(x, code.z, code.k) if seen is None else seen
         return Encoding(

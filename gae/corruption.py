@@ -1,0 +1,64 @@
+"""Corruptions C(x̃|x) of what an engine sees in training; the clean x is scored (Vincent et al. 2010)."""
+
+import torch
+from jaxtyping import Num
+from torch import Tensor, nn
+
+__all__ = ["GaussianNoise", "MaskingNoise", "SaltAndPepper"]
+
+
+class GaussianNoise(nn.Module):
+    """x + scale · ε, ε ~ N(0, I).
+
+    >>> GaussianNoise(0.5)(torch.zeros(2, 3)).shape
+    torch.Size([2, 3])
+    """
+
+    def __init__(self, scale: float):
+        super().__init__()
+        if not scale > 0:
+            raise ValueError(f"scale must be positive, got {scale}.")
+        self.scale = scale
+
+    def forward(self, x: Num[Tensor, "B *X"]) -> Num[Tensor, "B *X"]:
+        return x + self.scale * torch.randn_like(x)
+
+
+class MaskingNoise(nn.Module):
+    """Every element is set to ``value`` with probability ``rate``, independently.
+
+    >>> float(MaskingNoise(0.3)(torch.ones(1000, 10)).mean().round(decimals=1))
+    0.7
+    """
+
+    def __init__(self, rate: float, value: float = 0.0):
+        super().__init__()
+        self.rate, self.value = _probability(rate), value
+
+    def forward(self, x: Num[Tensor, "B *X"]) -> Num[Tensor, "B *X"]:
+        return x.masked_fill(torch.rand_like(x) < self.rate, self.value)
+
+
+class SaltAndPepper(nn.Module):
+    """Every element is replaced with probability ``rate``, by ``low`` or ``high`` alike.
+
+    >>> float(SaltAndPepper(1.0)(torch.full((1000, 10), 0.2)).unique().numel())
+    2.0
+    """
+
+    def __init__(self, rate: float, low: float = 0.0, high: float = 1.0):
+        super().__init__()
+        if not low < high:
+            raise ValueError(f"Need low < high, got {low} and {high}.")
+        self.rate, self.low, self.high = _probability(rate), low, high
+
+    def forward(self, x: Num[Tensor, "B *X"]) -> Num[Tensor, "B *X"]:
+        chance = torch.rand_like(x)
+        salted = torch.where(chance < 0.5 * self.rate, self.low, self.high)
+        return torch.where(chance < self.rate, salted.to(x), x)
+
+
+def _probability(rate: float) -> float:
+    if not 0 < rate <= 1:
+        raise ValueError(f"rate must lie in (0, 1], got {rate}.")
+    return rate

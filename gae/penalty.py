@@ -1,0 +1,73 @@
+"""Terms of a training loss that are no log density of one sample: (seen x, encoding) -> a scalar to be minimised."""
+
+import math
+
+import torch
+from jaxtyping import Float, Num
+from torch import Tensor, nn
+
+from gae.inference import Encoding
+
+__all__ = ["Contractive", "SparseActivity"]
+
+
+class Contractive(nn.Module):
+    """weight · mean over the batch of ‖∂z/∂x‖²_F, the derivative of the code by the input (Rifai et al. 2011).
+
+    By the input, not by the weights (ledger D30). It costs one backward pass for each element of a code.
+
+    Raises:
+        ValueError: at a call, where the code does not depend on x (an ascent with ``Detach``).
+    """
+
+    def __init__(self, weight: float):
+        super().__init__()
+        self.weight = _positive(weight)
+
+    def forward(self, seen: Num[Tensor, "B *X"], encoding: Encoding) -> Float[Tensor, ""]:
+        code = encoding.z.flatten(2).sum(0)  # (B, Z)
+        if not (code.requires_grad and seen.requires_grad):
+            raise ValueError(
+                "The contractive penalty needs codes that depend on x. Use an encoder, or `Ascent` with `Unroll`."
+            )
+        square = seen.new_zeros(())
+        for column in code.unbind(1):
+            (slope,) = torch.autograd.grad(column.sum(), seen, create_graph=True, allow_unused=True)
+            if slope is not None:
+                square = square + slope.square().sum()
+        return self.weight * square / (len(encoding.z) * len(seen))
+
+
+class SparseActivity(nn.Module):
+    """weight · Σ_j KL(Bernoulli(ρ) ‖ Bernoulli(mean of z_j over the batch)), in nats (Ng 2011; ledger D31).
+
+    For codes in (0, 1), such as those of an encoder that ends in a sigmoid.
+
+    Raises:
+        ValueError: at a call, for codes outside [0, 1].
+    """
+
+    def __init__(self, weight: float, rho: float = 0.05):
+        super().__init__()
+        if not 0 < rho < 1:
+            raise ValueError(f"rho must lie in (0, 1), got {rho}.")
+        self.weight, self.rho = _positive(weight), rho
+
+    def forward(self, seen: Num[Tensor, "B *X"], encoding: Encoding) -> Float[Tensor, ""]:
+        activity = encoding.z.flatten(2).mean((0, 1))
+        low, high = (float(bound) for bound in encoding.z.detach().aminmax())
+        if low < 0 or high > 1:
+            raise ValueError(
+                f"Activities must lie in [0, 1], got {low:.3g} … {high:.3g}. End the encoder in a sigmoid."
+            )
+        tiny = torch.finfo(activity.dtype).eps
+        mean = activity.clamp(tiny, 1 - tiny)
+        rho = self.rho
+        divergence = rho * (math.log(rho) - mean.log()) + (1 - rho) * (math.log1p(-rho) - (-mean).log1p())
+        return self.weight * divergence.sum()
+
+
+def _positive(weight: float) -> float:
+    if not weight > 0:
+        raise ValueError(f"weight must be positive, got {weight}.")
+    return weight

@@ -1,0 +1,89 @@
+"""Markov chains on data that a trained autoencoder defines: denoising and contractive ones."""
+
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Float, Num
+from torch import Tensor
+
+from gae.autoencoder import Autoencoder
+
+
+@torch.no_grad()
+def denoising_walk(
+    autoencoder: Autoencoder, x: Num[Tensor, "B *X"], steps: int, corruption: Callable[[Tensor], Tensor] | None = None
+) -> Num[Tensor, "T B *X"]:
+    """Alternates x̃ ~ C(x̃|x) and x ~ q_r(x | code of x̃), T steps from x (Bengio et al. 2013; ledger D29).
+
+    If q_r is the exact conditional P(x|x̃) and the corruption joins all x, its law tends to p(x).
+
+    Args:
+        autoencoder: a denoising one.
+        x: (B, *X), the starts of B chains.
+        steps: T.
+        corruption: the one that the autoencoder was trained with, unless given.
+
+    Raises:
+        ValueError: without a corruption.
+
+    >>> from gae.systems import dae
+    >>> denoising_walk(dae((6,), latent=3), torch.zeros(2, 6), steps=4).shape
+    torch.Size([4, 2, 6])
+    """
+    corrupt = corruption or autoencoder.corruption
+    if corrupt is None:
+        raise ValueError("A denoising walk needs a corruption: give one, or an autoencoder that was trained with one.")
+    _check(autoencoder, x, steps)
+    chain = []
+    for _ in range(steps):
+        code = autoencoder.inference.infer(autoencoder.likelihood, corrupt(x))
+        x = autoencoder.decode(code.z[0], None if code.k is None else code.k[0]).sample().to(x.dtype)
+        chain.append(x)
+    return torch.stack(chain)
+
+
+def contractive_walk(
+    autoencoder: Autoencoder, x: Num[Tensor, "B *X"], steps: int, scale: float
+) -> Num[Tensor, "T B *X"]:
+    """x ← decode(z + J Jᵀ ε), z the code of x and J = ∂z/∂x, ε ~ N(0, scale² I): T steps (Rifai et al. 2012).
+
+    The step moves the code along the directions in which the encoder still responds to its input.
+
+    Raises:
+        ValueError: for codes that do not depend on x, or numbers out of range.
+
+    >>> from gae.systems import cae
+    >>> contractive_walk(cae((6,), latent=3), torch.zeros(2, 6), steps=4, scale=0.1).shape
+    torch.Size([4, 2, 6])
+    """
+    _check(autoencoder, x, steps)
+    if not scale > 0:
+        raise ValueError(f"scale must be positive, got {scale}.")
+    chain = []
+    for _ in range(steps):
+        z, jacobian = _linearised(autoencoder, x)
+        noise = scale * torch.randn_like(z)
+        pulled = torch.einsum("bzx,bz->bx", jacobian, noise)
+        moved = z + torch.einsum("bzx,bx->bz", jacobian, pulled)
+        with torch.no_grad():
+            decoded = autoencoder.decode(moved.unflatten(1, autoencoder.likelihood.latent_shape))
+            x = autoencoder.likelihood.point(decoded)
+        chain.append(x)
+    return torch.stack(chain)
+
+
+def _linearised(autoencoder: Autoencoder, x: Tensor) -> tuple[Float[Tensor, "B Z"], Float[Tensor, "B Z X"]]:
+    """Codes of x and their derivatives by x, flattened."""
+    with torch.enable_grad():
+        leaf = x.detach().requires_grad_()
+        z = autoencoder.inference.infer(autoencoder.likelihood, leaf).z[0].flatten(1)
+        if not z.requires_grad:
+            raise ValueError("A contractive walk needs codes that depend on x. Use an encoder, or `Unroll`.")
+        rows = [torch.autograd.grad(column.sum(), leaf, retain_graph=True)[0].flatten(1) for column in z.unbind(1)]
+    return z.detach(), torch.stack(rows, 1)
+
+
+def _check(autoencoder: Autoencoder, x: Tensor, steps: int) -> None:
+    autoencoder.likelihood.check(x)
+    if steps < 1:
+        raise ValueError(f"steps must be at least 1, got {steps}.")
