@@ -32,6 +32,24 @@ def mlp(
     return nn.Sequential(*layers)
 
 
+class Dictionary(nn.Module):
+    """A linear map whose columns (one for each element of a code) have unit length: z (N, Z) -> (N, *X).
+
+    Under a penalty of the code, a free dictionary would grow without limit while the code shrinks (ledger D31).
+
+    >>> Dictionary(3, (1, 8, 8))(torch.zeros(2, 3)).shape
+    torch.Size([2, 1, 8, 8])
+    """
+
+    def __init__(self, latent: int, outputs: int | Sequence[int]):
+        super().__init__()
+        self.shape = _shape(outputs)
+        self.atoms = nn.Parameter(torch.randn(latent, math.prod(self.shape)))
+
+    def forward(self, z: Float[Tensor, "N Z"]) -> Float[Tensor, "N *X"]:
+        return (z @ nn.functional.normalize(self.atoms, dim=1)).unflatten(1, self.shape)
+
+
 def conv_encoder(
     image: Sequence[int], outputs: int, channels: Sequence[int] = (32, 64), activation: Activation = nn.SiLU
 ) -> nn.Sequential:

@@ -10,6 +10,7 @@ from gae.inference.gauss_newton import GaussNewton
 from gae.inference.implicit import Implicit
 from gae.inference.langevin import Langevin
 from gae.inference.lbfgs import LBFGS
+from gae.inference.proximal import ProximalAscent
 from gae.inference.solver import Progress
 from gae.inference.starts import Fixed, Initial, Prior, Zeros
 from gae.inference.steps import Adam, GradientAscent, Momentum, Step
@@ -48,6 +49,7 @@ __all__ = [
     "Prior",
     "Progress",
     "Projected",
+    "ProximalAscent",
     "RunningVariance",
     "Scheduled",
     "Simplex",

@@ -6,7 +6,7 @@ from gae.likelihood.linear import LinearMixture
 from gae.likelihood.moments import Moments
 from gae.likelihood.observed import Observed
 from gae.likelihood.operators import Blur, Crop, Downsample, GaussianProjection, LinearOperator, Mask
-from gae.likelihood.priors import Flat, FlatDistribution, StandardNormal
+from gae.likelihood.priors import Flat, FlatDistribution, LaplacePrior, StandardNormal
 from gae.likelihood.weights import Activation, WeightDecoder, WeightLikelihood
 
 __all__ = [
@@ -25,6 +25,7 @@ __all__ = [
     "GaussianProjection",
     "Head",
     "Laplace",
+    "LaplacePrior",
     "Likelihood",
     "LinearMixture",
     "LinearOperator",
