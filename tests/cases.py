@@ -41,6 +41,7 @@ from gae.inference import (
     OneStep,
     Prior,
     Projected,
+    ProximalAscent,
     RunningVariance,
     Scheduled,
     Simplex,
@@ -68,6 +69,7 @@ from gae.likelihood import (
     Gaussian,
     GaussianProjection,
     Laplace,
+    LaplacePrior,
     Likelihood,
     LinearMixture,
     Mask,
@@ -152,6 +154,7 @@ LIKELIHOODS = [
     LikelihoodCase("gaussian-scalar", lambda: Gaussian(net((3, 2), (3, 2)), (3, 2), 0.7, learn="scalar")),
     LikelihoodCase("gaussian-pixel", lambda: Gaussian(net(2, (3, 2)), 2, 0.7, learn="pixel")),
     LikelihoodCase("gaussian-flat", lambda: Gaussian(net(2, 3), 2, 0.7, prior=Flat(2))),
+    LikelihoodCase("gaussian-sparse", lambda: Gaussian(net(2, 3), 2, 0.7, prior=LaplacePrior(2))),
     LikelihoodCase("gaussian-conv", lambda: Gaussian(nets.conv_decoder(2, (1, 4, 4), (2,)), 2)),
     LikelihoodCase("laplace", lambda: Laplace(net(2, 3), 2, 0.7)),
     LikelihoodCase("laplace-pixel", lambda: Laplace(net(2, 3), 2, 0.7, learn="pixel")),
@@ -212,6 +215,10 @@ def exact_code(likelihood: Likelihood) -> bool:
 
 def one_output(likelihood: Likelihood) -> bool:
     return continuous(likelihood) and likelihood.has_outputs and likelihood.components <= 1
+
+
+def sparse(likelihood: Likelihood) -> bool:
+    return isinstance(likelihood.latent_prior, LaplacePrior)
 
 
 def weights(likelihood: Likelihood) -> bool:
@@ -395,6 +402,8 @@ ENGINES = [
             ("simplex", lambda: Projected(GradientAscent(0.05), Simplex())),
         ]
     ),
+    EngineCase("ascent-ista", lambda m: Ascent(step=ProximalAscent(0.1), max_steps=3), sparse),
+    EngineCase("ascent-fista", lambda m: Ascent(step=ProximalAscent(0.1, accelerated=True), max_steps=4), sparse),
     EngineCase("ascent-whiten", lambda m: Ascent(Prior(), Projected(GradientAscent(0.05), Whiten()), 2), sets, True),
     EngineCase("ascent-gauss-newton", lambda m: Ascent(step=GaussNewton(), max_steps=2), exact_code),
     EngineCase("ascent-langevin", lambda m: Ascent(step=Langevin(0.01), max_steps=3), stochastic=True),

@@ -1,0 +1,45 @@
+"""Linear decoders and mixtures of them, in closed form."""
+
+from gae.autoencoder import Autoencoder
+from gae.inference import Argmax, Ascent, ClosedForm, Enumerate, GradientAscent, Unroll, Zeros
+from gae.likelihood import LinearMixture
+from gae.objective import elbo, joint, logsumexp
+from gae.systems.parts import Shape
+
+
+def pca(event_shape: Shape, latent: int = 8) -> Autoencoder:
+    """Principal component analysis: one linear chart, orthonormal loadings, flat prior.
+
+    >>> pca((1, 8, 8)).likelihood.loadings.shape
+    torch.Size([1, 8, 64])
+    """
+    return Autoencoder(LinearMixture(1, latent, event_shape, flat_prior=True), ClosedForm(), joint)
+
+
+def ppca(event_shape: Shape, latent: int = 8) -> Autoencoder:
+    """Probabilistic PCA (Tipping & Bishop 1999): z ~ N(0, I), learned noise; the ELBO is the evidence."""
+    return Autoencoder(LinearMixture(1, latent, event_shape, learn_scale=True), ClosedForm(), elbo)
+
+
+def kmeans(event_shape: Shape, components: int = 10) -> Autoencoder:
+    """k-means as an autoencoder: K points, no continuous code, argmax (the GAE note; ledger D10)."""
+    return Autoencoder(LinearMixture(components, 0, event_shape), Argmax(), joint)
+
+
+def gmm(event_shape: Shape, components: int = 10) -> Autoencoder:
+    """A mixture of spherical Gaussians by EM: the evidence is a logsumexp over the components."""
+    likelihood = LinearMixture(components, 0, event_shape, learn_scale=True, learn_weights=True)
+    return Autoencoder(likelihood, Enumerate(), logsumexp)
+
+
+def llgae(
+    event_shape: Shape, latent: int = 8, components: int = 10, steps: int | None = None, rate: float = 0.5
+) -> Autoencoder:
+    """The locally linear autoencoder, hierarchical form: max_k max_z over K charts of width E.
+
+    ``steps=None`` finds z in closed form; otherwise by that many ascent steps of the given rate from zero, as
+    the update rule of the notes does (ledger D16).
+    """
+    likelihood = LinearMixture(components, latent, event_shape, flat_prior=True)
+    inner = ClosedForm() if steps is None else Ascent(Zeros(), GradientAscent(rate), steps, backprop=Unroll())
+    return Autoencoder(likelihood, Argmax(inner), joint)

@@ -1,0 +1,61 @@
+"""Encoders with a density: variational autoencoders."""
+
+from collections.abc import Sequence
+from functools import partial
+
+from gae import nets
+from gae.autoencoder import Autoencoder
+from gae.inference import Amortized, Ascent, GradientAscent, MeanField, Unroll
+from gae.objective import elbo, iwae
+from gae.systems.parts import NormalEncoder, Shape, head_of
+
+
+def vae(
+    event_shape: Shape,
+    latent: int = 8,
+    hidden: Sequence[int] = (128, 128),
+    head: str = "gaussian",
+    beta: float = 1.0,
+    samples: int = 1,
+    analytic: bool = True,
+) -> Autoencoder:
+    """The variational autoencoder (Kingma & Welling 2014); ``beta`` weighs the KL (Higgins et al. 2017)."""
+    decoder = head_of(head)(nets.mlp(latent, hidden[::-1], event_shape), latent)
+    encoder = NormalEncoder(nets.mlp(event_shape, hidden, 2 * latent))
+    return Autoencoder(decoder, Amortized(encoder, samples), partial(elbo, beta=beta, analytic=analytic))
+
+
+def conv_vae(
+    event_shape: Shape,
+    latent: int = 8,
+    channels: Sequence[int] = (32, 64),
+    head: str = "gaussian",
+    beta: float = 1.0,
+    analytic: bool = True,
+) -> Autoencoder:
+    """A VAE with convolutions; images are (C, H, W)."""
+    decoder = head_of(head)(nets.conv_decoder(latent, event_shape, channels[::-1]), latent)
+    encoder = NormalEncoder(nets.conv_encoder(event_shape, 2 * latent, channels))
+    return Autoencoder(decoder, Amortized(encoder), partial(elbo, beta=beta, analytic=analytic))
+
+
+def importance_weighted(
+    event_shape: Shape, latent: int = 8, hidden: Sequence[int] = (128, 128), head: str = "gaussian", samples: int = 5
+) -> Autoencoder:
+    """The importance-weighted autoencoder (Burda et al. 2016): a VAE's networks under a tighter bound."""
+    model = vae(event_shape, latent, hidden, head, samples=samples)
+    return Autoencoder(model.likelihood, model.inference, iwae)
+
+
+def savae(
+    event_shape: Shape,
+    latent: int = 8,
+    hidden: Sequence[int] = (128, 128),
+    head: str = "gaussian",
+    steps: int = 5,
+    rate: float = 0.01,
+) -> Autoencoder:
+    """The semi-amortised VAE (Kim et al. 2018): an encoder's density, refined by unrolled ascent on the ELBO."""
+    model = vae(event_shape, latent, hidden, head)
+    refine = Ascent(model.inference, GradientAscent(rate), steps, family=MeanField(samples=2), backprop=Unroll())
+    return Autoencoder(model.likelihood, refine, partial(elbo, analytic=True))
