@@ -20,6 +20,7 @@ from gae.cli_common import (
     save_arrays,
 )
 from gae.cli_dip import dip
+from gae.cli_explore import explore
 from gae.cli_gap import gap
 from gae.cli_notes import notes
 from gae.terminal import comparison, console, echo_json, plain, print_results, reported, table
@@ -244,6 +245,7 @@ def compare(
 
 app.command()(activate)
 app.command()(dip)
+app.command()(explore)
 app.command()(gap)
 app.command()(notes)
 

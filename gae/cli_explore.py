@@ -1,0 +1,34 @@
+"""``gae explore``: a page on which a reader moves through a plane of codes."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from gae.cli_common import Binarize, CheckpointPath, DataName, load, need_suffix, read
+from gae.terminal import reported
+
+
+@reported
+def explore(
+    checkpoint: CheckpointPath,
+    data: DataName,
+    samples: Annotated[
+        int, typer.Option("-n", min=3, help="Test samples whose codes are shown, from the first.")
+    ] = 400,
+    size: Annotated[int, typer.Option(min=2, max=60, help="Decoded codes along each side.")] = 25,
+    binarize: Binarize = "none",
+    output: Annotated[Path, typer.Option("--output", "-o", help="An .html file.")] = Path("explore.html"),
+) -> None:
+    """Write one HTML page to move through a plane of codes; it needs no server."""
+    from gae.explore import explore as write
+
+    need_suffix(output, ".html")
+    model, noted = read(checkpoint)
+    found = load(data, binarize)
+    x = found.test[:samples]
+    labels = None if found.test_labels is None else found.test_labels[:samples]
+    value_range = noted.get("value_range", found.value_range)
+    name = noted.get("system") or noted.get("engine", "")
+    plane = write(model, x, output, labels, value_range, size, f"{name} on {found.name}")
+    typer.echo(f"{len(x)} codes; the plane holds {plane.explained:.0%} of their variance: {output}")
