@@ -10,9 +10,12 @@ from torch import Tensor, nn
 from torch.distributions import Distribution, Independent, Normal
 
 from gae import Autoencoder
+from gae.data import Dataset
+from gae.fit import fit
 from gae.inference import Amortized, Argmax, Ascent, ClosedForm, Enumerate, GradientAscent, Inference, Zeros
 from gae.likelihood import Bernoulli, Flat, Gaussian, Likelihood, LinearMixture
 from gae.objective import elbo, iwae, joint, logsumexp
+from gae.systems import build
 
 Z, X = 2, (2, 3)
 
@@ -339,8 +342,50 @@ def test_interpolation_needs_both_ends(steps: int) -> None:
 
 def test_mixtures_have_no_line_between_charts() -> None:
     model = Autoencoder(ppca(3), Argmax(ClosedForm()))
-    with pytest.raises(ValueError, match="different components have no line between them"):
+    with pytest.raises(ValueError, match="different components have no common axes"):
         model.interpolate(observations(), observations())
+    with pytest.raises(ValueError, match="Attributes need one space of codes"):
+        model.attribute(observations(), observations())
+    with pytest.raises(ValueError, match="Directions need one space of codes"):
+        model.traverse(observations(), torch.zeros(2).double(), torch.zeros(1).double())
+
+
+def test_an_attribute_is_the_difference_of_mean_codes() -> None:
+    """Added to the codes of those that lack it, it moves their mean reconstruction onto that of the others."""
+    model = Autoencoder(ppca(), ClosedForm())
+    lacking, having = observations(), observations()
+    found = model.attribute(having, lacking)
+    assert not found.requires_grad
+    shifted = model.traverse(lacking, found, torch.tensor([0.0, 1.0]).double())
+    assert torch.allclose(shifted[0], model.reconstruct(lacking))
+    assert torch.allclose(shifted[1].mean(0), model.reconstruct(having).mean(0))  # the decoder is affine
+
+
+def test_attributes_of_digits_add_up(digits: Dataset) -> None:
+    """On held-out digits: a code of a 3 plus the direction from 3 to 8 decodes to what is nearest to an 8."""
+    x, labels = digits.train, digits.train_labels
+    model = build("pca", digits.event_shape, latent=16)
+    fit(model, digits, progress=False)
+    assert labels is not None and digits.test_labels is not None
+    direction = model.attribute(x[labels == 8], x[labels == 3])
+    turned = model.traverse(digits.test[digits.test_labels == 3], direction, torch.ones(1))[0].flatten(1)
+    centres = torch.stack([x[labels == digit].mean(0).flatten() for digit in range(10)])
+    assert (torch.cdist(turned, centres).argmin(1) == 8).float().mean() > 0.8
+
+
+@pytest.mark.parametrize("shape", [(2,), (3, 1)])
+def test_a_traversal_moves_along_one_direction(shape: tuple[int, ...]) -> None:
+    model = Autoencoder(
+        Gaussian(nn.Sequential(nn.Flatten(), nn.Linear(math.prod(shape), 4)), shape), Ascent(max_steps=2)
+    )
+    x, direction, amounts = torch.randn(5, 4), torch.randn(shape), torch.tensor([-1.0, 0.0, 2.5])
+    path = model.traverse(x, direction, amounts)
+    z = model.encode(x).point
+    assert path.shape == (3, 5, 4) and not path.requires_grad
+    for amount, images in zip(amounts, path, strict=True):
+        assert torch.allclose(images, model.decode(z + amount * direction).mean, atol=1e-6)
+    with pytest.raises(ValueError, match="A direction has shape"):
+        model.traverse(x, torch.zeros(7), amounts)
 
 
 # The door.
