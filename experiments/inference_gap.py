@@ -1,0 +1,223 @@
+"""Claim: where the nats of MNIST go: test NLL, approximation and amortisation gap, for decoders trained by six engines.
+
+One architecture and one start (``gap_models``), dynamically binarised MNIST. For each decoder:
+
+- test NLL by importance sampling, S = 5,000, on all test images; the proposal is the encoder's density, or the Laplace
+  approximation at the MAP code where there is no encoder;
+- on the first 100 test and the first 100 training images: log p(x) by importance sampling from the best density of a
+  full covariance, L[q*] of both families, L[q] of the encoder, and so the gaps (Cremer et al. 2018).
+
+The gaps are also found for VAEs whose encoder or decoder is narrower or wider. For the VAE also log p(x) by AIS on
+those 100 images, and the bidirectional sandwich on images that it drew itself.
+
+    python -m experiments.gap_models && python -m experiments.inference_gap
+
+Names after the command evaluate these decoders only, and write no result.
+
+Published: Burda et al. (2016), table 1, one stochastic layer, 3,280 epochs at falling rates: NLL 86.76 (VAE), 85.54
+(IWAE-5), 84.78 (IWAE-50). Cremer et al. (2018), for another decoder: log p -89.80, L[q*] -91.23, L[q] -92.57.
+"""
+
+import copy
+import json
+import math
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from experiments.common import mnist, write
+from experiments.gap_models import RUNS, TRAININGS, WIDTHS, train
+from gae import Autoencoder
+from gae.evidence import ais, importance, laplace_approximation, sandwich
+from gae.gap import inference_gap
+from gae.inference import LBFGS, Amortized, Ascent, Detach, Zeros
+from gae.likelihood import Bernoulli
+from gae.measure import mean_and_error
+
+PUBLISHED = {"vae": 86.76, "iwae5": 85.54, "iwae50": 84.78}
+CREMER = {"log p(x)": -89.80, "L[q*], mean-field": -91.23, "L[q]": -92.57}
+POINT = ("unrolled", "detached")  # trainings without an encoder
+
+
+@dataclass(frozen=True)
+class Configuration:
+    samples: int = 5000  # of importance sampling
+    nll_images: int = 10_000
+    gap_images: int = 100
+    draws: int = 1000
+    steps: int = 300
+    temperatures: int = 500
+    chains: int = 16
+    simulated: int = 50
+    seed: int = 0
+
+
+@torch.no_grad()
+def test_nll(name: str, decoder: Bernoulli, encoder: Any, x: Tensor, configuration: Configuration) -> dict[str, Any]:
+    """Minus the importance-sampled log p(x), nats per image, and how good the weights are."""
+    found = []
+    for batch in x.split(250):
+        if name in POINT:
+            mode = Ascent(Zeros(), LBFGS(), 100, grad_tol=1e-3, backprop=Detach())(decoder, batch).point
+            proposal: Any = laplace_approximation(decoder, batch, mode, floor=1.0)
+        else:
+            proposal = Amortized(encoder)
+        found.append(importance(decoder, batch, proposal, configuration.samples, chunk=50))
+    entry = mean_and_error(-torch.cat([part.log_p for part in found]))
+    error = torch.cat([part.standard_error for part in found])
+    effective = torch.cat([part.effective for part in found])
+    return {**entry, "sampling_se": float(error.mean()), "effective": float(effective.mean()), "images": len(x)}
+
+
+def gaps(name: str, decoder: Bernoulli, encoder: Any, x: Tensor, configuration: Configuration) -> dict[str, Any]:
+    """Mean ± standard error over images of every bound and gap, and the bounds of each image, in double precision."""
+    decoder, encoder, x = copy.deepcopy(decoder).double(), copy.deepcopy(encoder).double(), x.double()
+    model = decoder if name in POINT else Autoencoder(decoder, Amortized(encoder))
+    gap = inference_gap(model, x, samples=configuration.samples, draws=configuration.draws, steps=configuration.steps)
+    columns = gap.columns()
+    return {"table": gap.table(), "images": {name: values.tolist() for name, values in columns.items()}}
+
+
+@torch.no_grad()
+def annealed(decoder: Bernoulli, x: Tensor, configuration: Configuration) -> dict[str, Any]:
+    """log p(x) by AIS on given images, and both bounds on simulated ones, for growing numbers of temperatures."""
+    found = ais(decoder, x, configuration.temperatures, configuration.chains)
+    rows = []
+    for temperatures in (10, 30, 100, 300, 1000):
+        both = sandwich(decoder, configuration.simulated, temperatures, configuration.chains)
+        lower, upper = both.lower.log_p, both.upper.log_p
+        rows.append(
+            {
+                "temperatures": temperatures,
+                "lower": mean_and_error(lower),
+                "upper": mean_and_error(upper),
+                "width": mean_and_error(upper - lower),
+            }
+        )
+        print(f"sandwich, T = {temperatures}: {float((upper - lower).mean()):.3f} nats", flush=True)
+    entry = {**mean_and_error(found.log_p), "effective": float(found.effective.mean())}  # type: ignore[union-attr]
+    return {"log_p": entry, "images": found.log_p.tolist(), "sandwich": rows}
+
+
+def evaluate(name: str, data: Any, configuration: Configuration) -> dict[str, Any]:
+    """Everything about one decoder; kept in a file, so that a run that was stopped goes on."""
+    path = RUNS / name / "evaluation.json"
+    if path.exists():
+        return dict(json.loads(path.read_text()))
+    model, encoder = train(name, data)
+    decoder = model.likelihood.eval()
+    assert isinstance(decoder, Bernoulli)
+    torch.manual_seed(configuration.seed)
+    images = configuration.gap_images
+    training = {**TRAININGS, **WIDTHS}[name]
+    found: dict[str, Any] = {
+        "label": training.label,
+        "epochs": training.epochs,
+        "test": gaps(name, decoder, encoder, data.test[:images], configuration),
+        "train": gaps(name, decoder, encoder, data.epoch(0)[:images], configuration),
+    }
+    if name in TRAININGS:
+        found["nll"] = test_nll(name, decoder, encoder, data.test[: configuration.nll_images], configuration)
+    if name == "vae":
+        found["ais"] = annealed(decoder, data.test[:images], configuration)
+    path.write_text(json.dumps(found))
+    print(name, {key: entry["mean"] for key, entry in found["test"]["table"].items() if "gap" in key}, flush=True)
+    return found
+
+
+def draw(results: dict[str, Any]) -> Any:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    models = results["models"]
+    figure, panels = pyplot.subplots(3, 2, figsize=(12, 13), constrained_layout=True)
+    bars, ladder, trained, closing, wide, spare = panels.flat
+    spare.remove()
+    _bars(bars, models)
+    bars.set(title="Gaps, mean ± s.e. over 100 test images")
+    _bars(wide, results["widths"])
+    wide.set(title="VAEs of 60 epochs, by width of encoder and decoder")
+
+    columns = models["vae"]["test"]["images"]
+    order = sorted(range(len(columns["L[q]"])), key=lambda i: columns["inference gap"][i])
+    for name, marker in (("L[q*], full covariance", "^"), ("L[q*], mean-field", "s"), ("L[q]", "o")):
+        ladder.plot([columns[name][i] - columns["log p(x)"][i] for i in order], marker, ms=3, ls="", label=name)
+    ladder.axhline(0, color="0.3", lw=1, label="log p(x)")
+    ladder.set(
+        xlabel="test images, ordered", ylabel="bound − log p(x)   (nats)", title="VAE: ladder of bounds, image by image"
+    )
+    ladder.legend(fontsize=8)
+
+    rows = [
+        (model["label"], model["train"]["table"]["inference gap"], model["test"]["table"]["inference gap"])
+        for model in models.values()
+        if "inference gap" in model["test"]["table"]
+    ]
+    for i, split in enumerate(("train", "test")):
+        trained.bar(
+            [j + 0.3 * (i - 0.5) for j in range(len(rows))],
+            [row[1 + i]["mean"] for row in rows],
+            0.28,
+            yerr=[row[1 + i]["se"] for row in rows],
+            capsize=3,
+            label=split,
+        )
+    trained.set_xticks(range(len(rows)), [row[0] for row in rows], fontsize=8)
+    trained.set(ylabel="nats per image", title="Inference gap on training and on test images")
+    trained.legend(fontsize=8)
+
+    series = models["vae"]["ais"]["sandwich"]
+    for bound, colour in (("upper", "tab:red"), ("lower", "tab:blue")):
+        closing.errorbar(
+            [row["temperatures"] for row in series],
+            [row[bound]["mean"] for row in series],
+            [row["width"]["se"] for row in series],
+            color=colour,
+            marker="o",
+            capsize=3,
+            label={"upper": "reverse AIS", "lower": "AIS"}[bound],
+        )
+    closing.set(
+        xscale="log",
+        xlabel="temperatures",
+        ylabel="nats per image",
+        title="VAE: log p(x) of simulated images between two bounds",
+    )
+    closing.legend(fontsize=8)
+    return figure
+
+
+def _bars(axes: Any, models: dict[str, Any]) -> None:
+    parts = ("approximation gap, full covariance", "approximation gap, mean-field", "amortisation gap")
+    for i, part in enumerate(parts):
+        rows = [(j, model["test"]["table"].get(part)) for j, model in enumerate(models.values())]
+        known = [(j, entry) for j, entry in rows if entry is not None]
+        places, heights = [j + 0.27 * (i - 1) for j, _ in known], [entry["mean"] for _, entry in known]
+        axes.bar(places, heights, 0.25, yerr=[entry["se"] for _, entry in known], capsize=3, label=part)
+    axes.set_xticks(range(len(models)), [model["label"] for model in models.values()], rotation=20, fontsize=8)
+    axes.set(ylabel="nats per test image")
+    axes.legend(fontsize=8)
+
+
+def main(configuration: Configuration, names: list[str]) -> None:
+    data = mnist(binarize="dynamic")
+    models = {name: evaluate(name, data, configuration) for name in names or [*TRAININGS, *WIDTHS]}
+    if names:
+        return
+    widths = {name: models.pop(name) for name in WIDTHS}
+    for name, model in models.items():
+        if name in PUBLISHED:
+            model["published_nll"] = PUBLISHED[name]
+    results = {"data": data.name, "data_hash": data.hash, "published_gaps": CREMER, "models": models, "widths": widths}
+    assert all(math.isfinite(model["nll"]["mean"]) for model in models.values())
+    write("inference_gap", configuration, results, draw(results))
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    main(Configuration(), sys.argv[1:])
