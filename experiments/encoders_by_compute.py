@@ -28,7 +28,7 @@ from torch.distributions import Distribution
 from experiments.common import mnist, write
 from experiments.gap_models import TRAININGS, train
 from gae.evidence import laplace_approximation
-from gae.gap import inference_gap, lower_bound
+from gae.gap import inference_gap, lower_bound, one_row
 from gae.inference import LBFGS, Adam, Amortized, Ascent, Detach, Inference, Langevin, MeanField, Prior, Zeros
 from gae.likelihood import Bernoulli
 from gae.measure import mean_and_error
@@ -84,17 +84,11 @@ def measured(decoder: Bernoulli, x: Tensor, engine: Inference, configuration: Co
         q = laplace_approximation(decoder, x, encoding.point, configuration.floor)
         evaluations += decoder.latent_shape.numel()
     else:
-        q = encoding.q if len(encoding.q.batch_shape) == 1 else single(encoding.q)
+        q = one_row(encoding.q)
     seconds = (time.perf_counter() - began) / len(x)
     bound = lower_bound(decoder, x, q, configuration.draws)
     entry = mean_and_error(bound.value)
     return {**entry, "evaluations": max(evaluations, 1.0), "seconds": seconds, "bounds": bound.value.tolist()}
-
-
-def single(q: Distribution) -> Distribution:
-    """A mean-field density of batch (1, B) as batch (B,)."""
-    base = torch.distributions.Normal(q.mean[0], q.stddev[0])
-    return torch.distributions.Independent(base, 1)
 
 
 def curves(name: str, data: Any, configuration: Configuration) -> dict[str, Any]:

@@ -222,10 +222,10 @@ def _density(engine: Inference, likelihood: Likelihood, x: Tensor) -> Distributi
     code = engine.infer(likelihood, x)
     if code.q is None or code.k is not None:
         return None
-    return _squeezed(code.q)
+    return one_row(code.q)
 
 
-def _squeezed(q: Distribution) -> Distribution:
+def one_row(q: Distribution) -> Distribution:
     """Batch (1, B) as batch (B,)."""
     if len(q.batch_shape) < 2:
         return q
@@ -247,7 +247,7 @@ def _best(
     engine = Ascent(_Given(start), LBFGS(), steps, tol=1e-5, family=family, backprop=Detach())
     code = engine.infer(likelihood, x)
     assert code.q is not None and code.solve is not None
-    bound = lower_bound(likelihood, x, _squeezed(code.q), draws)
+    bound = lower_bound(likelihood, x, one_row(code.q), draws)
     return replace(bound, status=code.solve.status[0])
 
 

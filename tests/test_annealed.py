@@ -4,12 +4,13 @@ import math
 
 import pytest
 import torch
+from problems import Rows
 from scipy import integrate
 from torch import Tensor, nn
 
 from gae.evidence import ais, annealed, exact, importance, inverse_temperatures, laplace, nuts, reverse_ais, sandwich
 from gae.evidence.laplace import expansion
-from gae.inference import Ascent, Zeros
+from gae.inference import Ascent, GradientAscent, Zeros
 from gae.likelihood import Bernoulli, Flat, Gaussian, Likelihood, LinearMixture
 
 
@@ -115,6 +116,32 @@ def test_one_temperature_is_importance_sampling_from_the_prior() -> None:
     wanted = (model.log_joint(x, z) - model.prior.log_prob(z)).logsumexp(0) - math.log(300)
     assert torch.allclose(found.log_p, wanted.detach())
     assert found.evaluations == 301
+
+
+def counted(latent: int = 2) -> tuple[Gaussian, Rows]:
+    rows = Rows(nn.Linear(latent, 5).double())
+    model = Gaussian(rows, latent, 0.5)
+    rows.rows = 0
+    return model, rows
+
+
+@pytest.mark.parametrize("temperatures", [1, 2, 7])
+def test_evaluations_of_ais_are_those_of_the_decoder(temperatures: int) -> None:
+    model, rows = counted()
+    x = torch.randn(3, 5).double()
+    options = {"temperatures": temperatures, "chains": 4, "leapfrog": 3, "pilot": 2}
+    for run in (lambda: ais(model, x, **options), lambda: reverse_ais(model, x, torch.zeros(3, 2).double(), **options)):
+        rows.rows = 0
+        assert run().evaluations == rows.rows / 3
+
+
+def test_evaluations_of_laplace_include_the_search() -> None:
+    """Two steps of ascent, the value at their end, and the curvature's derivatives."""
+    model, _ = counted()
+    x = torch.randn(3, 5).double()
+    mode = Ascent(Zeros(), GradientAscent(0.01), max_steps=2)
+    bare = laplace(model, x, mode=Ascent(Zeros(), max_steps=0)).evaluations
+    assert laplace(model, x, mode=mode).evaluations - bare == 2
 
 
 def test_a_good_start_leaves_no_variance() -> None:

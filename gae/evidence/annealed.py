@@ -22,8 +22,8 @@ TARGET, CHANGE = 0.65, 1.02  # rate of acceptance, and the factor by which a ste
 class Sandwich:
     """Observations drawn from the model itself, and log p(x) of each between two bounds.
 
-    ``lower`` is a lower bound in expectation and ``upper`` an upper one, each with probability 1 - e^-b within b nats
-    (Grosse et al. 2015); their distance bounds the error of either.
+    ``lower`` is a lower bound in expectation and ``upper`` an upper one. Each lies on the wrong side of log p(x) by
+    more than b nats with a probability of at most e^-b (Grosse et al. 2015): their distance limits the error of both.
     """
 
     x: Num[Tensor, "B *X"]

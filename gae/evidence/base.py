@@ -18,7 +18,7 @@ class Evidence:
         log_p: the estimate.
         standard_error: of sampling, by the delta method for the logarithm of a mean; 0 where nothing is sampled.
         effective: effective sample size of the weights, (Σw)² / Σw²; None where nothing is weighted.
-        evaluations: decoder evaluations per sample.
+        evaluations: decoder evaluations per sample, the mean over samples where they differ.
     """
 
     log_p: Float[Tensor, " B"]

@@ -83,7 +83,9 @@ def laplace(
         raise ValueError(f"Need probes >= 2 and iterations >= 1, got {probes} and {iterations}.")
     engine = mode or Ascent(Zeros(), LBFGS(), 200, grad_tol=1e-9, backprop=Detach())
     with torch.no_grad():
-        z = engine(likelihood, x).point
+        encoding = engine(likelihood, x)
+    z, solve = encoding.point, encoding.solve
+    search = 0 if solve is None else round(float(solve.evaluations.sum(0).double().mean()))
     width = z[0].numel()
     volume = 0.5 * width * math.log(2 * math.pi)
     with torch.no_grad():
@@ -97,7 +99,7 @@ def laplace(
         _need_peak(lowest)
         log_det, error = log_dets.mean(0), 0.5 * log_dets.std(0) / math.sqrt(probes)
         cost = probes * min(iterations, width)
-    return Evidence(height + volume - 0.5 * log_det.to(height.dtype), error.to(height.dtype), None, cost)
+    return Evidence(height + volume - 0.5 * log_det.to(height.dtype), error.to(height.dtype), None, search + cost)
 
 
 def _need_peak(lowest: Tensor) -> None:

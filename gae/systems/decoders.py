@@ -26,7 +26,8 @@ def sparse_coding(
 ) -> Autoencoder:
     """Sparse coding (Olshausen & Field 1996): unit atoms, a Laplace prior of the given rate, codes by FISTA.
 
-    The step is that of at most ``latent`` unit atoms, so that it never diverges.
+    The step assumes a largest curvature of √latent / scale². Learned atoms that are alike can exceed it, and then
+    FISTA need not converge; ``Solve.status`` tells.
     """
     decoder = Gaussian(nets.Dictionary(latent, event_shape), latent, scale, prior=LaplacePrior(latent, rate=rate))
     climb = ProximalAscent(scale**2 / latent**0.5, accelerated=True)
