@@ -9,11 +9,10 @@ from jaxtyping import Float, Num
 from torch import Tensor, nn
 
 from gae.autoencoder import Autoencoder
-from gae.inference import Adam, Amortized, Ascent, Box, Detach, Fixed, Inference, Projected, Scheduled
+from gae.inference import Amortized, Ascent, Detach, Fixed, Inference
 from gae.likelihood import Activation
 from gae.systems import SYSTEMS, NormalEncoder
-
-THRESHOLD = 1e6  # far above any activation
+from gae.systems.latents import THRESHOLD, within
 
 
 @dataclass(frozen=True)
@@ -145,9 +144,8 @@ def maximise(
     draws[0] = 0.5
     begin = (low + (high - low) * draws).to(next(units.parameters()))
     likelihood = Activation(units, shape, kind="logit", threshold=THRESHOLD)
-    step = Projected(Scheduled(Adam(0.05 * (high - low)), lambda t: 1 - t / steps), Box(low, high))
     with torch.no_grad():
-        ascent = Ascent(Fixed(begin), step, steps, backprop=Detach())
+        ascent = Ascent(Fixed(begin), within(low, high, steps), steps, backprop=Detach())
         images = ascent(likelihood, begin.new_full((starts,), unit)).z[0]
         reached = units(images)[:, unit]
         best = int(reached.argmax())

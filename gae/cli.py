@@ -66,11 +66,11 @@ def root(
 @app.command()
 @reported
 def systems(as_json: AsJson = False) -> None:
-    """The table of systems: likelihood × prior × inference × objective × source, and their options."""
+    """The table of systems: likelihood × prior × inference × objective, what is observed, source, options."""
     from gae.options import defaults
     from gae.systems import SYSTEMS
 
-    columns = ("likelihood", "prior", "inference", "objective", "source")
+    columns = ("observation", "likelihood", "prior", "inference", "objective", "source")
     rows = [{"system": name, **{c: getattr(row, c) for c in columns}} for name, row in SYSTEMS.items()]
     if as_json:
         echo_json([{**row, "options": defaults(row["system"])} for row in rows])

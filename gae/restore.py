@@ -1,7 +1,6 @@
 """Photographs restored by a network's weights alone (deep image prior): denoise, inpaint, superresolve."""
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,6 +12,7 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from gae import nets
 from gae.inference import Adam, Ascent, Detach, Initial, Progress, RunningVariance
+from gae.inference.solver import Watch
 from gae.likelihood import Crop, Downsample, Gaussian, Likelihood, Mask, Observed, WeightLikelihood
 
 INPUTS = 32  # channels of the network's input, drawn from U(0, 0.1)
@@ -71,7 +71,7 @@ def restore(
     runs: int = 1,
     network: Network | None = None,
     seed: int = 0,
-    watch: Callable[[Progress], None] | None = None,
+    watch: Watch | None = None,
 ) -> Restoration:
     """Restores an image with values in [0, 1] by ascending the weights of untrained networks, which it is shown once.
 
@@ -105,10 +105,9 @@ def restore(
         _afford(memory(network, likelihood, runs), image.device)
         grown = factor if task == "superresolve" else 1
         log = _Log(seen.numel(), image.shape[1] * grown, image.shape[2] * grown, watch)
-        engine = Ascent(Initial(runs), Adam(0.01), limit, backprop=Detach(), stop=RunningVariance(), watch=log)
         try:
             with torch.no_grad():
-                engine.infer(likelihood, seen.unsqueeze(0))
+                self_stopping(limit, runs, log).infer(likelihood, seen.unsqueeze(0))
         except KeyboardInterrupt:
             if log.latest is None:
                 raise
@@ -153,10 +152,15 @@ def pose(
     return (Observed(likelihood, nn.Sequential(*operators)) if operators else likelihood), seen
 
 
+def self_stopping(steps: int, runs: int = 1, watch: Watch | None = None) -> Ascent:
+    """Adam on the weights of so many networks, each of which stops by itself, at most after so many steps."""
+    return Ascent(Initial(runs), Adam(0.01), steps, backprop=Detach(), stop=RunningVariance(), watch=watch)
+
+
 class _Log:
     """What the solve showed after each step, cut to the image: all that is left of one that was interrupted."""
 
-    def __init__(self, values: int, height: int, width: int, watch: Callable[[Progress], None] | None):
+    def __init__(self, values: int, height: int, width: int, watch: Watch | None):
         self.values, self.height, self.width, self.watch = values, height, width, watch
         self.interrupted = False
         self.loss: list[list[float]] = []

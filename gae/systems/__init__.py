@@ -2,6 +2,13 @@
 
 from gae.systems.autoencoders import CORRUPTIONS, ae, cae, dae, overcomplete_ae, sparse_ae
 from gae.systems.decoders import gon, short_run, sparse_coding
+from gae.systems.latents import (
+    compressed_sensing,
+    deep_image_prior,
+    inpainting,
+    maximal_activation,
+    superresolution,
+)
 from gae.systems.linear import gmm, kmeans, llgae, pca, ppca
 from gae.systems.parts import HEADS, NormalEncoder
 from gae.systems.table import SYSTEMS, System, build, option_names
@@ -16,13 +23,17 @@ __all__ = [
     "ae",
     "build",
     "cae",
+    "compressed_sensing",
     "conv_vae",
     "dae",
+    "deep_image_prior",
     "gmm",
     "gon",
     "importance_weighted",
+    "inpainting",
     "kmeans",
     "llgae",
+    "maximal_activation",
     "option_names",
     "overcomplete_ae",
     "pca",
@@ -31,5 +42,6 @@ __all__ = [
     "short_run",
     "sparse_ae",
     "sparse_coding",
+    "superresolution",
     "vae",
 ]

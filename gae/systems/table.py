@@ -8,6 +8,13 @@ from typing import Any
 from gae.autoencoder import Autoencoder
 from gae.systems.autoencoders import ae, cae, dae, overcomplete_ae, sparse_ae
 from gae.systems.decoders import gon, short_run, sparse_coding
+from gae.systems.latents import (
+    compressed_sensing,
+    deep_image_prior,
+    inpainting,
+    maximal_activation,
+    superresolution,
+)
 from gae.systems.linear import gmm, kmeans, llgae, pca, ppca
 from gae.systems.parts import Shape
 from gae.systems.variational import conv_vae, importance_weighted, savae, vae
@@ -15,7 +22,10 @@ from gae.systems.variational import conv_vae, importance_weighted, savae, vae
 
 @dataclass(frozen=True)
 class System:
-    """One row of the table, and the function that builds it for an event shape."""
+    """One row of the table, and the function that builds it for an event shape.
+
+    ``observation`` says what one x is: a sample of the event shape, unless something else is observed.
+    """
 
     build: Callable[..., Autoencoder]
     likelihood: str
@@ -23,6 +33,7 @@ class System:
     inference: str
     objective: str
     source: str
+    observation: str = "sample"
 
 
 SYSTEMS: dict[str, System] = {
@@ -58,6 +69,51 @@ SYSTEMS: dict[str, System] = {
         "Han et al. 2017; Nijkamp et al. 2019",
     ),
     "savae": System(savae, "neural head", "N(0, I)", "Ascent(Amortized, MeanField)", "elbo", "Kim et al. 2018"),
+    "deep-image-prior": System(
+        deep_image_prior,
+        "WeightLikelihood(skip network)",
+        "flat",
+        "Ascent(Initial, Adam, self-stopping)",
+        "joint",
+        "Ulyanov et al. 2018",
+        "one image",
+    ),
+    "maximal-activation": System(
+        maximal_activation,
+        "Activation(network)",
+        "flat, in [0, 1]",
+        "Ascent(Adam in a box)",
+        "joint",
+        "GAE note",
+        "a unit",
+    ),
+    "compressed-sensing": System(
+        compressed_sensing,
+        "Observed(head, projections)",
+        "N(0, I)",
+        "Ascent(Prior, L-BFGS, restarts)",
+        "joint",
+        "Bora et al. 2017",
+        "projections of a sample",
+    ),
+    "inpainting": System(
+        inpainting,
+        "Observed(head, mask)",
+        "N(0, I)",
+        "Ascent(Prior, L-BFGS, restarts)",
+        "joint",
+        "Bora et al. 2017",
+        "seen elements of a sample",
+    ),
+    "superresolution": System(
+        superresolution,
+        "Observed(head, downsampling)",
+        "N(0, I)",
+        "Ascent(Prior, L-BFGS, restarts)",
+        "joint",
+        "Bora et al. 2017",
+        "a smaller image",
+    ),
 }
 
 
