@@ -1,0 +1,125 @@
+"""Every row of the table: it is built, learns (or says that it cannot), encodes, decodes, and can be restored."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from gae import Autoencoder
+from gae.data import Dataset
+from gae.fit import fit, restore
+from gae.systems import SYSTEMS, build
+from tests.cases import seed
+
+IMAGE = (1, 8, 8)
+TRAIN, HELD_OUT = 48, 5
+
+
+@dataclass(frozen=True)
+class Example:
+    """What a row needs to be tried: options that keep it small, and observations for rows whose x are no samples."""
+
+    options: dict[str, Any] = field(default_factory=dict)
+    event_shape: tuple[int, ...] = IMAGE
+    observe: Callable[[Tensor], Tensor] = lambda x: x  # observations out of images (N, 1, 8, 8)
+    learns: bool = True
+
+
+def measured(name: str, **options: Any) -> Callable[[Tensor], Tensor]:
+    """What the row's own operator makes of images; its random part is that of the seed."""
+
+    def observe(x: Tensor) -> Tensor:
+        seed(0)
+        return build(name, IMAGE, **options).likelihood.operator(x)
+
+    return observe
+
+
+SMALL = {"hidden": (16,)}
+FEW = {**SMALL, "steps": 3, "restarts": 2}
+EXAMPLES = {
+    **{name: Example({"components": 4}) for name in ("kmeans", "gmm")},
+    "llgae": Example({"components": 4, "latent": 2}),
+    **{name: Example(SMALL) for name in ("ae", "vae", "gon", "iwae", "savae", "dae", "cae")},
+    "conv-vae": Example({"channels": (4, 4)}),
+    "short-run": Example({**SMALL, "steps": 3}),
+    "sparse-coding": Example({"steps": 5}),
+    "deep-image-prior": Example({"channels": 4, "scales": 1, "steps": 3}, learns=False),
+    "maximal-activation": Example({**SMALL, "steps": 3}, observe=lambda x: torch.arange(len(x)).float() % 10),
+    "compressed-sensing": Example(FEW, observe=measured("compressed-sensing", **FEW)),
+    "inpainting": Example(FEW, observe=measured("inpainting", **FEW)),
+    "superresolution": Example(FEW, observe=measured("superresolution", **FEW)),
+}
+
+every_system = pytest.mark.parametrize("name", SYSTEMS)
+
+
+def example(name: str, digits: Dataset) -> tuple[Autoencoder, Tensor, Tensor, Example]:
+    """The row's model, what it learns from, and what it has not seen."""
+    chosen = EXAMPLES.get(name, Example())
+    x = chosen.observe(digits.train[: TRAIN + HELD_OUT])
+    seed(0)
+    return build(name, chosen.event_shape, **chosen.options), x[:-HELD_OUT], x[-HELD_OUT:], chosen
+
+
+def taught(model: Autoencoder, x: Tensor, name: str, out: Path | None = None) -> None:
+    fit(model, x, epochs=2, batch_size=24, seed=0, out=out, progress=False, describe={"system": name})
+
+
+def encoded(model: Autoencoder, x: Tensor) -> Any:
+    seed(1)
+    with torch.no_grad():
+        return model.eval().encode(x)
+
+
+def test_examples_are_rows() -> None:
+    assert set(EXAMPLES) <= set(SYSTEMS)
+
+
+@every_system
+def test_a_row_encodes_and_decodes_what_it_has_not_seen(name: str, digits: Dataset) -> None:
+    model, train, held_out, chosen = example(name, digits)
+    if chosen.learns:
+        taught(model, train, name)
+    encoding = encoded(model, held_out)
+    assert encoding.point.shape == (len(held_out), *model.likelihood.latent_shape)
+    assert encoding.log_joint.isfinite().all()
+    decoded = model.decode(encoding.point, encoding.component)
+    assert model.likelihood.point(decoded).shape == held_out.shape
+    joint = model.likelihood.log_joint(
+        held_out,
+        encoding.point.unsqueeze(0),
+        None if encoding.component is None else encoding.component.unsqueeze(0),
+    )
+    assert joint.isfinite().all()
+
+
+@every_system
+def test_a_row_learns(name: str, digits: Dataset) -> None:
+    model, train, _, chosen = example(name, digits)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    if not chosen.learns:
+        with pytest.raises(ValueError, match="nothing to fit"):
+            taught(model, train, name)
+        return
+    taught(model, train, name)
+    after = model.state_dict()
+    assert any(after[key].shape != value.shape or (after[key] != value).any() for key, value in before.items())
+
+
+@every_system
+def test_a_checkpoint_of_a_row_gives_its_codes_again(name: str, digits: Dataset, tmp_path: Path) -> None:
+    model, train, held_out, chosen = example(name, digits)
+    if not chosen.learns:
+        pytest.skip("nothing is learned, so nothing is kept")
+    taught(model, train, name, tmp_path / "run")
+    seed(7)  # other weights to begin with
+    again = build(name, chosen.event_shape, **chosen.options)
+    restore(again, tmp_path / "run")
+    one, other = (encoded(each, held_out) for each in (model, again))
+    assert torch.equal(one.point, other.point)
+    assert torch.equal(one.log_joint, other.log_joint)
