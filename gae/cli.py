@@ -23,7 +23,7 @@ from gae.cli_dip import dip
 from gae.cli_explore import explore
 from gae.cli_gap import gap
 from gae.cli_notes import notes
-from gae.terminal import comparison, console, echo_json, plain, print_results, reported, table
+from gae.terminal import comparison, console, echo_json, plain, print_results, reported, surveyed, table
 
 if TYPE_CHECKING:
     import torch
@@ -216,31 +216,49 @@ def sample(
 def compare(
     data: DataName,
     engines: Annotated[str | None, typer.Option(help="Names separated by commas [default: all].")] = None,
+    systems: Annotated[
+        str | None, typer.Option(help="Compare these rows of `gae systems` instead: names with commas, or all.")
+    ] = None,
     epochs: Annotated[int | None, typer.Option(help="Chosen by the size of the data unless given.")] = None,
     seed: Seed = 0,
-    latent: Annotated[int, typer.Option(help="Width of the code.")] = 8,
-    head: Annotated[str, typer.Option(help="The decoder's distribution.")] = "gaussian",
+    latent: Annotated[int | None, typer.Option(help="Width of the code, 8 unless given.")] = None,
+    head: Annotated[str | None, typer.Option(help="The decoder's distribution, gaussian unless given.")] = None,
     binarize: Binarize = "none",
     quick: Annotated[bool, typer.Option("--quick", help="Fewer epochs and samples.")] = False,
     out: Annotated[Path | None, typer.Option(help="A new folder [default: runs/compare-DATA].")] = None,
     resume: Resume = False,
     as_json: AsJson = False,
 ) -> None:
-    """Train one decoder by several engines, encode with every engine on each, and report in nats, beside baselines."""
-    from gae.compare import compare as run
-    from gae.engines import ENGINES
+    """Train one decoder by several engines, encode with every engine on each, and report in nats, beside baselines.
 
+    With --systems: fit those systems with their default options, and measure each by its own engine.
+    """
     dataset = load(data, binarize)
-    folder = out or Path("runs") / f"compare-{dataset.name}"
-    names = list(ENGINES) if engines is None else [name.strip() for name in engines.split(",")]
-    results = run(
-        dataset, folder, engines=names, epochs=epochs, latent=latent, head=head, seed=seed, quick=quick, resume=resume
-    )
+    kind = "compare" if systems is None else "systems"
+    folder = out or Path("runs") / f"{kind}-{dataset.name}"
+    only = {"engines": engines, "latent": latent, "head": head}
+    shared: Any = {"epochs": epochs, "seed": seed, "quick": quick, "resume": resume}
+    if systems is None:
+        from gae.compare import compare as run
+        from gae.engines import ENGINES
+
+        names = list(ENGINES) if engines is None else _names(engines)
+        results = run(dataset, folder, engines=names, latent=latent or 8, head=head or "gaussian", **shared)
+    else:
+        from gae.survey import survey
+
+        for option in (name for name, value in only.items() if value is not None):
+            raise ValueError(f"--{option} is for the comparison of engines. Leave it out, or leave --systems out.")
+        results = survey(dataset, folder, systems=None if systems == "all" else _names(systems), **shared)
     if as_json:
         echo_json(results)
         return
-    console().print(comparison(results))
+    console().print(comparison(results) if systems is None else surveyed(results))
     typer.echo(f"Report: {folder / 'report.html'}")
+
+
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",")]
 
 
 app.command()(activate)

@@ -2,16 +2,11 @@
 
 import copy
 import json
-import math
 import os
-import platform
-import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +15,14 @@ import torch
 from gae.autoencoder import Autoencoder
 from gae.curves import bounds
 from gae.data import Dataset
-from gae.engines import BASELINES, ENGINES, Configuration, assemble, configure, describe, initial
+from gae.engines import BASELINES, ENGINES, Configuration, assemble, configure, describe, initial, settle_scale
 from gae.fit import fit
-from gae.likelihood import Likelihood, LinearMixture
-from gae.measure import Entry, cell, encode
+from gae.likelihood import Likelihood
+from gae.measure import Entry, cell
+from gae.phases import Phases, facts, one_thread, write_whole
 from gae.pictures import pictures
 from gae.report import write
 from gae.systems import NormalEncoder
-
-PACKAGES = ("gae", "torch", "pyro-ppl", "numpy", "scikit-learn")
 
 
 def compare(
@@ -72,7 +66,7 @@ def compare(
     decoder, encoder = initial(configuration, data.train)
     decoder.check(data.epoch(0, seed))
     decoder.check(data.test)
-    with _one_thread(), torch.random.fork_rng(devices=[]):
+    with one_thread(), torch.random.fork_rng(devices=[]):
         run = Run(Path(out), configuration, data, resume, progress)
         results = _results(run, decoder, encoder)
     run.say("report")
@@ -85,7 +79,7 @@ def _results(run: "Run", decoder: Likelihood, encoder: NormalEncoder) -> dict[st
     baselines = {name: run.baseline(name) for name in BASELINES}
     trained = {name: run.train(name, decoder, encoder) for name in engines}
     results = {
-        **run.facts(),
+        **facts(asdict(run.configuration), run.data),
         "engines": {name: {"training": ENGINES[name].training, "encoding": ENGINES[name].encoding} for name in engines},
         "decoders": {
             name: {"encoder": found.origin, "curve": found.curve, "encoder_curve": found.encoder_curve}
@@ -99,7 +93,7 @@ def _results(run: "Run", decoder: Likelihood, encoder: NormalEncoder) -> dict[st
     }
     run.draw({name: found.model for name, found in trained.items()}, baselines)
     results["seconds"] = {**run.seconds, "total": sum(run.seconds.values())}
-    _write(run.out / "results.json", json.dumps(results, indent=1, allow_nan=False))
+    write_whole(run.out / "results.json", json.dumps(results, indent=1, allow_nan=False))
     return results
 
 
@@ -114,31 +108,13 @@ class Trained:
     encoder_curve: list[float] | None
 
 
-class Run:
-    """The folder of one comparison. Finished phases are reread when it is resumed."""
+class Run(Phases):
+    """The folder of one comparison."""
 
     def __init__(self, out: Path, configuration: Configuration, data: Dataset, resume: bool, progress: bool):
-        self.out, self.configuration, self.progress = out, configuration, progress
+        super().__init__(out, asdict(configuration), resume, progress)
+        self.configuration = configuration
         self.source, self.data = data, replace(data, train=data.epoch(0, configuration.seed))  # redrawn, and fixed
-        self.seconds: dict[str, float] = {}
-        _claim(out, _plain(configuration), resume)
-
-    def say(self, what: str) -> None:
-        """Announces a phase on standard error."""
-        if self.progress:
-            print(f"[gae] {what}", file=sys.stderr, flush=True)
-
-    def phase(self, name: str, compute: Callable[[], Any]) -> Any:
-        """What ``compute`` returns (JSON-able), computed once and timed."""
-        stored = self.out / "phases" / f"{name.replace(' ', '-')}.json"
-        if not stored.exists():
-            self.say(name)
-            start = time.perf_counter()
-            found = {"result": compute(), "seconds": time.perf_counter() - start}
-            _write(stored, json.dumps(found, allow_nan=False))
-        found = json.loads(stored.read_text(encoding="utf-8"))
-        self.seconds[name] = found["seconds"]
-        return found["result"]
 
     def fit(self, name: str, engine: str, model: Autoencoder) -> list[float]:
         """Trains by Adam, from its last checkpoint if there is one; the loss of each epoch."""
@@ -178,12 +154,7 @@ class Run:
         torch.manual_seed(self.configuration.seed)
         model = BASELINES[name](self.data.event_shape, self.configuration)
         fit(model, self.data, epochs=self.configuration.baseline_epochs, seed=self.configuration.seed, progress=False)
-        likelihood = model.likelihood
-        assert isinstance(likelihood, LinearMixture)
-        if not likelihood.learn_scale:
-            with torch.no_grad():
-                residual = encode(model, self.data.train, self.configuration.effort).mean - self.data.train
-                likelihood.log_scale.fill_(0.5 * math.log(max(float(residual.square().mean()), 1e-12)))
+        settle_scale(model, self.data.train, self.configuration.effort)
         self.seconds[f"fit {name}"] = time.perf_counter() - start
         return model
 
@@ -218,75 +189,3 @@ class Run:
             np.savez(temporary, **arrays)  # type: ignore[arg-type]
             temporary.replace(stored)
         self.seconds["pictures"] = time.perf_counter() - start
-
-    def facts(self) -> dict[str, Any]:
-        """What was compared, by what, on what."""
-        data = self.data
-        return {
-            "configuration": _plain(self.configuration),
-            "data": {
-                "name": data.name,
-                "hash": self.configuration.data_hash,
-                "train": len(data.train),
-                "test": len(data.test),
-                "event_shape": list(data.event_shape),
-                "value_range": list(data.value_range),
-                "binarization": data.binarization,
-            },
-            "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
-            "machine": {"cpu": _cpu(), "threads": torch.get_num_threads(), "system": platform.system()},
-        }
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """The operations are small and many: threads gain little, and on a busy machine they wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-
-
-def _claim(out: Path, configuration: dict[str, Any], resume: bool) -> None:
-    """Makes the folder, or checks that it holds the same comparison."""
-    stored = out / "configuration.json"
-    if out.exists() and not resume:
-        raise FileExistsError(f"{out} exists. Resume its comparison (--resume), or choose another folder (--out).")
-    if out.exists() and not stored.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise FileExistsError(f"{out} is not the folder of a comparison. Choose another (--out).")
-    if stored.exists():
-        found = json.loads(stored.read_text(encoding="utf-8"))
-        different = [key for key in configuration if found.get(key) != configuration[key]]
-        if different:
-            changes = "; ".join(f"{key} was {found.get(key)!r}, now {configuration[key]!r}" for key in different)
-            raise ValueError(f"{out} holds another comparison: {changes}. Use the same options, or another folder.")
-    (out / "phases").mkdir(parents=True, exist_ok=True)
-    _write(stored, json.dumps(configuration, indent=1))
-
-
-def _plain(configuration: Configuration) -> dict[str, Any]:
-    """As JSON gives it back."""
-    return json.loads(json.dumps(asdict(configuration)))
-
-
-def _write(path: Path, text: str) -> None:
-    """All or nothing."""
-    temporary = path.with_name(f"{path.name}.unfinished")
-    temporary.write_text(text + "\n", encoding="utf-8")
-    temporary.replace(path)
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "not installed (run from source)"
-
-
-def _cpu() -> str:
-    information = Path("/proc/cpuinfo")
-    lines = information.read_text(encoding="utf-8").splitlines() if information.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()

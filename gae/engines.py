@@ -14,8 +14,8 @@ from gae import nets
 from gae.autoencoder import Autoencoder
 from gae.data import Dataset
 from gae.inference import Adam, Amortized, Ascent, Backprop, Detach, Inference, MeanField, Unroll, Zeros
-from gae.likelihood import Likelihood
-from gae.measure import Effort
+from gae.likelihood import Likelihood, LinearMixture
+from gae.measure import Effort, encode
 from gae.objective import Objective, elbo, joint
 from gae.systems import HEADS, NormalEncoder, build
 
@@ -184,11 +184,30 @@ def initial(configuration: Configuration, x: Num[Tensor, "N *X"]) -> tuple[Likel
         torch.manual_seed(configuration.seed)
         decoder = HEADS[configuration.head](nets.mlp(latent, configuration.hidden[::-1], shape), latent)
         encoder = NormalEncoder(nets.mlp(shape, configuration.hidden, 2 * latent))
+    start_scale(decoder, x)
+    return decoder, encoder
+
+
+@torch.no_grad()
+def start_scale(decoder: Likelihood, x: Num[Tensor, "N *X"]) -> None:
+    """A learned noise scale begins at the root mean square deviation of x from its mean."""
     for name, parameter in decoder.named_parameters():
         if name == "log_scale":
             deviation = float((x - x.mean(0)).square().mean().sqrt())
-            torch.nn.init.constant_(parameter, math.log(max(deviation, 1e-6)))
-    return decoder, encoder
+            parameter.fill_(math.log(max(deviation, 1e-6)))
+
+
+@torch.no_grad()
+def settle_scale(model: Autoencoder, x: Num[Tensor, "N *X"], effort: Effort) -> None:
+    """A linear mixture that does not learn its noise scale gets the root mean square of its residual over x.
+
+    Its codes stay as they are, and its nats become comparable. One that has no residual keeps its scale.
+    """
+    likelihood = model.likelihood
+    if isinstance(likelihood, LinearMixture) and not likelihood.learn_scale:
+        square = float((encode(model, x, effort).mean - x).square().mean())
+        if square > 1e-12:
+            likelihood.log_scale.fill_(0.5 * math.log(square))
 
 
 def assemble(configuration: Configuration, name: str, likelihood: Likelihood, encoder: NormalEncoder) -> Autoencoder:

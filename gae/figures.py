@@ -70,7 +70,7 @@ def save(plate: Plate, path: Any) -> None:
 
 def training_curves(results: dict[str, Any]) -> Plate:
     """Loss against epoch, one line per decoder."""
-    figure = _figure(8.0, 3.8)
+    figure = canvas(8.0, 3.8)
     axes = figure.subplots()
     for i, (name, decoder) in enumerate(results["decoders"].items()):
         loss = decoder["curve"]
@@ -89,7 +89,7 @@ def training_curves(results: dict[str, Any]) -> Plate:
 def bounds(results: dict[str, Any]) -> Plate:
     """Joint log density and ELBO against decoder evaluations, on one decoder."""
     found = results["bounds"]
-    figure = _figure(9.4, 5.2)
+    figure = canvas(9.4, 5.2)
     panels = figure.subplots(1, 2)
     titles = {
         "joint": "MAP ascent: joint log density (no bound)",
@@ -122,30 +122,30 @@ def bounds(results: dict[str, Any]) -> Plate:
 
 def reconstructions(results: dict[str, Any], pictures: Pictures) -> Plate:
     """The same test samples, a row per decoder and baseline."""
-    rows = {"test sample": pictures["originals"], **_under(pictures, "reconstruction")}
+    rows = {"test sample": pictures["originals"], **under(pictures, "reconstruction")}
     caption = (
         "The same test samples (first row) and the decoder's mean at their codes: each decoder encoded by the "
         "engine that trained it, and the baselines at equal code size. Grey values are in data units, clipped to "
         f"{_range(results)}."
     )
-    return Plate("reconstructions", "Reconstructions", caption, _grid(rows, results["data"]["value_range"]))
+    return Plate("reconstructions", "Reconstructions", caption, grid(rows, results["data"]["value_range"]))
 
 
 def interpolations(results: dict[str, Any], pictures: Pictures) -> Plate:
     """Decoder means along the line between two codes, a strip per decoder."""
-    strips = _under(pictures, "interpolation")
+    strips = under(pictures, "interpolation")
     pairs = next(iter(strips.values())).shape[1]
     rows = {f"{name}" + " " * pair: strip[:, pair] for name, strip in strips.items() for pair in range(pairs)}
     caption = (
         "Decoder means at equal steps on the straight line between the codes of two test samples (left and right "
         f"end), the same pairs for every decoder. Grey values in data units, clipped to {_range(results)}."
     )
-    return Plate("interpolations", "Interpolation between codes", caption, _grid(rows, results["data"]["value_range"]))
+    return Plate("interpolations", "Interpolation between codes", caption, grid(rows, results["data"]["value_range"]))
 
 
 def samples(results: dict[str, Any], pictures: Pictures) -> Plate:
     """Decoder means at draws from the prior, two rows per decoder."""
-    drawn = _under(pictures, "sample")
+    drawn = under(pictures, "sample")
     rows: Pictures = {}
     for name, images in drawn.items():
         half = len(images) // 2
@@ -155,21 +155,21 @@ def samples(results: dict[str, Any], pictures: Pictures) -> Plate:
         "decoder. A decoder trained at point codes was never asked to fill the prior, and may show it here. Grey "
         f"values in data units, clipped to {_range(results)}."
     )
-    return Plate("samples", "Samples from the prior", caption, _grid(rows, results["data"]["value_range"]))
+    return Plate("samples", "Samples from the prior", caption, grid(rows, results["data"]["value_range"]))
 
 
 def codes(results: dict[str, Any], pictures: Pictures) -> Plate:
     """Test codes in their first two principal components, a panel per decoder."""
-    clouds = _under(pictures, "codes")
+    clouds = under(pictures, "codes")
     across = min(len(clouds), 2)
     down = math.ceil(len(clouds) / across)
-    figure = _figure(4.6 * across, 4.2 * down)
+    figure = canvas(4.6 * across, 4.2 * down)
     panels = figure.subplots(down, across, squeeze=False).flatten()
     for axes in panels[len(clouds) :]:
         axes.remove()
     labels = pictures.get("labels")
     for axes, (name, cloud) in zip(panels, clouds.items(), strict=False):
-        _scatter(axes, cloud, labels)
+        scatter(axes, cloud, labels)
         explained = float(pictures[f"explained/{name}"])
         active = next(c["active"] for c in results["cells"] if c["decoder"] == c["engine"] == name)
         title = f"{name}\n{active} active dimensions, {100 * explained:.0f} % of variance shown"
@@ -184,22 +184,25 @@ def codes(results: dict[str, Any], pictures: Pictures) -> Plate:
     return Plate("codes", "Codes", caption, figure)
 
 
-def _scatter(axes: "Axes", cloud: np.ndarray, labels: np.ndarray | None) -> None:
+def scatter(axes: "Axes", cloud: np.ndarray, labels: np.ndarray | None, size: float = 30.0) -> None:
+    """Points (M, 2), each drawn as its label, in its colour."""
     if labels is None:
         axes.scatter(cloud[:, 0], cloud[:, 1], s=8, color=LINES[0])
         return
     for label in np.unique(labels):
         points, color = cloud[labels == label], LABELS[int(label) % len(LABELS)]
-        axes.scatter(points[:, 0], points[:, 1], s=30, color=color, marker=f"${int(label)}$", linewidths=0.2)
+        axes.scatter(points[:, 0], points[:, 1], s=size, color=color, marker=f"${int(label)}$", linewidths=0.2)
 
 
-def _figure(width: float, height: float, layout: str = "constrained") -> "Figure":
+def canvas(width: float, height: float, layout: str = "constrained") -> "Figure":
+    """An empty figure, in inches, outside of pyplot's global state."""
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), layout=layout)  # type: ignore[arg-type]
 
 
-def _under(pictures: Pictures, kind: str) -> Pictures:
+def under(pictures: Pictures, kind: str) -> Pictures:
+    """The arrays named ``kind/…``, by the rest of their names."""
     return {key.split("/", 1)[1]: value for key, value in pictures.items() if key.startswith(f"{kind}/")}
 
 
@@ -214,10 +217,10 @@ def sheet(images: np.ndarray, value_range: Sequence[float], path: Any, across: i
 
     rows = {" " * (i + 1): images[i : i + across] for i in range(0, len(images), across)}
     with rc_context(STYLE):
-        _grid(rows, value_range).savefig(path, format="png", metadata={"Software": None})
+        grid(rows, value_range).savefig(path, format="png", metadata={"Software": None})
 
 
-def _grid(rows: Pictures, value_range: Sequence[float]) -> "Figure":
+def grid(rows: Pictures, value_range: Sequence[float]) -> "Figure":
     """Rows of images, drawn as one, with their names at the left; a name that ends in a space is not shown."""
     tiles = [[_tile(image, *value_range) for image in images] for images in rows.values()]
     side, across = tiles[0][0].shape[0], max(map(len, tiles))
@@ -228,7 +231,7 @@ def _grid(rows: Pictures, value_range: Sequence[float]) -> "Figure":
             mosaic[i * step : i * step + side, j * step : j * step + side] = tile
     named = {i * step + side / 2: name for i, name in enumerate(rows) if not name.endswith(" ")}
     margin, width, height = 1.4 if named else 0.0, 0.64 * across, 0.64 * len(rows)
-    figure = _figure(margin + width, height, layout="none")
+    figure = canvas(margin + width, height, layout="none")
     axes = figure.add_axes((margin / (margin + width), 0.0, width / (margin + width), 1.0))
     axes.imshow(mosaic, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
     axes.set(xticks=[], yticks=list(named), yticklabels=list(named.values()))

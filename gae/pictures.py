@@ -40,13 +40,13 @@ def pictures(
                 line = torch.lerp(points.z[:pairs], points.z[pairs : 2 * pairs], along)
                 found[f"interpolation/{name}"] = model.likelihood.point(model.decode(line))
                 found[f"sample/{name}"] = model.likelihood.point(model.decode(drawn))
-                found[f"codes/{name}"], found[f"explained/{name}"] = _plane(points.z)
+                found[f"codes/{name}"], found[f"explained/{name}"] = plane(points.z)
     if data.test_labels is not None:
         found["labels"] = data.test_labels[:CODES]
     return {name: value.numpy() for name, value in found.items()}
 
 
-def _plane(codes: Tensor) -> tuple[Tensor, Tensor]:
+def plane(codes: Tensor) -> tuple[Tensor, Tensor]:
     """The first two principal components (the second is 0 for codes of width 1), and their share of the variance."""
     centred = codes - codes.mean(0)
     _, values, directions = torch.linalg.svd(centred, full_matrices=False)

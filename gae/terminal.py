@@ -58,6 +58,21 @@ def comparison(results: dict[str, Any]) -> "Table":
     return shown
 
 
+def surveyed(results: dict[str, Any]) -> "Table":
+    from gae import survey_report
+
+    titles = [f"{column.title}\n({column.unit})" for column in survey_report.COLUMNS]
+    shown = table("system", "code", "training\n(s)", *titles)
+    for column in shown.columns[1:]:
+        column.justify = "right"
+    for row in survey_report.table(results)[0]:
+        shown.add_row(row.label, *(box.text for box in row.boxes))
+    shown.caption = "mean ± standard error over test samples; –: does not exist"
+    for name, reason in results["absent"].items():
+        shown.caption += f"\nno {name}: {reason}"
+    return shown
+
+
 def print_results(results: dict[str, Any], as_json: bool) -> None:
     if as_json:
         echo_json(results)

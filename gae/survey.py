@@ -1,0 +1,202 @@
+"""Every system on one data set: each learns and encodes in its own way, in one table."""
+
+import json
+import math
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gae.autoencoder import Autoencoder
+from gae.data import Dataset
+from gae.engines import settle_scale, start_scale
+from gae.fit import fit
+from gae.fit.learners import has_closed_form
+from gae.likelihood import FlatDistribution
+from gae.measure import Effort, Entry, absent, cell, encode
+from gae.phases import Phases, facts, one_thread, write_whole
+from gae.pictures import plane
+from gae.survey_report import write
+from gae.systems import SYSTEMS, build
+
+IMAGES, DRAWS, CODES = 12, 12, 500
+TRUSTED = 5
+PARTS = ("likelihood", "prior", "inference", "objective", "source")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that decides the numbers of a survey.
+
+    Attributes:
+        epochs: of systems that learn by Adam.
+        closed_epochs: of systems that learn in closed form, at most.
+    """
+
+    data: str
+    data_hash: str
+    systems: tuple[str, ...]
+    epochs: int
+    seed: int
+    quick: bool
+    closed_epochs: int = 30
+    batch_size: int = 64
+    learning_rate: float = 3e-3
+    clip: float = 50.0
+    effort: Effort = field(default_factory=lambda: Effort(repeats=1))
+
+
+def survey(
+    data: Dataset,
+    out: str | os.PathLike[str],
+    *,
+    systems: Sequence[str] | None = None,
+    epochs: int | None = None,
+    seed: int = 0,
+    quick: bool = False,
+    resume: bool = False,
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Fits named systems with their default options, and measures how each encodes the test set by its own engine.
+
+    Writes into ``out``: ``results.json`` (what is returned), ``report.html``, ``figures``, ``checkpoints`` and what a
+    resumed run needs. All runs on one thread of the processor; torch's global generator is left as it was.
+
+    Args:
+        data: a data set; for labels and a test split of its own see ``gae.data.load``.
+        out: a new folder, or with ``resume`` that of an interrupted survey of the same plan.
+        systems: names out of ``gae.systems.SYSTEMS`` whose observations are samples; all of them unless given.
+        epochs: of systems that learn by Adam; as many as show about 70,000 samples unless given (``quick``: 10,000).
+        seed: of weights, order of data and noise.
+        quick: fewer epochs, and log p(x) of fewer samples.
+        resume: continue what is in ``out``.
+        progress: say on standard error what happens.
+
+    Raises:
+        ValueError: unknown names, or systems whose observations are no samples.
+        FileExistsError: ``out`` exists, without ``resume``.
+    """
+    plan = _plan(data, systems, epochs, seed, quick)
+    with one_thread(), torch.random.fork_rng(devices=[]):
+        run = Survey(Path(out), plan, data, resume, progress)
+        rows, absent = [], {}
+        for name in plan.systems:
+            found = run.row(name)
+            if "absent" in found:
+                absent[name] = found["absent"]
+            else:
+                rows.append(found)
+        results = {**facts(asdict(plan), data), "rows": rows, "absent": absent}
+        results["seconds"] = {**run.seconds, "total": sum(run.seconds.values())}
+        write_whole(run.out / "results.json", json.dumps(results, indent=1, allow_nan=False))
+    run.say("report")
+    write(run.out)
+    return results
+
+
+def surveyed() -> list[str]:
+    """The systems whose observations are samples."""
+    return [name for name, row in SYSTEMS.items() if row.observation == "sample"]
+
+
+class Survey(Phases):
+    """The folder of one survey."""
+
+    def __init__(self, out: Path, plan: Plan, data: Dataset, resume: bool, progress: bool):
+        super().__init__(out, asdict(plan), resume, progress)
+        self.plan, self.data = plan, data
+
+    def row(self, name: str) -> Entry:
+        """Everything about one system, or why it cannot be had on these data."""
+        return dict(self.phase(name, partial(self._row, name)))
+
+    def _row(self, name: str) -> Entry:
+        torch.manual_seed(self.plan.seed)
+        try:
+            model = build(name, self.data.event_shape, **self._options(name))
+            model.likelihood.check(self.data.epoch(0, self.plan.seed)[:CODES])
+        except (ValueError, TypeError) as error:
+            return {"absent": str(error)}
+        began = time.perf_counter()
+        epochs = self._fit(name, model)
+        seconds = time.perf_counter() - began
+        numbers = cell(model, self.data, self.plan.effort, self.plan.seed)
+        numbers["log_p"] = _trusted(numbers["log_p"])
+        self._draw(name, model)
+        parts = {part: getattr(SYSTEMS[name], part) for part in PARTS}
+        width = model.likelihood.latent_shape.numel()
+        kinds = {"width": width, "components": model.likelihood.components}
+        return {"system": name, **parts, **kinds, **numbers, "epochs": epochs, "training_seconds": seconds}
+
+    def _options(self, name: str) -> dict[str, Any]:
+        """The defaults, but that the neighbours are the training set."""
+        return {"components": len(self.data.train)} if name == "knn" else {}
+
+    def _fit(self, name: str, model: Autoencoder) -> int:
+        plan = self.plan
+        start_scale(model.likelihood, self.data.train)
+        options: dict[str, Any] = {"epochs": plan.closed_epochs}
+        if not has_closed_form(model):
+            optimizer = partial(torch.optim.Adam, lr=plan.learning_rate)
+            options = {"epochs": plan.epochs, "batch_size": plan.batch_size, "clip": plan.clip, "optimizer": optimizer}
+        out = self.out / "checkpoints" / name
+        described = {"system": name, "options": self._options(name), "event_shape": tuple(self.data.event_shape)}
+        described |= {"value_range": tuple(self.data.value_range), "data": self.data.name, "data_hash": plan.data_hash}
+        options |= {"seed": plan.seed, "out": out, "resume": True, "progress": False, "describe": described}
+        rows = fit(model, self.data, **options).rows
+        settle_scale(model, self.data.train, plan.effort)
+        return len(rows)
+
+    @torch.no_grad()
+    def _draw(self, name: str, model: Autoencoder) -> None:
+        """What the figures show of one system: reconstructions, samples where the prior has any, codes."""
+        import numpy as np
+
+        x, plan = self.data.test[:CODES], self.plan
+        torch.manual_seed(plan.seed)
+        points = encode(model, x, plan.effort)
+        arrays: dict[str, Tensor] = {"original": x[:IMAGES], "reconstruction": points.mean[:IMAGES]}
+        arrays["codes"], arrays["explained"] = plane(points.z.flatten(1))
+        if not isinstance(model.likelihood.prior, FlatDistribution) and model.likelihood.latent_shape.numel():
+            drawn = model.likelihood.prior.sample(torch.Size((DRAWS,)))
+            arrays["sample"] = model.likelihood.point(model.decode(drawn))
+        folder = self.out / "pictures"
+        folder.mkdir(exist_ok=True)
+        labels = self.data.test_labels
+        if labels is not None:
+            arrays["labels"] = labels[:CODES]
+        np.savez(folder / f"{name}.npz", **{kind: array.numpy() for kind, array in arrays.items()})  # type: ignore[arg-type]
+
+
+def _trusted(log_p: Entry) -> Entry:
+    """An importance-sampled log p(x), unless its weights rest on a few draws."""
+    effective = log_p.get("effective")
+    if effective is None or effective >= TRUSTED:
+        return log_p
+    return absent(f"its importance weights rest on fewer than {TRUSTED} draws on average (effective sample size)")
+
+
+def _plan(data: Dataset, systems: Sequence[str] | None, epochs: int | None, seed: int, quick: bool) -> Plan:
+    chosen = surveyed() if systems is None else list(systems)
+    for name in chosen:
+        if name not in SYSTEMS:
+            raise ValueError(f"Unknown system {name!r}. Valid systems: {', '.join(surveyed())}.")
+        if SYSTEMS[name].observation != "sample":
+            raise ValueError(
+                f"An observation of {name} is {SYSTEMS[name].observation}, not a sample of the data. "
+                f"Choose some of {', '.join(surveyed())}."
+            )
+    if not chosen or len(set(chosen)) < len(chosen):
+        raise ValueError(f"Name at least one system, and each once; got {chosen}.")
+    if epochs is not None and epochs < 1:
+        raise ValueError(f"epochs must be at least 1, got {epochs}.")
+    if epochs is None:
+        epochs = max(1, math.ceil((10_000 if quick else 70_000) / len(data.train)))
+    effort = Effort(repeats=1, evidence_samples=100) if quick else Effort(repeats=1)
+    return Plan(data.name, data.hash, tuple(chosen), epochs, seed, quick, effort=effort)

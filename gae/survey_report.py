@@ -1,0 +1,176 @@
+"""A survey of systems as a table, figures and one HTML page that needs nothing beside itself."""
+
+import base64
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from gae.figures import INK, LINES, STYLE, Plate, canvas, grid, save, scatter
+from gae.report import Box, Column, Row, environment
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+COLUMNS = (
+    Column("squared_error", "squared error", "×10⁻³ per element", 2, 1e3, best=min),
+    Column("accuracy", "5-NN accuracy", "%", 1, 1e2, best=max),
+    Column("log_p", "log p̂(x)", "nats", 1),
+    Column("elbo", "ELBO", "nats", 1),
+    Column("milliseconds", "encoding", "ms per sample", 3),
+    Column("evaluations", "decoder evaluations", "per sample", 0),
+)
+
+
+def table(results: dict[str, Any]) -> tuple[list[Row], dict[str, str]]:
+    """A row for each system in the order of the table of systems, and the footnotes of the missing numbers."""
+    notes: dict[str, str] = {}
+    return [_row(row, notes) for row in results["rows"]], {mark: reason for reason, mark in notes.items()}
+
+
+def _row(row: dict[str, Any], notes: dict[str, str]) -> Row:
+    boxes = [Box(code(row)), Box(f"{row['training_seconds']:.1f}")]
+    for column in COLUMNS:
+        entry = row[column.key]
+        if entry["mean"] is None:
+            mark = notes.setdefault(entry["reason"], chr(ord("a") + len(notes)))
+            boxes.append(Box("–", note=mark))
+        else:
+            boxes.append(Box(column.text(entry), _detail(entry)))
+    return Row(row["system"], boxes)
+
+
+def _detail(entry: dict[str, Any]) -> str:
+    if "method" not in entry:
+        return ""
+    return "exact" if entry["method"] == "exact" else f"s.e. {entry['sampling_se']:.2f}, ESS {entry['effective']:.0f}"
+
+
+def code(row: dict[str, Any]) -> str:
+    """What a code is: how many numbers, and one of how many components."""
+    parts = [f"1 of {row['components']}"] if row["components"] > 1 else []
+    parts += [str(row["width"])] if row["width"] else []
+    return " × ".join(parts)
+
+
+def write(out: Path) -> Path:
+    """Draws the figures of the survey in ``out`` and writes ``out/figures/*.png`` and ``out/report.html``."""
+    from matplotlib import rc_context
+
+    results = json.loads((out / "results.json").read_text(encoding="utf-8"))
+    pictures = {row["system"]: _arrays(out / "pictures" / f"{row['system']}.npz") for row in results["rows"]}
+    with rc_context(STYLE):
+        plates = draw(results, pictures)
+    folder = out / "figures"
+    folder.mkdir(exist_ok=True)
+    for plate in plates:
+        save(plate, folder / f"{plate.name}.png")
+    images = {plate.name: base64.b64encode((folder / f"{plate.name}.png").read_bytes()).decode() for plate in plates}
+    rows, notes = table(results)
+    text = (
+        environment()
+        .get_template("survey.html")
+        .render(results=results, columns=COLUMNS, rows=rows, notes=notes, plates=plates, images=images)
+    )
+    page = out / "report.html"
+    page.write_text(text, encoding="utf-8")
+    return page
+
+
+def _arrays(path: Path) -> dict[str, np.ndarray]:
+    with np.load(path, allow_pickle=False) as stored:
+        return dict(stored)
+
+
+Arrays = dict[str, dict[str, np.ndarray]]
+
+
+def draw(results: dict[str, Any], pictures: Arrays) -> list[Plate]:
+    """All figures of a survey, in reading order; none of one that holds no system."""
+    if not pictures:
+        return []
+    plates = [overview(results), reconstructions(results, pictures), codes(results, pictures)]
+    if any("sample" in arrays for arrays in pictures.values()):
+        plates.insert(2, samples(results, pictures))
+    return plates
+
+
+def overview(results: dict[str, Any]) -> Plate:
+    """Squared error, accuracy and time of every system, ordered by error."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    rows = sorted(results["rows"], key=lambda row: -row["squared_error"]["mean"])
+    figure = canvas(10.5, 1.2 + 0.27 * len(rows))
+    panels = figure.subplots(1, 3, sharey=True)
+    shown = (
+        ("squared_error", "squared error, ×10⁻³ per element", 1e3),
+        ("accuracy", "5-NN accuracy on the codes, %", 1e2),
+        ("milliseconds", "encoding, ms per sample", 1.0),
+    )
+    for i, (axes, (key, label, scale)) in enumerate(zip(panels, shown, strict=True)):
+        _dots(axes, rows, key, scale, LINES[i])
+        axes.set(xlabel=label)
+        if key != "accuracy":
+            axes.set_xscale("log")
+            axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 3.0)))
+            axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+            axes.xaxis.set_minor_formatter(NullFormatter())
+    panels[0].set_yticks(range(len(rows)), [f"{row['system']}  ({code(row)})" for row in rows])
+    caption = (
+        "Means over the test set ± standard error (mostly too small to see), a line per system, the lowest squared "
+        "error on top; in brackets the size of its code. Wider codes keep more: compare systems of one size. A "
+        "system without a number has no dot."
+    )
+    return Plate("overview", "What each system keeps, and what a code costs", caption, figure)
+
+
+def _dots(axes: "Axes", rows: list[dict[str, Any]], key: str, scale: float, colour: str) -> None:
+    for place, row in enumerate(rows):
+        mean, error = row[key]["mean"], row[key]["se"]
+        if mean is not None:
+            spread = scale * error if error else None
+            axes.errorbar(scale * mean, place, xerr=spread, fmt="o", ms=4, color=colour, capsize=2)
+
+
+def reconstructions(results: dict[str, Any], pictures: Arrays) -> Plate:
+    """The same test samples by every system."""
+    originals = next(iter(pictures.values()))["original"]
+    rows = {"test sample": originals, **{name: arrays["reconstruction"] for name, arrays in pictures.items()}}
+    caption = (
+        "The same test samples (first row) and the decoder's mean at their codes. Grey values are in data units, "
+        f"clipped to {results['data']['value_range']}."
+    )
+    return Plate("reconstructions", "Reconstructions", caption, grid(rows, results["data"]["value_range"]))
+
+
+def samples(results: dict[str, Any], pictures: Arrays) -> Plate:
+    """Decoder means at draws from the prior, of systems whose prior can be drawn from."""
+    rows = {name: arrays["sample"] for name, arrays in pictures.items() if "sample" in arrays}
+    caption = (
+        "Decoder means at codes drawn from each system's prior. Systems with a flat prior have none, and those "
+        "trained at point codes were never asked to fill theirs."
+    )
+    return Plate("samples", "Samples from the prior", caption, grid(rows, results["data"]["value_range"]))
+
+
+def codes(results: dict[str, Any], pictures: Arrays) -> Plate:
+    """Test codes of every system with a continuous code, in their first two principal components."""
+    clouds = {name: arrays for name, arrays in pictures.items() if np.ptp(arrays["codes"]) > 0}
+    across = 4
+    down = -(-len(clouds) // across)
+    figure = canvas(3.0 * across, 2.7 * down)
+    panels = figure.subplots(down, across, squeeze=False).flatten()
+    for axes in panels[len(clouds) :]:
+        axes.remove()
+    for axes, (name, arrays) in zip(panels, clouds.items(), strict=False):
+        scatter(axes, arrays["codes"], arrays.get("labels"), 14.0)
+        axes.set_title(f"{name}, {100 * float(arrays['explained']):.0f} %", fontsize=9, color=INK)
+        axes.tick_params(labelsize=7)
+    drawn = len(next(iter(clouds.values()))["codes"]) if clouds else 0
+    caption = (
+        f"Codes of the first {drawn} test samples, drawn as their labels where there are any, on their own first two "
+        "principal components; the title names the share of variance that these show. Charts of a mixture share no "
+        "axes, so that their codes overlap here without being alike."
+    )
+    return Plate("codes", "Codes", caption, figure)

@@ -1,0 +1,159 @@
+"""The survey of systems against scikit-learn and itself: reread, refused, reported."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from sklearn.cluster import KMeans
+from sklearn.decomposition import PCA
+from sklearn.neighbors import KNeighborsClassifier
+
+from gae import survey_report
+from gae.data import Dataset
+from gae.fit import restore
+from gae.measure import Effort, encode
+from gae.survey import Survey, survey, surveyed
+from gae.systems import SYSTEMS, build
+from tests.test_cli import gae
+
+CHOSEN = ("pca", "kmeans", "vae", "sparse-coding")
+
+
+@pytest.fixture(scope="module")
+def small(digits: Dataset) -> Dataset:
+    assert digits.train_labels is not None and digits.test_labels is not None
+    return replace(
+        digits,
+        train=digits.train[:150],
+        test=digits.test[:40],
+        train_labels=digits.train_labels[:150],
+        test_labels=digits.test_labels[:40],
+    )
+
+
+@pytest.fixture(scope="module")
+def out(small: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("survey") / "run"
+    before = torch.get_rng_state()
+    survey(small, folder, systems=CHOSEN, epochs=1, quick=True, progress=False)
+    assert torch.equal(torch.get_rng_state(), before), "the global generator was moved"
+    return folder
+
+
+@pytest.fixture(scope="module")
+def results(out: Path) -> dict[str, Any]:
+    return dict(json.loads((out / "results.json").read_text(encoding="utf-8")))
+
+
+def row(results: dict[str, Any], name: str) -> dict[str, Any]:
+    return next(found for found in results["rows"] if found["system"] == name)
+
+
+def test_a_row_for_each_system(results: dict[str, Any]) -> None:
+    assert [found["system"] for found in results["rows"]] == list(CHOSEN)
+    assert not results["absent"]
+    assert [survey_report.code(found) for found in results["rows"]] == ["8", "1 of 10", "8", "128"]
+
+
+def test_numbers_of_pca_are_scikit_learns(small: Dataset, results: dict[str, Any]) -> None:
+    train, test = small.train.flatten(1).numpy(), small.test.flatten(1).numpy()
+    pca = PCA(8).fit(train)
+    codes = pca.transform(test)
+    found = row(results, "pca")
+    expected = ((pca.inverse_transform(codes) - test) ** 2).mean()
+    assert found["squared_error"]["mean"] == pytest.approx(expected, rel=1e-4)
+    neighbours = KNeighborsClassifier(5).fit(pca.transform(train), small.train_labels)
+    assert found["accuracy"]["mean"] == pytest.approx(neighbours.score(codes, small.test_labels))
+    assert found["log_p"]["mean"] is None and "flat" in found["log_p"]["reason"]
+
+
+def test_a_fixed_scale_becomes_that_of_the_residual(small: Dataset, results: dict[str, Any]) -> None:
+    """log p of k-means, by hand from its centres and the root mean square of its training residual."""
+    found = row(results, "kmeans")
+    train, test = small.train.flatten(1).double(), small.test.flatten(1).double()
+    best = KMeans(10, n_init=10, random_state=0).fit(train.numpy())
+    square = best.inertia_ / train.numel()
+    centres = torch.as_tensor(best.cluster_centers_)
+    residual = (test[:, None] - centres).square().sum(2)
+    dim = test.shape[1]
+    log_p = (-residual / (2 * square)).logsumexp(1) - torch.tensor(10.0).log() - 0.5 * dim * _log(square)
+    assert found["log_p"]["mean"] == pytest.approx(float(log_p.mean()), abs=5)  # another local optimum
+
+
+def _log(square: float) -> float:
+    return float(torch.log(torch.tensor(2 * torch.pi * square)))
+
+
+def test_an_estimate_from_collapsed_weights_is_not_shown(results: dict[str, Any]) -> None:
+    found = row(results, "sparse-coding")["log_p"]
+    assert found["mean"] is None and "effective sample size" in found["reason"]
+
+
+def test_checkpoints_hold_what_was_measured(small: Dataset, out: Path, results: dict[str, Any]) -> None:
+    model = build("vae", small.event_shape)
+    restore(model, out / "checkpoints" / "vae")
+    with torch.no_grad():
+        error = (encode(model, small.test, Effort()).mean - small.test).square().mean()
+    assert float(error) == pytest.approx(row(results, "vae")["squared_error"]["mean"], rel=1e-5)
+
+
+def test_finished_rows_are_reread(
+    small: Dataset, out: Path, results: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Survey, "_row", lambda *_: pytest.fail("computed again"))
+    again = survey(small, out, systems=CHOSEN, epochs=1, quick=True, resume=True, progress=False)
+    assert again["rows"] == results["rows"]
+
+
+def test_another_plan_is_not_resumed(small: Dataset, out: Path) -> None:
+    with pytest.raises(ValueError, match="seed was 0, now 1"):
+        survey(small, out, systems=CHOSEN, epochs=1, seed=1, quick=True, resume=True, progress=False)
+    with pytest.raises(FileExistsError, match="--resume"):
+        survey(small, out, systems=CHOSEN, progress=False)
+
+
+def test_the_page_shows_every_system_and_why_numbers_are_missing(out: Path) -> None:
+    page = (out / "report.html").read_text(encoding="utf-8")
+    assert all(name in page for name in CHOSEN)
+    assert "under a flat prior" in page and "effective sample size" in page
+    assert {path.stem for path in (out / "figures").iterdir()} == {"overview", "reconstructions", "samples", "codes"}
+    assert page.count("data:image/png;base64") == 4
+
+
+def test_a_system_that_does_not_fit_the_data_says_why(tmp_path: Path) -> None:
+    """Vectors have no channels to convolve."""
+    points = torch.randn(60, 5)
+    data = Dataset("points", points[:50], points[50:], None, None, (-3.0, 3.0))
+    found = survey(data, tmp_path / "run", systems=["ppca", "conv-vae"], epochs=1, quick=True, progress=False)
+    assert "images" in found["absent"]["conv-vae"] and "latent" in found["absent"]["ppca"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"systems": ["pca", "magic"]}, "Unknown system 'magic'"),
+        ({"systems": ["deep-image-prior"]}, "is one image, not a sample"),
+        ({"systems": ["pca", "pca"]}, "each once"),
+        ({"systems": []}, "at least one"),
+        ({"epochs": 0}, "epochs must be at least 1"),
+    ],
+)
+def test_bad_options(small: Dataset, tmp_path: Path, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        survey(small, tmp_path / "run", progress=False, **options)
+    assert not (tmp_path / "run").exists()
+
+
+def test_all_are_the_rows_whose_observations_are_samples() -> None:
+    assert set(SYSTEMS) - set(surveyed()) >= {"deep-image-prior", "compressed-sensing"}
+    assert {"pca", "vae", "gon", "sparse-coding"} <= set(surveyed())
+
+
+def test_the_command(tmp_path: Path) -> None:
+    printed = gae("compare", "digits", "--systems", "pca, kmeans", "--quick", "--out", tmp_path / "run")
+    assert "pca" in printed and "1 of 10" in printed and "report.html" in printed
+    refused = gae("compare", "digits", "--systems", "all", "--latent", "3", "--out", tmp_path / "x", code=2)
+    assert "--latent is for the comparison of engines" in refused
