@@ -65,21 +65,27 @@ def root(
 
 @app.command()
 @reported
-def systems(as_json: AsJson = False) -> None:
-    """The table of systems: likelihood × prior × inference × objective, what is observed, source, options."""
+def systems(
+    name: Annotated[str | None, typer.Argument(metavar="[SYSTEM]", help="One of them, with its options.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """The table of systems: likelihood × prior × inference × objective, what is observed, and the source."""
     from gae.options import defaults
-    from gae.systems import SYSTEMS
+    from gae.systems import SYSTEMS, named
 
     columns = ("observation", "likelihood", "prior", "inference", "objective", "source")
-    rows = [{"system": name, **{c: getattr(row, c) for c in columns}} for name, row in SYSTEMS.items()]
+    chosen = SYSTEMS if name is None else {name: named(name)}
+    rows = [{"system": each, **{c: getattr(row, c) for c in columns}} for each, row in chosen.items()]
     if as_json:
         echo_json([{**row, "options": defaults(row["system"])} for row in rows])
-        return
-    shown = table("system", *columns, "options")
-    for row in rows:
-        options = ", ".join(f"{name}={plain(value)}" for name, value in defaults(row["system"]).items())
-        shown.add_row(*row.values(), options)
-    console().print(shown)
+    elif name is None:
+        shown = table("system", *columns)
+        for row in rows:
+            shown.add_row(*row.values())
+        console().print(shown)
+    else:
+        options = {f"option {key}": plain(value) for key, value in defaults(name).items()}
+        print_results({**rows[0], **options}, as_json=False)
 
 
 @app.command()

@@ -4,7 +4,7 @@ import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from gae.systems import SYSTEMS
+from gae.systems import named
 
 
 def _truth(text: str) -> bool:
@@ -60,6 +60,10 @@ def _parse(system: str, pair: str) -> tuple[str, Any]:
         raise ValueError(f"An option is KEY=VALUE, got {pair!r}. Options of {system}: {', '.join(parameters)}.")
     if name not in parameters:
         raise ValueError(f"{system} has no option {name!r}. Valid options: {', '.join(parameters)}.")
+    if parameters[name].annotation not in PARSERS:
+        raise ValueError(
+            f"Option {name} of {system} can be given in Python only, where it is a {_kind(parameters[name])}."
+        )
     expected, parser = PARSERS[parameters[name].annotation]
     try:
         return name, parser(text)
@@ -68,6 +72,4 @@ def _parse(system: str, pair: str) -> tuple[str, Any]:
 
 
 def _parameters(system: str) -> dict[str, inspect.Parameter]:
-    if system not in SYSTEMS:
-        raise ValueError(f"Unknown system {system!r}. Valid systems: {', '.join(SYSTEMS)}.")
-    return dict(list(inspect.signature(SYSTEMS[system].build).parameters.items())[1:])
+    return dict(list(inspect.signature(named(system).build).parameters.items())[1:])

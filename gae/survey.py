@@ -23,7 +23,7 @@ from gae.measure import Effort, Entry, absent, cell, encode
 from gae.phases import Phases, facts, one_thread, write_whole
 from gae.pictures import plane
 from gae.survey_report import write
-from gae.systems import SYSTEMS, build
+from gae.systems import SYSTEMS, build, named
 
 IMAGES, DRAWS, CODES = 12, 12, 500
 TRUSTED = 5
@@ -185,11 +185,9 @@ def _trusted(log_p: Entry) -> Entry:
 def _plan(data: Dataset, systems: Sequence[str] | None, epochs: int | None, seed: int, quick: bool) -> Plan:
     chosen = surveyed() if systems is None else list(systems)
     for name in chosen:
-        if name not in SYSTEMS:
-            raise ValueError(f"Unknown system {name!r}. Valid systems: {', '.join(surveyed())}.")
-        if SYSTEMS[name].observation != "sample":
+        if named(name).observation != "sample":
             raise ValueError(
-                f"An observation of {name} is {SYSTEMS[name].observation}, not a sample of the data. "
+                f"An observation of {name} is {named(name).observation}, not a sample of the data. "
                 f"Choose some of {', '.join(surveyed())}."
             )
     if not chosen or len(set(chosen)) < len(chosen):

@@ -11,7 +11,7 @@ from gae.systems.latents import (
 )
 from gae.systems.linear import gmm, kmeans, llgae, pca, ppca
 from gae.systems.parts import HEADS, NormalEncoder
-from gae.systems.table import SYSTEMS, System, build, option_names
+from gae.systems.table import SYSTEMS, System, build, named, option_names
 from gae.systems.variational import conv_vae, importance_weighted, savae, vae
 
 __all__ = [
@@ -34,6 +34,7 @@ __all__ = [
     "kmeans",
     "llgae",
     "maximal_activation",
+    "named",
     "option_names",
     "overcomplete_ae",
     "pca",

@@ -126,15 +126,21 @@ def build(name: str, event_shape: Shape, **options: Any) -> Autoencoder:
     >>> type(build("vae", (1, 8, 8), latent=2).inference).__name__
     'Amortized'
     """
-    if name not in SYSTEMS:
-        raise ValueError(f"Unknown system {name!r}. Valid systems: {', '.join(SYSTEMS)}.")
+    row = named(name)
     accepted = option_names(name)
     unknown = [option for option in options if option not in accepted]
     if unknown:
         raise ValueError(f"{name} has no option {unknown[0]!r}. Valid options: {', '.join(accepted)}.")
-    return SYSTEMS[name].build(event_shape, **options)
+    return row.build(event_shape, **options)
+
+
+def named(name: str) -> System:
+    """A row of the table; ValueError lists the valid names."""
+    if name not in SYSTEMS:
+        raise ValueError(f"Unknown system {name!r}. Valid systems: {', '.join(SYSTEMS)}.")
+    return SYSTEMS[name]
 
 
 def option_names(name: str) -> list[str]:
     """The keyword options of a system."""
-    return list(inspect.signature(SYSTEMS[name].build).parameters)[1:]
+    return list(inspect.signature(named(name).build).parameters)[1:]
