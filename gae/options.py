@@ -60,10 +60,6 @@ def _parse(system: str, pair: str) -> tuple[str, Any]:
         raise ValueError(f"An option is KEY=VALUE, got {pair!r}. Options of {system}: {', '.join(parameters)}.")
     if name not in parameters:
         raise ValueError(f"{system} has no option {name!r}. Valid options: {', '.join(parameters)}.")
-    if parameters[name].annotation not in PARSERS:
-        raise ValueError(
-            f"Option {name} of {system} can be given in Python only, where it is a {_kind(parameters[name])}."
-        )
     expected, parser = PARSERS[parameters[name].annotation]
     try:
         return name, parser(text)

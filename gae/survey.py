@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import Int, Num
 from torch import Tensor
 
 from gae.autoencoder import Autoencoder
@@ -26,6 +27,7 @@ from gae.survey_report import write
 from gae.systems import SYSTEMS, build, named
 
 IMAGES, DRAWS, CODES = 12, 12, 500
+POINTS = 1000  # of a data set that is one observation
 TRUSTED = 5
 PARTS = ("likelihood", "prior", "inference", "objective", "source")
 
@@ -71,7 +73,8 @@ def survey(
     Args:
         data: a data set; for labels and a test split of its own see ``gae.data.load``.
         out: a new folder, or with ``resume`` that of an interrupted survey of the same plan.
-        systems: names out of ``gae.systems.SYSTEMS`` whose observations are samples; all of them unless given.
+        systems: names out of ``gae.systems.SYSTEMS`` whose observations are samples, or one data set: those lay out the
+            test set. All of them unless given.
         epochs: of systems that learn by Adam; as many as show about 70,000 samples unless given (``quick``: 10,000).
         seed: of weights, order of data and noise.
         quick: fewer epochs, and log p(x) of fewer samples.
@@ -79,20 +82,19 @@ def survey(
         progress: say on standard error what happens.
 
     Raises:
-        ValueError: unknown names, or systems whose observations are no samples.
+        ValueError: unknown names, or systems that observe something else.
         FileExistsError: ``out`` exists, without ``resume``.
     """
     plan = _plan(data, systems, epochs, seed, quick)
     with one_thread(), torch.random.fork_rng(devices=[]):
         run = Survey(Path(out), plan, data, resume, progress)
-        rows, absent = [], {}
-        for name in plan.systems:
-            found = run.row(name)
-            if "absent" in found:
-                absent[name] = found["absent"]
-            else:
-                rows.append(found)
-        results = {**facts(asdict(plan), data), "rows": rows, "absent": absent}
+        found = {name: run.row(name) for name in plan.systems}
+        results = {
+            **facts(asdict(plan), data),
+            "rows": [row for row in found.values() if "squared_error" in row],
+            "embeddings": [row for row in found.values() if "trustworthiness" in row],
+            "absent": {name: row["absent"] for name, row in found.items() if "absent" in row},
+        }
         results["seconds"] = {**run.seconds, "total": sum(run.seconds.values())}
         write_whole(run.out / "results.json", json.dumps(results, indent=1, allow_nan=False))
     run.say("report")
@@ -101,8 +103,8 @@ def survey(
 
 
 def surveyed() -> list[str]:
-    """The systems whose observations are samples."""
-    return [name for name, row in SYSTEMS.items() if row.observation == "sample"]
+    """The systems that encode samples, or a data set of them."""
+    return [name for name, row in SYSTEMS.items() if row.observation in ("sample", "data set")]
 
 
 class Survey(Phases):
@@ -118,24 +120,50 @@ class Survey(Phases):
 
     def _row(self, name: str) -> Entry:
         torch.manual_seed(self.plan.seed)
+        whole = SYSTEMS[name].observation == "data set"
         try:
             model = build(name, self.data.event_shape, **self._options(name))
-            model.likelihood.check(self.data.epoch(0, self.plan.seed)[:CODES])
+            x = self._points if whole else self.data.epoch(0, self.plan.seed)[:CODES]
+            model.likelihood.check(x.unsqueeze(0) if whole else x)
         except (ValueError, TypeError) as error:
             return {"absent": str(error)}
+        return self._embedded(name, model) if whole else self._encoded(name, model)
+
+    def _encoded(self, name: str, model: Autoencoder) -> Entry:
         began = time.perf_counter()
         epochs = self._fit(name, model)
         seconds = time.perf_counter() - began
         numbers = cell(model, self.data, self.plan.effort, self.plan.seed)
         numbers["log_p"] = _trusted(numbers["log_p"])
         self._draw(name, model)
-        parts = {part: getattr(SYSTEMS[name], part) for part in PARTS}
         width = model.likelihood.latent_shape.numel()
         kinds = {"width": width, "components": model.likelihood.components}
-        return {"system": name, **parts, **kinds, **numbers, "epochs": epochs, "training_seconds": seconds}
+        return {"system": name, **_parts(name), **kinds, **numbers, "epochs": epochs, "training_seconds": seconds}
+
+    @torch.no_grad()
+    def _embedded(self, name: str, model: Autoencoder) -> Entry:
+        """The test set as one observation; how far its codes keep neighbours, and put labels together."""
+        from sklearn.manifold import trustworthiness
+
+        x, began = self._points, time.perf_counter()
+        z = model.encode(x.unsqueeze(0)).point[0]
+        seconds = time.perf_counter() - began
+        trust = float(trustworthiness(x.flatten(1).numpy(), z.numpy(), n_neighbors=5))
+        accuracy = absent("the data have no labels")
+        if self.data.test_labels is not None:
+            accuracy = left_out(z, self.data.test_labels[: len(z)])
+        self._keep(name, {"codes": z})
+        numbers = {"trustworthiness": {"mean": trust, "se": None}, "accuracy": accuracy, "points": len(x)}
+        return {"system": name, **_parts(name), **numbers, "width": z.shape[1], "seconds": seconds}
+
+    @property
+    def _points(self) -> Tensor:
+        return self.data.test[:POINTS]
 
     def _options(self, name: str) -> dict[str, Any]:
-        """The defaults, but that the neighbours are the training set."""
+        """The defaults, but for numbers of samples."""
+        if SYSTEMS[name].observation == "data set":
+            return {"points": len(self._points)}
         return {"components": len(self.data.train)} if name == "knn" else {}
 
     def _fit(self, name: str, model: Autoencoder) -> int:
@@ -156,8 +184,6 @@ class Survey(Phases):
     @torch.no_grad()
     def _draw(self, name: str, model: Autoencoder) -> None:
         """What the figures show of one system: reconstructions, samples where the prior has any, codes."""
-        import numpy as np
-
         x, plan = self.data.test[:CODES], self.plan
         torch.manual_seed(plan.seed)
         points = encode(model, x, plan.effort)
@@ -166,12 +192,30 @@ class Survey(Phases):
         if not isinstance(model.likelihood.prior, FlatDistribution) and model.likelihood.latent_shape.numel():
             drawn = model.likelihood.prior.sample(torch.Size((DRAWS,)))
             arrays["sample"] = model.likelihood.point(model.decode(drawn))
+        self._keep(name, arrays)
+
+    def _keep(self, name: str, arrays: dict[str, Tensor]) -> None:
+        import numpy as np
+
         folder = self.out / "pictures"
         folder.mkdir(exist_ok=True)
-        labels = self.data.test_labels
-        if labels is not None:
-            arrays["labels"] = labels[:CODES]
+        if self.data.test_labels is not None:
+            arrays["labels"] = self.data.test_labels[: len(arrays["codes"])]
         np.savez(folder / f"{name}.npz", **{kind: array.numpy() for kind, array in arrays.items()})  # type: ignore[arg-type]
+
+
+def left_out(z: Num[Tensor, "N *Z"], labels: Int[Tensor, " N"]) -> Entry:
+    """Accuracy of the 5 nearest neighbours among the other codes, with its binomial standard error."""
+    from sklearn.neighbors import NearestNeighbors
+
+    others = NearestNeighbors(n_neighbors=5).fit(z.flatten(1).numpy()).kneighbors(return_distance=False)
+    voted = labels[torch.as_tensor(others)].mode(1).values
+    rate = float((voted == labels).double().mean())
+    return {"mean": rate, "se": math.sqrt(rate * (1 - rate) / len(z))}
+
+
+def _parts(name: str) -> dict[str, str]:
+    return {part: getattr(SYSTEMS[name], part) for part in PARTS}
 
 
 def _trusted(log_p: Entry) -> Entry:
@@ -185,7 +229,7 @@ def _trusted(log_p: Entry) -> Entry:
 def _plan(data: Dataset, systems: Sequence[str] | None, epochs: int | None, seed: int, quick: bool) -> Plan:
     chosen = surveyed() if systems is None else list(systems)
     for name in chosen:
-        if named(name).observation != "sample":
+        if named(name).observation not in ("sample", "data set"):
             raise ValueError(
                 f"An observation of {name} is {named(name).observation}, not a sample of the data. "
                 f"Choose some of {', '.join(surveyed())}."

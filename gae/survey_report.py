@@ -12,6 +12,7 @@ from gae.report import Box, Column, Row, environment
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 COLUMNS = (
     Column("squared_error", "squared error", "×10⁻³ per element", 2, 1e3, best=min),
@@ -59,7 +60,8 @@ def write(out: Path) -> Path:
     from matplotlib import rc_context
 
     results = json.loads((out / "results.json").read_text(encoding="utf-8"))
-    pictures = {row["system"]: _arrays(out / "pictures" / f"{row['system']}.npz") for row in results["rows"]}
+    rows = results["rows"] + results["embeddings"]
+    pictures = {row["system"]: _arrays(out / "pictures" / f"{row['system']}.npz") for row in rows}
     with rc_context(STYLE):
         plates = draw(results, pictures)
     folder = out / "figures"
@@ -67,11 +69,11 @@ def write(out: Path) -> Path:
     for plate in plates:
         save(plate, folder / f"{plate.name}.png")
     images = {plate.name: base64.b64encode((folder / f"{plate.name}.png").read_bytes()).decode() for plate in plates}
-    rows, notes = table(results)
+    lines, notes = table(results)
     text = (
         environment()
         .get_template("survey.html")
-        .render(results=results, columns=COLUMNS, rows=rows, notes=notes, plates=plates, images=images)
+        .render(results=results, columns=COLUMNS, rows=lines, notes=notes, plates=plates, images=images)
     )
     page = out / "report.html"
     page.write_text(text, encoding="utf-8")
@@ -87,12 +89,14 @@ Arrays = dict[str, dict[str, np.ndarray]]
 
 
 def draw(results: dict[str, Any], pictures: Arrays) -> list[Plate]:
-    """All figures of a survey, in reading order; none of one that holds no system."""
-    if not pictures:
-        return []
-    plates = [overview(results), reconstructions(results, pictures), codes(results, pictures)]
-    if any("sample" in arrays for arrays in pictures.values()):
-        plates.insert(2, samples(results, pictures))
+    """All figures of a survey, in reading order; none of what it does not hold."""
+    plates, encoded = [], {row["system"]: pictures[row["system"]] for row in results["rows"]}
+    if encoded:
+        plates += [overview(results), reconstructions(results, encoded), codes(results, encoded)]
+    if any("sample" in arrays for arrays in encoded.values()):
+        plates.insert(2, samples(results, encoded))
+    if results["embeddings"]:
+        plates.append(embeddings(results, pictures))
     return plates
 
 
@@ -157,20 +161,37 @@ def samples(results: dict[str, Any], pictures: Arrays) -> Plate:
 def codes(results: dict[str, Any], pictures: Arrays) -> Plate:
     """Test codes of every system with a continuous code, in their first two principal components."""
     clouds = {name: arrays for name, arrays in pictures.items() if np.ptp(arrays["codes"]) > 0}
-    across = 4
-    down = -(-len(clouds) // across)
-    figure = canvas(3.0 * across, 2.7 * down)
-    panels = figure.subplots(down, across, squeeze=False).flatten()
-    for axes in panels[len(clouds) :]:
-        axes.remove()
-    for axes, (name, arrays) in zip(panels, clouds.items(), strict=False):
-        scatter(axes, arrays["codes"], arrays.get("labels"), 14.0)
-        axes.set_title(f"{name}, {100 * float(arrays['explained']):.0f} %", fontsize=9, color=INK)
-        axes.tick_params(labelsize=7)
+    titles = [f"{name}, {100 * float(arrays['explained']):.0f} %" for name, arrays in clouds.items()]
     drawn = len(next(iter(clouds.values()))["codes"]) if clouds else 0
     caption = (
         f"Codes of the first {drawn} test samples, drawn as their labels where there are any, on their own first two "
         "principal components; the title names the share of variance that these show. Charts of a mixture share no "
         "axes, so that their codes overlap here without being alike."
     )
-    return Plate("codes", "Codes", caption, figure)
+    return Plate("codes", "Codes", caption, _clouds(list(clouds.values()), titles))
+
+
+def embeddings(results: dict[str, Any], pictures: Arrays) -> Plate:
+    """Codes of systems that lay out a whole data set."""
+    rows = results["embeddings"]
+    titles = [f"{row['system']}, trustworthiness {row['trustworthiness']['mean']:.3f}" for row in rows]
+    caption = (
+        f"The first {rows[0]['points']} test samples, laid out as one observation by systems that encode a whole data "
+        "set; drawn as their labels, which the codes never saw. Axes have no unit."
+    )
+    return Plate("embeddings", "Embeddings", caption, _clouds([pictures[row["system"]] for row in rows], titles))
+
+
+def _clouds(clouds: list[dict[str, np.ndarray]], titles: list[str]) -> "Figure":
+    across = min(4, max(len(clouds), 2))
+    down = max(1, -(-len(clouds) // across))
+    side = 12.0 / across
+    figure = canvas(12.0, 0.9 * side * down)
+    panels = figure.subplots(down, across, squeeze=False).flatten()
+    for axes in panels[len(clouds) :]:
+        axes.remove()
+    for axes, arrays, title in zip(panels, clouds, titles, strict=False):
+        scatter(axes, arrays["codes"][:, :2], arrays.get("labels"), 14.0)
+        axes.set_title(title, fontsize=9, color=INK)
+        axes.tick_params(labelsize=7)
+    return figure

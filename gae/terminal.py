@@ -65,9 +65,13 @@ def surveyed(results: dict[str, Any]) -> "Table":
     shown = table("system", "code", "training\n(s)", *titles)
     for column in shown.columns[1:]:
         column.justify = "right"
-    for row in survey_report.table(results)[0]:
-        shown.add_row(row.label, *(box.text for box in row.boxes))
+    for line in survey_report.table(results)[0]:
+        shown.add_row(line.label, *(box.text for box in line.boxes))
     shown.caption = "mean ± standard error over test samples; –: does not exist"
+    for row in results["embeddings"]:
+        trust, accuracy = row["trustworthiness"]["mean"], row["accuracy"]["mean"]
+        labels = "" if accuracy is None else f", 5-NN accuracy {100 * accuracy:.1f} %"
+        shown.caption += f"\n{row['system']} lays out the test set: trustworthiness {trust:.4f}{labels}"
     for name, reason in results["absent"].items():
         shown.caption += f"\nno {name}: {reason}"
     return shown

@@ -1,0 +1,116 @@
+"""Claim: every system of the table passes its independent check; here are the checks that take minutes.
+
+Those that take seconds are in the test suite. Each part returns its rows: what was checked, what was measured, the
+goal, and whether it holds. A row that does not hold is shown as such.
+
+    python -m experiments.systems [PART ...]
+
+runs the named parts, all unless named; the table is written when all are there. Finished parts are in
+``runs/systems``.
+"""
+
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from experiments import (
+    systems_factor,
+    systems_mixtures,
+    systems_relational,
+    systems_sequences,
+    systems_variational,
+)
+from experiments.common import ROOT, write
+
+RUNS = ROOT.parent / "runs" / "systems"
+Rows = dict[str, dict[str, Any]]
+PARTS: dict[str, Callable[[], Rows]] = {
+    "relational": systems_relational.run,
+    "mixtures": systems_mixtures.run,
+    "factor": systems_factor.run,
+    "variational": systems_variational.run,
+    "sequences": systems_sequences.run,
+}
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """Each part names its own settings beside its numbers."""
+
+    parts: tuple[str, ...] = tuple(PARTS)
+
+
+def part(name: str) -> Rows:
+    """The rows of one part, computed once."""
+    path = RUNS / f"{name}.json"
+    if not path.exists():
+        RUNS.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(PARTS[name](), allow_nan=False))
+    rows = dict(json.loads(path.read_text()))
+    for row, found in rows.items():
+        print(f"{'holds' if found['holds'] else 'FAILS'}  {row}: {text(found['value'])} ({found['goal']})", flush=True)
+    return rows
+
+
+def text(value: Any) -> str:
+    """A number, or several by name, in a few digits."""
+    match value:
+        case dict():
+            return ", ".join(f"{name} {text(item)}" for name, item in value.items())
+        case list() | tuple():
+            return ", ".join(text(item) for item in value)
+        case float():
+            return f"{value:.4g}"
+    return str(value)
+
+
+def draw(rows: Rows) -> Any:
+    """The table as a picture."""
+    import textwrap
+
+    from matplotlib.figure import Figure
+
+    def wrapped(value: Any, width: int) -> str:
+        return "\n".join(textwrap.wrap(text(value), width))
+
+    lines = [
+        [
+            name,
+            wrapped(found["check"], 48),
+            wrapped(found["value"], 56),
+            wrapped(found["goal"], 28),
+            "holds" if found["holds"] else "fails",
+        ]
+        for name, found in rows.items()
+    ]
+    heights = [1 + max(cell.count("\n") for cell in line) for line in lines]
+    figure = Figure(figsize=(17, 0.6 + 0.2 * sum(heights)), layout="tight")
+    axes = figure.subplots()
+    axes.axis("off")
+    titles = ["system", "check", "measured", "goal", ""]
+    table = axes.table(lines, colLabels=titles, colWidths=[0.17, 0.27, 0.33, 0.17, 0.06], loc="center", cellLoc="left")
+    table.auto_set_font_size(False)
+    table.set_fontsize(8)
+    total = sum(heights) + 1
+    for (i, j), cell in table.get_celld().items():
+        cell.set_height((heights[i - 1] if i else 1) / total)
+        cell.set_edgecolor("#dddddd")
+        if i and j == 4:
+            cell.set_text_props(color="#117733" if lines[i - 1][4] == "holds" else "#882255", weight="bold")
+    return figure
+
+
+def main(names: list[str]) -> None:
+    found = {name: part(name) for name in names or PARTS}
+    if len(found) == len(PARTS):
+        rows = {row: entry for rows in found.values() for row, entry in rows.items()}
+        write("systems", Configuration(), {"systems": rows}, draw(rows))
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    main(sys.argv[1:])
