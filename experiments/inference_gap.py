@@ -2,8 +2,8 @@
 
 One architecture and one start (``gap_models``), dynamically binarised MNIST. For each decoder:
 
-- test NLL by importance sampling, S = 5,000, on all test images (semi-amortised and detached: the first 2,000); the proposal is the encoder's density, or the Laplace
-  approximation at the MAP code where there is no encoder;
+- test NLL by importance sampling, S = 5,000, on all test images (semi-amortised and detached: the first 2,000); the
+  proposal is the encoder's density, or the Laplace approximation at the MAP code where there is no encoder;
 - on the first 100 test and the first 100 training images: log p(x) by importance sampling from the best density of a
   full covariance, L[q*] of both families, L[q] of the encoder, and so the gaps (Cremer et al. 2018).
 
