@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from gae.autoencoder import Autoencoder
+from gae.systems.adversarial import gan
 from gae.systems.autoencoders import ae, cae, dae, overcomplete_ae, sparse_ae
 from gae.systems.decoders import gon, short_run, sparse_coding
 from gae.systems.linear import gmm, kmeans, llgae, pca, ppca
@@ -58,6 +59,9 @@ SYSTEMS: dict[str, System] = {
         "Han et al. 2017; Nijkamp et al. 2019",
     ),
     "savae": System(savae, "neural head", "N(0, I)", "Ascent(Amortized, MeanField)", "elbo", "Kim et al. 2018"),
+    "gan": System(
+        gan, "Gaussian head", "N(0, I)", "Ascent(Prior, LBFGS), restarts", "adversarial", "Goodfellow et al. 2014"
+    ),
 }
 
 
