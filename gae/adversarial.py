@@ -15,20 +15,20 @@ from gae.objective import Aggregate, Objective, joint, mean
 class Adversarial(Autoencoder):
     """An autoencoder whose decoder is a generator, trained against a discriminator (Goodfellow et al. 2014).
 
-    Where no link leads from x to z, the variational objective is, up to a constant, minus a divergence of the data from
-    the marginal q(x) = ∫ q_w(z) q_r(x|z) dz (ledger D01). A GAN lowers a divergence of the same two laws: at the optimal
-    discriminator the value of the game is 2 JS(p_data, q) - 2 log 2. So no density and no code is needed in training;
-    the engine is there to encode afterwards, by inversion, and training never runs it.
+    Without a link from x to z, the variational objective is a constant minus a divergence of the data from the marginal
+    q(x) = ∫ q_w(z) q_r(x|z) dz (ledger D01). A GAN lowers a divergence of the same two laws, estimated by a classifier:
+    at the optimal discriminator the value of the game is 2 JS(p_data, q) - 2 log 2. So training needs neither a density
+    nor codes, and never runs the engine, which is there to encode afterwards: by inversion.
 
-    In training mode ``forward(x)`` is one scalar, the sum of two losses in nats per sample,
+    In training mode ``forward(x)`` is one scalar, the sum of two losses in nats per sample, x̃ ~ q_r(x|z), z ~ q_w(z):
 
         discriminator: E softplus(-D(x)) + E softplus(D(x̃)) + gamma/2 E ‖∇D(x)‖²  (R1, Mescheder et al. 2018, eq. 9),
-        generator:     E softplus(-D(x̃)),  the non-saturating loss, with x̃ ~ q_r(x|z), z ~ q_w(z).
+        generator:     E softplus(-D(x̃)),  the non-saturating loss.
 
-    Its gradient is that of the first for the discriminator's parameters, which see a detached x̃, and that of the second
-    for the likelihood's, which see a detached D. One optimiser step is therefore a simultaneous step of both players. The
-    value does not tell how good the samples are: at equilibrium it is 3 log 2, but it need not fall on the way. In
-    evaluation mode ``forward(x)`` is minus the objective of the codes found, as for every ``Autoencoder``.
+    The first sees a detached x̃, the second a detached D: each player's parameters get the gradient of their own loss,
+    and one optimiser step is a simultaneous step of both. The value does not tell how good the samples are: it is
+    3 log 2 at equilibrium, and may lie on either side of it before. In evaluation mode ``forward(x)`` is minus the
+    objective of the codes found, as for every ``Autoencoder``.
 
     Args:
         likelihood: the generator; its draws must be reparameterised (such as ``Gaussian``, whose noise makes it a
@@ -38,9 +38,9 @@ class Adversarial(Autoencoder):
         gamma: weight of R1; without it (0) simultaneous steps need not converge, even close to the optimum.
         objective: what evaluation mode maximises, per sample.
         aggregate: how the samples' values become one number, in evaluation mode.
-        corruption: what the discriminator sees of the data in training (``gae.corruption``). With the noise that the
-            likelihood itself adds, data of fewer dimensions than pixels still have a density to compare with (instance
-            noise, Sønderby et al. 2017).
+        corruption: what the discriminator sees of the data in training (``gae.corruption``); the law of that is then
+            what the marginal is compared with. With the noise that the likelihood itself adds, data on few grey levels
+            or dimensions have a density to compare (instance noise, Sønderby et al. 2017).
 
     Raises:
         ValueError: for a negative gamma; in training, for a discriminator without one logit per observation, or a
@@ -56,12 +56,14 @@ class Adversarial(Autoencoder):
     (torch.Size([]), torch.Size([5, 3]))
     """
 
+    discriminator: nn.Module
+
     def __init__(
         self,
         likelihood: Likelihood,
         inference: Inference,
         discriminator: nn.Module,
-        gamma: float = 1.0,
+        gamma: float = 0.1,
         objective: Objective = joint,
         aggregate: Aggregate = mean,
         corruption: nn.Module | None = None,
@@ -77,7 +79,7 @@ class Adversarial(Autoencoder):
         return True
 
     def forward(self, x: Num[Tensor, "B *X"]) -> Float[Tensor, ""]:
-        """Training: both players' losses, in nats per sample. Evaluation: minus the aggregated objective of the codes."""
+        """Both players' losses in training mode, minus the aggregated objective of codes in evaluation; in nats."""
         if not self.training:
             return super().forward(x)
         drawn = self.draw(len(x))
@@ -99,10 +101,9 @@ class Adversarial(Autoencoder):
         wanted = torch.is_grad_enabled()
         with torch.enable_grad():
             x = x.detach().requires_grad_(self.gamma > 0)
-            real = self._logits(self.discriminator(x), len(x))
-            loss = (
-                softplus(-real).mean() + softplus(self._logits(self.discriminator(drawn.detach()), len(drawn))).mean()
-            )
+            real = _one_each(self.discriminator(x), len(x))
+            false = _one_each(self.discriminator(drawn.detach()), len(drawn))
+            loss = softplus(-real).mean() + softplus(false).mean()
             if self.gamma > 0:
                 (slope,) = torch.autograd.grad(real.sum(), x, create_graph=wanted)
                 loss = loss + 0.5 * self.gamma * slope.square().sum() / len(x)
@@ -111,12 +112,13 @@ class Adversarial(Autoencoder):
     def generator_loss(self, drawn: Num[Tensor, "N *X"]) -> Float[Tensor, ""]:
         """-E log sigmoid D(x̃), with a discriminator that is held constant."""
         held = {name: parameter.detach() for name, parameter in self.discriminator.named_parameters()}
-        return softplus(-self._logits(functional_call(self.discriminator, held, (drawn,)), len(drawn))).mean()
+        return softplus(-_one_each(functional_call(self.discriminator, held, (drawn,)), len(drawn))).mean()
 
-    def _logits(self, output: Tensor, n: int) -> Tensor:
-        if output.shape not in ((n,), (n, 1)):
-            raise ValueError(
-                f"The discriminator must return one logit per observation, shape ({n},) or ({n}, 1), got "
-                f"{tuple(output.shape)}."
-            )
-        return output.reshape(n)
+
+def _one_each(output: Tensor, n: int) -> Tensor:
+    if output.shape not in ((n,), (n, 1)):
+        raise ValueError(
+            f"The discriminator must return one logit per observation, shape ({n},) or ({n}, 1), got "
+            f"{tuple(output.shape)}."
+        )
+    return output.reshape(n)

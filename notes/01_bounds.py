@@ -204,7 +204,7 @@ def _negative_divergence(data: Tensor, mapped: Tensor) -> Tensor:
 
 
 def _game(data: Tensor, model: Tensor) -> tuple[Tensor, Tensor]:
-    """The value of the best classifier of data and model, found by Newton's method on its logits, and 2 JS − 2 log 2."""
+    """The value of the best classifier, found by Newton's method on its logits, and 2 JS(data, model) − 2 log 2."""
     logits = torch.zeros_like(data)
     for _ in range(50):
         found = logits.sigmoid()

@@ -13,15 +13,17 @@ from gae.systems.parts import Shape
 def gan(
     event_shape: Shape,
     latent: int = 8,
-    hidden: Sequence[int] = (128, 128),
+    hidden: Sequence[int] = (256, 256),
     scale: float = 0.05,
-    gamma: float = 1.0,
+    gamma: float = 0.1,
     restarts: int = 8,
     steps: int = 100,
 ) -> Adversarial:
     """The generative adversarial network (Goodfellow et al. 2014), with R1 (Mescheder et al. 2018).
 
-    Codes by inversion: L-BFGS from ``restarts`` draws of the prior, of which the best end is kept.
+    The generator's noise of the given scale makes q_r(x|z) a density; the discriminator sees data under the same noise.
+    Codes by inversion: L-BFGS from ``restarts`` draws of the prior, of which the best end is kept. Train it by Adam
+    without momentum, which overshoots in a game: ``partial(torch.optim.Adam, lr=2e-3, betas=(0.0, 0.99))``.
     """
     generator = Gaussian(nets.mlp(latent, hidden, event_shape), latent, scale)
     invert = Ascent(Prior(), LBFGS(), steps, restarts=restarts, backprop=Detach())
