@@ -2,7 +2,7 @@
 
     python -m experiments.systems_variational
 
-A GAN has no likelihood to report, so that several things are measured of it, over three seeds: what classes a classifier of
+A GAN has no likelihood to report, so several things are measured of it, over three seeds: what classes a classifier of
 real digits finds among its samples; how far samples are from the nearest training image, and held-out images from the
 nearest sample, beside a Gaussian with the mean and covariance of the data; how often its discriminator is right on
 held-out images and new samples, which tells whether it has won; and how well the codes of its own samples are found.
@@ -109,8 +109,8 @@ def gan() -> dict[str, Any]:
     return {
         "check": "trains on digits; inversion of its own samples, squared error per pixel",
         "value": {"runs": runs, "references": references},
-        "goal": "each seed: inversion < 1e-2; every class ≥ 5 % of samples; distances of samples to data and of held-out "
-        "data to samples < 1.25 times those of data to data; discriminator right < 90 %",
+        "goal": "each seed: inversion < 1e-2; every class ≥ 5 % of samples; distances of samples to data and of "
+        "held-out data to samples < 1.25 times those of data to data; discriminator right < 90 %",
         "holds": holds,
     }
 

@@ -28,7 +28,10 @@ def ae(
     scale: float = 1.0,
     learn: str = "scalar",
 ) -> Autoencoder:
-    """The undercomplete autoencoder: a flat prior, a deterministic encoder; ``scale`` and ``learn`` as in ``vae``."""
+    """The undercomplete autoencoder: a flat prior and a deterministic encoder; ``scale`` and ``learn`` as in ``vae``.
+
+    A scale of its own for each pixel has no optimum here: nothing keeps a code from copying a few pixels exactly.
+    """
     decoder = head_of(head, scale, learn)(nets.mlp(latent, hidden[::-1], event_shape), latent, prior=Flat(latent))
     return Autoencoder(decoder, Amortized(nets.mlp(event_shape, hidden, latent)), joint)
 

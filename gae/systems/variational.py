@@ -26,7 +26,7 @@ def vae(
     Of a Gaussian or Laplace head, ``scale`` is what a learned scale starts from ("scalar": one value, "pixel": one for
     each pixel), or with ``learn="fixed"`` what it stays. A fixed variance c = scale² has the optimum of ``beta=c`` at
     unit variance (Doersch 2016; ledger D26); a learned one is the expected squared error at its optimum (Rybkin et al.
-    2021).
+    2021), which is zero for a pixel that never varies: do not give such pixels scales of their own.
     """
     decoder = head_of(head, scale, learn)(nets.mlp(latent, hidden[::-1], event_shape), latent)
     encoder = NormalEncoder(nets.mlp(event_shape, hidden, 2 * latent))
