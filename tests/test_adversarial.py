@@ -93,6 +93,8 @@ def test_without_gradients_the_value_is_the_same() -> None:
         torch.manual_seed(4)
         found = game(x)
     assert torch.equal(found, wanted.detach()) and not found.requires_grad
+    with torch.no_grad():
+        assert not game.discriminator_loss(x, x).requires_grad
 
 
 def test_draws_have_the_law_of_samples() -> None:
