@@ -99,7 +99,8 @@ def fit(
     epochs: Annotated[int, typer.Option(help="At most.")] = 30,
     batch_size: Annotated[int | None, typer.Option(help="128 unless given.")] = None,
     lr: Annotated[
-        float | None, typer.Option(help="Of Adam, 1e-3 unless given. Asking for one turns closed forms off.")
+        float | None,
+        typer.Option(help="Of Adam: the system's own or 1e-3 unless given. Asking for one turns closed forms off."),
     ] = None,
     seed: Seed = 0,
     out: Annotated[Path | None, typer.Option(help="Folder for checkpoints [default: runs/SYSTEM-DATA].")] = None,
@@ -117,7 +118,7 @@ def fit(
 
     from gae.fit import fit as train
     from gae.options import parse
-    from gae.systems import build
+    from gae.systems import build, named
 
     options = parse(system, option or [])
     dataset = load(data, binarize)
@@ -129,7 +130,7 @@ def fit(
         dataset,
         epochs=epochs,
         batch_size=batch_size,
-        optimizer=None if lr is None else partial(torch.optim.Adam, lr=lr),
+        optimizer=named(system).optimizer if lr is None else partial(torch.optim.Adam, lr=lr),
         validation=validation,
         patience=patience,
         seed=seed,

@@ -171,7 +171,7 @@ class Survey(Phases):
         start_scale(model.likelihood, self.data.train)
         options: dict[str, Any] = {"epochs": plan.closed_epochs}
         if not has_closed_form(model):
-            optimizer = partial(torch.optim.Adam, lr=plan.learning_rate)
+            optimizer = SYSTEMS[name].optimizer or partial(torch.optim.Adam, lr=plan.learning_rate)
             options = {"epochs": plan.epochs, "batch_size": plan.batch_size, "clip": plan.clip, "optimizer": optimizer}
         out = self.out / "checkpoints" / name
         described = {"system": name, "options": self._options(name), "event_shape": tuple(self.data.event_shape)}

@@ -24,7 +24,7 @@ SYMBOLS = 5  # values of x
 @check
 def check_D01() -> Check:
     """A table of x and y, summed entry by entry, against expectations through gae's ``Categorical`` decoder."""
-    with_link, without_link = [], []
+    with_link, without_link, game = [], [], []
     for size in SIZES:
         data, decoder = _table(SYMBOLS), _table(size, SYMBOLS)
         encoder, prior = _table(SYMBOLS, size), _table(size)
@@ -33,10 +33,12 @@ def check_D01() -> Check:
         marginal = (data * (data / (prior @ decoder)).log()).sum()
         same_encoder = prior.expand(SYMBOLS, size)
         without_link.append((_negative_divergence(data, same_encoder @ decoder), -entropy - marginal))
+        game.append(_game(data, prior @ decoder))
     return Check(
         [
             equal("−KL of the self-map = E log Σ_z q_e(z|x) q_r(x|z)", *_columns(with_link)),
             equal("without a link x→z: −H(p_data) − KL(p_data ‖ q)", *_columns(without_link)),
+            equal("a GAN of the same two laws: max_D = 2 JS(p_data, q) − 2 log 2", *_columns(game)),
         ]
     )
 
@@ -199,6 +201,18 @@ def _negative_divergence(data: Tensor, mapped: Tensor) -> Tensor:
     """−KL(p(x) δ(y|x) ‖ p(x) q(y|x)) over the whole table of pairs, with 0 log 0 = 0."""
     truth, model = torch.diag(data), data[:, None] * mapped
     return (torch.special.xlogy(truth, model) - torch.special.xlogy(truth, truth)).sum()
+
+
+def _game(data: Tensor, model: Tensor) -> tuple[Tensor, Tensor]:
+    """The value of the best classifier, found by Newton's method on its logits, and 2 JS(data, model) − 2 log 2."""
+    logits = torch.zeros_like(data)
+    for _ in range(50):
+        found = logits.sigmoid()
+        logits = logits + (data - (data + model) * found) / ((data + model) * found * (1 - found))
+    value = data @ logits.sigmoid().log() + model @ (-logits).sigmoid().log()
+    middle = (data + model) / 2
+    divergence = 0.5 * (data @ (data / middle).log() + model @ (model / middle).log())
+    return value, 2 * divergence - 2 * math.log(2)
 
 
 def _recoded(encoder: Tensor, decoder: Tensor) -> Tensor:

@@ -45,6 +45,7 @@ EXAMPLES = {
     **{name: Example({"components": 4}) for name in ("kmeans", "gmm")},
     "llgae": Example({"components": 4, "latent": 2}),
     **{name: Example(SMALL) for name in ("ae", "vae", "gon", "iwae", "savae", "dae", "cae")},
+    "gan": Example({**SMALL, "steps": 3, "restarts": 2}),
     "conv-vae": Example({"channels": (4, 4)}),
     "short-run": Example({**SMALL, "steps": 3}),
     "sparse-coding": Example({"steps": 5}),

@@ -1,5 +1,6 @@
 """Every named system: one function each, and the table of them."""
 
+from gae.systems.adversarial import gan
 from gae.systems.autoencoders import CORRUPTIONS, ae, cae, dae, overcomplete_ae, sparse_ae
 from gae.systems.decoders import gon, short_run, sparse_coding
 from gae.systems.latents import (
@@ -27,6 +28,7 @@ __all__ = [
     "conv_vae",
     "dae",
     "deep_image_prior",
+    "gan",
     "gmm",
     "gon",
     "importance_weighted",

@@ -20,9 +20,19 @@ CORRUPTIONS: dict[str, Callable[[float], nn.Module]] = {
 }
 
 
-def ae(event_shape: Shape, latent: int = 8, hidden: Sequence[int] = (128, 128), head: str = "gaussian") -> Autoencoder:
-    """The undercomplete autoencoder: a flat prior and a deterministic encoder."""
-    decoder = head_of(head)(nets.mlp(latent, hidden[::-1], event_shape), latent, prior=Flat(latent))
+def ae(
+    event_shape: Shape,
+    latent: int = 8,
+    hidden: Sequence[int] = (128, 128),
+    head: str = "gaussian",
+    scale: float = 1.0,
+    learn: str = "scalar",
+) -> Autoencoder:
+    """The undercomplete autoencoder: a flat prior and a deterministic encoder; ``scale`` and ``learn`` as in ``vae``.
+
+    A scale of its own for each pixel has no optimum here: nothing keeps a code from copying a few pixels exactly.
+    """
+    decoder = head_of(head, scale, learn)(nets.mlp(latent, hidden[::-1], event_shape), latent, prior=Flat(latent))
     return Autoencoder(decoder, Amortized(nets.mlp(event_shape, hidden, latent)), joint)
 
 

@@ -2,6 +2,8 @@
 
 from collections.abc import Callable
 from functools import partial
+from inspect import signature
+from typing import Any
 
 import pyro
 import pyro.distributions as dist
@@ -21,10 +23,34 @@ HEADS: dict[str, Callable[..., Head]] = {
 }
 
 
-def head_of(name: str) -> Callable[..., Head]:
-    """The named head; ValueError lists the valid names."""
+def head_of(name: str, scale: float = 1.0, learn: str = "scalar") -> Callable[..., Head]:
+    """The named head.
+
+    Args:
+        name: a key of ``HEADS``.
+        scale: of heads that have one: where a learned scale starts, or what a fixed one is, in data units. The decoder
+            variance c of a VAE is its square (ledger D26).
+        learn: of heads that have a scale: "fixed", "scalar" (one learned value) or "pixel" (one for each pixel).
+
+    Raises:
+        ValueError: for an unknown name, with the valid ones; for a scale given to a head that has none.
+
+    >>> head_of("gaussian", scale=0.1, learn="fixed")(nn.Linear(2, 3), 2).scale
+    tensor(0.1000)
+    """
     if name not in HEADS:
         raise ValueError(f"Unknown head {name!r}. Valid heads: {', '.join(HEADS)}.")
+    own = signature(HEADS[name]).parameters
+    given: dict[str, Any] = {"scale": scale, "learn": learn}
+    if given.keys() <= own.keys():
+        return partial(HEADS[name], **given)
+    for option, default in (("scale", 1.0), ("learn", "scalar")):
+        if given[option] != default:
+            scaled = ", ".join(head for head, build in HEADS.items() if "scale" in signature(build).parameters)
+            raise ValueError(
+                f"The head {name!r} has no scale: `{option}={given[option]!r}` would do nothing. Leave it out, or "
+                f"choose a head with one: {scaled}."
+            )
     return HEADS[name]
 
 

@@ -3,9 +3,14 @@
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
+import torch
+
 from gae.autoencoder import Autoencoder
+from gae.fit.learners import MakeOptimizer
+from gae.systems.adversarial import gan
 from gae.systems.autoencoders import ae, cae, dae, overcomplete_ae, sparse_ae
 from gae.systems.decoders import gon, short_run, sparse_coding
 from gae.systems.latents import (
@@ -24,7 +29,9 @@ from gae.systems.variational import conv_vae, importance_weighted, savae, vae
 class System:
     """One row of the table, and the function that builds it for an event shape.
 
-    ``observation`` says what one x is: a sample of the event shape, unless something else is observed.
+    Attributes:
+        observation: what one x is: a sample of the event shape, unless something else is observed.
+        optimizer: what ``fit`` trains it by, where its own choice will not do.
     """
 
     build: Callable[..., Autoencoder]
@@ -34,6 +41,7 @@ class System:
     objective: str
     source: str
     observation: str = "sample"
+    optimizer: MakeOptimizer | None = None
 
 
 SYSTEMS: dict[str, System] = {
@@ -113,6 +121,15 @@ SYSTEMS: dict[str, System] = {
         "joint",
         "Bora et al. 2017",
         "a smaller image",
+    ),
+    "gan": System(
+        gan,
+        "Gaussian head",
+        "N(0, I)",
+        "Ascent(Prior, L-BFGS, restarts)",
+        "adversarial",
+        "Goodfellow et al. 2014",
+        optimizer=partial(torch.optim.Adam, lr=2e-3, betas=(0.0, 0.99)),
     ),
 }
 

@@ -18,9 +18,17 @@ def vae(
     beta: float = 1.0,
     samples: int = 1,
     analytic: bool = True,
+    scale: float = 1.0,
+    learn: str = "scalar",
 ) -> Autoencoder:
-    """The variational autoencoder (Kingma & Welling 2014); ``beta`` weighs the KL (Higgins et al. 2017)."""
-    decoder = head_of(head)(nets.mlp(latent, hidden[::-1], event_shape), latent)
+    """The variational autoencoder (Kingma & Welling 2014); ``beta`` weighs the KL (Higgins et al. 2017).
+
+    Of a Gaussian or Laplace head, ``scale`` is what a learned scale starts from ("scalar": one value, "pixel": one for
+    each pixel), or with ``learn="fixed"`` what it stays. A fixed variance c = scale² has the optimum of ``beta=c`` at
+    unit variance (Doersch 2016; ledger D26); a learned one is the expected squared error at its optimum (Rybkin et al.
+    2021), which is zero for a pixel that never varies: do not give such pixels scales of their own.
+    """
+    decoder = head_of(head, scale, learn)(nets.mlp(latent, hidden[::-1], event_shape), latent)
     encoder = NormalEncoder(nets.mlp(event_shape, hidden, 2 * latent))
     return Autoencoder(decoder, Amortized(encoder, samples), partial(elbo, beta=beta, analytic=analytic))
 
@@ -32,9 +40,11 @@ def conv_vae(
     head: str = "gaussian",
     beta: float = 1.0,
     analytic: bool = True,
+    scale: float = 1.0,
+    learn: str = "scalar",
 ) -> Autoencoder:
-    """A VAE with convolutions; images are (C, H, W)."""
-    decoder = head_of(head)(nets.conv_decoder(latent, event_shape, channels[::-1]), latent)
+    """A VAE with convolutions, for images (C, H, W) of any size; ``scale`` and ``learn`` as in ``vae``."""
+    decoder = head_of(head, scale, learn)(nets.conv_decoder(latent, event_shape, channels[::-1]), latent)
     encoder = NormalEncoder(nets.conv_encoder(event_shape, 2 * latent, channels))
     return Autoencoder(decoder, Amortized(encoder), partial(elbo, beta=beta, analytic=analytic))
 
