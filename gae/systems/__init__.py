@@ -4,6 +4,7 @@ from gae.systems.autoencoders import CORRUPTIONS, ae, cae, dae, overcomplete_ae,
 from gae.systems.decoders import gon, short_run, sparse_coding
 from gae.systems.linear import gmm, kmeans, llgae, pca, ppca
 from gae.systems.parts import HEADS, NormalEncoder
+from gae.systems.relational import linear_regression, lle, tsne
 from gae.systems.table import SYSTEMS, System, build, option_names
 from gae.systems.variational import conv_vae, importance_weighted, savae, vae
 
@@ -22,6 +23,8 @@ __all__ = [
     "gon",
     "importance_weighted",
     "kmeans",
+    "linear_regression",
+    "lle",
     "llgae",
     "option_names",
     "overcomplete_ae",
@@ -31,5 +34,6 @@ __all__ = [
     "short_run",
     "sparse_ae",
     "sparse_coding",
+    "tsne",
     "vae",
 ]

@@ -10,6 +10,7 @@ from gae.systems.autoencoders import ae, cae, dae, overcomplete_ae, sparse_ae
 from gae.systems.decoders import gon, short_run, sparse_coding
 from gae.systems.linear import gmm, kmeans, llgae, pca, ppca
 from gae.systems.parts import Shape
+from gae.systems.relational import linear_regression, lle, tsne
 from gae.systems.variational import conv_vae, importance_weighted, savae, vae
 
 
@@ -58,6 +59,18 @@ SYSTEMS: dict[str, System] = {
         "Han et al. 2017; Nijkamp et al. 2019",
     ),
     "savae": System(savae, "neural head", "N(0, I)", "Ascent(Amortized, MeanField)", "elbo", "Kim et al. 2018"),
+    "linear-regression": System(
+        linear_regression, "LinearRegression (design)", "flat or N(0, s² I)", "ClosedForm", "joint", "Legendre 1805"
+    ),
+    "tsne": System(
+        tsne,
+        "TSNE (pairs of points)",
+        "flat",
+        "Ascent(Exaggerated, DeltaBarDelta)",
+        "joint",
+        "van der Maaten & Hinton 2008",
+    ),
+    "lle": System(lle, "LLE (neighbour weights)", "flat", "Mode", "joint, whitened codes", "Roweis & Saul 2000"),
 }
 
 
