@@ -191,7 +191,7 @@ LIKELIHOODS = [
     LikelihoodCase("ridge", lambda: LinearRegression(torch.randn(2, 3, 2), 0.7, False, 0.5, learn_scale=True)),
     LikelihoodCase("ridge-intercept", lambda: LinearRegression(torch.randn(5, 2), 0.7, learn_scale=True)),
     LikelihoodCase("tsne", lambda: TSNE(6, (3,), perplexity=2.5, degrees=1.3, learn_degrees=True)),
-    LikelihoodCase("lle", lambda: LLE(7, (2, 2), neighbours=3, learn_scale=True)),
+    LikelihoodCase("lle", lambda: LLE(7, (2, 2), neighbours=3, reg=0.1, learn_scale=True)),
     LikelihoodCase("cropped-weights", lambda: Observed(drawn_by(), Crop((1, 4, 4), 3, 2))),
 ]
 
@@ -199,8 +199,13 @@ LIKELIHOODS = [
 # Which engines suit which likelihoods.
 
 
-def always(likelihood: Likelihood) -> bool:
-    return True
+def codes(likelihood: Likelihood) -> bool:
+    return likelihood.latent_shape.numel() > 0
+
+
+def apart(likelihood: Likelihood) -> bool:
+    """Not t-SNE, for which codes that all coincide say nothing, and have gradient 0."""
+    return not isinstance(likelihood, TSNE)
 
 
 def exact(likelihood: Likelihood) -> bool:
@@ -216,7 +221,7 @@ def charts(likelihood: Likelihood) -> bool:
 
 
 def continuous(likelihood: Likelihood) -> bool:
-    return likelihood.latent_shape.numel() > 0
+    return codes(likelihood) and apart(likelihood)
 
 
 def proper(likelihood: Likelihood) -> bool:
@@ -363,17 +368,20 @@ GUIDES = [
     EngineCase(
         "amortized-callable",
         lambda m: called(Amortized(callable_guide(encoder(m, 2))), m),
+        codes,
         stochastic=True,
         density=True,
     ),
-    EngineCase("amortized-module", lambda m: Amortized(ModuleGuide(encoder(m, 2))), stochastic=True, density=True),
-    EngineCase("amortized-density", lambda m: Amortized(Density(encoder(m, 2))), stochastic=True, density=True),
-    EngineCase("amortized-deterministic", lambda m: Amortized(encoder(m))),
+    EngineCase(
+        "amortized-module", lambda m: Amortized(ModuleGuide(encoder(m, 2))), codes, stochastic=True, density=True
+    ),
+    EngineCase("amortized-density", lambda m: Amortized(Density(encoder(m, 2))), codes, stochastic=True, density=True),
+    EngineCase("amortized-deterministic", lambda m: Amortized(encoder(m)), codes),
 ]
 STARTS = [
     *GUIDES,
-    EngineCase("zeros", lambda m: Zeros(), always),
-    EngineCase("fixed", lambda m: Fixed(torch.full(m.latent_shape, 0.3)), always),
+    EngineCase("zeros", lambda m: Zeros(), apart),
+    EngineCase("fixed", lambda m: Fixed(torch.full(m.latent_shape, 0.3)), apart),
     EngineCase("prior", lambda m: Prior(), proper, stochastic=True),
     EngineCase("closed-form", lambda m: ClosedForm(), exact, density=True),
 ]
@@ -398,7 +406,7 @@ def ascent_from(start: EngineCase) -> EngineCase:
         return Ascent(start.build(likelihood), max_steps=3)
 
     def suits(likelihood: Likelihood) -> bool:
-        return continuous(likelihood) and start.suits(likelihood)
+        return codes(likelihood) and start.suits(likelihood)
 
     return EngineCase(f"ascent-from-{start.name}", build, suits, start.stochastic)
 
@@ -406,6 +414,7 @@ def ascent_from(start: EngineCase) -> EngineCase:
 SEMI_AMORTISED = EngineCase(
     "semi-amortised",
     lambda m: Ascent(Amortized(Density(encoder(m, 2))), max_steps=3, family=MeanField()),
+    codes,
     stochastic=True,
     density=True,
 )
@@ -448,7 +457,7 @@ ENGINES = [
     EngineCase("mode", lambda m: Mode(), best),
     EngineCase(
         "ascent-exaggerated",
-        lambda m: Ascent(Exaggerated(Ascent(PrincipalComponents(0.5), max_steps=2), 4.0), max_steps=3),
+        lambda m: Ascent(Exaggerated(Ascent(PrincipalComponents(0.5), max_steps=2), 4.0), DeltaBarDelta(0.5), 3),
         layouts,
     ),
     EngineCase(

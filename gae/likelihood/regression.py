@@ -59,7 +59,7 @@ class LinearRegression(Gaussian):
         _need_rank(decoder.columns if prior_scale is None else decoder.columns[:, : int(intercept)])
         prior: nn.Module = Flat(width)
         if prior_scale is not None:
-            prior = _CoefficientPrior(width, prior_scale, intercept).to(design)
+            prior = _CoefficientPrior(design.new_full((width,), prior_scale), intercept)
         super().__init__(decoder, width, scale, "scalar" if learn_scale else "fixed", prior)
         self.intercept, self.prior_scale = intercept, prior_scale
 
@@ -135,13 +135,12 @@ class _Design(nn.Module):
 
 
 class _CoefficientPrior(nn.Module):
-    """N(0, scale² I) over coefficients, but flat over an intercept."""
+    """Normal over coefficients, with the given standard deviations, but flat over an intercept."""
 
     spread: Tensor
 
-    def __init__(self, width: int, scale: float, intercept: bool):
+    def __init__(self, spread: Float[Tensor, " C"], intercept: bool):
         super().__init__()
-        spread = torch.full((width,), float(scale))
         spread[: int(intercept)] = torch.inf
         self.register_buffer("spread", spread, persistent=False)
 

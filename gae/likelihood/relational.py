@@ -2,6 +2,7 @@
 
 import copy
 import math
+import warnings
 from abc import abstractmethod
 from typing import Any
 
@@ -131,7 +132,8 @@ class TSNE(Relational):
     With M pairs it would be M times as large, with the same maximiser. ``divergence`` = KL(P ‖ Q) = -H(P) -
     ``log_joint`` is what the paper minimises.
 
-    The affinities are computed once for each ``given(x)``. All N² pairs are evaluated, in chunks of rows.
+    The affinities are computed once for each ``given(x)``. All N² pairs are evaluated, in chunks of rows. Codes that
+    all coincide have gradient 0: start from ``PrincipalComponents()`` or ``Initial()``, never from ``Zeros()``.
 
     Args:
         points: N.
@@ -212,8 +214,7 @@ class LLE(Relational):
     counts only through W, nor of z: the constant codes have residual 0, so as a function of z it has no finite
     integral, and its maximum over all z is at z = 0. Therefore codes are whitened: centred, with identity covariance.
     Under that constraint ``mode`` is the best code in closed form, the bottom eigenvectors of (I - W)ᵀ(I - W); an
-    ascent needs ``Projected(step, Whiten())``. A neighbour graph in several pieces has codes that tell the pieces
-    apart, and nothing else.
+    ascent needs ``Projected(step, Whiten())``.
 
     Args:
         points: N.
@@ -272,16 +273,23 @@ class LLE(Relational):
     def mode(self, x: Num[Tensor, "B N *F"]) -> Float[Tensor, "B N E"]:
         """The whitened codes of highest ``log_joint``: √N times eigenvectors, in order of their eigenvalues.
 
-        Unique but for the signs of its columns, and for rotations where eigenvalues coincide.
+        Unique but for the signs of its columns, and for rotations where eigenvalues coincide. Warns where the graph of
+        neighbours has several pieces.
         """
         weights = self._weights(x)
         points = weights.shape[-1]
         residual = torch.eye(points, dtype=weights.dtype, device=x.device) - weights
         curvature = residual.mT @ residual
         # The constant code, of eigenvalue 0, is moved behind all others.
-        shift = curvature.detach().diagonal(dim1=-2, dim2=-1).sum(-1)[:, None, None] / points
-        vectors = torch.linalg.eigh(curvature + shift)[1][..., : self.latent_shape[-1]]
-        return (points**0.5 * vectors).to(x.dtype)
+        bound = curvature.detach().abs().sum(-1).amax(-1)
+        values, vectors = torch.linalg.eigh(curvature + (bound / points)[:, None, None])
+        if bool((values[:, 0] < points * torch.finfo(values.dtype).eps * bound).any()):
+            warnings.warn(
+                f"With {self.neighbours} neighbours the graph of a data set falls into pieces: the codes tell these "
+                "apart, and nothing else. Give more neighbours.",
+                stacklevel=2,
+            )
+        return (points**0.5 * vectors[..., : self.latent_shape[-1]]).to(x.dtype)
 
     def transform(
         self, x: Num[Tensor, "B N *F"], z: Float[Tensor, "... B N E"], new: Num[Tensor, "B M *F"]
