@@ -217,6 +217,17 @@ def test_affinities_have_the_perplexity(block: int, apart: Tensor, monkeypatch: 
         assert p.sum() == pytest.approx(1)
 
 
+def test_affinities_of_outliers(digits: Dataset) -> None:
+    """A Newton step may try precisions so high that only differences of distances survive rounding."""
+    x = digits.train[:500].flatten(1).double()
+    outlier = int(torch.cdist(x, x).sort(1).values[:, 1].argmax())
+    p = neighbours.affinities(x.unsqueeze(0), 30.0)[0]
+    assert float(p.sum()) == pytest.approx(1, abs=1e-12)
+    square = (x - x[outlier]).square().sum(1).numpy()
+    row = np.insert(conditional(np.delete(square, outlier), 30.0), outlier, 0.0)
+    assert (p[outlier].numpy() >= row / 1000 * (1 - 1e-9)).all()
+
+
 def test_affinities_of_copies() -> None:
     """Ten copies cannot have a perplexity of 5: each is as near to all of its copies, and the others are too far."""
     x = torch.cat([torch.zeros(10, 2), 5 + torch.randn(10, 2)]).double().unsqueeze(0)
