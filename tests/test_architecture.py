@@ -30,6 +30,7 @@ ORDER = [
     "gae.likelihood.neighbours",
     "gae.likelihood.pairs",
     "gae.likelihood.relational",
+    "gae.likelihood.lle",
     "gae.likelihood",
     "gae.inference.base",
     "gae.inference.starts",

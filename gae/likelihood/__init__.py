@@ -3,12 +3,13 @@
 from gae.likelihood.base import ClosedFormLearning, ExactMode, ExactPosterior, Likelihood
 from gae.likelihood.heads import Bernoulli, Categorical, ContinuousBernoulli, Gaussian, Head, Laplace, Poisson
 from gae.likelihood.linear import LinearMixture
+from gae.likelihood.lle import LLE
 from gae.likelihood.moments import Moments
 from gae.likelihood.observed import Observed
 from gae.likelihood.operators import Blur, Crop, Downsample, GaussianProjection, LinearOperator, Mask
 from gae.likelihood.priors import Flat, FlatDistribution, LaplacePrior, StandardNormal
 from gae.likelihood.regression import LinearRegression
-from gae.likelihood.relational import LLE, TSNE, Relational, RelationalLaw
+from gae.likelihood.relational import TSNE, Relational
 from gae.likelihood.weights import Activation, WeightDecoder, WeightLikelihood
 
 __all__ = [
@@ -40,7 +41,6 @@ __all__ = [
     "Observed",
     "Poisson",
     "Relational",
-    "RelationalLaw",
     "StandardNormal",
     "WeightDecoder",
     "WeightLikelihood",
