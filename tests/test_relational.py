@@ -382,7 +382,7 @@ def test_principal_components_are_scikit_learns(apart: Tensor) -> None:
 
 
 def test_tsne_is_as_good_as_scikit_learns(digits: Dataset) -> None:
-    x, n = digits.train[:300], 300
+    x, n = digits.train[:200], 200
     model = systems.build("tsne", digits.event_shape, points=n, perplexity=20.0)
     with torch.no_grad():
         encoding = model.encode(x.unsqueeze(0))
@@ -552,7 +552,7 @@ def circle() -> tuple[LLE, Tensor]:
 def test_ascent_with_whitening_finds_the_closed_form() -> None:
     model, x = circle()
     codes = Mode()(model, x).point[0].detach()
-    climb = Ascent(PrincipalComponents(1.0), Projected(GradientAscent(0.05), Whiten()), 3000, backprop=Detach())
+    climb = Ascent(PrincipalComponents(1.0), Projected(GradientAscent(0.05), Whiten()), 2000, backprop=Detach())
     short = Ascent(PrincipalComponents(1.0), Projected(GradientAscent(0.05), Whiten()), 1, backprop=Detach())
     with torch.no_grad():
         found, before = (engine(model, x).point[0] for engine in (climb, short))
