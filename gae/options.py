@@ -4,6 +4,8 @@ import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from torch import Tensor
+
 from gae.systems import named
 
 
@@ -19,6 +21,14 @@ def _number_or_none(text: str) -> int | None:
     return None if text.lower() == "none" else int(text)
 
 
+def _real_or_none(text: str) -> float | None:
+    return None if text.lower() == "none" else float(text)
+
+
+def _only_none(text: str) -> None:
+    return {"none": None}[text.lower()]
+
+
 PARSERS: dict[Any, tuple[str, Callable[[str], Any]]] = {
     int: ("a whole number", int),
     float: ("a number", float),
@@ -26,6 +36,8 @@ PARSERS: dict[Any, tuple[str, Callable[[str], Any]]] = {
     str: ("a name", str),
     Sequence[int]: ("whole numbers separated by commas", _numbers),
     int | None: ("a whole number or none", _number_or_none),
+    float | None: ("a number or none", _real_or_none),
+    Tensor | None: ("none here, and a tensor in Python", _only_none),
 }
 
 

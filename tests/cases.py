@@ -25,8 +25,10 @@ from gae.inference import (
     Clipped,
     ClosedForm,
     Delta,
+    DeltaBarDelta,
     Detach,
     Enumerate,
+    Exaggerated,
     Fixed,
     FullCovariance,
     GaussNewton,
@@ -36,9 +38,11 @@ from gae.inference import (
     Initial,
     Langevin,
     MeanField,
+    Mode,
     Momentum,
     NonNegative,
     OneStep,
+    PrincipalComponents,
     Prior,
     Projected,
     ProximalAscent,
@@ -55,6 +59,8 @@ from gae.inference import (
     to_pyro,
 )
 from gae.likelihood import (
+    LLE,
+    TSNE,
     Activation,
     Bernoulli,
     Blur,
@@ -63,6 +69,7 @@ from gae.likelihood import (
     ContinuousBernoulli,
     Crop,
     Downsample,
+    ExactMode,
     ExactPosterior,
     Flat,
     FlatDistribution,
@@ -72,9 +79,11 @@ from gae.likelihood import (
     LaplacePrior,
     Likelihood,
     LinearMixture,
+    LinearRegression,
     Mask,
     Observed,
     Poisson,
+    Relational,
     StandardNormal,
     WeightLikelihood,
 )
@@ -178,6 +187,11 @@ LIKELIHOODS = [
     LikelihoodCase("downsampled", lambda: Observed(image_head(), Downsample((1, 4, 4), 2))),
     LikelihoodCase("blurred", lambda: Observed(Bernoulli(net(2, (1, 4, 4)), 2), Blur((1, 4, 4), 1.0), 0.5)),
     LikelihoodCase("projected-ppca", lambda: Observed(chart(1, 2, (2, 2)), GaussianProjection(3, (2, 2)), 0.5)),
+    LikelihoodCase("regression", lambda: LinearRegression(torch.randn(5, 2), learn_scale=True)),
+    LikelihoodCase("ridge", lambda: LinearRegression(torch.randn(2, 3, 2), 0.7, False, 0.5, learn_scale=True)),
+    LikelihoodCase("ridge-intercept", lambda: LinearRegression(torch.randn(5, 2), 0.7, learn_scale=True)),
+    LikelihoodCase("tsne", lambda: TSNE(6, (3,), perplexity=2.5, degrees=1.3, learn_degrees=True)),
+    LikelihoodCase("lle", lambda: LLE(7, (2, 2), neighbours=3, reg=0.1, learn_scale=True)),
     LikelihoodCase("cropped-weights", lambda: Observed(drawn_by(), Crop((1, 4, 4), 3, 2))),
 ]
 
@@ -185,8 +199,13 @@ LIKELIHOODS = [
 # Which engines suit which likelihoods.
 
 
-def always(likelihood: Likelihood) -> bool:
-    return True
+def codes(likelihood: Likelihood) -> bool:
+    return likelihood.latent_shape.numel() > 0
+
+
+def apart(likelihood: Likelihood) -> bool:
+    """Not t-SNE, for which codes that all coincide say nothing, and have gradient 0."""
+    return not isinstance(likelihood, TSNE)
 
 
 def exact(likelihood: Likelihood) -> bool:
@@ -202,7 +221,7 @@ def charts(likelihood: Likelihood) -> bool:
 
 
 def continuous(likelihood: Likelihood) -> bool:
-    return likelihood.latent_shape.numel() > 0
+    return codes(likelihood) and apart(likelihood)
 
 
 def proper(likelihood: Likelihood) -> bool:
@@ -229,6 +248,18 @@ def sets(likelihood: Likelihood) -> bool:
     """Codes that are whole sets of points, more of them than dimensions."""
     shape = likelihood.latent_shape
     return proper(likelihood) and len(shape) == 2 and shape[0] > shape[1]
+
+
+def relational(likelihood: Likelihood) -> bool:
+    return isinstance(likelihood, Relational)
+
+
+def layouts(likelihood: Likelihood) -> bool:
+    return isinstance(likelihood, TSNE)
+
+
+def best(likelihood: Likelihood) -> bool:
+    return isinstance(likelihood, ExactMode)
 
 
 def vector(likelihood: Likelihood) -> bool:
@@ -321,6 +352,7 @@ STEPS = [
     Part("gradient", lambda: GradientAscent(0.05)),
     Part("momentum", lambda: Momentum(0.05)),
     Part("adam", lambda: Adam(0.05)),
+    Part("delta-bar-delta", lambda: DeltaBarDelta(0.05)),
 ]
 FAMILIES = [
     Part("delta", Delta),
@@ -336,17 +368,20 @@ GUIDES = [
     EngineCase(
         "amortized-callable",
         lambda m: called(Amortized(callable_guide(encoder(m, 2))), m),
+        codes,
         stochastic=True,
         density=True,
     ),
-    EngineCase("amortized-module", lambda m: Amortized(ModuleGuide(encoder(m, 2))), stochastic=True, density=True),
-    EngineCase("amortized-density", lambda m: Amortized(Density(encoder(m, 2))), stochastic=True, density=True),
-    EngineCase("amortized-deterministic", lambda m: Amortized(encoder(m))),
+    EngineCase(
+        "amortized-module", lambda m: Amortized(ModuleGuide(encoder(m, 2))), codes, stochastic=True, density=True
+    ),
+    EngineCase("amortized-density", lambda m: Amortized(Density(encoder(m, 2))), codes, stochastic=True, density=True),
+    EngineCase("amortized-deterministic", lambda m: Amortized(encoder(m)), codes),
 ]
 STARTS = [
     *GUIDES,
-    EngineCase("zeros", lambda m: Zeros(), always),
-    EngineCase("fixed", lambda m: Fixed(torch.full(m.latent_shape, 0.3)), always),
+    EngineCase("zeros", lambda m: Zeros(), apart),
+    EngineCase("fixed", lambda m: Fixed(torch.full(m.latent_shape, 0.3)), apart),
     EngineCase("prior", lambda m: Prior(), proper, stochastic=True),
     EngineCase("closed-form", lambda m: ClosedForm(), exact, density=True),
 ]
@@ -371,7 +406,7 @@ def ascent_from(start: EngineCase) -> EngineCase:
         return Ascent(start.build(likelihood), max_steps=3)
 
     def suits(likelihood: Likelihood) -> bool:
-        return continuous(likelihood) and start.suits(likelihood)
+        return codes(likelihood) and start.suits(likelihood)
 
     return EngineCase(f"ascent-from-{start.name}", build, suits, start.stochastic)
 
@@ -379,6 +414,7 @@ def ascent_from(start: EngineCase) -> EngineCase:
 SEMI_AMORTISED = EngineCase(
     "semi-amortised",
     lambda m: Ascent(Amortized(Density(encoder(m, 2))), max_steps=3, family=MeanField()),
+    codes,
     stochastic=True,
     density=True,
 )
@@ -416,6 +452,18 @@ ENGINES = [
         lambda m: Ascent(step=GradientAscent(0.02), max_steps=9, backprop=Detach(), stop=EARLY(), watch=[].append),
         one_output,
         detached=True,
+    ),
+    EngineCase("principal-components", lambda m: PrincipalComponents(), relational),
+    EngineCase("mode", lambda m: Mode(), best),
+    EngineCase(
+        "ascent-exaggerated",
+        lambda m: Ascent(Exaggerated(Ascent(PrincipalComponents(0.5), max_steps=2), 4.0), DeltaBarDelta(0.5), 3),
+        layouts,
+    ),
+    EngineCase(
+        "ascent-whiten-components",
+        lambda m: Ascent(PrincipalComponents(), Projected(GradientAscent(0.05), Whiten()), 2),
+        relational,
     ),
     EngineCase("ascent-initial", lambda m: Ascent(Initial(), Adam(0.05), 3), weights, stochastic=True),
     EngineCase("ascent-stopping", lambda m: Ascent(step=LBFGS(), max_steps=60, grad_tol=1e-9), exact_code),
@@ -512,6 +560,7 @@ SYSTEMS = [
     SystemCase("conv-vae", {"latent": 2, "channels": (2,)}, (1, 4, 4), stochastic=True, density=True),
     SystemCase("gon", SMALL),
     SystemCase("savae", SMALL, stochastic=True, density=True),
+    SystemCase("linear-regression", {"learn_scale": True}, density=True),
 ]
 
 BRIDGES = [to_pyro]

@@ -4,7 +4,7 @@ from gae.inference.amortized import Amortized, to_pyro
 from gae.inference.ascent import Ascent
 from gae.inference.backprop import Backprop, Checkpoint, Detach, OneStep, Truncate, Unroll
 from gae.inference.base import Code, Encoding, Inference, Solve, Status
-from gae.inference.exact import Argmax, ClosedForm, Enumerate
+from gae.inference.exact import Argmax, ClosedForm, Enumerate, Mode
 from gae.inference.family import Delta, Family, FullCovariance, MeanField
 from gae.inference.gauss_newton import GaussNewton
 from gae.inference.implicit import Implicit
@@ -12,8 +12,8 @@ from gae.inference.langevin import Langevin
 from gae.inference.lbfgs import LBFGS
 from gae.inference.proximal import ProximalAscent
 from gae.inference.solver import Progress
-from gae.inference.starts import Fixed, Initial, Prior, Zeros
-from gae.inference.steps import Adam, GradientAscent, Momentum, Step
+from gae.inference.starts import Exaggerated, Fixed, Initial, PrincipalComponents, Prior, Zeros
+from gae.inference.steps import Adam, DeltaBarDelta, GradientAscent, Momentum, Step
 from gae.inference.stopping import RunningVariance, Stopping, Verdict
 from gae.inference.wrappers import Box, Clipped, NonNegative, Projected, Scheduled, Simplex, UnitSphere, Whiten
 
@@ -30,9 +30,11 @@ __all__ = [
     "ClosedForm",
     "Code",
     "Delta",
+    "DeltaBarDelta",
     "Detach",
     "Encoding",
     "Enumerate",
+    "Exaggerated",
     "Family",
     "Fixed",
     "FullCovariance",
@@ -43,9 +45,11 @@ __all__ = [
     "Initial",
     "Langevin",
     "MeanField",
+    "Mode",
     "Momentum",
     "NonNegative",
     "OneStep",
+    "PrincipalComponents",
     "Prior",
     "Progress",
     "Projected",

@@ -7,7 +7,7 @@ from jaxtyping import Int, Num
 from torch import Tensor
 
 from gae.inference.base import Code, Inference
-from gae.likelihood import ExactPosterior, Likelihood
+from gae.likelihood import ExactMode, ExactPosterior, Likelihood
 
 
 class ClosedForm(Inference):
@@ -56,6 +56,25 @@ class ClosedForm(Inference):
         else:
             k = log_responsibilities.exp().multinomial(self.samples, replacement=True)
         return k.mT, log_responsibilities.gather(1, k).mT
+
+
+class Mode(Inference):
+    """The best code, from a likelihood that knows it (``ExactMode``). A point estimate: ``log_q`` is None.
+
+    >>> from gae.likelihood import LLE
+    >>> Mode()(LLE(points=8, event_shape=(3,)), torch.randn(2, 8, 3)).z.shape
+    torch.Size([1, 2, 8, 2])
+    """
+
+    def infer(self, likelihood: Likelihood, x: Num[Tensor, "B *X"], k: Int[Tensor, "S _"] | None = None) -> Code:
+        if not isinstance(likelihood, ExactMode):
+            raise TypeError(
+                f"Cannot use `Mode` with {type(likelihood).__name__}: it knows no best code in closed form. "
+                "Use `Ascent`, or `ClosedForm` where the posterior is known."
+            )
+        if k is not None:
+            raise ValueError("`Mode` finds a code alone, got a component k. Use `ClosedForm` or `Ascent`.")
+        return Code(likelihood.mode(x).unsqueeze(0))
 
 
 class Enumerate(Inference):

@@ -1,11 +1,13 @@
 """Where an ascent starts. Each is an engine, so that any other engine can take its place."""
 
+from dataclasses import replace
+
 import torch
 from jaxtyping import Float, Int, Num
 from torch import Tensor
 
 from gae.inference.base import Code, Inference
-from gae.likelihood import Likelihood
+from gae.likelihood import TSNE, Likelihood
 
 
 class Zeros(Inference):
@@ -79,6 +81,77 @@ class Fixed(Inference):
                 f"{tuple(likelihood.latent_shape)} (one for all) or {shape} (one each)."
             )
         return _code(self.z.to(x).expand(1, *shape), k)
+
+
+class PrincipalComponents(Inference):
+    """The first principal components of each data set: codes (N, E) of its points, for relational likelihoods.
+
+    Args:
+        spread: standard deviation of the first component, which scales all of them.
+
+    Raises:
+        TypeError: for a likelihood whose codes do not have one row for each point of an observation.
+        ValueError: for fewer dimensions than E, or points that are all the same.
+
+    >>> from gae.likelihood import TSNE
+    >>> z = PrincipalComponents()(TSNE(20, (5,), perplexity=4.0), torch.randn(1, 20, 5)).z
+    >>> z.shape, round(float(z[..., 0].std(correction=0)), 6)
+    (torch.Size([1, 1, 20, 2]), 0.0001)
+    """
+
+    def __init__(self, spread: float = 1e-4):
+        super().__init__()
+        if not spread > 0:
+            raise ValueError(f"spread must be positive, got {spread}.")
+        self.spread = spread
+
+    def infer(self, likelihood: Likelihood, x: Num[Tensor, "B *X"], k: Int[Tensor, "S _"] | None = None) -> Code:
+        shape = likelihood.latent_shape
+        if len(shape) != 2 or x.dim() < 3 or x.shape[1] != shape[0]:
+            raise TypeError(
+                f"`PrincipalComponents` gives a code to each point of a data set; {type(likelihood).__name__} has "
+                f"codes of shape {tuple(shape)} for observations {tuple(x.shape[1:])}. Use `Zeros()` or `Prior()`."
+            )
+        flat = x.flatten(2).double()
+        if flat.shape[2] < shape[1]:
+            raise ValueError(
+                f"{flat.shape[2]} features have no {shape[1]} principal components. Start from `Initial()`."
+            )
+        left, size, right = torch.linalg.svd(flat - flat.mean(1, keepdim=True), full_matrices=False)
+        if bool((size[:, 0] == 0).any()):
+            raise ValueError("A data set whose points are all the same has no principal components.")
+        largest = right.abs().argmax(2, keepdim=True)
+        sign = right.gather(2, largest).sign().mT  # of the largest loading: the same on every machine
+        scores = (left * sign * size.unsqueeze(1))[..., : shape[1]]
+        first = size[:, 0] / flat.shape[1] ** 0.5
+        return _code((self.spread * scores / first[:, None, None]).to(x.dtype).unsqueeze(0), k)
+
+
+class Exaggerated(Inference):
+    """An engine at work on t-SNE whose attractions are multiplied: early exaggeration, as the ``init`` of an ascent.
+
+    Raises:
+        TypeError: for another likelihood than ``TSNE``.
+
+    >>> from gae.likelihood import TSNE
+    >>> from gae.inference import Ascent, DeltaBarDelta
+    >>> early = Exaggerated(Ascent(PrincipalComponents(), DeltaBarDelta(50.0, momentum=0.5), max_steps=50))
+    >>> late = Ascent(early, DeltaBarDelta(50.0, momentum=0.8), max_steps=50)
+    >>> late(TSNE(20, (5,), perplexity=4.0), torch.randn(1, 20, 5)).solve.evaluations
+    tensor([[100]])
+    """
+
+    def __init__(self, engine: Inference, factor: float = 12.0):
+        super().__init__()
+        if not factor > 0:
+            raise ValueError(f"factor must be positive, got {factor}.")
+        self.engine, self.factor = engine, float(factor)
+
+    def infer(self, likelihood: Likelihood, x: Num[Tensor, "B *X"], k: Int[Tensor, "S _"] | None = None) -> Code:
+        if not isinstance(likelihood, TSNE):
+            raise TypeError(f"Only t-SNE has attractions to exaggerate, got {type(likelihood).__name__}. Use `TSNE`.")
+        code = self.engine.infer(likelihood.exaggerated(self.factor), x, k)
+        return replace(code, score=None)  # which was that of another objective
 
 
 def _code(z: Tensor, k: Tensor | None) -> Code:

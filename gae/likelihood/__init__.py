@@ -1,15 +1,20 @@
 """q_r(x|z) and q_w(z): what a model is."""
 
-from gae.likelihood.base import ClosedFormLearning, ExactPosterior, Likelihood
+from gae.likelihood.base import ClosedFormLearning, ExactMode, ExactPosterior, Likelihood
 from gae.likelihood.heads import Bernoulli, Categorical, ContinuousBernoulli, Gaussian, Head, Laplace, Poisson
 from gae.likelihood.linear import LinearMixture
+from gae.likelihood.lle import LLE
 from gae.likelihood.moments import Moments
 from gae.likelihood.observed import Observed
 from gae.likelihood.operators import Blur, Crop, Downsample, GaussianProjection, LinearOperator, Mask
 from gae.likelihood.priors import Flat, FlatDistribution, LaplacePrior, StandardNormal
+from gae.likelihood.regression import LinearRegression
+from gae.likelihood.relational import TSNE, Relational
 from gae.likelihood.weights import Activation, WeightDecoder, WeightLikelihood
 
 __all__ = [
+    "LLE",
+    "TSNE",
     "Activation",
     "Bernoulli",
     "Blur",
@@ -18,6 +23,7 @@ __all__ = [
     "ContinuousBernoulli",
     "Crop",
     "Downsample",
+    "ExactMode",
     "ExactPosterior",
     "Flat",
     "FlatDistribution",
@@ -29,10 +35,12 @@ __all__ = [
     "Likelihood",
     "LinearMixture",
     "LinearOperator",
+    "LinearRegression",
     "Mask",
     "Moments",
     "Observed",
     "Poisson",
+    "Relational",
     "StandardNormal",
     "WeightDecoder",
     "WeightLikelihood",

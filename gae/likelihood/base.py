@@ -174,6 +174,14 @@ class ExactPosterior(Protocol):
 
 
 @runtime_checkable
+class ExactMode(Protocol):
+    """A likelihood whose best code is known in closed form, though its posterior may not be."""
+
+    def mode(self, x: Tensor) -> Tensor:
+        """The code of highest ``log_joint`` among those that the likelihood admits, (B, *Z)."""
+
+
+@runtime_checkable
 class ClosedFormLearning(Protocol):
     """A likelihood whose parameters have a closed-form M-step."""
 

@@ -12,6 +12,7 @@ from gae.systems.latents import (
 )
 from gae.systems.linear import gmm, kmeans, llgae, pca, ppca
 from gae.systems.parts import HEADS, NormalEncoder
+from gae.systems.relational import linear_regression, lle, tsne
 from gae.systems.table import SYSTEMS, System, build, named, option_names
 from gae.systems.variational import conv_vae, importance_weighted, savae, vae
 
@@ -34,6 +35,8 @@ __all__ = [
     "importance_weighted",
     "inpainting",
     "kmeans",
+    "linear_regression",
+    "lle",
     "llgae",
     "maximal_activation",
     "named",
@@ -46,5 +49,6 @@ __all__ = [
     "sparse_ae",
     "sparse_coding",
     "superresolution",
+    "tsne",
     "vae",
 ]

@@ -22,6 +22,7 @@ from gae.systems.latents import (
 )
 from gae.systems.linear import gmm, kmeans, llgae, pca, ppca
 from gae.systems.parts import Shape
+from gae.systems.relational import linear_regression, lle, tsne
 from gae.systems.variational import conv_vae, importance_weighted, savae, vae
 
 
@@ -130,6 +131,27 @@ SYSTEMS: dict[str, System] = {
         "adversarial",
         "Goodfellow et al. 2014",
         optimizer=partial(torch.optim.Adam, lr=2e-3, betas=(0.0, 0.99)),
+    ),
+    "linear-regression": System(
+        linear_regression,
+        "LinearRegression (design)",
+        "flat or N(0, s² I)",
+        "ClosedForm",
+        "joint",
+        "Legendre 1805",
+        "targets of a design",
+    ),
+    "tsne": System(
+        tsne,
+        "TSNE (pairs of points)",
+        "flat",
+        "Ascent(Exaggerated, DeltaBarDelta)",
+        "joint",
+        "van der Maaten & Hinton 2008",
+        "data set",
+    ),
+    "lle": System(
+        lle, "LLE (neighbour weights)", "flat", "Mode", "joint, whitened codes", "Roweis & Saul 2000", "data set"
     ),
 }
 

@@ -1,0 +1,179 @@
+"""Linear regression as a decoder: one observation is all targets, and the code is the coefficients."""
+
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int, Num
+from pyro.distributions import Independent, MultivariateNormal, Normal
+from torch import Size, Tensor, nn
+from torch.distributions import Distribution
+
+from gae.likelihood.heads import Gaussian
+from gae.likelihood.priors import Flat, FlatDistribution
+
+
+class LinearRegression(Gaussian):
+    """y ~ N(design w, scale² I), with the coefficients w as the latent and the inputs as a fixed decoder.
+
+    An observation y (*X) holds the targets of all inputs; B of them are B regressions on one design. Encoding is
+    ordinary least squares under the flat prior, and ridge regression with λ = scale² / prior_scale² under
+    w ~ N(0, prior_scale² I). An intercept is one more coefficient, the first, and always has a flat prior.
+
+    Its posterior over coefficients is known (``ExactPosterior``; Bishop, PRML (2006), section 3.3), by a QR
+    decomposition in float64: the condition number of the design is never squared.
+
+    Args:
+        design: inputs, (*X, F): a row of F for each target.
+        prior_scale: standard deviation of the coefficients before any target is seen; None for a flat prior.
+        intercept: whether a column of ones comes before the inputs.
+        scale: standard deviation of the noise, in units of y; the start if it is learned.
+        learn_scale: whether the scale is learned, or fixed.
+
+    Raises:
+        ValueError: for a design whose columns under a flat prior are linearly dependent, so that no coefficients
+            stand out.
+
+    >>> from gae.inference import ClosedForm
+    >>> inputs = torch.tensor([[0.0], [1.0], [2.0]])
+    >>> y = torch.tensor([[1.0, 3.0, 5.0]])
+    >>> ClosedForm()(LinearRegression(inputs), y).point  # y = 1 + 2 x
+    tensor([[1.0000, 2.0000]])
+    """
+
+    def __init__(
+        self,
+        design: Float[Tensor, "*X F"],
+        prior_scale: float | None = None,
+        intercept: bool = True,
+        scale: float = 1.0,
+        learn_scale: bool = False,
+    ):
+        if design.dim() < 2 or not bool(torch.isfinite(design).all()):
+            raise ValueError(f"design must be finite and of shape (*X, F), got shape {tuple(design.shape)}.")
+        if prior_scale is not None and not prior_scale > 0:
+            raise ValueError(f"prior_scale must be positive, or None for a flat prior, got {prior_scale}.")
+        decoder = _Design(design, intercept)
+        width = decoder.columns.shape[1]
+        if width < 1:
+            raise ValueError("A regression needs inputs or an intercept, got a design without columns.")
+        _need_rank(decoder.columns if prior_scale is None else decoder.columns[:, : int(intercept)])
+        prior: nn.Module = Flat(width)
+        if prior_scale is not None:
+            prior = _CoefficientPrior(design.new_full((width,), prior_scale), intercept)
+        super().__init__(decoder, width, scale, "scalar" if learn_scale else "fixed", prior)
+        self.intercept, self.prior_scale = intercept, prior_scale
+
+    def predict(self, inputs: Float[Tensor, "*M F"], z: Float[Tensor, "... C"]) -> Float[Tensor, "..."]:
+        """Mean targets (*L, *M) of new inputs under coefficients z (*L, C)."""
+        columns = _columns(inputs, self.intercept)
+        if columns.shape[1] != z.shape[-1]:
+            raise ValueError(
+                f"inputs must have shape (*M, {z.shape[-1] - int(self.intercept)}), got {tuple(inputs.shape)}."
+            )
+        return (z @ columns.mT).unflatten(-1, inputs.shape[:-1])
+
+    def posterior(self, x: Num[Tensor, "B *X"], k: Int[Tensor, "S _"] | None = None) -> Distribution:
+        """q(w|y), exactly: batch (1, B), event C; proper also under a flat prior."""
+        if k is not None:
+            raise ValueError("LinearRegression has no discrete code, got k.")
+        pull, factor = self._solved()
+        identity = torch.eye(len(factor), dtype=factor.dtype, device=factor.device)
+        spread = torch.linalg.solve_triangular(factor, identity, upper=False)
+        mean = x.flatten(1).double() @ (spread @ pull).mT
+        return MultivariateNormal(mean.to(x.dtype).unsqueeze(0), scale_tril=spread.to(x.dtype), validate_args=False)
+
+    def log_responsibilities(self, x: Num[Tensor, "B *X"]) -> Float[Tensor, "B 1"]:
+        """log q(k|y) = 0: there is one component."""
+        return x.new_zeros(len(x), 1)
+
+    def log_evidence(self, x: Num[Tensor, "B *X"]) -> Float[Tensor, " B"]:
+        """log p(y) = log N(y; 0, prior_scale² design designᵀ + scale² I), exactly, in nats.
+
+        Raises:
+            ValueError: under a flat prior, that of an intercept included, where no density p(y) exists.
+        """
+        if isinstance(self.prior, FlatDistribution):
+            raise ValueError(
+                "log p(y) does not exist under a flat prior. Give a prior_scale, and centre the data instead of "
+                "fitting an intercept."
+            )
+        posterior = self.posterior(x)
+        mean = posterior.mean
+        return (self.log_joint(x, mean) - posterior.log_prob(mean))[0]  # Bayes' rule, at any w
+
+    def _solved(self) -> tuple[Tensor, Tensor]:
+        """G (C, N) and lower A (C, C) in float64: the precision of q(w|y) is AᵀA, its mean A⁻¹ G y.
+
+        From a QR decomposition of the least-squares problem whose rows are the targets and the prior, its columns
+        in reverse order: that makes A lower triangular.
+        """
+        columns, scale = self._inputs.double(), self.scale.double()
+        spread = getattr(self.latent_prior, "spread", None)
+        penalty = columns.new_zeros(columns.shape[1]) if spread is None else 1 / spread.double()
+        q, r = torch.linalg.qr(torch.cat([columns / scale, penalty.diag()]).flip(1))
+        sign = torch.where(r.diagonal() < 0, -1.0, 1.0)
+        return (q * sign).flip(1)[: len(columns)].mT / scale, (sign[:, None] * r).flip(0, 1)
+
+    @property
+    def _inputs(self) -> Tensor:
+        assert isinstance(self.decoder, _Design)
+        return self.decoder.columns
+
+
+class _Design(nn.Module):
+    """Coefficients (n, C) to mean targets (n, *X)."""
+
+    columns: Tensor
+
+    def __init__(self, design: Tensor, intercept: bool):
+        super().__init__()
+        self.shape = design.shape[:-1]
+        self.register_buffer("columns", _columns(design.detach(), intercept).clone())
+
+    def forward(self, z: Float[Tensor, "n C"]) -> Float[Tensor, "n *X"]:
+        return (z @ self.columns.mT).unflatten(1, self.shape)
+
+
+class _CoefficientPrior(nn.Module):
+    """Normal over coefficients, with the given standard deviations, but flat over an intercept."""
+
+    spread: Tensor
+
+    def __init__(self, spread: Float[Tensor, " C"], intercept: bool):
+        super().__init__()
+        spread[: int(intercept)] = torch.inf
+        self.register_buffer("spread", spread, persistent=False)
+
+    def forward(self) -> Distribution:
+        spread = self.spread[self.spread.isfinite()]
+        rest = Independent(Normal(torch.zeros_like(spread), spread, validate_args=False), 1, validate_args=False)
+        return rest if len(spread) == len(self.spread) else _FlatIntercept(rest)
+
+
+class _FlatIntercept(FlatDistribution):
+    """Improper: flat over the first element, and ``rest`` over the others."""
+
+    def __init__(self, rest: Distribution, batch_shape: Any = ()):
+        self.rest = rest
+        super().__init__(Size([rest.event_shape[0] + 1]), batch_shape)
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> "_FlatIntercept":
+        return _FlatIntercept(self.rest, batch_shape)
+
+    def log_prob(self, value: Num[Tensor, "..."]) -> Num[Tensor, "..."]:
+        return super().log_prob(value) + self.rest.log_prob(value[..., 1:])
+
+
+def _columns(inputs: Tensor, intercept: bool) -> Tensor:
+    flat = inputs.flatten(0, -2)
+    return torch.cat([flat.new_ones(len(flat), 1), flat], 1) if intercept else flat
+
+
+def _need_rank(columns: Tensor) -> None:
+    """ValueError unless columns under a flat prior are independent."""
+    rank, width = int(torch.linalg.matrix_rank(columns.double())), columns.shape[1]
+    if rank < width:
+        raise ValueError(
+            f"The design has {width} columns under a flat prior but rank {rank}, for {len(columns)} targets: many "
+            "coefficients fit equally well. Leave out dependent columns, or give a prior_scale."
+        )

@@ -1,0 +1,80 @@
+"""One observation is a whole data set: regression, t-SNE and LLE.
+
+Here an event shape is that of one target set (linear regression), or of one point (t-SNE, LLE), of which an observation
+has ``points``: a data set x (N, *X) is encoded as ``x.unsqueeze(0)``. Held-out data are another data set of N points.
+"""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from gae.autoencoder import Autoencoder
+from gae.inference import Ascent, ClosedForm, DeltaBarDelta, Detach, Exaggerated, Inference, Initial, Mode
+from gae.inference import PrincipalComponents as Components
+from gae.likelihood import LLE, TSNE, LinearRegression
+from gae.objective import joint
+from gae.systems.parts import Shape
+
+
+def linear_regression(
+    event_shape: Shape,
+    design: Tensor | None = None,
+    prior_scale: float | None = None,
+    intercept: bool = True,
+    scale: float = 1.0,
+    learn_scale: bool = False,
+) -> Autoencoder:
+    """Linear regression of targets (*X) on the rows of a design (*X, F): least squares, or ridge with a prior_scale.
+
+    Without a design the inputs are the places of the targets, from -1 to 1 along each axis: a linear trend.
+
+    >>> linear_regression((5,)).encode(torch.tensor([[1.0, 2.0, 3.0, 4.0, 5.0]])).point  # 3 + 2 t
+    tensor([[3.0000, 2.0000]])
+    """
+    if design is None:
+        design = _places(event_shape)
+    elif design.shape[:-1] != torch.Size(event_shape):
+        raise ValueError(f"design must have shape {(*event_shape, 'F')}, got {tuple(design.shape)}.")
+    return Autoencoder(LinearRegression(design, prior_scale, intercept, scale, learn_scale), ClosedForm(), joint)
+
+
+def tsne(
+    event_shape: Shape,
+    points: int = 1000,
+    latent: int = 2,
+    perplexity: float = 30.0,
+    init: str = "pca",
+    exaggeration: float = 12.0,
+    early_steps: int = 250,
+    steps: int = 1000,
+    rate: float | None = None,
+) -> Autoencoder:
+    """t-SNE (van der Maaten & Hinton 2008), all N² pairs, on the schedule of scikit-learn.
+
+    ``steps`` are taken in all, the first ``early_steps`` of them with exaggerated attractions and momentum 0.5, the
+    others with momentum 0.8. ``rate=None`` is N / exaggeration / 4, but at least 50 (Belkina et al. 2019).
+    """
+    if init not in ("pca", "random"):
+        raise ValueError(f"Unknown init {init!r}. Valid inits: pca, random.")
+    if not 0 <= early_steps <= steps:
+        raise ValueError(f"Need 0 <= early_steps <= steps, got {early_steps} and {steps}.")
+    rate = max(points / exaggeration / 4, 50.0) if rate is None else rate
+    start: Inference = Components() if init == "pca" else Initial()
+    early = Ascent(start, DeltaBarDelta(rate, momentum=0.5), early_steps, backprop=Detach())
+    late = DeltaBarDelta(rate, momentum=0.8)
+    engine = Ascent(Exaggerated(early, exaggeration), late, steps - early_steps, backprop=Detach())
+    return Autoencoder(TSNE(points, event_shape, latent, perplexity), engine, joint)
+
+
+def lle(
+    event_shape: Shape, points: int = 1000, latent: int = 2, neighbours: int = 10, reg: float = 1e-3
+) -> Autoencoder:
+    """Locally linear embedding (Roweis & Saul 2000), in closed form; ``likelihood.transform`` places new points."""
+    return Autoencoder(LLE(points, event_shape, latent, neighbours, reg), Mode(), joint)
+
+
+def _places(event_shape: Shape) -> Float[Tensor, "*X F"]:
+    """The coordinates of each element, along the axes that have more than one."""
+    axes = [torch.linspace(-1, 1, size) for size in event_shape]
+    grid = torch.stack(torch.meshgrid(*axes, indexing="ij"), -1)
+    return grid[..., [size > 1 for size in event_shape]]
