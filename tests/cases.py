@@ -21,6 +21,7 @@ from gae.inference import (
     Argmax,
     Ascent,
     Box,
+    ChartGate,
     Checkpoint,
     Clipped,
     ClosedForm,
@@ -37,13 +38,16 @@ from gae.inference import (
     Langevin,
     MeanField,
     Momentum,
+    Nearest,
     NonNegative,
     OneStep,
+    Partial,
     Prior,
     Projected,
     ProximalAscent,
     RunningVariance,
     Scheduled,
+    Shortlist,
     Simplex,
     Status,
     Step,
@@ -57,6 +61,7 @@ from gae.inference import (
 from gae.likelihood import (
     Activation,
     Bernoulli,
+    BlendedCharts,
     Blur,
     Categorical,
     ClosedFormLearning,
@@ -67,6 +72,7 @@ from gae.likelihood import (
     Flat,
     FlatDistribution,
     Gaussian,
+    GaussianKernel,
     GaussianProjection,
     Laplace,
     LaplacePrior,
@@ -178,6 +184,10 @@ LIKELIHOODS = [
     LikelihoodCase("downsampled", lambda: Observed(image_head(), Downsample((1, 4, 4), 2))),
     LikelihoodCase("blurred", lambda: Observed(Bernoulli(net(2, (1, 4, 4)), 2), Blur((1, 4, 4), 1.0), 0.5)),
     LikelihoodCase("projected-ppca", lambda: Observed(chart(1, 2, (2, 2)), GaussianProjection(3, (2, 2)), 0.5)),
+    LikelihoodCase("blended", lambda: BlendedCharts(3, 2, (2, 2), learn="scalar")),
+    LikelihoodCase("kernel", lambda: GaussianKernel(3, 2, (2, 2), learn_scale=True, prior=StandardNormal(2))),
+    LikelihoodCase("kernel-growth", lambda: GaussianKernel(3, 1, (4,), absorbing=0.5, growth=1.0)),
+    LikelihoodCase("kernel-free", lambda: GaussianKernel(3, 2, (4,), absorbing=0.0)),
     LikelihoodCase("cropped-weights", lambda: Observed(drawn_by(), Crop((1, 4, 4), 3, 2))),
 ]
 
@@ -219,6 +229,14 @@ def one_output(likelihood: Likelihood) -> bool:
 
 def sparse(likelihood: Likelihood) -> bool:
     return isinstance(likelihood.latent_prior, LaplacePrior)
+
+
+def several(likelihood: Likelihood) -> bool:
+    return charts(likelihood) and likelihood.components > 1
+
+
+def blended(likelihood: Likelihood) -> bool:
+    return isinstance(likelihood, BlendedCharts)
 
 
 def weights(likelihood: Likelihood) -> bool:
@@ -455,6 +473,24 @@ ENGINES = [
 ]
 
 
+def gated(likelihood: Likelihood, by: str) -> Inference:
+    """The engine of smooth LLGAE."""
+    assert isinstance(likelihood, BlendedCharts)
+    return Ascent(ChartGate(2.0, by), Partial(Momentum(0.05), likelihood.coordinates), max_steps=3)
+
+
+ENGINES += [
+    EngineCase("nearest", lambda m: Nearest(entries=4), points),
+    EngineCase("shortlist", lambda m: Shortlist(), points),
+    EngineCase("shortlist-closed-form", lambda m: Shortlist(ClosedForm()), charts),
+    EngineCase("shortlist-ascent", lambda m: Shortlist(Ascent(max_steps=3, trace=True), 2, 3), several),
+    EngineCase("shortlist-checkpoint", lambda m: Shortlist(Ascent(max_steps=3, backprop=Checkpoint()), 2), several),
+    EngineCase("chart-gate", lambda m: ChartGate(), blended),
+    EngineCase("gated-residual", lambda m: gated(m, "residual"), blended),
+    EngineCase("gated-centre", lambda m: gated(m, "centre"), blended),
+]
+
+
 @dataclass(frozen=True)
 class ObjectiveCase:
     name: str
@@ -512,6 +548,9 @@ SYSTEMS = [
     SystemCase("conv-vae", {"latent": 2, "channels": (2,)}, (1, 4, 4), stochastic=True, density=True),
     SystemCase("gon", SMALL),
     SystemCase("savae", SMALL, stochastic=True, density=True),
+    SystemCase("knn", {"components": 20}),
+    SystemCase("smooth-llgae", {"latent": 2, "components": 3, "steps": 3}),
+    SystemCase("ggae", {"components": 3, "steps": 3}),
 ]
 
 BRIDGES = [to_pyro]

@@ -2,16 +2,19 @@
 
 from gae.likelihood.base import ClosedFormLearning, ExactPosterior, Likelihood
 from gae.likelihood.heads import Bernoulli, Categorical, ContinuousBernoulli, Gaussian, Head, Laplace, Poisson
+from gae.likelihood.kernel import GaussianKernel
 from gae.likelihood.linear import LinearMixture
 from gae.likelihood.moments import Moments
 from gae.likelihood.observed import Observed
 from gae.likelihood.operators import Blur, Crop, Downsample, GaussianProjection, LinearOperator, Mask
 from gae.likelihood.priors import Flat, FlatDistribution, LaplacePrior, StandardNormal
+from gae.likelihood.smooth import BlendedCharts
 from gae.likelihood.weights import Activation, WeightDecoder, WeightLikelihood
 
 __all__ = [
     "Activation",
     "Bernoulli",
+    "BlendedCharts",
     "Blur",
     "Categorical",
     "ClosedFormLearning",
@@ -22,6 +25,7 @@ __all__ = [
     "Flat",
     "FlatDistribution",
     "Gaussian",
+    "GaussianKernel",
     "GaussianProjection",
     "Head",
     "Laplace",

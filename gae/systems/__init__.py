@@ -3,6 +3,7 @@
 from gae.systems.autoencoders import CORRUPTIONS, ae, cae, dae, overcomplete_ae, sparse_ae
 from gae.systems.decoders import gon, short_run, sparse_coding
 from gae.systems.linear import gmm, kmeans, llgae, pca, ppca
+from gae.systems.mixtures import ggae, knn, smooth_llgae
 from gae.systems.parts import HEADS, NormalEncoder
 from gae.systems.table import SYSTEMS, System, build, option_names
 from gae.systems.variational import conv_vae, importance_weighted, savae, vae
@@ -18,10 +19,12 @@ __all__ = [
     "cae",
     "conv_vae",
     "dae",
+    "ggae",
     "gmm",
     "gon",
     "importance_weighted",
     "kmeans",
+    "knn",
     "llgae",
     "option_names",
     "overcomplete_ae",
@@ -29,6 +32,7 @@ __all__ = [
     "ppca",
     "savae",
     "short_run",
+    "smooth_llgae",
     "sparse_ae",
     "sparse_coding",
     "vae",

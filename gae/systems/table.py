@@ -9,6 +9,7 @@ from gae.autoencoder import Autoencoder
 from gae.systems.autoencoders import ae, cae, dae, overcomplete_ae, sparse_ae
 from gae.systems.decoders import gon, short_run, sparse_coding
 from gae.systems.linear import gmm, kmeans, llgae, pca, ppca
+from gae.systems.mixtures import ggae, knn, smooth_llgae
 from gae.systems.parts import Shape
 from gae.systems.variational import conv_vae, importance_weighted, savae, vae
 
@@ -58,6 +59,13 @@ SYSTEMS: dict[str, System] = {
         "Han et al. 2017; Nijkamp et al. 2019",
     ),
     "savae": System(savae, "neural head", "N(0, I)", "Ascent(Amortized, MeanField)", "elbo", "Kim et al. 2018"),
+    "knn": System(knn, "LinearMixture(E=0, K=N)", "uniform k", "Nearest", "joint", "GAE note; ledger D11"),
+    "smooth-llgae": System(
+        smooth_llgae, "BlendedCharts", "flat", "Ascent(ChartGate, z alone)", "joint", "GAE note; ledger D15"
+    ),
+    "ggae": System(
+        ggae, "GaussianKernel (absorbing)", "flat", "Ascent(Zeros)", "joint (sub-density)", "GAE note; ledger D17, D18"
+    ),
 }
 
 
