@@ -25,12 +25,15 @@ from gae.inference import (
     Argmax,
     Ascent,
     ChartGate,
+    Checkpoint,
+    Clipped,
     ClosedForm,
     Detach,
     Encoding,
     Fixed,
     GradientAscent,
     Inference,
+    Langevin,
     Momentum,
     Nearest,
     Partial,
@@ -78,13 +81,21 @@ def test_means_of_as_many_components_as_samples_are_the_data() -> None:
     assert torch.equal(model.means, x.flatten(1))
 
 
-def test_knn_is_scikit_learns(digits: Dataset) -> None:
+@pytest.fixture(scope="module")
+def neighbours(digits: Dataset) -> Autoencoder:
+    model = systems.build("knn", digits.event_shape, components=len(digits.train))
+    history = train(model, digits, epochs=5)
+    assert history.stopped_early and len(history.rows) < 5
+    return model
+
+
+def test_knn_is_scikit_learns(neighbours: Autoencoder, digits: Dataset) -> None:
     """The same neighbour wherever only one is nearest, by exact integer distances; where several are, one of them."""
-    found = train_knn(digits).encode(digits.test).component
+    found = neighbours.encode(digits.test).component
     search = NearestNeighbors(n_neighbors=1).fit(flattened(digits.train))
     theirs = search.kneighbors(flattened(digits.test), return_distance=False)[:, 0]
     train, test = (np.rint(16 * flattened(x)).astype(int) for x in (digits.train, digits.test))
-    square = ((test[:, None] - train) ** 2).sum(2)
+    square = (test**2).sum(1)[:, None] + (train**2).sum(1) - 2 * test @ train.T
     least = square.min(1, keepdims=True)
     single = (square == least).sum(1) == 1
     assert found is not None and single.mean() > 0.95
@@ -92,16 +103,9 @@ def test_knn_is_scikit_learns(digits: Dataset) -> None:
     assert np.array_equal(np.take_along_axis(square, found.numpy()[:, None], 1), least)
 
 
-def test_knn_reconstructs_its_training_set(digits: Dataset) -> None:
+def test_knn_reconstructs_its_training_set(neighbours: Autoencoder, digits: Dataset) -> None:
     with torch.no_grad():
-        assert torch.equal(train_knn(digits).reconstruct(digits.train), digits.train)
-
-
-def train_knn(digits: Dataset) -> Autoencoder:
-    model = systems.build("knn", digits.event_shape, components=len(digits.train))
-    history = train(model, digits, epochs=5)
-    assert history.stopped_early and len(history.rows) < 5
-    return model
+        assert torch.equal(neighbours.reconstruct(digits.train), digits.train)
 
 
 def test_knn_of_more_components_than_samples() -> None:
@@ -252,6 +256,7 @@ INNER = {
     "closed": lambda: ClosedForm(),
     "ascent": lambda: Ascent(Zeros(), GradientAscent(0.05), 4, trace=True),
     "lbfgs": lambda: Ascent(step=LBFGS(), max_steps=60, grad_tol=1e-8, trace=True),
+    "checkpoint": lambda: Ascent(Zeros(), GradientAscent(0.05), 4, backprop=Checkpoint()),
     "detached": lambda: Ascent(Zeros(), Momentum(0.05), 4, backprop=Detach()),
 }
 
@@ -464,11 +469,15 @@ def test_partial_steps_leave_the_rest() -> None:
     _, blend = charts()
     x = torch.randn(6, 5).double()
     start = ChartGate(2.0).infer(blend, x).z
-    for step in (GradientAscent(0.1), Momentum(0.1), Adam(0.1)):
+    for step in (GradientAscent(0.1), Momentum(0.1), Adam(0.1), Langevin(0.01)):
         z = Ascent(ChartGate(2.0), Partial(step, blend.coordinates), 5)(blend, x).z
         assert torch.equal(z[..., :4], start[..., :4]) and (z[..., 4:] != 0).all()
     whole = Ascent(Zeros(), Partial(Momentum(0.1), torch.ones(6, dtype=torch.bool)), 5)(blend, x).z
     assert torch.equal(whole, Ascent(Zeros(), Momentum(0.1), 5)(blend, x).z)
+    clipped = Ascent(ChartGate(2.0), Partial(Clipped(GradientAscent(1.0), 0.1), blend.coordinates), 1)(blend, x).z
+    assert torch.allclose(
+        (clipped - start)[..., 4:].norm(dim=-1), torch.tensor(0.1).double()
+    )  # the others' do not count
     with pytest.raises(ValueError, match=r"points of shape \(5,\), got \(6,\)"):
         Ascent(Zeros(), Partial(GradientAscent(0.1), torch.ones(5, dtype=torch.bool)), 1)(blend, x)
 
