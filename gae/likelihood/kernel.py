@@ -13,7 +13,7 @@ from gae.likelihood.base import Likelihood, LogJoint, parameter_or_buffer
 from gae.likelihood.moments import squared_distances, starting_means
 from gae.likelihood.priors import Flat
 
-SPREAD = 2.0  # standard deviation of the starting centres, in units of √2 kernel widths
+SPREAD = 2.0  # standard deviation of the starting centres; that of a kernel is √½
 
 
 class GaussianKernel(Likelihood):
@@ -26,8 +26,8 @@ class GaussianKernel(Likelihood):
     (Absorption into a background density over X would be a density, but for an x that the background explains best,
     the best code would be at infinity.)
 
-    With b > 0 every x has a best code, and no ascent from z_0 ends further from its nearest centre than
-    √log(K max_k p_k / (b q_r(x|z_0))), p_k = N(x; mean_k, scale² I). With b = 0 a code that wants a component at
+    With b > 0 every x has a best code: under a flat prior, no ascent from z_0 that ends above its start ends further
+    from its nearest centre than √log(K max_k p_k / (b q_r(x|z_0))), p_k = N(x; mean_k, scale² I). With b = 0 a code that wants a component at
     the rim of the centres has no finite optimum: it is a mixture density, and codes drift off (D17).
 
     Args:
