@@ -28,7 +28,7 @@ class GaussianKernel(Likelihood):
 
     With b > 0 every x has a best code: under a flat prior, no ascent from z_0 that ends above its start ends further
     from its nearest centre than √log(K max_k p_k / (b q_r(x|z_0))), p_k = N(x; mean_k, scale² I). With b = 0 it is a
-    mixture density; a code that wants a component at the rim of the centres has no finite optimum, and drifts off (D17).
+    mixture density; a code that wants a component at the rim of the centres has no finite optimum and drifts off (D17).
 
     Args:
         components: K.
