@@ -21,6 +21,7 @@ from gae.inference import (
     Argmax,
     Ascent,
     Box,
+    ChartGate,
     Checkpoint,
     Clipped,
     ClosedForm,
@@ -40,14 +41,17 @@ from gae.inference import (
     MeanField,
     Mode,
     Momentum,
+    Nearest,
     NonNegative,
     OneStep,
+    Partial,
     PrincipalComponents,
     Prior,
     Projected,
     ProximalAscent,
     RunningVariance,
     Scheduled,
+    Shortlist,
     Simplex,
     Status,
     Step,
@@ -63,6 +67,7 @@ from gae.likelihood import (
     TSNE,
     Activation,
     Bernoulli,
+    BlendedCharts,
     Blur,
     Categorical,
     ClosedFormLearning,
@@ -74,6 +79,7 @@ from gae.likelihood import (
     Flat,
     FlatDistribution,
     Gaussian,
+    GaussianKernel,
     GaussianProjection,
     Laplace,
     LaplacePrior,
@@ -192,6 +198,10 @@ LIKELIHOODS = [
     LikelihoodCase("ridge-intercept", lambda: LinearRegression(torch.randn(5, 2), 0.7, learn_scale=True)),
     LikelihoodCase("tsne", lambda: TSNE(6, (3,), perplexity=2.5, degrees=1.3, learn_degrees=True)),
     LikelihoodCase("lle", lambda: LLE(7, (2, 2), neighbours=3, reg=0.1, learn_scale=True)),
+    LikelihoodCase("blended", lambda: BlendedCharts(3, 2, (2, 2), learn="scalar")),
+    LikelihoodCase("kernel", lambda: GaussianKernel(3, 2, (2, 2), learn_scale=True, prior=StandardNormal(2))),
+    LikelihoodCase("kernel-growth", lambda: GaussianKernel(3, 1, (4,), absorbing=0.5, growth=1.0)),
+    LikelihoodCase("kernel-free", lambda: GaussianKernel(3, 2, (4,), absorbing=0.0)),
     LikelihoodCase("cropped-weights", lambda: Observed(drawn_by(), Crop((1, 4, 4), 3, 2))),
 ]
 
@@ -238,6 +248,14 @@ def one_output(likelihood: Likelihood) -> bool:
 
 def sparse(likelihood: Likelihood) -> bool:
     return isinstance(likelihood.latent_prior, LaplacePrior)
+
+
+def several(likelihood: Likelihood) -> bool:
+    return charts(likelihood) and likelihood.components > 1
+
+
+def blended(likelihood: Likelihood) -> bool:
+    return isinstance(likelihood, BlendedCharts)
 
 
 def weights(likelihood: Likelihood) -> bool:
@@ -503,6 +521,24 @@ ENGINES = [
 ]
 
 
+def gated(likelihood: Likelihood, by: str) -> Inference:
+    """The engine of smooth LLGAE."""
+    assert isinstance(likelihood, BlendedCharts)
+    return Ascent(ChartGate(2.0, by), Partial(Momentum(0.05), likelihood.coordinates), max_steps=3)
+
+
+ENGINES += [
+    EngineCase("nearest", lambda m: Nearest(entries=4), points),
+    EngineCase("shortlist", lambda m: Shortlist(), points),
+    EngineCase("shortlist-closed-form", lambda m: Shortlist(ClosedForm()), charts),
+    EngineCase("shortlist-ascent", lambda m: Shortlist(Ascent(max_steps=3, trace=True), 2, 3), several),
+    EngineCase("shortlist-checkpoint", lambda m: Shortlist(Ascent(max_steps=3, backprop=Checkpoint()), 2), several),
+    EngineCase("chart-gate", lambda m: ChartGate(), blended),
+    EngineCase("gated-residual", lambda m: gated(m, "residual"), blended),
+    EngineCase("gated-centre", lambda m: gated(m, "centre"), blended),
+]
+
+
 @dataclass(frozen=True)
 class ObjectiveCase:
     name: str
@@ -561,6 +597,9 @@ SYSTEMS = [
     SystemCase("gon", SMALL),
     SystemCase("savae", SMALL, stochastic=True, density=True),
     SystemCase("linear-regression", {"learn_scale": True}, density=True),
+    SystemCase("knn", {"components": 20}),
+    SystemCase("smooth-llgae", {"latent": 2, "components": 3, "steps": 3}),
+    SystemCase("ggae", {"components": 3, "steps": 3}),
 ]
 
 BRIDGES = [to_pyro]

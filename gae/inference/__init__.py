@@ -6,16 +6,18 @@ from gae.inference.backprop import Backprop, Checkpoint, Detach, OneStep, Trunca
 from gae.inference.base import Code, Encoding, Inference, Solve, Status
 from gae.inference.exact import Argmax, ClosedForm, Enumerate, Mode
 from gae.inference.family import Delta, Family, FullCovariance, MeanField
+from gae.inference.gates import ChartGate
 from gae.inference.gauss_newton import GaussNewton
 from gae.inference.implicit import Implicit
 from gae.inference.langevin import Langevin
 from gae.inference.lbfgs import LBFGS
+from gae.inference.nearest import Nearest, Shortlist
 from gae.inference.proximal import ProximalAscent
 from gae.inference.solver import Progress
 from gae.inference.starts import Exaggerated, Fixed, Initial, PrincipalComponents, Prior, Zeros
 from gae.inference.steps import Adam, DeltaBarDelta, GradientAscent, Momentum, Step
 from gae.inference.stopping import RunningVariance, Stopping, Verdict
-from gae.inference.wrappers import Box, Clipped, NonNegative, Projected, Scheduled, Simplex, UnitSphere, Whiten
+from gae.inference.wrappers import Box, Clipped, NonNegative, Partial, Projected, Scheduled, Simplex, UnitSphere, Whiten
 
 __all__ = [
     "LBFGS",
@@ -25,6 +27,7 @@ __all__ = [
     "Ascent",
     "Backprop",
     "Box",
+    "ChartGate",
     "Checkpoint",
     "Clipped",
     "ClosedForm",
@@ -47,8 +50,10 @@ __all__ = [
     "MeanField",
     "Mode",
     "Momentum",
+    "Nearest",
     "NonNegative",
     "OneStep",
+    "Partial",
     "PrincipalComponents",
     "Prior",
     "Progress",
@@ -56,6 +61,7 @@ __all__ = [
     "ProximalAscent",
     "RunningVariance",
     "Scheduled",
+    "Shortlist",
     "Simplex",
     "Solve",
     "Status",

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from gae.inference.problem import Problem, widened
@@ -108,6 +108,42 @@ class Projected(_Around):
     ) -> tuple[Tensor, State]:
         moved, state = self.step(problem, u, value, grad, state, t)
         return self.onto(moved), state
+
+
+class Partial(_Around):
+    """The step on some elements of a point alone; the others keep what the start gave them.
+
+    Args:
+        step: moves them.
+        free: which elements, of the shape of one point.
+
+    Raises:
+        ValueError: at the first step, for points of another shape.
+
+    >>> from gae.inference import GradientAscent
+    >>> Partial(GradientAscent(0.1), torch.tensor([False, True])).free
+    tensor([False,  True])
+    """
+
+    free: Tensor
+
+    def __init__(self, step: Step, free: Bool[Tensor, "*U"]):
+        super().__init__(step)
+        self.register_buffer("free", free.detach().clone(), persistent=False)
+
+    def forward(
+        self,
+        problem: Problem,
+        u: Float[Tensor, "S B *U"],
+        value: Float[Tensor, "S B"],
+        grad: Float[Tensor, "S B *U"],
+        state: State,
+        t: int,
+    ) -> tuple[Tensor, State]:
+        if u.shape[2:] != self.free.shape:
+            raise ValueError(f"`Partial` is for points of shape {tuple(self.free.shape)}, got {tuple(u.shape[2:])}.")
+        moved, state = self.step(problem, u, value, torch.where(self.free, grad, 0.0), state, t)
+        return torch.where(self.free, moved, u), state
 
 
 class NonNegative(nn.Module):

@@ -2,6 +2,7 @@
 
 from gae.likelihood.base import ClosedFormLearning, ExactMode, ExactPosterior, Likelihood
 from gae.likelihood.heads import Bernoulli, Categorical, ContinuousBernoulli, Gaussian, Head, Laplace, Poisson
+from gae.likelihood.kernel import GaussianKernel
 from gae.likelihood.linear import LinearMixture
 from gae.likelihood.lle import LLE
 from gae.likelihood.moments import Moments
@@ -10,6 +11,7 @@ from gae.likelihood.operators import Blur, Crop, Downsample, GaussianProjection,
 from gae.likelihood.priors import Flat, FlatDistribution, LaplacePrior, StandardNormal
 from gae.likelihood.regression import LinearRegression
 from gae.likelihood.relational import TSNE, Relational
+from gae.likelihood.smooth import BlendedCharts
 from gae.likelihood.weights import Activation, WeightDecoder, WeightLikelihood
 
 __all__ = [
@@ -17,6 +19,7 @@ __all__ = [
     "TSNE",
     "Activation",
     "Bernoulli",
+    "BlendedCharts",
     "Blur",
     "Categorical",
     "ClosedFormLearning",
@@ -28,6 +31,7 @@ __all__ = [
     "Flat",
     "FlatDistribution",
     "Gaussian",
+    "GaussianKernel",
     "GaussianProjection",
     "Head",
     "Laplace",

@@ -236,7 +236,7 @@ class LinearMixture(Likelihood):
         return scale.reshape(*scale.shape, *[1] * len(self.event_shape))
 
     def initialize(self, x: Num[Tensor, "N *X"], seed: int) -> None:
-        """k-means++ means (the data mean for K = 1) and one hard M-step; does nothing once initialised."""
+        """k-means++ means (the data for K = N, their mean for K = 1), one hard M-step; nothing once initialised."""
         if self.initialized:
             return
         flat = x.flatten(1)

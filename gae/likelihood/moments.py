@@ -78,9 +78,11 @@ def squared_distances(flat: Float[Tensor, "B D"], means: Float[Tensor, "K D"]) -
 
 
 def starting_means(flat: Float[Tensor, "N D"], components: int, seed: int) -> Float[Tensor, "K D"]:
-    """The data mean for K = 1, else k-means++ (Arthur & Vassilvitskii 2007)."""
+    """The data mean for K = 1, the data for K = N, else k-means++ (Arthur & Vassilvitskii 2007)."""
     if components == 1:
         return flat.mean(0, keepdim=True)
+    if components == len(flat):
+        return flat.clone()
     from sklearn.cluster import kmeans_plusplus
 
     centres, _ = kmeans_plusplus(flat.detach().cpu().numpy(), components, random_state=seed)

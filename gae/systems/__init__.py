@@ -11,6 +11,7 @@ from gae.systems.latents import (
     superresolution,
 )
 from gae.systems.linear import gmm, kmeans, llgae, pca, ppca
+from gae.systems.mixtures import ggae, knn, smooth_llgae
 from gae.systems.parts import HEADS, NormalEncoder
 from gae.systems.relational import linear_regression, lle, tsne
 from gae.systems.table import SYSTEMS, System, build, named, option_names
@@ -30,11 +31,13 @@ __all__ = [
     "dae",
     "deep_image_prior",
     "gan",
+    "ggae",
     "gmm",
     "gon",
     "importance_weighted",
     "inpainting",
     "kmeans",
+    "knn",
     "linear_regression",
     "lle",
     "llgae",
@@ -46,6 +49,7 @@ __all__ = [
     "ppca",
     "savae",
     "short_run",
+    "smooth_llgae",
     "sparse_ae",
     "sparse_coding",
     "superresolution",

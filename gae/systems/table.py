@@ -21,6 +21,7 @@ from gae.systems.latents import (
     superresolution,
 )
 from gae.systems.linear import gmm, kmeans, llgae, pca, ppca
+from gae.systems.mixtures import ggae, knn, smooth_llgae
 from gae.systems.parts import Shape
 from gae.systems.relational import linear_regression, lle, tsne
 from gae.systems.variational import conv_vae, importance_weighted, savae, vae
@@ -152,6 +153,13 @@ SYSTEMS: dict[str, System] = {
     ),
     "lle": System(
         lle, "LLE (neighbour weights)", "flat", "Mode", "joint, whitened codes", "Roweis & Saul 2000", "data set"
+    ),
+    "knn": System(knn, "LinearMixture(E=0, K=N)", "uniform k", "Nearest", "joint", "GAE note; ledger D11"),
+    "smooth-llgae": System(
+        smooth_llgae, "BlendedCharts", "flat", "Ascent(ChartGate, z alone)", "joint", "GAE note; ledger D15"
+    ),
+    "ggae": System(
+        ggae, "GaussianKernel (absorbing)", "flat", "Ascent(Zeros)", "joint (sub-density)", "GAE note; ledger D17, D18"
     ),
 }
 

@@ -1,0 +1,287 @@
+"""The best of many components without looking at all of them at once: k-NN search, and a shortlist of charts."""
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int, Num
+from torch import Tensor, nn
+
+from gae.inference.base import Code, Inference, Solve
+from gae.inference.exact import Argmax
+from gae.likelihood import Likelihood, LinearMixture
+
+ROWS = 1024  # observations that are compared with components at once
+
+
+class Nearest(Inference):
+    """The best of K points, k = argmax_k log q(k) q_r(x|k): ``Argmax()`` in bounded memory, the k-NN limit for K = N.
+
+    Where all weights and all scales are equal, it is the nearest mean (Euclidean). Distances are taken about a common
+    centre by matrix products, so that of means which are equally near up to rounding any may be returned.
+
+    Args:
+        index: ``"exact"`` compares every x with every mean in blocks, with any weights and scales. ``"faiss"`` asks
+            an ``IndexFlatL2`` (faiss-cpu; its float32, whatever the model's dtype), built once per state of the means.
+        entries: the largest number of scores that ``"exact"`` holds at once, in the place of B · K.
+
+    Raises:
+        TypeError: for a likelihood that is no ``LinearMixture`` of points.
+        ValueError: with ``"faiss"``, for components of different weights or scales, which are no nearest means.
+        ImportError: with ``"faiss"``, where it is not installed.
+
+    >>> means = torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.0, 2.0]])
+    >>> model = LinearMixture(3, 0, (2,), means=means)
+    >>> Nearest()(model, torch.tensor([[0.9, 0.2], [0.1, 1.5]])).k
+    tensor([[1, 2]])
+    """
+
+    def __init__(self, index: str = "exact", entries: int = 2**22):
+        super().__init__()
+        if index not in ("exact", "faiss"):
+            raise ValueError(f"Unknown index {index!r}. Valid indices: exact, faiss.")
+        if entries < 1:
+            raise ValueError(f"entries must be at least 1, got {entries}.")
+        self.index, self.entries = index, entries
+        self._built = _PerState()
+
+    @torch.no_grad()
+    def infer(self, likelihood: Likelihood, x: Num[Tensor, "B *X"], k: Int[Tensor, "S _"] | None = None) -> Code:
+        mixture = _mixture(self, likelihood, k)
+        if mixture.latent_shape.numel():
+            raise TypeError(
+                f"`Nearest` compares points, but the components here are charts with codes of shape "
+                f"{tuple(mixture.latent_shape)}. Use `Argmax(ClosedForm())`, or `Shortlist(ClosedForm())` for many."
+            )
+        best = self._by_faiss(mixture, x) if self.index == "faiss" else self._by_blocks(mixture, x)
+        return Code(x.new_zeros(1, len(x), *mixture.latent_shape), best.unsqueeze(0))
+
+    def _by_blocks(self, mixture: LinearMixture, x: Tensor) -> Tensor:
+        centre = mixture.means.mean(0)
+        flat, means = x.flatten(1) - centre, mixture.means - centre
+        precision = (-2 * mixture.log_scale).exp()
+        directions = precision[:, None] * means
+        bias = mixture.log_weights - means.shape[1] * mixture.log_scale - 0.5 * (directions * means).sum(1)
+        own = None if bool((precision == precision[0]).all()) else precision  # else ‖x‖² favours none
+        width = max(1, self.entries // min(ROWS, len(x)))
+        blocks = [slice(start, start + width) for start in range(0, len(means), width)]
+        found = []
+        for rows in flat.split(min(ROWS, self.entries)):
+            best, value = (
+                torch.zeros(len(rows), dtype=torch.long, device=x.device),
+                rows.new_full((len(rows),), -torch.inf),
+            )
+            for block in blocks:
+                score = torch.addmm(bias[block], rows, directions[block].T)
+                if own is not None:
+                    score = score - 0.5 * rows.square().sum(1, keepdim=True) * own[block]
+                top, k = score.max(1)
+                better = top > value
+                best, value = torch.where(better, k + block.start, best), torch.where(better, top, value)
+            found.append(best)
+        return torch.cat(found)
+
+    def _by_faiss(self, mixture: LinearMixture, x: Tensor) -> Tensor:
+        for name, values in (("weights", mixture.logits), ("scales", mixture.log_scale)):
+            if bool((values != values[0]).any()):
+                raise ValueError(
+                    f"`Nearest('faiss')` finds the nearest mean, which is not the best component when {name} differ. "
+                    "Use `Nearest('exact')`."
+                )
+        index = self._built(mixture.means, _faiss_index)
+        _, best = index.search(_floats(x.flatten(1)), 1)
+        return torch.as_tensor(best[:, 0], dtype=torch.long, device=x.device)
+
+
+class Shortlist(Inference):
+    """``Argmax(inner)`` over the charts near x alone: its cost grows like √K, and it may miss the best chart.
+
+    A coarse quantiser (k-means) puts the means of the K charts into cells, once per state of the means; each x is
+    compared with the charts of the ``probes`` cells whose centres are nearest to it, as in an inverted file
+    (Jégou, Douze & Schmid 2011). A chart may pass close to an x that is far from its mean, so what is lost has to be
+    measured: ``experiments/systems_mixtures.py`` does so. With all cells probed, the codes are those of ``Argmax``.
+
+    Args:
+        inner: finds z on each chart, such as ``ClosedForm()`` or ``Ascent(...)``; none for points.
+        probes: cells that are searched for each x.
+        cells: number of cells; ⌈√K⌉ unless given, and never more than there are distinct means.
+        seed: of k-means.
+
+    >>> from gae.inference import ClosedForm
+    >>> model, x = LinearMixture(9, 2, (5,), means=torch.randn(9, 5), flat_prior=True), torch.randn(4, 5)
+    >>> whole, part = Argmax(ClosedForm())(model, x), Shortlist(ClosedForm(), probes=3)(model, x)  # 3 cells of 3
+    >>> torch.equal(whole.k, part.k)
+    True
+    """
+
+    def __init__(self, inner: Inference | None = None, probes: int = 1, cells: int | None = None, seed: int = 0):
+        super().__init__()
+        if probes < 1 or (cells is not None and probes > cells):
+            raise ValueError(f"Need 1 <= probes <= cells, got probes={probes}, cells={cells}.")
+        self.choose = Argmax(inner)
+        self.probes, self.cells, self.seed = probes, cells, seed
+        self._built = _PerState()
+
+    def infer(self, likelihood: Likelihood, x: Num[Tensor, "B *X"], k: Int[Tensor, "S _"] | None = None) -> Code:
+        mixture = _mixture(self, likelihood, k)
+        near, members = self._near(mixture, x)
+        slots = near.flatten().argsort(stable=True)  # slot p · B + b is the p-th cell of x_b
+        counts = near.flatten().bincount(minlength=len(members)).tolist()
+        parts, chosen = [], []
+        charts = _restricted(mixture, members)
+        for part, names, rows in zip(charts, members, slots.split(counts), strict=True):
+            if len(rows):
+                parts.append(self.choose.infer(part, x[rows % len(x)]))
+                chosen.append(names[_required(parts[-1].k)])
+        back, shape = slots.argsort(), (len(near), len(x))
+        score = _in_slots([_required(part.score) for part in parts], back, shape)
+        best, batch = score.argmax(0, keepdim=True), torch.arange(len(x), device=x.device)
+        z = _in_slots([part.z for part in parts], back, shape)[best, batch]
+        solve = _merged([part.solve for part in parts], back, shape)
+        return Code(
+            z,
+            _in_slots(chosen, back, shape)[best, batch],
+            solve=None if solve is None else solve.choose(best),
+            score=score.gather(0, best),
+        )
+
+    def compared(self, likelihood: Likelihood, x: Num[Tensor, "B *X"]) -> Int[Tensor, " B"]:
+        """How many charts each x is compared with; besides them, it is compared with the centre of every cell."""
+        near, members = self._near(_mixture(self, likelihood, None), x)
+        return torch.tensor([len(names) for names in members], device=x.device)[near].sum(0)
+
+    @torch.no_grad()
+    def _near(self, mixture: LinearMixture, x: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """The cells of each x, (P, B), and the charts that each cell has."""
+        wanted = math.ceil(math.sqrt(mixture.components)) if self.cells is None else self.cells
+        if not self.probes <= wanted <= mixture.components:
+            raise ValueError(
+                f"Need probes <= cells <= K, got probes={self.probes}, cells={wanted} and K={mixture.components}."
+            )
+        centres, members = self._built(mixture.means, lambda means: _quantised(means, wanted, self.seed))
+        distance = torch.cdist(x.flatten(1), centres, compute_mode="donot_use_mm_for_euclid_dist")
+        return distance.topk(min(self.probes, len(centres)), largest=False).indices.T, members
+
+
+class _PerState:
+    """What was built from a tensor, and is built anew when the tensor has other values; copies start empty."""
+
+    def __init__(self) -> None:
+        self.state: Tensor | None = None
+        self.value: Any = None
+
+    def __call__(self, state: Tensor, build: Any) -> Any:
+        kept = self.state
+        same = kept is not None and (kept.device, kept.dtype, kept.shape) == (state.device, state.dtype, state.shape)
+        if kept is None or not same or not torch.equal(kept, state):
+            self.value = build(state.detach())
+            self.state = state.detach().clone()
+        return self.value
+
+    def __deepcopy__(self, memo: Any) -> "_PerState":
+        return _PerState()
+
+
+class _Restricted(LinearMixture):
+    """Some components of a mixture, as tensors through which gradients reach it, with their log q(k) in the whole."""
+
+    def __init__(self, whole: LinearMixture, means: Tensor, loadings: Tensor, log_scale: Tensor, weights: Tensor):
+        Likelihood.__init__(self, whole.latent_shape, whole.event_shape, whole.latent_prior, len(means))
+        self.flat_prior, self.learn_scale, self.learn_weights = whole.flat_prior, False, False
+        self.means, self.loadings, self.log_scale = means, loadings, log_scale  # type: ignore[assignment]
+        self.kept_weights = weights
+
+    @property
+    def log_weights(self) -> Float[Tensor, " K"]:
+        return self.kept_weights
+
+    def parameters(self, recurse: bool = True) -> Iterator[nn.Parameter]:
+        """The tensors that stand for parameters here, so that every way back through a solve reaches them."""
+        yield from (self.means, self.loadings, self.log_scale, self.kept_weights)  # type: ignore[misc]
+        yield from super().parameters(recurse)
+
+
+def _restricted(mixture: LinearMixture, members: Sequence[Tensor]) -> list[_Restricted]:
+    order, sizes = torch.cat(list(members)), [len(names) for names in members]
+    tensors = (mixture.means, mixture.loadings, mixture.log_scale, mixture.log_weights)
+    parts = zip(*(tensor[order].split(sizes) for tensor in tensors), strict=True)
+    return [_Restricted(mixture, *part) for part in parts]
+
+
+def _quantised(means: Tensor, cells: int, seed: int) -> tuple[Tensor, list[Tensor]]:
+    """Centres (C, D) of cells by k-means, and the indices of each cell's means."""
+    from sklearn.cluster import KMeans
+
+    points = means.cpu().double().numpy()
+    distinct = len(torch.unique(means, dim=0))
+    found = KMeans(min(cells, distinct), n_init=1, random_state=seed).fit(points)
+    labels = torch.as_tensor(found.labels_, dtype=torch.long)
+    taken = labels.unique()
+    centres = torch.as_tensor(found.cluster_centers_).to(means)[taken.to(means.device)]
+    return centres, [(labels == cell).nonzero().squeeze(1).to(means.device) for cell in taken]
+
+
+def _mixture(engine: Inference, likelihood: Likelihood, k: Tensor | None) -> LinearMixture:
+    name = type(engine).__name__
+    if not isinstance(likelihood, LinearMixture):
+        raise TypeError(
+            f"`{name}` searches among the means of a LinearMixture, got {type(likelihood).__name__}. "
+            "Use `Argmax` for another likelihood with a discrete code, else `Ascent` or `Amortized`."
+        )
+    if k is not None:
+        raise ValueError(f"`{name}` chooses k itself, got a given k. Use an engine for z alone, such as `ClosedForm`.")
+    return likelihood
+
+
+def _faiss_index(means: Tensor) -> Any:
+    try:
+        import faiss
+    except ImportError as error:
+        raise ImportError(
+            "`Nearest('faiss')` needs faiss: `pip install faiss-cpu`, or `pip install 'gae[faiss]'`. "
+            "`Nearest('exact')` needs nothing more."
+        ) from error
+    index = faiss.IndexFlatL2(means.shape[1])
+    index.add(_floats(means))
+    return index
+
+
+def _floats(values: Tensor) -> Any:
+    """A contiguous float32 array, the only kind that faiss takes."""
+    return values.detach().cpu().float().contiguous().numpy()
+
+
+def _required(value: Tensor | None) -> Tensor:
+    assert value is not None
+    return value
+
+
+def _in_slots(parts: Sequence[Tensor], back: Tensor, shape: tuple[int, int]) -> Tensor:
+    """Rows (1, n, ...) of all cells, as (P, B, ...)."""
+    return torch.cat(list(parts), 1)[0, back].unflatten(0, shape)
+
+
+def _merged(parts: Sequence[Solve | None], back: Tensor, shape: tuple[int, int]) -> Solve | None:
+    """The accounts of all cells as one; rows that ended early keep their last value in the trace."""
+    solves = [part for part in parts if part is not None]
+    if not solves:
+        return None
+
+    def gathered(name: str) -> Tensor:
+        return _in_slots([getattr(solve, name) for solve in solves], back, shape)
+
+    traces = [solve.trace for solve in solves if solve.trace is not None]
+    trace = None
+    if traces:
+        steps = max(len(values) for values in traces)
+        padded = [torch.cat([values, values[-1:].expand(steps - len(values), -1, -1)]) for values in traces]
+        trace = torch.stack([_in_slots([values[t] for values in padded], back, shape) for t in range(steps)])
+    return Solve(
+        gathered("status"),
+        gathered("steps"),
+        gathered("evaluations"),
+        gathered("grad_norm"),
+        trace=trace,
+        spread=None if solves[0].spread is None else gathered("spread"),
+    )

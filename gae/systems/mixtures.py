@@ -1,0 +1,54 @@
+"""Variants of mixtures: one component per sample, charts that are blended, codes in a space of kernels."""
+
+from gae.autoencoder import Autoencoder
+from gae.inference import Ascent, ChartGate, GradientAscent, Nearest, Partial, Unroll, Zeros
+from gae.likelihood import BlendedCharts, GaussianKernel, LinearMixture
+from gae.objective import joint
+from gae.systems.parts import Shape
+
+
+def knn(event_shape: Shape, components: int = 10, index: str = "exact") -> Autoencoder:
+    """The k-NN limit: as many components as training samples, which become the means (the GAE note; ledger D11).
+
+    ``components`` is that number; with fewer it is k-means. ``index`` is ``"exact"`` or ``"faiss"``.
+
+    >>> knn((1, 8, 8), components=1437).likelihood.means.shape
+    torch.Size([1437, 64])
+    """
+    return Autoencoder(LinearMixture(components, 0, event_shape), Nearest(index), joint)
+
+
+def smooth_llgae(
+    event_shape: Shape,
+    latent: int = 8,
+    components: int = 10,
+    temperature: float = 1.0,
+    gate: str = "residual",
+    steps: int = 5,
+    rate: float = 0.5,
+) -> Autoencoder:
+    """The locally linear autoencoder, smooth form: charts blended by a softargmax, z by unrolled ascent.
+
+    ``gate="centre"`` at temperature 1 is the GAE note's form; ``"residual"`` is the one that tends to ``llgae`` as the
+    temperature falls (ledger D15).
+    """
+    likelihood = BlendedCharts(components, latent, event_shape)
+    step = Partial(GradientAscent(rate), likelihood.coordinates)
+    return Autoencoder(likelihood, Ascent(ChartGate(temperature, gate), step, steps, backprop=Unroll()), joint)
+
+
+def ggae(
+    event_shape: Shape,
+    latent: int = 2,
+    components: int = 10,
+    absorbing: float = 0.1,
+    growth: float = 0.0,
+    steps: int = 30,
+    rate: float = 0.25,
+) -> Autoencoder:
+    """A Gaussian-kernel code space with an absorbing component (the GAE note; ledger D17, D18).
+
+    Codes by unrolled ascent from the origin; one learned noise scale.
+    """
+    likelihood = GaussianKernel(components, latent, event_shape, absorbing=absorbing, growth=growth, learn_scale=True)
+    return Autoencoder(likelihood, Ascent(Zeros(), GradientAscent(rate), steps, backprop=Unroll()), joint)
