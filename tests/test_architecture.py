@@ -15,9 +15,11 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # A module imports only from modules above it.
 ORDER = [
+    "gae.text",
     "gae.readers",
     "gae.data",
     "gae.nets",
+    "gae.sequence_nets",
     "gae.likelihood.priors",
     "gae.likelihood.base",
     "gae.likelihood.heads",
@@ -26,6 +28,7 @@ ORDER = [
     "gae.likelihood.operators",
     "gae.likelihood.observed",
     "gae.likelihood.weights",
+    "gae.likelihood.sequence",
     "gae.likelihood",
     "gae.inference.base",
     "gae.inference.starts",
@@ -73,6 +76,7 @@ ORDER = [
     "gae.systems.autoencoders",
     "gae.systems.variational",
     "gae.systems.decoders",
+    "gae.systems.sequences",
     "gae.systems.table",
     "gae.systems",
     "gae.options",

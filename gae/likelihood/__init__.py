@@ -7,6 +7,7 @@ from gae.likelihood.moments import Moments
 from gae.likelihood.observed import Observed
 from gae.likelihood.operators import Blur, Crop, Downsample, GaussianProjection, LinearOperator, Mask
 from gae.likelihood.priors import Flat, FlatDistribution, LaplacePrior, StandardNormal
+from gae.likelihood.sequence import CategoricalSequence, SequenceDistribution
 from gae.likelihood.weights import Activation, WeightDecoder, WeightLikelihood
 
 __all__ = [
@@ -14,6 +15,7 @@ __all__ = [
     "Bernoulli",
     "Blur",
     "Categorical",
+    "CategoricalSequence",
     "ClosedFormLearning",
     "ContinuousBernoulli",
     "Crop",
@@ -33,6 +35,7 @@ __all__ = [
     "Moments",
     "Observed",
     "Poisson",
+    "SequenceDistribution",
     "StandardNormal",
     "WeightDecoder",
     "WeightLikelihood",

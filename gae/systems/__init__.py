@@ -4,6 +4,7 @@ from gae.systems.autoencoders import CORRUPTIONS, ae, cae, dae, overcomplete_ae,
 from gae.systems.decoders import gon, short_run, sparse_coding
 from gae.systems.linear import gmm, kmeans, llgae, pca, ppca
 from gae.systems.parts import HEADS, NormalEncoder
+from gae.systems.sequences import attention_vae, sequence_vae
 from gae.systems.table import SYSTEMS, System, build, option_names
 from gae.systems.variational import conv_vae, importance_weighted, savae, vae
 
@@ -14,6 +15,7 @@ __all__ = [
     "NormalEncoder",
     "System",
     "ae",
+    "attention_vae",
     "build",
     "cae",
     "conv_vae",
@@ -28,6 +30,7 @@ __all__ = [
     "pca",
     "ppca",
     "savae",
+    "sequence_vae",
     "short_run",
     "sparse_ae",
     "sparse_coding",

@@ -10,6 +10,7 @@ from gae.systems.autoencoders import ae, cae, dae, overcomplete_ae, sparse_ae
 from gae.systems.decoders import gon, short_run, sparse_coding
 from gae.systems.linear import gmm, kmeans, llgae, pca, ppca
 from gae.systems.parts import Shape
+from gae.systems.sequences import attention_vae, sequence_vae
 from gae.systems.variational import conv_vae, importance_weighted, savae, vae
 
 
@@ -58,6 +59,17 @@ SYSTEMS: dict[str, System] = {
         "Han et al. 2017; Nijkamp et al. 2019",
     ),
     "savae": System(savae, "neural head", "N(0, I)", "Ascent(Amortized, MeanField)", "elbo", "Kim et al. 2018"),
+    "sequence-vae": System(
+        sequence_vae, "CategoricalSequence (LSTM)", "N(0, I)", "Amortized (guide)", "elbo", "Bowman et al. 2016"
+    ),
+    "attention-vae": System(
+        attention_vae,
+        "CategoricalSequence (transformer)",
+        "N(0, I)",
+        "Amortized (guide)",
+        "elbo",
+        "Vaswani et al. 2017; Bowman et al. 2016",
+    ),
 }
 
 
