@@ -1,8 +1,8 @@
 """Checks of the two systems of sequences: held-out reconstruction against a unigram model, in nats per token.
 
-Digit rows: the bundled digits at a threshold, each row of 8 pixels one of 256 classes, 8 tokens per image. Names: made by
-rules (syllables that share one vowel), characters as tokens, with an end. The unigram model predicts every token by its
-frequency among training tokens, one added to each count. For each system, on held-out sequences:
+Digit rows: the bundled digits at a threshold, each row of 8 pixels one of 256 classes, 8 tokens per image. Names: made
+by rules (syllables that share one vowel), characters as tokens, with an end. The unigram model predicts every token by
+its frequency among training tokens, one added to each count. For each system, on held-out sequences:
 
 - nats per token at the posterior mean, and the share of tokens that greedy decoding from there restores;
 - -log p(x) per token by importance sampling, which counts what the code says as well, and the ELBO below it;

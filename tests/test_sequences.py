@@ -192,13 +192,14 @@ def test_unrolled_ascent_trains(name: str, dtype: torch.dtype) -> None:
 
 @every_decoder
 def test_ascent_finds_the_mode_on_the_same_decoder(name: str) -> None:
-    """From the best point of a grid, which no other mode is near."""
+    """No point of a grid, and none nearby, is better than where the ascent from the best point of the grid ends."""
     model, x = sequence(name), ended(3)
-    grid = torch.cartesian_prod(*2 * [torch.linspace(-4, 4, 81)]).double()
+    grid = torch.cartesian_prod(*2 * [torch.linspace(-4, 4, 41)]).double()
     value, index = model.log_joint(x, grid.unsqueeze(1).expand(-1, len(x), -1)).detach().max(0)
     encoding = Autoencoder(model, Ascent(Fixed(grid[index]), LBFGS(), 60, grad_tol=1e-6, backprop=Detach())).encode(x)
-    gain = encoding.log_joint[0] - value
-    assert (gain >= 0).all() and (gain < 0.1).all() and gain.max() > 1e-3
+    near = encoding.z + 0.01 * torch.randn(200, len(x), 2).double()
+    assert (encoding.log_joint[0] > value).all()
+    assert (encoding.log_joint[0] > model.log_joint(x, near)).all()
     assert encoding.solve is not None and encoding.solve.grad_norm.max() < 1e-5
 
 
