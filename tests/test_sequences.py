@@ -106,6 +106,7 @@ def test_steps_see_what_they_may(name: str, autoregressive: bool) -> None:
         changed[0, t] = 5 - changed[0, t] if t < 4 else 2
         moved = (model.decoder(z, changed) - logits).abs().amax((0, 2)) > 1e-6
         assert moved.tolist() == [autoregressive and step > t for step in range(5)]
+    assert ((logits[0, 1:] - logits[0, :-1]).abs().amax(1) > 1e-6).all()  # in parallel, a step still knows its number
     assert ((model.decoder(z + 1, tokens) - logits).abs().amax((0, 2)) > 1e-6).all()
 
 
