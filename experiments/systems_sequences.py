@@ -83,6 +83,7 @@ def measured(
     tokens = (test > 0).sum()
     with torch.no_grad():
         encoding, restored = model.encode(test), model.reconstruct(test)
+        assert encoding.q is not None
         value = {
             "nats per token": float(-model.decode(encoding.point).log_prob(test).sum() / tokens),
             "tokens restored": float(((restored == test) & (test > 0)).sum() / tokens),
