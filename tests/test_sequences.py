@@ -318,6 +318,9 @@ def test_text_becomes_classes_and_back(path: Path) -> None:
     assert sorted(lines) == sorted(names(400))
     assert torch.equal(torch.from_numpy(vocabulary.encode(lines, 10)).float(), torch.cat([data.train, data.test]))
     assert "train (320, 10)" in repr(data)
+    assert ((data.test == END).sum(1) == 1).all()
+    path.write_bytes(b"ab\r\nba\r\n")
+    assert load(path).vocabulary == Vocabulary(("a", "b"))
 
 
 def test_words_are_tokens(tmp_path: Path) -> None:
