@@ -10,7 +10,10 @@ if TYPE_CHECKING:
     from gae.data import Dataset
 
 DataName = Annotated[
-    str, typer.Argument(metavar="DATA", help="digits, mnist, fashion-mnist, swiss-roll, …, or a path.")
+    str,
+    typer.Argument(
+        metavar="DATA", help="digits, mnist, fashion-mnist, swiss-roll, …, or a path (.npy, .npz, .txt, images)."
+    ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 Binarize = Annotated[str, typer.Option(help="none, threshold or dynamic.")]
@@ -27,7 +30,7 @@ def load(name: str, binarize: str) -> "Dataset":
 
 
 def read(path: Path) -> "tuple[Autoencoder, dict[str, Any]]":
-    """The autoencoder of a checkpoint that `gae fit` or `gae compare` wrote, and what they noted down."""
+    """The autoencoder of a checkpoint that `gae fit` or `gae compare` wrote, to be used, and what they noted down."""
     from gae import checkpoint, engines, fit, systems
 
     state = checkpoint.load(path).state
@@ -39,7 +42,7 @@ def read(path: Path) -> "tuple[Autoencoder, dict[str, Any]]":
     else:
         model = systems.build(noted["system"], noted["event_shape"], **noted["options"])
     fit.restore(model, path)
-    return model, noted
+    return model.eval(), noted
 
 
 def save_arrays(path: Path, arrays: dict[str, Any]) -> None:

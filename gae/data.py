@@ -14,6 +14,7 @@ from jaxtyping import Float, Int
 from torch import Size, Tensor
 
 from gae.readers import NAMES, OPENML, Arrays, read_mnist, read_path
+from gae.text import Vocabulary
 
 BINARIZATIONS = ("none", "threshold", "dynamic")
 
@@ -29,6 +30,7 @@ class Dataset:
         test_labels: (M,) integers, or None.
         value_range: (lowest, highest) value that the data can take; both splits lie inside.
         binarization: ``"none"``, ``"threshold"`` or ``"dynamic"``.
+        vocabulary: of text: which class stands for which character or word, and ``decode`` back to text.
 
     >>> load("digits")
     Dataset('digits', train (1437, 1, 8, 8), test (360, 1, 8, 8), labels, range (0.0, 1.0), binarization 'none')
@@ -41,6 +43,7 @@ class Dataset:
     test_labels: Int[Tensor, " M"] | None
     value_range: tuple[float, float]
     binarization: str = "none"
+    vocabulary: Vocabulary | None = None
 
     @property
     def event_shape(self) -> Size:
@@ -51,6 +54,8 @@ class Dataset:
     def hash(self) -> str:
         """SHA-256 (hex) over binarisation and the shapes, types and bytes of observations and labels."""
         digest = sha256(self.binarization.encode())
+        if self.vocabulary is not None:
+            digest.update(repr(self.vocabulary).encode())
         for part in (self.train, self.test, self.train_labels, self.test_labels):
             if part is None:
                 digest.update(b"none")
@@ -96,6 +101,7 @@ def load(
     value_range: tuple[float, float] | None = None,
     test_fraction: float = 0.2,
     seed: int = 0,
+    words: bool = False,
 ) -> Dataset:
     """A data set by name, or from a path.
 
@@ -111,6 +117,7 @@ def load(
     linear-gaussian      2000 points (10,): ``linear_gaussian(2000, 2, 10, 0.5, seed).dataset``
     path of an ``.npy``  (N, *X)
     path of an ``.npz``  x (and y); or x_train and x_test (and y_train and y_test)
+    path of a ``.txt``   one sequence (T,) per line: 2, 3, … for its characters, 1 for its end, 0 for padding
     path of a folder     images of one size; sub-folders' names become labels if all images lie in sub-folders
     ===================  ==========================================================================================
 
@@ -126,6 +133,7 @@ def load(
         test_fraction: share of test observations, where the data have no split of their own. The split keeps the
             shares of the labels where every label is frequent enough.
         seed: of synthetic data, of the split, and of the binarised test set.
+        words: the tokens of a text are words, not characters.
 
     Raises:
         ValueError: an unknown name or option, or data that cannot be used; the message names the first bad index.
@@ -143,8 +151,10 @@ def load(
         raise ValueError(f"seed must lie in [0, 2**32), got {seed}.")
     if folder is not None and text not in OPENML:
         raise ValueError(f"folder is for {' and '.join(OPENML)} only, got {text!r}. Give the path itself as the name.")
+    if words and not text.lower().endswith(".txt"):
+        raise ValueError(f"words=True is for .txt files only, got {text!r}.")
     label = text if text in NAMES else Path(text).expanduser().resolve().name
-    dataset = _assemble(label, _source(text, folder, seed), value_range, test_fraction, seed)
+    dataset = _assemble(label, _source(text, folder, seed, words), value_range, test_fraction, seed)
     return dataset if binarize == "none" else _binarized(dataset, binarize, seed)
 
 
@@ -183,7 +193,7 @@ def _linear_gaussian(
     return mean + random.normal(size=(n, latent)) @ loadings + scale * random.normal(size=(n, dim)), mean, loadings
 
 
-def _source(name: str, folder: str | os.PathLike[str] | None, seed: int) -> Arrays:
+def _source(name: str, folder: str | os.PathLike[str] | None, seed: int, words: bool) -> Arrays:
     if name in OPENML:
         return read_mnist(name, folder)
     match name:
@@ -203,7 +213,7 @@ def _source(name: str, folder: str | os.PathLike[str] | None, seed: int) -> Arra
             return Arrays(*make_circles(2000, noise=0.05, factor=0.5, random_state=seed))
         case "linear-gaussian":
             return Arrays(_linear_gaussian(2000, 2, 10, 0.5, seed)[0])
-    return read_path(name)
+    return read_path(name, words)
 
 
 def _draw(probability: Tensor, key: str) -> Tensor:
@@ -224,7 +234,7 @@ def _binarized(dataset: Dataset, how: str, seed: int) -> Dataset:
 def _assemble(
     name: str, arrays: Arrays, value_range: tuple[float, float] | None, test_fraction: float, seed: int
 ) -> Dataset:
-    x, y, x_test, y_test = arrays
+    x, y, x_test, y_test, vocabulary = arrays
     if x_test is None:
         everything, labels = _observations(x, "x"), _labels(y, len(x), "y")
         rows, test_rows = _split(labels, len(x), test_fraction, seed)
@@ -246,7 +256,7 @@ def _assemble(
             raise ValueError(f"value_range must be (lowest, highest), finite and in this order, got {value_range}.")
         for split in (train, test):
             _refuse(split, (split < low) | (split > high), f"the data leave value_range {value_range}", "Widen it.")
-    return Dataset(name, train, test, train_labels, test_labels, (float(low), float(high)))
+    return Dataset(name, train, test, train_labels, test_labels, (float(low), float(high)), vocabulary=vocabulary)
 
 
 def _ceiling(array: np.ndarray) -> int | None:

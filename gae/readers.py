@@ -1,4 +1,4 @@
-"""Where data come from: idx, npy, npz, folders of images, OpenML. Nothing that a file holds is executed."""
+"""Where data come from: idx, npy, npz, text, folders of images, OpenML. Nothing that a file holds is executed."""
 
 import gzip
 import os
@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+
+from gae.text import Vocabulary, read_text
 
 OPENML = {"mnist": "mnist_784", "fashion-mnist": "Fashion-MNIST"}
 FIRST_LABELS = {"mnist": [5, 0, 4, 1, 9], "fashion-mnist": [9, 0, 0, 3, 0]}
@@ -32,6 +34,7 @@ class Arrays(NamedTuple):
     y: np.ndarray | None = None
     x_test: np.ndarray | None = None
     y_test: np.ndarray | None = None
+    vocabulary: Vocabulary | None = None  # where the observations are text
 
 
 def read_idx(path: Path, axes: int) -> np.ndarray:
@@ -180,8 +183,8 @@ def _read_image(path: Path) -> np.ndarray:
     return pixels[None] if pixels.ndim == 2 else np.moveaxis(pixels, -1, 0)
 
 
-def read_path(name: str) -> Arrays:
-    """Whatever lies at a path; see ``read_arrays`` and ``read_image_folder``.
+def read_path(name: str, words: bool = False) -> Arrays:
+    """Whatever lies at a path; see ``read_arrays``, ``read_text`` and ``read_image_folder``.
 
     Raises:
         FileNotFoundError: nothing there.
@@ -190,11 +193,15 @@ def read_path(name: str) -> Arrays:
     path = Path(name).expanduser()
     if path.is_dir():
         return read_image_folder(path)
-    if path.suffix.lower() in (".npy", ".npz"):
-        if path.is_file():
+    suffix = path.suffix.lower()
+    if suffix in (".npy", ".npz", ".txt"):
+        if not path.is_file():
+            raise FileNotFoundError(f"No file {path}. Check the path.")
+        if suffix != ".txt":
             return read_arrays(path)
-        raise FileNotFoundError(f"No file {path}. Check the path.")
-    paths = "a path to an .npy file, an .npz file or a folder of images"
+        lines, vocabulary = read_text(path, words)
+        return Arrays(lines, vocabulary=vocabulary)
+    paths = "a path to an .npy file, an .npz file, a .txt file or a folder of images"
     if path.exists():
         raise ValueError(f"Cannot read {path}: expected {paths}. Convert it with `np.save`.")
     if len(path.parts) > 1:

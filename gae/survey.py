@@ -178,6 +178,7 @@ class Survey(Phases):
         described |= {"value_range": tuple(self.data.value_range), "data": self.data.name, "data_hash": plan.data_hash}
         options |= {"seed": plan.seed, "out": out, "resume": True, "progress": False, "describe": described}
         rows = fit(model, self.data, **options).rows
+        model.eval()
         settle_scale(model, self.data.train, plan.effort)
         return len(rows)
 
@@ -231,7 +232,7 @@ def _plan(data: Dataset, systems: Sequence[str] | None, epochs: int | None, seed
     for name in chosen:
         if named(name).observation not in ("sample", "data set"):
             raise ValueError(
-                f"An observation of {name} is {named(name).observation}, not a sample of the data. "
+                f"{name} encodes no samples of the data; what it observes: {named(name).observation}. "
                 f"Choose some of {', '.join(surveyed())}."
             )
     if not chosen or len(set(chosen)) < len(chosen):

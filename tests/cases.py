@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 import gae.likelihood
-from gae import Autoencoder, nets, systems
+from gae import Autoencoder, nets, sequence_nets, systems
 from gae.inference import (
     LBFGS,
     Adam,
@@ -70,6 +70,7 @@ from gae.likelihood import (
     BlendedCharts,
     Blur,
     Categorical,
+    CategoricalSequence,
     ClosedFormLearning,
     ContinuousBernoulli,
     Crop,
@@ -126,6 +127,18 @@ def classes(shape: Shape) -> Tensor:
     return torch.randint(4, shape).float()
 
 
+def sequences(shape: Shape) -> Tensor:
+    """Of the classes 2 and 3, ended by 1 and padded by 0; the first is cut at the last step."""
+    x, ends = torch.randint(2, 4, shape), torch.randint(shape[1], (shape[0], 1))
+    ends[0] = shape[1]
+    steps = torch.arange(shape[1])
+    return x.masked_fill(steps == ends, 1).masked_fill(steps > ends, 0).float()
+
+
+def unended(shape: Shape) -> Tensor:
+    return sequences(shape).masked_fill(torch.arange(shape[1]) == 0, 2)
+
+
 @dataclass(frozen=True)
 class LikelihoodCase:
     name: str
@@ -156,6 +169,14 @@ def learned(*args: Any, **options: Any) -> Gaussian:
 
 def image_head() -> Gaussian:
     return Gaussian(net(2, (1, 4, 4)), 2, 0.7, learn="scalar")
+
+
+def lstm(latent: int) -> nn.Module:
+    return sequence_nets.LSTMDecoder(latent, 4, 2, 3)
+
+
+def attention(latent: int) -> nn.Module:
+    return sequence_nets.TransformerDecoder(latent, 4, 4, 2, 1, autoregressive=False)
 
 
 def masked(shape: Shape) -> Mask:
@@ -189,6 +210,8 @@ LIKELIHOODS = [
     LikelihoodCase("activation", lambda: Activation(net((2, 2), 4), (2, 2), prior=StandardNormal(2, 2)), classes),
     LikelihoodCase("activation-logit", lambda: Activation(net(2, 4), 2, "logit", StandardNormal(2)), classes),
     LikelihoodCase("activation-channel", lambda: Activation(net(2, (4, 2, 2)), 2, "channel"), classes),
+    LikelihoodCase("sequence", lambda: CategoricalSequence(lstm(2), 2, 4, 4, end=1), sequences),
+    LikelihoodCase("sequence-parallel", lambda: CategoricalSequence(attention(2), 2, 4, 4), unended),
     LikelihoodCase("masked", lambda: Observed(Bernoulli(net(2, (1, 2, 2)), 2), masked((1, 2, 2))), binary),
     LikelihoodCase("downsampled", lambda: Observed(image_head(), Downsample((1, 4, 4), 2))),
     LikelihoodCase("blurred", lambda: Observed(Bernoulli(net(2, (1, 4, 4)), 2), Blur((1, 4, 4), 1.0), 0.5)),
@@ -582,6 +605,8 @@ class SystemCase:
 
 
 SMALL: dict[str, Any] = {"latent": 2, "hidden": (5,)}
+RECURRENT: dict[str, Any] = {"latent": 2, "classes": 4, "embedding": 3, "hidden": 5, "word_dropout": 0.0}
+ATTENTIVE: dict[str, Any] = {"latent": 2, "classes": 4, "width": 4, "heads": 2, "layers": 1, "word_dropout": 0.0}
 
 SYSTEMS = [
     SystemCase("pca", {"latent": 2}, density=True),
@@ -600,6 +625,8 @@ SYSTEMS = [
     SystemCase("knn", {"components": 20}),
     SystemCase("smooth-llgae", {"latent": 2, "components": 3, "steps": 3}),
     SystemCase("ggae", {"components": 3, "steps": 3}),
+    SystemCase("sequence-vae", RECURRENT, data=sequences, stochastic=True, density=True),
+    SystemCase("attention-vae", ATTENTIVE, data=sequences, stochastic=True, density=True),
 ]
 
 BRIDGES = [to_pyro]
@@ -702,6 +729,7 @@ def _things(case: Pair) -> Iterator[Any]:
     code = model.inference.infer(model.likelihood, x)
     encoding = model.encode(x)
     yield from (*model.modules(), model.objective, model.aggregate, code, encoding, encoding.prior)
+    yield model.decode(code.z, code.k)
     if getattr(model.inference, "stop", None) is not None:
         progress = model.inference.watch.__self__[-1]
         yield from (progress, model.inference.stop(progress.signal, model.inference.stop.start(progress.signal), 0))

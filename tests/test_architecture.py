@@ -15,9 +15,11 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # A module imports only from modules above it.
 ORDER = [
+    "gae.text",
     "gae.readers",
     "gae.data",
     "gae.nets",
+    "gae.sequence_nets",
     "gae.likelihood.priors",
     "gae.likelihood.base",
     "gae.likelihood.heads",
@@ -33,6 +35,7 @@ ORDER = [
     "gae.likelihood.pairs",
     "gae.likelihood.relational",
     "gae.likelihood.lle",
+    "gae.likelihood.sequence",
     "gae.likelihood",
     "gae.inference.base",
     "gae.inference.starts",
@@ -88,6 +91,7 @@ ORDER = [
     "gae.systems.adversarial",
     "gae.systems.relational",
     "gae.systems.mixtures",
+    "gae.systems.sequences",
     "gae.systems.table",
     "gae.systems",
     "gae.options",
@@ -115,6 +119,7 @@ ORDER = [
     "gae.cli_explore",
     "gae.cli_gap",
     "gae.cli_notes",
+    "gae.cli_sample",
     "gae.cli",
 ]
 

@@ -98,6 +98,19 @@ def test_fit_prints_the_error_of_sklearn(digits: Dataset, tmp_path: Path) -> Non
     assert found["options"] == {"latent": 3} and found["data hash"] == digits.hash and found["checkpoint"] == str(out)
 
 
+def test_text_is_fitted_and_sampled(tmp_path: Path) -> None:
+    (tmp_path / "names.txt").write_text("ada\nalan\ngrace\nemmy\n" * 20, encoding="utf-8")
+    small = ("--option", "classes=12", "--option", "latent=2", "--option", "hidden=8")
+    found = json.loads(
+        gae("fit", "sequence-vae", tmp_path / "names.txt", *QUICK, *small, "--out", tmp_path / "run", "--json")
+    )
+    assert 0 <= found["test tokens restored"] <= 1 and "test squared error per element" not in found
+    gae("sample", tmp_path / "run", "-n", 7, "-o", tmp_path / "drawn.txt")
+    lines = (tmp_path / "drawn.txt").read_text(encoding="utf-8").split("\n")[:-1]
+    assert len(lines) == 7 and set("".join(lines)) <= set("adlngrcemy\N{REPLACEMENT CHARACTER}")
+    assert ".txt or .npz" in gae("sample", tmp_path / "run", "-o", tmp_path / "drawn.png", code=2)
+
+
 def test_fit_takes_options_of_every_type(tmp_path: Path) -> None:
     options = ("latent=2", "hidden=8,4", "beta=2", "analytic=false", "head=laplace", "samples=2")
     pairs = [part for option in options for part in ("--option", option)]

@@ -11,7 +11,19 @@ import numpy as np
 import pyro
 import pytest
 import torch
-from cases import BRIDGES, LIKELIHOODS, OBJECTIVE_PAIRS, PAIRS, LikelihoodCase, Pair, classes, real, seed, unit
+from cases import (
+    BRIDGES,
+    LIKELIHOODS,
+    OBJECTIVE_PAIRS,
+    PAIRS,
+    LikelihoodCase,
+    Pair,
+    classes,
+    real,
+    seed,
+    sequences,
+    unit,
+)
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -395,7 +407,7 @@ def test_samples_and_reconstructions_can_be_encoded(case: LikelihoodCase) -> Non
         drawn = model.sample(4)
         assert drawn.shape == (4, *likelihood.event_shape)
         likelihood.check(drawn)
-    if case.data in (real, unit, classes):  # the mean of counts is no count
+    if case.data in (real, unit, classes, sequences):  # the mean of counts is no count
         likelihood.check(reconstructed(model, x))
 
 

@@ -135,7 +135,7 @@ def test_a_system_that_does_not_fit_the_data_says_why(tmp_path: Path) -> None:
     ("options", "message"),
     [
         ({"systems": ["pca", "magic"]}, "Unknown system 'magic'"),
-        ({"systems": ["deep-image-prior"]}, "is one image, not a sample"),
+        ({"systems": ["deep-image-prior"]}, "what it observes: one image"),
         ({"systems": ["pca", "pca"]}, "each once"),
         ({"systems": []}, "at least one"),
         ({"epochs": 0}, "epochs must be at least 1"),

@@ -25,6 +25,7 @@ class Example:
 
     options: dict[str, Any] = field(default_factory=dict)
     observe: Callable[[Tensor], Tensor] = lambda x: x  # observations out of images (N, 1, 8, 8)
+    event_shape: tuple[int, ...] = IMAGE
     held_out: int = 5
     learns: bool = True
     decodes: bool = True
@@ -42,6 +43,7 @@ def measured(name: str, **options: Any) -> Callable[[Tensor], Tensor]:
 
 SMALL = {"hidden": (16,)}
 FEW = {**SMALL, "steps": 3, "restarts": 2}
+ROWS: Any = {"event_shape": (8,), "observe": lambda x: 1 + (x[:, 0] > 0.5).sum(2).float()}  # the ink of each row
 DATA_SETS: Any = {"observe": lambda x: x.unflatten(0, (5, 12)), "held_out": 1, "learns": False, "decodes": False}
 EXAMPLES = {
     **{name: Example({"components": 4}) for name in ("kmeans", "gmm")},
@@ -58,6 +60,8 @@ EXAMPLES = {
     "maximal-activation": Example({**SMALL, "steps": 3}, observe=lambda x: torch.arange(len(x)).float() % 10),
     "compressed-sensing": Example(FEW, observe=measured("compressed-sensing", **FEW)),
     "inpainting": Example(FEW, observe=measured("inpainting", **FEW)),
+    "sequence-vae": Example({"classes": 10, "end": None, "hidden": 8}, **ROWS),
+    "attention-vae": Example({"classes": 10, "end": None, "width": 8, "heads": 2, "layers": 1}, **ROWS),
     "linear-regression": Example(learns=False),
     "tsne": Example({"points": 12, "perplexity": 3.0, "steps": 3, "early_steps": 1}, **DATA_SETS),
     "lle": Example({"points": 12, "neighbours": 4}, **DATA_SETS),
@@ -73,7 +77,7 @@ def example(name: str, digits: Dataset) -> tuple[Autoencoder, Tensor, Tensor, Ex
     chosen = EXAMPLES.get(name, Example())
     x = chosen.observe(digits.train[:SIZE])
     seed(0)
-    return build(name, IMAGE, **chosen.options), x[: -chosen.held_out], x[-chosen.held_out :], chosen
+    return build(name, chosen.event_shape, **chosen.options), x[: -chosen.held_out], x[-chosen.held_out :], chosen
 
 
 def taught(model: Autoencoder, x: Tensor, name: str, out: Path | None = None) -> None:
@@ -130,7 +134,7 @@ def test_a_checkpoint_of_a_row_gives_its_codes_again(name: str, digits: Dataset,
     model, train, held_out, chosen = example(name, digits)
     taught(model, train, name, tmp_path / "run")
     seed(7)  # other weights to begin with
-    again = build(name, IMAGE, **chosen.options)
+    again = build(name, chosen.event_shape, **chosen.options)
     restore(again, tmp_path / "run")
     one, other = (encoded(each, held_out) for each in (model, again))
     assert torch.equal(one.point, other.point)

@@ -11,6 +11,7 @@ from gae.likelihood.operators import Blur, Crop, Downsample, GaussianProjection,
 from gae.likelihood.priors import Flat, FlatDistribution, LaplacePrior, StandardNormal
 from gae.likelihood.regression import LinearRegression
 from gae.likelihood.relational import TSNE, Relational
+from gae.likelihood.sequence import CategoricalSequence, SequenceDistribution
 from gae.likelihood.smooth import BlendedCharts
 from gae.likelihood.weights import Activation, WeightDecoder, WeightLikelihood
 
@@ -22,6 +23,7 @@ __all__ = [
     "BlendedCharts",
     "Blur",
     "Categorical",
+    "CategoricalSequence",
     "ClosedFormLearning",
     "ContinuousBernoulli",
     "Crop",
@@ -45,6 +47,7 @@ __all__ = [
     "Observed",
     "Poisson",
     "Relational",
+    "SequenceDistribution",
     "StandardNormal",
     "WeightDecoder",
     "WeightLikelihood",

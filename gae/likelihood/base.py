@@ -124,7 +124,7 @@ class Likelihood(nn.Module, ABC):
         if not x.is_floating_point():
             raise TypeError(f"x must be floating point, got {x.dtype}. Use `x.float()`, and divide 0-255 data by 255.")
         if not bool(torch.isfinite(x.sum())):  # one pass; a sum of finite values may overflow, so look again
-            _refuse(x, ~torch.isfinite(x), "x must be finite", "Remove or impute such values first.")
+            refuse(x, ~torch.isfinite(x), "x must be finite", "Remove or impute such values first.")
         tensors = chain(self.parameters(), self.buffers())
         dtype = next((tensor.dtype for tensor in tensors if tensor.is_floating_point()), x.dtype)
         if x.dtype != dtype:
@@ -138,7 +138,7 @@ class Likelihood(nn.Module, ABC):
         if self.support is constraints.real:
             return
         inside = self.support.check(x)
-        _refuse(x, ~inside, f"{type(self).__name__} needs x in {self.support_text}", self.support_remedy)
+        refuse(x, ~inside, f"{type(self).__name__} needs x in {self.support_text}", self.support_remedy)
 
 
 def parameter_or_buffer(module: nn.Module, name: str, value: Tensor, learn: bool) -> None:
@@ -153,7 +153,8 @@ def _dims(shape: Size) -> str:
     return ", ".join(map(str, shape))
 
 
-def _refuse(x: Tensor, bad: Tensor, what: str, remedy: str) -> None:
+def refuse(x: Tensor, bad: Tensor, what: str, remedy: str) -> None:
+    """Raises ValueError if any element is bad, naming the first index."""
     if bad.any():
         index = tuple(int(i) for i in bad.nonzero()[0])
         raise ValueError(f"{what}, got {x[index].item():g} at index {index} ({int(bad.sum())} such values). {remedy}")

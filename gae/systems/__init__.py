@@ -14,6 +14,7 @@ from gae.systems.linear import gmm, kmeans, llgae, pca, ppca
 from gae.systems.mixtures import ggae, knn, smooth_llgae
 from gae.systems.parts import HEADS, NormalEncoder
 from gae.systems.relational import linear_regression, lle, tsne
+from gae.systems.sequences import attention_vae, sequence_vae
 from gae.systems.table import SYSTEMS, System, build, named, option_names
 from gae.systems.variational import conv_vae, importance_weighted, savae, vae
 
@@ -24,6 +25,7 @@ __all__ = [
     "NormalEncoder",
     "System",
     "ae",
+    "attention_vae",
     "build",
     "cae",
     "compressed_sensing",
@@ -48,6 +50,7 @@ __all__ = [
     "pca",
     "ppca",
     "savae",
+    "sequence_vae",
     "short_run",
     "smooth_llgae",
     "sparse_ae",

@@ -24,6 +24,7 @@ from gae.systems.linear import gmm, kmeans, llgae, pca, ppca
 from gae.systems.mixtures import ggae, knn, smooth_llgae
 from gae.systems.parts import Shape
 from gae.systems.relational import linear_regression, lle, tsne
+from gae.systems.sequences import attention_vae, sequence_vae
 from gae.systems.variational import conv_vae, importance_weighted, savae, vae
 
 
@@ -160,6 +161,24 @@ SYSTEMS: dict[str, System] = {
     ),
     "ggae": System(
         ggae, "GaussianKernel (absorbing)", "flat", "Ascent(Zeros)", "joint (sub-density)", "GAE note; ledger D17, D18"
+    ),
+    "sequence-vae": System(
+        sequence_vae,
+        "CategoricalSequence (LSTM)",
+        "N(0, I)",
+        "Amortized (guide)",
+        "elbo",
+        "Bowman et al. 2016",
+        "sequence of classes",
+    ),
+    "attention-vae": System(
+        attention_vae,
+        "CategoricalSequence (transformer)",
+        "N(0, I)",
+        "Amortized (guide)",
+        "elbo",
+        "Vaswani et al. 2017; Bowman et al. 2016",
+        "sequence of classes",
     ),
 }
 

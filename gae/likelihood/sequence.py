@@ -1,0 +1,162 @@
+"""Sequences of classes: q_r(x|z) = prod_t q(x_t | x_1 ... x_{t-1}, z), with padding that is no part of a sequence."""
+
+from collections.abc import Callable
+from itertools import chain
+from typing import Any, ClassVar
+
+import torch
+from jaxtyping import Float, Int, Num
+from pyro.distributions import TorchDistribution
+from torch import Size, Tensor, nn
+from torch.distributions import constraints
+
+from gae.likelihood.base import Likelihood, refuse
+from gae.likelihood.priors import StandardNormal
+
+Logits = Callable[[Tensor], Tensor]
+
+
+class SequenceDistribution(TorchDistribution):
+    """A mass over sequences (T,) of the classes 1 ... C-1, given as whole floats and padded by 0.
+
+    A step's class is drawn given the classes before it. After the class ``end`` there is padding only, with probability
+    1, so that the masses of all sequences of up to T steps sum to 1; one that has not ended by step T counts as cut
+    there. Without ``end``, the length is given, not modelled: the masses of all sequences of one length sum to 1.
+
+    Args:
+        logits: classes (*L, t) -> logits (*L, t, C - 1) of the classes 1 ... C-1, where those of a step depend on the
+            classes before it only.
+        batch_shape: L.
+        steps: T.
+        end: the class that ends a sequence, or None.
+        like: a tensor of the dtype and device of what is drawn.
+    """
+
+    arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {}
+    support = constraints.independent(constraints.nonnegative_integer, 1)
+
+    def __init__(self, logits: Logits, batch_shape: Size, steps: int, end: int | None, like: Tensor):
+        self.logits, self.end, self.like = logits, end, like
+        super().__init__(Size(batch_shape), Size((steps,)), validate_args=False)
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> "SequenceDistribution":
+        return SequenceDistribution(self.logits, Size(batch_shape), self.event_shape[0], self.end, self.like)
+
+    def log_prob(self, value: Num[Tensor, "..."]) -> Float[Tensor, "..."]:
+        """In nats; a padded step adds exactly 0."""
+        tokens = value.long().expand(*torch.broadcast_shapes(value.shape[:-1], self.batch_shape), -1)
+        chosen = (tokens - 1).clamp_min(0).unsqueeze(-1)
+        density = self.logits(tokens).log_softmax(-1).gather(-1, chosen).squeeze(-1)
+        return torch.where(tokens > 0, density, 0).sum(-1)
+
+    def sample(self, sample_shape: Any = ()) -> Float[Tensor, "..."]:
+        """Step by step, each class given those drawn before it."""
+        return self._written(Size(sample_shape), lambda logits: torch.distributions.Categorical(logits=logits).sample())
+
+    def greedy(self) -> Float[Tensor, "..."]:
+        """Step by step the most probable class, (*L, T). For independent steps without an end this is the mode."""
+        return self._written(Size(), lambda logits: logits.argmax(-1))
+
+    @torch.no_grad()
+    def _written(self, sample_shape: Size, pick: Callable[[Tensor], Tensor]) -> Tensor:
+        tokens = torch.zeros(self._extended_shape(sample_shape), dtype=torch.long, device=self.like.device)
+        ended = torch.zeros(tokens.shape[:-1], dtype=torch.bool, device=tokens.device)
+        for t in range(tokens.shape[-1]):
+            found = pick(self.logits(tokens[..., : t + 1])[..., t, :]) + 1
+            tokens[..., t] = found.masked_fill(ended, 0)
+            ended |= found == self.end
+            if bool(ended.all()):
+                break
+        return tokens.to(self.like.dtype)
+
+
+class CategoricalSequence(Likelihood):
+    """Sequences of classes with a code: q_r(x|z) = prod_t q(x_t | x_1 ... x_{t-1}, z) (Bowman et al. 2016).
+
+    x (B, T) holds whole floats: the classes 1 ... C-1 of the sequence, then 0 for padding, which adds exactly 0 nats.
+    Scoring runs the decoder once, on the observed classes (teacher forcing); sampling and reconstructing run it once
+    for each step. A decoder that ignores the classes makes the steps independent given z.
+
+    Args:
+        decoder: maps codes (N, *Z) and integer classes (N, t) to logits (N, t, C - 1) of the classes 1 ... C-1, those
+            of a step from z and the classes before it. See ``gae.sequence_nets``.
+        latent_shape: Z, or an int for vectors.
+        steps: T, the length of an observation, padding included.
+        classes: C, padding included.
+        end: the class that ends a sequence. With it, masses over sequences of up to T steps sum to 1; without it
+            (None), over those of a given length.
+        prior: see ``Likelihood``; N(0, I) unless given.
+
+    Raises:
+        ValueError: for sizes out of range, or a decoder whose logits have another shape.
+
+    >>> from gae.sequence_nets import LSTMDecoder
+    >>> model = CategoricalSequence(LSTMDecoder(2, classes=4), 2, steps=6, classes=4, end=1)
+    >>> x = torch.tensor([[2.0, 3.0, 3.0, 1.0, 0.0, 0.0]])
+    >>> model.log_joint(x, torch.zeros(5, 1, 2)).shape
+    torch.Size([5, 1])
+    """
+
+    def __init__(
+        self,
+        decoder: nn.Module,
+        latent_shape: int | tuple[int, ...] | Size,
+        steps: int,
+        classes: int,
+        end: int | None = None,
+        prior: nn.Module | None = None,
+    ):
+        shape = Size((latent_shape,) if isinstance(latent_shape, int) else latent_shape)
+        if steps < 1 or classes < 2:
+            raise ValueError(f"Need at least 1 step and 2 classes, of which 0 is padding, got {steps} and {classes}.")
+        if end is not None and not 1 <= end < classes:
+            raise ValueError(f"end must be one of the classes 1 ... {classes - 1} or None, got {end}.")
+        like = next(chain(decoder.parameters(), decoder.buffers()), torch.empty(()))
+        super().__init__(shape, (steps,), StandardNormal(*shape).to(like) if prior is None else prior)
+        self.decoder, self.steps, self.classes, self.end = decoder, steps, classes, end
+        with torch.no_grad():
+            found = self(like.new_zeros(1, *shape)).logits(torch.zeros(1, 1, dtype=torch.long, device=like.device))
+        if found.shape != (1, 1, classes - 1):
+            raise ValueError(
+                f"The decoder must give logits (N, t, C - 1) of the classes 1 ... {classes - 1}, padding left out: "
+                f"for one code and one step {(1, 1, classes - 1)}, got {tuple(found.shape)}."
+            )
+
+    def forward(self, z: Float[Tensor, "..."], k: Int[Tensor, "..."] | None = None) -> SequenceDistribution:
+        if k is not None:
+            raise ValueError("CategoricalSequence has no discrete code, got k. Use a mixture such as LinearMixture.")
+
+        def logits(tokens: Tensor) -> Tensor:
+            lead, latent = tokens.shape[:-1], self.latent_shape
+            codes = z.expand(*lead, *latent).reshape(-1, *latent)
+            found = self.decoder(codes, tokens.reshape(-1, tokens.shape[-1]))
+            return found.reshape(*tokens.shape, *found.shape[2:])
+
+        return SequenceDistribution(logits, z.shape[: z.dim() - len(self.latent_shape)], self.steps, self.end, z)
+
+    def point(self, decoded: SequenceDistribution) -> Float[Tensor, "..."]:  # type: ignore[override]
+        """Greedy decoding, (*L, T): classes have no mean."""
+        return decoded.greedy()
+
+    @property
+    def support(self) -> constraints.Constraint:  # type: ignore[override]
+        return constraints.integer_interval(0, self.classes - 1)
+
+    @property
+    def support_text(self) -> str:  # type: ignore[override]
+        return f"the classes 0 ... {self.classes - 1}"
+
+    support_remedy = "Give the tokens the classes 1, 2, ..., with 0 for padding, and tell the model how many there are."
+
+    def check_support(self, x: Num[Tensor, "B T"]) -> None:
+        super().check_support(x)
+        padded = x == 0
+        if self.end is None:
+            started = padded.cumsum(1) > 0
+            refuse(x, padded & (torch.arange(self.steps, device=x.device) == 0), "A sequence needs a first token", "")
+            refuse(x, ~padded & started, "Padding must follow the tokens", "Move it to the end of each sequence.")
+            return
+        ends = (x == self.end).cumsum(1)
+        ended = ends - (x == self.end).long() > 0
+        what = f"Every sequence needs the class {self.end} that ends it before its padding, and only padding after it"
+        refuse(x, padded != ended, what, "Add the end, or build the model with end=None.")

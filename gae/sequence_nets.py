@@ -1,0 +1,180 @@
+"""Networks over sequences of classes, where class 0 is padding: LSTMs and transformers.
+
+Transformers and decoders can be differentiated twice, as an unrolled ascent needs it. Fused kernels of attention, and
+cuDNN's of an LSTM, cannot; they are switched off where they would run.
+"""
+
+import math
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int, Num
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.functional import pad
+from torch.nn.modules.dropout import _DropoutNd
+
+
+class LSTMEncoder(nn.Module):
+    """Sequences x (N, T) to vectors (N, outputs): a linear map of an LSTM's state at the last token before padding.
+
+    >>> LSTMEncoder(classes=5, outputs=4)(torch.tensor([[3.0, 1.0, 0.0]])).shape
+    torch.Size([1, 4])
+    """
+
+    def __init__(self, classes: int, outputs: int, embedding: int = 32, hidden: int = 128):
+        super().__init__()
+        self.embed = nn.Embedding(classes, embedding)
+        self.lstm = nn.LSTM(embedding, hidden, batch_first=True)
+        self.out = nn.Linear(hidden, outputs)
+
+    def forward(self, x: Num[Tensor, "N T"]) -> Float[Tensor, "N Y"]:
+        states, _ = self.lstm(self.embed(x.long()))
+        last = (x > 0).sum(1).clamp_min(1) - 1
+        return self.out(states[torch.arange(len(x), device=x.device), last])
+
+
+class TransformerEncoder(nn.Module):
+    """Sequences x (N, T) to vectors (N, outputs): self-attention among tokens that are not padding, then their mean.
+
+    Vaswani et al. 2017, with the norm before each layer (Xiong et al. 2020) and sinusoidal positions.
+
+    >>> TransformerEncoder(classes=5, outputs=4)(torch.tensor([[3.0, 1.0, 0.0]])).shape
+    torch.Size([1, 4])
+    """
+
+    def __init__(self, classes: int, outputs: int, width: int = 64, heads: int = 4, layers: int = 2):
+        super().__init__()
+        self.embed = nn.Embedding(classes, width)
+        self.blocks = _blocks(width, heads, layers)
+        self.out = nn.Linear(width, outputs)
+
+    def forward(self, x: Num[Tensor, "N T"]) -> Float[Tensor, "N Y"]:
+        seen = self.embed(x.long())
+        found = self.blocks(seen + positions(seen), src_key_padding_mask=x == 0)
+        share = (x > 0).to(found.dtype)
+        return self.out((found * share.unsqueeze(2)).sum(1) / share.sum(1, keepdim=True).clamp_min(1))
+
+
+class WordDropout(_DropoutNd):
+    """In training, each class is replaced by 0 with probability p, which then means unknown (Bowman et al. 2016)."""
+
+    def forward(self, tokens: Int[Tensor, "N T"]) -> Int[Tensor, "N T"]:
+        if not self.training or self.p == 0:
+            return tokens
+        return tokens.masked_fill(torch.rand(tokens.shape, device=tokens.device) < self.p, 0)
+
+
+class SequenceDecoder(nn.Module):
+    """What sequence decoders share: codes (N, Z) and classes (N, T) give logits (N, T, C - 1) of the classes 1 ... C-1.
+
+    The logits of step t see z and the classes before t; the first step sees class 0 in their place. A parallel decoder
+    sees class 0 in the place of all, so that the steps are independent given z. No logit depends on T.
+
+    Args:
+        classes: C, padding included.
+        width: of the embedding.
+        autoregressive: whether the classes before t are seen.
+        word_dropout: share of them that is hidden in training, against a decoder that ignores z.
+    """
+
+    def __init__(self, classes: int, width: int, autoregressive: bool, word_dropout: float):
+        super().__init__()
+        self.embed = nn.Embedding(classes, width)
+        self.autoregressive = autoregressive
+        self.word_dropout = WordDropout(word_dropout)
+
+    def before(self, tokens: Int[Tensor, "N T"]) -> Float[Tensor, "N T Y"]:
+        """What each step sees of the classes before it."""
+        if not self.autoregressive:
+            return self.embed(torch.zeros_like(tokens))
+        return self.embed(self.word_dropout(pad(tokens, (1, 0))[:, :-1]))
+
+
+class LSTMDecoder(SequenceDecoder):
+    """An LSTM that starts from z, and sees z at every step (Bowman et al. 2016).
+
+    >>> LSTMDecoder(2, classes=5)(torch.zeros(3, 2), torch.ones(3, 7, dtype=torch.long)).shape
+    torch.Size([3, 7, 4])
+    """
+
+    def __init__(
+        self,
+        latent: int,
+        classes: int,
+        embedding: int = 32,
+        hidden: int = 128,
+        autoregressive: bool = True,
+        word_dropout: float = 0.0,
+    ):
+        super().__init__(classes, embedding, autoregressive, word_dropout)
+        self.start = nn.Linear(latent, 2 * hidden)
+        self.lstm = nn.LSTM(embedding + latent, hidden, batch_first=True)
+        self.out = nn.Linear(hidden, classes - 1)
+
+    def forward(self, z: Float[Tensor, "N Z"], tokens: Int[Tensor, "N T"]) -> Float[Tensor, "N T Y"]:
+        start = self.start(z).tanh().unsqueeze(0).chunk(2, -1)
+        seen = torch.cat([self.before(tokens), z.unsqueeze(1).expand(-1, tokens.shape[1], -1)], 2)
+        with torch.backends.cudnn.flags(enabled=False):
+            states, _ = self.lstm(seen, (start[0].contiguous(), start[1].contiguous()))
+        return self.out(states)
+
+
+class TransformerDecoder(SequenceDecoder):
+    """Causal self-attention, where a linear map of z is added to what every step sees.
+
+    >>> TransformerDecoder(2, classes=5)(torch.zeros(3, 2), torch.ones(3, 7, dtype=torch.long)).shape
+    torch.Size([3, 7, 4])
+    """
+
+    def __init__(
+        self,
+        latent: int,
+        classes: int,
+        width: int = 64,
+        heads: int = 4,
+        layers: int = 2,
+        autoregressive: bool = True,
+        word_dropout: float = 0.0,
+    ):
+        super().__init__(classes, width, autoregressive, word_dropout)
+        self.code = nn.Linear(latent, width)
+        self.blocks = _blocks(width, heads, layers)
+        self.out = nn.Linear(width, classes - 1)
+
+    def forward(self, z: Float[Tensor, "N Z"], tokens: Int[Tensor, "N T"]) -> Float[Tensor, "N T Y"]:
+        seen = self.before(tokens)
+        seen = seen + positions(seen) + self.code(z).unsqueeze(1)
+        later = torch.ones(tokens.shape[1], tokens.shape[1], dtype=torch.bool, device=z.device).triu(1)
+        return self.out(self.blocks(seen, mask=later, is_causal=True))
+
+
+def positions(like: Float[Tensor, "N T Y"]) -> Float[Tensor, "T Y"]:
+    """Sines and cosines of the step, of wavelengths from 2 π to 20000 π (Vaswani et al. 2017, section 3.5).
+
+    >>> positions(torch.zeros(1, 2, 4))
+    tensor([[0.0000, 0.0000, 1.0000, 1.0000],
+            [0.8415, 0.0100, 0.5403, 0.9999]])
+    """
+    steps, width = like.shape[1:]
+    rates = torch.exp(-math.log(10000.0) / (width // 2) * torch.arange(width // 2, device=like.device))
+    angles = torch.arange(steps, device=like.device).unsqueeze(1) * rates
+    return torch.cat([angles.sin(), angles.cos()], 1).to(like.dtype)
+
+
+class _Blocks(nn.TransformerEncoder):
+    """torch's, by the one implementation of attention that has a second derivative."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        with sdpa_kernel(SDPBackend.MATH):
+            return super().forward(*args, **kwargs)
+
+
+def _blocks(width: int, heads: int, layers: int) -> _Blocks:
+    """No dropout, which would make the objective of an ascent random."""
+    if width % 2 or width % heads:
+        raise ValueError(f"width must be even and a multiple of heads, got width={width} and heads={heads}.")
+    block = nn.TransformerEncoderLayer(
+        width, heads, 4 * width, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
+    )
+    return _Blocks(block, layers, nn.LayerNorm(width), enable_nested_tensor=False)

@@ -1,0 +1,92 @@
+"""Sequences of classes with one code each: recurrent and attention variational autoencoders."""
+
+from functools import partial
+
+from torch import nn
+
+from gae import sequence_nets
+from gae.autoencoder import Autoencoder
+from gae.inference import Amortized
+from gae.likelihood import CategoricalSequence
+from gae.objective import elbo
+from gae.systems.parts import NormalEncoder, Shape
+
+
+def sequence_vae(
+    event_shape: Shape,
+    classes: int = 258,
+    latent: int = 16,
+    embedding: int = 32,
+    hidden: int = 128,
+    end: int | None = 1,
+    autoregressive: bool = True,
+    word_dropout: float = 0.7,
+    beta: float = 1.0,
+) -> Autoencoder:
+    """A VAE of sequences with LSTMs (Bowman et al. 2016); x (B, T) holds classes, 0 for padding.
+
+    Args:
+        event_shape: (T,), the steps of an observation.
+        classes: C, padding included; for text, at least the ``classes`` of its vocabulary.
+        latent: width of the code.
+        embedding: width of what stands for a class.
+        hidden: width of the LSTMs.
+        end: the class that ends a sequence; ``None`` for sequences of a given length.
+        autoregressive: whether the decoder sees the classes before each step, or all steps are independent given z.
+        word_dropout: share of the classes seen that is hidden in training mode. With none, a decoder that sees all of
+            them learns to ignore z; with any, an ascent needs ``.eval()``.
+        beta: weight of the KL; any value but 1 is no bound.
+    """
+    (steps,) = _steps(event_shape)
+    decoder = sequence_nets.LSTMDecoder(latent, classes, embedding, hidden, autoregressive, word_dropout)
+    encoder = sequence_nets.LSTMEncoder(classes, 2 * latent, embedding, hidden)
+    return _assembled(decoder, encoder, latent, steps, classes, end, beta)
+
+
+def attention_vae(
+    event_shape: Shape,
+    classes: int = 258,
+    latent: int = 16,
+    width: int = 64,
+    heads: int = 4,
+    layers: int = 2,
+    end: int | None = 1,
+    autoregressive: bool = True,
+    word_dropout: float = 0.7,
+    beta: float = 1.0,
+) -> Autoencoder:
+    """A VAE of sequences with transformers (Vaswani et al. 2017); options as ``sequence_vae``'s, but for the networks'.
+
+    Args:
+        event_shape: (T,), the steps of an observation.
+        classes: C, padding included; for text, at least the ``classes`` of its vocabulary.
+        latent: width of the code.
+        width: of the networks.
+        heads: of each attention layer; they divide the width.
+        layers: blocks of each network.
+        end: the class that ends a sequence; ``None`` for sequences of a given length.
+        autoregressive: whether the decoder sees the classes before each step, or all steps are independent given z.
+        word_dropout: share of the classes seen that is hidden in training mode. With none, a decoder that sees all of
+            them learns to ignore z; with any, an ascent needs ``.eval()``.
+        beta: weight of the KL; any value but 1 is no bound.
+    """
+    (steps,) = _steps(event_shape)
+    decoder = sequence_nets.TransformerDecoder(latent, classes, width, heads, layers, autoregressive, word_dropout)
+    encoder = sequence_nets.TransformerEncoder(classes, 2 * latent, width, heads, layers)
+    return _assembled(decoder, encoder, latent, steps, classes, end, beta)
+
+
+def _steps(event_shape: Shape) -> Shape:
+    if len(event_shape) != 1:
+        raise ValueError(
+            f"A sequence has the event shape (T,), got {tuple(event_shape)}. Load text (`load('names.txt')`), or write "
+            "each observation as classes 1, 2, ... in a row, with 0 for padding."
+        )
+    return event_shape
+
+
+def _assembled(
+    decoder: nn.Module, encoder: nn.Module, latent: int, steps: int, classes: int, end: int | None, beta: float
+) -> Autoencoder:
+    likelihood = CategoricalSequence(decoder, latent, steps, classes, end)
+    return Autoencoder(likelihood, Amortized(NormalEncoder(encoder)), partial(elbo, beta=beta, analytic=True))
