@@ -37,6 +37,7 @@ from gae.inference import (
     Langevin,
     MeanField,
     Momentum,
+    MonotoneAscent,
     NonNegative,
     OneStep,
     Prior,
@@ -73,6 +74,8 @@ from gae.likelihood import (
     Likelihood,
     LinearMixture,
     Mask,
+    NonNegativeGaussian,
+    NonNegativePoisson,
     Observed,
     Poisson,
     StandardNormal,
@@ -169,6 +172,8 @@ LIKELIHOODS = [
     LikelihoodCase("gmm", lambda: chart(3, 0, **EVERYTHING)),
     LikelihoodCase("llgae", lambda: chart(3, 2, flat_prior=True)),
     LikelihoodCase("mixture-of-ppca", lambda: chart(3, 2, (2, 2), **EVERYTHING)),
+    LikelihoodCase("nmf-gaussian", lambda: NonNegativeGaussian(2, (2, 2), 0.7)),
+    LikelihoodCase("nmf-poisson", lambda: NonNegativePoisson(2, (4,)), count),
     LikelihoodCase("weights", lambda: WeightLikelihood(net(1, 3), torch.ones(1), learned)),
     LikelihoodCase("weights-conv", lambda: drawn_by(StandardNormal(20))),
     LikelihoodCase("activation", lambda: Activation(net((2, 2), 4), (2, 2), prior=StandardNormal(2, 2)), classes),
@@ -201,8 +206,18 @@ def charts(likelihood: Likelihood) -> bool:
     return likelihood.components > 0 and likelihood.latent_shape.numel() > 0
 
 
+def orthant(likelihood: Likelihood) -> bool:
+    """Codes must not be negative, so most engines find none."""
+    prior = likelihood.prior
+    return isinstance(prior, FlatDistribution) and prior.nonnegative
+
+
+def anywhere(likelihood: Likelihood) -> bool:
+    return not orthant(likelihood)
+
+
 def continuous(likelihood: Likelihood) -> bool:
-    return likelihood.latent_shape.numel() > 0
+    return likelihood.latent_shape.numel() > 0 and not orthant(likelihood)
 
 
 def proper(likelihood: Likelihood) -> bool:
@@ -345,7 +360,7 @@ GUIDES = [
 ]
 STARTS = [
     *GUIDES,
-    EngineCase("zeros", lambda m: Zeros(), always),
+    EngineCase("zeros", lambda m: Zeros(), anywhere),
     EngineCase("fixed", lambda m: Fixed(torch.full(m.latent_shape, 0.3)), always),
     EngineCase("prior", lambda m: Prior(), proper, stochastic=True),
     EngineCase("closed-form", lambda m: ClosedForm(), exact, density=True),
@@ -401,6 +416,11 @@ ENGINES = [
             ("sphere", lambda: Projected(GradientAscent(0.05), UnitSphere())),
             ("simplex", lambda: Projected(GradientAscent(0.05), Simplex())),
         ]
+    ),
+    EngineCase(
+        "ascent-monotone",
+        lambda m: Ascent(Fixed(torch.full(m.latent_shape, 0.3)), MonotoneAscent(), max_steps=3),
+        orthant,
     ),
     EngineCase("ascent-ista", lambda m: Ascent(step=ProximalAscent(0.1), max_steps=3), sparse),
     EngineCase("ascent-fista", lambda m: Ascent(step=ProximalAscent(0.1, accelerated=True), max_steps=4), sparse),
@@ -495,6 +515,7 @@ class SystemCase:
     stochastic: bool = False
     density: bool = False
     samples: int = 1
+    detached: bool = False
 
 
 SMALL: dict[str, Any] = {"latent": 2, "hidden": (5,)}
@@ -511,6 +532,8 @@ SYSTEMS = [
     SystemCase("vae", SMALL | {"head": "bernoulli"}, data=binary, stochastic=True, density=True),
     SystemCase("conv-vae", {"latent": 2, "channels": (2,)}, (1, 4, 4), stochastic=True, density=True),
     SystemCase("gon", SMALL),
+    SystemCase("nmf", {"latent": 2, "steps": 3}, data=unit, detached=True),
+    SystemCase("nmf", {"latent": 2, "steps": 3, "head": "poisson"}, data=count, detached=True),
     SystemCase("savae", SMALL, stochastic=True, density=True),
 ]
 
@@ -562,11 +585,11 @@ def system(case: SystemCase) -> Pair:
     def make() -> Autoencoder:
         model = systems.build(case.name, case.event_shape, **case.options)
         if isinstance(model.likelihood, ClosedFormLearning):
-            model.likelihood.initialize(torch.randn(20, *case.event_shape), 0)
+            model.likelihood.initialize(case.data((20, *case.event_shape)), 0)
         return model
 
     name = "-".join([case.name, *(str(case.options[key]) for key in ("head", "steps") if key in case.options)])
-    return Pair(f"system-{name}", make, case.data, case.stochastic, case.density, False, case.samples)
+    return Pair(f"system-{name}", make, case.data, case.stochastic, case.density, case.detached, case.samples)
 
 
 def pairs() -> list[Pair]:

@@ -10,6 +10,7 @@ from gae.inference.gauss_newton import GaussNewton
 from gae.inference.implicit import Implicit
 from gae.inference.langevin import Langevin
 from gae.inference.lbfgs import LBFGS
+from gae.inference.monotone import MonotoneAscent
 from gae.inference.proximal import ProximalAscent
 from gae.inference.solver import Progress
 from gae.inference.starts import Fixed, Initial, Prior, Zeros
@@ -44,6 +45,7 @@ __all__ = [
     "Langevin",
     "MeanField",
     "Momentum",
+    "MonotoneAscent",
     "NonNegative",
     "OneStep",
     "Prior",

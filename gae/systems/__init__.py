@@ -2,6 +2,7 @@
 
 from gae.systems.autoencoders import CORRUPTIONS, ae, cae, dae, overcomplete_ae, sparse_ae
 from gae.systems.decoders import gon, short_run, sparse_coding
+from gae.systems.factors import nmf
 from gae.systems.linear import gmm, kmeans, llgae, pca, ppca
 from gae.systems.parts import HEADS, NormalEncoder
 from gae.systems.table import SYSTEMS, System, build, option_names
@@ -23,6 +24,7 @@ __all__ = [
     "importance_weighted",
     "kmeans",
     "llgae",
+    "nmf",
     "option_names",
     "overcomplete_ae",
     "pca",

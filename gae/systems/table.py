@@ -8,6 +8,7 @@ from typing import Any
 from gae.autoencoder import Autoencoder
 from gae.systems.autoencoders import ae, cae, dae, overcomplete_ae, sparse_ae
 from gae.systems.decoders import gon, short_run, sparse_coding
+from gae.systems.factors import nmf
 from gae.systems.linear import gmm, kmeans, llgae, pca, ppca
 from gae.systems.parts import Shape
 from gae.systems.variational import conv_vae, importance_weighted, savae, vae
@@ -56,6 +57,14 @@ SYSTEMS: dict[str, System] = {
         "Ascent(Prior, Langevin)",
         "joint",
         "Han et al. 2017; Nijkamp et al. 2019",
+    ),
+    "nmf": System(
+        nmf,
+        "NonNegativeGaussian or NonNegativePoisson",
+        "flat, z >= 0",
+        "Ascent(MonotoneAscent)",
+        "joint",
+        "Lee & Seung 1999, 2001",
     ),
     "savae": System(savae, "neural head", "N(0, I)", "Ascent(Amortized, MeanField)", "elbo", "Kim et al. 2018"),
 }
