@@ -424,6 +424,12 @@ ENGINES = [
     ),
     EngineCase("ascent-ista", lambda m: Ascent(step=ProximalAscent(0.1), max_steps=3), sparse),
     EngineCase("ascent-fista", lambda m: Ascent(step=ProximalAscent(0.1, accelerated=True), max_steps=4), sparse),
+    EngineCase(
+        "ascent-fista-backtracking",
+        lambda m: Ascent(step=ProximalAscent(accelerated=True), max_steps=6, backprop=Detach()),
+        sparse,
+        detached=True,
+    ),
     EngineCase("ascent-whiten", lambda m: Ascent(Prior(), Projected(GradientAscent(0.05), Whiten()), 2), sets, True),
     EngineCase("ascent-gauss-newton", lambda m: Ascent(step=GaussNewton(), max_steps=2), exact_code),
     EngineCase("ascent-langevin", lambda m: Ascent(step=Langevin(0.01), max_steps=3), stochastic=True),

@@ -1,7 +1,9 @@
 """Non-negative factorisation: densities, updates and parts against scipy and scikit-learn."""
 
 import math
+import warnings
 from functools import partial
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ from scipy.optimize import nnls
 from scipy.stats import poisson
 from sklearn.decomposition import NMF
 from sklearn.decomposition._nmf import _beta_divergence, _initialize_nmf
+from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor, nn
 
 from gae import Autoencoder, systems
@@ -103,19 +106,22 @@ def test_gaussian_codes_are_scipys() -> None:
     model, x = NonNegativeGaussian(6, (10,), 0.3).double(), torch.randn(20, 10).double() + 1
     parts = model.parts.detach().numpy()
     wanted = np.stack([nnls(parts.T, row)[0] for row in x.numpy()])
-    assert np.allclose(encode(model, x, 3000).numpy(), wanted, atol=1e-7)
+    assert np.allclose(encode(model, x, 1000).numpy(), wanted, atol=1e-7)
     assert 0.1 < (wanted == 0).mean() < 0.9
 
 
-def test_poisson_codes_satisfy_their_optimality_conditions() -> None:
-    """The gradient vanishes where z > 0, and points out of the orthant elsewhere."""
+def test_poisson_codes_are_optimal() -> None:
+    """A certificate from concavity: no code gains more than Σ_d x_d · max_k ∇_k / Σ_d W_kd, in nats.
+
+    For ∇ · (z* - z) bounds the gain, ∇ · z = 0 after an update, and z* puts out as many counts as there are.
+    """
     model, x = NonNegativePoisson(4, (10,)).double(), counts(20, 10)
-    z = encode(model, x, 20_000).requires_grad_()
+    z = encode(model, x, 1500).requires_grad_()
     (grad,) = torch.autograd.grad(model.log_joint(x, z.unsqueeze(0)).sum(), z)
-    inner = z > 1e-3
-    assert 0.1 < inner.double().mean() < 0.95
-    assert grad[inner].abs().max() < 1e-4
-    assert grad[~inner].max() < 1e-2
+    assert (z * grad).sum(1).abs().max() < 1e-9
+    gain = x.sum(1) * (grad / model.parts.sum(1)).amax(1).clamp_min(0)
+    assert gain.max() < 0.05 and gain.median() < 1e-3
+    assert 0.1 < (z < 1e-6).double().mean() < 0.9
 
 
 @pytest.mark.parametrize("build", [NonNegativeGaussian, NonNegativePoisson])
@@ -202,19 +208,21 @@ def test_the_poisson_m_step_never_lowers_the_density() -> None:
 def test_nmf_is_as_good_as_scikit_learns(digits: Dataset, head: str) -> None:
     """Objectives at most 1.01 of those at equal rank and start; held-out codes at most 1.01 of ``transform``'s."""
     factor, loss, solver = LAWS[head]
-    x, held_out = factor * digits.train, factor * digits.test[:100]
+    x, held_out = factor * digits.train[:500], factor * digits.test[:100]
     torch.manual_seed(0)
-    model = systems.build("nmf", digits.event_shape, latent=6, head=head)
+    model = systems.build("nmf", digits.event_shape, latent=6, head=head, steps=40)
     history = train(model, x, epochs=60)
     losses = [row.train_loss for row in history.rows]
-    assert max(b - a for a, b in zip(losses, losses[1:], strict=False)) < 0.02  # nats; codes are solved to a tolerance
+    assert max(b - a for a, b in pairwise(losses)) < 0.02  # nats; codes are solved to a tolerance
     with torch.no_grad():
         codes, new = (model.encode(part).z[0].double().numpy() for part in (x, held_out))
     parts = model.likelihood.parts.detach().flatten(1).double().numpy()
     assert min(codes.min(), new.min(), parts.min()) >= 0
     data, test = (part.flatten(1).double().numpy() for part in (x, held_out))
     oracle = NMF(6, init="nndsvda", solver=solver, beta_loss=loss, random_state=0)
-    theirs = oracle.fit_transform(data)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # 200 steps, as they are by default
+        theirs = oracle.fit_transform(data)
     wanted = _beta_divergence(data, theirs, oracle.components_, loss)
     assert _beta_divergence(data, codes, parts, loss) <= 1.01 * wanted
     oracle.components_ = parts

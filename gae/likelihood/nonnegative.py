@@ -14,6 +14,7 @@ from gae.likelihood.heads import Gaussian, Head
 from gae.likelihood.priors import Flat
 
 FLOOR = 1e-7  # of the largest entry: the least that a Poisson part puts on an element, lest a rate of 0 rule out x > 0
+NOTHING = 1e-6  # of the largest entry: what counts as 0 in the parts to start from
 SWEEPS, SETTLED = 200, 1e-6  # of the parts' least-squares problem: at most so many, or until a sweep moves so little
 
 
@@ -83,7 +84,7 @@ class NonNegativeLinear(Head):
         flat, weights = x.flatten(1).double(), self.decoder.weights
         if len(weights) <= min(flat.shape):
             parts = nndsvd(flat, len(weights))
-            parts = torch.where(parts > 0, parts, flat.mean().abs())
+            parts = torch.where(parts > NOTHING * parts.max(), parts, flat.mean().abs())
         else:
             drawn = torch.randn(weights.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
             parts = (flat.mean().abs() / len(weights)).sqrt() * drawn.abs().to(flat.device)

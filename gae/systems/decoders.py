@@ -26,12 +26,11 @@ def sparse_coding(
 ) -> Autoencoder:
     """Sparse coding (Olshausen & Field 1996): unit atoms, a Laplace prior of the given rate, codes by FISTA.
 
-    The step assumes a largest curvature of √latent / scale². Learned atoms that are alike can exceed it, and then
-    FISTA need not converge; ``Solve.status`` tells.
+    Each code finds its own step by backtracking, so that FISTA converges however alike the learned atoms are.
     """
     decoder = Gaussian(nets.Dictionary(latent, event_shape), latent, scale, prior=LaplacePrior(latent, rate=rate))
-    climb = ProximalAscent(scale**2 / latent**0.5, accelerated=True)
-    return Autoencoder(decoder, Ascent(Zeros(), climb, steps, backprop=Detach()), joint)
+    climb = Ascent(Zeros(), ProximalAscent(accelerated=True), steps, backprop=Detach())
+    return Autoencoder(decoder, climb, joint)
 
 
 def short_run(
