@@ -12,6 +12,7 @@ from pyro.nn import PyroModule
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
+import gae.inference
 import gae.likelihood
 from gae import Autoencoder, nets, systems
 from gae.inference import (
@@ -28,6 +29,7 @@ from gae.inference import (
     Detach,
     Enumerate,
     Fixed,
+    FreeCodes,
     FullCovariance,
     GaussNewton,
     GradientAscent,
@@ -417,6 +419,7 @@ ENGINES = [
             ("simplex", lambda: Projected(GradientAscent(0.05), Simplex())),
         ]
     ),
+    EngineCase("free-codes", lambda m: FreeCodes(m.latent_shape, Ascent(max_steps=3)).eval()),
     EngineCase(
         "ascent-monotone",
         lambda m: Ascent(Fixed(torch.full(m.latent_shape, 0.3)), MonotoneAscent(), max_steps=3),
@@ -626,7 +629,9 @@ OBJECTIVE_PAIRS = objective_pairs()
 
 def covered_names() -> set[str]:
     """Public names that the cases reach: functions, and classes of what is built and found with bases and protocols."""
-    protocols = [c for c in vars(gae.likelihood).values() if getattr(c, "_is_protocol", False)]
+    protocols = [
+        c for m in (gae.likelihood, gae.inference) for c in vars(m).values() if getattr(c, "_is_protocol", False)
+    ]
     names = {function.__name__ for function in BRIDGES}
     for case in PAIRS + OBJECTIVE_PAIRS:
         for thing in _things(case):

@@ -44,6 +44,7 @@ ORDER = [
     "gae.inference.solver",
     "gae.inference.backprop",
     "gae.inference.implicit",
+    "gae.inference.free",
     "gae.inference.exact",
     "gae.inference.ascent",
     "gae.inference.amortized",

@@ -223,7 +223,7 @@ def test_backtracking_converges_where_atoms_are_alike(accelerated: bool, dtype: 
     assert (gap <= bound + 1e-4).all() and gap.min() > -1e-4
     assert (found.z == 0).double().mean() > 0.3
     assert found.solve is not None and (found.solve.status == Status.max_steps).all()
-    assert (fixed.log_joint[0, 1:] < best[1:] - 100).all()
+    assert (fixed.log_joint[0] < best - 1e6).double().mean() > 0.7  # but for codes that are 0
 
 
 def test_backtracking_ends_near_the_largest_curvature() -> None:

@@ -3,9 +3,10 @@
 from gae.inference.amortized import Amortized, to_pyro
 from gae.inference.ascent import Ascent
 from gae.inference.backprop import Backprop, Checkpoint, Detach, OneStep, Truncate, Unroll
-from gae.inference.base import Code, Encoding, Inference, Solve, Status
+from gae.inference.base import Code, Encoding, Inference, LearnsData, Solve, Status
 from gae.inference.exact import Argmax, ClosedForm, Enumerate
 from gae.inference.family import Delta, Family, FullCovariance, MeanField
+from gae.inference.free import FreeCodes
 from gae.inference.gauss_newton import GaussNewton
 from gae.inference.implicit import Implicit
 from gae.inference.langevin import Langevin
@@ -36,6 +37,7 @@ __all__ = [
     "Enumerate",
     "Family",
     "Fixed",
+    "FreeCodes",
     "FullCovariance",
     "GaussNewton",
     "GradientAscent",
@@ -43,6 +45,7 @@ __all__ = [
     "Inference",
     "Initial",
     "Langevin",
+    "LearnsData",
     "MeanField",
     "Momentum",
     "MonotoneAscent",

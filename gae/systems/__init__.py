@@ -1,7 +1,7 @@
 """Every named system: one function each, and the table of them."""
 
 from gae.systems.autoencoders import CORRUPTIONS, ae, cae, dae, overcomplete_ae, sparse_ae
-from gae.systems.decoders import gon, short_run, sparse_coding
+from gae.systems.decoders import glo, gon, short_run, sparse_coding
 from gae.systems.factors import nmf
 from gae.systems.linear import gmm, kmeans, llgae, pca, ppca
 from gae.systems.parts import HEADS, NormalEncoder
@@ -19,6 +19,7 @@ __all__ = [
     "cae",
     "conv_vae",
     "dae",
+    "glo",
     "gmm",
     "gon",
     "importance_weighted",

@@ -7,7 +7,7 @@ from typing import Any
 
 from gae.autoencoder import Autoencoder
 from gae.systems.autoencoders import ae, cae, dae, overcomplete_ae, sparse_ae
-from gae.systems.decoders import gon, short_run, sparse_coding
+from gae.systems.decoders import glo, gon, short_run, sparse_coding
 from gae.systems.factors import nmf
 from gae.systems.linear import gmm, kmeans, llgae, pca, ppca
 from gae.systems.parts import Shape
@@ -57,6 +57,9 @@ SYSTEMS: dict[str, System] = {
         "Ascent(Prior, Langevin)",
         "joint",
         "Han et al. 2017; Nijkamp et al. 2019",
+    ),
+    "glo": System(
+        glo, "neural head", "N(0, I)", "FreeCodes(Ascent)", "joint", "Bojanowski et al. 2018; Park et al. 2019"
     ),
     "nmf": System(
         nmf,
