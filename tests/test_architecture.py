@@ -70,6 +70,7 @@ ORDER = [
     "gae.fit.run",
     "gae.fit.train",
     "gae.fit",
+    "gae.stacked",
     "gae.walks",
     "gae.systems.parts",
     "gae.systems.linear",

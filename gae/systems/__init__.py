@@ -1,6 +1,6 @@
 """Every named system: one function each, and the table of them."""
 
-from gae.systems.autoencoders import CORRUPTIONS, ae, cae, dae, overcomplete_ae, sparse_ae
+from gae.systems.autoencoders import CORRUPTIONS, ae, cae, dae, overcomplete_ae, sparse_ae, stacked_ae
 from gae.systems.decoders import glo, gon, short_run, sparse_coding
 from gae.systems.factors import nmf
 from gae.systems.linear import gmm, kmeans, llgae, pca, ppca
@@ -34,5 +34,6 @@ __all__ = [
     "short_run",
     "sparse_ae",
     "sparse_coding",
+    "stacked_ae",
     "vae",
 ]

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from gae.autoencoder import Autoencoder
-from gae.systems.autoencoders import ae, cae, dae, overcomplete_ae, sparse_ae
+from gae.systems.autoencoders import ae, cae, dae, overcomplete_ae, sparse_ae, stacked_ae
 from gae.systems.decoders import glo, gon, short_run, sparse_coding
 from gae.systems.factors import nmf
 from gae.systems.linear import gmm, kmeans, llgae, pca, ppca
@@ -57,6 +57,14 @@ SYSTEMS: dict[str, System] = {
         "Ascent(Prior, Langevin)",
         "joint",
         "Han et al. 2017; Nijkamp et al. 2019",
+    ),
+    "stacked-ae": System(
+        stacked_ae,
+        "neural head in layers",
+        "flat",
+        "Amortized (deterministic)",
+        "joint",
+        "Hinton & Salakhutdinov 2006; Bengio et al. 2007",
     ),
     "glo": System(
         glo, "neural head", "N(0, I)", "FreeCodes(Ascent)", "joint", "Bojanowski et al. 2018; Park et al. 2019"
