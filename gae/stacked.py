@@ -71,8 +71,8 @@ def pretrain(
 class LabelHead(Categorical):
     """q(y|z) of a class y: an observation is a row (*pixels, y) of D + 1 values, of which only the last is scored.
 
-    A conditional model: ``log_joint`` is log q(y|z) in nats, with z a function of the pixels, and what it decodes is the
-    label alone. See ``classifier``.
+    A conditional model: ``log_joint`` is log q(y|z) in nats, with z a function of the pixels, and what it decodes is
+    the label alone. See ``classifier``.
 
     Args:
         decoder: codes (N, *Z) to logits (N, C).
@@ -106,10 +106,15 @@ class LabelHead(Categorical):
         return dist.Independent(self.distribution(output), 0, validate_args=False)
 
 
-def classifier(autoencoder: Autoencoder, classes: int) -> Autoencoder:
+def classifier(autoencoder: Autoencoder, classes: int, corruption: nn.Module | None = None) -> Autoencoder:
     """A softmax layer on the codes of an autoencoder, to be fitted to ``labelled`` rows; it trains the encoder too.
 
     The encoder is shared: fine-tuning the classifier changes the autoencoder's codes.
+
+    Args:
+        autoencoder: whose codes are classified.
+        classes: C.
+        corruption: of the pixels in training; labels are scored as they are.
 
     Raises:
         TypeError: for an engine other than ``Amortized``.
@@ -131,7 +136,7 @@ def classifier(autoencoder: Autoencoder, classes: int) -> Autoencoder:
     top = nn.Sequential(nn.Flatten(), nn.Linear(likelihood.latent_shape.numel(), classes)).to(like)
     head = LabelHead(top, likelihood.latent_shape, likelihood.event_shape.numel())
     encoder = nn.Sequential(_Pixels(likelihood.event_shape), autoencoder.inference.guide)
-    return Autoencoder(head, Amortized(encoder), joint)
+    return Autoencoder(head, Amortized(encoder), joint, corruption=corruption)
 
 
 def labelled(x: Float[Tensor, "N *X"], labels: Int[Tensor, " N"]) -> Float[Tensor, "N D"]:
@@ -143,7 +148,8 @@ def labelled(x: Float[Tensor, "N *X"], labels: Int[Tensor, " N"]) -> Float[Tenso
 def predict(model: Autoencoder, x: Float[Tensor, "N *X"]) -> Int[Tensor, " N"]:
     """The most probable class of each observation, by a ``classifier``."""
     zeros = torch.zeros(len(x), dtype=torch.long, device=x.device)
-    return model.reconstruct(labelled(x, zeros)).long()
+    codes = model.encode(labelled(x, zeros)).point
+    return model.likelihood.point(model.decode(codes)).long()
 
 
 class _Pixels(nn.Module):

@@ -186,6 +186,7 @@ def test_codes_of_another_width_do_not_fit() -> None:
     assert free(autoencoder).codes.shape == (6, 2)
 
 
+@pytest.mark.usefixtures("unchecked_types")
 def test_glo_encodes_held_out_digits(digits: Dataset) -> None:
     """Far better than the mean image, and near the error of training data under the same engine."""
     torch.manual_seed(0)

@@ -205,6 +205,7 @@ def test_the_poisson_m_step_never_lowers_the_density() -> None:
 
 
 @both
+@pytest.mark.usefixtures("unchecked_types")
 def test_nmf_is_as_good_as_scikit_learns(digits: Dataset, head: str) -> None:
     """Objectives at most 1.01 of those at equal rank and start; held-out codes at most 1.01 of ``transform``'s."""
     factor, loss, solver = LAWS[head]
