@@ -1,5 +1,6 @@
 """Deep autoencoders layer by layer, and the classifier on top of one: both are fitted by ``fit``."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from gae.autoencoder import Autoencoder
 from gae.data import Dataset
 from gae.fit import History, fit
 from gae.inference import Amortized
-from gae.likelihood import Categorical, Flat, Gaussian, Head
+from gae.likelihood import Categorical, Flat, Gaussian, Likelihood
 from gae.objective import joint
 
 
@@ -163,17 +164,16 @@ class _Pixels(nn.Module):
         return x[:, :-1].unflatten(1, self.event_shape)
 
 
-def _layers(autoencoder: Autoencoder) -> tuple[nn.Sequential, nn.Sequential, type[Head]]:
+def _layers(autoencoder: Autoencoder) -> tuple[nn.Sequential, nn.Sequential, Callable[..., Likelihood]]:
     """Encoder and decoder as layers, and the law of the data."""
     encoder = getattr(autoencoder.inference, "guide", None)
     decoder = getattr(autoencoder.likelihood, "decoder", None)
-    stacks = isinstance(encoder, nn.Sequential) and isinstance(decoder, nn.Sequential)
-    if not isinstance(autoencoder.likelihood, Head) or not stacks or len(encoder) != len(decoder):
-        raise TypeError(
-            "Pre-training needs an encoder and a decoder that are `nn.Sequential`s of equally many layers, each an "
-            'inverse of the other. Use `systems.build("stacked-ae", ...)`.'
-        )
-    return encoder, decoder, type(autoencoder.likelihood)
+    if isinstance(encoder, nn.Sequential) and isinstance(decoder, nn.Sequential) and len(encoder) == len(decoder):
+        return encoder, decoder, type(autoencoder.likelihood)
+    raise TypeError(
+        "Pre-training needs an encoder and a decoder that are `nn.Sequential`s of equally many layers, each of which "
+        'mirrors one. Use `systems.build("stacked-ae", ...)`.'
+    )
 
 
 @torch.no_grad()

@@ -59,8 +59,8 @@ class ProximalAscent(Step):
         penalty = _rate(problem).to(u)
         smooth = grad + penalty * u.sign()
         if self.rate is not None:
-            point, found = _shrunk(u + self.rate * smooth, self.rate * penalty), {}
-            return self._ahead(point, state, found) if self.accelerated else (point, found)
+            point = _shrunk(u + self.rate * smooth, self.rate * penalty)
+            return self._ahead(point, state, {}) if self.accelerated else (point, {})
         if t == 0:
             unit = smooth.detach() / widened(_norm(smooth).clamp_min(torch.finfo(u.dtype).tiny), u)
             curvature = _curvature(problem, penalty, u, value, smooth, u + unit)

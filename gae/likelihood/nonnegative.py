@@ -220,7 +220,8 @@ def least_squares_sweep(
     >>> least_squares_sweep(torch.eye(2), torch.tensor([3.0, -1.0]), torch.ones(2))
     tensor([3., 0.])
     """
-    residual, entries = target - z @ gram, []
+    residual = target - z @ gram
+    entries: list[Tensor] = []
     for row, curvature, old in zip(gram, gram.diagonal(), z.unbind(-1), strict=True):
         index = len(entries)
         if curvature > 0:  # otherwise its part is 0, and every value as good

@@ -31,7 +31,7 @@ def stacked_ae(
     event_shape: Shape, latent: int = 32, hidden: Sequence[int] = (256, 128), head: str = "gaussian"
 ) -> Autoencoder:
     """A deep autoencoder in layers that mirror each other, for greedy pre-training (``gae.stacked.pretrain``)."""
-    widths = (event_shape, *hidden)
+    widths: list[int | Sequence[int]] = [event_shape, *hidden]
     down = [nn.Sequential(nets.mlp(a, (), b), nn.SiLU()) for a, b in pairwise(widths)]
     up = [nn.Sequential(nets.mlp(b, (), a), nn.SiLU()) for a, b in pairwise(hidden)]
     widest = hidden[0] if hidden else latent
