@@ -136,7 +136,7 @@ def test_pretrained_and_fine_tuned_it_reads_digits(digits: Dataset) -> None:
     torch.manual_seed(0)
     noise = GaussianNoise(0.2)
     model = systems.build("stacked-ae", digits.event_shape)
-    pre(model, digits, epochs=8, optimizer=Adam, corruption=noise)
+    pre(model, digits, epochs=15, optimizer=Adam, corruption=noise)
     head = classifier(model, 10, noise)
     rows = labelled(digits.train, digits.train_labels)
     train(head, rows, epochs=40, batch_size=32, optimizer=partial(torch.optim.Adam, lr=1e-3))
