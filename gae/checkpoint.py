@@ -119,6 +119,9 @@ def checkpoints(folder: PathLike) -> list[Path]:
 def restore(module: nn.Module, state: Mapping[str, Any], source: str = "the checkpoint") -> None:
     """Loads a ``state_dict`` into a module, after checking that every name, shape and dtype agrees.
 
+    The first dimension is free of those entries that a part of the module lists in ``sized_by_data``, because only data
+    tell it; such a part takes the size of what it loads.
+
     Raises:
         ValueError: listing missing, unexpected and mismatched entries; the module is left as it was.
 
@@ -132,8 +135,10 @@ def restore(module: nn.Module, state: Mapping[str, Any], source: str = "the chec
     own = module.state_dict()
     problems = [f"{name}: missing in {source}" for name in own if name not in state]
     problems += [f"{name}: not in the model" for name in state if name not in own]
+    free = {f"{path}.{name}".lstrip(".") for path, part in module.named_modules() for name in _sized_by_data(part)}
     for name in own:
-        if name in state and (stored := _kind(state[name])) != (wanted := _kind(own[name])):
+        kind = _kind_of_one if name in free else _kind
+        if name in state and (stored := kind(state[name])) != (wanted := kind(own[name])):
             problems.append(f"{name}: {stored} in {source}, {wanted} in the model")
     if problems:
         lines = "\n  ".join(problems)
@@ -232,6 +237,14 @@ def _foreign(path: Path) -> str:
 
 def _kind(value: Any) -> str:
     return f"{tuple(value.shape)} {value.dtype}" if isinstance(value, Tensor) else type(value).__name__
+
+
+def _kind_of_one(value: Any) -> str:
+    return f"(any, *{tuple(value.shape[1:])}) {value.dtype}" if isinstance(value, Tensor) else type(value).__name__
+
+
+def _sized_by_data(part: nn.Module) -> tuple[str, ...]:
+    return getattr(part, "sized_by_data", ())
 
 
 def _step(path: Path) -> int:

@@ -12,6 +12,7 @@ from pyro.nn import PyroModule
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
+import gae.inference
 import gae.likelihood
 from gae import Autoencoder, nets, sequence_nets, systems
 from gae.inference import (
@@ -31,6 +32,7 @@ from gae.inference import (
     Enumerate,
     Exaggerated,
     Fixed,
+    FreeCodes,
     FullCovariance,
     GaussNewton,
     GradientAscent,
@@ -41,6 +43,7 @@ from gae.inference import (
     MeanField,
     Mode,
     Momentum,
+    MonotoneAscent,
     Nearest,
     NonNegative,
     OneStep,
@@ -88,6 +91,8 @@ from gae.likelihood import (
     LinearMixture,
     LinearRegression,
     Mask,
+    NonNegativeGaussian,
+    NonNegativePoisson,
     Observed,
     Poisson,
     Relational,
@@ -205,6 +210,8 @@ LIKELIHOODS = [
     LikelihoodCase("gmm", lambda: chart(3, 0, **EVERYTHING)),
     LikelihoodCase("llgae", lambda: chart(3, 2, flat_prior=True)),
     LikelihoodCase("mixture-of-ppca", lambda: chart(3, 2, (2, 2), **EVERYTHING)),
+    LikelihoodCase("nmf-gaussian", lambda: NonNegativeGaussian(2, (2, 2), 0.7)),
+    LikelihoodCase("nmf-poisson", lambda: NonNegativePoisson(2, (4,)), count),
     LikelihoodCase("weights", lambda: WeightLikelihood(net(1, 3), torch.ones(1), learned)),
     LikelihoodCase("weights-conv", lambda: drawn_by(StandardNormal(20))),
     LikelihoodCase("activation", lambda: Activation(net((2, 2), 4), (2, 2), prior=StandardNormal(2, 2)), classes),
@@ -253,8 +260,18 @@ def charts(likelihood: Likelihood) -> bool:
     return likelihood.components > 0 and likelihood.latent_shape.numel() > 0
 
 
+def orthant(likelihood: Likelihood) -> bool:
+    """Codes must not be negative, so most engines find none."""
+    prior = likelihood.prior
+    return isinstance(prior, FlatDistribution) and prior.nonnegative
+
+
+def anywhere(likelihood: Likelihood) -> bool:
+    return apart(likelihood) and not orthant(likelihood)
+
+
 def continuous(likelihood: Likelihood) -> bool:
-    return codes(likelihood) and apart(likelihood)
+    return codes(likelihood) and anywhere(likelihood)
 
 
 def proper(likelihood: Likelihood) -> bool:
@@ -421,7 +438,7 @@ GUIDES = [
 ]
 STARTS = [
     *GUIDES,
-    EngineCase("zeros", lambda m: Zeros(), apart),
+    EngineCase("zeros", lambda m: Zeros(), anywhere),
     EngineCase("fixed", lambda m: Fixed(torch.full(m.latent_shape, 0.3)), apart),
     EngineCase("prior", lambda m: Prior(), proper, stochastic=True),
     EngineCase("closed-form", lambda m: ClosedForm(), exact, density=True),
@@ -479,8 +496,20 @@ ENGINES = [
             ("simplex", lambda: Projected(GradientAscent(0.05), Simplex())),
         ]
     ),
+    EngineCase("free-codes", lambda m: FreeCodes(m.latent_shape, Ascent(max_steps=3)).eval()),
+    EngineCase(
+        "ascent-monotone",
+        lambda m: Ascent(Fixed(torch.full(m.latent_shape, 0.3)), MonotoneAscent(), max_steps=3),
+        orthant,
+    ),
     EngineCase("ascent-ista", lambda m: Ascent(step=ProximalAscent(0.1), max_steps=3), sparse),
     EngineCase("ascent-fista", lambda m: Ascent(step=ProximalAscent(0.1, accelerated=True), max_steps=4), sparse),
+    EngineCase(
+        "ascent-fista-backtracking",
+        lambda m: Ascent(step=ProximalAscent(accelerated=True), max_steps=6, backprop=Detach()),
+        sparse,
+        detached=True,
+    ),
     EngineCase("ascent-whiten", lambda m: Ascent(Prior(), Projected(GradientAscent(0.05), Whiten()), 2), sets, True),
     EngineCase("ascent-gauss-newton", lambda m: Ascent(step=GaussNewton(), max_steps=2), exact_code),
     EngineCase("ascent-langevin", lambda m: Ascent(step=Langevin(0.01), max_steps=3), stochastic=True),
@@ -602,6 +631,7 @@ class SystemCase:
     stochastic: bool = False
     density: bool = False
     samples: int = 1
+    detached: bool = False
 
 
 SMALL: dict[str, Any] = {"latent": 2, "hidden": (5,)}
@@ -620,6 +650,8 @@ SYSTEMS = [
     SystemCase("vae", SMALL | {"head": "bernoulli"}, data=binary, stochastic=True, density=True),
     SystemCase("conv-vae", {"latent": 2, "channels": (2,)}, (1, 4, 4), stochastic=True, density=True),
     SystemCase("gon", SMALL),
+    SystemCase("nmf", {"latent": 2, "steps": 3}, data=unit, detached=True),
+    SystemCase("nmf", {"latent": 2, "steps": 3, "head": "poisson"}, data=count, detached=True),
     SystemCase("savae", SMALL, stochastic=True, density=True),
     SystemCase("linear-regression", {"learn_scale": True}, density=True),
     SystemCase("knn", {"components": 20}),
@@ -677,11 +709,11 @@ def system(case: SystemCase) -> Pair:
     def make() -> Autoencoder:
         model = systems.build(case.name, case.event_shape, **case.options)
         if isinstance(model.likelihood, ClosedFormLearning):
-            model.likelihood.initialize(torch.randn(20, *case.event_shape), 0)
+            model.likelihood.initialize(case.data((20, *case.event_shape)), 0)
         return model
 
     name = "-".join([case.name, *(str(case.options[key]) for key in ("head", "steps") if key in case.options)])
-    return Pair(f"system-{name}", make, case.data, case.stochastic, case.density, False, case.samples)
+    return Pair(f"system-{name}", make, case.data, case.stochastic, case.density, case.detached, case.samples)
 
 
 def pairs() -> list[Pair]:
@@ -712,7 +744,9 @@ OBJECTIVE_PAIRS = objective_pairs()
 
 def covered_names() -> set[str]:
     """Public names that the cases reach: functions, and classes of what is built and found with bases and protocols."""
-    protocols = [c for c in vars(gae.likelihood).values() if getattr(c, "_is_protocol", False)]
+    protocols = [
+        c for m in (gae.likelihood, gae.inference) for c in vars(m).values() if getattr(c, "_is_protocol", False)
+    ]
     names = {function.__name__ for function in BRIDGES}
     for case in PAIRS + OBJECTIVE_PAIRS:
         for thing in _things(case):

@@ -17,7 +17,20 @@ from gae.corruption import GaussianNoise, MaskingNoise, SaltAndPepper
 from gae.data import Dataset
 from gae.fit import fit
 from gae.fit.learners import has_closed_form
-from gae.inference import Amortized, Ascent, ClosedForm, Detach, GradientAscent, ProximalAscent, Unroll, Zeros
+from gae.inference import (
+    Amortized,
+    Ascent,
+    ClosedForm,
+    Delta,
+    Detach,
+    GradientAscent,
+    ProximalAscent,
+    Status,
+    Unroll,
+    Zeros,
+)
+from gae.inference.problem import Problem
+from gae.inference.solver import Solver
 from gae.likelihood import Flat, Gaussian, LaplacePrior, LinearMixture
 from gae.objective import joint
 from gae.penalty import Contractive, SparseActivity
@@ -177,6 +190,63 @@ def test_proximal_ascent_finds_the_lasso(accelerated: bool, steps: int) -> None:
     wanted = np.stack([lasso.fit(atoms.T.numpy(), row).coef_.copy() for row in x.numpy()])
     assert np.allclose(code.numpy(), wanted, atol=1e-6)
     assert ((code == 0).numpy() == (wanted == 0)).mean() > 0.95  # exact zeros
+
+
+def alike(latent: int, dim: int, spread: float) -> Gaussian:
+    """A dictionary whose atoms are nearly equal: its largest curvature is near latent / scale²."""
+    likelihood = dictionary(latent, dim)
+    likelihood.decoder.atoms.data = torch.ones(dim).double() + spread * torch.randn(latent, dim).double()  # type: ignore[union-attr]
+    return likelihood
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("accelerated", [False, True])
+def test_backtracking_converges_where_atoms_are_alike(accelerated: bool, dtype: torch.dtype) -> None:
+    """Within the bounds of Beck & Teboulle (2009, theorems 3.1 and 4.4) of the lasso that coordinate descent finds.
+
+    The step that assumes a curvature of √Z / scale² diverges here.
+    """
+    likelihood, x = alike(40, 10, 0.3), 2 * torch.randn(12, 10).double()
+    x[0] = 0  # its code is 0, and nothing can be measured there
+    atoms = nn.functional.normalize(likelihood.decoder.atoms, dim=1).detach()  # type: ignore[union-attr, arg-type]
+    largest = float(torch.linalg.eigvalsh(atoms @ atoms.T)[-1]) / 0.25
+    assert largest > 0.8 * 40 / 0.25
+    lasso = Lasso(alpha=2.0 * 0.25 / 10, fit_intercept=False, tol=1e-10, max_iter=100_000)
+    wanted = torch.from_numpy(np.stack([lasso.fit(atoms.T.numpy(), row).coef_.copy() for row in x.numpy()]))
+    best = likelihood.log_joint(x, wanted.unsqueeze(0))[0].detach()
+    steps, back = 300, 20  # moves taken, and at most so many taken back
+    with torch.no_grad():
+        found = Ascent(Zeros(), ProximalAscent(None, accelerated), steps + back)(likelihood.to(dtype), x.to(dtype))
+        gap = best - likelihood.double().log_joint(x, found.z.double())[0]
+        fixed = Ascent(Zeros(), ProximalAscent(0.25 / 40**0.5, accelerated), 50)(likelihood, x)
+    bound = 1.1 * largest * wanted.square().sum(1) * (2 / (steps + 1) ** 2 if accelerated else 1 / (2 * steps))
+    assert (gap <= bound + 1e-4).all() and gap.min() > -1e-4
+    assert (found.z == 0).double().mean() > 0.3
+    assert found.solve is not None and (found.solve.status == Status.max_steps).all()
+    assert (fixed.log_joint[0] < best - 1e6).double().mean() > 0.7  # but for codes that are 0
+
+
+def test_backtracking_ends_near_the_largest_curvature() -> None:
+    """At most 1.1 times it, and from below it only where no move has met more."""
+    likelihood, x = alike(40, 10, 0.3), 2 * torch.randn(12, 10).double()
+    atoms = nn.functional.normalize(likelihood.decoder.atoms, dim=1).detach()  # type: ignore[union-attr, arg-type]
+    largest = float(torch.linalg.eigvalsh(atoms @ atoms.T)[-1]) / 0.25
+    solver = Solver(Problem(likelihood, Delta(), x, None, None), ProximalAscent(accelerated=True), 60)
+    curvatures = [solver.run(solver.start(torch.zeros(1, 12, 40).double()), 0, n, False) for n in (1, 3, 60)]
+    first, early, last = (solver.state(at)["curvature"] for at in curvatures)
+    assert (first <= early).all() and (early <= last).all()
+    assert (last <= 1.1 * largest * (1 + 1e-9)).all() and (first >= 0.1 * largest).all()
+
+
+def test_backtracking_survives_a_decoder_that_is_not_finite_far_out() -> None:
+    class Steep(nn.Module):
+        def forward(self, z: Tensor) -> Tensor:
+            return torch.where(z.abs() < 1.5, z, torch.inf)
+
+    likelihood = Gaussian(Steep(), 2, 0.1, prior=LaplacePrior(2))
+    with torch.no_grad():
+        found = Ascent(Zeros(), ProximalAscent(), 100)(likelihood, torch.tensor([[1.0, -1.2]]))
+    assert torch.allclose(found.z[0], torch.tensor([[0.99, -1.19]]), atol=1e-3)
 
 
 def test_acceleration_is_faster() -> None:

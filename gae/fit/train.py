@@ -15,6 +15,7 @@ from gae.fit.history import History, Log
 from gae.fit.learners import ClosedFormLearner, GradientLearner, Learner, MakeOptimizer, has_closed_form
 from gae.fit.run import Run, mode
 from gae.fit.samples import Samples, isolated, reseed
+from gae.inference import LearnsData
 
 if TYPE_CHECKING:
     import lightning_fabric
@@ -176,6 +177,9 @@ def _prepare(autoencoder: Autoencoder, samples: Samples, device: torch.device, s
     initialize = getattr(autoencoder.likelihood, "initialize", None)
     if initialize is not None:
         initialize(x.to(device), seed)
+    for part in autoencoder.inference.modules():
+        if isinstance(part, LearnsData):
+            part.initialize(autoencoder.likelihood, x.to(device), seed)
     with torch.no_grad(), mode(autoencoder, training=False):
         autoencoder(x[:2].to(device))
 

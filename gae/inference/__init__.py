@@ -3,14 +3,16 @@
 from gae.inference.amortized import Amortized, to_pyro
 from gae.inference.ascent import Ascent
 from gae.inference.backprop import Backprop, Checkpoint, Detach, OneStep, Truncate, Unroll
-from gae.inference.base import Code, Encoding, Inference, Solve, Status
+from gae.inference.base import Code, Encoding, Inference, LearnsData, Solve, Status
 from gae.inference.exact import Argmax, ClosedForm, Enumerate, Mode
 from gae.inference.family import Delta, Family, FullCovariance, MeanField
+from gae.inference.free import FreeCodes
 from gae.inference.gates import ChartGate
 from gae.inference.gauss_newton import GaussNewton
 from gae.inference.implicit import Implicit
 from gae.inference.langevin import Langevin
 from gae.inference.lbfgs import LBFGS
+from gae.inference.monotone import MonotoneAscent
 from gae.inference.nearest import Nearest, Shortlist
 from gae.inference.proximal import ProximalAscent
 from gae.inference.solver import Progress
@@ -40,6 +42,7 @@ __all__ = [
     "Exaggerated",
     "Family",
     "Fixed",
+    "FreeCodes",
     "FullCovariance",
     "GaussNewton",
     "GradientAscent",
@@ -47,9 +50,11 @@ __all__ = [
     "Inference",
     "Initial",
     "Langevin",
+    "LearnsData",
     "MeanField",
     "Mode",
     "Momentum",
+    "MonotoneAscent",
     "Nearest",
     "NonNegative",
     "OneStep",

@@ -4,6 +4,7 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from dataclasses import dataclass, replace
 from enum import IntEnum
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int, Num
@@ -123,6 +124,14 @@ class Encoding:
         samples, batch = self.log_joint.shape
         text = f"{self.engine}: S={samples}, B={batch}, mean log_joint {self.log_joint.detach().mean().item():.4f} nats"
         return text if self.solve is None else f"{text}; {self.solve.summary()}"
+
+
+@runtime_checkable
+class LearnsData(Protocol):
+    """An engine, or a part of one, that must know the training data before it is fitted to them."""
+
+    def initialize(self, likelihood: Likelihood, x: Tensor, seed: int) -> None:
+        """Gets ready for all training observations x (N, *X); ``fit`` calls it before it makes the optimiser."""
 
 
 class Inference(nn.Module, ABC):

@@ -1,11 +1,12 @@
 """q_r(x|z) and q_w(z): what a model is."""
 
-from gae.likelihood.base import ClosedFormLearning, ExactMode, ExactPosterior, Likelihood
+from gae.likelihood.base import ClosedFormLearning, ExactMode, ExactPosterior, Likelihood, MonotoneCodes
 from gae.likelihood.heads import Bernoulli, Categorical, ContinuousBernoulli, Gaussian, Head, Laplace, Poisson
 from gae.likelihood.kernel import GaussianKernel
 from gae.likelihood.linear import LinearMixture
 from gae.likelihood.lle import LLE
 from gae.likelihood.moments import Moments
+from gae.likelihood.nonnegative import NonNegativeGaussian, NonNegativeLinear, NonNegativePoisson
 from gae.likelihood.observed import Observed
 from gae.likelihood.operators import Blur, Crop, Downsample, GaussianProjection, LinearOperator, Mask
 from gae.likelihood.priors import Flat, FlatDistribution, LaplacePrior, StandardNormal
@@ -44,6 +45,10 @@ __all__ = [
     "LinearRegression",
     "Mask",
     "Moments",
+    "MonotoneCodes",
+    "NonNegativeGaussian",
+    "NonNegativeLinear",
+    "NonNegativePoisson",
     "Observed",
     "Poisson",
     "Relational",

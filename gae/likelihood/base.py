@@ -183,6 +183,14 @@ class ExactMode(Protocol):
 
 
 @runtime_checkable
+class MonotoneCodes(Protocol):
+    """A likelihood with an update rule of its own for codes, such as a coordinate or a multiplicative one."""
+
+    def improve(self, x: Tensor, z: Tensor) -> Tensor:
+        """Codes (S, B, *Z) whose log joint density is nowhere below that of z; each row by itself."""
+
+
+@runtime_checkable
 class ClosedFormLearning(Protocol):
     """A likelihood whose parameters have a closed-form M-step."""
 

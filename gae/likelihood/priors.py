@@ -14,20 +14,28 @@ from torch.distributions import Distribution, constraints
 class FlatDistribution(ImproperUniform):
     """Improper uniform density q(z) = 1 on R^Z: a log density of 0 nats everywhere, and no samples.
 
+    With ``nonnegative`` it is 1 where no entry of z is negative, and 0 elsewhere: -inf nats.
+
     >>> FlatDistribution(torch.Size([2])).log_prob(torch.ones(3, 2))
     tensor([0., 0., 0.])
     """
 
-    def __init__(self, event_shape: Size, batch_shape: Sequence[int] = ()):
-        super().__init__(constraints.independent(constraints.real, len(event_shape)), Size(batch_shape), event_shape)
+    def __init__(self, event_shape: Size, batch_shape: Sequence[int] = (), nonnegative: bool = False):
+        entry = constraints.nonnegative if nonnegative else constraints.real
+        super().__init__(constraints.independent(entry, len(event_shape)), Size(batch_shape), event_shape)
+        self.nonnegative = nonnegative
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> "FlatDistribution":
-        return FlatDistribution(self.event_shape, batch_shape)
+        return FlatDistribution(self.event_shape, batch_shape, self.nonnegative)
 
     def log_prob(self, value: Num[Tensor, "..."]) -> Num[Tensor, "..."]:
         # Pyro's version allocates on the default device and dtype.
         lead = value.shape[: value.dim() - len(self.event_shape)]
-        return value.new_zeros(lead).expand(_broadcast(lead, self.batch_shape))
+        density = value.new_zeros(lead)
+        if self.nonnegative:
+            outside = (value < 0).flatten(len(lead)).any(-1) if self.event_shape else value < 0
+            density = density.masked_fill(outside, -torch.inf)
+        return density.expand(_broadcast(lead, self.batch_shape))
 
     def rsample(self, *_: Any, **__: Any) -> Tensor:
         raise NotImplementedError(
@@ -41,13 +49,17 @@ class FlatDistribution(ImproperUniform):
 class Flat(nn.Module):
     """The flat (improper) prior: ``log_joint`` is then log q(x|z), and encoding is maximum likelihood.
 
+    Args:
+        shape: Z.
+        nonnegative: flat on the codes without a negative entry; all others have density 0.
+
     >>> Flat(2)().event_shape
     torch.Size([2])
     """
 
-    def __init__(self, *shape: int):
+    def __init__(self, *shape: int, nonnegative: bool = False):
         super().__init__()
-        self.density = FlatDistribution(Size(shape))
+        self.density = FlatDistribution(Size(shape), nonnegative=nonnegative)
 
     def forward(self) -> Distribution:
         return self.density

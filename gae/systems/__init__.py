@@ -1,8 +1,9 @@
 """Every named system: one function each, and the table of them."""
 
 from gae.systems.adversarial import gan
-from gae.systems.autoencoders import CORRUPTIONS, ae, cae, dae, overcomplete_ae, sparse_ae
-from gae.systems.decoders import gon, short_run, sparse_coding
+from gae.systems.autoencoders import CORRUPTIONS, ae, cae, dae, overcomplete_ae, sparse_ae, stacked_ae
+from gae.systems.decoders import glo, gon, short_run, sparse_coding
+from gae.systems.factors import nmf
 from gae.systems.latents import (
     compressed_sensing,
     deep_image_prior,
@@ -34,6 +35,7 @@ __all__ = [
     "deep_image_prior",
     "gan",
     "ggae",
+    "glo",
     "gmm",
     "gon",
     "importance_weighted",
@@ -45,6 +47,7 @@ __all__ = [
     "llgae",
     "maximal_activation",
     "named",
+    "nmf",
     "option_names",
     "overcomplete_ae",
     "pca",
@@ -55,6 +58,7 @@ __all__ = [
     "smooth_llgae",
     "sparse_ae",
     "sparse_coding",
+    "stacked_ae",
     "superresolution",
     "tsne",
     "vae",

@@ -1,6 +1,7 @@
 """Autoencoders with a deterministic encoder: plain and regularised."""
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 from torch import nn
 
@@ -34,6 +35,21 @@ def ae(
     """
     decoder = head_of(head, scale, learn)(nets.mlp(latent, hidden[::-1], event_shape), latent, prior=Flat(latent))
     return Autoencoder(decoder, Amortized(nets.mlp(event_shape, hidden, latent)), joint)
+
+
+def stacked_ae(
+    event_shape: Shape, latent: int = 32, hidden: Sequence[int] = (256, 128), head: str = "gaussian"
+) -> Autoencoder:
+    """A deep autoencoder in layers that mirror each other, for greedy pre-training (``gae.stacked.pretrain``)."""
+    widths: list[int | Sequence[int]] = [event_shape, *hidden]
+    down = [nn.Sequential(nets.mlp(a, (), b), nn.SiLU()) for a, b in pairwise(widths)]
+    up = [nn.Sequential(nets.mlp(b, (), a), nn.SiLU()) for a, b in pairwise(hidden)]
+    widest = hidden[0] if hidden else latent
+    encoder = nn.Sequential(*down, nets.mlp(widths[-1], (), latent))
+    top = [nn.Sequential(nets.mlp(latent, (), hidden[-1]), nn.SiLU())] if hidden else []
+    decoder = nn.Sequential(*top, *reversed(up), nets.mlp(widest, (), event_shape))
+    likelihood = head_of(head)(decoder, latent, prior=Flat(latent))
+    return Autoencoder(likelihood, Amortized(encoder), joint)
 
 
 def overcomplete_ae(

@@ -4,10 +4,21 @@ from collections.abc import Sequence
 
 from gae import nets
 from gae.autoencoder import Autoencoder
-from gae.inference import Ascent, Detach, GradientAscent, Langevin, Prior, ProximalAscent, Unroll, Zeros
+from gae.inference import (
+    Adam,
+    Ascent,
+    Detach,
+    FreeCodes,
+    GradientAscent,
+    Langevin,
+    Prior,
+    ProximalAscent,
+    Unroll,
+    Zeros,
+)
 from gae.likelihood import Flat, Gaussian, LaplacePrior
 from gae.objective import joint
-from gae.systems.parts import Shape
+from gae.systems.parts import Shape, head_of
 
 
 def gon(
@@ -26,12 +37,28 @@ def sparse_coding(
 ) -> Autoencoder:
     """Sparse coding (Olshausen & Field 1996): unit atoms, a Laplace prior of the given rate, codes by FISTA.
 
-    The step assumes a largest curvature of √latent / scale². Learned atoms that are alike can exceed it, and then
-    FISTA need not converge; ``Solve.status`` tells.
+    Each code finds its own step by backtracking, so that FISTA converges however alike the learned atoms are.
     """
     decoder = Gaussian(nets.Dictionary(latent, event_shape), latent, scale, prior=LaplacePrior(latent, rate=rate))
-    climb = ProximalAscent(scale**2 / latent**0.5, accelerated=True)
-    return Autoencoder(decoder, Ascent(Zeros(), climb, steps, backprop=Detach()), joint)
+    climb = Ascent(Zeros(), ProximalAscent(accelerated=True), steps, backprop=Detach())
+    return Autoencoder(decoder, climb, joint)
+
+
+def glo(
+    event_shape: Shape,
+    latent: int = 8,
+    hidden: Sequence[int] = (128, 128),
+    head: str = "gaussian",
+    steps: int = 100,
+    rate: float = 0.05,
+) -> Autoencoder:
+    """An auto-decoder: free codes for the training data (Bojanowski et al. 2018), under N(0, I) (Park et al. 2019).
+
+    New data are encoded by ``steps`` steps of Adam from the origin.
+    """
+    decoder = head_of(head)(nets.mlp(latent, hidden[::-1], event_shape), latent)
+    inner = Ascent(Zeros(), Adam(rate), steps, backprop=Detach())
+    return Autoencoder(decoder, FreeCodes(latent, inner), joint)
 
 
 def short_run(

@@ -11,8 +11,9 @@ import torch
 from gae.autoencoder import Autoencoder
 from gae.fit.learners import MakeOptimizer
 from gae.systems.adversarial import gan
-from gae.systems.autoencoders import ae, cae, dae, overcomplete_ae, sparse_ae
-from gae.systems.decoders import gon, short_run, sparse_coding
+from gae.systems.autoencoders import ae, cae, dae, overcomplete_ae, sparse_ae, stacked_ae
+from gae.systems.decoders import glo, gon, short_run, sparse_coding
+from gae.systems.factors import nmf
 from gae.systems.latents import (
     compressed_sensing,
     deep_image_prior,
@@ -78,6 +79,25 @@ SYSTEMS: dict[str, System] = {
         "Ascent(Prior, Langevin)",
         "joint",
         "Han et al. 2017; Nijkamp et al. 2019",
+    ),
+    "stacked-ae": System(
+        stacked_ae,
+        "neural head in layers",
+        "flat",
+        "Amortized (deterministic)",
+        "joint",
+        "Hinton & Salakhutdinov 2006; Bengio et al. 2007",
+    ),
+    "glo": System(
+        glo, "neural head", "N(0, I)", "FreeCodes(Ascent)", "joint", "Bojanowski et al. 2018; Park et al. 2019"
+    ),
+    "nmf": System(
+        nmf,
+        "NonNegativeGaussian or NonNegativePoisson",
+        "flat, z >= 0",
+        "Ascent(MonotoneAscent)",
+        "joint",
+        "Lee & Seung 1999, 2001",
     ),
     "savae": System(savae, "neural head", "N(0, I)", "Ascent(Amortized, MeanField)", "elbo", "Kim et al. 2018"),
     "deep-image-prior": System(

@@ -1,0 +1,258 @@
+"""Non-negative matrix factorisation: codes z >= 0 and parts W >= 0, under a Gaussian or a Poisson law."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int, Num
+from pyro import distributions as dist
+from torch import Size, Tensor, nn
+from torch.distributions import Distribution, constraints
+
+from gae.likelihood.base import LogJoint
+from gae.likelihood.heads import Gaussian, Head
+from gae.likelihood.priors import Flat
+
+FLOOR = 1e-7  # of the largest entry: the least that a Poisson part puts on an element, lest a rate of 0 rule out x > 0
+NOTHING = 1e-6  # of the largest entry: what counts as 0 in the parts to start from
+SWEEPS, SETTLED = 200, 1e-6  # of the parts' least-squares problem: at most so many, or until a sweep moves so little
+
+
+@dataclass(frozen=True)
+class Products:
+    """What the parts' M-step needs of codes z and data x, in float64; they add over batches."""
+
+    own: Float[Tensor, "Z *_"]  # zᵀz (Z, Z) under the Gaussian law, Σ_n z_n (Z,) under the Poisson law
+    cross: Float[Tensor, "Z D"]  # zᵀx, or zᵀ(x / zW)
+
+    def __add__(self, other: "Products") -> "Products":
+        return Products(self.own + other.own, self.cross + other.cross)
+
+
+class _Parts(nn.Module):
+    """z (N, Z) -> z |weights| (N, *X): the absolute value keeps parts non-negative under any optimiser."""
+
+    def __init__(self, latent: int, event_shape: Size):
+        super().__init__()
+        self.event_shape = event_shape
+        self.weights = nn.Parameter(torch.rand(latent, event_shape.numel()))
+
+    def forward(self, z: Float[Tensor, "N Z"]) -> Float[Tensor, "N *X"]:
+        return (z @ self.weights.abs()).unflatten(1, self.event_shape)
+
+
+class NonNegativeLinear(Head):
+    """A linear decoder z W with parts W >= 0 and codes z >= 0 (Lee & Seung 1999); leaf classes say the law of x.
+
+    The prior is 1 on the positive orthant and 0 elsewhere: ``log_joint`` is log q_r(x|z) for z >= 0, in nats with every
+    constant, and -inf for a code with a negative entry.
+
+    Args:
+        latent: Z, the number of parts.
+        event_shape: X; D is its number of elements.
+    """
+
+    decoder: _Parts
+    initialized: Tensor
+
+    def _prepared(self, latent: int, event_shape: Size | tuple[int, ...]) -> _Parts:
+        if latent < 1 or not event_shape:
+            raise ValueError(
+                f"Need latent >= 1 and an event of at least one dimension, got {latent} and {tuple(event_shape)}."
+            )
+        return _Parts(latent, Size(event_shape))
+
+    def _not_initialized(self) -> None:
+        self.register_buffer("initialized", torch.tensor(False))
+
+    @property
+    def parts(self) -> Float[Tensor, "Z *X"]:
+        """W >= 0."""
+        return self._matrix().unflatten(1, self.event_shape)
+
+    def _matrix(self) -> Tensor:
+        return self.decoder.weights.abs()
+
+    @torch.no_grad()
+    def initialize(self, x: Num[Tensor, "N *X"], seed: int) -> None:
+        """Parts by NNDSVD with zeros filled by the mean of x (Boutsidis & Gallopoulos 2008, scikit-learn's "nndsvda").
+
+        More parts than min(N, D) are drawn as √(mean(x) / Z) |N(0, 1)| instead. Does nothing once initialised.
+        """
+        if self.initialized:
+            return
+        flat, weights = x.flatten(1).double(), self.decoder.weights
+        if len(weights) <= min(flat.shape):
+            parts = nndsvd(flat, len(weights))
+            parts = torch.where(parts > NOTHING * parts.max(), parts, flat.mean().abs())
+        else:
+            drawn = torch.randn(weights.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+            parts = (flat.mean().abs() / len(weights)).sqrt() * drawn.abs().to(flat.device)
+        weights.copy_(parts)
+        self.initialized.fill_(True)
+
+    def _replace(self, parts: Tensor) -> float:
+        """Sets the parts and returns the largest absolute change."""
+        weights = self.decoder.weights
+        before = self._matrix().clone()
+        weights.copy_(parts)
+        return float((weights - before).abs().max())
+
+
+class NonNegativeGaussian(NonNegativeLinear, Gaussian):
+    """x ~ N(zW, scale²), z >= 0, W >= 0: non-negative matrix factorisation by least squares (Lee & Seung 1999).
+
+    Codes (``improve``) and parts (``maximize``) are non-negative least-squares problems of one form, solved one
+    coordinate after another, each exactly: HALS (Cichocki & Phan 2009).
+
+    Args:
+        latent: Z, the number of parts.
+        event_shape: X.
+        scale: noise standard deviation in data units, fixed.
+
+    >>> model = NonNegativeGaussian(2, (3,))
+    >>> model.log_joint(torch.ones(1, 3), torch.tensor([[[-0.1, 1.0]]])).detach()
+    tensor([[-inf]])
+    """
+
+    def __init__(self, latent: int, event_shape: Size | tuple[int, ...], scale: float = 1.0):
+        Gaussian.__init__(
+            self, self._prepared(latent, event_shape), latent, scale, prior=Flat(latent, nonnegative=True)
+        )
+        self._not_initialized()
+
+    def improve(self, x: Num[Tensor, "B *X"], z: Float[Tensor, "S B Z"]) -> Float[Tensor, "S B Z"]:
+        """One sweep over the entries of each code, every one to its best value >= 0 given the others."""
+        parts = self._matrix()
+        return least_squares_sweep(parts @ parts.mT, x.flatten(1) @ parts.mT, z)
+
+    @torch.no_grad()
+    def statistics(self, x: Num[Tensor, "B *X"], code: Any) -> Products:
+        """zᵀz and zᵀx of a batch and its codes."""
+        z, flat = code.z[0].double(), x.flatten(1).double()
+        return Products(z.mT @ z, z.mT @ flat)
+
+    @torch.no_grad()
+    def maximize(self, moments: Products) -> float:
+        """The best parts W >= 0 for these codes, by sweeps to a fixed point. A part without codes stays where it is."""
+        parts = self._matrix().double().mT
+        for _ in range(SWEEPS):
+            before, parts = parts, least_squares_sweep(moments.own, moments.cross.mT, parts)
+            if (parts - before).abs().max() <= SETTLED * parts.max():
+                break
+        return self._replace(parts.mT)
+
+
+class NonNegativePoisson(NonNegativeLinear):
+    """x ~ Poisson(zW) for counts x, z >= 0, W >= 0: non-negative matrix factorisation by Kullback-Leibler divergence.
+
+    -log q_r(x|z) is Σ_d rate_d - x_d log rate_d + log x_d!: up to a function of x the generalised divergence of Lee &
+    Seung (2001). Their multiplicative updates are EM steps, and never lower ``log_joint``. Grey values are no counts,
+    but quantised ones are multiples of one.
+
+    Args:
+        latent: Z, the number of parts.
+        event_shape: X.
+
+    >>> NonNegativePoisson(2, (3,)).check(torch.tensor([[0.0, 1.0, 0.5]]))
+    Traceback (most recent call last):
+        ...
+    ValueError: NonNegativePoisson needs x in the counts 0, 1, 2, ..., got 0.5 at index (0, 2) (1 such values). \
+Multiply grey values by their number of steps (16 for the bundled digits, 255 for MNIST) and round, or use \
+NonNegativeGaussian.
+    """
+
+    support = constraints.nonnegative_integer
+    support_text = "the counts 0, 1, 2, ..."
+    support_remedy = (
+        "Multiply grey values by their number of steps (16 for the bundled digits, 255 for MNIST) and round, "
+        "or use NonNegativeGaussian."
+    )
+    output_is_mean = True
+
+    def __init__(self, latent: int, event_shape: Size | tuple[int, ...]):
+        super().__init__(self._prepared(latent, event_shape), latent, Flat(latent, nonnegative=True))
+        self._not_initialized()
+
+    def distribution(self, output: Float[Tensor, "..."]) -> Distribution:
+        return dist.Poisson(output.clamp_min(0), validate_args=False)  # below 0 only where the prior is 0
+
+    def log_likelihood(
+        self, x: Num[Tensor, "B *X"], output: Float[Tensor, "S B *X"], k: Int[Tensor, "S _"] | None = None
+    ) -> Float[Tensor, "S B"]:
+        return self._kernel(x, output) - self._log_factorials(x)
+
+    def given(self, x: Num[Tensor, "B *X"]) -> LogJoint:
+        prior, constant = self.prior, self._log_factorials(x)  # the costly part, once for an inner loop
+        return lambda z, k=None: prior.log_prob(z) + (self._kernel(x, self.outputs(z, k)) - constant)
+
+    def _kernel(self, x: Tensor, output: Tensor) -> Tensor:
+        # xlogy(0, rate) has the value 0, but at a rate of 0 no gradient
+        rate = output.clamp_min(0)
+        return self._over_event(x * torch.where(x > 0, rate, 1.0).log() - rate)
+
+    def _log_factorials(self, x: Tensor) -> Tensor:
+        return self._over_event((x + 1).lgamma())
+
+    def improve(self, x: Num[Tensor, "B *X"], z: Float[Tensor, "S B Z"]) -> Float[Tensor, "S B Z"]:
+        """One multiplicative update of each code; an entry of 0 stays 0."""
+        parts = self._matrix()
+        return z * _share(_ratio(x.flatten(1), z @ parts) @ parts.mT, parts.sum(1))
+
+    @torch.no_grad()
+    def statistics(self, x: Num[Tensor, "B *X"], code: Any) -> Products:
+        """Σ_n z_n and zᵀ(x / zW) of a batch and its codes, at the present parts."""
+        z, flat, parts = code.z[0].double(), x.flatten(1).double(), self._matrix().double()
+        return Products(z.sum(0), z.mT @ _ratio(flat, z @ parts))
+
+    @torch.no_grad()
+    def maximize(self, moments: Products) -> float:
+        """One multiplicative update of the parts, from those that the moments were taken at."""
+        parts = self._matrix().double() * _share(moments.cross, moments.own.unsqueeze(1))
+        return self._replace(parts.clamp_min(FLOOR * float(parts.max())))
+
+
+def least_squares_sweep(
+    gram: Float[Tensor, "Z Z"], target: Float[Tensor, "*#L Z"], z: Float[Tensor, "*#L Z"]
+) -> Float[Tensor, "*#L Z"]:
+    """One round of exact minimisation of ½ zᵀ gram z - targetᵀ z, over one entry >= 0 after the other.
+
+    >>> least_squares_sweep(torch.eye(2), torch.tensor([3.0, -1.0]), torch.ones(2))
+    tensor([3., 0.])
+    """
+    residual = target - z @ gram
+    entries: list[Tensor] = []
+    for row, curvature, old in zip(gram, gram.diagonal(), z.unbind(-1), strict=True):
+        index = len(entries)
+        if curvature > 0:  # otherwise its part is 0, and every value as good
+            new = (old + residual[..., index] / curvature).clamp_min(0)
+            residual = residual - (new - old).unsqueeze(-1) * row
+        else:
+            new = old
+        entries.append(new)
+    return torch.stack(entries, -1)
+
+
+def nndsvd(x: Float[Tensor, "N D"], latent: int) -> Float[Tensor, "Z D"]:
+    """The parts of NNDSVD: of each singular pair of x the non-negative half that weighs more (in float64)."""
+    values, vectors = torch.linalg.eigh(x.mT @ x)
+    size = values[-latent:].flip(0).clamp_min(0).sqrt()
+    right = vectors[:, -latent:].flip(1).mT
+    left = (x @ right.mT / size.clamp_min(torch.finfo(x.dtype).tiny)).mT
+    halves = [(sign * left).clamp_min(0).norm(dim=1) * (sign * right).clamp_min(0).norm(dim=1) for sign in (1, -1)]
+    sign = torch.where(halves[0] > halves[1], 1.0, -1.0).to(x.dtype).unsqueeze(1)
+    weight = torch.maximum(*halves).sqrt().unsqueeze(1)
+    half = (sign * right).clamp_min(0)
+    parts = size.sqrt().unsqueeze(1) * weight * half / half.norm(dim=1, keepdim=True).clamp_min(1e-300)
+    parts[0] = size[0].sqrt() * right[0].abs()  # the leading pair has one sign
+    return parts
+
+
+def _ratio(x: Tensor, rate: Tensor) -> Tensor:
+    """x / rate, and 0 where the rate is 0."""
+    return torch.where(rate > 0, x / torch.where(rate > 0, rate, 1.0), 0.0)
+
+
+def _share(numerator: Tensor, denominator: Tensor) -> Tensor:
+    """The factor of an update; 1 where there is nothing to divide by."""
+    return torch.where(denominator > 0, numerator / torch.where(denominator > 0, denominator, 1.0), 1.0)
