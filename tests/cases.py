@@ -243,6 +243,11 @@ def codes(likelihood: Likelihood) -> bool:
     return likelihood.latent_shape.numel() > 0
 
 
+def signed(likelihood: Likelihood) -> bool:
+    """A continuous code whose entries may be negative."""
+    return codes(likelihood) and not orthant(likelihood)
+
+
 def apart(likelihood: Likelihood) -> bool:
     """Not t-SNE, for which codes that all coincide say nothing, and have gradient 0."""
     return not isinstance(likelihood, TSNE)
@@ -426,15 +431,15 @@ GUIDES = [
     EngineCase(
         "amortized-callable",
         lambda m: called(Amortized(callable_guide(encoder(m, 2))), m),
-        codes,
+        signed,
         stochastic=True,
         density=True,
     ),
     EngineCase(
-        "amortized-module", lambda m: Amortized(ModuleGuide(encoder(m, 2))), codes, stochastic=True, density=True
+        "amortized-module", lambda m: Amortized(ModuleGuide(encoder(m, 2))), signed, stochastic=True, density=True
     ),
-    EngineCase("amortized-density", lambda m: Amortized(Density(encoder(m, 2))), codes, stochastic=True, density=True),
-    EngineCase("amortized-deterministic", lambda m: Amortized(encoder(m)), codes),
+    EngineCase("amortized-density", lambda m: Amortized(Density(encoder(m, 2))), signed, stochastic=True, density=True),
+    EngineCase("amortized-deterministic", lambda m: Amortized(encoder(m)), signed),
 ]
 STARTS = [
     *GUIDES,
@@ -464,7 +469,7 @@ def ascent_from(start: EngineCase) -> EngineCase:
         return Ascent(start.build(likelihood), max_steps=3)
 
     def suits(likelihood: Likelihood) -> bool:
-        return codes(likelihood) and start.suits(likelihood)
+        return signed(likelihood) and start.suits(likelihood)
 
     return EngineCase(f"ascent-from-{start.name}", build, suits, start.stochastic)
 
@@ -472,7 +477,7 @@ def ascent_from(start: EngineCase) -> EngineCase:
 SEMI_AMORTISED = EngineCase(
     "semi-amortised",
     lambda m: Ascent(Amortized(Density(encoder(m, 2))), max_steps=3, family=MeanField()),
-    codes,
+    signed,
     stochastic=True,
     density=True,
 )

@@ -17,6 +17,7 @@ from gae.inference import (
     Ascent,
     ClosedForm,
     Delta,
+    DeltaBarDelta,
     Detach,
     Enumerate,
     Fixed,
@@ -69,7 +70,12 @@ def posterior(model: LinearMixture, x: Tensor) -> tuple[Tensor, Tensor]:
 
 # Where an ascent ends.
 
-CONVERGING: list[Step] = [GradientAscent(0.2), Momentum(0.1, 0.5), Adam(0.3, (0.5, 0.9), eps=1.0)]
+CONVERGING: list[Step] = [
+    GradientAscent(0.2),
+    Momentum(0.1, 0.5),
+    Adam(0.3, (0.5, 0.9), eps=1.0),
+    DeltaBarDelta(0.05, 0.5),
+]
 
 
 def test_every_step_is_run_to_convergence() -> None:

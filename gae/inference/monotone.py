@@ -19,6 +19,7 @@ class MonotoneAscent(Step):
     Raises:
         TypeError: for a likelihood without such a rule, or a family other than ``Delta()``.
 
+    >>> import torch
     >>> from gae.inference import Ascent, Fixed
     >>> from gae.likelihood import NonNegativeGaussian
     >>> model, start = NonNegativeGaussian(2, (3,)), Fixed(torch.ones(2))
