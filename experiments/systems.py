@@ -61,6 +61,8 @@ def text(value: Any) -> str:
     match value:
         case dict():
             return ", ".join(f"{name} {text(item)}" for name, item in value.items())
+        case [dict(), *_]:
+            return f"{len(value)} settings, in the JSON"
         case list() | tuple():
             return ", ".join(text(item) for item in value)
         case float():

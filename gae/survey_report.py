@@ -117,7 +117,8 @@ def overview(results: dict[str, Any]) -> Plate:
         axes.set(xlabel=label)
         if key != "accuracy":
             axes.set_xscale("log")
-            axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 3.0)))
+            low, high = axes.get_xlim()
+            axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 3.0) if high < 300 * low else (1.0,)))
             axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
             axes.xaxis.set_minor_formatter(NullFormatter())
     panels[0].set_yticks(range(len(rows)), [f"{row['system']}  ({code(row)})" for row in rows])

@@ -553,6 +553,15 @@ def test_gon_learns(images: Tensor, held_out: Tensor) -> None:
     assert error < 0.6 * (held_out - images.mean(0)).square().mean().item()
 
 
+def test_short_runs_learn(images: Tensor, held_out: Tensor) -> None:
+    """Codes of 30 Langevin steps from the prior come nearer to held-out data than the mean image."""
+    model = build("short-run", hidden=(32,))
+    fit(model, images, epochs=8, optimizer=partial(torch.optim.Adam, lr=1e-2), progress=False)
+    with torch.no_grad():
+        error = (model.reconstruct(held_out) - held_out).square().mean()
+    assert error < 0.6 * (images.mean(0) - held_out).square().mean()
+
+
 # Semi-amortised VAEs.
 
 

@@ -65,9 +65,9 @@ def short_run(
     event_shape: Shape,
     latent: int = 8,
     hidden: Sequence[int] = (128, 128),
-    scale: float = 0.3,
+    scale: float = 0.2,
     steps: int = 30,
-    rate: float = 0.01,
+    rate: float = 0.03,
 ) -> Autoencoder:
     """Alternating back-propagation (Han et al. 2017): codes by a short run of Langevin dynamics from the prior."""
     decoder = Gaussian(nets.mlp(latent, hidden[::-1], event_shape), latent, scale)
