@@ -9,13 +9,14 @@ import pytest
 import torch
 from sklearn.cluster import KMeans
 from sklearn.decomposition import PCA
+from sklearn.manifold import trustworthiness
 from sklearn.neighbors import KNeighborsClassifier
 
 from gae import survey_report
 from gae.data import Dataset
 from gae.fit import restore
 from gae.measure import Effort, encode
-from gae.survey import Survey, survey, surveyed
+from gae.survey import Survey, left_out, survey, surveyed
 from gae.systems import SYSTEMS, build
 from tests.test_cli import gae
 
@@ -129,6 +130,28 @@ def test_a_system_that_does_not_fit_the_data_says_why(tmp_path: Path) -> None:
     data = Dataset("points", points[:50], points[50:], None, None, (-3.0, 3.0))
     found = survey(data, tmp_path / "run", systems=["ppca", "conv-vae"], epochs=1, quick=True, progress=False)
     assert "images" in found["absent"]["conv-vae"] and "latent" in found["absent"]["ppca"]
+
+
+def test_a_data_set_is_laid_out(small: Dataset, tmp_path: Path) -> None:
+    """LLE alone: no sample has a number, and the codes are those of the row on the whole test set."""
+    found = survey(small, tmp_path / "run", systems=["lle"], quick=True, progress=False)
+    (entry,) = found["embeddings"]
+    assert found["rows"] == [] and entry["points"] == 40 and entry["width"] == 2
+    z = build("lle", small.event_shape, points=40).encode(small.test.unsqueeze(0)).point[0]
+    expected = trustworthiness(small.test.flatten(1).numpy(), z.numpy(), n_neighbors=5)
+    assert entry["trustworthiness"]["mean"] == pytest.approx(expected)
+    assert small.test_labels is not None
+    assert entry["accuracy"]["mean"] == left_out(z, small.test_labels)["mean"]
+    assert {path.stem for path in (tmp_path / "run" / "figures").iterdir()} == {"embeddings"}
+    assert f"{entry['trustworthiness']['mean']:.4f}" in (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+
+
+def test_left_out_asks_the_others() -> None:
+    """By all distances: a point is not its own neighbour."""
+    z, labels = torch.randn(60, 2, dtype=torch.float64), torch.randint(2, (60,))
+    distance = torch.cdist(z, z).fill_diagonal_(torch.inf)
+    votes = labels[distance.topk(5, largest=False).indices].double().mean(1).round().long()
+    assert left_out(z, labels)["mean"] == pytest.approx(float((votes == labels).double().mean()))
 
 
 @pytest.mark.parametrize(
