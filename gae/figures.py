@@ -55,8 +55,10 @@ def draw(results: dict[str, Any], pictures: Pictures) -> list[Plate]:
             bounds(results),
             reconstructions(results, pictures),
             interpolations(results, pictures),
+            traversals(results, pictures),
             samples(results, pictures),
         ]
+        plates += [attributes(results, pictures)] if under(pictures, "attribute") else []
         return [*plates, codes(results, pictures)]
 
 
@@ -141,6 +143,33 @@ def interpolations(results: dict[str, Any], pictures: Pictures) -> Plate:
         f"end), the same pairs for every decoder. Grey values in data units, clipped to {_range(results)}."
     )
     return Plate("interpolations", "Interpolation between codes", caption, grid(rows, results["data"]["value_range"]))
+
+
+def traversals(results: dict[str, Any], pictures: Pictures) -> Plate:
+    """One test sample along single axes of its code, a row per axis."""
+    caption = (
+        "Decoder means where one element of the first test sample's code moves over two standard deviations of the "
+        "test codes to either side, a row for each of the three elements that vary most. Grey values in data units, "
+        f"clipped to {_range(results)}."
+    )
+    return Plate("traversals", "Traversals", caption, _strips(results, under(pictures, "traversal")))
+
+
+def attributes(results: dict[str, Any], pictures: Pictures) -> Plate:
+    """Test samples of one label, moved towards another."""
+    first, second = [int(label) for label in np.unique(pictures["labels"])[:2]]
+    caption = (
+        f"Decoder means of test samples with label {first} as the difference of mean codes between labels {second} "
+        f"and {first} is added, from none of it (left) to 1.5 times. Labels choose the direction; no training saw "
+        f"them. Grey values in data units, clipped to {_range(results)}."
+    )
+    return Plate("attributes", "Attribute vectors", caption, _strips(results, under(pictures, "attribute")))
+
+
+def _strips(results: dict[str, Any], strips: Pictures) -> "Figure":
+    """Several rows (R, T, *X) for each name, of which the first is named."""
+    rows = {f"{name}" + " " * i: row for name, strip in strips.items() for i, row in enumerate(strip)}
+    return grid(rows, results["data"]["value_range"])
 
 
 def samples(results: dict[str, Any], pictures: Pictures) -> Plate:

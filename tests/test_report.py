@@ -17,7 +17,16 @@ from gae.compare import compare
 from gae.data import Dataset, load
 
 ENGINES = ("detached", "amortised", "semi-amortised")
-FIGURES = {"training", "bounds", "reconstructions", "interpolations", "samples", "codes"}
+FIGURES = {
+    "training",
+    "bounds",
+    "reconstructions",
+    "interpolations",
+    "traversals",
+    "samples",
+    "attributes",
+    "codes",
+}
 
 
 @pytest.fixture(scope="module")
@@ -181,6 +190,11 @@ def test_pictures_show_what_they_say(out: Path, results: dict[str, Any]) -> None
             pictures[f"codes/{name}"].mean(0), 0, atol=1e-4
         )
         assert float(pictures[f"explained/{name}"]) == pytest.approx(1.0)  # two of two dimensions
+        assert pictures[f"traversal/{name}"].shape[:2] == (2, 12)  # of a code of width 2
+        start = pictures[f"attribute/{name}"][:, 0]  # nothing is added yet: reconstructions of the lowest label
+        (lowest,) = np.nonzero(pictures["labels"] == pictures["labels"].min())
+        known = [image for i, image in enumerate(images) if i in lowest[: len(start)]]
+        assert all(np.allclose(a, b, atol=1e-5) for a, b in zip(start, known, strict=False))
 
 
 @pytest.mark.parametrize("kind", ["vectors without labels", "colour images, code of width 1"])
@@ -194,7 +208,7 @@ def test_other_data_can_be_reported(kind: str, tmp_path: Path) -> None:
     latent = 1 if "1" in kind else 2
     options: dict[str, Any] = {"epochs": 1, "latent": latent, "hidden": (4,), "quick": True, "progress": False}
     found = compare(data, tmp_path / "run", engines=("detached",), **options)
-    assert {path.stem for path in (tmp_path / "run" / "figures").iterdir()} == FIGURES
+    assert {path.stem for path in (tmp_path / "run" / "figures").iterdir()} == FIGURES - {"attributes"}
     assert found["bounds"]["decoder"] == "detached"
     assert all(row["accuracy"]["mean"] is None for row in found["cells"] + found["baselines"])
 
