@@ -20,11 +20,22 @@ from gae.engines import settle_scale, start_scale
 from gae.fit import fit
 from gae.fit.learners import has_closed_form
 from gae.likelihood import FlatDistribution
-from gae.measure import Effort, Entry, absent, cell, encode
+from gae.measure import (
+    Effort,
+    Entry,
+    absent,
+    cell,
+    encode,
+    log_evidence,
+    lower_bound,
+    mean_and_error,
+    milliseconds,
+)
 from gae.phases import Phases, facts, one_thread, write_whole
 from gae.pictures import plane
 from gae.survey_report import write
 from gae.systems import SYSTEMS, build, named
+from gae.text import PADDING
 
 IMAGES, DRAWS, CODES = 12, 12, 500
 POINTS = 1000  # of a data set that is one observation
@@ -74,7 +85,7 @@ def survey(
         data: a data set; for labels and a test split of its own see ``gae.data.load``.
         out: a new folder, or with ``resume`` that of an interrupted survey of the same plan.
         systems: names out of ``gae.systems.SYSTEMS`` whose observations are samples, or one data set: those lay out the
-            test set. All of them unless given.
+            test set; for text, those of sequences. All of them unless given.
         epochs: of systems that learn by Adam; as many as show about 70,000 samples unless given (``quick``: 10,000).
         seed: of weights, order of data and noise.
         quick: fewer epochs, and log p(x) of fewer samples.
@@ -93,6 +104,7 @@ def survey(
             **facts(asdict(plan), data),
             "rows": [row for row in found.values() if "squared_error" in row],
             "embeddings": [row for row in found.values() if "trustworthiness" in row],
+            "texts": [row for row in found.values() if "tokens" in row],
             "absent": {name: row["absent"] for name, row in found.items() if "absent" in row},
         }
         results["seconds"] = {**run.seconds, "total": sum(run.seconds.values())}
@@ -102,9 +114,10 @@ def survey(
     return results
 
 
-def surveyed() -> list[str]:
-    """The systems that encode samples, or a data set of them."""
-    return [name for name, row in SYSTEMS.items() if row.observation in ("sample", "data set")]
+def surveyed(text: bool = False) -> list[str]:
+    """The systems that encode samples, or a data set of them; or those that encode text."""
+    observed = ("sequence of classes",) if text else ("sample", "data set")
+    return [name for name, row in SYSTEMS.items() if row.observation in observed]
 
 
 class Survey(Phases):
@@ -127,7 +140,9 @@ class Survey(Phases):
             model.likelihood.check(x.unsqueeze(0) if whole else x)
         except (ValueError, TypeError) as error:
             return {"absent": str(error)}
-        return self._embedded(name, model) if whole else self._encoded(name, model)
+        if whole:
+            return self._embedded(name, model)
+        return self._encoded(name, model) if self.data.vocabulary is None else self._read(name, model)
 
     def _encoded(self, name: str, model: Autoencoder) -> Entry:
         began = time.perf_counter()
@@ -156,12 +171,36 @@ class Survey(Phases):
         numbers = {"trustworthiness": {"mean": trust, "se": None}, "accuracy": accuracy, "points": len(x)}
         return {"system": name, **_parts(name), **numbers, "width": z.shape[1], "seconds": seconds}
 
+    def _read(self, name: str, model: Autoencoder) -> Entry:
+        """Text: the share of tokens that greedy decoding restores, ends included, and what lines become."""
+        began, plan, x, vocabulary = time.perf_counter(), self.plan, self.data.test, self.data.vocabulary
+        assert vocabulary is not None
+        epochs = self._fit(name, model)
+        seconds = time.perf_counter() - began
+        torch.manual_seed(plan.seed)
+        with torch.no_grad():
+            restored = encode(model, x, plan.effort).mean
+            lengths = (x != PADDING).sum(1)
+            numbers = {
+                "tokens": mean_and_error(((restored == x) & (x != PADDING)).sum(1) / lengths),
+                "log_p": _trusted(log_evidence(model, x[: plan.effort.evidence_samples], plan.effort)),
+                "elbo": lower_bound(model, x, plan.effort),
+                "milliseconds": milliseconds(model, x, plan.effort),
+            }
+            lines = [vocabulary.decode(part) for part in (x[:IMAGES], restored[:IMAGES], model.sample(DRAWS))]
+        shown = dict(zip(("lines", "restored", "samples"), lines, strict=True))
+        width = model.likelihood.latent_shape.numel()
+        told = {"width": width, "length": float(lengths.double().mean()), "training_seconds": seconds}
+        return {"system": name, **_parts(name), **numbers, **shown, **told, "epochs": epochs}
+
     @property
     def _points(self) -> Tensor:
         return self.data.test[:POINTS]
 
     def _options(self, name: str) -> dict[str, Any]:
-        """The defaults, but for numbers of samples."""
+        """The defaults, but for what only the data tell."""
+        if self.data.vocabulary is not None:
+            return {"classes": self.data.vocabulary.classes}
         if SYSTEMS[name].observation == "data set":
             return {"points": len(self._points)}
         return {"components": len(self.data.train)} if name == "knn" else {}
@@ -228,12 +267,13 @@ def _trusted(log_p: Entry) -> Entry:
 
 
 def _plan(data: Dataset, systems: Sequence[str] | None, epochs: int | None, seed: int, quick: bool) -> Plan:
-    chosen = surveyed() if systems is None else list(systems)
+    valid = surveyed(text=data.vocabulary is not None)
+    chosen = valid if systems is None else list(systems)
     for name in chosen:
-        if named(name).observation not in ("sample", "data set"):
+        if named(name) and name not in valid:
             raise ValueError(
-                f"{name} encodes no samples of the data; what it observes: {named(name).observation}. "
-                f"Choose some of {', '.join(surveyed())}."
+                f"{name} encodes no samples of these data; what it observes: {named(name).observation}. "
+                f"Choose some of {', '.join(valid)}."
             )
     if not chosen or len(set(chosen)) < len(chosen):
         raise ValueError(f"Name at least one system, and each once; got {chosen}.")

@@ -23,11 +23,32 @@ COLUMNS = (
     Column("evaluations", "decoder evaluations", "per sample", 0),
 )
 
+TEXT_COLUMNS = (
+    Column("tokens", "tokens restored", "% of a line, its end included", 1, 1e2),
+    Column("log_p", "log p̂(x)", "nats per line", 2),
+    Column("elbo", "ELBO", "nats per line", 2),
+    Column("milliseconds", "encoding", "ms per line", 3),
+)
+
 
 def table(results: dict[str, Any]) -> tuple[list[Row], dict[str, str]]:
     """A row for each system in the order of the table of systems, and the footnotes of the missing numbers."""
     notes: dict[str, str] = {}
     return [_row(row, notes) for row in results["rows"]], {mark: reason for reason, mark in notes.items()}
+
+
+def texts(results: dict[str, Any]) -> list[Row]:
+    """A row for each system of sequences: numbers per line, and nats per token beside them."""
+    rows = []
+    for row in results["texts"]:
+        boxes = [Box(str(row["width"])), Box(f"{row['training_seconds']:.1f}")]
+        for column in TEXT_COLUMNS:
+            entry = row[column.key]
+            per_token = entry["mean"] is not None and column.unit == "nats per line"
+            detail = f"{entry['mean'] / row['length']:.2f} per token".replace("-", "−") if per_token else ""
+            boxes.append(Box(column.text(entry), detail))
+        rows.append(Row(row["system"], boxes))
+    return rows
 
 
 def _row(row: dict[str, Any], notes: dict[str, str]) -> Row:
@@ -73,7 +94,16 @@ def write(out: Path) -> Path:
     text = (
         environment()
         .get_template("survey.html")
-        .render(results=results, columns=COLUMNS, rows=lines, notes=notes, plates=plates, images=images)
+        .render(
+            results=results,
+            columns=COLUMNS,
+            rows=lines,
+            notes=notes,
+            text_columns=TEXT_COLUMNS,
+            texts=texts(results),
+            plates=plates,
+            images=images,
+        )
     )
     page = out / "report.html"
     page.write_text(text, encoding="utf-8")

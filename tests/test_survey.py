@@ -13,7 +13,7 @@ from sklearn.manifold import trustworthiness
 from sklearn.neighbors import KNeighborsClassifier
 
 from gae import survey_report
-from gae.data import Dataset
+from gae.data import Dataset, load
 from gae.fit import restore
 from gae.measure import Effort, encode
 from gae.survey import Survey, left_out, survey, surveyed
@@ -144,6 +144,25 @@ def test_a_data_set_is_laid_out(small: Dataset, tmp_path: Path) -> None:
     assert entry["accuracy"]["mean"] == left_out(z, small.test_labels)["mean"]
     assert {path.stem for path in (tmp_path / "run" / "figures").iterdir()} == {"embeddings"}
     assert f"{entry['trustworthiness']['mean']:.4f}" in (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+
+
+def test_text_is_surveyed_by_systems_of_sequences(tmp_path: Path) -> None:
+    (tmp_path / "names.txt").write_text("ada\nalan\ngrace\nemmy\n" * 20, encoding="utf-8")
+    data = load(str(tmp_path / "names.txt"))
+    found = survey(data, tmp_path / "run", epochs=2, quick=True, progress=False)
+    assert [entry["system"] for entry in found["texts"]] == surveyed(text=True) == ["sequence-vae", "attention-vae"]
+    assert found["rows"] == [] and data.vocabulary is not None
+    entry = found["texts"][0]
+    assert entry["lines"] == data.vocabulary.decode(data.test[:12]) and len(entry["samples"]) == 12
+    model = build("sequence-vae", data.event_shape, classes=data.vocabulary.classes)
+    restore(model, tmp_path / "run" / "checkpoints" / "sequence-vae")
+    back = model.eval().reconstruct(data.test)
+    shares = [float((a[b > 0] == b[b > 0]).double().mean()) for a, b in zip(back, data.test, strict=True)]
+    assert entry["tokens"]["mean"] == pytest.approx(sum(shares) / len(shares))
+    assert entry["elbo"]["mean"] < 0 and entry["length"] == pytest.approx(float((data.test > 0).sum(1).double().mean()))
+    assert all(line in (tmp_path / "run" / "report.html").read_text(encoding="utf-8") for line in entry["lines"])
+    with pytest.raises(ValueError, match="what it observes: sample"):
+        survey(data, tmp_path / "other", systems=["pca"], progress=False)
 
 
 def test_left_out_asks_the_others() -> None:
