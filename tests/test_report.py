@@ -12,9 +12,12 @@ import numpy as np
 import pytest
 import torch
 
-from gae import figures, report
+from gae import figures, pictures, report
+from gae.autoencoder import Autoencoder
 from gae.compare import compare
 from gae.data import Dataset, load
+from gae.inference import ClosedForm
+from gae.likelihood import LinearMixture
 
 ENGINES = ("detached", "amortised", "semi-amortised")
 FIGURES = {
@@ -182,19 +185,32 @@ def test_figures_leave_no_state(out: Path, results: dict[str, Any]) -> None:
 
 def test_pictures_show_what_they_say(out: Path, results: dict[str, Any]) -> None:
     with np.load(out / "pictures.npz") as stored:
-        pictures = dict(stored)
+        shown = dict(stored)
     for name in ENGINES:
-        strip, images = pictures[f"interpolation/{name}"], pictures[f"reconstruction/{name}"]
+        strip, images = shown[f"interpolation/{name}"], shown[f"reconstruction/{name}"]
         assert np.allclose(strip[0], images[:2], atol=1e-5) and np.allclose(strip[-1], images[2:4], atol=1e-5)
-        assert pictures[f"codes/{name}"].shape == (30, 2) and np.allclose(
-            pictures[f"codes/{name}"].mean(0), 0, atol=1e-4
-        )
-        assert float(pictures[f"explained/{name}"]) == pytest.approx(1.0)  # two of two dimensions
-        assert pictures[f"traversal/{name}"].shape[:2] == (2, 12)  # of a code of width 2
-        start = pictures[f"attribute/{name}"][:, 0]  # nothing is added yet: reconstructions of the lowest label
-        (lowest,) = np.nonzero(pictures["labels"] == pictures["labels"].min())
-        known = [image for i, image in enumerate(images) if i in lowest[: len(start)]]
-        assert all(np.allclose(a, b, atol=1e-5) for a, b in zip(start, known, strict=False))
+        assert shown[f"codes/{name}"].shape == (30, 2) and np.allclose(shown[f"codes/{name}"].mean(0), 0, atol=1e-4)
+        assert float(shown[f"explained/{name}"]) == pytest.approx(1.0)  # two of two dimensions
+        assert shown[f"traversal/{name}"].shape[:2] == (2, 12)  # of a code of width 2
+        assert shown[f"attribute/{name}"].shape[1] == 12
+
+
+def test_strips_of_a_linear_decoder_are_straight_lines() -> None:
+    """Two standard deviations of a code to either side; from one label's mean code to another's, and half as far on."""
+    torch.manual_seed(0)
+    model = Autoencoder(LinearMixture(1, 4, (6,), scale=0.1), ClosedForm())
+    x, labels = torch.randn(40, 6), torch.arange(40) % 3 + 5
+    with torch.no_grad():
+        codes = model.encode(x).point
+        spread, loadings = codes.std(0, correction=0), model.likelihood.loadings[0]
+        widest = spread.argsort(descending=True)[:3]
+        strips = pictures._traversals(model, x[:1], codes)
+        moved = pictures._attribute(model, x, labels)
+        shift = codes[labels == 6].mean(0) - codes[labels == 5].mean(0)
+        torch.testing.assert_close(strips[:, -1] - strips[:, 0], 4 * spread[widest, None] * loadings[widest])
+        torch.testing.assert_close(strips.mean(1), model.reconstruct(x[:1]).expand(3, -1))
+        torch.testing.assert_close(moved[:, 0], model.reconstruct(x[labels == 5][:2]))
+        torch.testing.assert_close(moved[:, -1] - moved[:, 0], (1.5 * shift @ loadings).expand(2, -1))
 
 
 @pytest.mark.parametrize("kind", ["vectors without labels", "colour images, code of width 1"])
