@@ -1,6 +1,5 @@
 """The ``gae`` command. What is heavy is imported where it is used, so that help comes at once."""
 
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -120,7 +119,7 @@ def fit(
 
     from gae.fit import fit as train
     from gae.options import parse
-    from gae.systems import build, named
+    from gae.systems import build, describe, named
 
     options = parse(system, option or [])
     dataset = load(data, binarize)
@@ -139,15 +138,7 @@ def fit(
         out=folder,
         resume=resume,
         progress=not quiet,
-        describe={
-            "system": system,
-            "options": options,
-            "event_shape": tuple(dataset.event_shape),
-            "value_range": dataset.value_range,
-            "data": dataset.name,
-            "data_hash": dataset.hash,
-            "vocabulary": None if dataset.vocabulary is None else asdict(dataset.vocabulary),
-        },
+        describe=describe(system, options, dataset),
     )
     last = history.rows[-1]
     results = {
@@ -222,7 +213,8 @@ def compare(
         from gae.engines import ENGINES
 
         names = list(ENGINES) if engines is None else _names(engines)
-        results = run(dataset, folder, engines=names, latent=latent or 8, head=head or "gaussian", **shared)
+        chosen: Any = {name: value for name, value in (("latent", latent), ("head", head)) if value is not None}
+        results = run(dataset, folder, engines=names, **chosen, **shared)
     else:
         from gae.survey import survey
 

@@ -191,10 +191,10 @@ def initial(configuration: Configuration, x: Num[Tensor, "N *X"]) -> tuple[Likel
 @torch.no_grad()
 def start_scale(decoder: Likelihood, x: Num[Tensor, "N *X"]) -> None:
     """A learned noise scale begins at the root mean square deviation of x from its mean."""
-    for name, parameter in decoder.named_parameters():
-        if name == "log_scale":
-            deviation = float((x - x.mean(0)).square().mean().sqrt())
-            parameter.fill_(math.log(max(deviation, 1e-6)))
+    log_scale = getattr(decoder, "log_scale", None)
+    if isinstance(log_scale, torch.nn.Parameter):
+        deviation = float((x - x.mean(0)).square().mean().sqrt())
+        log_scale.fill_(math.log(max(deviation, 1e-6)))
 
 
 @torch.no_grad()

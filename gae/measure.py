@@ -176,7 +176,12 @@ def accuracy(model: Autoencoder, data: Dataset, points: Points, effort: Effort) 
     codes, queries = ((p.mean if model.likelihood.components > 1 else p.z).flatten(1).numpy() for p in (known, points))
     classifier = KNeighborsClassifier(5).fit(codes, data.train_labels[:size].numpy())
     rate = float(classifier.score(queries, data.test_labels.numpy()))
-    return {"mean": rate, "se": math.sqrt(rate * (1 - rate) / len(queries))}
+    return proportion(rate, len(queries))
+
+
+def proportion(rate: float, n: int) -> Entry:
+    """A share of n samples, and its binomial standard error."""
+    return {"mean": rate, "se": math.sqrt(rate * (1 - rate) / n)}
 
 
 def milliseconds(model: Autoencoder, x: Num[Tensor, "N *X"], effort: Effort) -> Entry:

@@ -80,7 +80,7 @@ def table(results: dict[str, Any]) -> Table:
     groups = []
     for heading, label, cells in _groups(results):
         rows = [
-            Row(cell[label], [_box(cell, column, (id(cell), column.key) in best, notes) for column in COLUMNS])
+            Row(cell[label], [box(cell, column, (id(cell), column.key) in best, notes) for column in COLUMNS])
             for cell in cells
         ]
         groups.append((heading, rows))
@@ -105,7 +105,8 @@ def _baselines(configuration: dict[str, Any]) -> str:
     )
 
 
-def _box(cell: dict[str, Any], column: Column, best: bool, notes: dict[str, str]) -> Box:
+def box(cell: dict[str, Any], column: Column, best: bool, notes: dict[str, str]) -> Box:
+    """One number of a cell; the reason of a missing one gets a mark in ``notes`` (reason: mark)."""
     entry = cell[column.key]
     if entry["mean"] is None:
         mark = notes.setdefault(entry["reason"], chr(ord("a") + len(notes)))

@@ -30,11 +30,12 @@ from gae.measure import (
     lower_bound,
     mean_and_error,
     milliseconds,
+    proportion,
 )
 from gae.phases import Phases, facts, one_thread, write_whole
 from gae.pictures import plane
 from gae.survey_report import write
-from gae.systems import SYSTEMS, build, named
+from gae.systems import SYSTEMS, build, describe, named
 from gae.text import PADDING
 
 IMAGES, DRAWS, CODES = 12, 12, 500
@@ -151,9 +152,7 @@ class Survey(Phases):
         numbers = cell(model, self.data, self.plan.effort, self.plan.seed)
         numbers["log_p"] = _trusted(numbers["log_p"])
         self._draw(name, model)
-        width = model.likelihood.latent_shape.numel()
-        kinds = {"width": width, "components": model.likelihood.components}
-        return {"system": name, **_parts(name), **kinds, **numbers, "epochs": epochs, "training_seconds": seconds}
+        return {**_parts(name, model), **numbers, "epochs": epochs, "training_seconds": seconds}
 
     @torch.no_grad()
     def _embedded(self, name: str, model: Autoencoder) -> Entry:
@@ -169,7 +168,7 @@ class Survey(Phases):
             accuracy = left_out(z, self.data.test_labels[: len(z)])
         self._keep(name, {"codes": z})
         numbers = {"trustworthiness": {"mean": trust, "se": None}, "accuracy": accuracy, "points": len(x)}
-        return {"system": name, **_parts(name), **numbers, "width": z.shape[1], "seconds": seconds}
+        return {**_parts(name, model), **numbers, "width": z.shape[1], "seconds": seconds}
 
     def _read(self, name: str, model: Autoencoder) -> Entry:
         """Text: the share of tokens that greedy decoding restores, ends included, and what lines become."""
@@ -189,9 +188,8 @@ class Survey(Phases):
             }
             lines = [vocabulary.decode(part) for part in (x[:IMAGES], restored[:IMAGES], model.sample(DRAWS))]
         shown = dict(zip(("lines", "restored", "samples"), lines, strict=True))
-        width = model.likelihood.latent_shape.numel()
-        told = {"width": width, "length": float(lengths.double().mean()), "training_seconds": seconds}
-        return {"system": name, **_parts(name), **numbers, **shown, **told, "epochs": epochs}
+        told = {"length": float(lengths.double().mean()), "epochs": epochs, "training_seconds": seconds}
+        return {**_parts(name, model), **numbers, **shown, **told}
 
     @property
     def _points(self) -> Tensor:
@@ -213,8 +211,7 @@ class Survey(Phases):
             optimizer = SYSTEMS[name].optimizer or partial(torch.optim.Adam, lr=plan.learning_rate)
             options = {"epochs": plan.epochs, "batch_size": plan.batch_size, "clip": plan.clip, "optimizer": optimizer}
         out = self.out / "checkpoints" / name
-        described = {"system": name, "options": self._options(name), "event_shape": tuple(self.data.event_shape)}
-        described |= {"value_range": tuple(self.data.value_range), "data": self.data.name, "data_hash": plan.data_hash}
+        described = describe(name, self._options(name), self.data)
         options |= {"seed": plan.seed, "out": out, "resume": True, "progress": False, "describe": described}
         rows = fit(model, self.data, **options).rows
         model.eval()
@@ -250,12 +247,14 @@ def left_out(z: Num[Tensor, "N *Z"], labels: Int[Tensor, " N"]) -> Entry:
 
     others = NearestNeighbors(n_neighbors=5).fit(z.flatten(1).numpy()).kneighbors(return_distance=False)
     voted = labels[torch.as_tensor(others)].mode(1).values
-    rate = float((voted == labels).double().mean())
-    return {"mean": rate, "se": math.sqrt(rate * (1 - rate) / len(z))}
+    return proportion(float((voted == labels).double().mean()), len(z))
 
 
-def _parts(name: str) -> dict[str, str]:
-    return {part: getattr(SYSTEMS[name], part) for part in PARTS}
+def _parts(name: str, model: Autoencoder) -> Entry:
+    """The row of the table, and the size of a code."""
+    likelihood = model.likelihood
+    size = {"width": likelihood.latent_shape.numel(), "components": likelihood.components}
+    return {"system": name, **{part: getattr(SYSTEMS[name], part) for part in PARTS}, **size}
 
 
 def _trusted(log_p: Entry) -> Entry:
@@ -270,9 +269,10 @@ def _plan(data: Dataset, systems: Sequence[str] | None, epochs: int | None, seed
     valid = surveyed(text=data.vocabulary is not None)
     chosen = valid if systems is None else list(systems)
     for name in chosen:
-        if named(name) and name not in valid:
+        observation = named(name).observation
+        if name not in valid:
             raise ValueError(
-                f"{name} encodes no samples of these data; what it observes: {named(name).observation}. "
+                f"{name} encodes no samples of these data; what it observes: {observation}. "
                 f"Choose some of {', '.join(valid)}."
             )
     if not chosen or len(set(chosen)) < len(chosen):

@@ -2,21 +2,22 @@
 
 import base64
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from gae.figures import INK, LINES, STYLE, Plate, canvas, grid, save, scatter
-from gae.report import Box, Column, Row, environment
+from gae.report import Box, Column, Row, box, environment
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 COLUMNS = (
-    Column("squared_error", "squared error", "×10⁻³ per element", 2, 1e3, best=min),
-    Column("accuracy", "5-NN accuracy", "%", 1, 1e2, best=max),
+    Column("squared_error", "squared error", "×10⁻³ per element", 2, 1e3),
+    Column("accuracy", "5-NN accuracy", "%", 1, 1e2),
     Column("log_p", "log p̂(x)", "nats", 1),
     Column("elbo", "ELBO", "nats", 1),
     Column("milliseconds", "encoding", "ms per sample", 3),
@@ -31,42 +32,31 @@ TEXT_COLUMNS = (
 )
 
 
+def columns(results: dict[str, Any]) -> tuple[Column, ...]:
+    """Those of samples, or those of text."""
+    return TEXT_COLUMNS if results["texts"] else COLUMNS
+
+
 def table(results: dict[str, Any]) -> tuple[list[Row], dict[str, str]]:
     """A row for each system in the order of the table of systems, and the footnotes of the missing numbers."""
     notes: dict[str, str] = {}
-    return [_row(row, notes) for row in results["rows"]], {mark: reason for reason, mark in notes.items()}
+    rows = [_row(row, columns(results), notes) for row in results["rows"] + results["texts"]]
+    return rows, {mark: reason for reason, mark in notes.items()}
 
 
-def texts(results: dict[str, Any]) -> list[Row]:
-    """A row for each system of sequences: numbers per line, and nats per token beside them."""
-    rows = []
-    for row in results["texts"]:
-        boxes = [Box(str(row["width"])), Box(f"{row['training_seconds']:.1f}")]
-        for column in TEXT_COLUMNS:
-            entry = row[column.key]
-            per_token = entry["mean"] is not None and column.unit == "nats per line"
-            detail = f"{entry['mean'] / row['length']:.2f} per token".replace("-", "−") if per_token else ""
-            boxes.append(Box(column.text(entry), detail))
-        rows.append(Row(row["system"], boxes))
-    return rows
+def _row(row: dict[str, Any], shown: tuple[Column, ...], notes: dict[str, str]) -> Row:
+    boxes = [box(row, column, False, notes) for column in shown]
+    if "length" in row:
+        boxes = [_per_token(row, column, found) for column, found in zip(shown, boxes, strict=True)]
+    return Row(row["system"], [Box(code(row)), Box(f"{row['training_seconds']:.1f}"), *boxes])
 
 
-def _row(row: dict[str, Any], notes: dict[str, str]) -> Row:
-    boxes = [Box(code(row)), Box(f"{row['training_seconds']:.1f}")]
-    for column in COLUMNS:
-        entry = row[column.key]
-        if entry["mean"] is None:
-            mark = notes.setdefault(entry["reason"], chr(ord("a") + len(notes)))
-            boxes.append(Box("–", note=mark))
-        else:
-            boxes.append(Box(column.text(entry), _detail(entry)))
-    return Row(row["system"], boxes)
-
-
-def _detail(entry: dict[str, Any]) -> str:
-    if "method" not in entry:
-        return ""
-    return "exact" if entry["method"] == "exact" else f"s.e. {entry['sampling_se']:.2f}, ESS {entry['effective']:.0f}"
+def _per_token(row: dict[str, Any], column: Column, found: Box) -> Box:
+    """Nats of a line, and beside them those of one of its tokens."""
+    mean = row[column.key]["mean"]
+    if mean is None or column.unit != "nats per line":
+        return found
+    return replace(found, detail=f"{mean / row['length']:.2f} per token".replace("-", "−"))
 
 
 def code(row: dict[str, Any]) -> str:
@@ -96,11 +86,9 @@ def write(out: Path) -> Path:
         .get_template("survey.html")
         .render(
             results=results,
-            columns=COLUMNS,
+            columns=columns(results),
             rows=lines,
             notes=notes,
-            text_columns=TEXT_COLUMNS,
-            texts=texts(results),
             plates=plates,
             images=images,
         )

@@ -61,12 +61,11 @@ def comparison(results: dict[str, Any]) -> "Table":
 def surveyed(results: dict[str, Any]) -> "Table":
     from gae import survey_report
 
-    texts = survey_report.texts(results)
-    columns = survey_report.TEXT_COLUMNS if texts else survey_report.COLUMNS
-    shown = table("system", "code", "training\n(s)", *(f"{column.title}\n({column.unit})" for column in columns))
+    columns = [f"{column.title}\n({column.unit})" for column in survey_report.columns(results)]
+    shown = table("system", "code", "training\n(s)", *columns)
     for column in shown.columns[1:]:
         column.justify = "right"
-    for line in texts or survey_report.table(results)[0]:
+    for line in survey_report.table(results)[0]:
         shown.add_row(line.label, *(box.text for box in line.boxes))
     shown.caption = "mean ± standard error over test samples; –: does not exist"
     for row in results["embeddings"]:

@@ -161,6 +161,8 @@ def test_text_is_surveyed_by_systems_of_sequences(tmp_path: Path) -> None:
     assert entry["tokens"]["mean"] == pytest.approx(sum(shares) / len(shares))
     assert entry["elbo"]["mean"] < 0 and entry["length"] == pytest.approx(float((data.test > 0).sum(1).double().mean()))
     assert all(line in (tmp_path / "run" / "report.html").read_text(encoding="utf-8") for line in entry["lines"])
+    gae("sample", tmp_path / "run" / "checkpoints" / "sequence-vae", "-n", 3, "-o", tmp_path / "drawn.txt")
+    assert len((tmp_path / "drawn.txt").read_text(encoding="utf-8").split("\n")) == 4
     with pytest.raises(ValueError, match="what it observes: sample"):
         survey(data, tmp_path / "other", systems=["pca"], progress=False)
 
@@ -197,5 +199,6 @@ def test_all_are_the_rows_whose_observations_are_samples() -> None:
 def test_the_command(tmp_path: Path) -> None:
     printed = gae("compare", "digits", "--systems", "pca, kmeans", "--quick", "--out", tmp_path / "run")
     assert "pca" in printed and "1 of 10" in printed and "report.html" in printed
+    assert "between 1 and the 64" in gae("compare", "digits", "--latent", "0", "--out", tmp_path / "x", code=2)
     refused = gae("compare", "digits", "--systems", "all", "--latent", "3", "--out", tmp_path / "x", code=2)
     assert "--latent is for the comparison of engines" in refused

@@ -67,10 +67,7 @@ class LLE(Relational):
     def _weights(self, x: Tensor) -> Tensor:
         flat = x.flatten(2).double()
         index = nearest(flat, self.neighbours)
-        weights = barycentric_weights(flat, flat, index, self.reg)
-        return torch.zeros(*flat.shape[:2], flat.shape[1], dtype=flat.dtype, device=x.device).scatter(
-            -1, index, weights
-        )
+        return _spread(barycentric_weights(flat, flat, index, self.reg), index, flat.shape[1])
 
     def score(self, relation: Float[Tensor, "... N N"], z: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
         square = (z - relation @ z).square().sum((-2, -1))

@@ -16,7 +16,7 @@ from gae.systems.mixtures import ggae, knn, smooth_llgae
 from gae.systems.parts import HEADS, NormalEncoder
 from gae.systems.relational import linear_regression, lle, tsne
 from gae.systems.sequences import attention_vae, sequence_vae
-from gae.systems.table import SYSTEMS, System, build, named, option_names
+from gae.systems.table import SYSTEMS, System, build, describe, named, option_names
 from gae.systems.variational import conv_vae, importance_weighted, savae, vae
 
 __all__ = [
@@ -33,6 +33,7 @@ __all__ = [
     "conv_vae",
     "dae",
     "deep_image_prior",
+    "describe",
     "gan",
     "ggae",
     "glo",

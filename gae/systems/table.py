@@ -2,13 +2,14 @@
 
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
 import torch
 
 from gae.autoencoder import Autoencoder
+from gae.data import Dataset
 from gae.fit.learners import MakeOptimizer
 from gae.systems.adversarial import gan
 from gae.systems.autoencoders import ae, cae, dae, overcomplete_ae, sparse_ae, stacked_ae
@@ -218,6 +219,19 @@ def build(name: str, event_shape: Shape, **options: Any) -> Autoencoder:
     if unknown:
         raise ValueError(f"{name} has no option {unknown[0]!r}. Valid options: {', '.join(accepted)}.")
     return row.build(event_shape, **options)
+
+
+def describe(name: str, options: dict[str, Any], data: Dataset) -> dict[str, Any]:
+    """JSON-able facts about a system fitted to data, from which it can be built again and its draws be shown."""
+    return {
+        "system": name,
+        "options": options,
+        "event_shape": tuple(data.event_shape),
+        "value_range": tuple(data.value_range),
+        "data": data.name,
+        "data_hash": data.hash,
+        "vocabulary": None if data.vocabulary is None else asdict(data.vocabulary),
+    }
 
 
 def named(name: str) -> System:
