@@ -1,5 +1,6 @@
 """Shapes checked, every test seeded, the same data for all. Loaded before any module of gae is imported."""
 
+import functools
 import os
 
 # Set before the libraries that read them load, and inherited by the commands that tests start.
@@ -7,7 +8,7 @@ os.environ["MPLBACKEND"] = "Agg"  # figures without a screen
 os.environ["OMP_NUM_THREADS"] = "1"  # small computations only wait for each other on more
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ import torch
 jaxtyping.install_import_hook("gae", "beartype.beartype")
 
 ROOT = Path(__file__).resolve().parent.parent
+OFFSET = int(os.environ.get("GAE_SEED_OFFSET", 0))  # added to every seed: see tests/seeds.py
 
 
 class TorchRandom:
@@ -36,12 +38,27 @@ hypothesis.settings.register_profile("gae", derandomize=True, deadline=None, max
 hypothesis.settings.load_profile("gae")
 
 
+def shifted(seeded: Callable[..., Any]) -> Callable[..., Any]:
+    """The same function of another seed: its first argument, an integer, plus the offset."""
+
+    @functools.wraps(seeded)
+    def call(seed: Any = None, *rest: Any, **options: Any) -> Any:
+        return seeded(seed + OFFSET if isinstance(seed, int) else seed, *rest, **options)
+
+    return call
+
+
+if OFFSET:  # wherever tests and library seed a generator, so that two that share a seed still do
+    torch.manual_seed, np.random.default_rng = shifted(torch.manual_seed), shifted(np.random.default_rng)
+    np.random.seed = shifted(np.random.seed)
+
+
 class Deterministic:
     """A plugin of its own, because a fixture of this file would not reach the doctests in gae/."""
 
     @pytest.fixture(autouse=True)
     def deterministic(self) -> Iterator[None]:
-        random.seed(0)
+        random.seed(OFFSET)
         np.random.seed(0)
         torch.manual_seed(0)
         torch.set_num_threads(1)

@@ -132,12 +132,12 @@ def test_what_cannot_be_classified() -> None:
 
 @pytest.mark.usefixtures("unchecked_types")
 def test_pretrained_and_fine_tuned_it_reads_digits(digits: Dataset) -> None:
-    """At least 97 % of the test digits."""
+    """At least 95 % of the test digits, after a few epochs; a tenth would be chance."""
     torch.manual_seed(0)
     noise = GaussianNoise(0.2)
-    model = systems.build("stacked-ae", digits.event_shape)
-    pre(model, digits, epochs=15, optimizer=Adam, corruption=noise)
+    model = systems.build("stacked-ae", digits.event_shape, hidden=(128,))
+    pre(model, digits, epochs=8, batch_size=32, optimizer=Adam, corruption=noise)
     head = classifier(model, 10, noise)
     rows = labelled(digits.train, digits.train_labels)
-    train(head, rows, epochs=40, batch_size=32, optimizer=partial(torch.optim.Adam, lr=1e-3))
-    assert (predict(head, digits.test) == digits.test_labels).float().mean() >= 0.97
+    train(head, rows, epochs=15, batch_size=32, optimizer=partial(torch.optim.Adam, lr=3e-3))
+    assert (predict(head, digits.test) == digits.test_labels).float().mean() >= 0.95
