@@ -100,7 +100,7 @@ def test_pca_is_scikit_learns(images: Tensor, held_out: Tensor, latent: int) -> 
 
 
 def test_pca_by_gradient_finds_the_same_subspace(images: Tensor) -> None:
-    model = build("pca", latent=8)
+    model, images = build("pca", latent=8), images[:300]
     history = train(model, images, epochs=2, batch_size=len(images), optimizer=lbfgs)
     oracle = PCA(8, svd_solver="full").fit(flat(images))
     assert angle(linear(model).loadings[0], oracle.components_) < 1e-3
@@ -253,7 +253,7 @@ def test_llgae_by_ascent_agrees_with_closed_form(
 def test_llgae_learns_by_its_update_rule(images: Tensor) -> None:
     """The notes' rule: a few ascent steps for the code, the gradient of the loss for the charts."""
     model = build("llgae", latent=5, components=4, steps=5)
-    history = train(model, images, epochs=8, optimizer=partial(torch.optim.Adam, lr=2e-3))
+    history = train(model, images, epochs=4, batch_size=50, optimizer=partial(torch.optim.Adam, lr=3e-3))
     losses = [row.train_loss for row in history.rows]
     assert losses[-1] < losses[0] - 0.02
     closed = build("llgae", latent=5, components=4, steps=5)
@@ -264,7 +264,7 @@ def test_llgae_learns_by_its_update_rule(images: Tensor) -> None:
 
 
 def test_linear_autoencoder_spans_the_principal_subspace(images: Tensor) -> None:
-    model = build("ae", latent=4, hidden=())
+    model, images = build("ae", latent=4, hidden=()), images[:300]
     train(model, images, epochs=2, batch_size=len(images), optimizer=partial(lbfgs, steps=400))
     oracle = PCA(4, svd_solver="full").fit(flat(images))
     decoder = dict(model.likelihood.named_parameters())["decoder.0.weight"]
@@ -278,7 +278,7 @@ def test_linear_autoencoder_spans_the_principal_subspace(images: Tensor) -> None
 
 def test_autoencoder_beats_pca_at_equal_code_width(images: Tensor, held_out: Tensor) -> None:
     model = build("ae", latent=2, hidden=(64,))
-    train(model, images, epochs=60, optimizer=partial(torch.optim.Adam, lr=3e-3))
+    train(model, images, epochs=20, batch_size=50, optimizer=partial(torch.optim.Adam, lr=5e-3))
     oracle = PCA(2, svd_solver="full").fit(flat(images))
     pca = ((oracle.inverse_transform(oracle.transform(flat(held_out))) - flat(held_out)) ** 2).mean()
     assert (model.reconstruct(held_out) - held_out).square().mean().item() < 0.9 * pca
@@ -424,12 +424,12 @@ def test_vae_training_curve_is_that_of_a_plain_loop(
         for own, given in zip(part.parameters(), source.parameters(), strict=True):  # type: ignore[union-attr]
             own.data.copy_(given.data)
     recorder = Recorder(model.inference.guide)  # type: ignore[arg-type]
-    x = images if head == "gaussian" else binary.train.double()
-    history = train(model, x, epochs=8, batch_size=128, optimizer=partial(torch.optim.Adam, lr=2e-3))
+    x = (images if head == "gaussian" else binary.train.double())[:600]
+    history = train(model, x, epochs=4, batch_size=64, optimizer=partial(torch.optim.Adam, lr=2e-3))
     log_scale = torch.zeros((), dtype=torch.float64, requires_grad=True) if head == "gaussian" else None
     sizes = [len(batch) for batch, _ in recorder.seen]
     losses = plain_vae_losses((parts[0], parts[1]), log_scale, options.get("beta", 1.0), recorder.batches())
-    per_epoch = len(losses) // 8
+    per_epoch = len(losses) // 4
     for epoch, row in enumerate(history.rows):
         rows = slice(epoch * per_epoch, (epoch + 1) * per_epoch)
         assert sum(sizes[rows]) == len(x)
@@ -547,7 +547,7 @@ def test_gon_gradient_is_that_of_central_differences(images: Tensor) -> None:
 def test_gon_learns(images: Tensor, held_out: Tensor) -> None:
     """Better than the mean image on held-out data, by codes of one gradient step."""
     model = build("gon", latent=8, hidden=(64,))
-    history = train(model, images, epochs=20, optimizer=partial(torch.optim.Adam, lr=2e-3))
+    history = train(model, images, epochs=8, batch_size=50, optimizer=partial(torch.optim.Adam, lr=5e-3))
     assert history.rows[-1].train_loss < history.rows[0].train_loss
     error = (model.reconstruct(held_out) - held_out).square().mean().item()
     assert error < 0.6 * (held_out - images.mean(0)).square().mean().item()
@@ -555,11 +555,11 @@ def test_gon_learns(images: Tensor, held_out: Tensor) -> None:
 
 def test_short_runs_learn(images: Tensor, held_out: Tensor) -> None:
     """Codes of 30 Langevin steps from the prior come nearer to held-out data than the mean image."""
-    model = build("short-run", hidden=(32,))
-    fit(model, images, epochs=8, optimizer=partial(torch.optim.Adam, lr=1e-2), progress=False)
+    model, x = build("short-run", hidden=(32,)), held_out[:100]
+    train(model, images[:300], epochs=12, batch_size=50, optimizer=partial(torch.optim.Adam, lr=1e-2))
     with torch.no_grad():
-        error = (model.reconstruct(held_out) - held_out).square().mean()
-    assert error < 0.6 * (images.mean(0) - held_out).square().mean()
+        error = (model.reconstruct(x) - x).square().mean()
+    assert error < 0.6 * (images.mean(0) - x).square().mean()
 
 
 # Semi-amortised VAEs.
