@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from margins import within
 from torch import Tensor, nn
 from torch.distributions import MultivariateNormal
 from torch.nn.functional import binary_cross_entropy_with_logits
@@ -227,22 +228,22 @@ def trained() -> Adversarial:
     torch.manual_seed(0)
     game = systems.gan((2,), latent=4, hidden=(64, 64), scale=0.1)
     history = train(game, ring(100), epochs=80, batch_size=120, optimizer=partial(Game, lr=5e-3))
-    assert abs(history.rows[-1].train_loss - 3 * math.log(2)) < 0.1  # neither player wins outright
+    within("3 log 2 - value", abs(history.rows[-1].train_loss - 3 * math.log(2)), below=0.1)  # neither player wins
     return game.eval()
 
 
 def test_samples_are_of_all_classes(trained: Adversarial) -> None:
     """No mode is dropped; a sixth of 1000 would be 167 each."""
     counts = torch.cdist(painted(trained), CENTRES).argmin(1).bincount(minlength=6)
-    assert counts.min() >= 40
+    within("smallest class of 1000 samples", counts.min(), above=40)
 
 
 def test_samples_beat_a_gaussian_of_the_same_covariance(trained: Adversarial) -> None:
     """Nearer to the data, and the held-out data nearer to them."""
     train_set, test_set, samples = ring(100), ring(50), painted(trained)
     gaussian = MultivariateNormal(train_set.mean(0), train_set.T.cov()).sample(torch.Size((1000,)))
-    assert nearest(samples, CENTRES) < 0.7 * nearest(gaussian, CENTRES)
-    assert nearest(test_set, samples) < nearest(test_set, gaussian)
+    within("distance to a mode, by a Gaussian's", nearest(samples, CENTRES) / nearest(gaussian, CENTRES), below=0.7)
+    within("distance of data, by a Gaussian's", nearest(test_set, samples) / nearest(test_set, gaussian), below=1)
 
 
 def painted(game: Adversarial) -> Tensor:
@@ -264,7 +265,7 @@ def test_inversion_finds_its_own_samples(trained: Adversarial) -> None:
         encoding = trained.encode(x)
     assert isinstance(trained.inference, Ascent) and trained.inference.restarts == 8
     error = (trained.likelihood.point(trained.decode(encoding.point)) - x).square().mean()
-    assert error < 1e-2
+    within("squared error of inversions", error, below=1e-2)
     one = Ascent(Prior(), LBFGS(), 100, backprop=Detach())
     with torch.no_grad():
-        assert encoding.log_joint.mean() > trained.encode(x, one).log_joint.mean()
+        within("nats by restarts", (encoding.log_joint - trained.encode(x, one).log_joint).mean(), above=0)

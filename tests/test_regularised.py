@@ -6,6 +6,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+from margins import within
 from sklearn.decomposition import SparseCoder
 from sklearn.linear_model import Lasso
 from torch import Tensor, nn
@@ -291,8 +292,8 @@ def test_sparse_autoencoder_reaches_its_activity(digits: Dataset) -> None:
     train(autoencoder, digits, epochs=60, optimizer=Adam)
     with torch.no_grad():
         activity = autoencoder.encode(digits.epoch(0)).z[0].mean(0)
-    assert abs(float(activity.mean()) - 0.05) < 0.01
-    assert float((activity - 0.05).abs().mean()) < 0.01
+    within("error of the mean activity", abs(float(activity.mean()) - 0.05), below=0.01)
+    within("mean error of activities", (activity - 0.05).abs().mean(), below=0.01)
 
 
 def test_sparse_coding_solves_the_lasso_of_its_learned_dictionary(digits: Dataset) -> None:
@@ -340,7 +341,7 @@ def test_denoising_autoencoder_beats_the_plain_one_on_noisy_digits(digits: Datas
         train(autoencoder, digits, epochs=60, optimizer=Adam)
         with torch.no_grad():
             found.append(psnr(autoencoder.reconstruct(noisy) - digits.test))
-    assert found[1] > found[0] + 1
+    within("gain in dB", found[1] - found[0], above=1)
 
 
 def jacobian_norm(autoencoder: Autoencoder, x: Tensor) -> float:
@@ -355,7 +356,7 @@ def test_contraction_lowers_the_jacobian(digits: Dataset) -> None:
         autoencoder = systems.build(name, digits.event_shape, latent=16, hidden=(64,), **options)
         train(autoencoder, digits, epochs=10, optimizer=Adam)
         norms.append(jacobian_norm(autoencoder, digits.test[:100]))
-    assert norms[1] < 0.5 * norms[0]
+    within("norm of the Jacobian, by the plain one's", norms[1] / norms[0], below=0.5)
 
 
 @pytest.mark.parametrize("corruption", systems.CORRUPTIONS)
@@ -406,7 +407,7 @@ def test_walks_stay_among_digits(digits: Dataset) -> None:
     assert chain.shape == (20, 40, 1, 8, 8) and chain.isfinite().all()
     distance = torch.cdist(chain[-1].flatten(1), digits.train.flatten(1)).amin(1).mean()
     noise = torch.cdist(torch.rand(40, 64), digits.train.flatten(1)).amin(1).mean()
-    assert distance < 0.7 * noise
+    within("distance from digits, by that of noise", distance / noise, below=0.7)
 
 
 def test_bad_arguments_of_walks() -> None:

@@ -13,7 +13,7 @@ from sklearn.decomposition import PCA
 from sklearn.linear_model import LinearRegression as SkLinear
 from sklearn.linear_model import Ridge
 from sklearn.manifold import TSNE as SkTSNE
-from sklearn.manifold import LocallyLinearEmbedding, _t_sne, trustworthiness
+from sklearn.manifold import LocallyLinearEmbedding, _t_sne
 from sklearn.metrics import pairwise_distances
 from torch import Tensor
 from torch.distributions import Categorical, Multinomial, MultivariateNormal, Normal, kl_divergence
