@@ -15,7 +15,7 @@ from typing import Any
 
 def within(name: str, value: Any, *, above: float | None = None, below: float | None = None) -> None:
     """Asserts ``above < value < below`` of one number, and writes it down."""
-    value = float(value)
+    value = float(value.item() if hasattr(value, "item") else value)  # also of a tensor with a graph
     if "GAE_MARGINS" in os.environ:
         test = os.environ["PYTEST_CURRENT_TEST"].rpartition(" ")[0]
         line = {"test": test, "name": name, "value": value, "above": above, "below": below}
