@@ -1,0 +1,332 @@
+"""Elementwise distributions in the parameters that decoders put out, accurate over the whole range of floats.
+
+torch's own clamp probabilities, exponentiate log rates and subtract large equal terms. These are subclasses of Pyro's,
+with the same parameters, whose densities, moments and draws agree with each other.
+"""
+
+import math
+from collections.abc import Sequence
+from fractions import Fraction
+from functools import cache
+from typing import Any
+
+import pyro.distributions as dist
+import torch
+from jaxtyping import Float, Num
+from torch import Size, Tensor
+from torch.distributions import register_kl
+from torch.distributions.utils import broadcast_all, lazy_property
+from torch.nn.functional import softplus
+
+TERMS = 10  # of a series in (logit)² for |logit| < 1: the first left out is below 1e-17 of the sum
+FEW = 16  # counts below have their factorial from lgamma, others from Stirling's series, both to 1e-16
+MANY = 2.0**30  # rates above are drawn from the normal limit: beyond 32 bits torch's counts overflow, on some devices
+
+
+class Normal(dist.Normal):
+    """A normal law whose residual is divided by the scale before it is squared: scale² may underflow or overflow.
+
+    >>> Normal(torch.tensor(0.0), torch.tensor(1e-30)).log_prob(torch.tensor(0.0))
+    tensor(68.1586)
+    """
+
+    def log_prob(self, value: Num[Tensor, "..."]) -> Float[Tensor, "..."]:
+        standard = (value - self.loc) / self.scale
+        return -0.5 * standard.square() - self.scale.log() - 0.5 * math.log(2 * math.pi)
+
+
+class Bernoulli(dist.Bernoulli):
+    """A Bernoulli law of given logits, whose variance and entropy do not round to 0 where its mean rounds to 1.
+
+    >>> Bernoulli(logits=torch.tensor([-50.0, 50.0])).variance
+    tensor([1.9287e-22, 1.9287e-22])
+    """
+
+    @property
+    def variance(self) -> Tensor:
+        return self.logits.sigmoid() * (-self.logits).sigmoid()
+
+    def entropy(self) -> Tensor:
+        """-p log p - (1 - p) log(1 - p), in nats."""
+        return self.logits.sigmoid() * softplus(-self.logits) + (-self.logits).sigmoid() * softplus(self.logits)
+
+
+class ContinuousBernoulli(dist.ContinuousBernoulli):
+    """The density exp(logit x) / M on [0, 1], M = (exp(logit) - 1) / logit (Loaiza-Ganem & Cunningham 2019).
+
+    It is an exponential family in its logits, so mean, variance and all derivatives are cumulants: those of log M.
+
+    >>> q = ContinuousBernoulli(logits=torch.tensor([-0.004, 100.0]))
+    >>> q.mean, q.variance
+    (tensor([0.4997, 0.9900]), tensor([0.0833, 0.0001]))
+    """
+
+    @lazy_property
+    def probs(self) -> Tensor:
+        """The sigmoid of the logits: no probability and no mean, but torch's other parameter."""
+        return self.logits.sigmoid()
+
+    @property
+    def mean(self) -> Tensor:
+        return _cumulant(self.logits, 1) + (self.logits > 0)
+
+    @property
+    def variance(self) -> Tensor:
+        return _cumulant(self.logits, 2)
+
+    def _cont_bern_log_norm(self) -> Tensor:
+        return softplus(-self.logits.abs()) - _cumulant(self.logits, 0)
+
+    def log_prob(self, value: Num[Tensor, "..."]) -> Float[Tensor, "..."]:
+        logits, value = broadcast_all(self.logits, value)
+        return logits * torch.where(logits > 0, value - 1, value) - _cumulant(logits, 0)
+
+    def entropy(self) -> Tensor:
+        """Differential entropy in nats: at most 0, that of the uniform law."""
+        return _cumulant(self.logits, 0) - self.logits * _cumulant(self.logits, 1)
+
+    def cdf(self, value: Num[Tensor, "..."]) -> Float[Tensor, "..."]:
+        logits, value = broadcast_all(self.logits, value)
+        inside = value.clamp(0, 1)
+        shift = torch.where(logits > 0, logits * (inside - 1), 0)
+        return inside * (shift + _cumulant(logits * inside, 0) - _cumulant(logits, 0)).exp()
+
+    def icdf(self, value: Num[Tensor, "..."]) -> Float[Tensor, "..."]:
+        logits, value = broadcast_all(self.logits, value)
+        near = logits.abs() < torch.finfo(logits.dtype).eps ** 0.2
+        return torch.where(near, _near_quantile(logits, value), _far_quantile(logits, value, near))
+
+    def rsample(self, sample_shape: Any = ()) -> Float[Tensor, "..."]:
+        uniform = torch.rand(self._extended_shape(sample_shape), dtype=self.logits.dtype, device=self.logits.device)
+        return self.icdf(uniform)
+
+    @torch.no_grad()
+    def sample(self, sample_shape: Any = ()) -> Float[Tensor, "..."]:
+        return self.rsample(sample_shape)
+
+
+def _near_quantile(logits: Tensor, u: Tensor) -> Tensor:
+    """log(1 - u + u exp(logit)) / logit as a series: Σ_n κ_n logit^(n-1) / n!, with the cumulants κ_n of a coin."""
+    spread, skew = u * (1 - u), 1 - 2 * u
+    cubic, quartic = spread * skew / 6, spread * (1 - 6 * spread) / 24
+    return u + logits * (spread / 2 + logits * (cubic + logits * (quartic + logits * cubic * (1 - 12 * spread) / 20)))
+
+
+def _far_quantile(logits: Tensor, u: Tensor, near: Tensor) -> Tensor:
+    """The same for logits far from 0, counted from the end of [0, 1] where the density is highest."""
+    rising = logits > 0
+    slope = torch.where(near, 1, logits.abs())
+    here, there = torch.where(rising, u, 1 - u), torch.where(rising, 1 - u, u)
+    change = there * torch.expm1(-slope)
+    deep = change < -0.5
+    shallow_log = torch.where(deep, 0, change).log1p()
+    distance = -torch.where(deep, torch.logaddexp(here.log(), there.log() - slope), shallow_log) / slope
+    distance = distance.clamp(0, 1)
+    return torch.where(rising, 1 - distance, distance)
+
+
+class _Cumulant(torch.autograd.Function):
+    """The derivative of a given order of K(|logit|) with respect to the logit, K(a) = log((1 - exp(-a)) / a).
+
+    log M is max(logit, 0) + K(|logit|). At 0 all orders are those of logits below it, so that the two kinks cancel.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(logits: Tensor, order: int) -> Tensor:
+        a = logits.abs()
+        near, sign = a < 1, torch.where(logits > 0, 1.0, -1.0).to(a.dtype)
+        value = torch.where(near, _near_zero(a.clamp_max(1), order), _far_from_zero(a.clamp_min(1), order))
+        return sign * value if order % 2 else value
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, int], output: Tensor) -> None:
+        ctx.save_for_backward(inputs[0])
+        ctx.save_for_forward(inputs[0])
+        ctx.order = inputs[1]
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return grad * _cumulant(ctx.saved_tensors[0], ctx.order + 1), None
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor, _: None) -> Tensor:
+        return tangent * _cumulant(ctx.saved_tensors[0], ctx.order + 1)
+
+
+def _cumulant(logits: Tensor, order: int) -> Tensor:
+    found: Tensor = _Cumulant.apply(logits, order)
+    return found
+
+
+def _near_zero(a: Tensor, order: int) -> Tensor:
+    value = _polynomial(_taylor(order), a.square())
+    value = value * a if order % 2 else value
+    return value - 0.5 * a if order == 0 else value - 0.5 if order == 1 else value
+
+
+def _far_from_zero(a: Tensor, order: int) -> Tensor:
+    if order == 0:
+        return (-torch.expm1(-a)).log() - a.log()
+    value = _polynomial(_in_odds(order), 1 / torch.expm1(a))
+    return value + (-1) ** order * math.factorial(order - 1) * a.reciprocal() ** order
+
+
+def _polynomial(coefficients: Sequence[float], a: Tensor) -> Tensor:
+    """Σ_n coefficients[n] aⁿ; in place, since it is part of an inner loop."""
+    value = torch.full_like(a, coefficients[-1])
+    for coefficient in reversed(coefficients[:-1]):
+        value.mul_(a).add_(coefficient)
+    return value
+
+
+@cache
+def _taylor(order: int) -> list[float]:
+    """Coefficients in a² of the derivative of K(a) + a/2, less a factor a where the order is odd."""
+    size = 2 * TERMS + order + 2
+    mass = [Fraction((-1) ** n, math.factorial(n + 1)) for n in range(size)]  # (1 - exp(-a)) / a
+    log: list[Fraction] = [Fraction(0)]
+    for n in range(1, size):
+        log.append(mass[n] - sum((k * log[k] * mass[n - k] for k in range(1, n)), Fraction(0)) / n)
+    log[1] = Fraction(0)
+    return [float(log[n] * math.perm(n, order)) for n in range(order + order % 2, size, 2)]
+
+
+@cache
+def _in_odds(order: int) -> list[int]:
+    """The derivative of log(1 - exp(-a)) as a polynomial in p = 1 / (exp(a) - 1), whose own is -p - p²."""
+    if order == 1:
+        return [0, 1]
+    slope = [n * coefficient for n, coefficient in enumerate(_in_odds(order - 1))][1:]
+    return [-(low + high) for low, high in zip([0, *slope, 0], [0, 0, *slope], strict=True)]
+
+
+class Poisson(dist.Poisson):
+    """A Poisson law of a given rate, without the cancellation of x log(rate) - rate - log x! (Loader 2000).
+
+    >>> Poisson(torch.tensor(1e6)).log_prob(torch.tensor(1e6))
+    tensor(-7.8267)
+    """
+
+    def log_prob(self, value: Num[Tensor, "..."]) -> Float[Tensor, "..."]:
+        return Counts(value).log_prob(self.rate)
+
+    @torch.no_grad()
+    def sample(self, sample_shape: Any = ()) -> Float[Tensor, "..."]:
+        """Counts as floats; for rates above 2^30 by the normal limit, rounded.
+
+        Raises:
+            ValueError: where the rate is not finite.
+        """
+        rate = self.rate.expand(self._extended_shape(sample_shape))
+        if not bool(rate.isfinite().all()):
+            raise ValueError(
+                f"Cannot draw counts at a Poisson rate of {float(rate[~rate.isfinite()][0])}: in {rate.dtype} it must "
+                f"be at most {torch.finfo(rate.dtype).max:.1e}. Decode codes nearer to those of the data."
+            )
+        counts = torch.poisson(rate.clamp_max(MANY))
+        many = rate > MANY
+        if bool(many.any()):
+            counts = torch.where(many, (rate + rate.sqrt() * torch.randn_like(rate)).round(), counts)
+        return counts
+
+
+class LogRatePoisson(Poisson):
+    """A Poisson law of a given log rate: exact also where the rate itself rounds to 0.
+
+    >>> LogRatePoisson(torch.tensor(-120.0)).log_prob(torch.tensor(5.0))
+    tensor(-604.7875)
+    """
+
+    def __init__(self, log_rate: Float[Tensor, "..."], validate_args: bool | None = None):
+        self.log_rate = log_rate
+        super().__init__(log_rate.exp(), validate_args=validate_args)
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> "LogRatePoisson":
+        return LogRatePoisson(self.log_rate.expand(Size(batch_shape)), validate_args=False)
+
+    def log_prob(self, value: Num[Tensor, "..."]) -> Float[Tensor, "..."]:
+        return Counts(value).log_prob_at(self.log_rate)
+
+
+class Counts:
+    """Counts x, and the parts of their Poisson log density that depend on x alone.
+
+    log Poisson(x; rate) = log Poisson(x; x) - x (exp(d) - 1 - d), d = log(rate / x) (Loader 2000, "Fast and accurate
+    computation of binomial probabilities"); two terms <= 0. log x is kept as a sum of two floats, since d is small
+    where the density is not.
+    """
+
+    def __init__(self, x: Num[Tensor, "..."]):
+        self.x, self.some = x, x > 0
+        exact = torch.where(self.some, x, 1).double()
+        log = exact.log()
+        self.log = log.to(x.dtype)
+        self.log_rest = (log - self.log).to(x.dtype)
+        self.log_mode = torch.where(self.some, _log_mass_at_mean(exact, log), 0).to(x.dtype)
+
+    def log_prob(self, rate: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+        """log Poisson(x; rate), elementwise in nats."""
+        excess = (rate - self.x) / torch.where(self.some, self.x, 1)
+        near = excess.abs() < 0.5
+        far = self.some & ~near
+        by_log = torch.where(far, rate, 1).log() - self.log - self.log_rest
+        return self._log_prob(torch.where(near, torch.where(near, excess, 0).log1p(), by_log), rate)
+
+    def log_prob_at(self, log_rate: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+        """log Poisson(x; exp(log_rate)), elementwise in nats; -inf where the rate would overflow."""
+        return self._log_prob(log_rate - self.log - self.log_rest, torch.where(self.some, 0, log_rate).exp())
+
+    def _log_prob(self, ratio: Tensor, rate: Tensor) -> Tensor:
+        """From log(rate / x) where x > 0, and the rate where x = 0."""
+        deviance = self.x * _excess(torch.where(self.some, ratio, 0))
+        return self.log_mode - torch.where(self.some, deviance, rate)
+
+
+def _log_mass_at_mean(n: Tensor, log: Tensor) -> Tensor:
+    """log Poisson(n; n) = n log n - n - log n! in float64, by Stirling's series where n is not small."""
+    few = n < FEW
+    inverse = 1 / n.clamp_min(FEW)
+    square = inverse.square()
+    series = inverse * (1 / 12 - square * (1 / 360 - square * (1 / 1260 - square * (1 / 1680 - square / 1188))))
+    exact = n * log - n - (torch.where(few, n, 1) + 1).lgamma()
+    return torch.where(few, exact, -0.5 * (math.log(2 * math.pi) + log) - series)
+
+
+class _Excess(torch.autograd.Function):
+    """exp(d) - 1 - d, by its series near 0: its derivatives are exact at any order."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(d: Tensor) -> Tensor:
+        near = d.abs() < 0.5
+        small = torch.where(near, d, 0)
+        series = small.square() * _polynomial([1 / math.factorial(n) for n in range(2, 17)], small)
+        return torch.where(near, series, torch.expm1(d) - d.clamp_max(torch.finfo(d.dtype).max))  # no inf - inf
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(inputs[0])
+        ctx.save_for_forward(inputs[0])
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return grad * torch.expm1(ctx.saved_tensors[0])
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor) -> Tensor:
+        return tangent * torch.expm1(ctx.saved_tensors[0])
+
+
+def _excess(d: Tensor) -> Tensor:
+    found: Tensor = _Excess.apply(d)
+    return found
+
+
+@register_kl(ContinuousBernoulli, ContinuousBernoulli)
+def _kl_continuous_bernoulli(p: ContinuousBernoulli, q: ContinuousBernoulli) -> Tensor:
+    """-H(p) - E_p log q: torch's own takes the clamped probabilities of p."""
+    mean = _cumulant(p.logits, 1) + (p.logits > 0).to(p.logits) - (q.logits > 0).to(p.logits)
+    return _cumulant(q.logits, 0) - q.logits * mean - p.entropy()
