@@ -23,6 +23,7 @@ ORDER = [
     "gae.likelihood.priors",
     "gae.likelihood.base",
     "gae.likelihood.distributions",
+    "gae.likelihood.counts",
     "gae.likelihood.heads",
     "gae.likelihood.moments",
     "gae.likelihood.linear",

@@ -1,7 +1,7 @@
 """Elementwise distributions in the parameters that decoders put out, accurate over the whole range of floats.
 
-torch's own clamp probabilities, exponentiate log rates and subtract large equal terms. These are subclasses of Pyro's,
-with the same parameters, whose densities, moments and draws agree with each other.
+torch's own clamp probabilities, and square scales that underflow. These are subclasses of Pyro's, with the same
+parameters, whose densities, moments and draws agree with each other.
 """
 
 import math
@@ -13,14 +13,12 @@ from typing import Any
 import pyro.distributions as dist
 import torch
 from jaxtyping import Float, Num
-from torch import Size, Tensor
+from torch import Tensor
 from torch.distributions import register_kl
 from torch.distributions.utils import broadcast_all, lazy_property
 from torch.nn.functional import softplus
 
 TERMS = 10  # of a series in (logit)² for |logit| < 1: the first left out is below 1e-17 of the sum
-FEW = 16  # counts below have their factorial from lgamma, others from Stirling's series, both to 1e-16
-MANY = 2.0**30  # rates above are drawn from the normal limit: beyond 32 bits torch's counts overflow, on some devices
 
 
 class Normal(dist.Normal):
@@ -161,7 +159,7 @@ def _cumulant(logits: Tensor, order: int) -> Tensor:
 
 
 def _near_zero(a: Tensor, order: int) -> Tensor:
-    value = _polynomial(_taylor(order), a.square())
+    value = polynomial(_taylor(order), a.square())
     value = value * a if order % 2 else value
     return value - 0.5 * a if order == 0 else value - 0.5 if order == 1 else value
 
@@ -169,14 +167,16 @@ def _near_zero(a: Tensor, order: int) -> Tensor:
 def _far_from_zero(a: Tensor, order: int) -> Tensor:
     if order == 0:
         return (-torch.expm1(-a)).log() - a.log()
-    value = _polynomial(_in_odds(order), 1 / torch.expm1(a))
+    value = polynomial(_in_odds(order), 1 / torch.expm1(a))
     return value + (-1) ** order * math.factorial(order - 1) * a.reciprocal() ** order
 
 
-def _polynomial(coefficients: Sequence[float], a: Tensor) -> Tensor:
-    """Σ_n coefficients[n] aⁿ; in place, since it is part of an inner loop."""
-    value = torch.full_like(a, coefficients[-1])
-    for coefficient in reversed(coefficients[:-1]):
+def polynomial(coefficients: Sequence[float], a: Tensor) -> Tensor:
+    """Σ_n coefficients[n] aⁿ for |a| <= 1, less what is below a's precision; in place, for inner loops."""
+    least = torch.finfo(a.dtype).eps * abs(coefficients[0]) / 4
+    degree = max(n for n, coefficient in enumerate(coefficients) if abs(coefficient) > least)
+    value = torch.full_like(a, coefficients[degree])
+    for coefficient in reversed(coefficients[:degree]):
         value.mul_(a).add_(coefficient)
     return value
 
@@ -200,129 +200,6 @@ def _in_odds(order: int) -> list[int]:
         return [0, 1]
     slope = [n * coefficient for n, coefficient in enumerate(_in_odds(order - 1))][1:]
     return [-(low + high) for low, high in zip([0, *slope, 0], [0, 0, *slope], strict=True)]
-
-
-class Poisson(dist.Poisson):
-    """A Poisson law of a given rate, without the cancellation of x log(rate) - rate - log x! (Loader 2000).
-
-    >>> Poisson(torch.tensor(1e6)).log_prob(torch.tensor(1e6))
-    tensor(-7.8267)
-    """
-
-    def log_prob(self, value: Num[Tensor, "..."]) -> Float[Tensor, "..."]:
-        return Counts(value).log_prob(self.rate)
-
-    @torch.no_grad()
-    def sample(self, sample_shape: Any = ()) -> Float[Tensor, "..."]:
-        """Counts as floats; for rates above 2^30 by the normal limit, rounded.
-
-        Raises:
-            ValueError: where the rate is not finite.
-        """
-        rate = self.rate.expand(self._extended_shape(sample_shape))
-        if not bool(rate.isfinite().all()):
-            raise ValueError(
-                f"Cannot draw counts at a Poisson rate of {float(rate[~rate.isfinite()][0])}: in {rate.dtype} it must "
-                f"be at most {torch.finfo(rate.dtype).max:.1e}. Decode codes nearer to those of the data."
-            )
-        counts = torch.poisson(rate.clamp_max(MANY))
-        many = rate > MANY
-        if bool(many.any()):
-            counts = torch.where(many, (rate + rate.sqrt() * torch.randn_like(rate)).round(), counts)
-        return counts
-
-
-class LogRatePoisson(Poisson):
-    """A Poisson law of a given log rate: exact also where the rate itself rounds to 0.
-
-    >>> LogRatePoisson(torch.tensor(-120.0)).log_prob(torch.tensor(5.0))
-    tensor(-604.7875)
-    """
-
-    def __init__(self, log_rate: Float[Tensor, "..."], validate_args: bool | None = None):
-        self.log_rate = log_rate
-        super().__init__(log_rate.exp(), validate_args=validate_args)
-
-    def expand(self, batch_shape: Any, _instance: Any = None) -> "LogRatePoisson":
-        return LogRatePoisson(self.log_rate.expand(Size(batch_shape)), validate_args=False)
-
-    def log_prob(self, value: Num[Tensor, "..."]) -> Float[Tensor, "..."]:
-        return Counts(value).log_prob_at(self.log_rate)
-
-
-class Counts:
-    """Counts x, and the parts of their Poisson log density that depend on x alone.
-
-    log Poisson(x; rate) = log Poisson(x; x) - x (exp(d) - 1 - d), d = log(rate / x) (Loader 2000, "Fast and accurate
-    computation of binomial probabilities"); two terms <= 0. log x is kept as a sum of two floats, since d is small
-    where the density is not.
-    """
-
-    def __init__(self, x: Num[Tensor, "..."]):
-        self.x, self.some = x, x > 0
-        exact = torch.where(self.some, x, 1).double()
-        log = exact.log()
-        self.log = log.to(x.dtype)
-        self.log_rest = (log - self.log).to(x.dtype)
-        self.log_mode = torch.where(self.some, _log_mass_at_mean(exact, log), 0).to(x.dtype)
-
-    def log_prob(self, rate: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
-        """log Poisson(x; rate), elementwise in nats."""
-        excess = (rate - self.x) / torch.where(self.some, self.x, 1)
-        near = excess.abs() < 0.5
-        far = self.some & ~near
-        by_log = torch.where(far, rate, 1).log() - self.log - self.log_rest
-        return self._log_prob(torch.where(near, torch.where(near, excess, 0).log1p(), by_log), rate)
-
-    def log_prob_at(self, log_rate: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
-        """log Poisson(x; exp(log_rate)), elementwise in nats; -inf where the rate would overflow."""
-        return self._log_prob(log_rate - self.log - self.log_rest, torch.where(self.some, 0, log_rate).exp())
-
-    def _log_prob(self, ratio: Tensor, rate: Tensor) -> Tensor:
-        """From log(rate / x) where x > 0, and the rate where x = 0."""
-        deviance = self.x * _excess(torch.where(self.some, ratio, 0))
-        return self.log_mode - torch.where(self.some, deviance, rate)
-
-
-def _log_mass_at_mean(n: Tensor, log: Tensor) -> Tensor:
-    """log Poisson(n; n) = n log n - n - log n! in float64, by Stirling's series where n is not small."""
-    few = n < FEW
-    inverse = 1 / n.clamp_min(FEW)
-    square = inverse.square()
-    series = inverse * (1 / 12 - square * (1 / 360 - square * (1 / 1260 - square * (1 / 1680 - square / 1188))))
-    exact = n * log - n - (torch.where(few, n, 1) + 1).lgamma()
-    return torch.where(few, exact, -0.5 * (math.log(2 * math.pi) + log) - series)
-
-
-class _Excess(torch.autograd.Function):
-    """exp(d) - 1 - d, by its series near 0: its derivatives are exact at any order."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(d: Tensor) -> Tensor:
-        near = d.abs() < 0.5
-        small = torch.where(near, d, 0)
-        series = small.square() * _polynomial([1 / math.factorial(n) for n in range(2, 17)], small)
-        return torch.where(near, series, torch.expm1(d) - d.clamp_max(torch.finfo(d.dtype).max))  # no inf - inf
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
-        ctx.save_for_backward(inputs[0])
-        ctx.save_for_forward(inputs[0])
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
-        return grad * torch.expm1(ctx.saved_tensors[0])
-
-    @staticmethod
-    def jvp(ctx: Any, tangent: Tensor) -> Tensor:
-        return tangent * torch.expm1(ctx.saved_tensors[0])
-
-
-def _excess(d: Tensor) -> Tensor:
-    found: Tensor = _Excess.apply(d)
-    return found
 
 
 @register_kl(ContinuousBernoulli, ContinuousBernoulli)

@@ -14,6 +14,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 from gae.likelihood import distributions
 from gae.likelihood.base import Likelihood, LogJoint, parameter_or_buffer
+from gae.likelihood.counts import Counts, LogRatePoisson
 from gae.likelihood.priors import StandardNormal
 
 Learn = Literal["fixed", "scalar", "pixel"]
@@ -199,15 +200,15 @@ class Poisson(Head):
     support_remedy = "Round or rescale to counts, or use Gaussian."
 
     def distribution(self, output: Float[Tensor, "..."]) -> Distribution:
-        return distributions.LogRatePoisson(output, validate_args=False)
+        return LogRatePoisson(output, validate_args=False)
 
     def log_likelihood(
         self, x: Num[Tensor, "B *X"], output: Float[Tensor, "..."], k: Int[Tensor, "..."] | None = None
     ) -> Float[Tensor, "S B"]:
-        return self._over_event(distributions.Counts(x).log_prob_at(output))
+        return self._over_event(Counts(x).log_prob_at(output))
 
     def given(self, x: Num[Tensor, "B *X"]) -> LogJoint:
-        prior, counts = self.prior, distributions.Counts(x)  # the factorials, once for an inner loop
+        prior, counts = self.prior, Counts(x)  # the factorials, once for an inner loop
         return lambda z, k=None: prior.log_prob(z) + self._over_event(counts.log_prob_at(self.drawn_outputs(z, k)))
 
 

@@ -9,7 +9,7 @@ from torch import Size, Tensor, nn
 from torch.distributions import Distribution, constraints
 
 from gae.likelihood.base import LogJoint
-from gae.likelihood.distributions import Counts, Poisson
+from gae.likelihood.counts import Counts, Poisson
 from gae.likelihood.heads import Gaussian, Head
 from gae.likelihood.priors import Flat
 
