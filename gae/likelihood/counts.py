@@ -8,10 +8,9 @@ import torch
 from jaxtyping import Float, Num
 from torch import Size, Tensor
 
-from gae.likelihood.distributions import polynomial
-
 FEW = 16  # counts below have their factorial from lgamma, others from Stirling's series, both to 1e-16
 MANY = 2.0**30  # rates above are drawn from the normal limit: beyond 32 bits torch's counts overflow, on some devices
+NONE = 1e-100
 
 
 class Poisson(dist.Poisson):
@@ -63,37 +62,32 @@ class LogRatePoisson(Poisson):
 
 
 class Counts:
-    """Counts x, and the parts of their Poisson log density that depend on x alone.
+    """Counts x, and the parts of their Poisson log density that depend on x alone, in float64.
 
-    log Poisson(x; rate) = log Poisson(x; x) - D, D = rate - x - x d >= 0, d = log(rate / x) (Loader 2000, "Fast and
-    accurate computation of binomial probabilities"). log x is kept as a sum of two floats, since d is small where the
-    density is not.
+    log Poisson(x; rate) = log Poisson(x; x) - D, D = x (exp(d) - 1 - d) >= 0, d = log(rate / x) (Loader 2000, "Fast and
+    accurate computation of binomial probabilities"): neither term is a small difference of large ones. For a count of
+    0, x is 1e-100 in D, which is then the rate to all digits.
     """
 
     def __init__(self, x: Num[Tensor, "..."]):
-        self.x, self.some = x, x > 0
-        exact = torch.where(self.some, x, 1).double()
-        log = exact.log()
-        self.log = log.to(x.dtype)
-        self.log_rest = (log - self.log).to(x.dtype)
-        self.log_mode = torch.where(self.some, _log_mass_at_mean(exact, log), 0).to(x.dtype)
+        self.some, exact = x > 0, x.double()
+        self.x = torch.where(self.some, exact, NONE)
+        self.log = self.x.log()
+        self.log_mode = torch.where(self.some, _log_mass_at_mean(self.x, self.log), 0)
 
     def log_prob(self, rate: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
         """log Poisson(x; rate), elementwise in nats."""
-        excess = (rate - self.x) / torch.where(self.some, self.x, 1)
-        near = self.some & (excess.abs() < 0.5)
-        by_log = torch.where(self.some & ~near, rate, 1).log() - self.log - self.log_rest
-        return self._log_prob(near, torch.where(near, torch.where(near, excess, 0).log1p(), by_log), rate)
+        exact = rate.double()
+        excess = (exact - self.x) / self.x
+        near = excess.abs() < 0.5
+        by_log = torch.where(self.some & ~near, exact, 1).log() - self.log
+        ratio = torch.where(near, torch.where(near, excess, 0).log1p(), by_log)
+        return (self.log_mode - (exact - self.x - self.x * ratio)).to(rate.dtype)
 
     def log_prob_at(self, log_rate: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
         """log Poisson(x; exp(log_rate)), elementwise in nats; -inf where the rate overflows."""
-        ratio = log_rate - self.log - self.log_rest
-        near = self.some & (ratio.abs() < 0.5)
-        return self._log_prob(near, ratio, torch.where(near, 0, log_rate).exp())
-
-    def _log_prob(self, near: Tensor, ratio: Tensor, rate: Tensor) -> Tensor:
-        far = rate - self.x - self.x * torch.where(self.some, ratio, 0)
-        return self.log_mode - torch.where(near, self.x * _excess(torch.where(near, ratio, 0)), far)
+        ratio = log_rate.double() - self.log
+        return (self.log_mode - self.x * (torch.expm1(ratio) - ratio)).to(log_rate.dtype)
 
 
 def _log_mass_at_mean(n: Tensor, log: Tensor) -> Tensor:
@@ -104,31 +98,3 @@ def _log_mass_at_mean(n: Tensor, log: Tensor) -> Tensor:
     series = inverse * (1 / 12 - square * (1 / 360 - square * (1 / 1260 - square * (1 / 1680 - square / 1188))))
     exact = n * log - n - (torch.where(few, n, 1) + 1).lgamma()
     return torch.where(few, exact, -0.5 * (math.log(2 * math.pi) + log) - series)
-
-
-class _Excess(torch.autograd.Function):
-    """exp(d) - 1 - d for |d| < 0.7, by a series whose derivatives are those of the function."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(d: Tensor) -> Tensor:
-        return d.square() * polynomial([1 / math.factorial(n) for n in range(2, 17)], d)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
-        ctx.save_for_backward(inputs[0])
-        ctx.save_for_forward(inputs[0])
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
-        return grad * torch.expm1(ctx.saved_tensors[0])
-
-    @staticmethod
-    def jvp(ctx: Any, tangent: Tensor) -> Tensor:
-        return tangent * torch.expm1(ctx.saved_tensors[0])
-
-
-def _excess(d: Tensor) -> Tensor:
-    found: Tensor = _Excess.apply(d)
-    return found

@@ -5,9 +5,6 @@ parameters, whose densities, moments and draws agree with each other.
 """
 
 import math
-from collections.abc import Sequence
-from fractions import Fraction
-from functools import cache
 from typing import Any
 
 import pyro.distributions as dist
@@ -15,10 +12,15 @@ import torch
 from jaxtyping import Float, Num
 from torch import Tensor
 from torch.distributions import register_kl
-from torch.distributions.utils import broadcast_all, lazy_property
+from torch.distributions.utils import lazy_property
 from torch.nn.functional import softplus
 
-TERMS = 10  # of a series in (logit)² for |logit| < 1: the first left out is below 1e-17 of the sum
+NEAR = 0.03  # logits closer to 0 than this go by series
+EVEN = (
+    1 / 24,
+    -1 / 2880,
+    1 / 181440,
+)  # of log(sinh(h) / h) in (2h)²: the next is below 1e-15 of the sum for |2h| < NEAR
 
 
 class Normal(dist.Normal):
@@ -52,7 +54,8 @@ class Bernoulli(dist.Bernoulli):
 class ContinuousBernoulli(dist.ContinuousBernoulli):
     """The density exp(logit x) / M on [0, 1], M = (exp(logit) - 1) / logit (Loaiza-Ganem & Cunningham 2019).
 
-    It is an exponential family in its logits, so mean, variance and all derivatives are cumulants: those of log M.
+    In float64 inside: near 0 by a series in the logit, elsewhere in terms of its absolute value a, since the density
+    that falls from 0 on is the mirror image of that which rises to 1.
 
     >>> q = ContinuousBernoulli(logits=torch.tensor([-0.004, 100.0]))
     >>> q.mean, q.variance
@@ -66,33 +69,46 @@ class ContinuousBernoulli(dist.ContinuousBernoulli):
 
     @property
     def mean(self) -> Tensor:
-        return _cumulant(self.logits, 1) + (self.logits > 0)
+        near, small, a = _split(self.logits)
+        far = _distance(a)
+        mean = torch.where(near, 0.5 + small * _even(small, 1), torch.where(self.logits > 0, 1 - far, far))
+        return mean.to(self.logits)
 
     @property
     def variance(self) -> Tensor:
-        return _cumulant(self.logits, 2)
+        near, small, a = _split(self.logits)
+        odds = _odds(a)
+        return torch.where(near, _even(small, 2), a.reciprocal().square() - odds * (1 + odds)).to(self.logits)
 
     def _cont_bern_log_norm(self) -> Tensor:
-        return softplus(-self.logits.abs()) - _cumulant(self.logits, 0)
+        near, small, a = _split(self.logits)
+        log_mass = torch.where(near, _even(small) - small.abs() / 2, _log_mass(a))
+        return softplus(-self.logits.abs()) - log_mass.to(self.logits)
 
     def log_prob(self, value: Num[Tensor, "..."]) -> Float[Tensor, "..."]:
-        logits, value = broadcast_all(self.logits, value)
-        return logits * torch.where(logits > 0, value - 1, value) - _cumulant(logits, 0)
+        near, small, a = _split(self.logits)
+        end = torch.where(near, 0.5, (self.logits > 0).double())
+        log_mass = torch.where(near, _even(small), _log_mass(a))
+        return (self.logits * (value - end) - log_mass).to(self.logits)
 
     def entropy(self) -> Tensor:
         """Differential entropy in nats: at most 0, that of the uniform law."""
-        return _cumulant(self.logits, 0) - self.logits * _cumulant(self.logits, 1)
+        near, small, a = _split(self.logits)
+        by_series = _even(small) - small.square() * _even(small, 1)
+        return torch.where(near, by_series, _log_mass(a) + a * _distance(a)).to(self.logits)
 
     def cdf(self, value: Num[Tensor, "..."]) -> Float[Tensor, "..."]:
-        logits, value = broadcast_all(self.logits, value)
-        inside = value.clamp(0, 1)
-        shift = torch.where(logits > 0, logits * (inside - 1), 0)
-        return inside * (shift + _cumulant(logits * inside, 0) - _cumulant(logits, 0)).exp()
+        near, small, a = _split(self.logits)
+        x = value.double().clamp(0, 1)
+        by_series = x * (small * (x - 1) / 2 + _even(small * x) - _even(small)).exp()
+        falling = torch.expm1(-a * x) / torch.expm1(-a)
+        far = torch.where(self.logits > 0, (a * (x - 1)).exp(), 1) * falling
+        return torch.where(near, by_series, far).to(self.logits)
 
     def icdf(self, value: Num[Tensor, "..."]) -> Float[Tensor, "..."]:
-        logits, value = broadcast_all(self.logits, value)
-        near = logits.abs() < torch.finfo(logits.dtype).eps ** 0.2
-        return torch.where(near, _near_quantile(logits, value), _far_quantile(logits, value, near))
+        near, small, a = _split(self.logits, bound=1e-3)
+        u = value.double()
+        return torch.where(near, _near_quantile(small, u), _far_quantile(self.logits > 0, a, u)).to(self.logits)
 
     def rsample(self, sample_shape: Any = ()) -> Float[Tensor, "..."]:
         uniform = torch.rand(self._extended_shape(sample_shape), dtype=self.logits.dtype, device=self.logits.device)
@@ -103,6 +119,36 @@ class ContinuousBernoulli(dist.ContinuousBernoulli):
         return self.rsample(sample_shape)
 
 
+def _split(logits: Tensor, bound: float = NEAR) -> tuple[Tensor, Tensor, Tensor]:
+    """Where a logit is near 0; the logit there, or 0; its absolute value elsewhere, or 1: no branch harms the other."""
+    logits = logits.double()
+    near = logits.abs() < bound
+    return near, torch.where(near, logits, 0), torch.where(near, 1, logits.abs())
+
+
+def _even(logits: Tensor, order: int = 0) -> Tensor:
+    """log M - logit / 2 by its series, or a derivative of it: the first is divided by the logit."""
+    first, second, third = (c * math.perm(2 * n, order) for n, c in enumerate(EVEN, 1))
+    square = logits.square()
+    value = (third * square + second) * square + first
+    return value if order else square * value
+
+
+def _log_mass(a: Tensor) -> Tensor:
+    """log M at the logit -a."""
+    return (torch.expm1(-a) / -a).log()
+
+
+def _odds(a: Tensor) -> Tensor:
+    """1 / (exp(a) - 1), without overflow."""
+    return (-a).exp() / -torch.expm1(-a)
+
+
+def _distance(a: Tensor) -> Tensor:
+    """The mean's distance from the end where the density is highest."""
+    return a.reciprocal() - _odds(a)
+
+
 def _near_quantile(logits: Tensor, u: Tensor) -> Tensor:
     """log(1 - u + u exp(logit)) / logit as a series: Σ_n κ_n logit^(n-1) / n!, with the cumulants κ_n of a coin."""
     spread, skew = u * (1 - u), 1 - 2 * u
@@ -110,100 +156,17 @@ def _near_quantile(logits: Tensor, u: Tensor) -> Tensor:
     return u + logits * (spread / 2 + logits * (cubic + logits * (quartic + logits * cubic * (1 - 12 * spread) / 20)))
 
 
-def _far_quantile(logits: Tensor, u: Tensor, near: Tensor) -> Tensor:
+def _far_quantile(rising: Tensor, a: Tensor, u: Tensor) -> Tensor:
     """The same for logits far from 0, counted from the end of [0, 1] where the density is highest."""
-    rising = logits > 0
-    slope = torch.where(near, 1, logits.abs())
     here, there = torch.where(rising, u, 1 - u), torch.where(rising, 1 - u, u)
-    change = there * torch.expm1(-slope)
+    change = there * torch.expm1(-a)
     deep = change < -0.5
-    shallow_log = torch.where(deep, 0, change).log1p()
-    distance = -torch.where(deep, torch.logaddexp(here.log(), there.log() - slope), shallow_log) / slope
-    distance = distance.clamp(0, 1)
+    log = torch.where(deep, torch.logaddexp(here.log(), there.log() - a), torch.where(deep, 0, change).log1p())
+    distance = (-log / a).clamp(0, 1)
     return torch.where(rising, 1 - distance, distance)
-
-
-class _Cumulant(torch.autograd.Function):
-    """The derivative of a given order of K(|logit|) with respect to the logit, K(a) = log((1 - exp(-a)) / a).
-
-    log M is max(logit, 0) + K(|logit|). At 0 all orders are those of logits below it, so that the two kinks cancel.
-    """
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(logits: Tensor, order: int) -> Tensor:
-        a = logits.abs()
-        near, sign = a < 1, torch.where(logits > 0, 1.0, -1.0).to(a.dtype)
-        value = torch.where(near, _near_zero(a.clamp_max(1), order), _far_from_zero(a.clamp_min(1), order))
-        return sign * value if order % 2 else value
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, int], output: Tensor) -> None:
-        ctx.save_for_backward(inputs[0])
-        ctx.save_for_forward(inputs[0])
-        ctx.order = inputs[1]
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return grad * _cumulant(ctx.saved_tensors[0], ctx.order + 1), None
-
-    @staticmethod
-    def jvp(ctx: Any, tangent: Tensor, _: None) -> Tensor:
-        return tangent * _cumulant(ctx.saved_tensors[0], ctx.order + 1)
-
-
-def _cumulant(logits: Tensor, order: int) -> Tensor:
-    found: Tensor = _Cumulant.apply(logits, order)
-    return found
-
-
-def _near_zero(a: Tensor, order: int) -> Tensor:
-    value = polynomial(_taylor(order), a.square())
-    value = value * a if order % 2 else value
-    return value - 0.5 * a if order == 0 else value - 0.5 if order == 1 else value
-
-
-def _far_from_zero(a: Tensor, order: int) -> Tensor:
-    if order == 0:
-        return (-torch.expm1(-a)).log() - a.log()
-    value = polynomial(_in_odds(order), 1 / torch.expm1(a))
-    return value + (-1) ** order * math.factorial(order - 1) * a.reciprocal() ** order
-
-
-def polynomial(coefficients: Sequence[float], a: Tensor) -> Tensor:
-    """Σ_n coefficients[n] aⁿ for |a| <= 1, less what is below a's precision; in place, for inner loops."""
-    least = torch.finfo(a.dtype).eps * abs(coefficients[0]) / 4
-    degree = max(n for n, coefficient in enumerate(coefficients) if abs(coefficient) > least)
-    value = torch.full_like(a, coefficients[degree])
-    for coefficient in reversed(coefficients[:degree]):
-        value.mul_(a).add_(coefficient)
-    return value
-
-
-@cache
-def _taylor(order: int) -> list[float]:
-    """Coefficients in a² of the derivative of K(a) + a/2, less a factor a where the order is odd."""
-    size = 2 * TERMS + order + 2
-    mass = [Fraction((-1) ** n, math.factorial(n + 1)) for n in range(size)]  # (1 - exp(-a)) / a
-    log: list[Fraction] = [Fraction(0)]
-    for n in range(1, size):
-        log.append(mass[n] - sum((k * log[k] * mass[n - k] for k in range(1, n)), Fraction(0)) / n)
-    log[1] = Fraction(0)
-    return [float(log[n] * math.perm(n, order)) for n in range(order + order % 2, size, 2)]
-
-
-@cache
-def _in_odds(order: int) -> list[int]:
-    """The derivative of log(1 - exp(-a)) as a polynomial in p = 1 / (exp(a) - 1), whose own is -p - p²."""
-    if order == 1:
-        return [0, 1]
-    slope = [n * coefficient for n, coefficient in enumerate(_in_odds(order - 1))][1:]
-    return [-(low + high) for low, high in zip([0, *slope, 0], [0, 0, *slope], strict=True)]
 
 
 @register_kl(ContinuousBernoulli, ContinuousBernoulli)
 def _kl_continuous_bernoulli(p: ContinuousBernoulli, q: ContinuousBernoulli) -> Tensor:
-    """-H(p) - E_p log q: torch's own takes the clamped probabilities of p."""
-    mean = _cumulant(p.logits, 1) + (p.logits > 0).to(p.logits) - (q.logits > 0).to(p.logits)
-    return _cumulant(q.logits, 0) - q.logits * mean - p.entropy()
+    """-H(p) - E_p log q: torch's own takes clamped probabilities."""
+    return -p.entropy() - q.log_prob(p.mean)
