@@ -10,7 +10,8 @@ from torch import Size, Tensor
 
 FEW = 16  # counts below have their factorial from lgamma, others from Stirling's series, both to 1e-16
 MANY = 2.0**30  # rates above are drawn from the normal limit: beyond 32 bits torch's counts overflow, on some devices
-NONE = 1e-100
+NONE = 1e-100  # in the place of a count of 0, which has no logarithm
+LARGE = 1e300  # an infinite log rate counts as this: inf - inf is no number
 
 
 class Poisson(dist.Poisson):
@@ -73,7 +74,8 @@ class Counts:
         self.some, exact = x > 0, x.double()
         self.x = torch.where(self.some, exact, NONE)
         self.log = self.x.log()
-        self.log_mode = torch.where(self.some, _log_mass_at_mean(self.x, self.log), 0)
+        outside = exact.masked_fill(x < 0, -torch.inf)
+        self.log_mode = torch.where(self.some, _log_mass_at_mean(self.x, self.log), outside)
 
     def log_prob(self, rate: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
         """log Poisson(x; rate), elementwise in nats."""
@@ -82,12 +84,12 @@ class Counts:
         near = excess.abs() < 0.5
         by_log = torch.where(self.some & ~near, exact, 1).log() - self.log
         ratio = torch.where(near, torch.where(near, excess, 0).log1p(), by_log)
-        return (self.log_mode - (exact - self.x - self.x * ratio)).to(rate.dtype)
+        return (self.log_mode - (exact - self.x - self.x * ratio.clamp_max(LARGE))).to(rate.dtype)
 
     def log_prob_at(self, log_rate: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
         """log Poisson(x; exp(log_rate)), elementwise in nats; -inf where the rate overflows."""
         ratio = log_rate.double() - self.log
-        return (self.log_mode - self.x * (torch.expm1(ratio) - ratio)).to(log_rate.dtype)
+        return (self.log_mode - self.x * (torch.expm1(ratio) - ratio.clamp_max(LARGE))).to(log_rate.dtype)
 
 
 def _log_mass_at_mean(n: Tensor, log: Tensor) -> Tensor:

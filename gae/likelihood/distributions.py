@@ -69,46 +69,50 @@ class ContinuousBernoulli(dist.ContinuousBernoulli):
 
     @property
     def mean(self) -> Tensor:
-        near, small, a = _split(self.logits)
+        logits = self.logits.double()
+        near, small, a = _split(logits)
         far = _distance(a)
-        mean = torch.where(near, 0.5 + small * _even(small, 1), torch.where(self.logits > 0, 1 - far, far))
+        mean = torch.where(near, 0.5 + small * _even(small, 1), torch.where(logits > 0, 1 - far, far))
         return mean.to(self.logits)
 
     @property
     def variance(self) -> Tensor:
-        near, small, a = _split(self.logits)
+        near, small, a = _split(self.logits.double())
         odds = _odds(a)
         return torch.where(near, _even(small, 2), a.reciprocal().square() - odds * (1 + odds)).to(self.logits)
 
     def _cont_bern_log_norm(self) -> Tensor:
-        near, small, a = _split(self.logits)
+        near, small, a = _split(self.logits.double())
         log_mass = torch.where(near, _even(small) - small.abs() / 2, _log_mass(a))
         return softplus(-self.logits.abs()) - log_mass.to(self.logits)
 
     def log_prob(self, value: Num[Tensor, "..."]) -> Float[Tensor, "..."]:
-        near, small, a = _split(self.logits)
-        end = torch.where(near, 0.5, (self.logits > 0).double())
+        logits = self.logits.double()
+        near, small, a = _split(logits)
+        end = torch.where(near, 0.5, (logits > 0).double())
         log_mass = torch.where(near, _even(small), _log_mass(a))
-        return (self.logits * (value - end) - log_mass).to(self.logits)
+        return (logits * (value - end) - log_mass).to(self.logits)
 
     def entropy(self) -> Tensor:
         """Differential entropy in nats: at most 0, that of the uniform law."""
-        near, small, a = _split(self.logits)
+        near, small, a = _split(self.logits.double())
         by_series = _even(small) - small.square() * _even(small, 1)
         return torch.where(near, by_series, _log_mass(a) + a * _distance(a)).to(self.logits)
 
     def cdf(self, value: Num[Tensor, "..."]) -> Float[Tensor, "..."]:
-        near, small, a = _split(self.logits)
+        logits = self.logits.double()
+        near, small, a = _split(logits)
         x = value.double().clamp(0, 1)
         by_series = x * (small * (x - 1) / 2 + _even(small * x) - _even(small)).exp()
         falling = torch.expm1(-a * x) / torch.expm1(-a)
-        far = torch.where(self.logits > 0, (a * (x - 1)).exp(), 1) * falling
+        far = torch.where(logits > 0, (a * (x - 1)).exp(), 1) * falling
         return torch.where(near, by_series, far).to(self.logits)
 
     def icdf(self, value: Num[Tensor, "..."]) -> Float[Tensor, "..."]:
-        near, small, a = _split(self.logits, bound=1e-3)
+        logits = self.logits.double()
+        near, small, a = _split(logits, bound=1e-3)
         u = value.double()
-        return torch.where(near, _near_quantile(small, u), _far_quantile(self.logits > 0, a, u)).to(self.logits)
+        return torch.where(near, _near_quantile(small, u), _far_quantile(logits > 0, a, u)).to(self.logits)
 
     def rsample(self, sample_shape: Any = ()) -> Float[Tensor, "..."]:
         uniform = torch.rand(self._extended_shape(sample_shape), dtype=self.logits.dtype, device=self.logits.device)
@@ -121,7 +125,6 @@ class ContinuousBernoulli(dist.ContinuousBernoulli):
 
 def _split(logits: Tensor, bound: float = NEAR) -> tuple[Tensor, Tensor, Tensor]:
     """Where a logit is near 0; the logit there, or 0; its absolute value elsewhere, or 1: no branch harms the other."""
-    logits = logits.double()
     near = logits.abs() < bound
     return near, torch.where(near, logits, 0), torch.where(near, 1, logits.abs())
 
