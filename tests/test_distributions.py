@@ -110,15 +110,15 @@ def test_continuous_bernoulli_by_quadrature(logit: float) -> None:
 
 @pytest.mark.parametrize("logit", DRAWN)
 def test_continuous_bernoulli_draws_are_its_own(logit: float) -> None:
-    """Their mean log density is minus the entropy, and their moments are the law's: by four standard errors."""
+    """Their mean log density is minus the entropy, and their moments are the law's: by five standard errors."""
     q = law(ContinuousBernoulli, torch.tensor(logit))
     x = q.sample((4000,))
     assert ((x >= 0) & (x <= 1)).all()
     moments = {q.log_prob(x): -q.entropy(), x: q.mean, (x.double() - q.mean.double()) ** 2: q.variance}
     for found, wanted in moments.items():
         error = found.double().std().item() / math.sqrt(len(x))
-        assert abs(found.double().mean().item() - wanted.item()) <= 4 * error + 1e-7
-    assert scipy.stats.kstest(x.double().numpy(), lambda v: q.cdf(torch.from_numpy(v)).numpy()).pvalue > 1e-4
+        assert abs(found.double().mean().item() - wanted.item()) <= 5 * error + 1e-7
+    assert scipy.stats.kstest(x.double().numpy(), lambda v: q.cdf(torch.from_numpy(v)).numpy()).pvalue > 1e-6
 
 
 def test_what_a_saturated_decoder_draws_and_reconstructs() -> None:
@@ -130,7 +130,7 @@ def test_what_a_saturated_decoder_draws_and_reconstructs() -> None:
     x = model.likelihood(torch.zeros(200, 1)).sample()
     wanted = 100 * (math.log(100) - 1)  # minus the entropy of exponential laws of rate 100
     found = model.likelihood(torch.zeros(1)).log_prob(x)
-    assert abs(found.mean() - wanted) < 4 * math.sqrt(100 / 200)
+    assert abs(found.mean() - wanted) < 5 * math.sqrt(100 / 200)
     torch.testing.assert_close(model.reconstruct(x)[0, [0, -1]], torch.tensor([0.99, 0.01]))
 
 
@@ -236,8 +236,8 @@ def test_poisson_draws_have_its_moments(rate: float) -> None:
     q = law(Poisson, torch.tensor(rate).double().log())
     x = q.sample((4000,))
     standard, kurtosis = (x - q.mean) / q.stddev, 3 + 1 / rate
-    assert abs(standard.mean()) < 4 / math.sqrt(4000)
-    assert abs(standard.square().mean() - 1) < 4 * math.sqrt((kurtosis - 1) / 4000)
+    assert abs(standard.mean()) < 5 / math.sqrt(4000)
+    assert abs(standard.square().mean() - 1) < 5 * math.sqrt((kurtosis - 1) / 4000)
     assert (x == x.round()).all()
 
 
