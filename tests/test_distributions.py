@@ -5,6 +5,7 @@ from typing import Any
 
 import mpmath as mp
 import numpy as np
+import pyro
 import pyro.distributions as dist
 import pytest
 import scipy.stats
@@ -14,7 +15,7 @@ from torch.distributions import kl_divergence
 from torch.func import jacfwd, jacrev
 
 from gae import Autoencoder
-from gae.inference import Zeros
+from gae.inference import Zeros, to_pyro
 from gae.likelihood import Bernoulli, ContinuousBernoulli, Gaussian, Head, LaplacePrior, NonNegativePoisson, Poisson
 
 mp.mp.dps = 100
@@ -272,3 +273,14 @@ def test_a_normal_density_at_any_scale(power: int, learn: Any) -> None:
 def test_a_laplace_prior_needs_a_scale_that_is_a_number(rate: float) -> None:
     with pytest.raises(ValueError, match=r"rate must be positive and within 1.2e-38 ... 8.5e\+37, got 1e"):
         LaplacePrior(2, rate=rate)
+
+
+@pytest.mark.parametrize("build", [ContinuousBernoulli, Poisson])
+def test_pyro_scores_what_log_joint_scores(build: type[Head]) -> None:
+    model = build(nn.Linear(2, 3), 2)
+    model.decoder.weight.data *= 30
+    with torch.no_grad():
+        x = model(torch.randn(5, 2)).sample().round()
+        trace = pyro.poutine.trace(to_pyro(model)).get_trace(x)
+        wanted = model.log_joint(x, trace.nodes["z"]["value"].unsqueeze(0)).sum()
+    torch.testing.assert_close(trace.log_prob_sum(), wanted, rtol=1e-5, atol=1e-4)

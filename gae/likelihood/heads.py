@@ -125,7 +125,7 @@ class Gaussian(_ScaledHead):
     ) -> Float[Tensor, "S B"]:
         # One sum of squares: an elementwise log density, differentiated twice, costs a small decoder's step 10 %.
         size, pixel = self.event_shape.numel(), self.log_scale.dim() > 0
-        unit = self.log_scale if pixel else self.log_scale.detach()  # its square may overflow, that of the ratio not
+        unit = self.log_scale if pixel else self.log_scale.detach()  # the ratio is squared: scale² may be no float
         square = self._over_event(((x - output) * (-unit).exp()).square())
         precision = 1.0 if pixel else (2 * (unit - self.log_scale)).exp()  # 1, with the gradient of a learned scale
         log_scale = self.log_scale.sum() if pixel else size * self.log_scale
@@ -231,7 +231,7 @@ class Categorical(Head):
         return self.output_shape[-1]
 
     def distribution(self, output: Float[Tensor, "..."]) -> Distribution:
-        # Shifted by its maximum first: a logsumexp of large logits rounds them all to one value.
+        # Normalised relative to their maximum: torch subtracts a logsumexp, which has the rounding of large logits.
         return dist.Categorical(logits=output.log_softmax(-1), validate_args=False)
 
     def point(self, decoded: Distribution) -> Float[Tensor, "..."]:
