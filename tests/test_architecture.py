@@ -22,6 +22,8 @@ ORDER = [
     "gae.sequence_nets",
     "gae.likelihood.priors",
     "gae.likelihood.base",
+    "gae.likelihood.distributions",
+    "gae.likelihood.counts",
     "gae.likelihood.heads",
     "gae.likelihood.moments",
     "gae.likelihood.linear",

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
+import mpmath as mp
 import numpy as np
 import pytest
 import scipy.integrate
@@ -258,6 +259,122 @@ def test_a_head_takes_the_decoder_s_dtype(learn: str) -> None:
     for engine in (Zeros(), Prior()):
         encoding = Autoencoder(model, engine).encode(x)
         assert encoding.z.dtype == encoding.log_joint.dtype == torch.float64
+
+
+# Over the whole range of float32 outputs.
+
+OUTPUTS = [0.0, *(s * v for v in (1e-30, 1e-4, 1.0, 30.0, 90.0, 1e3, 1e6, 1e30) for s in (1, -1))]
+
+
+@dataclass(frozen=True)
+class Range:
+    """``formula(output, x)`` and its two derivatives in the output, in mpmath's numbers; the mean and the variance."""
+
+    name: str
+    build: Callable[..., Head]
+    x: tuple[float, ...]
+    formula: Callable[[Any, Any], tuple[Any, Any, Any]]
+    moments: Callable[[Any], tuple[Any, Any]]
+
+
+def normal_law(log_scale: float) -> Callable[[Any, Any], tuple[Any, Any, Any]]:
+    def law(o: Any, x: Any) -> tuple[Any, Any, Any]:
+        s = mp.exp(np.float32(log_scale).item())
+        return -(((x - o) / s) ** 2) / 2 - mp.log(s * mp.sqrt(2 * mp.pi)), (x - o) / s**2, -1 / s**2
+
+    return law
+
+
+def laplace_law(log_scale: float) -> Callable[[Any, Any], tuple[Any, Any, Any]]:
+    def law(o: Any, x: Any) -> tuple[Any, Any, Any]:
+        s = mp.exp(np.float32(log_scale).item())
+        return -abs(x - o) / s - mp.log(2 * s), mp.sign(x - o) / s, mp.mpf(0)
+
+    return law
+
+
+def bernoulli_law(o: Any, x: Any) -> tuple[Any, Any, Any]:
+    p = 1 / (1 + mp.exp(-o))
+    return x * o - (o + mp.log1p(mp.exp(-o)) if o > 0 else mp.log1p(mp.exp(o))), x - p, -p * (1 - p)
+
+
+def scaled(head: type[Head], log_scale: float, learn: str) -> Callable[..., Head]:
+    def build(decoder: nn.Module, latent: int) -> Head:
+        model = head(decoder, latent, learn=learn)
+        model.log_scale.data.fill_(log_scale)
+        return model
+
+    return build
+
+
+SCALED = [
+    Range(
+        f"{head.__name__}-{learn}-{log_scale}",
+        scaled(head, log_scale, learn),
+        (0.0, 1e-4, 1.0, -1e6, 1e30),
+        law(log_scale),
+        lambda o, a=log_scale, factor=factor: (o, factor * mp.exp(2 * a)),
+    )
+    for head, law, factor in ((Gaussian, normal_law, 1), (Laplace, laplace_law, 2))
+    for learn, log_scale in (("fixed", 0.0), ("scalar", 50.0), ("scalar", -50.0), ("pixel", 50.0), ("pixel", -50.0))
+]
+RANGES = [
+    *SCALED,
+    Range(
+        "bernoulli",
+        Bernoulli,
+        (0.0, 1.0),
+        bernoulli_law,
+        lambda o: (1 / (1 + mp.exp(-o)), 1 / (1 + mp.exp(-o)) / (1 + mp.exp(o))),
+    ),
+]
+
+
+def near(found: Tensor, wanted: Any, least: float = 1e-37) -> bool:
+    """To float32's precision, overflow included; its denormal numbers count as 0."""
+    with np.errstate(over="ignore"):
+        number = float(np.float32(float(wanted)))
+    return found.item() == number or abs(found.item() - number) <= 3e-6 * abs(number) + least
+
+
+@pytest.mark.parametrize("case", RANGES, ids=[case.name for case in RANGES])
+def test_heads_over_the_whole_range(case: Range) -> None:
+    """Values, both derivatives, mean and variance of each head in float32, against mpmath."""
+    model = case.build(nn.Linear(1, 1), 1)
+    for value in OUTPUTS:
+        output = torch.tensor([[[value]]], requires_grad=True)
+        o = mp.mpf(output.item())
+        law = model.distribution(output)
+        if value or case.name == "bernoulli":
+            for found, wanted in zip((law.mean, law.variance), case.moments(o), strict=True):
+                assert near(found, wanted)
+        for number in case.x:
+            x = torch.tensor([[number]])
+            density = model.log_likelihood(x, output)
+            (slope,) = torch.autograd.grad(density, output, create_graph=True)
+            (bend,) = torch.autograd.grad(slope.sum(), output) if slope.requires_grad else (torch.zeros(1),)
+            wanted = case.formula(o, mp.mpf(x.item()))
+            least = 2e-7 if case.name == "bernoulli" else 1e-37  # sigmoids are subtracted from 1
+            assert near(density, wanted[0], 1e-6) and near(law.log_prob(x), wanted[0], 1e-6)
+            assert near(slope, wanted[1], least) and near(bend, wanted[2], least)
+
+
+@pytest.mark.parametrize("offset", [0.0, 1e3, 1e6, -1e30])
+def test_categorical_over_the_whole_range(offset: float) -> None:
+    """An offset in the logits changes nothing, also where a float32 logsumexp of them cannot tell them apart."""
+    model, logits = Categorical(nn.Linear(1, 4), 1), torch.tensor([0.0, 1.0, -3.0, -90.0]) + offset
+    output = logits.clone().requires_grad_()
+    exact = scipy.special.log_softmax(logits.double().numpy())
+    law = model.distribution(output)
+    for label, wanted in enumerate(exact):
+        x = torch.tensor([float(label)])
+        density = model.log_likelihood(x, output[None, None])
+        assert density.item() == pytest.approx(wanted, rel=1e-6)
+        (slope,) = torch.autograd.grad(density.sum(), output)
+        np.testing.assert_allclose(slope, np.eye(4)[label] - np.exp(exact), atol=2e-7)
+    np.testing.assert_allclose(law.probs.detach(), np.exp(exact), rtol=1e-6)
+    share, p = torch.bincount(law.sample(torch.Size([4000])), minlength=4).numpy() / 4000, np.exp(exact)
+    assert (np.abs(share - p) <= 4 * np.sqrt(p * (1 - p) / 4000) + 1e-3).all()
 
 
 # Data at the door.

@@ -115,6 +115,17 @@ def test_regression_evidence_is_that_of_the_marginal_gaussian() -> None:
     assert torch.allclose(drawn.log_joint - drawn.log_q, wanted.expand(5, 3), rtol=1e-10)
 
 
+@pytest.mark.parametrize(("offset", "scale"), [(0.0, 1.3), (1e4, 0.1), (0.0, 1e-3)])
+def test_regression_evidence_in_float32_is_that_in_float64(offset: float, scale: float) -> None:
+    """Features with an offset, and little noise: residuals and coefficients' rounding cost float32 many nats."""
+    design, y = (part.float() for part in regression_data())
+    design = design + offset
+    model = LinearRegression(design, 2.0, intercept=False, scale=scale)
+    noise = model.scale.double() ** 2 * torch.eye(40).double()
+    law = MultivariateNormal(torch.zeros(40).double(), 4 * design.double() @ design.double().mT + noise)
+    torch.testing.assert_close(model.log_evidence(y), law.log_prob(y.double()).float(), rtol=1e-4, atol=0)
+
+
 @pytest.mark.parametrize("prior_scale", [None, 0.4])
 def test_no_evidence_under_a_flat_prior(prior_scale: float | None) -> None:
     design, y = regression_data()

@@ -111,6 +111,28 @@ def test_steps_see_what_they_may(name: str, autoregressive: bool) -> None:
     assert ((model.decoder(z + 1, tokens) - logits).abs().amax((0, 2)) > 1e-6).all()
 
 
+class Shifted(nn.Module):
+    """Logits with one offset, which changes no probability."""
+
+    def __init__(self, decoder: nn.Module, offset: float):
+        super().__init__()
+        self.decoder, self.offset = decoder, offset
+
+    def forward(self, z: Tensor, tokens: Tensor) -> Tensor:
+        return torch.round(self.decoder(z, tokens)) + self.offset
+
+
+@pytest.mark.parametrize("offset", [1e6, -1e6])
+def test_an_offset_in_the_logits_changes_no_mass(offset: float) -> None:
+    x, z = ended(3).float(), torch.randn(5, 1, 2)
+    models = [
+        CategoricalSequence(Shifted(sequence("lstm").float().decoder, c), 2, 3, CLASSES, END) for c in (0, offset)
+    ]
+    found, wanted = (model(z).log_prob(x) for model in models)
+    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-6)
+    assert torch.equal(models[0](z).greedy(), models[1](z).greedy())
+
+
 @every_decoder
 @either_way
 @pytest.mark.parametrize("end", [END, None])

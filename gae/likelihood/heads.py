@@ -12,7 +12,9 @@ from torch import Size, Tensor, nn
 from torch.distributions import Distribution, constraints
 from torch.nn.functional import binary_cross_entropy_with_logits
 
+from gae.likelihood import distributions
 from gae.likelihood.base import Likelihood, LogJoint, parameter_or_buffer
+from gae.likelihood.counts import Counts, LogRatePoisson
 from gae.likelihood.priors import StandardNormal
 
 Learn = Literal["fixed", "scalar", "pixel"]
@@ -116,16 +118,16 @@ class Gaussian(_ScaledHead):
     """
 
     def distribution(self, output: Float[Tensor, "..."]) -> Distribution:
-        return dist.Normal(output, self.scale.expand_as(output), validate_args=False)
+        return distributions.Normal(output, self.scale.expand_as(output), validate_args=False)
 
     def log_likelihood(
         self, x: Num[Tensor, "B *X"], output: Float[Tensor, "..."], k: Int[Tensor, "..."] | None = None
     ) -> Float[Tensor, "S B"]:
         # One sum of squares: an elementwise log density, differentiated twice, costs a small decoder's step 10 %.
         size, pixel = self.event_shape.numel(), self.log_scale.dim() > 0
-        error = (x - output) / self.scale if pixel else x - output
-        square = self._over_event(error.square())
-        precision = 1.0 if pixel else (-2 * self.log_scale).exp()
+        unit = self.log_scale if pixel else self.log_scale.detach()  # the ratio is squared: scale² may be no float
+        square = self._over_event(((x - output) * (-unit).exp()).square())
+        precision = 1.0 if pixel else (2 * (unit - self.log_scale)).exp()  # 1, with the gradient of a learned scale
         log_scale = self.log_scale.sum() if pixel else size * self.log_scale
         return -0.5 * precision * square - (log_scale + 0.5 * math.log(2 * math.pi) * size)
 
@@ -159,7 +161,7 @@ class Bernoulli(Head):
     )
 
     def distribution(self, output: Float[Tensor, "..."]) -> Distribution:
-        return dist.Bernoulli(logits=output, validate_args=False)
+        return distributions.Bernoulli(logits=output, validate_args=False)
 
     def log_likelihood(
         self, x: Num[Tensor, "B *X"], output: Float[Tensor, "..."], k: Int[Tensor, "..."] | None = None
@@ -181,23 +183,13 @@ class ContinuousBernoulli(Head):
     support_remedy = "Divide 0-255 data by 255, or use Gaussian."
 
     def distribution(self, output: Float[Tensor, "..."]) -> Distribution:
-        return _UnclampedContinuousBernoulli(logits=output, validate_args=False)
-
-
-class _UnclampedContinuousBernoulli(dist.ContinuousBernoulli):
-    """torch clamps the probability: in float32 its density misses 0.6 nats per pixel at a logit of 30."""
-
-    def _cont_bern_log_norm(self) -> Tensor:
-        half = self.logits / 2
-        square = half.square()
-        near = square < 1e-4
-        far = torch.where(near, 1.0, half)
-        series = square / 3 - 7 * square.square() / 90
-        return math.log(2) + torch.where(near, series, (far / far.tanh()).log())
+        return distributions.ContinuousBernoulli(logits=output, validate_args=False)
 
 
 class Poisson(Head):
     """x ~ Poisson(exp(decoder(z))) for counts x = 0, 1, 2, ...
+
+    Densities are computed from the log rates; where a rate overflows they are -inf, means inf, and draws refused.
 
     >>> Poisson(nn.Linear(2, 3), latent_shape=2).event_shape
     torch.Size([3])
@@ -208,7 +200,16 @@ class Poisson(Head):
     support_remedy = "Round or rescale to counts, or use Gaussian."
 
     def distribution(self, output: Float[Tensor, "..."]) -> Distribution:
-        return dist.Poisson(output.exp(), validate_args=False)
+        return LogRatePoisson(output, validate_args=False)
+
+    def log_likelihood(
+        self, x: Num[Tensor, "B *X"], output: Float[Tensor, "..."], k: Int[Tensor, "..."] | None = None
+    ) -> Float[Tensor, "S B"]:
+        return self._over_event(Counts(x).log_prob_at(output))
+
+    def given(self, x: Num[Tensor, "B *X"]) -> LogJoint:
+        prior, counts = self.prior, Counts(x)  # the factorials, once for an inner loop
+        return lambda z, k=None: prior.log_prob(z) + self._over_event(counts.log_prob_at(self.drawn_outputs(z, k)))
 
 
 class Categorical(Head):
@@ -230,7 +231,8 @@ class Categorical(Head):
         return self.output_shape[-1]
 
     def distribution(self, output: Float[Tensor, "..."]) -> Distribution:
-        return dist.Categorical(logits=output, validate_args=False)
+        # Normalised relative to their maximum: torch subtracts a logsumexp, which has the rounding of large logits.
+        return dist.Categorical(logits=output.log_softmax(-1), validate_args=False)
 
     def point(self, decoded: Distribution) -> Float[Tensor, "..."]:
         """The most probable classes, (*L, *X): labels have no mean."""

@@ -5,11 +5,11 @@ from typing import Any
 
 import torch
 from jaxtyping import Float, Int, Num
-from pyro import distributions as dist
 from torch import Size, Tensor, nn
 from torch.distributions import Distribution, constraints
 
 from gae.likelihood.base import LogJoint
+from gae.likelihood.counts import Counts, Poisson
 from gae.likelihood.heads import Gaussian, Head
 from gae.likelihood.priors import Flat
 
@@ -175,24 +175,19 @@ NonNegativeGaussian.
         self._not_initialized()
 
     def distribution(self, output: Float[Tensor, "..."]) -> Distribution:
-        return dist.Poisson(output.clamp_min(0), validate_args=False)  # below 0 only where the prior is 0
+        return Poisson(output.clamp_min(0), validate_args=False)  # below 0 only where the prior is 0
 
     def log_likelihood(
         self, x: Num[Tensor, "B *X"], output: Float[Tensor, "S B *X"], k: Int[Tensor, "S _"] | None = None
     ) -> Float[Tensor, "S B"]:
-        return self._kernel(x, output) - self._log_factorials(x)
+        return self._log_mass(Counts(x), output)
 
     def given(self, x: Num[Tensor, "B *X"]) -> LogJoint:
-        prior, constant = self.prior, self._log_factorials(x)  # the costly part, once for an inner loop
-        return lambda z, k=None: prior.log_prob(z) + (self._kernel(x, self.outputs(z, k)) - constant)
+        prior, counts = self.prior, Counts(x)  # the factorials, once for an inner loop
+        return lambda z, k=None: prior.log_prob(z) + self._log_mass(counts, self.outputs(z, k))
 
-    def _kernel(self, x: Tensor, output: Tensor) -> Tensor:
-        # xlogy(0, rate) has the value 0, but at a rate of 0 no gradient
-        rate = output.clamp_min(0)
-        return self._over_event(x * torch.where(x > 0, rate, 1.0).log() - rate)
-
-    def _log_factorials(self, x: Tensor) -> Tensor:
-        return self._over_event((x + 1).lgamma())
+    def _log_mass(self, counts: Counts, output: Tensor) -> Tensor:
+        return self._over_event(counts.log_prob(output.clamp_min(0)))
 
     def improve(self, x: Num[Tensor, "B *X"], z: Float[Tensor, "S B Z"]) -> Float[Tensor, "S B Z"]:
         """One multiplicative update of each code; an entry of 0 stays 0."""

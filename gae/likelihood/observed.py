@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from gae.likelihood.base import Likelihood, LogJoint
+from gae.likelihood.distributions import Normal
 from gae.likelihood.operators import Mask
 
 Operator = Callable[[Tensor], Tensor]
@@ -91,7 +92,7 @@ class Observed(Likelihood):
         if self.scale is None:
             return self.likelihood.distribution(self.operator(output))
         mean = self.operator(self.likelihood.signal(output))
-        return dist.Normal(mean, self.scale.expand_as(mean), validate_args=False)
+        return Normal(mean, self.scale.expand_as(mean), validate_args=False)
 
     def forward(self, z: Float[Tensor, "..."], k: Int[Tensor, "..."] | None = None) -> Distribution:
         return self._independent(self.outputs(z, k))

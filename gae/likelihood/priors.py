@@ -96,8 +96,9 @@ class LaplacePrior(nn.Module):
 
     def __init__(self, *shape: int, rate: float = 1.0):
         super().__init__()
-        if not rate > 0:
-            raise ValueError(f"rate must be positive, got {rate}.")
+        least = torch.finfo(torch.get_default_dtype()).tiny
+        if not least <= rate <= 1 / least:
+            raise ValueError(f"rate must be positive and within {least:.1e} ... {1 / least:.1e}, got {rate}.")
         self.register_buffer("scale", torch.full(shape, 1 / rate), persistent=False)
 
     def forward(self) -> Distribution:

@@ -1,13 +1,15 @@
 """Linear regression as a decoder: one observation is all targets, and the code is the coefficients."""
 
+import math
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int, Num
-from pyro.distributions import Independent, MultivariateNormal, Normal
+from pyro.distributions import Independent, MultivariateNormal
 from torch import Size, Tensor, nn
 from torch.distributions import Distribution
 
+from gae.likelihood.distributions import Normal
 from gae.likelihood.heads import Gaussian
 from gae.likelihood.priors import Flat, FlatDistribution
 
@@ -97,9 +99,15 @@ class LinearRegression(Gaussian):
                 "log p(y) does not exist under a flat prior. Give a prior_scale, and centre the data instead of "
                 "fitting an intercept."
             )
-        posterior = self.posterior(x)
-        mean = posterior.mean
-        return (self.log_joint(x, mean) - posterior.log_prob(mean))[0]  # Bayes' rule, at any w
+        pull, factor = self._solved()
+        y, columns, scale = x.flatten(1).double(), self._inputs.double(), self.scale.double()
+        mean = torch.linalg.solve_triangular(factor, pull @ y.mT, upper=False).mT
+        # Bayes' rule at the posterior's mean, in float64: its residuals are small differences of large numbers.
+        likelihood = Normal(mean @ columns.mT, scale).log_prob(y).sum(1)
+        assert isinstance(self.latent_prior, _CoefficientPrior)
+        prior = Normal(torch.zeros_like(mean), self.latent_prior.spread.double()).log_prob(mean).sum(1)
+        density = factor.diagonal().log().sum() - 0.5 * len(factor) * math.log(2 * math.pi)
+        return (likelihood + prior - density).to(x.dtype)
 
     def _solved(self) -> tuple[Tensor, Tensor]:
         """G (C, N) and lower A (C, C) in float64: the precision of q(w|y) is AᵀA, its mean A⁻¹ G y.
