@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from gae.inference.base import Status
-from gae.inference.problem import widened
+from gae.inference.problem import finite, rounding, widened
 from gae.inference.solver import CORRECTED, PREFIX, Iterate, Solver
 
 BLOCK = 32  # iterates
@@ -162,12 +162,24 @@ def dependencies(solver: Solver) -> list[Tensor]:
 
 
 def _corrected(solver: Solver, at: Iterate) -> Iterate:
+    """One more step of the rule from the solution, in the graph; a row that it would lower stays where it is.
+
+    Such a row's code is what it was before the correction: a constant, if this was the first.
+    """
     point, problem = solver.point(at), solver.problem
     found = problem.evaluate(point, True)
     usable = found.usable
     point, grad = (torch.where(widened(usable, point), a, b) for a, b in ((point, at["best"]), (found.grad, 0.0)))
     moved = solver.step.correct(problem, point, found.value, grad, solver.state(at), solver.max_steps)
-    return replaced(at, torch.where(widened(usable, point), moved, point), usable)
+    taken = usable & _kept_up(solver, found.value.detach(), moved.detach()) if solver.step.ascends else usable
+    return replaced(at, torch.where(widened(taken, point), moved, point), usable)
+
+
+@torch.no_grad()
+def _kept_up(solver: Solver, value: Float[Tensor, "S B"], moved: Float[Tensor, "S B *U"]) -> Bool[Tensor, "S B"]:
+    """Where a move has not lowered the objective beyond rounding."""
+    reached = solver.problem(moved)
+    return (reached >= value - rounding(value)) & finite(moved, reached)
 
 
 def replaced(at: Iterate, point: Float[Tensor, "S B *U"], usable: Bool[Tensor, "S B"]) -> Iterate:

@@ -174,9 +174,12 @@ class UnitSphere(nn.Module):
     """
 
     def forward(self, z: Float[Tensor, "*L Z"]) -> Float[Tensor, "*L Z"]:
-        square = z.square().sum(-1, keepdim=True)
+        largest = z.detach().abs().amax(-1, keepdim=True)
+        origin = largest == 0
+        scaled = z / torch.where(origin, 1.0, largest)  # whose square neither overflows nor vanishes
+        square = scaled.square().sum(-1, keepdim=True)
         first = torch.zeros_like(z).index_fill(-1, torch.zeros(1, dtype=torch.long, device=z.device), 1.0)
-        return torch.where(square > 0, z * torch.where(square > 0, square, 1.0).rsqrt(), first)
+        return torch.where(origin, first, scaled * torch.where(origin, 1.0, square).rsqrt())
 
 
 class Simplex(nn.Module):
@@ -187,11 +190,12 @@ class Simplex(nn.Module):
     """
 
     def forward(self, z: Float[Tensor, "*L Z"]) -> Float[Tensor, "*L Z"]:
-        ordered = z.sort(-1, descending=True).values
+        below = z - z.detach().amax(-1, keepdim=True)  # only differences count, and 1 is not lost beside large numbers
+        ordered = below.sort(-1, descending=True).values
         count = torch.arange(1, z.shape[-1] + 1, dtype=z.dtype, device=z.device)
         excess = (ordered.cumsum(-1) - 1) / count
-        last = (ordered > excess).sum(-1, keepdim=True) - 1
-        return (z - excess.gather(-1, last)).clamp_min(0)
+        last = (ordered > excess).sum(-1, keepdim=True).clamp_min(1) - 1  # none is where z is not a number
+        return (below - excess.gather(-1, last)).clamp_min(0)
 
 
 class Whiten(nn.Module):
