@@ -89,6 +89,7 @@ class Ascent(Inference):
         self.family = family or Delta()
         self.backprop = backprop or Unroll()
         self.trace, self.stop, self.watch = trace, stop, watch
+        self._refuse_family()
         if stop is not None:
             self._need_simple(f"`stop={type(stop).__name__}()`")
         self._warned = False
@@ -173,12 +174,20 @@ class Ascent(Inference):
 
     def _refuse_unfit(self, likelihood: Likelihood) -> None:
         """Likelihoods that this ascent's rules are not made for."""
+        self._refuse_family()
         if likelihood.stochastic:
             self._need_simple(f"{type(likelihood).__name__} with noise drawn at each step")
         if self.stop is not None and (not likelihood.has_outputs or likelihood.components > 1):
             raise TypeError(
                 f"`{type(self.stop).__name__}` judges by the decoder's output, and {type(likelihood).__name__} has not "
                 "one. Stop by `tol` or `grad_tol`."
+            )
+
+    def _refuse_family(self) -> None:
+        if self.step.codes_only and not isinstance(self.family, Delta):
+            raise TypeError(
+                f"`{type(self.step).__name__}` moves codes, got `{type(self.family).__name__}`, which ascends the "
+                "parameters of a density over codes. Use `Delta()`, or a step without projection such as `Adam`."
             )
 
     def _need_simple(self, what: str) -> None:

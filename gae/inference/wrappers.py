@@ -21,7 +21,7 @@ class _Around(Step):
                 "Use it with `GradientAscent`, `Momentum`, `Adam` or unadjusted `Langevin`."
             )
         self.step = step
-        self.ascends = step.ascends
+        self.ascends, self.codes_only = step.ascends, step.codes_only
 
     def admit(self, u: Float[Tensor, "S B *U"]) -> Float[Tensor, "S B *U"]:
         return self.step.admit(u)
@@ -85,6 +85,9 @@ class Scheduled(_Around):
 class Projected(_Around):
     """The step, then the nearest point of a set, where the solve also begins: projected gradient ascent.
 
+    For codes: ``Ascent`` refuses it with a density over codes (``MeanField``, ``FullCovariance``), whose draws no
+    projection of its parameters would keep inside of a set.
+
     >>> from gae.inference import GradientAscent
     >>> Projected(GradientAscent(0.1), NonNegative()).onto(torch.tensor([-1.0, 2.0]))
     tensor([0., 2.])
@@ -92,7 +95,7 @@ class Projected(_Around):
 
     def __init__(self, step: Step, onto: Projection):
         super().__init__(step)
-        self.onto = onto
+        self.onto, self.codes_only = onto, True
 
     def admit(self, u: Float[Tensor, "S B *U"]) -> Float[Tensor, "S B *U"]:
         return self.onto(self.step.admit(u))
