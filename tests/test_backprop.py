@@ -196,6 +196,32 @@ def test_a_learned_rate_has_a_gradient_by_step_and_element() -> None:
     assert bool((rate[:2] != 0).all()) and bool((rate[2] == 0).all())  # no third step was taken
 
 
+class Rates(Step):
+    """A rate of its own, a parameter, for each step."""
+
+    def __init__(self, rates: list[float]):
+        super().__init__()
+        self.rates = nn.ParameterList(torch.tensor(rate) for rate in rates)
+
+    def forward(
+        self, problem: Any, u: Tensor, value: Tensor, grad: Tensor, state: dict[str, Tensor], t: int
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        return u + self.rates[t] * grad, state
+
+
+@pytest.mark.parametrize("mode", [Unroll, Checkpoint])
+def test_parameters_of_single_steps_and_of_all_by_their_formula(mode: Callable[[], Backprop]) -> None:
+    """On -½ (z - x)² from 0, z_T = x (1 - Π (1 - r_t)): dz/dx = 1 - Π (1 - r_t), dz/dr_t = x Π over the other steps."""
+    rates, x = [0.5, 0.2, 0.9], torch.tensor([[3.0], [-1.0]], dtype=torch.float64, requires_grad=True)
+    engine = Ascent(Zeros(), Rates(rates), 3, backprop=mode()).double()
+    code = engine(Landscape(lambda x, z: -0.5 * (z - x).square().sum(2)), x).z
+    found = torch.autograd.grad(code.sum(), [x, *engine.parameters()])
+    left = math.prod(1 - r for r in rates)
+    assert torch.allclose(found[0], torch.full_like(x, 1 - left))
+    for gradient, rate in zip(found[1:], rates, strict=True):
+        assert gradient.item() == pytest.approx(2.0 * left / (1 - rate))
+
+
 def test_restarts_and_mixtures_pass_the_gradient_of_their_winner() -> None:
     """Against the closed-form posterior mean of the winning component."""
     mixture = LinearMixture(3, 2, (5,), scale=0.5, learn_scale=True, learn_weights=True).double()

@@ -36,7 +36,7 @@ from gae.inference import (
     Whiten,
     Zeros,
 )
-from gae.likelihood import LLE, TSNE, Gaussian, LinearMixture, LinearRegression, neighbours
+from gae.likelihood import LLE, TSNE, Gaussian, LinearMixture, LinearRegression, Relational, neighbours
 from gae.likelihood.pairs import pair_log_likelihood
 from gae.options import parse
 
@@ -347,6 +347,27 @@ def test_exaggeration_multiplies_attractions() -> None:
     found = model.exaggerated(3.0).exaggerated(4.0).log_joint(x, z)
     assert torch.allclose(found[0], dense(model.relation(x), z[0], torch.tensor(2.0).double(), 12.0), rtol=1e-6)
     assert model.exaggeration == 1 and model.exaggerated(3.0).log_degrees is model.log_degrees
+
+
+@pytest.mark.parametrize(
+    ("event_shape", "points", "latent", "allowed"),
+    [((3,), 3, 2, True), ((), 3, 2, False), ((3,), 3, 0, False), ((3,), 2, 2, False), ((3,), 1, 2, False)],
+)
+def test_a_relation_needs_features_and_more_points_than_dimensions(
+    event_shape: tuple[int, ...], points: int, latent: int, allowed: bool
+) -> None:
+    class Flat(Relational):
+        def relation(self, x: Tensor) -> Tensor:
+            return torch.zeros(len(x), x.shape[1], x.shape[1])
+
+        def score(self, relation: Tensor, z: Tensor) -> Tensor:
+            return z.sum((-1, -2))
+
+    if allowed:
+        assert Flat(points, event_shape, latent).latent_shape == (points, latent)
+    else:
+        with pytest.raises(ValueError, match="features of at least one dimension and points > latent >= 1"):
+            Flat(points, event_shape, latent)
 
 
 def test_delta_bar_delta_is_scikit_learns_rule() -> None:

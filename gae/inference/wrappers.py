@@ -193,7 +193,8 @@ class Simplex(nn.Module):
     """
 
     def forward(self, z: Float[Tensor, "*L Z"]) -> Float[Tensor, "*L Z"]:
-        below = z - z.detach().amax(-1, keepdim=True)  # only differences count, and 1 is not lost beside large numbers
+        # Only differences count, and of what is 1 or more below the largest nothing is left: no number is lost in a sum.
+        below = (z - z.detach().amax(-1, keepdim=True)).clamp_min(-1)
         ordered = below.sort(-1, descending=True).values
         count = torch.arange(1, z.shape[-1] + 1, dtype=z.dtype, device=z.device)
         excess = (ordered.cumsum(-1) - 1) / count
@@ -202,9 +203,17 @@ class Simplex(nn.Module):
 
 
 class Whiten(nn.Module):
-    """Codes (N, d) of one whole data set, centred and with identity covariance: the nearest such set of codes."""
+    """Codes (N, d) of one whole data set, centred and with identity covariance: the nearest such set of codes.
+
+    Raises:
+        ValueError: for N <= d, where there are no such codes.
+    """
 
     def forward(self, z: Float[Tensor, "*L N d"]) -> Float[Tensor, "*L N d"]:
+        points, width = z.shape[-2:]
+        if points <= width:
+            raise ValueError(f"Codes of {width} dimensions can be white for {width + 1} points or more, got {points}.")
         centred = z - z.mean(-2, keepdim=True)
-        left, _, right = torch.linalg.svd(centred, full_matrices=False)
-        return left @ right * z.shape[-2] ** 0.5
+        known = torch.isfinite(centred).all(-1).all(-1)[..., None, None]
+        left, _, right = torch.linalg.svd(torch.where(known, centred, 0.0), full_matrices=False)  # refuses NaN
+        return torch.where(known, left @ right * points**0.5, torch.nan)
