@@ -391,7 +391,7 @@ def test_what_is_not_a_number_has_no_projection_and_leaves_other_rows_alone(onto
 
 @pytest.mark.parametrize("size", [1e-30, 1e-20, 1.0, 1e20, 3e38])
 def test_the_sphere_is_met_from_any_distance_in_single_precision(size: float) -> None:
-    """The square of 1e20 overflows and that of 1e-30 vanishes; the direction has neither. Its gradient is (I - ppᵀ)/‖z‖."""
+    """The square of 1e20 overflows and that of 1e-30 vanishes, but the direction is known; its slope: (I - ppᵀ)/‖z‖."""
     unit = torch.nn.functional.normalize(torch.randn(10, 3).double(), dim=1)
     z = (size * unit / 2).float().requires_grad_()
     p = UnitSphere()(z)

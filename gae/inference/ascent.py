@@ -146,7 +146,7 @@ class Ascent(Inference):
         best: Tensor,
         status: Tensor,
     ) -> tuple[Code, Tensor, Tensor]:
-        """The code of u, its log joint, and the rows that failed, now or before: their best finite points, as constants.
+        """The code of u, its log joint, and the rows that failed, now or before, whose best finite points are constants.
 
         Where there is none, the log joint has no graph either, which would carry 0 · NaN to every parameter.
         """

@@ -75,7 +75,9 @@ class GaussNewton(Step):
             return self._moved(problem, point, gradient, damping), following
         # A row without a finite start has no curvature that may be part of a graph.
         inputs = (point, gradient, damping)
-        return problem.only(known, (point.detach(),), inputs, lambda part, *row: (self._moved(part, *row),))[0], following
+        return problem.only(known, (point.detach(),), inputs, lambda part, *row: (self._moved(part, *row),))[
+            0
+        ], following
 
     def correct(
         self,
