@@ -146,9 +146,9 @@ class Ascent(Inference):
         best: Tensor,
         status: Tensor,
     ) -> tuple[Code, Tensor, Tensor]:
-        """The code of u, its log joint, and the rows that failed, now or before, whose best finite points are constants.
+        """The code of u, its log joint, and the rows that failed, now or before, which go to their best finite points.
 
-        Where there is none, the log joint has no graph either, which would carry 0 · NaN to every parameter.
+        These are constants; where there is none, the log joint is one too, or 0 · NaN would reach every parameter.
         """
         draw = self.family.draw(u)
         code = self.family.code(problem.likelihood, u, draw)

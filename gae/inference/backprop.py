@@ -45,6 +45,8 @@ class Detach(Backprop):
 class Truncate(Backprop):
     """Keeps the last n steps. Where rows stop by themselves, n corrections at the solution take their place.
 
+    A correction that would lower a row's objective is not taken: its code stays as it was before.
+
     >>> Truncate(5).steps
     5
     """
@@ -71,7 +73,8 @@ class OneStep(Backprop):
     """Differentiates one step of the rule, taken at the solution (Bolte et al. 2023).
 
     As exact as the rule's step is a Newton step: nearly so for ``GaussNewton`` and ``LBFGS``, to first order in
-    rate · curvature for ``GradientAscent``.
+    rate · curvature for ``GradientAscent``. Where that step would lower the objective it is not taken, and the code is
+    a constant, as under ``Detach``: such a step is no approximation to Newton's.
     """
 
     def forward(self, solver: Solver, start: Iterate) -> Iterate:
@@ -162,10 +165,7 @@ def dependencies(solver: Solver) -> list[Tensor]:
 
 
 def _corrected(solver: Solver, at: Iterate) -> Iterate:
-    """One more step of the rule from the solution, in the graph; a row that it would lower stays where it is.
-
-    Such a row's code is what it was before the correction: a constant, if this was the first.
-    """
+    """One more step of the rule from the solution, in the graph; a row that it would lower stays where it is."""
     point, problem = solver.point(at), solver.problem
     found = problem.evaluate(point, True)
     usable = found.usable

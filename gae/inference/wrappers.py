@@ -193,7 +193,7 @@ class Simplex(nn.Module):
     """
 
     def forward(self, z: Float[Tensor, "*L Z"]) -> Float[Tensor, "*L Z"]:
-        # Only differences count, and of what is 1 or more below the largest nothing is left: so sums are of small numbers.
+        # Only differences count, and an element 1 or more below the largest becomes 0: all sums are of small numbers.
         below = (z - z.detach().amax(-1, keepdim=True)).clamp_min(-1)
         ordered = below.sort(-1, descending=True).values
         count = torch.arange(1, z.shape[-1] + 1, dtype=z.dtype, device=z.device)
