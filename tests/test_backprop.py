@@ -34,11 +34,13 @@ from gae.inference import (
     Momentum,
     OneStep,
     Prior,
+    Status,
     Step,
     Truncate,
     Unroll,
     Zeros,
 )
+from gae.inference.conjugate import conjugate_gradients
 from gae.likelihood import Flat, Gaussian, Likelihood, LinearMixture
 from gae.objective import elbo, joint
 from gae.systems import NormalEncoder
@@ -194,6 +196,32 @@ def test_a_learned_rate_has_a_gradient_by_step_and_element() -> None:
     (rate,) = problem.gradient()["rate"]
     assert rate.shape == (3, 3)
     assert bool((rate[:2] != 0).all()) and bool((rate[2] == 0).all())  # no third step was taken
+
+
+class Rates(Step):
+    """A rate of its own, a parameter, for each step."""
+
+    def __init__(self, rates: list[float]):
+        super().__init__()
+        self.rates = nn.ParameterList(torch.tensor(rate) for rate in rates)
+
+    def forward(
+        self, problem: Any, u: Tensor, value: Tensor, grad: Tensor, state: dict[str, Tensor], t: int
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        return u + self.rates[t] * grad, state
+
+
+@pytest.mark.parametrize("mode", [Unroll, Checkpoint])
+def test_parameters_of_single_steps_and_of_all_by_their_formula(mode: Callable[[], Backprop]) -> None:
+    """On -½ (z - x)² from 0, z_T = x (1 - Π (1 - r_t)): dz/dx = 1 - Π (1 - r_t), dz/dr_t = x Π over the other steps."""
+    rates, x = [0.5, 0.2, 0.9], torch.tensor([[3.0], [-1.0]], dtype=torch.float64, requires_grad=True)
+    engine = Ascent(Zeros(), Rates(rates), 3, backprop=mode()).double()
+    code = engine(Landscape(lambda x, z: -0.5 * (z - x).square().sum(2)), x).z
+    found = torch.autograd.grad(code.sum(), [x, *engine.parameters()])
+    left = math.prod(1 - r for r in rates)
+    assert torch.allclose(found[0], torch.full_like(x, 1 - left))
+    for gradient, rate in zip(found[1:], rates, strict=True):
+        assert gradient.item() == pytest.approx(2.0 * left / (1 - rate))
 
 
 def test_restarts_and_mixtures_pass_the_gradient_of_their_winner() -> None:
@@ -430,6 +458,59 @@ def test_a_sample_that_fails_leaves_the_gradient_of_the_others_alone(mode: str, 
         assert bool(torch.isfinite(found.z).all()) and bool(torch.isfinite(found.log_joint).all())
         assert torch.allclose(gradient([0, 2], x), gradient([0, 1], x[[0, 2]]))
         assert bool(torch.isfinite(gradient([0, 1, 2], x)).all())
+
+
+@pytest.mark.parametrize("rule", ["lbfgs", "gauss-newton", "matrix-free", "adam"])
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.filterwarnings("ignore:Implicit gradients need")
+def test_samples_that_overflow_are_constants_and_leave_the_gradient_of_the_others_alone(mode: str, rule: str) -> None:
+    """One has no finite start, one squared errors beyond single precision, and one errors whose fourth power is."""
+    likelihood = Gaussian(Cliff(), 1, 0.5)
+    x = torch.tensor([[0.1, 0.2], [0.3, 0.2], [3e38, 1.0], [1e12, 1e12], [-0.3, 0.1]])
+    start = torch.tensor([[0.5], [5.0], [0.5], [0.5], [-0.5]])
+
+    def gradient(rows: list[int]) -> tuple[Tensor, Tensor]:
+        engine = Ascent(Fixed(start[rows]), RULES[rule]((1,)), 4, backprop=MODES[mode]())
+        found = engine(likelihood, x[rows])
+        assert found.solve is not None
+        loss = (readout(found.z) + found.log_joint[0])[found.solve.status[0] != Status.nonfinite].sum()
+        return found.solve.status[0], flat(torch.autograd.grad(loss, list(likelihood.parameters())))
+
+    status, found = gradient([0, 1, 2, 3, 4])
+    assert [name == Status.nonfinite for name in status.tolist()] == [False, True, True, True, False]
+    assert bool(found.isfinite().all()) and torch.allclose(found, gradient([0, 4])[1], rtol=1e-4)
+
+
+@pytest.mark.parametrize("mode", [OneStep, lambda: Truncate(1), lambda: Truncate(3)])
+@pytest.mark.parametrize("options", [{}, {"tol": 1e-9}], ids=["last", "best"])
+def test_a_correction_that_falls_is_not_taken(mode: Callable[[], Backprop], options: dict[str, Any]) -> None:
+    """Of -½ a (z - x)² a step of rate 1 multiplies the error by 1 - a: at a = 0.5 a correction helps, at 3 it harms.
+
+    Where it is not taken the code is the constant that ``Detach`` returns, and so is its gradient.
+    """
+    if isinstance(mode(), Truncate) and not options:
+        return  # the last steps themselves
+    model = Landscape(lambda x, z: -0.5 * x[:, 1] * (z[..., 0] - x[:, 0]).square(), 1, (2,))
+    x = torch.tensor([[1.0, 0.5], [1.0, 3.0], [1.0, 1e30]], dtype=torch.float64, requires_grad=True)
+    codes, engines = [], [Ascent(Zeros(), GradientAscent(1.0), 2, backprop=m, **options) for m in (mode(), Detach())]
+    for engine in engines:
+        codes.append(engine.double()(model, x).z[0, :, 0])
+    corrected, found = codes
+    assert torch.equal(corrected[1:], found[1:]) and corrected[0] > found[0]
+    (gradient,) = torch.autograd.grad(corrected.sum(), x)
+    steps = getattr(engines[0].backprop, "steps", 1)
+    assert gradient[0, 0].item() == pytest.approx(1 - 0.5**steps) and bool((gradient[1:] == 0).all())
+
+
+def test_rows_of_a_linear_system_that_overflow_are_left_alone() -> None:
+    """Infinity times 0 is no step: what one row's product overflows to leaves the others as they are alone."""
+    curvature = torch.tensor([[2.0, 1.0], [1e38, 3e38], [1.0, 4.0]]).view(1, 3, 2)
+    right = torch.tensor([[1.0, -2.0], [1e5, 1e10], [3.0, 0.5]]).view(1, 3, 2)
+    found, residual = conjugate_gradients(lambda v: curvature * v, right, 12, 1e-6)
+    assert torch.allclose(found[0, [0, 2]], (right / curvature)[0, [0, 2]])
+    assert bool(found.isfinite().all()) and bool(residual[0, [0, 2]].isfinite().all())
+    solved = Implicit().solve(lambda v: curvature * v, right)
+    assert bool(solved.isfinite().all())
 
 
 @pytest.mark.parametrize("tol", [None, 1e-4])

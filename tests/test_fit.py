@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from gae import Autoencoder, checkpoint, nets
 from gae.data import Dataset, linear_gaussian
-from gae.fit import Epoch, History, fit, restore
+from gae.fit import Epoch, History, fit, learners, restore
 from gae.inference import Amortized, Argmax, ClosedForm
 from gae.likelihood import Gaussian, LinearMixture
 from gae.objective import elbo, joint
@@ -277,6 +277,45 @@ def test_progress_bar_goes_to_standard_error(x: Tensor, capsys: pytest.CaptureFi
     assert shown.out == "" and "6/6" in shown.err and "epoch 2" in shown.err
     quiet(small(), x, epochs=1)
     assert capsys.readouterr().err == ""
+
+
+def test_progress_of_a_resumed_run_counts_all_its_steps(
+    x: Tensor, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    quiet(small(), x, epochs=1, batch_size=20, out=tmp_path / "run")
+    fit(small(), x, epochs=3, batch_size=20, out=tmp_path / "run", resume=True)
+    assert "9/9" in capsys.readouterr().err
+
+
+class Processes:
+    """A launched group whose other members hold what this one does."""
+
+    def __init__(self, world_size: int):
+        self.world_size, self.global_rank, self.device, self.calls = world_size, 0, torch.device("cpu"), 0
+
+    def all_reduce(self, value: Tensor, reduce_op: str) -> Tensor:
+        self.calls += 1
+        return value * self.world_size if reduce_op == "sum" else value
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+def test_values_are_reduced_over_the_processes_of_a_group_of_two_or_more(world_size: int, x: Tensor) -> None:
+    """One process asks nobody; sums over copies of one process leave a closed-form fit as it is."""
+    fabric = Processes(world_size)
+    assert learners._over_processes(torch.tensor(1.5), fabric, "sum") == 1.5 * world_size
+    assert fabric.calls == (world_size > 1)
+    found = []
+    for group in (fabric, Processes(1)):
+        torch.manual_seed(0)
+        model = ppca((5,), 2)
+        model.likelihood.initialize(x, 0)
+        learner = learners.ClosedFormLearner(model, group, 1e-9, None, x[0])
+        learner.moments = model.likelihood.statistics(x, model.inference.infer(model.likelihood, x))
+        learner.finish()
+        found.append(parameters(model))
+    assert fabric.calls > 1 or world_size == 1
+    for a, b in zip(*found, strict=True):
+        assert torch.allclose(a, b, atol=1e-5)
 
 
 def bad(x: Tensor, index: tuple[int, int], value: float) -> Tensor:

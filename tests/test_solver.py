@@ -1,5 +1,6 @@
 """The ascent as a solver: what each sample is told, what is returned, and what it costs."""
 
+import random
 from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
@@ -17,23 +18,40 @@ from gae.inference import (
     Amortized,
     Argmax,
     Ascent,
+    Backprop,
+    Box,
+    Checkpoint,
+    Clipped,
     ClosedForm,
+    Delta,
+    DeltaBarDelta,
     Detach,
     Encoding,
+    Family,
     Fixed,
+    FullCovariance,
     GaussNewton,
     GradientAscent,
+    Implicit,
     Inference,
     Langevin,
     MeanField,
     Momentum,
+    OneStep,
     Prior,
+    Projected,
+    ProximalAscent,
+    Simplex,
     Solve,
     Status,
     Step,
+    Truncate,
+    UnitSphere,
+    Unroll,
     Zeros,
 )
-from gae.likelihood import Flat, Gaussian, Likelihood, LinearMixture
+from gae.inference.ascent import _finite
+from gae.likelihood import Bernoulli, Flat, Gaussian, Laplace, LaplacePrior, Likelihood, LinearMixture, Poisson
 
 SEARCHES: dict[str, Callable[[], Step]] = {
     "lbfgs": LBFGS,
@@ -516,6 +534,181 @@ class _Cliffs(nn.Module):
     def forward(self, z: Tensor) -> Tensor:
         mean = self.decoder(z)
         return mean + (0.3 - mean[..., :1]).sqrt()
+
+
+class _Plain(nn.Module):
+    """Codes of two elements through operations on single numbers: a row's arithmetic is that of the row alone."""
+
+    def __init__(self, gain: float, bend: str):
+        super().__init__()
+        self.first, self.second = nn.Parameter(gain * torch.randn(3, 2)), nn.Parameter(gain * torch.randn(3, 2))
+        self.bend = bend
+
+    def forward(self, z: Tensor) -> Tensor:
+        h = z[:, :1] * self.first[0] + z[:, 1:] * self.first[1] + self.first[2]
+        h = {"soft": h / (1 + h.abs()), "square": h * h, "exp": h.exp(), "cliff": h + (2 - h).sqrt()}[self.bend]
+        return h[:, :1] * self.second[0] + h[:, 1:] * self.second[1] + self.second[2]
+
+
+HEADS: dict[str, Callable[[nn.Module], Likelihood]] = {
+    "gaussian": lambda decoder: Gaussian(decoder, 2, 0.5, learn="scalar"),
+    "flat": lambda decoder: Gaussian(decoder, 2, 0.1, prior=Flat(2)),
+    "laplace": lambda decoder: Laplace(decoder, 2, prior=LaplacePrior(2)),
+    "bernoulli": lambda decoder: Bernoulli(decoder, 2),
+}
+FAMILIES: dict[str, Callable[[], Family]] = {
+    "delta": Delta,
+    "mean field": lambda: MeanField(samples=2),
+    "full covariance": lambda: FullCovariance(samples=2),
+}
+MODES: dict[str, Callable[[], Backprop]] = {
+    "unroll": Unroll,
+    "checkpoint": Checkpoint,
+    "truncate": lambda: Truncate(2),
+    "one step": OneStep,
+    "implicit": lambda: Implicit(stationary=1e30),
+    "detach": Detach,
+}
+ROWS = 6
+
+
+def wild(choose: random.Random) -> tuple[Likelihood, Tensor, Tensor, Ascent]:
+    """A decoder, data, starts and an ascent, of which any may be tame or far beyond what single precision holds."""
+
+    def size(*largest: float) -> float:
+        return 10 ** choose.uniform(-1, choose.choice(largest))
+
+    rate = size(0, 1, 6, 20)
+    rules: list[tuple[Step, bool]] = [
+        (build(), "gauss" in name or name == "matrix-free") for name, build in SEARCHES.items()
+    ]
+    rules += [(GradientAscent(rate, learn=True), False), (Momentum(rate), False), (Adam(rate), False)]
+    rules += [(DeltaBarDelta(rate), False), (Clipped(Adam(rate), 1.0), False), (Langevin(rate, adjusted=True), False)]
+    rules += [(Projected(GradientAscent(rate), onto), True) for onto in (Box(-1, 2), UnitSphere(), Simplex())]
+    step, points = choose.choice(rules)
+    head, family = choose.choice(list(HEADS)), "delta" if points else choose.choice(list(FAMILIES))
+    if head == "laplace" and choose.random() < 0.5:
+        step, family = ProximalAscent(choose.choice([None, rate]), choose.random() < 0.5), "delta"
+    likelihood = HEADS[head](_Plain(size(0.5, 2, 8), choose.choice(["soft", "square", "exp", "cliff"])))
+    some = torch.rand(ROWS, 1) < 0.5
+    x = torch.where(some, 1.0, size(1, 5, 19, 38)) * torch.randn(ROWS, 2)
+    x = x.sign().clamp_min(0) if head == "bernoulli" else x
+    start = torch.where(torch.rand(ROWS, 1) < 0.5, 1.0, size(0.5, 2, 10, 30)) * torch.randn(ROWS, 2)
+    tolerances = {name: choose.choice([None, 1e-3]) for name in ("tol", "grad_tol")}
+    mode = MODES[choose.choice(list(MODES))]()
+    engine = Ascent(
+        Fixed(start), step, choose.choice([1, 3, 8]), **tolerances, family=FAMILIES[family](), backprop=mode
+    )
+    return likelihood, x, start, engine
+
+
+@pytest.mark.filterwarnings("ignore:Implicit gradients need")
+@pytest.mark.usefixtures("unchecked_types")
+@pytest.mark.parametrize("block", range(3))
+def test_whatever_is_solved_nothing_fails_or_falls_without_its_status(block: int) -> None:
+    """Heads, steps, families and gradient modes at random, and sizes beyond single precision.
+
+    What is returned is finite or ``nonfinite``; where a finite point was known it is finite all the same, and no lower
+    than the start unless the status says so. Each row ends as it does alone.
+    """
+    statuses_seen: set[int] = set()
+    for case in range(12):
+        torch.manual_seed(100 * block + case)
+        likelihood, x, start, engine = wild(random.Random(100 * block + case))
+        found = engine(likelihood, x)
+        status = account(found).status[0]
+        statuses_seen |= set(status.tolist())
+        finite = found.log_joint[0].isfinite() & found.z[0].isfinite().all(1)
+        finite &= found.log_q[0].isfinite() if found.log_q is not None else True
+        assert bool((finite | (status == Status.nonfinite)).all())
+        assert not bool(account(found).grad_norm.isnan().any())
+        if not isinstance(engine.family, Delta):
+            continue
+        first = engine.step.admit(start.unsqueeze(0)).requires_grad_()
+        before = likelihood.log_joint(x, first)
+        (slope,) = torch.autograd.grad(before.sum(), first)
+        before, known = before[0].detach(), before[0].isfinite() & slope[0].norm(dim=1).isfinite()
+        assert bool((finite | ~known).all())
+        if engine.step.ascends:
+            rounding = 1e-5 * (10 + before.abs())
+            fine = (
+                (found.log_joint[0] >= before - rounding) | (status == Status.diverged) | (status == Status.nonfinite)
+            )
+            assert bool((fine | ~known).all())
+            for row in range(2):
+                engine.init = Fixed(start[row : row + 1])
+                alone = engine(likelihood, x[row : row + 1])
+                assert account(alone).status[0, 0] == status[row]
+                assert torch.allclose(alone.z[0, 0], found.z[0, row], rtol=1e-4, equal_nan=True)
+    assert {Status.max_steps, Status.nonfinite} <= statuses_seen
+
+
+def test_draws_of_other_rows_stay_when_one_fails() -> None:
+    """Codes beyond 1 have no density: the row of one that is drawn there says so, and no other row is drawn anew."""
+    model = Landscape(lambda x, z: torch.where(z[..., 0] > 1, torch.nan, -0.5 * (z[..., 0] - x[:, 0]).square()))
+    draws: list[Tensor] = []
+
+    class Recorded(MeanField):
+        def draw(self, u: Tensor) -> Tensor:
+            draws.append(super().draw(u))
+            return draws[-1]
+
+    found = Ascent(Zeros(), max_steps=0, family=Recorded(scale=1.0))(model, torch.zeros(400, 1))
+    (draw,) = draws
+    assert torch.equal(found.z, draw) and 20 < int((draw > 1).sum()) < 120
+    assert torch.equal(account(found).status == Status.nonfinite, draw[..., 0] > 1)
+    assert torch.equal(found.log_joint.isfinite(), draw[..., 0] <= 1)
+
+
+def test_a_density_of_no_width_or_endless_width_is_nonfinite() -> None:
+    """The log joint of what it draws may be finite, but log q is not."""
+    for log_scale in (-1e4, 1e4):
+        q = torch.tensor([[[[0.3], [log_scale]], [[0.3], [0.0]]]])
+        code = MeanField().code(bowl(1), q, torch.ones(1, 2, 1))
+        assert torch.equal(_finite(code, torch.zeros(1, 2)), torch.tensor([[False, True]]))
+
+
+@pytest.mark.parametrize("others", [0, 1])
+def test_the_point_to_fall_back_on_is_that_of_the_row_alone(others: int) -> None:
+    """The values of steps 0 ... 3 are 0, 1000, 1000 less rounding, and none: the best is that of step 1.
+
+    A row beside it that fails at once does not make another one the best.
+    """
+    values, slopes = torch.tensor([0.0, 1000.0, 999.9999]), torch.tensor([1.0, 1.0, 0.5])
+
+    def stairs(x: Tensor, z: Tensor) -> Tensor:
+        at = z[..., 0]
+        near = at.detach().round().clamp(0, 2).long()
+        value = values[near] + slopes[near] * (at - near)
+        return torch.where((at > 2.2) | (x[:, 0] > 0), torch.nan, value)
+
+    x = torch.tensor([[0.0], [1.0]])[: 1 + others]
+    found = Ascent(Zeros(), GradientAscent(1.0), 5, backprop=Detach())(Landscape(stairs), x)
+    assert statuses(found)[0][0] == "nonfinite" and found.z[0, 0].item() == 1.0
+
+
+def test_an_endless_code_is_not_finite_though_its_density_is() -> None:
+    """A decoder that saturates under a flat prior: the objective has a value at infinity, and slope 0."""
+    model = Gaussian(nn.Sequential(nn.Tanh()), 1, prior=Flat(1))
+    found = Ascent(Fixed(torch.tensor([0.5])), GradientAscent(3e38), 3)(model, torch.tensor([[20.0], [0.4621172]]))
+    assert bool(found.z.isfinite().all()) and bool(found.log_joint.isfinite().all())
+    assert statuses(found)[0][0] == "nonfinite"
+
+
+@pytest.mark.parametrize("rate", [1e3, 1e20, 1e37])
+@pytest.mark.parametrize("rule", [GradientAscent, Momentum, Adam, DeltaBarDelta])
+def test_steep_objectives_and_huge_rates_leave_finite_codes(rule: Callable[[float], Step], rate: float) -> None:
+    """exp(z) of a Poisson law, data up to the largest number of single precision, and what was finite stays so."""
+    decoder = nn.Linear(1, 2, bias=False)
+    nn.init.ones_(decoder.weight)
+    x = torch.tensor([0.0, 1.0, 1e6, 1e30, 3.4e38]).view(-1, 1).expand(5, 2)
+    for model in (Poisson(decoder, 1), Gaussian(decoder, 1)):
+        with torch.no_grad():
+            known = model.log_joint(x, torch.zeros(1, 5, 1)).isfinite()
+        for tol in (None, 1e-3):
+            found = Ascent(Zeros(), rule(rate), 20, tol=tol, backprop=Detach())(model, x)
+            assert bool(found.z.isfinite().all()) and bool((found.log_joint.isfinite() | ~known).all())
+            assert bool((found.log_joint.isfinite() | (account(found).status == Status.nonfinite)).all())
 
 
 @pytest.mark.parametrize("rule", RULES)

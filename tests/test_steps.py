@@ -19,13 +19,16 @@ from gae.inference import (
     Clipped,
     Detach,
     Fixed,
+    FullCovariance,
     GaussNewton,
     GradientAscent,
     Langevin,
     MeanField,
     Momentum,
+    MonotoneAscent,
     NonNegative,
     Projected,
+    ProximalAscent,
     Scheduled,
     Simplex,
     Step,
@@ -153,6 +156,15 @@ def test_lbfgs_solves_ppca_within_its_budget_of_evaluations(latent: int) -> None
     assert float((found.z[0] - posterior(model, x)[0]).norm(dim=1).max().detach()) < 1e-8
 
 
+def test_lbfgs_first_tries_a_step_of_length_one_or_the_gradient_if_that_is_shorter() -> None:
+    """By the objective before its second step, of -½ ‖z - x‖² from 0: the gradient there is x."""
+    x = torch.tensor([[3.0, 4.0], [0.3, 0.4], [0.0, 0.0], [1e6, 0.0]], dtype=torch.float64)
+    solve_ = solve(LBFGS(), 2, trace=True)(quadratic(torch.ones(2)), x).solve
+    assert solve_ is not None and solve_.trace is not None
+    left = torch.tensor([4.0, 0.0, 0.0, 1e6 - 1], dtype=torch.float64)
+    assert torch.allclose(solve_.trace[1, 0], -0.5 * left.square(), rtol=1e-12, atol=1e-12)
+
+
 @pytest.mark.parametrize("latent", [2, 6])
 def test_lbfgs_converges_on_quadratics_of_condition_number_a_million(latent: int) -> None:
     curvature = torch.logspace(0, 6, latent, dtype=torch.float64)
@@ -245,10 +257,14 @@ def test_langevin_samples_the_posterior_of_ppca(adjusted: bool, rate: float, ste
 
 
 def test_clipped_bounds_each_row_s_gradient() -> None:
-    """A step of rate 1 under a gradient of norm 5 clipped at 2 moves 2 towards x; a gradient within is left alone."""
-    x = torch.tensor([[3.0, 4.0], [0.3, 0.4]])
-    found = solve(Clipped(GradientAscent(1.0), norm=2.0), 1)(quadratic(torch.ones(2)), x.double()).z[0]
-    assert torch.allclose(found, torch.tensor([[1.2, 1.6], [0.3, 0.4]]).double(), atol=1e-6)
+    """A step of rate 1 under a gradient of norm 5 clipped at 2 moves 2 towards x; one within is left alone.
+
+    Of norm 1.75 as well, whose square is more than 2.
+    """
+    x = torch.tensor([[3.0, 4.0], [0.3, 0.4], [1.05, 1.4]]).double()
+    wanted = torch.tensor([[1.2, 1.6], [0.3, 0.4], [1.05, 1.4]]).double()
+    step = Clipped(GradientAscent(1.0), norm=2.0)
+    assert torch.allclose(solve(step, 1)(quadratic(torch.ones(2)), x).z[0], wanted, atol=1e-6)
 
 
 def test_scheduled_scales_the_moves() -> None:
@@ -337,6 +353,82 @@ def test_simplex_meets_its_optimality_conditions(width: int) -> None:
     assert torch.allclose((z - threshold)[p > 0], p[p > 0])
     assert bool(((z - threshold)[p == 0] <= 1e-12).all())
     assert torch.allclose(p[1], z[1])
+
+
+@pytest.mark.parametrize("width", [1, 2, 3, 1000])
+@pytest.mark.parametrize("size", [1e-30, 1.0, 1e4, 3e7, 1e20, 3e38])
+def test_simplex_holds_for_numbers_of_any_size_in_single_precision(width: int, size: float) -> None:
+    """Against the threshold that bisection finds in float64, where z - θ of the largest z is at most 1."""
+    z = (size * torch.randn(20, width).clamp(-1, 1)).contiguous()
+    z[0] = size  # ties
+    z[1, 0] = -size
+    z[2] = size * (torch.arange(width) % 2)
+    p = Simplex()(z)
+    exact = z.double()
+    high = exact.amax(1, keepdim=True)
+    low = high - 1
+    for _ in range(100):
+        middle = (low + high) / 2
+        above = (exact - middle).clamp_min(0).sum(1, keepdim=True) > 1
+        low, high = torch.where(above, middle, low), torch.where(above, high, middle)
+    wanted = (exact - exact.amax(1, keepdim=True) - (low - exact.amax(1, keepdim=True))).clamp_min(0)
+    if size < 1e16:  # beyond, 1 is lost in float64 too, and equal largest elements share it
+        assert torch.allclose(p.double(), wanted, atol=1e-6)
+    largest = z == z.amax(1, keepdim=True)
+    if size > 1e8:
+        assert torch.allclose(p, largest / largest.sum(1, keepdim=True).float())
+    assert bool((p >= 0).all()) and torch.allclose(p.sum(1), torch.ones(20), atol=1e-5)
+
+
+@pytest.mark.parametrize("onto", [Simplex(), UnitSphere(), Whiten()], ids=["simplex", "sphere", "whiten"])
+def test_what_is_not_a_number_has_no_projection_and_leaves_other_rows_alone(onto: torch.nn.Module) -> None:
+    z = torch.randn(6, 4, 2)
+    z[0, 0, 0], z[1, 1, 1], z[2] = math.nan, math.inf, -math.inf
+    projected = onto(z)
+    assert bool(projected[0].isnan().any()) and bool(projected[1].isnan().any()) and bool(projected[2].isnan().all())
+    assert torch.equal(projected[3:], onto(z[3:]))
+
+
+@pytest.mark.parametrize("size", [1e-30, 1e-20, 1.0, 1e20, 3e38])
+def test_the_sphere_is_met_from_any_distance_in_single_precision(size: float) -> None:
+    """The square of 1e20 overflows and that of 1e-30 vanishes, but the direction is known; its slope: (I - ppᵀ)/‖z‖."""
+    unit = torch.nn.functional.normalize(torch.randn(10, 3).double(), dim=1)
+    z = (size * unit / 2).float().requires_grad_()
+    p = UnitSphere()(z)
+    assert torch.allclose(p.double(), unit, atol=1e-6)
+    (gradient,) = torch.autograd.grad(p[:, 0].sum(), z)
+    wanted = torch.eye(3).double()[0] - unit[:, :1] * unit
+    assert torch.allclose(gradient.double() * size / 2, wanted, atol=1e-5)
+
+
+PROJECTIONS = {"nonnegative": NonNegative(), "box": Box(-1.0, 2.0), "sphere": UnitSphere(), "simplex": Simplex()}
+
+
+@pytest.mark.parametrize("family", [MeanField(), FullCovariance()], ids=["mean-field", "full-covariance"])
+@pytest.mark.parametrize("name", [*PROJECTIONS, "whiten", "nested", "proximal", "monotone"])
+def test_steps_that_move_codes_are_refused_under_densities(name: str, family: MeanField) -> None:
+    """A projection would act on logarithms of scales too, and leave draws outside of the set."""
+    steps: dict[str, Step] = {name: Projected(Adam(), onto) for name, onto in PROJECTIONS.items()}
+    steps |= {"whiten": Projected(Adam(), Whiten()), "nested": Scheduled(Clipped(steps["box"], 1.0), lambda t: 0.5)}
+    steps |= {"proximal": ProximalAscent(0.1), "monotone": MonotoneAscent()}
+    with pytest.raises(TypeError, match=r"moves codes, got `(MeanField|FullCovariance)`.*Use `Delta\(\)`"):
+        Ascent(step=steps[name], family=family)
+    engine = Ascent(step=steps[name])
+    engine.family = family
+    with pytest.raises(TypeError, match="moves codes"):
+        engine(neural(), torch.zeros(1, 5).double())
+
+
+@pytest.mark.parametrize("name", PROJECTIONS)
+def test_codes_of_several_dimensions_end_inside_of_the_set(name: str) -> None:
+    """Row by row of the last dimension, from anywhere, at rates that overflow too; a code that breaks says so."""
+    model = Gaussian(torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(6, 4)), (2, 3))
+    x, start = torch.randn(8, 4), torch.randn(8, 2, 3) * torch.logspace(-2, 15, 8).view(8, 1, 1)
+    for rate in (0.05, 1e12, 1e38):
+        found = Ascent(Fixed(start), Projected(GradientAscent(rate), PROJECTIONS[name]), 4, backprop=Detach())(model, x)
+        assert found.solve is not None
+        assert bool(found.z.isfinite().all()) and bool(found.log_joint.isfinite().all())
+        assert torch.allclose(PROJECTIONS[name](found.z), found.z, atol=1e-6)
 
 
 def test_elementwise_projections_and_the_sphere_are_nearest_points() -> None:

@@ -72,6 +72,21 @@ def test_the_rule_is_the_one_written_down() -> None:
         torch.testing.assert_close(ended[row][1], torch.from_numpy(average))
 
 
+@pytest.mark.parametrize("steps", [5, 6, 7, 12])
+def test_the_first_full_window_counts(steps: int) -> None:
+    """Outputs that vary more from the first step on: the lowest variance is that of steps 0, 2 and 4, found at 4."""
+    time = torch.arange(steps, dtype=torch.float64).view(-1, 1, 1)
+    given = (0.1 + time) * torch.randn(steps, 1, 5, dtype=torch.float64).abs().add(1) * (-1) ** (time // 2)
+    rule = RunningVariance(**(RULE | {"delay": 0.0}))
+    state, found = rule.start(given[0].unsqueeze(0)), []
+    for t, signal in enumerate(given):
+        state, better, _ = rule(signal.unsqueeze(0), state, t)
+        found += [t] if bool(better) else []
+    assert found == [0, 1, 2, 3, 4]
+    lowest = given[[0, 2, 4], 0].var(0, unbiased=False).mean()
+    assert torch.allclose(state["lowest"], lowest)
+
+
 def model() -> WeightLikelihood:
     return WeightLikelihood(nets.mlp(2, (6,), 8), torch.ones(2), partial(Gaussian, scale=0.1)).double()
 

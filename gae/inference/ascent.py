@@ -12,7 +12,7 @@ from torch.nn.modules.dropout import _DropoutNd
 from gae.inference.backprop import Backprop, Checkpoint, Detach, Unroll
 from gae.inference.base import Code, Inference, Status
 from gae.inference.family import Delta, Family
-from gae.inference.problem import Problem, widened
+from gae.inference.problem import Problem, finite, widened
 from gae.inference.solver import Solver, Watch
 from gae.inference.starts import Zeros
 from gae.inference.steps import GradientAscent, Step
@@ -89,6 +89,7 @@ class Ascent(Inference):
         self.family = family or Delta()
         self.backprop = backprop or Unroll()
         self.trace, self.stop, self.watch = trace, stop, watch
+        self._refuse_family()
         if stop is not None:
             self._need_simple(f"`stop={type(stop).__name__}()`")
         self._warned = False
@@ -114,15 +115,16 @@ class Ascent(Inference):
         last = self.backprop(solver, solver.start(u))
         points = solver.point(last), last["best"]
         if self.restarts == 1:
-            code, score, lost = self._scored(problem, k, *points, self._known(solver, last["best_value"]))
+            known = self._known(solver, last["best_value"])
+            code, score, lost = self._scored(problem, k, *points, known, last["best_value"], last["status"])
             reached = last["value"] if solver.keeps_best or code.log_q is not None else score.detach()
             solve = solver.account(last, reached)
         else:
             runs = last["best_value"].unflatten(0, (self.restarts, -1))
             best = runs.argmax(0)
             known = self._known(solver, runs.amax(0))
-            u, fallback = (_pick(point, best) for point in points)
-            code, score, lost = self._scored(problem, k, u, fallback, known)
+            u, fallback, status = (_pick(values, best) for values in (*points, last["status"]))
+            code, score, lost = self._scored(problem, k, u, fallback, known, runs.amax(0), status)
             solve = solver.account(last, last["value"]).choose(best, runs)
         evaluations = sum((start.solve.evaluations for start in starts if start.solve is not None), solve.evaluations)
         status = torch.where(lost, Status.nonfinite, solve.status)
@@ -135,16 +137,31 @@ class Ascent(Inference):
         return best if seen and bool(torch.isfinite(best).all()) else None
 
     def _scored(
-        self, problem: Problem, k: Tensor | None, u: Tensor, fallback: Tensor, known: Tensor | None
+        self,
+        problem: Problem,
+        k: Tensor | None,
+        u: Tensor,
+        fallback: Tensor,
+        known: Tensor | None,
+        best: Tensor,
+        status: Tensor,
     ) -> tuple[Code, Tensor, Tensor]:
-        """The code of u, its log joint, and where that is not finite: those rows go back to their best finite point."""
-        code = self.family.code(problem.likelihood, u)
+        """The code of u, its log joint, and the rows that failed, now or before, which go to their best finite points.
+
+        These are constants; where there is none, the log joint is one too, or 0 · NaN would reach every parameter.
+        """
+        draw = self.family.draw(u)
+        code = self.family.code(problem.likelihood, u, draw)
         score = problem.log_joint(code.z, k) if known is None else known
-        lost = ~torch.isfinite(score.detach())
+        lost = (status == Status.nonfinite) | ~_finite(code, score)
         if bool(lost.any()):
-            u = torch.where(widened(lost, u), fallback, u)
-            code = self.family.code(problem.likelihood, u)
+            u = torch.where(widened(lost, u), fallback.detach(), u)
+            code = self.family.code(problem.likelihood, u, draw)
             score = problem.log_joint(code.z, k)
+            kept = _finite(code, score) & (~lost | torch.isfinite(best))
+            if score.requires_grad and not bool(kept.all()):
+                scorer = Problem(problem.likelihood, self.family, problem.x, k, None)
+                (score,) = scorer.only(kept, (score.detach(),), (code.z,), lambda p, z: (p.log_joint(z, p.k),))
         return code, score, lost
 
     def _differ(self, u: Tensor) -> None:
@@ -157,12 +174,20 @@ class Ascent(Inference):
 
     def _refuse_unfit(self, likelihood: Likelihood) -> None:
         """Likelihoods that this ascent's rules are not made for."""
+        self._refuse_family()
         if likelihood.stochastic:
             self._need_simple(f"{type(likelihood).__name__} with noise drawn at each step")
         if self.stop is not None and (not likelihood.has_outputs or likelihood.components > 1):
             raise TypeError(
                 f"`{type(self.stop).__name__}` judges by the decoder's output, and {type(likelihood).__name__} has not "
                 "one. Stop by `tol` or `grad_tol`."
+            )
+
+    def _refuse_family(self) -> None:
+        if self.step.codes_only and not isinstance(self.family, Delta):
+            raise TypeError(
+                f"`{type(self.step).__name__}` moves codes, got `{type(self.family).__name__}`, which ascends the "
+                "parameters of a density over codes. Use `Delta()`, or a step without projection such as `Adam`."
             )
 
     def _need_simple(self, what: str) -> None:
@@ -212,6 +237,12 @@ def _restless(module: nn.Module) -> bool:
     if isinstance(module, (nn.RNNBase, nn.MultiheadAttention)):
         return module.training and module.dropout > 0
     return module.training and isinstance(module, nn.RReLU)
+
+
+def _finite(code: Code, score: Tensor) -> Tensor:
+    """The rows whose code and log densities are finite; in a graph, also the square, as ``Evaluation`` has it."""
+    total = score.detach() if code.log_q is None else score.detach() + code.log_q.detach()
+    return finite(code.z, total.square() if score.requires_grad else total)
 
 
 def _pick(values: Tensor, best: Tensor) -> Tensor:

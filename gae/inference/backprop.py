@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from gae.inference.base import Status
-from gae.inference.problem import widened
+from gae.inference.problem import finite, rounding, widened
 from gae.inference.solver import CORRECTED, PREFIX, Iterate, Solver
 
 BLOCK = 32  # iterates
@@ -45,6 +45,8 @@ class Detach(Backprop):
 class Truncate(Backprop):
     """Keeps the last n steps. Where rows stop by themselves, n corrections at the solution take their place.
 
+    A correction that would lower a row's objective is not taken: its code stays as it was before.
+
     >>> Truncate(5).steps
     5
     """
@@ -71,7 +73,8 @@ class OneStep(Backprop):
     """Differentiates one step of the rule, taken at the solution (Bolte et al. 2023).
 
     As exact as the rule's step is a Newton step: nearly so for ``GaussNewton`` and ``LBFGS``, to first order in
-    rate · curvature for ``GradientAscent``.
+    rate · curvature for ``GradientAscent``. Where that step would lower the objective it is not taken, and the code is
+    a constant, as under ``Detach``: such a step is no approximation to Newton's.
     """
 
     def forward(self, solver: Solver, start: Iterate) -> Iterate:
@@ -162,12 +165,21 @@ def dependencies(solver: Solver) -> list[Tensor]:
 
 
 def _corrected(solver: Solver, at: Iterate) -> Iterate:
+    """One more step of the rule from the solution, in the graph; a row that it would lower stays where it is."""
     point, problem = solver.point(at), solver.problem
     found = problem.evaluate(point, True)
     usable = found.usable
     point, grad = (torch.where(widened(usable, point), a, b) for a, b in ((point, at["best"]), (found.grad, 0.0)))
     moved = solver.step.correct(problem, point, found.value, grad, solver.state(at), solver.max_steps)
-    return replaced(at, torch.where(widened(usable, point), moved, point), usable)
+    taken = usable & _kept_up(solver, found.value.detach(), moved.detach()) if solver.step.ascends else usable
+    return replaced(at, torch.where(widened(taken, point), moved, point), usable)
+
+
+@torch.no_grad()
+def _kept_up(solver: Solver, value: Float[Tensor, "S B"], moved: Float[Tensor, "S B *U"]) -> Bool[Tensor, "S B"]:
+    """Where a move has not lowered the objective beyond rounding."""
+    reached = solver.problem(moved)
+    return (reached >= value - rounding(value)) & finite(moved, reached)
 
 
 def replaced(at: Iterate, point: Float[Tensor, "S B *U"], usable: Bool[Tensor, "S B"]) -> Iterate:

@@ -20,7 +20,9 @@ class Status(IntEnum):
     max_steps = 0  # still moving after the last step
     converged = 1  # gradient norm or change of the objective within tolerance
     diverged = 2  # ended below the objective of its start
-    nonfinite = 3  # met a non-finite objective or gradient; the best finite point is returned
+    nonfinite = 3  # met a non-finite objective or gradient; the best finite point is returned, as a constant
+
+    # Where gradients are wanted, an objective whose square is not finite counts too: derivatives of it would overflow.
 
 
 @dataclass(frozen=True)

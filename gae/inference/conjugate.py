@@ -24,10 +24,11 @@ def conjugate_gradients(
     for _ in range(iterations):
         image = product(direction)
         bend = row_dot(direction, image)
-        going = (square > tol**2 * first) & (bend > 0)
+        going = (square > tol**2 * first) & (bend > 0) & torch.isfinite(bend)
         if not bool(going.any()):
             break
         length = widened(torch.where(going, square / torch.where(going, bend, 1.0), 0.0), right)
+        image = torch.where(widened(going, right), image, 0.0)
         solution, residual = solution + length * direction, residual - length * image
         following = row_dot(residual, residual)
         ratio = torch.where(going, following / torch.where(going, square, 1.0), 0.0)

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 import torch
 from jaxtyping import Float
 from pyro.distributions import Independent, MultivariateNormal, Normal
-from torch import Size, Tensor, nn
+from torch import Tensor, nn
 
 from gae.inference.base import Code
 from gae.likelihood import Likelihood
@@ -30,9 +30,13 @@ class Family(nn.Module, ABC):
     def objective(self, u: Float[Tensor, "S B *U"], noise: Tensor | None, log_joint: LogJoint) -> Float[Tensor, "S B"]:
         """The objective of each row in nats, a deterministic function of u and the noise."""
 
+    def draw(self, u: Float[Tensor, "S B *U"]) -> Float[Tensor, "S B *Z"] | None:
+        """The noise of one code per row; None for a family without."""
+        return None
+
     @abstractmethod
-    def code(self, likelihood: Likelihood, u: Float[Tensor, "S B *U"]) -> Code:
-        """The code that u stands for."""
+    def code(self, likelihood: Likelihood, u: Float[Tensor, "S B *U"], draw: Tensor | None) -> Code:
+        """The code that u stands for, under the noise of ``draw``."""
 
 
 class Delta(Family):
@@ -51,7 +55,7 @@ class Delta(Family):
     def objective(self, u: Float[Tensor, "S B *U"], noise: Tensor | None, log_joint: LogJoint) -> Float[Tensor, "S B"]:
         return log_joint(u)
 
-    def code(self, likelihood: Likelihood, u: Float[Tensor, "S B *U"]) -> Code:
+    def code(self, likelihood: Likelihood, u: Float[Tensor, "S B *U"], draw: Tensor | None) -> Code:
         return Code(u)
 
 
@@ -98,10 +102,14 @@ class MeanField(Family):
         entropy = (log_scale + 0.5 * math.log(2 * math.pi * math.e)).flatten(2).sum(2)
         return expected + entropy
 
-    def code(self, likelihood: Likelihood, u: Float[Tensor, "S B *U"]) -> Code:
-        base = Normal(u[:, :, 0], u[:, :, 1].exp(), validate_args=False)
-        q = Independent(base, len(likelihood.latent_shape), validate_args=False)
-        z = q.rsample(Size())
+    def draw(self, u: Float[Tensor, "S B *U"]) -> Float[Tensor, "S B *Z"]:
+        return torch.randn_like(u[:, :, 0])
+
+    def code(self, likelihood: Likelihood, u: Float[Tensor, "S B *U"], draw: Tensor | None) -> Code:
+        assert draw is not None
+        loc, scale = u[:, :, 0], u[:, :, 1].exp()
+        q = Independent(Normal(loc, scale, validate_args=False), len(likelihood.latent_shape), validate_args=False)
+        z = loc + scale * draw
         return Code(z, log_q=q.log_prob(z), q=q)
 
 
@@ -140,10 +148,11 @@ class FullCovariance(MeanField):
         expected = sum(log_joint(loc + move) for move in moved) / len(moved)
         return expected + (log_diagonal + 0.5 * math.log(2 * math.pi * math.e)).sum(2)
 
-    def code(self, likelihood: Likelihood, u: Float[Tensor, "S B *U"]) -> Code:
+    def code(self, likelihood: Likelihood, u: Float[Tensor, "S B *U"], draw: Tensor | None) -> Code:
+        assert draw is not None
         loc, factor, _ = _factor(u)
         q = MultivariateNormal(loc, scale_tril=factor, validate_args=False)
-        z = q.rsample(Size())
+        z = loc + (factor @ draw.unsqueeze(-1)).squeeze(-1)
         return Code(z, log_q=q.log_prob(z), q=q)
 
 

@@ -68,8 +68,16 @@ class GaussNewton(Step):
         relaxed = torch.where(state["damping"] <= self.damping / 10, 0.0, state["damping"] / 10)
         tightened = (state["damping"] * 10).clamp_min(self.damping)
         damping = torch.where(taken, relaxed, tightened)
-        following = {"point": point, "value": torch.where(taken, value, state["value"]), "grad": gradient}
-        return self._moved(problem, point, gradient, damping), following | {"damping": damping}
+        reached = torch.where(taken, value, state["value"])
+        following = {"point": point, "value": reached, "grad": gradient, "damping": damping}
+        known = torch.isfinite(reached)
+        if bool(known.all()):
+            return self._moved(problem, point, gradient, damping), following
+        # A row without a finite start has no curvature that may be part of a graph.
+        inputs = (point, gradient, damping)
+        return problem.only(known, (point.detach(),), inputs, lambda part, *row: (self._moved(part, *row),))[
+            0
+        ], following
 
     def correct(
         self,
@@ -94,7 +102,8 @@ class GaussNewton(Step):
         shift = torch.zeros_like(damping)
         if bool((damping > 0).any()):
             square = row_dot(grad, grad)
-            shift = damping * row_dot(grad, product(grad)) / torch.where(square > 0, square, 1.0)
+            level = row_dot(grad, product(grad)) / torch.where(square > 0, square, 1.0)
+            shift = torch.where(damping > 0, damping * level, 0.0)  # 0 · inf is not 0
         most, tol = min(self.iterations, grad[0, 0].numel() + 10), torch.finfo(grad.dtype).eps ** 0.5
         return conjugate_gradients(lambda v: product(v) + widened(shift, v) * v, grad, most, tol)[0]
 
@@ -103,9 +112,13 @@ def _solve(matrix: Tensor, grad: Tensor, damping: Tensor) -> Tensor:
     """(matrix + damping · mean diagonal)⁻¹ grad; a scaled gradient where that is not positive definite."""
     level = matrix.diagonal(dim1=-2, dim2=-1).mean(-1)
     identity = torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
-    factor, failed = torch.linalg.cholesky_ex(matrix + (damping * level)[..., None, None] * identity)
+    damped = matrix + (damping * level)[..., None, None] * identity
+    factor, failed = torch.linalg.cholesky_ex(damped)
+    solved = failed == 0
+    if not bool(solved.all()):  # a factor that does not exist has no derivative either
+        factor = torch.linalg.cholesky_ex(torch.where(solved[..., None, None], damped, identity))[0]
     step = torch.cholesky_solve(grad.unsqueeze(-1), factor).squeeze(-1)
-    return torch.where((failed == 0).unsqueeze(-1), step, grad / level.clamp_min(1).unsqueeze(-1))
+    return torch.where(solved.unsqueeze(-1), step, grad / level.clamp_min(1).unsqueeze(-1))
 
 
 class _Linearised:

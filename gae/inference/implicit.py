@@ -9,7 +9,7 @@ from torch import Tensor
 
 from gae.inference.backprop import Backprop, dependencies, replaced
 from gae.inference.conjugate import Product, conjugate_gradients
-from gae.inference.problem import widened
+from gae.inference.problem import finite, widened
 from gae.inference.solver import Iterate, Solver
 
 
@@ -43,7 +43,8 @@ class Implicit(Backprop):
         if not torch.is_grad_enabled():
             return at
         found = solver.problem.evaluate(point, False)
-        usable, norm = found.usable, torch.where(found.usable, found.norm, torch.inf)
+        usable = found.usable & torch.isfinite(found.value.square())  # as in the graph of the backward pass
+        norm = torch.where(usable, found.norm, torch.inf)
         point = torch.where(widened(usable, point), point, at["best"])
         if not bool((norm <= self.stationary).all()):
             warnings.warn(
@@ -56,10 +57,15 @@ class Implicit(Backprop):
         return replace(at, rows=at.rows | {"grad_norm": norm})
 
     def solve(self, curvature: Product, right: Float[Tensor, "S B *U"]) -> Float[Tensor, "S B *U"]:
-        """w with (curvature + damping) w = right, row by row; a row stops at its tolerance or at negative curvature."""
+        """w with (curvature + damping) w = right, row by row; a row stops at its tolerance or at negative curvature.
+
+        Where the system overflows, w is 0.
+        """
         most = right[0, 0].numel() + 10 if self.iterations is None else self.iterations
-        solution, self.residual = conjugate_gradients(lambda v: curvature(v) + self.damping * v, right, most, self.tol)
-        return solution
+        solution, residual = conjugate_gradients(lambda v: curvature(v) + self.damping * v, right, most, self.tol)
+        solved = finite(solution, residual)
+        self.residual = torch.where(solved, residual, 1.0)
+        return torch.where(widened(solved, solution), solution, 0.0)
 
 
 class _AtSolution(torch.autograd.Function):

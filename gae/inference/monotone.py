@@ -3,7 +3,6 @@
 from jaxtyping import Float
 from torch import Tensor
 
-from gae.inference.family import Delta
 from gae.inference.problem import Problem
 from gae.inference.steps import State, Step
 from gae.likelihood import MonotoneCodes
@@ -27,6 +26,7 @@ class MonotoneAscent(Step):
     True
     """
 
+    codes_only = True
     evaluations = 2  # the objective's, and the update's own
 
     def forward(
@@ -43,6 +43,4 @@ class MonotoneAscent(Step):
                 f"`MonotoneAscent` needs a likelihood with an update rule, which {type(problem.likelihood).__name__} "
                 "has not. Use `GradientAscent`, `LBFGS` or another step."
             )
-        if not isinstance(problem.family, Delta):
-            raise TypeError(f"`MonotoneAscent` moves codes, got `{type(problem.family).__name__}`. Use `Delta()`.")
         return problem.likelihood.improve(problem.x, u), {}

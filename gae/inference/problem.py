@@ -1,5 +1,6 @@
 """One solve: a deterministic objective per sample, with everything but u bound."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -13,7 +14,10 @@ from gae.likelihood.base import LogJoint
 
 
 class Evaluation(NamedTuple):
-    """An objective at one point u; a row is usable if its value and gradient are finite."""
+    """An objective at one point u; a row is usable if the point, its value and its gradient are finite.
+
+    In a graph the square of the value must be finite too, or derivatives of the gradient would overflow.
+    """
 
     value: Float[Tensor, "S B"]
     grad: Float[Tensor, "S B *U"]
@@ -50,7 +54,7 @@ class Problem:
         value, norm = value.detach(), torch.linalg.vector_norm(grad.flatten(2), dim=2)
         with torch.no_grad():
             signal = likelihood.signal(output.detach())
-        return Evaluation(value, grad, norm, torch.isfinite(value) & torch.isfinite(norm), signal)
+        return Evaluation(value, grad, norm, finite(u, value + norm), signal)
 
     def evaluate(self, u: Float[Tensor, "S B *U"], create_graph: bool) -> Evaluation:
         """The objective and its gradient in u, summed over no samples: each row is its own function.
@@ -62,18 +66,30 @@ class Problem:
             value = self(leaf)
             (grad,) = torch.autograd.grad(value.sum(), leaf, create_graph=create_graph)
         norm = torch.linalg.vector_norm(grad.detach().flatten(2), dim=2)
-        usable = torch.isfinite(value.detach()) & torch.isfinite(norm)
+        plain = value.detach()
+        usable = finite(u, (plain.square() if create_graph else plain) + norm)
         if not create_graph or bool(usable.all()):
-            return Evaluation(value if create_graph else value.detach(), grad, norm, usable)
-        known, index = (value.detach(), grad.detach()), usable.flatten().nonzero().squeeze(1)
-        if not len(index):
-            return Evaluation(*known, norm, usable)
-        parts = self.rows(index, (value.shape[0], value.shape[1])).evaluate(u.flatten(0, 1)[index].unsqueeze(0), True)
-        value, grad = (
-            old.flatten(0, 1).index_copy(0, index, new.squeeze(0)).view_as(old)
-            for old, new in zip(known, parts[:2], strict=True)
-        )
+            return Evaluation(value if create_graph else plain, grad, norm, usable)
+        value, grad = self.only(usable, (plain, grad.detach()), (u,), lambda part, at: part.evaluate(at, True)[:2])
         return Evaluation(value, grad, norm, usable)
+
+    def only(
+        self,
+        kept: Bool[Tensor, "S B"],
+        known: tuple[Tensor, ...],
+        inputs: tuple[Tensor, ...],
+        compute: Callable[..., tuple[Tensor, ...]],
+    ) -> tuple[Tensor, ...]:
+        """``compute`` of these rows alone, the problem of them and their inputs; the other rows are as known."""
+        index = kept.flatten().nonzero().squeeze(1)
+        if not len(index):
+            return known
+        part = self.rows(index, (kept.shape[0], kept.shape[1]))
+        parts = compute(part, *(value.flatten(0, 1)[index].unsqueeze(0) for value in inputs))
+        return tuple(
+            old.flatten(0, 1).index_copy(0, index, new.squeeze(0)).view_as(old)
+            for old, new in zip(known, parts, strict=True)
+        )
 
     def rebound(self) -> "Problem":
         """The same problem with x bound anew, under the present gradient mode."""
@@ -89,6 +105,11 @@ class Problem:
         """The tensors that a gradient can flow back to from the objective, besides u."""
         found: list[Tensor] = [p for p in self.likelihood.parameters() if p.requires_grad]
         return [*found, self.x] if self.x.requires_grad else found
+
+
+def finite(u: Float[Tensor, "S B *U"], values: Float[Tensor, "S B"]) -> Bool[Tensor, "S B"]:
+    """Where a value and all elements of a point are finite: a sum is not if a term is not."""
+    return torch.isfinite(values.detach() + 0 * u.detach().flatten(2).sum(2))
 
 
 def rounding(value: Float[Tensor, "S B"]) -> Float[Tensor, "S B"]:

@@ -31,11 +31,13 @@ class ProximalAscent(Step):
         accelerated: FISTA.
 
     Raises:
-        TypeError: at the first step, for a likelihood with another prior.
+        TypeError: at the first step, for a likelihood with another prior; by ``Ascent``, with a family over codes.
 
     >>> ProximalAscent(0.1).accelerated
     False
     """
+
+    codes_only = True
 
     def __init__(self, rate: float | None = None, accelerated: bool = False):
         super().__init__()

@@ -190,7 +190,10 @@ class Solver:
         return self.step.evaluations * self.problem.family.evaluations
 
     def _improves(self, part: dict[str, Tensor], value: Tensor, norm: Tensor) -> Tensor:
-        """A higher objective, or one that rounding cannot tell from the best and a smaller gradient."""
+        """A higher objective; where the best point stands for the solve, also one that rounding cannot tell from the
+        best and a smaller gradient."""
+        if not self.keeps_best:  # as in ``_smooth``: a row does not see which of the two its batch takes
+            return value > part["best_value"]
         level = (value >= part["best_value"] - rounding(value)) & (value >= part["first"]) & (norm <= part["grad_norm"])
         return (value > part["best_value"]) | level
 

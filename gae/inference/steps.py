@@ -21,6 +21,7 @@ class Step(nn.Module, ABC):
 
     proposes: bool = False  # its points are trials that it may take back, also non-finite ones
     searches: bool = False  # the best point seen stands for its solve
+    codes_only: bool = False  # it moves codes, and makes no sense of the parameters of a density
     ascends: bool = True  # it goes uphill, so that an end below the start means that it diverged
     evaluations: int = 1  # decoder evaluations per step, in units of one objective value
 

@@ -21,7 +21,7 @@ class _Around(Step):
                 "Use it with `GradientAscent`, `Momentum`, `Adam` or unadjusted `Langevin`."
             )
         self.step = step
-        self.ascends = step.ascends
+        self.ascends, self.codes_only = step.ascends, step.codes_only
 
     def admit(self, u: Float[Tensor, "S B *U"]) -> Float[Tensor, "S B *U"]:
         return self.step.admit(u)
@@ -85,6 +85,9 @@ class Scheduled(_Around):
 class Projected(_Around):
     """The step, then the nearest point of a set, where the solve also begins: projected gradient ascent.
 
+    For codes: ``Ascent`` refuses it with a density over codes (``MeanField``, ``FullCovariance``), whose draws no
+    projection of its parameters would keep inside of a set.
+
     >>> from gae.inference import GradientAscent
     >>> Projected(GradientAscent(0.1), NonNegative()).onto(torch.tensor([-1.0, 2.0]))
     tensor([0., 2.])
@@ -92,7 +95,7 @@ class Projected(_Around):
 
     def __init__(self, step: Step, onto: Projection):
         super().__init__(step)
-        self.onto = onto
+        self.onto, self.codes_only = onto, True
 
     def admit(self, u: Float[Tensor, "S B *U"]) -> Float[Tensor, "S B *U"]:
         return self.onto(self.step.admit(u))
@@ -174,9 +177,12 @@ class UnitSphere(nn.Module):
     """
 
     def forward(self, z: Float[Tensor, "*L Z"]) -> Float[Tensor, "*L Z"]:
-        square = z.square().sum(-1, keepdim=True)
+        largest = z.detach().abs().amax(-1, keepdim=True)
+        origin = largest == 0
+        scaled = z / torch.where(origin, 1.0, largest)  # whose square neither overflows nor vanishes
+        square = scaled.square().sum(-1, keepdim=True)
         first = torch.zeros_like(z).index_fill(-1, torch.zeros(1, dtype=torch.long, device=z.device), 1.0)
-        return torch.where(square > 0, z * torch.where(square > 0, square, 1.0).rsqrt(), first)
+        return torch.where(origin, first, scaled * torch.where(origin, 1.0, square).rsqrt())
 
 
 class Simplex(nn.Module):
@@ -187,17 +193,27 @@ class Simplex(nn.Module):
     """
 
     def forward(self, z: Float[Tensor, "*L Z"]) -> Float[Tensor, "*L Z"]:
-        ordered = z.sort(-1, descending=True).values
+        # Only differences count, and an element 1 or more below the largest becomes 0: all sums are of small numbers.
+        below = (z - z.detach().amax(-1, keepdim=True)).clamp_min(-1)
+        ordered = below.sort(-1, descending=True).values
         count = torch.arange(1, z.shape[-1] + 1, dtype=z.dtype, device=z.device)
         excess = (ordered.cumsum(-1) - 1) / count
-        last = (ordered > excess).sum(-1, keepdim=True) - 1
-        return (z - excess.gather(-1, last)).clamp_min(0)
+        last = (ordered > excess).sum(-1, keepdim=True).clamp_min(1) - 1  # none is where z is not a number
+        return (below - excess.gather(-1, last)).clamp_min(0)
 
 
 class Whiten(nn.Module):
-    """Codes (N, d) of one whole data set, centred and with identity covariance: the nearest such set of codes."""
+    """Codes (N, d) of one whole data set, centred and with identity covariance: the nearest such set of codes.
+
+    Raises:
+        ValueError: for N <= d, where there are no such codes.
+    """
 
     def forward(self, z: Float[Tensor, "*L N d"]) -> Float[Tensor, "*L N d"]:
+        points, width = z.shape[-2:]
+        if points <= width:
+            raise ValueError(f"Codes of {width} dimensions can be white for {width + 1} points or more, got {points}.")
         centred = z - z.mean(-2, keepdim=True)
-        left, _, right = torch.linalg.svd(centred, full_matrices=False)
-        return left @ right * z.shape[-2] ** 0.5
+        known = torch.isfinite(centred).all(-1).all(-1)[..., None, None]
+        left, _, right = torch.linalg.svd(torch.where(known, centred, 0.0), full_matrices=False)  # refuses NaN
+        return torch.where(known, left @ right * points**0.5, torch.nan)
