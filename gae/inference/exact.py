@@ -101,7 +101,7 @@ class Enumerate(Inference):
                 f"`{type(self).__name__}` needs one code per component, got S={len(code.z)} for K={len(branches)} from "
                 f"`{type(self.inner).__name__}`. Use it without `samples`."
             )
-        score = likelihood.given(x)(code.z, branches) if code.score is None else code.score
+        score = _scores(likelihood, x, code, branches)
         log_q = None if code.log_q is None else code.log_q - math.log(likelihood.components)  # every branch once
         return Code(code.z, branches.expand(score.shape), log_q, code.q, code.solve, score)
 
@@ -124,6 +124,14 @@ class Enumerate(Inference):
                 f"`{type(self).__name__}(Ascent(...))`."
             )
         return Code(x.new_zeros(len(branches), len(x), *likelihood.latent_shape))
+
+
+def _scores(likelihood: Likelihood, x: Tensor, code: Code, branches: Tensor) -> Tensor:
+    if code.score is not None:
+        return code.score
+    if isinstance(likelihood, LinearMixture):
+        return likelihood.scores(x, code.z, branches)
+    return likelihood.given(x)(code.z, branches)
 
 
 class Argmax(Enumerate):

@@ -22,7 +22,7 @@ from gae.likelihood.search import Points, best_points
 
 FLOOR = 1e-12  # of the data's mean square: the least that a noise variance is told from rounding
 SMALL = 1e-6  # of the mean noise variance of all components: the least that one of them has
-FAR = 256  # components that can be found empty and placed anew after one pass over the data
+FAR = 32  # components that can be found empty and placed anew after one pass over the data; others wait for the next
 
 
 class Alternation(Likelihood):

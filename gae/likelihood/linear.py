@@ -14,7 +14,7 @@ from gae.likelihood.priors import Flat, StandardNormal
 from gae.likelihood.quadratic import Charts, Quadratic, peak, precision_factor, quadratic
 from gae.likelihood.search import best_points
 
-VALUE = 2e-5  # nats per element of x: rounding that ``given`` may have
+VALUE = 1e-7  # nats per element of x: rounding that ``given`` may have
 SURE = 1e-5  # nats: rounding that a log marginal may have, and with it a responsibility
 
 
@@ -119,7 +119,13 @@ class LinearMixture(Alternation):
         return self._log_normal(x.flatten(1) - output, self._codes(output, k))
 
     def given(self, x: Num[Tensor, "B *X"]) -> LogJoint:
-        found = self._quadratic(x, VALUE * self.means.shape[1])
+        return self._bound(x, self._quadratic(x, VALUE * self.means.shape[1]), x.dtype)
+
+    def scores(self, x: Num[Tensor, "B *X"], z: Float[Tensor, "S B E"], k: Int[Tensor, "S 1"]) -> Float[Tensor, "S B"]:
+        """``log_joint`` in float64, where what components share does not swamp their differences."""
+        return self._bound(x, quadratic(x.flatten(1).double(), self._charts(), SURE), torch.float64)(z, k)
+
+    def _bound(self, x: Tensor, found: Quadratic, dtype: torch.dtype) -> LogJoint:
         base, pull, gram, anchor = found.base, found.pull, found.gram, found.anchor
 
         def log_joint(z: Tensor, k: Tensor | None = None) -> Tensor:
@@ -127,17 +133,18 @@ class LinearMixture(Alternation):
                 return self.log_joint(x, z, k)
             branches = torch.arange(self.components, device=z.device) if k is None else k[:, 0]
             if not self.latent_shape[0] and (k is not None or self.components == 1):
-                return base.index_select(1, branches).mT.expand(max(len(z), len(branches)), -1)
+                return base.index_select(1, branches).mT.expand(max(len(z), len(branches)), -1).to(dtype)
             move = z.to(gram.dtype)
+            log_prior = self.prior.log_prob(move)
             if k is None and self.components > 1:
                 moves = move.unsqueeze(-2) if anchor is None else move.unsqueeze(-2) - anchor
                 curvature = torch.einsum("sbke,kef->sbkf", moves.expand(-1, -1, self.components, -1), gram)
-                value = (base + (moves * (pull - 0.5 * curvature)).sum(-1)).logsumexp(-1)
-                return self.prior.log_prob(z) + value.to(z.dtype)
+                value = base + (moves * (pull - 0.5 * curvature)).sum(-1)
+                return (log_prior + value.logsumexp(-1)).to(dtype)
             if anchor is not None:
                 move = move - anchor[:, branches].movedim(1, 0)
             slope = pull[:, branches].movedim(1, 0) - 0.5 * move @ gram[branches]
-            return self.prior.log_prob(z) + (base[:, branches].mT + (move * slope).sum(-1)).to(z.dtype)
+            return (log_prior + base[:, branches].mT + (move * slope).sum(-1)).to(dtype)
 
         return log_joint
 

@@ -96,9 +96,9 @@ def hard_point_moments(
     begin = (count.cumsum(0) - count)[owner]
     starts = ((torch.arange(len(k), device=k.device) - begin) % RUN == 0).nonzero().squeeze(1)
     rows, centred = about(flat, means)
-    sums = embedding_bag(order, rows.contiguous(), starts, mode="sum").double()
-    first = (-count[:, None] * centred.double()).index_add(0, owner[starts], sums)
-    second = torch.zeros_like(first[:, 0]).index_add(0, k, square)
+    sums = embedding_bag(order, rows.contiguous(), starts, mode="sum")
+    first = (-count[:, None] * centred.double()).index_add_(0, owner[starts], sums.double())
+    second = torch.zeros_like(first[:, 0]).index_add_(0, k, square)
     return Moments(count.double(), first, second, _furthest(flat, k, square, far))
 
 

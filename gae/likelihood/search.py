@@ -9,7 +9,7 @@ from torch import Tensor
 
 from gae.likelihood.moments import about
 
-ROWS = 1024  # observations that are compared with points at once
+ROWS = 4096  # observations that are compared with points at once
 ENTRIES = 2**22  # scores that are held at once
 RELATIVE = 1e-4  # rounding that a squared distance may have, before it is computed from differences
 
