@@ -2,11 +2,13 @@
 
 import copy
 import math
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import mpmath
 import numpy as np
 import pytest
 import torch
@@ -15,12 +17,15 @@ from hypothesis import strategies as st
 from scipy import integrate
 from scipy.special import logsumexp as log_sum_exp
 from scipy.stats import multivariate_normal, norm
-from sklearn.datasets import load_digits
+from sklearn.cluster import KMeans
+from sklearn.datasets import load_breast_cancer, load_digits
+from sklearn.decomposition import PCA
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from gae import Autoencoder
-from gae.inference import Argmax, Ascent, ClosedForm, Enumerate, Inference
+from gae.fit import fit
+from gae.inference import Argmax, Ascent, ClosedForm, Code, Enumerate, Inference
 from gae.likelihood import LinearMixture
 from gae.objective import Objective, elbo, joint, logsumexp
 
@@ -422,10 +427,15 @@ def test_statistics_add_over_batches(case: Alternation) -> None:
 
 
 def test_maximize_returns_the_largest_change() -> None:
+    """In standard deviations of the data for means and loadings, and of scales and weights as they are."""
     model, x = mixture(3, 2, (6,), learn_scale=True, learn_weights=True), clustered()
     before = {name: value.clone() for name, value in model.state_dict().items() if value.is_floating_point()}
     changed = model.maximize(model.statistics(x, Enumerate(ClosedForm()).infer(model, x)))
-    assert changed == max(float((model.state_dict()[name] - value).abs().max()) for name, value in before.items())
+    unit = {"means": x.var(0, correction=0).mean().sqrt(), "loadings": x.var(0, correction=0).mean().sqrt()}
+    wanted = max(
+        float((model.state_dict()[name] - value).abs().max() / unit.get(name, 1.0)) for name, value in before.items()
+    )
+    assert changed == pytest.approx(wanted, rel=1e-10)
 
 
 def test_sampled_codes_count_by_how_often_they_were_drawn() -> None:
@@ -502,6 +512,7 @@ def test_an_empty_component_stays(latent: int) -> None:
     assert model.log_weights[2].exp() < 1e-12
 
 
+@pytest.mark.filterwarnings("ignore:The data have . distinct points", "ignore:The noise scale .* rounding")
 @pytest.mark.parametrize("case", ALTERNATIONS, ids=lambda case: case.name)
 @pytest.mark.parametrize("distinct", [1, 2, 4])
 def test_duplicate_points(case: Alternation, distinct: int) -> None:
@@ -551,6 +562,299 @@ def test_large_offsets_assign_as_float64_does(components: int, latent: int, scal
     codes = [Argmax(ClosedForm()).infer(m, x.to(m.means.dtype)) for m in (single, double)]
     assert codes[0].k is not None and codes[1].k is not None and torch.equal(codes[0].k, codes[1].k)
     assert torch.allclose(codes[0].z.double(), codes[1].z, atol=1e-4)
+
+
+def features(*scales: float, rows: int = 40, seed: int = 0) -> Tensor:
+    """Independent features of these scales, float32."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(rows, len(scales), generator=generator) * torch.tensor(scales)
+
+
+def written(x: Tensor, loadings: list[list[float]], scale: float, **options: Any) -> tuple[LinearMixture, Tensor]:
+    """One chart through the mean of the data, with loadings written down."""
+    model = LinearMixture(1, len(loadings), (x.shape[1],), scale=scale, means=x.mean(0, keepdim=True), **options)
+    model.loadings.data.copy_(torch.tensor(loadings))
+    return model, x
+
+
+def fitted(x: Tensor, components: int, latent: int, **options: Any) -> tuple[LinearMixture, Tensor]:
+    """A mixture after a few closed-form rounds in float32."""
+    torch.manual_seed(0)
+    model = LinearMixture(components, latent, tuple(x.shape[1:]), **options).to(x.dtype)
+    model.initialize(x, seed=0)
+    for _ in range(3):
+        engine = ClosedForm() if components == 1 else Enumerate(ClosedForm() if latent else None)
+        model.maximize(model.statistics(x, engine.infer(model, x)))
+    return model, x
+
+
+def clusters(offset: float = 0.0, spread: float = 0.01) -> Tensor:
+    """Four narrow clusters far from each other, as compared with their spread."""
+    centres = offset + 100 * torch.eye(4, 5)
+    return centres.repeat(10, 1) + spread * torch.randn(40, 5, generator=torch.Generator().manual_seed(1))
+
+
+FAR_SCALES = [[1e5, 0, 0, 0, 0], [0, 1e3, 30.0, 0, 0], [0, 0, 1.0, 0.1, 0.0]]
+HARD: dict[str, Callable[[], tuple[LinearMixture, Tensor]]] = {
+    "breast cancer": lambda: fitted(torch.tensor(load_breast_cancer().data[::15]).float(), 1, 8, learn_scale=True),
+    "latent = D": lambda: fitted(features(100.0, 30.0, 10.0, 3.0), 1, 4, learn_scale=True),
+    "latent > N": lambda: fitted(features(3.0, 2.0, 1.0, 0.5, 0.2, rows=4), 1, 5, scale=0.01),
+    "of rank 2": lambda: fitted(features(100.0, 10.0) @ torch.randn(2, 5), 1, 3, scale=0.05),
+    "unlike features": lambda: written(features(1e5, 1e3, 30.0, 0.1, 1e-3), FAR_SCALES, 1e-3),
+    "offset": lambda: fitted(1e4 + features(30.0, 10.0, 3.0, 1.0, 1.0), 1, 2, learn_scale=True),
+    "offset, flat": lambda: fitted(1e4 + features(30.0, 10.0, 3.0, 1.0, 1.0), 1, 2, flat_prior=True, scale=0.1),
+    "narrow points": lambda: fitted(clusters(), 4, 0, learn_scale=True, learn_weights=True),
+    "narrow charts": lambda: fitted(clusters(), 3, 2, learn_scale=True, learn_weights=True),
+    "charts with offset": lambda: fitted(clusters(1e4, 1.0), 3, 2, learn_weights=True),
+    "flat charts": lambda: fitted(clusters(0.0, 1.0), 3, 2, flat_prior=True, scale=1e-3),
+}
+hard = pytest.mark.parametrize("case", HARD)
+
+
+def exactly(model: LinearMixture, x: Tensor) -> tuple[np.ndarray, list[np.ndarray], list[np.ndarray]]:
+    """Log marginals (B, K) at the float32 parameters, posterior means (B, E) and covariances, in 60 digits."""
+    weights = array(model.log_weights)
+    marginals, means, covariances = [], [], []
+    with mpmath.workdps(60):
+        for mean, rows, log_scale, log_weight in zip(
+            array(model.means), array(model.loadings), array(model.log_scale), weights, strict=True
+        ):
+            dim, latent = len(mean), len(rows)
+            variance, w = mpmath.exp(2 * mpmath.mpf(float(log_scale))), mpmath.matrix(rows.tolist()) if latent else None
+            square = variance * mpmath.log(2 * mpmath.pi * variance) * dim
+            values, codes, inverse, log_det = [], [], None, mpmath.mpf(0)
+            if latent:
+                precision = w * w.T / variance + (0 if model.flat_prior else 1) * mpmath.eye(latent)
+                inverse, log_det = precision**-1, mpmath.log(mpmath.det(precision))
+                covariances.append(np.array(inverse.tolist(), dtype=float))
+            for row in flat(x):
+                residual = mpmath.matrix(
+                    [mpmath.mpf(float(a)) - mpmath.mpf(float(b)) for a, b in zip(row, mean, strict=True)]
+                )
+                total = (residual.T * residual)[0] + square
+                value = -total / variance / 2 - log_det / 2 + mpmath.mpf(float(log_weight))
+                if latent:
+                    pull = w * residual / variance
+                    codes.append([float(c) for c in inverse * pull])
+                    value += (pull.T * inverse * pull)[0] / 2
+                    value += latent * mpmath.log(2 * mpmath.pi) / 2 if model.flat_prior else 0
+                values.append(float(value))
+            marginals.append(values)
+            means.append(np.array(codes).reshape(len(x), latent))
+    return np.array(marginals).T, means, covariances
+
+
+def assert_near(found: Tensor, wanted: np.ndarray, size: float = 1e-3) -> None:
+    """To 1e-4 of each value, or of a size where it is smaller."""
+    error = np.abs(array(found) - wanted) / np.maximum(np.abs(wanted), size)
+    assert error.max() <= 1e-4, f"off by {error.max():.3g}"
+
+
+@hard
+def test_float32_is_as_exact_as_60_digits(case: str) -> None:
+    """Evidence, responsibilities and posterior of data for which ‖x‖² and its projections cancel."""
+    model, x = HARD[case]()
+    marginals, means, covariances = exactly(model, x)
+    evidence = log_sum_exp(marginals, axis=1)
+    if not (model.flat_prior and model.latent_shape[0]):
+        assert_near(model.log_evidence(x), evidence, 1.0)
+    assert_near(model.log_responsibilities(x).exp(), np.exp(marginals - evidence[:, None]), 1e-3)
+    if not model.latent_shape[0]:
+        return
+    posterior = model.posterior(x, torch.arange(model.components).unsqueeze(1))
+    for k, covariance in enumerate(covariances):
+        deviation = np.sqrt(covariance.diagonal())
+        assert np.abs((array(posterior.mean[k]) - means[k]) / np.maximum(np.abs(means[k]), deviation)).max() <= 1e-4
+        found = array(posterior.covariance_matrix[k, 0])
+        assert np.abs((found - covariance) / np.outer(deviation, deviation)).max() <= 1e-4
+
+
+@hard
+@pytest.mark.parametrize("near", [True, False])
+def test_what_an_ascent_climbs_is_the_log_joint(case: str, near: bool) -> None:
+    """Values and slopes of ``given`` against float64 residuals, at prior draws and near the best codes."""
+    model, x = HARD[case]()
+    branches = torch.arange(model.components).unsqueeze(1)
+    z = torch.randn(model.components, len(x), model.latent_shape[0], generator=torch.Generator().manual_seed(2))
+    if near:
+        z = model.posterior(x, branches).mean.detach()
+    z.requires_grad_()
+    mean, loadings, scale = (v.detach().double() for v in (model.means, model.loadings, model.log_scale))
+    scale = scale.exp()
+    residual = x.double() - mean.unsqueeze(1) - z.detach().double() @ loadings
+    square = residual.square().sum(2) / scale.square().unsqueeze(1)
+    dim = x.shape[1]
+    wanted = -0.5 * square - dim * (scale.log().unsqueeze(1) + 0.5 * math.log(2 * math.pi))
+    slope = residual @ loadings.mT / scale.square()[:, None, None]
+    if not model.flat_prior:
+        wanted = wanted - 0.5 * (z.detach().double().square() + math.log(2 * math.pi)).sum(2)
+        slope = slope - z.detach().double()
+    found = model.given(x)(z, branches)
+    assert_near(found, array(wanted + model.log_weights.double().unsqueeze(1)), 1.0)
+    if model.latent_shape[0]:
+        (grad,) = torch.autograd.grad(found.sum(), z)
+        size = slope.norm(dim=2, keepdim=True) + 1e-5 * loadings.norm(dim=2).unsqueeze(1) / scale[:, None, None]
+        assert float(((grad.double() - slope).norm(dim=2, keepdim=True) / size).max()) <= 1e-4
+
+
+@hard
+def test_given_of_summed_components(case: str) -> None:
+    model, x = HARD[case]()
+    z = torch.randn(2, len(x), model.latent_shape[0])
+    branches = torch.arange(model.components).repeat_interleave(2).unsqueeze(1)
+    double = copy.deepcopy(model).double()
+    wanted = double.log_joint(x.double(), z.double().repeat(model.components, 1, 1), branches)
+    assert_near(model.given(x)(z), array(wanted.unflatten(0, (-1, 2)).logsumexp(0)), 1.0)
+
+
+def test_ppca_of_the_breast_cancer_table_is_scikit_learns() -> None:
+    """Which divides variances by N - 1: for single rows they are put back to N."""
+    table = torch.from_numpy(load_breast_cancer().data).float()
+    wide = array(table)
+    torch.manual_seed(0)
+    model = Autoencoder(LinearMixture(1, 8, (30,), learn_scale=True), ClosedForm(), elbo)
+    history = fit(model, table, progress=False)
+    oracle = PCA(8).fit(wide)
+    evidence = model.likelihood.log_evidence(table).detach().double()
+    assert float(evidence.mean()) == pytest.approx(oracle.score(wide), abs=1e-4) == pytest.approx(-13.2406, abs=1e-4)
+    assert history.rows[-1].train_loss == pytest.approx(-float(evidence.mean()), abs=1e-3)
+    oracle.explained_variance_ *= 568 / 569
+    oracle.noise_variance_ *= 568 / 569
+    assert_near(evidence, oracle.score_samples(wide), 10.0)
+
+
+def test_noise_that_float32_cannot_hold_is_said() -> None:
+    """29 directions leave noise of 8e-4 in data of 237: means and loadings are rounded by 1e-5 of the latter."""
+    table = torch.from_numpy(load_breast_cancer().data).float()
+    with pytest.warns(UserWarning, match=r"noise scale 0\.000\d+ is hardly more than rounding.*use float64"):
+        fitted(table, 1, 29, learn_scale=True)
+    double = fitted(table.double(), 1, 29, learn_scale=True)[0]
+    assert float(double.log_evidence(table.double()).detach().mean()) == pytest.approx(
+        PCA(29, svd_solver="full").fit(array(table)).score(array(table)), abs=1e-3
+    )
+
+
+def shifted(x: Tensor, offset: float, scale: float) -> Tensor:
+    """Exactly, if x are multiples of 1/64 and the scale is a power of 2."""
+    return ((x.double() + offset) * scale).float()
+
+
+def quantised(rows: int, spread: float, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    centres = 12 * torch.randn(8, 5, generator=generator)
+    x = centres[torch.randint(8, (rows,), generator=generator)] + spread * torch.randn(rows, 5, generator=generator)
+    return (64 * x).round() / 64
+
+
+@pytest.mark.parametrize(("offset", "scale"), [(1e4, 1.0), (0.0, 2.0**-10), (0.0, 2.0**10), (1e4, 2.0**10)])
+def test_kmeans_sees_neither_offset_nor_scale(offset: float, scale: float) -> None:
+    """The same start, labels and number of epochs, and the inertia of scikit-learn's fit to the unshifted data."""
+    found = []
+    for x in (quantised(600, 9.0), shifted(quantised(600, 9.0), offset, scale)):
+        model = Autoencoder(LinearMixture(8, 0, (5,)), Argmax(), joint)
+        history = fit(model, x, epochs=60, progress=False)
+        labels = model.encode(x).component
+        assert labels is not None and history.stopped_early
+        means = model.likelihood.means.detach().double()
+        found.append((labels, len(history.rows), float((x.double() - means[labels]).square().sum())))
+    (labels, epochs, inertia), (others, count, scaled) = found
+    assert torch.equal(labels, others) and epochs == count > 4
+    assert scaled / scale**2 == pytest.approx(inertia, rel=1e-5)
+    torch.manual_seed(0)
+    start = LinearMixture(8, 0, (5,))
+    start.initialize(quantised(600, 9.0), seed=0)
+    oracle = KMeans(8, init=array(start.means), n_init=1, tol=0).fit(array(quantised(600, 9.0)))
+    assert inertia == pytest.approx(oracle.inertia_, rel=1e-3)
+
+
+@pytest.mark.parametrize("case", ["ppca", "gmm", "llgae", "pca"])
+def test_other_systems_see_neither_offset_nor_scale(case: str) -> None:
+    alternation = next(found for found in ALTERNATIONS if found.name == case)
+    epochs, reconstructions = [], []
+    for offset, scale in ((0.0, 1.0), (2048.0, 1.0), (0.0, 2.0**-10), (0.0, 2.0**10)):
+        x = shifted(quantised(200, 1.0), offset, scale)
+        torch.manual_seed(0)
+        model = Autoencoder(alternation.build(5).float(), alternation.inference(), alternation.objective or elbo)
+        epochs.append(len(fit(model, x, epochs=60, tol=1e-3, progress=False).rows))
+        reconstructions.append((model.reconstruct(x).detach().double() / scale - offset).numpy())
+    assert max(epochs) - min(epochs) <= 1 and epochs[0] < 60
+    for found in reconstructions[1:]:
+        assert np.allclose(found, reconstructions[0], atol=0.02)
+
+
+def test_means_are_summed_in_float64() -> None:
+    x = (200 + torch.randn(2_000_000, 1, generator=torch.Generator().manual_seed(0))).float()
+    wanted = float(x.double().mean())
+    for model in (LinearMixture(1, 0, (1,)), LinearMixture(1, 1, (1,), flat_prior=True), LinearMixture(2, 0, (1,))):
+        model.initialize(x, seed=0)
+        if model.components == 2:  # all samples for the first
+            model.means.data[:] = torch.tensor([[100.0], [-1e6]])
+        k = torch.zeros(1, len(x), dtype=torch.long)
+        model.maximize(model.statistics(x, Code(x.new_zeros(1, len(x), *model.latent_shape), k)))
+        assert float(model.means.detach()[0]) == pytest.approx(wanted, rel=1e-7)
+
+
+@pytest.mark.filterwarnings("ignore:The data have 1 distinct points", "ignore:The noise scale .* rounding")
+@pytest.mark.parametrize("level", [1e4, 0.0, -3e-5])
+@pytest.mark.parametrize("case", ALTERNATIONS, ids=lambda case: case.name)
+def test_equal_rows(case: Alternation, level: float) -> None:
+    """30 equal rows: a noise scale of rounding, never of a variance below zero."""
+    x = torch.full((30, 4), level)
+    model = Autoencoder(case.build(4).float(), case.inference(), case.objective or logsumexp)
+    fit(model, x, epochs=3, progress=False)
+    assert all(entry.isfinite().all() for entry in model.state_dict().values())
+    assert torch.allclose(model.reconstruct(x), x, rtol=1e-6)
+
+
+def test_closed_form_runs_give_no_advice_on_learning_rates() -> None:
+    model = Autoencoder(LinearMixture(1, 2, (3,), flat_prior=True), ClosedForm(), joint)
+    with pytest.raises(FloatingPointError, match=r"is not finite|loss is") as caught:
+        fit(model, 1e30 * torch.randn(20, 3), progress=False)
+    assert "learning rate" not in str(caught.value) and "unit scale" in str(caught.value)
+
+
+# Empty clusters.
+
+
+def far_start(x: Tensor, away: int) -> Tensor:
+    """The first rows as means, and some that are nearest to nothing."""
+    means = x[:6].clone()
+    means[-away:] += 1e3
+    return means
+
+
+@pytest.mark.parametrize("away", [1, 3])
+@pytest.mark.parametrize("batch_size", [None, 7])
+def test_empty_clusters_are_relocated_as_scikit_learn_does(away: int, batch_size: int | None) -> None:
+    x = quantised(200, 1.0)
+    start = far_start(x, away)
+    model = Autoencoder(LinearMixture(6, 0, (5,), means=start), Argmax(), joint)
+    fit(model, x, epochs=100, tol=1e-9, batch_size=batch_size, progress=False)
+    oracle = KMeans(6, init=array(start), n_init=1, tol=0).fit(array(x))
+    labels = model.encode(x).component
+    assert labels is not None and np.array_equal(labels.numpy(), oracle.labels_)
+    assert np.allclose(array(model.likelihood.means), oracle.cluster_centers_, atol=1e-4)
+
+
+def test_one_step_of_relocation_is_scikit_learns() -> None:
+    x = quantised(200, 1.0)
+    for away in (1, 2, 5):
+        start = far_start(x, away)
+        model = LinearMixture(6, 0, (5,), means=start)
+        model.maximize(model.statistics(x, Argmax().infer(model, x)))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of a fit that is told to stop
+            oracle = KMeans(6, init=array(start), n_init=1, tol=0, max_iter=1).fit(array(x))
+        found, wanted = (sorted(rows.tolist()) for rows in (array(model.means), oracle.cluster_centers_))
+        assert np.allclose(found, wanted, atol=1e-5)
+
+
+def test_fewer_distinct_points_than_components_are_counted() -> None:
+    x = quantised(200, 1.0)[:3].repeat(20, 1)
+    model = Autoencoder(LinearMixture(5, 0, (5,)), Argmax(), joint)
+    with pytest.warns(UserWarning, match=r"have 3 distinct points, fewer than the K=5 components: 2 of these"):
+        fit(model, x, epochs=5, progress=False)
+    assert torch.allclose(model.reconstruct(x), x)
 
 
 # Cost.

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from scipy.optimize import brentq
+from sklearn.cluster import KMeans
 from sklearn.neighbors import NearestNeighbors
 from torch import Tensor
 
@@ -42,6 +43,7 @@ from gae.inference import (
     Zeros,
 )
 from gae.likelihood import BlendedCharts, Flat, Gaussian, GaussianKernel, LinearMixture
+from gae.likelihood.neighbours import nearest
 from gae.objective import joint
 
 train = partial(fit, progress=False)
@@ -150,6 +152,76 @@ def test_nearest_of_far_data() -> None:
     assert found is not None and torch.equal(found[0], torch.arange(50))
 
 
+def quantised(x: Tensor) -> Tensor:
+    """Multiples of 1/1024 in float32, whose squared distances are exact in float64."""
+    return ((1024 * x.double()).round() / 1024).float()
+
+
+def narrow(rows: int, offset: float) -> Tensor:
+    """Clusters of spread 0.05 at distances of 100 from each other."""
+    return quantised(offset + 100 * torch.eye(6).repeat(rows // 6, 1) + 0.05 * torch.randn(rows, 6))
+
+
+SEARCHES = {
+    "offset": lambda: (quantised(1e3 + torch.randn(60, 6)), quantised(1e3 + torch.randn(200, 6))),
+    "narrow clusters": lambda: (narrow(60, 0.0), narrow(240, 0.0)),
+    "narrow clusters with offset": lambda: (narrow(60, 2e3), narrow(240, 2e3)),
+    "far from all": lambda: (quantised(torch.randn(60, 6)), quantised(1e3 * torch.randn(100, 6))),
+    "duplicates": lambda: (torch.randint(2, (60, 6)).float(), torch.randint(3, (200, 6)).float()),
+    "one feature is large": lambda: (
+        quantised(torch.randn(60, 6) * torch.tensor([1e3] + 5 * [0.1])),
+        quantised(torch.randn(200, 6) * torch.tensor([1e3] + 5 * [0.1])),
+    ),
+}
+
+
+@pytest.mark.parametrize("case", SEARCHES)
+@pytest.mark.parametrize("engine", [Argmax(), Nearest(), Nearest(entries=70)], ids=["argmax", "nearest", "blocks"])
+def test_nearest_points_in_float32_are_the_nearest(case: str, engine: Inference) -> None:
+    """By exact differences, the first of equally near ones; and the squared distance is as exact."""
+    means, x = SEARCHES[case]()
+    model = LinearMixture(len(means), 0, (6,), means=means)
+    square = (x.double()[:, None] - means.double()).square().sum(2)
+    code = engine.infer(model, x)
+    assert code.k is not None and torch.equal(code.k[0], square.argmin(1)) and code.score is not None
+    wanted = -0.5 * square.amin(1) - 3 * math.log(2 * math.pi) - math.log(len(means))
+    torch.testing.assert_close(code.score[0], wanted, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("entries", [70, 2**22])
+def test_best_points_of_unlike_scales_in_float32(entries: int) -> None:
+    means, x = SEARCHES["narrow clusters with offset"]()
+    model = LinearMixture(len(means), 0, (6,), means=means, learn_scale=True, learn_weights=True)
+    model.log_scale.data = torch.linspace(-4, -2, len(means))
+    model.logits.data = torch.linspace(-3, 3, len(means))
+    double = deepcopy(model).double()
+    score = double.log_weights - 6 * double.log_scale
+    score = score - 0.5 * (x.double()[:, None] - double.means).square().sum(2) * (-2 * double.log_scale).exp()
+    assert torch.equal(Nearest(entries=entries).infer(model, x).k[0], score.argmax(1))  # type: ignore[index]
+
+
+def test_kmeans_assigns_as_scikit_learn_in_float64() -> None:
+    means, x = SEARCHES["narrow clusters with offset"]()
+    found = Argmax().infer(LinearMixture(len(means), 0, (6,), means=means), x).k
+    nearest = NearestNeighbors(n_neighbors=1, algorithm="kd_tree").fit(flattened(means))
+    distance, theirs = nearest.kneighbors(flattened(x))
+    assert found is not None
+    chosen = np.linalg.norm(flattened(x) - flattened(means)[found[0]], axis=1)
+    assert np.array_equal(found[0].numpy(), theirs[:, 0]) or np.array_equal(chosen, distance[:, 0])
+
+
+@pytest.mark.parametrize("case", SEARCHES)
+def test_neighbours_of_float64_points_are_the_nearest(case: str) -> None:
+    """Also where clusters are 1e8 times narrower than their distances."""
+    points = torch.cat(SEARCHES[case]()).double()
+    if "narrow" in case:
+        points = points.round() + (points - points.round()) * 1e-9
+    square = (points[:, None] - points).square().sum(2)
+    found = nearest(points.unsqueeze(0), 3)[0]
+    wanted = square.fill_diagonal_(torch.inf).sort(1).values[:, :3]
+    torch.testing.assert_close(square.gather(1, found).sort(1).values, wanted, rtol=1e-12, atol=0)
+
+
 @pytest.mark.parametrize("index", ["exact", "faiss"])
 def test_nearest_refuses_what_has_no_points(index: str) -> None:
     with pytest.raises(TypeError, match=r"charts with codes of shape \(2,\).*`Argmax\(ClosedForm\(\)\)`"):
@@ -214,6 +286,24 @@ class FlatL2:
         square = ((x[:, None] - self.rows) ** 2).sum(2)
         order = square.argsort(1)[:, :count]
         return np.take_along_axis(square, order, 1), order
+
+
+def test_faiss_settles_near_ties_exactly(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The stand-in's float32 differences are better than faiss's products: rounded here to what these tell."""
+
+    class Coarse(FlatL2):
+        def search(self, x: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+            square, order = super().search(x, len(self.rows))
+            size = (x**2).sum(1, keepdims=True) + (self.rows**2).sum(1).max()
+            rounded = (square / size * 2**18).round() * size / 2**18
+            again = rounded.argsort(1, kind="stable")[:, :count]
+            return np.take_along_axis(rounded, again, 1), np.take_along_axis(order, again, 1)
+
+    monkeypatch.setitem(sys.modules, "faiss", types.SimpleNamespace(IndexFlatL2=Coarse))
+    for make in SEARCHES.values():
+        means, x = make()
+        model = LinearMixture(len(means), 0, (6,), means=means)
+        assert torch.equal(Nearest("faiss").infer(model, x).k, Nearest().infer(model, x).k)
 
 
 @pytest.fixture
@@ -347,6 +437,21 @@ def test_shortlist_of_equal_means() -> None:
     assert Shortlist(ClosedForm(), probes=3)(model, torch.randn(5, 4)).z.isfinite().all()
 
 
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_cells_are_scikit_learns_kmeans(seed: int) -> None:
+    """One start with the engine's seed, and as many cells as were asked for, or as there are distinct means."""
+    for means, cells, taken in ((torch.randn(40, 3), 7, 7), (torch.randn(4, 3).repeat(10, 1), 7, 4)):
+        model = LinearMixture(40, 1, (3,), means=means, flat_prior=True)
+        engine = Shortlist(ClosedForm(), probes=2, cells=cells, seed=seed)
+        engine.infer(model, torch.randn(5, 3))
+        centres, members = engine._built.value
+        oracle = KMeans(taken, n_init=1, random_state=seed).fit(means.double().numpy())
+        np.testing.assert_allclose(centres, oracle.cluster_centers_, atol=1e-6)
+        assert [names.tolist() for names in members] == [
+            np.flatnonzero(oracle.labels_ == c).tolist() for c in range(taken)
+        ]
+
+
 def test_shortlist_of_few_charts() -> None:
     with pytest.raises(ValueError, match="probes=5, cells=4 and K=12"):
         Shortlist(ClosedForm(), probes=5).infer(atlas(), observations())
@@ -463,6 +568,24 @@ def test_the_centre_gate_tends_to_the_chart_of_the_nearest_centre() -> None:
     agree = square.argmin(1) == nearest[:, 0]
     assert 0.2 < agree.double().mean() < 0.95
     assert (found <= best + 1e-8).all() and (found[~agree] < best[~agree] - 1e-3).any()
+
+
+@pytest.mark.parametrize("offset", [0.0, 1e4])
+def test_gates_of_narrow_charts_in_float32(offset: float) -> None:
+    """Distances to charts and centres that are far apart for their widths, against float64 residuals."""
+    torch.manual_seed(0)
+    _, blend = charts()
+    blend.means.data = (offset + 100 * torch.eye(4, 5).double()).round()
+    x = (blend.means.detach()[torch.arange(40) % 4] + 0.05 * torch.randn(40, 5)).float()
+    single = deepcopy(blend).float()
+    mixture = LinearMixture(4, 2, (5,), flat_prior=True).double()
+    mixture.means.data, mixture.loadings.data = (v.detach().double() for v in (single.means, single.loadings))
+    torch.testing.assert_close(single.to_charts(x), residuals(x.double(), mixture), rtol=1e-4, atol=1e-9)
+    square = (x.double()[:, None] - single.means.double()).square().sum(2)
+    torch.testing.assert_close(single.to_centres(x), square, rtol=1e-4, atol=1e-9)
+    gates = ChartGate(1e-3).infer(single, x).z[0, :, :4]
+    wanted = -(residuals(x.double(), mixture) - residuals(x.double(), mixture).amin(1, keepdim=True)) / 1e-3
+    torch.testing.assert_close(gates.double(), wanted, rtol=1e-4, atol=1e-4)
 
 
 def test_partial_steps_leave_the_rest() -> None:

@@ -4,7 +4,9 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
+from functools import reduce
 from inspect import Parameter, signature
+from operator import add
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -28,6 +30,7 @@ class Learner(ABC):
 
     batch_size: int
     config: dict[str, Any]  # what must be the same for a resumed run
+    remedy: str  # of a run whose loss or parameters are not finite
 
     @abstractmethod
     def batches(self, n: int, order: torch.Generator) -> Sequence[Batch]:
@@ -52,9 +55,15 @@ class Learner(ABC):
     def load(self, state: dict[str, Any]) -> None:  # noqa: B027 (a learner without state has nothing to load)
         """The inverse of ``state``."""
 
+    def advice(self, what: str, where: str) -> str:
+        """The message of a run that cannot go on."""
+        return f"{what} at {where}. {self.remedy} A run with `out` keeps its last good checkpoint."
+
 
 class GradientLearner(Learner):
     """Any torch optimiser, through Fabric. Each process takes its share of every batch."""
+
+    remedy = "Try a smaller learning rate, clip=1.0, or data and initial weights of unit scale."
 
     def __init__(
         self,
@@ -90,7 +99,7 @@ class GradientLearner(Learner):
             loss = self._loss(x, batch)
             values.append(self._reduced(loss))
             if not math.isfinite(values[0]):  # a line search may try worse points by itself
-                raise FloatingPointError(advice(f"The loss is {values[0]}", where))
+                raise FloatingPointError(self.advice(f"The loss is {values[0]}", where))
             self.fabric.backward(loss)
             if self.clip is not None:
                 self.fabric.clip_gradients(self.module, self.optimizer, max_norm=self.clip, error_if_nonfinite=False)
@@ -131,8 +140,11 @@ class GradientLearner(Learner):
 class ClosedFormLearner(Learner):
     """Alternates codes (E-step) and closed-form parameters (M-step); moments add over chunks and processes.
 
-    It has converged when no parameter changes by more than ``tol`` times the largest parameter.
+    It has converged when no parameter changes by more than ``tol``, in units that see neither the data's offset nor
+    their scale: those of ``ClosedFormLearning.maximize``.
     """
+
+    remedy = "Closed-form steps overflow or meet undefined values: centre the data and bring them to unit scale."
 
     def __init__(
         self,
@@ -156,7 +168,7 @@ class ClosedFormLearner(Learner):
         reseed()
         loss = self._visit(x, batch, learn=True)
         if not math.isfinite(loss):
-            raise FloatingPointError(advice(f"The loss is {loss}", where))
+            raise FloatingPointError(self.advice(f"The loss is {loss}", where))
         return loss
 
     @torch.no_grad()
@@ -182,11 +194,10 @@ class ClosedFormLearner(Learner):
         likelihood, moments, self.moments = self.autoencoder.likelihood, self.moments, None
         assert isinstance(likelihood, ClosedFormLearning)
         if self.fabric.world_size > 1:
-            sums = {f.name: self.fabric.all_reduce(getattr(moments, f.name), reduce_op="sum") for f in fields(moments)}
-            moments = replace(moments, **sums)
-        change = likelihood.maximize(moments)
-        scale = max(float(parameter.abs().max()) for parameter in likelihood.parameters() if parameter.numel())
-        return change <= self.tol * scale
+            found = {field.name: self.fabric.all_gather(getattr(moments, field.name)) for field in fields(moments)}
+            parts = [{name: of_all[i] for name, of_all in found.items()} for i in range(self.fabric.world_size)]
+            moments = reduce(add, [replace(moments, **part) for part in parts])
+        return likelihood.maximize(moments) <= self.tol
 
 
 def has_closed_form(autoencoder: Autoencoder) -> bool:
@@ -219,11 +230,3 @@ def _settings(optimizer: Optimizer) -> list[dict[str, Any]]:
         }
         for group in optimizer.param_groups
     ]
-
-
-def advice(what: str, where: str) -> str:
-    """The message of a run that cannot go on."""
-    return (
-        f"{what} at {where}. Try a smaller learning rate, clip=1.0, or data and initial weights of unit "
-        "scale. A run with `out` keeps its last good checkpoint."
-    )

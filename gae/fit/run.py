@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from gae import checkpoint
 from gae.autoencoder import Autoencoder
 from gae.fit.history import Advance, Epoch, History, Log, progress_bar
-from gae.fit.learners import Learner, advice
+from gae.fit.learners import Learner
 from gae.fit.samples import Samples, generator, reseed
 from gae.packing import pack
 
@@ -100,13 +100,15 @@ class Run:
                 reseed(self.fabric.device, self.seed, "validation", i, self.fabric.global_rank)  # the same each epoch
                 total += self.learner.loss(x, batch) * len(batch)
         if not math.isfinite(total):
-            raise FloatingPointError(advice(f"The validation loss is {total / len(x)}", f"epoch {self.epoch + 1}"))
+            raise FloatingPointError(
+                self.learner.advice(f"The validation loss is {total / len(x)}", f"epoch {self.epoch + 1}")
+            )
         return total / len(x)
 
     def _refuse_nonfinite(self) -> None:
         for name, parameter in self.autoencoder.named_parameters():
             if not torch.isfinite(parameter).all():
-                raise FloatingPointError(advice(f"{name} is not finite", f"step {self.total}"))
+                raise FloatingPointError(self.learner.advice(f"{name} is not finite", f"step {self.total}"))
 
     def _keep(self) -> None:
         self._refuse_nonfinite()

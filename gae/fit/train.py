@@ -61,8 +61,9 @@ def fit(
         clip: largest norm of the gradient.
         validation: observations (M, *X), or the fraction of the training data to hold out for it.
         patience: stop after so many epochs without a lower validation loss, and end with the best parameters.
-        tol: closed-form steps stop when no parameter changes by more than ``tol`` (1e-4 unless given) times the
-            largest one.
+        tol: closed-form steps stop when no parameter changes by more than ``tol`` (1e-4 unless given): means and
+            loadings in standard deviations of the data, non-negative parts in units of the largest, logarithms of
+            scales and weights as they are. So offset and scale of the data do not matter.
         seed: of data order, noise, initialisation and held-out fraction.
         out: folder for checkpoints and ``metrics.csv``; made if missing.
         resume: continue the run in ``out``, or begin one if it holds none. A run that stopped early stays stopped.

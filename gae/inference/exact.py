@@ -7,7 +7,7 @@ from jaxtyping import Int, Num
 from torch import Tensor
 
 from gae.inference.base import Code, Inference
-from gae.likelihood import ExactMode, ExactPosterior, Likelihood
+from gae.likelihood import ExactMode, ExactPosterior, Likelihood, LinearMixture
 
 
 class ClosedForm(Inference):
@@ -93,13 +93,7 @@ class Enumerate(Inference):
         self.inner = inner
 
     def infer(self, likelihood: Likelihood, x: Num[Tensor, "B *X"], k: Int[Tensor, "S _"] | None = None) -> Code:
-        if not likelihood.components:
-            raise TypeError(
-                f"Cannot use `{type(self).__name__}` with {type(likelihood).__name__}: it has no discrete code. "
-                "Use a mixture such as LinearMixture, or `Ascent` / `Amortized` directly."
-            )
-        if k is not None:
-            raise ValueError(f"`{type(self).__name__}` chooses k itself, got a given k. Use its inner engine directly.")
+        self._check(likelihood, k)
         branches = torch.arange(likelihood.components, device=x.device).unsqueeze(1)
         code = self._inner_codes(likelihood, x, branches)
         if len(code.z) != len(branches):
@@ -107,9 +101,18 @@ class Enumerate(Inference):
                 f"`{type(self).__name__}` needs one code per component, got S={len(code.z)} for K={len(branches)} from "
                 f"`{type(self.inner).__name__}`. Use it without `samples`."
             )
-        score = likelihood.given(x)(code.z, branches) if code.score is None else code.score
+        score = _scores(likelihood, x, code, branches)
         log_q = None if code.log_q is None else code.log_q - math.log(likelihood.components)  # every branch once
         return Code(code.z, branches.expand(score.shape), log_q, code.q, code.solve, score)
+
+    def _check(self, likelihood: Likelihood, k: Tensor | None) -> None:
+        if not likelihood.components:
+            raise TypeError(
+                f"Cannot use `{type(self).__name__}` with {type(likelihood).__name__}: it has no discrete code. "
+                "Use a mixture such as LinearMixture, or `Ascent` / `Amortized` directly."
+            )
+        if k is not None:
+            raise ValueError(f"`{type(self).__name__}` chooses k itself, got a given k. Use its inner engine directly.")
 
     def _inner_codes(self, likelihood: Likelihood, x: Tensor, branches: Tensor) -> Code:
         if self.inner is not None:
@@ -123,11 +126,20 @@ class Enumerate(Inference):
         return Code(x.new_zeros(len(branches), len(x), *likelihood.latent_shape))
 
 
+def _scores(likelihood: Likelihood, x: Tensor, code: Code, branches: Tensor) -> Tensor:
+    if code.score is not None:
+        return code.score
+    if isinstance(likelihood, LinearMixture):
+        return likelihood.scores(x, code.z, branches)
+    return likelihood.given(x)(code.z, branches)
+
+
 class Argmax(Enumerate):
     """The best component: k = argmax_k max_z log q(k) q(z) q_r(x|z, k), all K branches at once.
 
     Alone it is the assignment step of k-means; around ``ClosedForm()`` or ``Ascent(...)`` it is the encoder of
-    LLGAE (the GAE note's hierarchical form, max_k max_z). A point estimate: ``log_q`` is None.
+    LLGAE (the GAE note's hierarchical form, max_k max_z). A point estimate: ``log_q`` is None. Points are compared as
+    in ``Nearest``: near ties by differences in float64, and of equally good ones the first is taken.
 
     >>> from gae.likelihood import LinearMixture
     >>> Argmax(ClosedForm())(LinearMixture(4, 2, (5,)), torch.randn(3, 5)).k.shape
@@ -135,6 +147,10 @@ class Argmax(Enumerate):
     """
 
     def infer(self, likelihood: Likelihood, x: Num[Tensor, "B *X"], k: Int[Tensor, "S _"] | None = None) -> Code:
+        if self.inner is None and isinstance(likelihood, LinearMixture) and not likelihood.latent_shape.numel():
+            self._check(likelihood, k)
+            best, score = likelihood.nearest(x)
+            return Code(x.new_zeros(1, len(x), 0), best.unsqueeze(0), score=score.unsqueeze(0))
         branches = super().infer(likelihood, x, k)
         assert branches.score is not None
         best = branches.score.argmax(0, keepdim=True)

@@ -47,4 +47,4 @@ class ChartGate(Inference):
             raise ValueError("`ChartGate` finds weights of all charts, got a given k. `BlendedCharts` has none.")
         distance = likelihood.to_charts(x) if self.by == "residual" else likelihood.to_centres(x)
         gate = -(distance - distance.amin(1, keepdim=True)) / self.temperature  # a softargmax sees differences alone
-        return Code(torch.cat([gate, gate.new_zeros(len(x), likelihood.width)], 1).unsqueeze(0))
+        return Code(torch.cat([gate.to(x.dtype), x.new_zeros(len(x), likelihood.width)], 1).unsqueeze(0))

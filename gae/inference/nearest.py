@@ -12,14 +12,14 @@ from gae.inference.base import Code, Inference, Solve
 from gae.inference.exact import Argmax
 from gae.likelihood import Likelihood, LinearMixture
 
-ROWS = 1024  # observations that are compared with components at once
+CLOSE = 1e-4  # of squared norms: neighbours of faiss whose distances differ by less are compared exactly
 
 
 class Nearest(Inference):
     """The best of K points, k = argmax_k log q(k) q_r(x|k): ``Argmax()`` in bounded memory, the k-NN limit for K = N.
 
-    Where all weights and all scales are equal, it is the nearest mean (Euclidean). Distances are taken about a common
-    centre by matrix products, so that of means which are equally near up to rounding any may be returned.
+    Where all weights and all scales are equal, it is the nearest mean (Euclidean). Means that matrix products cannot
+    tell apart are compared by differences in float64; of equally near ones the first is taken.
 
     Args:
         index: ``"exact"`` compares every x with every mean in blocks, with any weights and scales. ``"faiss"`` asks
@@ -54,33 +54,11 @@ class Nearest(Inference):
                 f"`Nearest` compares points, but the components here are charts with codes of shape "
                 f"{tuple(mixture.latent_shape)}. Use `Argmax(ClosedForm())`, or `Shortlist(ClosedForm())` for many."
             )
-        best = self._by_faiss(mixture, x) if self.index == "faiss" else self._by_blocks(mixture, x)
-        return Code(x.new_zeros(1, len(x), *mixture.latent_shape), best.unsqueeze(0))
-
-    def _by_blocks(self, mixture: LinearMixture, x: Tensor) -> Tensor:
-        centre = mixture.means.mean(0)
-        flat, means = x.flatten(1) - centre, mixture.means - centre
-        precision = (-2 * mixture.log_scale).exp()
-        directions = precision[:, None] * means
-        bias = mixture.log_weights - means.shape[1] * mixture.log_scale - 0.5 * (directions * means).sum(1)
-        own = None if bool((precision == precision[0]).all()) else precision  # else ‖x‖² favours none
-        width = max(1, self.entries // min(ROWS, len(x)))
-        blocks = [slice(start, start + width) for start in range(0, len(means), width)]
-        found = []
-        for rows in flat.split(min(ROWS, self.entries)):
-            best, value = (
-                torch.zeros(len(rows), dtype=torch.long, device=x.device),
-                rows.new_full((len(rows),), -torch.inf),
-            )
-            for block in blocks:
-                score = torch.addmm(bias[block], rows, directions[block].T)
-                if own is not None:
-                    score = score - 0.5 * rows.square().sum(1, keepdim=True) * own[block]
-                top, k = score.max(1)
-                better = top > value
-                best, value = torch.where(better, k + block.start, best), torch.where(better, top, value)
-            found.append(best)
-        return torch.cat(found)
+        if self.index == "faiss":
+            best = self._by_faiss(mixture, x)
+            return Code(x.new_zeros(1, len(x), *mixture.latent_shape), best.unsqueeze(0))
+        best, score = mixture.nearest(x, entries=self.entries)
+        return Code(x.new_zeros(1, len(x), *mixture.latent_shape), best.unsqueeze(0), score=score.unsqueeze(0))
 
     def _by_faiss(self, mixture: LinearMixture, x: Tensor) -> Tensor:
         for name, values in (("weights", mixture.logits), ("scales", mixture.log_scale)):
@@ -89,9 +67,16 @@ class Nearest(Inference):
                     f"`Nearest('faiss')` finds the nearest mean, which is not the best component when {name} differ. "
                     "Use `Nearest('exact')`."
                 )
-        index = self._built(mixture.means, _faiss_index)
-        _, best = index.search(_floats(x.flatten(1)), 1)
-        return torch.as_tensor(best[:, 0], dtype=torch.long, device=x.device)
+        index, centre, reach = self._built(mixture.means, _faiss_index)
+        rows = x.flatten(1) - centre
+        square, found = (torch.as_tensor(part) for part in index.search(_floats(rows), min(2, mixture.components)))
+        best = found[:, 0].to(x.device, torch.long)
+        if square.shape[1] > 1:
+            rounding = CLOSE * (rows.square().sum(1) + reach).to(square)
+            tied = (square[:, 1] - square[:, 0] <= rounding).nonzero().squeeze(1).to(x.device)
+            if len(tied):
+                best[tied] = mixture.nearest(x[tied], entries=self.entries)[0]
+        return best
 
 
 class Shortlist(Inference):
@@ -234,7 +219,8 @@ def _mixture(engine: Inference, likelihood: Likelihood, k: Tensor | None) -> Lin
     return likelihood
 
 
-def _faiss_index(means: Tensor) -> Any:
+def _faiss_index(means: Tensor) -> tuple[Any, Tensor, Tensor]:
+    """An index of the means about their centre, the centre, and their largest squared norm."""
     try:
         import faiss
     except ImportError as error:
@@ -242,9 +228,10 @@ def _faiss_index(means: Tensor) -> Any:
             "`Nearest('faiss')` needs faiss: `pip install faiss-cpu`, or `pip install 'gae[faiss]'`. "
             "`Nearest('exact')` needs nothing more."
         ) from error
+    centre = means.mean(0)
     index = faiss.IndexFlatL2(means.shape[1])
-    index.add(_floats(means))
-    return index
+    index.add(_floats(means - centre))
+    return index, centre, (means - centre).square().sum(1).max()
 
 
 def _floats(values: Tensor) -> Any:

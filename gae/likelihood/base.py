@@ -201,4 +201,4 @@ class ClosedFormLearning(Protocol):
         """Sufficient statistics of a batch and its codes; they add with ``+``."""
 
     def maximize(self, moments: Any) -> float:
-        """Sets the parameters to their optimum and returns the largest absolute change of one."""
+        """Sets the parameters to their optimum; returns the largest change, free of the data's offset and scale."""

@@ -10,8 +10,9 @@ from torch import Size, Tensor, nn
 from torch.distributions import Distribution
 
 from gae.likelihood.base import Likelihood, LogJoint, parameter_or_buffer
-from gae.likelihood.moments import squared_distances, starting_means
+from gae.likelihood.moments import starting_means
 from gae.likelihood.priors import Flat
+from gae.likelihood.search import Points, best_points
 
 SPREAD = 2.0  # standard deviation of the starting centres; that of a kernel is √½
 
@@ -126,9 +127,9 @@ class GaussianKernel(Likelihood):
             raise ValueError(f"K={components} components need at least as many samples, got N={len(flat)}.")
         self.means.copy_(starting_means(flat, components, seed))
         if isinstance(self.log_scale, nn.Parameter):
-            centre = self.means.mean(0)
-            variance = squared_distances(flat - centre, self.means - centre).amin(1).mean() / flat.shape[1]
-            self.log_scale.copy_(0.5 * variance.clamp_min(1e-12).log())
+            _, square = best_points(flat, Points(self.means, *torch.ones(2, components).to(flat)))
+            floor = 1e-12 * float(flat.double().square().mean()) or 1e-12
+            self.log_scale.copy_(0.5 * (square.mean() / flat.shape[1]).clamp_min(floor).log())
         self.initialized.fill_(True)
 
     def _log_total(self, z: Tensor, kernel: Tensor) -> Tensor:

@@ -1,7 +1,8 @@
 """Sufficient statistics of linear mixtures, and what their closed-form M-steps make of them."""
 
+import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float, Int
@@ -9,53 +10,128 @@ from torch import Tensor
 from torch.nn.functional import embedding_bag
 
 LEAF = 128  # columns that are not worth halving
+RUN = 512  # rows that are summed in the data's dtype, before float64
+OFFSET = 8.0  # ‖centre‖² over the mean squared distance from it, from which on it is subtracted
+BLOCK = 2**20  # elements of a chunk of rows
 
 
 @dataclass(frozen=True)
 class Moments:
-    """Sufficient statistics of K components about their current means, in float64; they add over batches."""
+    """Sufficient statistics of K components about their current means, in float64; they add over batches.
+
+    ``far`` are the R observations that are furthest from the means they count for, furthest first: in each row the
+    squared distance, the component, and x. Rows of distance 0 fill it up. R = 0 where none is asked for.
+    """
 
     count: Float[Tensor, " K"]
     first: Float[Tensor, "K D"]
     second: Float[Tensor, "K *DD"]  # scatter matrices (K, D, D), or squared distances (K,) without a continuous code
+    far: Float[Tensor, "R D2"]
 
     def __add__(self, other: "Moments") -> "Moments":
-        return Moments(self.count + other.count, self.first + other.first, self.second + other.second)
+        far = torch.cat([self.far, other.far])
+        far = far[far[:, 0].argsort(descending=True, stable=True)[: len(self.far)]]
+        return Moments(self.count + other.count, self.first + other.first, self.second + other.second, far)
+
+    def overall(self, means: Float[Tensor, "K D"]) -> tuple[Tensor, Tensor]:
+        """The variance of all observations about their mean, and its square: averages over features."""
+        means, total = means.double(), self.count.sum()
+        mean = (self.count @ means + self.first.sum(0)) / total
+        offset = means - mean
+        scatter = self.second.diagonal(dim1=-2, dim2=-1).sum() if self.second.dim() > 1 else self.second.sum()
+        scatter = scatter + 2 * (self.first * offset).sum() + self.count @ offset.square().sum(1)
+        return (scatter / (total * means.shape[1])).clamp_min(0), mean.square().mean()
 
 
-def point_moments(
-    flat: Float[Tensor, "B D"], means: Float[Tensor, "K D"], weight: Float[Tensor, "B K"], square: Tensor | None
-) -> Moments:
-    """Moments of components that are points; ``square`` are the squared distances (B, K) where a scale is learned."""
-    count = weight.sum(0, dtype=torch.float64)
-    first = (weight.mT @ flat).double() - count[:, None] * means.double()
-    second = torch.zeros_like(count) if square is None else (weight * square).sum(0, dtype=torch.float64)
-    return Moments(count, first, second)
+def relocated(moments: Moments, means: Float[Tensor, "K D"]) -> Moments:
+    """Moments in which the furthest observations leave their components for empty ones, as in scikit-learn's k-means.
+
+    Warns where all observations lie on their means, so that there are fewer distinct ones than components.
+    """
+    empty = (moments.count == 0).nonzero().squeeze(1)
+    if not len(empty) or not len(moments.far):
+        return moments
+    owner, x = moments.far[:, 1].long(), moments.far[:, 2:]
+    residual = x - means[owner].double()
+    rounding = (8 * torch.finfo(means.dtype).eps) ** 2 * x.square().sum(1)
+    away = ((moments.far[:, 0] > 0) & (residual.square().sum(1) > rounding)).nonzero().squeeze(1)[: len(empty)]
+    if not len(away):
+        live = len(means) - len(empty)
+        warnings.warn(
+            f"The data have {live} distinct points, fewer than the K={len(means)} components: {len(empty)} of these "
+            "stay empty. Use fewer components.",
+            stacklevel=2,
+        )
+        return moments
+    taken, owner = empty[: len(away)], owner[away]
+    count = moments.count.index_add(0, owner, -torch.ones_like(residual[away, 0])).index_fill(0, taken, 1.0)
+    first = moments.first.index_add(0, owner, -residual[away])
+    first = first.index_copy(0, taken, x[away] - means[taken].double())
+    return replace(moments, count=count, first=first)
+
+
+def point_moments(flat: Float[Tensor, "B D"], means: Float[Tensor, "K D"], weight: Float[Tensor, "B K"]) -> Moments:
+    """Moments of components that are points."""
+    weight, centre = weight.double(), means.double().mean(0)
+    rows, count = flat.double() - centre, weight.sum(0)
+    first = weight.mT @ rows - count[:, None] * (means.double() - centre)
+    return Moments(count, first, (weight * squared_distances(flat, means)).sum(0), nothing_far(means))
 
 
 def hard_point_moments(
-    flat: Float[Tensor, "B D"], means: Float[Tensor, "K D"], k: Int[Tensor, " B"], square: Tensor | None
+    flat: Float[Tensor, "B D"],
+    means: Float[Tensor, "K D"],
+    k: Int[Tensor, " B"],
+    square: Float[Tensor, " B"],
+    far: int,
 ) -> Moments:
-    """``point_moments`` where each row counts for one component: sums of rows, not a product with one-hot rows."""
+    """``point_moments`` where each row counts for one component, at a squared distance: sums of short runs of rows.
+
+    Args:
+        far: how many of the furthest observations are kept.
+    """
     count = k.bincount(minlength=len(means))
-    total = embedding_bag(k.argsort(), flat.contiguous(), count.cumsum(0) - count, mode="sum")
-    first = total.double() - count[:, None] * means.double()
-    own = torch.zeros_like(first[:, 0])
-    second = own if square is None else own.index_add(0, k, square.gather(1, k[:, None]).squeeze(1).double())
-    return Moments(count.double(), first, second)
+    order = k.argsort()
+    owner = k[order]
+    begin = (count.cumsum(0) - count)[owner]
+    starts = ((torch.arange(len(k), device=k.device) - begin) % RUN == 0).nonzero().squeeze(1)
+    rows, centred = about(flat, means)
+    sums = embedding_bag(order, rows.contiguous(), starts, mode="sum")
+    first = (-count[:, None] * centred.double()).index_add_(0, owner[starts], sums.double())
+    second = torch.zeros_like(first[:, 0]).index_add_(0, k, square)
+    return Moments(count.double(), first, second, _furthest(flat, k, square, far))
 
 
-def chart_moments(parts: Sequence[tuple[Tensor, Tensor | None]], means: Float[Tensor, "K D"]) -> Moments:
-    """Moments of components with directions, from the rows (n, D) of each and their weights (n,), if not all 1."""
+def nothing_far(means: Float[Tensor, "K D"], rows: int = 0) -> Float[Tensor, "R D2"]:
+    """``Moments.far`` of no observation."""
+    return means.new_zeros(rows, 2 + means.shape[1], dtype=torch.float64)
+
+
+def _furthest(flat: Tensor, k: Tensor, square: Tensor, rows: int) -> Tensor:
+    far = nothing_far(flat, rows)
+    distance, index = square.topk(min(rows, len(square)))
+    far[: len(index)] = torch.cat([distance.unsqueeze(1), k[index].unsqueeze(1), flat[index]], 1)
+    return far
+
+
+def chart_moments(parts: Sequence[tuple[Tensor, Tensor | None]], means: Float[Tensor, "K D"], wide: bool) -> Moments:
+    """Moments of components with directions, from the rows (n, D) of each and their weights (n,), if not all 1.
+
+    Args:
+        wide: whether products are taken in float64 for any D, and not for a small one alone. Leading directions do
+            not need it; the variance that is left beside them does.
+    """
+    dtype = torch.float64 if wide or means.shape[1] <= LEAF else means.dtype
     count, first = [], []
     second = means.new_empty(len(means), means.shape[1], means.shape[1], dtype=torch.float64)
     for (rows, weight), mean, scatter in zip(parts, means, second, strict=True):
-        residual = rows - mean
+        residual = rows.to(dtype) - mean
+        weight = None if weight is None else weight.to(dtype)
         weighted = residual if weight is None else weight.sqrt().unsqueeze(1) * residual
-        count.append(mean.new_tensor(len(rows)) if weight is None else weight.sum())
-        first.append(residual.sum(0) if weight is None else weight @ residual)
+        count.append(second.new_tensor(len(rows)) if weight is None else weight.sum(dtype=torch.float64))
+        first.append((residual.sum(0) if weight is None else weight @ residual).double())
         _gram(weighted, scatter)
-    return Moments(torch.stack(count).double(), torch.stack(first).double(), second)
+    return Moments(torch.stack(count), torch.stack(first), second, nothing_far(means))
 
 
 def principal_directions(covariance: Float[Tensor, "K D D"], width: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -69,24 +145,41 @@ def principal_directions(covariance: Float[Tensor, "K D D"], width: int) -> tupl
     return top, values[:, :-width], directions * torch.where(largest < 0, -1.0, 1.0).to(directions.dtype)
 
 
+def about(flat: Float[Tensor, "B D"], means: Float[Tensor, "K D"]) -> tuple[Float[Tensor, "B D"], Float[Tensor, "K D"]]:
+    """x and the means about the centre of the means, where that is far from 0 for their spread; else as they are."""
+    centre = means.mean(0)
+    centred = means - centre
+    if bool(centre.square().sum() <= OFFSET * centred.square().sum(1).mean()):
+        return flat, means
+    return flat - centre, centred
+
+
 def squared_distances(flat: Float[Tensor, "B D"], means: Float[Tensor, "K D"]) -> Float[Tensor, "B K"]:
-    """‖x - mean_k‖² by one matrix product, for x and means about a common centre; a single mean must be that centre."""
-    if len(means) == 1:
-        return flat.square().sum(1, keepdim=True)
-    square = torch.linalg.vector_norm(flat, dim=1, keepdim=True).square() + means.square().sum(1)
-    return torch.addmm(square, flat, means.T, alpha=-2).clamp_min(0)
+    """‖x - mean_k‖² by one matrix product about the centre of the means, in float64 whatever the dtype."""
+    flat, means = flat.double(), means.double()
+    centre = means.mean(0)
+    flat, means = flat - centre, means - centre
+    square = flat.square().sum(1, keepdim=True) + means.square().sum(1)
+    return square if len(means) == 1 else torch.addmm(square, flat, means.T, alpha=-2).clamp_min(0)
+
+
+def mean_of(flat: Float[Tensor, "N D"]) -> Float[Tensor, " D"]:
+    """The mean of the rows, summed in float64."""
+    blocks = flat.split(max(1, BLOCK // flat.shape[1]))
+    return torch.stack([rows.double().sum(0) for rows in blocks]).sum(0) / len(flat)
 
 
 def starting_means(flat: Float[Tensor, "N D"], components: int, seed: int) -> Float[Tensor, "K D"]:
-    """The data mean for K = 1, the data for K = N, else k-means++ (Arthur & Vassilvitskii 2007)."""
+    """The data mean for K = 1, the data for K = N, else k-means++ about that mean (Arthur & Vassilvitskii 2007)."""
+    mean = mean_of(flat)
     if components == 1:
-        return flat.mean(0, keepdim=True)
+        return mean.to(flat.dtype).unsqueeze(0)
     if components == len(flat):
         return flat.clone()
     from sklearn.cluster import kmeans_plusplus
 
-    centres, _ = kmeans_plusplus(flat.detach().cpu().numpy(), components, random_state=seed)
-    return torch.as_tensor(centres, dtype=flat.dtype, device=flat.device)
+    _, index = kmeans_plusplus((flat - mean.to(flat.dtype)).detach().cpu().numpy(), components, random_state=seed)
+    return flat[torch.as_tensor(index, device=flat.device)]
 
 
 def _gram(rows: Float[Tensor, "n D"], out: Float[Tensor, "D D"]) -> None:

@@ -90,11 +90,24 @@ def _entropy(square: Tensor, own: Tensor, log_precision: Tensor) -> tuple[Tensor
 def nearest(
     x: Float[Tensor, "B N D"], count: int, new: Float[Tensor, "B M D"] | None = None
 ) -> Int[Tensor, "B M count"]:
-    """Indices of the ``count`` nearest points of x: to each new point, or to each point of x but itself."""
-    square = squared_distances(x if new is None else new, x).detach()
+    """Indices of the ``count`` nearest points of x: to each new point, or to each point of x but itself.
+
+    Near ties are settled by differences, and of equally near points the first are taken.
+    """
+    points = x if new is None else new
+    square = squared_distances(points, x).detach()
     if new is None:
         square.diagonal(dim1=-2, dim2=-1).fill_(torch.inf)
-    return square.topk(count, largest=False).indices
+    found = square.topk(count, largest=False)
+    centre = x.mean(-2, keepdim=True)
+    size = (points - centre).square().sum(-1).detach() + (x - centre).square().sum(-1).amax(-1, keepdim=True).detach()
+    limit = found.values[..., -1] + 64 * torch.finfo(x.dtype).eps * size
+    index = found.indices.clone()
+    for batch, row in ((square <= limit.unsqueeze(-1)).sum(-1) > count).nonzero().tolist():  # near ties: differences
+        rivals = (square[batch, row] <= limit[batch, row]).nonzero().squeeze(1)
+        exact = (x[batch, rivals] - points[batch, row]).square().sum(-1)
+        index[batch, row] = rivals[exact.argsort(stable=True)[:count]]
+    return index
 
 
 def barycentric_weights(

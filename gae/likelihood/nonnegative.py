@@ -92,11 +92,11 @@ class NonNegativeLinear(Head):
         self.initialized.fill_(True)
 
     def _replace(self, parts: Tensor) -> float:
-        """Sets the parts and returns the largest absolute change."""
+        """Sets the parts; returns the largest change, relative to the largest entry."""
         weights = self.decoder.weights
         before = self._matrix().clone()
         weights.copy_(parts)
-        return float((weights - before).abs().max())
+        return float((weights - before).abs().max() / weights.max().clamp_min(torch.finfo(weights.dtype).tiny))
 
 
 class NonNegativeGaussian(NonNegativeLinear, Gaussian):

@@ -10,6 +10,7 @@ from gae.likelihood.heads import Gaussian, Learn
 from gae.likelihood.linear import LinearMixture
 from gae.likelihood.moments import squared_distances
 from gae.likelihood.priors import Flat
+from gae.likelihood.quadratic import Charts, peak, precision_factor, quadratic
 
 
 class BlendedCharts(Gaussian):
@@ -71,17 +72,19 @@ class BlendedCharts(Gaussian):
         return self._blend.loadings
 
     def to_centres(self, x: Num[Tensor, "B *X"]) -> Float[Tensor, "B K"]:
-        """‖x - mean_k‖², squared data units."""
-        return squared_distances(*self._centred(x))
+        """‖x - mean_k‖², squared data units, in float64: their differences count."""
+        return squared_distances(x.flatten(1), self.means)
 
     def to_charts(self, x: Num[Tensor, "B *X"]) -> Float[Tensor, "B K"]:
-        """min_z ‖x - mean_k - z loadings_k‖², squared data units. Raises RuntimeError for dependent loadings."""
-        flat, means = self._centred(x)
-        offset = (self.loadings @ means.unsqueeze(-1)).squeeze(-1)
-        projection = torch.einsum("bd,ked->keb", flat, self.loadings) - offset.unsqueeze(-1)
-        factor = torch.linalg.cholesky(self.loadings @ self.loadings.mT)
-        along = torch.linalg.solve_triangular(factor, projection, upper=False).square().sum(1)
-        return (squared_distances(flat, means) - along.mT).clamp_min(0)
+        """min_z ‖x - mean_k - z loadings_k‖², squared data units, in float64.
+
+        Raises:
+            ValueError: for linearly dependent loadings.
+        """
+        constant = x.new_zeros(self.charts)
+        charts = Charts(self.means, self.loadings, constant, constant, prior=0.0)
+        found = quadratic(x.flatten(1).double(), charts, tolerance=1e-9)
+        return (-2 * peak(found, precision_factor(charts), prior=0.0)[0]).clamp_min(0)
 
     @torch.no_grad()
     def initialize(self, x: Num[Tensor, "N *X"], seed: int) -> None:
@@ -98,10 +101,6 @@ class BlendedCharts(Gaussian):
     def _blend(self) -> "_Blend":
         assert isinstance(self.decoder, _Blend)
         return self.decoder
-
-    def _centred(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        centre = self.means.mean(0)
-        return x.flatten(1) - centre, self.means - centre
 
 
 class _Blend(nn.Module):
