@@ -15,7 +15,6 @@ from gae.cli_common import (
     Resume,
     Seed,
     load,
-    need_suffix,
     read,
     save_arrays,
 )
@@ -24,6 +23,7 @@ from gae.cli_explore import explore
 from gae.cli_gap import gap
 from gae.cli_notes import notes
 from gae.cli_sample import sample
+from gae.files import check_file
 from gae.terminal import comparison, console, echo_json, plain, print_results, reported, surveyed, table
 
 if TYPE_CHECKING:
@@ -104,7 +104,7 @@ def fit(
         typer.Option(help="Of Adam: the system's own or 1e-3 unless given. Asking for one turns closed forms off."),
     ] = None,
     seed: Seed = 0,
-    out: Annotated[Path | None, typer.Option(help="Folder for checkpoints [default: runs/SYSTEM-DATA].")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for checkpoints.", show_default="runs/SYSTEM-DATA")] = None,
     resume: Resume = False,
     binarize: Binarize = "none",
     validation: Annotated[float | None, typer.Option(help="Fraction of the training data to hold out.")] = None,
@@ -171,7 +171,7 @@ def encode(
 
     from gae.measure import codes
 
-    need_suffix(output, ".npz")
+    check_file(output, ".npz")
     model, _ = read(checkpoint)
     x, labels = _split(load(data, binarize), split)
     torch.manual_seed(seed)
@@ -185,7 +185,7 @@ def encode(
 @reported
 def compare(
     data: DataName,
-    engines: Annotated[str | None, typer.Option(help="Names separated by commas [default: all].")] = None,
+    engines: Annotated[str | None, typer.Option(help="Names separated by commas.", show_default="all")] = None,
     systems: Annotated[
         str | None, typer.Option(help="Compare these rows of `gae systems` instead: names with commas, or all.")
     ] = None,
@@ -195,7 +195,7 @@ def compare(
     head: Annotated[str | None, typer.Option(help="The decoder's distribution, gaussian unless given.")] = None,
     binarize: Binarize = "none",
     quick: Annotated[bool, typer.Option("--quick", help="Fewer epochs and samples.")] = False,
-    out: Annotated[Path | None, typer.Option(help="A new folder [default: runs/compare-DATA].")] = None,
+    out: Annotated[Path | None, typer.Option(help="A new folder.", show_default="runs/compare-DATA")] = None,
     resume: Resume = False,
     as_json: AsJson = False,
 ) -> None:

@@ -3,9 +3,12 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from gae.files import whole
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -62,12 +65,12 @@ def draw(results: dict[str, Any], pictures: Pictures) -> list[Plate]:
         return [*plates, codes(results, pictures)]
 
 
-def save(plate: Plate, path: Any) -> None:
+def save(plate: Plate, path: Path) -> None:
     """Writes one figure as PNG."""
     from matplotlib import rc_context
 
-    with rc_context(STYLE):
-        plate.figure.savefig(path, format="png", metadata={"Software": None})
+    with rc_context(STYLE), whole(path) as temporary:
+        plate.figure.savefig(temporary, format="png", metadata={"Software": None})
 
 
 def training_curves(results: dict[str, Any]) -> Plate:
@@ -240,13 +243,13 @@ def _range(results: dict[str, Any]) -> str:
     return f"[{low:g}, {high:g}]"
 
 
-def sheet(images: np.ndarray, value_range: Sequence[float], path: Any, across: int = 8) -> None:
+def sheet(images: np.ndarray, value_range: Sequence[float], path: Path, across: int = 8) -> None:
     """Writes a PNG of images (N, *X), ``across`` to a row, clipped to the value range."""
     from matplotlib import rc_context
 
     rows = {" " * (i + 1): images[i : i + across] for i in range(0, len(images), across)}
-    with rc_context(STYLE):
-        grid(rows, value_range).savefig(path, format="png", metadata={"Software": None})
+    with rc_context(STYLE), whole(path) as temporary:
+        grid(rows, value_range).savefig(temporary, format="png", metadata={"Software": None})
 
 
 def grid(rows: Pictures, value_range: Sequence[float]) -> "Figure":

@@ -11,6 +11,7 @@ from torch import Tensor
 from gae import checkpoint
 from gae.autoencoder import Autoencoder
 from gae.data import Dataset
+from gae.files import check_folder
 from gae.fit.history import History, Log
 from gae.fit.learners import ClosedFormLearner, GradientLearner, Learner, MakeOptimizer, has_closed_form
 from gae.fit.run import Run, mode
@@ -159,6 +160,7 @@ def _open(out: str | os.PathLike[str] | None, resume: bool, tensorboard: bool, e
         raise FileExistsError(f"out={folder} is a file. Give a folder.")
     if folder.exists() and any(folder.iterdir()) and not resume:
         raise FileExistsError(f"out={folder} is not empty. Pass resume=True to continue its run, or another folder.")
+    check_folder(folder)
     return Log(folder, tensorboard)
 
 
