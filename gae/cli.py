@@ -1,5 +1,7 @@
 """The ``gae`` command. What is heavy is imported where it is used, so that help comes at once."""
 
+import os
+import sys
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -42,7 +44,13 @@ app = typer.Typer(
 
 
 def main() -> None:
-    """The console script."""
+    """The console script; standard streams that are closed swallow what is printed, and none fails at a character."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 (open until the end)
+        else:
+            stream.reconfigure(errors="backslashreplace")
     app()
 
 
@@ -67,7 +75,7 @@ def root(
 @app.command()
 @reported
 def systems(
-    name: Annotated[str | None, typer.Argument(metavar="[SYSTEM]", help="One of them, with its options.")] = None,
+    name: Annotated[str | None, typer.Argument(metavar="SYSTEM", help="One of them, with its options.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """The table of systems: likelihood × prior × inference × objective, what is observed, and the source."""
@@ -126,6 +134,10 @@ def fit(
     folder = out or Path("runs") / f"{system}-{dataset.name}"
     torch.manual_seed(seed)
     model = build(system, dataset.event_shape, **options)
+    try:
+        model.likelihood.check(dataset.test)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"In the test data: {error}") from None
     history = train(
         model,
         dataset,

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @reported
 def notes(
-    ids: Annotated[list[str] | None, typer.Argument(metavar="[ID]...", help="D01, D02, …; all unless named.")] = None,
+    ids: Annotated[list[str] | None, typer.Argument(metavar="ID", help="D01, D02, …; all unless named.")] = None,
     seed: Annotated[int, typer.Option(help="Of the random instances.")] = 0,
     as_json: AsJson = False,
     out: Annotated[Path, typer.Option(help="Folder for ledger.html and ledger.json.")] = Path("runs/notes"),

@@ -16,6 +16,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # A module imports only from modules above it.
 ORDER = [
     "gae.files",
+    "gae.processes",
     "gae.text",
     "gae.readers",
     "gae.data",
