@@ -87,6 +87,7 @@ ORDER = [
     "gae.fit",
     "gae.stacked",
     "gae.walks",
+    "gae.memory",
     "gae.restore",
     "gae.systems.parts",
     "gae.systems.linear",
