@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import file_limit
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
@@ -169,6 +170,19 @@ def test_failed_write_leaves_the_earlier(
     checkpoint.save(tmp_path, 4, {"weight": torch.full((9,), 4.0)})
     assert checkpoint.load(tmp_path).step == 4
     assert len(list(tmp_path.iterdir())) == 2  # nothing is left of the failed write
+
+
+def test_a_full_disk_names_the_last_good_checkpoint(tmp_path: Path) -> None:
+    """The tensors do not fit, or the values do not."""
+    for state in ({"weight": torch.zeros(10_000)}, {"rows": list(range(10_000))}):
+        with file_limit(20_000), pytest.raises(OSError, match=r"Cannot write .*00001 .*There is no earlier checkpoint"):
+            checkpoint.save(tmp_path, 1, state)
+    checkpoint.save(tmp_path, 1, "one")
+    truncate(checkpoint.save(tmp_path, 2, "two") / checkpoint.STATE)
+    for state in ({"weight": torch.zeros(10_000)}, {"rows": list(range(10_000))}):
+        with file_limit(20_000), pytest.raises(OSError, match=r"too large.*The last good checkpoint is .*00001\. Make"):
+            checkpoint.save(tmp_path, 3, state)
+    assert [path.name for path in sorted(tmp_path.iterdir())] == ["checkpoint-00000001", "checkpoint-00000002"]
 
 
 def truncate(path: Path) -> None:
