@@ -230,7 +230,7 @@ def write(out: Path) -> Path:
 def load_arrays(path: Path, remedy: str) -> dict[str, np.ndarray]:
     """The arrays of a picture file; ValueError if it is damaged, with a remedy."""
     try:
-        with np.load(path, allow_pickle=False) as stored:
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as stored:
             return dict(stored)
     except (ValueError, KeyError, EOFError, NotImplementedError, BadZipFile, error) as reason:
         raise ValueError(f"{path} is damaged ({reason}). {remedy}, and resume with the same options.") from None

@@ -434,7 +434,7 @@ def test_processes_of_a_launcher_are_refused(tmp_path: Path, monkeypatch: pytest
 def test_a_reader_that_leaves_costs_no_training(tmp_path: Path) -> None:
     """As in `gae fit … | head -1`: no traceback, and the exit code of Python's documentation and of click."""
     code = "import sys; sys.argv[0] = 'gae'; from gae.cli import main; main()"
-    fit = ["fit", "kmeans", "circles", "--epochs", "2", "--out", str(tmp_path / "run")]
+    fit = ["fit", "kmeans", "circles", "--epochs", "2", "--out", str(tmp_path / "run"), "--json"]
     reading, writing = os.pipe()
     os.close(reading)
     with os.fdopen(writing, "w") as gone:
