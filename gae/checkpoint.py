@@ -15,9 +15,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from gae.packing import pack, unpack
+from gae.files import unwritten
+from gae.packing import CHECKSUM, dump, pack, unpack, verified
 
-FORMAT, VERSION = "gae-checkpoint", 1
+FORMAT, VERSION = "gae-checkpoint", 2
+FIRST_KEYS = {"format", "version", "step", "versions", "sha256", "state"}  # of version 1, which had no checksum
 TENSORS, STATE = "tensors.safetensors", "state.json"
 PACKAGES = ("gae", "torch", "pyro-ppl", "lightning-fabric", "safetensors", "numpy")
 NAME = re.compile(r"checkpoint-(\d{8,})")
@@ -54,6 +56,7 @@ def save(folder: PathLike, step: int, state: Any, keep: int = 2) -> Path:
     Raises:
         TypeError: for a state that holds anything else; nothing is written.
         FileExistsError: if the folder has a good checkpoint of this step or a later one.
+        OSError: where it cannot be written, such as on a full disk; it names the last good checkpoint, which stays.
 
     >>> import torch
     >>> from tempfile import TemporaryDirectory
@@ -62,25 +65,21 @@ def save(folder: PathLike, step: int, state: Any, keep: int = 2) -> Path:
     ...     load(folder).state
     {'weight': tensor([1., 1.]), 'lr': 0.001}
     """
-    from safetensors.torch import save_file
-
     tree, tensors = pack(state)
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     target = folder / f"checkpoint-{step:08d}"
-    _make_way(folder, step)
-    for stale in folder.glob(".checkpoint-*"):
-        shutil.rmtree(stale)
     temporary = folder / f".{target.name}"
-    temporary.mkdir()
-    save_file(tensors, temporary / TENSORS)
+    _make_way(folder, step)
     head = {"format": FORMAT, "version": VERSION, "step": step, "versions": _versions()}
-    document = {**head, "sha256": _digest(temporary / TENSORS), "state": tree}
-    (temporary / STATE).write_text(json.dumps(document, indent=1, allow_nan=False), encoding="utf-8")
-    for part in (temporary / TENSORS, temporary / STATE, temporary):
-        _sync(part)
-    os.rename(temporary, target)
-    _sync(folder)
+    try:
+        _write(temporary, head, tree, tensors)
+        os.rename(temporary, target)
+        _sync(folder)
+    except OSError as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        good = next((path for path in reversed(checkpoints(folder)) if _is_good(path)), None)
+        last = "There is no earlier checkpoint" if good is None else f"The last good checkpoint is {good}"
+        raise unwritten(target, error, f"{last}. Make room or mend the folder, then resume.") from error
     _prune(folder, keep)
     return target
 
@@ -93,6 +92,10 @@ def load(path: PathLike) -> Checkpoint:
     Raises:
         FileNotFoundError: for a path that does not exist, or a folder without checkpoints.
         ValueError: for what is not a checkpoint of ours, one from a newer version, or a folder with damaged ones only.
+
+    Warns:
+        UserWarning: for a damaged one that was passed over, and for one of format version 1, which kept no checksum of
+            its values.
     """
     path = Path(path)
     if not path.exists():
@@ -103,7 +106,7 @@ def load(path: PathLike) -> Checkpoint:
         try:
             return _read(path)
         except _Damaged as error:
-            raise ValueError(f"{error}. Give the run's folder to take an earlier one.") from None
+            raise ValueError(f"{error}. {_earlier(path)}") from None
     found = checkpoints(path)
     if not found:
         raise FileNotFoundError(f"{path} holds no checkpoint-<step> directory, so there is nothing to load.")
@@ -164,29 +167,56 @@ def _newest_good(folder: Path, found: list[Path]) -> Checkpoint:
     raise ValueError(f"No checkpoint in {folder} can be read:\n  {lines}\nStart again in another folder.")
 
 
+def _earlier(path: Path) -> str:
+    """Names the good checkpoint before a damaged one."""
+    before = [other for other in checkpoints(path.parent) if NAME.fullmatch(path.name) and _step(other) < _step(path)]
+    good = next((other for other in reversed(before) if _is_good(other)), None)
+    return "There is no good one before it." if good is None else f"The good one before it is {good}: give that."
+
+
+def _write(path: Path, head: dict[str, Any], tree: Any, tensors: dict[str, Tensor]) -> None:
+    """A checkpoint's files, synced to disk."""
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for stale in path.parent.glob(".checkpoint-*"):
+        shutil.rmtree(stale)
+    path.mkdir()
+    try:
+        save_file(tensors, path / TENSORS)
+    except SafetensorError as error:
+        raise OSError(str(error)) from None
+    document = {**head, "sha256": _digest(path / TENSORS), "state": tree}
+    (path / STATE).write_text(dump(document), encoding="utf-8")
+    for part in (path / TENSORS, path / STATE, path):
+        _sync(part)
+
+
 def _read(path: Path) -> Checkpoint:
     from safetensors.torch import load_file
 
     document = _verify(path)
+    if document["version"] < VERSION:
+        warnings.warn(
+            f"{path} has format version 1, which kept no checksum of {STATE}: damage to its values would go unnoticed.",
+            stacklevel=3,
+        )
     # Copies, because mapped memory keeps the file open and is less aligned than torch's own, which may change rounding
     tensors = {name: tensor.clone() for name, tensor in load_file(path / TENSORS).items()}
     try:
         return Checkpoint(path, document["step"], document["versions"], unpack(document["state"], tensors))
-    except KeyError as error:
-        raise _Damaged(f"{path} is damaged: it lacks {error}") from None
+    except (KeyError, TypeError, ValueError) as error:  # possible in version 1 only
+        raise _Damaged(f"{path} is damaged: {STATE} is altered ({error!r})") from None
 
 
 def _verify(path: Path) -> dict[str, Any]:
-    """The document of a checkpoint whose tensors are complete."""
-    if not (path / STATE).is_file():
-        raise _Damaged(f"{path} is no complete checkpoint: it has no {STATE}")
-    try:
-        document = json.loads((path / STATE).read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise _Damaged(f"{path} is damaged: {STATE} is truncated or altered ({error})") from None
-    found = document.get("format") if isinstance(document, dict) else None
-    if found != FORMAT:
-        raise ValueError(f"{path} is no checkpoint of gae: its {STATE} says format {found!r}, not {FORMAT!r}.")
+    """The document of a checkpoint whose values and tensors are complete."""
+    document = _document(path)
+    if document.get("format") != FORMAT:
+        raise ValueError(
+            f"{path} is no checkpoint of gae: its {STATE} says format {document.get('format')!r}, not {FORMAT!r}."
+        )
     if not isinstance(document.get("version"), int) or document["version"] > VERSION:
         raise ValueError(
             f"{path} has format version {document.get('version')}, but this gae reads up to {VERSION}. Upgrade gae."
@@ -196,6 +226,22 @@ def _verify(path: Path) -> dict[str, Any]:
     if _digest(path / TENSORS) != document.get("sha256"):
         raise _Damaged(f"{path} is damaged: {TENSORS} is truncated or altered (its SHA-256 differs)")
     return document
+
+
+def _document(path: Path) -> dict[str, Any]:
+    """The values of ``state.json``, as they were written; those of another program's as they are.
+
+    A checkpoint of version 1 has no checksum, and is known by having its entries and no others.
+    """
+    if not (path / STATE).is_file():
+        raise _Damaged(f"{path} is no complete checkpoint: it has no {STATE}")
+    try:
+        document = json.loads((path / STATE).read_text(encoding="utf-8"))
+        foreign = isinstance(document, dict) and CHECKSUM not in document and document.get("format") != FORMAT
+        first = isinstance(document, dict) and document.keys() == FIRST_KEYS and document["version"] == 1
+        return document if foreign or first else verified(document)
+    except (OSError, ValueError, RecursionError) as error:
+        raise _Damaged(f"{path} is damaged: {STATE} is truncated or altered ({error})") from None
 
 
 def _is_good(path: Path) -> bool:

@@ -1,5 +1,7 @@
 """The ``gae`` command. What is heavy is imported where it is used, so that help comes at once."""
 
+import os
+import sys
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -15,7 +17,6 @@ from gae.cli_common import (
     Resume,
     Seed,
     load,
-    need_suffix,
     read,
     save_arrays,
 )
@@ -24,6 +25,7 @@ from gae.cli_explore import explore
 from gae.cli_gap import gap
 from gae.cli_notes import notes
 from gae.cli_sample import sample
+from gae.files import check_file
 from gae.terminal import comparison, console, echo_json, plain, print_results, reported, surveyed, table
 
 if TYPE_CHECKING:
@@ -42,7 +44,13 @@ app = typer.Typer(
 
 
 def main() -> None:
-    """The console script."""
+    """The console script; standard streams that are closed swallow what is printed, and none fails at a character."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 (open until the end)
+        else:
+            stream.reconfigure(errors="backslashreplace")
     app()
 
 
@@ -67,7 +75,7 @@ def root(
 @app.command()
 @reported
 def systems(
-    name: Annotated[str | None, typer.Argument(metavar="[SYSTEM]", help="One of them, with its options.")] = None,
+    name: Annotated[str | None, typer.Argument(metavar="SYSTEM", help="One of them, with its options.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """The table of systems: likelihood × prior × inference × objective, what is observed, and the source."""
@@ -104,7 +112,7 @@ def fit(
         typer.Option(help="Of Adam: the system's own or 1e-3 unless given. Asking for one turns closed forms off."),
     ] = None,
     seed: Seed = 0,
-    out: Annotated[Path | None, typer.Option(help="Folder for checkpoints [default: runs/SYSTEM-DATA].")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for checkpoints.", show_default="runs/SYSTEM-DATA")] = None,
     resume: Resume = False,
     binarize: Binarize = "none",
     validation: Annotated[float | None, typer.Option(help="Fraction of the training data to hold out.")] = None,
@@ -126,6 +134,10 @@ def fit(
     folder = out or Path("runs") / f"{system}-{dataset.name}"
     torch.manual_seed(seed)
     model = build(system, dataset.event_shape, **options)
+    try:
+        model.likelihood.check(dataset.test)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"In the test data: {error}") from None
     history = train(
         model,
         dataset,
@@ -171,7 +183,7 @@ def encode(
 
     from gae.measure import codes
 
-    need_suffix(output, ".npz")
+    check_file(output, ".npz")
     model, _ = read(checkpoint)
     x, labels = _split(load(data, binarize), split)
     torch.manual_seed(seed)
@@ -185,7 +197,7 @@ def encode(
 @reported
 def compare(
     data: DataName,
-    engines: Annotated[str | None, typer.Option(help="Names separated by commas [default: all].")] = None,
+    engines: Annotated[str | None, typer.Option(help="Names separated by commas.", show_default="all")] = None,
     systems: Annotated[
         str | None, typer.Option(help="Compare these rows of `gae systems` instead: names with commas, or all.")
     ] = None,
@@ -195,7 +207,7 @@ def compare(
     head: Annotated[str | None, typer.Option(help="The decoder's distribution, gaussian unless given.")] = None,
     binarize: Binarize = "none",
     quick: Annotated[bool, typer.Option("--quick", help="Fewer epochs and samples.")] = False,
-    out: Annotated[Path | None, typer.Option(help="A new folder [default: runs/compare-DATA].")] = None,
+    out: Annotated[Path | None, typer.Option(help="A new folder.", show_default="runs/compare-DATA")] = None,
     resume: Resume = False,
     as_json: AsJson = False,
 ) -> None:

@@ -5,7 +5,8 @@ from typing import Annotated, Any
 
 import typer
 
-from gae.cli_common import AsJson, Binarize, CheckpointPath, load, need_suffix, read, save_arrays
+from gae.cli_common import AsJson, Binarize, CheckpointPath, load, read, save_arrays
+from gae.files import check_file
 from gae.terminal import print_results, reported
 
 
@@ -14,7 +15,8 @@ def activate(
     checkpoint: CheckpointPath,
     unit: Annotated[int, typer.Argument(metavar="UNIT", help="From 0; the means of the code come first.")],
     layer: Annotated[
-        str | None, typer.Option(help="A layer's name [default: the encoder's output]; a wrong one lists them.")
+        str | None,
+        typer.Option(help="A layer's name; a wrong one lists them.", show_default="the encoder's output"),
     ] = None,
     data: Annotated[
         str | None, typer.Option(metavar="DATA", help="Compare with its training images: a name or a path.")
@@ -30,7 +32,7 @@ def activate(
     """Find the image in the data's value range that activates a unit of the encoder most."""
     from gae.activate import Units, maximise, most_active
 
-    need_suffix(output, ".png", ".npz")
+    check_file(output, ".png", ".npz")
     model, noted = read(checkpoint)
     units = Units(model, layer)
     units.check(unit)
@@ -64,5 +66,4 @@ def _write(path: Path, images: dict[str, Any], value_range: tuple[float, float])
 
     from gae.figures import sheet
 
-    path.parent.mkdir(parents=True, exist_ok=True)
     sheet(np.stack(list(images.values())), value_range, path)

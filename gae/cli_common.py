@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from gae.files import whole
+
 if TYPE_CHECKING:
     from gae.autoencoder import Autoencoder
     from gae.data import Dataset
@@ -49,11 +51,5 @@ def save_arrays(path: Path, arrays: dict[str, Any]) -> None:
     """Writes an .npz file, and its folder where that is missing."""
     import numpy as np
 
-    path.parent.mkdir(parents=True, exist_ok=True)
-    np.savez(path, **arrays)
-
-
-def need_suffix(path: Path, *allowed: str) -> None:
-    """Raises ValueError for an output of another type."""
-    if path.suffix not in allowed:
-        raise ValueError(f"The output must end in {' or '.join(allowed)}, got {path}.")
+    with whole(path) as temporary:
+        np.savez(temporary, **arrays)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from gae.files import check_folder, write_text
 from gae.terminal import console, print_results, reported
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ def dip(
     scales: Annotated[int, typer.Option(help="Of the network; the paper has 5.")] = 4,
     preview: Annotated[int, typer.Option(help="Write preview.png every so many steps; 0 for never.")] = 100,
     seed: Annotated[int, typer.Option(help="Of the network's input, weights and noise.")] = 0,
-    out: Annotated[Path | None, typer.Option(help="A new folder [default: runs/dip-NAME].")] = None,
+    out: Annotated[Path | None, typer.Option(help="A new folder.", show_default="runs/dip-NAME")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
     """Restore a photograph with an untrained network (deep image prior); Ctrl-C keeps the best image so far."""
@@ -42,6 +43,7 @@ def dip(
     seen = read_photo(image)
     hidden = None if mask is None else torch.from_numpy(read_mask(mask))
     folder = out or Path("runs") / f"dip-{image.stem}"
+    check_folder(folder)
     if folder.exists() and any(folder.iterdir()):
         raise FileExistsError(f"{folder} exists and is not empty. Name another folder with --out.")
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -79,7 +81,6 @@ class _Live:
         nats = float(progress.objective.mean())
         self.bar.update(self.task, advance=1, objective=f"log joint {nats:,.0f} nats")
         if self.preview and progress.step % self.preview == self.preview - 1 and progress.signal is not None:
-            self.folder.mkdir(parents=True, exist_ok=True)
             write_photo(progress.signal.mean(0)[0].cpu().numpy(), self.folder / "preview.png")
 
 
@@ -118,7 +119,6 @@ def _written(
 
     from gae.photos import loss_curve, side_by_side, write_photo
 
-    folder.mkdir(parents=True, exist_ok=True)
     restored = found.image.cpu().numpy()
     write_photo(restored, folder / "result.png")
     shown = seen if mask is None else np.where(mask, seen, 0.5)
@@ -134,5 +134,5 @@ def _written(
         "seconds": round(seconds, 1),
         "result": str(folder / "result.png"),
     }
-    (folder / "result.json").write_text(json.dumps({**account, "loss": found.loss}, indent=1, allow_nan=False) + "\n")
+    write_text(folder / "result.json", json.dumps({**account, "loss": found.loss}, indent=1, allow_nan=False) + "\n")
     return account

@@ -5,7 +5,8 @@ from typing import Annotated
 
 import typer
 
-from gae.cli_common import Binarize, CheckpointPath, DataName, load, need_suffix, read
+from gae.cli_common import Binarize, CheckpointPath, DataName, load, read
+from gae.files import check_file
 from gae.terminal import reported
 
 
@@ -23,7 +24,7 @@ def explore(
     """Write one HTML page to move through a plane of codes; it needs no server."""
     from gae.explore import explore as write
 
-    need_suffix(output, ".html")
+    check_file(output, ".html")
     model, noted = read(checkpoint)
     found = load(data, binarize)
     x = found.test[:samples]

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from gae.cli_common import AsJson, Binarize, CheckpointPath, DataName, load, read, save_arrays
+from gae.files import check_folder, write_text
 from gae.terminal import console, echo_json, reported, table
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ def gap(
     from gae import gap_report
     from gae.measure import mean_and_error
 
+    check_folder(out)
     model = read(checkpoint)[0].double()  # in single precision, an optimisation stalls before it has converged
     x = load(data, binarize).test[:size].double()
     torch.manual_seed(seed)
@@ -50,9 +52,8 @@ def gap(
         "unit": "nats",
         "results": {name: mean_and_error(values) for name, values in columns.items()},
     }
-    out.mkdir(parents=True, exist_ok=True)
     save_arrays(out / "gap.npz", {name: values.cpu().numpy() for name, values in columns.items()})
-    (out / "gap.json").write_text(json.dumps(account, indent=1, allow_nan=False) + "\n")
+    write_text(out / "gap.json", json.dumps(account, indent=1, allow_nan=False) + "\n")
     gap_report.write(columns, account, out)
     if as_json:
         echo_json(account)

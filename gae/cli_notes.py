@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from gae.cli_common import AsJson
+from gae.files import check_folder, write_text
 from gae.terminal import console, echo_json, reported, table
 
 if TYPE_CHECKING:
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
 @reported
 def notes(
-    ids: Annotated[list[str] | None, typer.Argument(metavar="[ID]...", help="D01, D02, …; all unless named.")] = None,
+    ids: Annotated[list[str] | None, typer.Argument(metavar="ID", help="D01, D02, …; all unless named.")] = None,
     seed: Annotated[int, typer.Option(help="Of the random instances.")] = 0,
     as_json: AsJson = False,
     out: Annotated[Path, typer.Option(help="Folder for ledger.html and ledger.json.")] = Path("runs/notes"),
@@ -26,11 +27,12 @@ def notes(
 
     from gae import ledger, ledger_page
 
+    check_folder(out)
     chosen = ledger.select(ledger.read_notes(), ids or ())
     findings = _run(chosen, seed)
     account = ledger.record(findings, seed)
     ledger_page.write(chosen, findings, seed, out / "ledger.html")
-    (out / "ledger.json").write_text(json.dumps(account, indent=1, allow_nan=False, ensure_ascii=False) + "\n")
+    write_text(out / "ledger.json", json.dumps(account, indent=1, allow_nan=False, ensure_ascii=False) + "\n")
     if as_json:
         echo_json(account)
     else:

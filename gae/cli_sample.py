@@ -5,7 +5,8 @@ from typing import Annotated
 
 import typer
 
-from gae.cli_common import CheckpointPath, Seed, need_suffix, read, save_arrays
+from gae.cli_common import CheckpointPath, Seed, read, save_arrays
+from gae.files import check_file, write_text
 from gae.terminal import reported
 
 
@@ -14,7 +15,8 @@ def sample(
     checkpoint: CheckpointPath,
     n: Annotated[int, typer.Option("-n", min=1, help="How many.")] = 64,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="A .png or (of text) .txt file, or .npz [default: samples.…].")
+        Path | None,
+        typer.Option("--output", "-o", help="A .png or (of text) .txt file, or .npz.", show_default="samples.…"),
     ] = None,
     mean: Annotated[
         bool, typer.Option("--mean", help="The decoder's mean at each code, without observation noise.")
@@ -28,20 +30,19 @@ def sample(
     vocabulary = description.get("vocabulary")
     kinds = (".png", ".npz") if vocabulary is None else (".txt", ".npz")
     output = output or Path("samples").with_suffix(kinds[0])
-    need_suffix(output, *kinds)
+    check_file(output, *kinds)
     torch.manual_seed(seed)
     with torch.no_grad():
         z = model.likelihood.prior.sample(torch.Size((n,)))
         decoded = model.decode(z)
         drawn = model.likelihood.point(decoded) if mean else decoded.sample()
-    output.parent.mkdir(parents=True, exist_ok=True)
     if output.suffix == ".npz":
         save_arrays(output, {"x": drawn.numpy(), "z": z.numpy()})
     elif vocabulary is not None:
         from gae.text import Vocabulary
 
         lines = Vocabulary(tuple(vocabulary["tokens"]), vocabulary["words"]).decode(drawn)
-        output.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        write_text(output, "\n".join(lines) + "\n")
     else:
         from gae.figures import sheet
 

@@ -16,10 +16,11 @@ from gae.autoencoder import Autoencoder
 from gae.curves import bounds
 from gae.data import Dataset
 from gae.engines import BASELINES, ENGINES, Configuration, assemble, configure, describe, initial, settle_scale
+from gae.files import whole, write_text
 from gae.fit import fit
 from gae.likelihood import Likelihood
 from gae.measure import Entry, cell
-from gae.phases import Phases, facts, one_thread, write_whole
+from gae.phases import Phases, facts, one_thread
 from gae.pictures import pictures
 from gae.report import write
 from gae.systems import NormalEncoder
@@ -93,7 +94,7 @@ def _results(run: "Run", decoder: Likelihood, encoder: NormalEncoder) -> dict[st
     }
     run.draw({name: found.model for name, found in trained.items()}, baselines)
     results["seconds"] = {**run.seconds, "total": sum(run.seconds.values())}
-    write_whole(run.out / "results.json", json.dumps(results, indent=1, allow_nan=False))
+    write_text(run.out / "results.json", json.dumps(results, indent=1, allow_nan=False) + "\n")
     return results
 
 
@@ -185,7 +186,6 @@ class Run(Phases):
         if not stored.exists():
             self.say("pictures")
             arrays = pictures(models, baselines, self.data, self.configuration)
-            temporary = stored.with_name("unfinished.npz")
-            np.savez(temporary, **arrays)  # type: ignore[arg-type]
-            temporary.replace(stored)
+            with whole(stored) as path:
+                np.savez(path, **arrays)  # type: ignore[arg-type]
         self.seconds["pictures"] = time.perf_counter() - start

@@ -14,6 +14,7 @@ from jaxtyping import Float, Int, Num
 from torch import Tensor
 
 from gae.autoencoder import Autoencoder
+from gae.files import write_text
 from gae.measure import Effort, encode
 
 BARS = 24  # pixels of height of an observation that is no image
@@ -130,20 +131,17 @@ def _write(
         "colours": LABELS,
     }
     page = environment().get_template("explore.html")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(
-        page.render(
-            title=title,
-            facts=json.dumps(facts, allow_nan=False).replace("</", "<\\/"),
-            grid=_sprite(decoded, size, value_range),
-            samples=_sprite(x, across, value_range),
-            count=len(x),
-            size=size,
-            explained=plane.explained,
-            width=plane.axes.shape[1],
-        ),
-        encoding="utf-8",
+    text = page.render(
+        title=title,
+        facts=json.dumps(facts, allow_nan=False).replace("</", "<\\/"),
+        grid=_sprite(decoded, size, value_range),
+        samples=_sprite(x, across, value_range),
+        count=len(x),
+        size=size,
+        explained=plane.explained,
+        width=plane.axes.shape[1],
     )
+    write_text(path, text)
 
 
 def _sprite(images: np.ndarray, across: int, value_range: Sequence[float]) -> str:

@@ -3,9 +3,12 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from gae.files import whole
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -54,7 +57,7 @@ def draw(results: dict[str, Any], pictures: Pictures) -> list[Plate]:
             training_curves(results),
             bounds(results),
             reconstructions(results, pictures),
-            interpolations(results, pictures),
+            *([interpolations(results, pictures)] if _has_pairs(pictures) else []),
             traversals(results, pictures),
             samples(results, pictures),
         ]
@@ -62,12 +65,12 @@ def draw(results: dict[str, Any], pictures: Pictures) -> list[Plate]:
         return [*plates, codes(results, pictures)]
 
 
-def save(plate: Plate, path: Any) -> None:
+def save(plate: Plate, path: Path) -> None:
     """Writes one figure as PNG."""
     from matplotlib import rc_context
 
-    with rc_context(STYLE):
-        plate.figure.savefig(path, format="png", metadata={"Software": None})
+    with rc_context(STYLE), whole(path) as temporary:
+        plate.figure.savefig(temporary, format="png", metadata={"Software": None})
 
 
 def training_curves(results: dict[str, Any]) -> Plate:
@@ -102,7 +105,7 @@ def bounds(results: dict[str, Any]) -> Plate:
             if curve["quantity"] == quantity:
                 point = {"marker": "*", "ms": 13, "zorder": 4} if len(curve["mean"]) == 1 else {"marker": "o", "ms": 4}
                 style = {"color": LINES[i], "ls": DASHES[i], "capsize": 2, "lw": 1.6, "label": curve["label"], **point}
-                axes.errorbar(curve["evaluations"], curve["mean"], curve["se"], **style)
+                axes.errorbar(curve["evaluations"], _numbers(curve["mean"]), _numbers(curve["se"]), **style)
         axes.set(title=title, xlabel="decoder evaluations per sample", ylabel="nats per sample")
         _evaluation_axis(axes, max(max(c["evaluations"]) for c in found["curves"] if c["quantity"] == quantity))
     if found["log_p"]["mean"] is not None:
@@ -122,6 +125,11 @@ def bounds(results: dict[str, Any]) -> Plate:
     return Plate("bounds", "Bound against decoder evaluations", caption, figure)
 
 
+def _numbers(values: Sequence[float | None]) -> list[float]:
+    """NaN, which is not drawn, for a missing number: one sample has no standard error."""
+    return [math.nan if value is None else value for value in values]
+
+
 def reconstructions(results: dict[str, Any], pictures: Pictures) -> Plate:
     """The same test samples, a row per decoder and baseline."""
     rows = {"test sample": pictures["originals"], **under(pictures, "reconstruction")}
@@ -131,6 +139,11 @@ def reconstructions(results: dict[str, Any], pictures: Pictures) -> Plate:
         f"{_range(results)}."
     )
     return Plate("reconstructions", "Reconstructions", caption, grid(rows, results["data"]["value_range"]))
+
+
+def _has_pairs(pictures: Pictures) -> bool:
+    """Whether there were two test samples between whose codes a line could be drawn."""
+    return all(strip.size for strip in under(pictures, "interpolation").values())
 
 
 def interpolations(results: dict[str, Any], pictures: Pictures) -> Plate:
@@ -240,13 +253,13 @@ def _range(results: dict[str, Any]) -> str:
     return f"[{low:g}, {high:g}]"
 
 
-def sheet(images: np.ndarray, value_range: Sequence[float], path: Any, across: int = 8) -> None:
+def sheet(images: np.ndarray, value_range: Sequence[float], path: Path, across: int = 8) -> None:
     """Writes a PNG of images (N, *X), ``across`` to a row, clipped to the value range."""
     from matplotlib import rc_context
 
     rows = {" " * (i + 1): images[i : i + across] for i in range(0, len(images), across)}
-    with rc_context(STYLE):
-        grid(rows, value_range).savefig(path, format="png", metadata={"Software": None})
+    with rc_context(STYLE), whole(path) as temporary:
+        grid(rows, value_range).savefig(temporary, format="png", metadata={"Software": None})
 
 
 def grid(rows: Pictures, value_range: Sequence[float]) -> "Figure":

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gae.figures import INK, LINES, STYLE
+from gae.files import whole, write_text
 from gae.measure import mean_and_error
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ def write(columns: "dict[str, Tensor]", account: dict[str, Any], folder: Path) -
     results = account["results"]
     page = environment().get_template("gap.html")
     text = page.render(account=account, rows=rows(results), converged=converged(results), image=image)
-    (folder / "gap.html").write_text(text, encoding="utf-8")
+    write_text(folder / "gap.html", text)
 
 
 def ladder(columns: "dict[str, Tensor]", path: Path) -> None:
@@ -66,7 +67,8 @@ def ladder(columns: "dict[str, Tensor]", path: Path) -> None:
         right.axhline(0, color=INK, lw=1, label="log p(x)")
         right.set(xlabel="observations, ordered", ylabel="bound − log p(x)   (nats)", title="every observation")
         right.legend(fontsize=8)
-        figure.savefig(path, format="png", metadata={"Software": None})
+        with whole(path) as temporary:
+            figure.savefig(temporary, format="png", metadata={"Software": None})
 
 
 def _nats(value: float | None) -> str:

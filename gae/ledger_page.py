@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from gae.files import write_text
 from gae.ledger import Claim, Finding, Note
 
 FUNCTION = re.compile("(<mi>(?:log|exp|det|tr)</mi>)")  # a named function stands apart from its argument
@@ -19,23 +20,22 @@ def write(notes: Sequence[Note], findings: Sequence[Finding], seed: int, path: P
     """Writes the page, which needs nothing beside itself."""
     from gae.report import environment
 
-    path.parent.mkdir(parents=True, exist_ok=True)
-    page = environment().get_template("ledger.html")
-    markdown = _renderer()
-    path.write_text(
-        page.render(
+    text = (
+        environment()
+        .get_template("ledger.html")
+        .render(
             notes=notes,
             findings={finding.claim.id: finding for finding in findings},
             seed=seed,
             seconds=sum(finding.seconds for finding in findings),
             contradictions=[finding.claim.id for finding in findings if not finding.agrees],
             versions={"torch": torch.__version__, "Python": platform.python_version()},
-            markdown=markdown,
+            markdown=_renderer(),
             number=number,
             picture=_picture,
-        ),
-        encoding="utf-8",
+        )
     )
+    write_text(path, text)
 
 
 def number(value: float) -> str:

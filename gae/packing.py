@@ -1,11 +1,46 @@
-"""Nested Python state as JSON and tensors, and back, exactly."""
+"""Nested Python state as JSON and tensors, and back, exactly; and JSON whose damage is noticed."""
 
+import hashlib
+import json
 import math
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
+
+CHECKSUM = "checksum"
+
+
+def dump(document: Mapping[str, Any]) -> str:
+    """A document as JSON, with a SHA-256 of all its values in their order, which ``verified`` checks.
+
+    >>> import json
+    >>> verified(json.loads(dump({"lr": 1e-3})))
+    {'lr': 0.001}
+    >>> verified(json.loads(dump({"lr": 1e-3}).replace("0.001", "0.002")))
+    Traceback (most recent call last):
+    ValueError: its values differ from their checksum
+    """
+    return json.dumps({**document, CHECKSUM: _checksum(document)}, indent=1, allow_nan=False)
+
+
+def verified(document: Any) -> dict[str, Any]:
+    """The document without its checksum, from parsed JSON.
+
+    Raises:
+        ValueError: for values that differ from their checksum, or have none.
+    """
+    if not isinstance(document, dict) or CHECKSUM not in document:
+        raise ValueError("it has no checksum")
+    values = {key: value for key, value in document.items() if key != CHECKSUM}
+    if document[CHECKSUM] != _checksum(values):
+        raise ValueError("its values differ from their checksum")
+    return values
+
+
+def _checksum(document: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(document, separators=(",", ":"), allow_nan=False).encode()).hexdigest()
 
 
 def pack(state: Any) -> tuple[Any, dict[str, Tensor]]:

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 
 from gae.data import Dataset
+from gae.files import write_text
+from gae.packing import dump, verified
 
 PACKAGES = ("gae", "torch", "pyro-ppl", "numpy", "scikit-learn")
 
@@ -44,14 +46,25 @@ class Phases:
     def phase(self, name: str, compute: Callable[[], Any]) -> Any:
         """What ``compute`` returns (JSON-able), computed once and timed."""
         stored = self.out / "phases" / f"{name.replace(' ', '-')}.json"
-        if not stored.exists():
+        found = self._stored(stored)
+        if found is None:
             self.say(name)
             start = time.perf_counter()
             found = {"result": compute(), "seconds": time.perf_counter() - start}
-            write_whole(stored, json.dumps(found, allow_nan=False))
-        found = json.loads(stored.read_text(encoding="utf-8"))
+            write_text(stored, dump(found) + "\n")
+            found = _read(stored)
         self.seconds[name] = found["seconds"]
         return found["result"]
+
+    def _stored(self, path: Path) -> dict[str, Any] | None:
+        """A finished phase; one that is damaged is computed again."""
+        if not path.exists():
+            return None
+        try:
+            return _read(path)
+        except ValueError as error:
+            self.say(f"{path} is damaged ({error}) and made again")
+            return None
 
 
 def facts(configuration: dict[str, Any], data: Dataset) -> dict[str, Any]:
@@ -83,11 +96,12 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def write_whole(path: Path, text: str) -> None:
-    """All or nothing."""
-    temporary = path.with_name(f"{path.name}.unfinished")
-    temporary.write_text(text + "\n", encoding="utf-8")
-    temporary.replace(path)
+def _read(path: Path) -> dict[str, Any]:
+    """A document of ``dump``; ValueError if it is damaged."""
+    try:
+        return verified(json.loads(path.read_text(encoding="utf-8")))
+    except RecursionError as error:
+        raise ValueError(str(error)) from None
 
 
 def _claim(out: Path, configuration: dict[str, Any], resume: bool) -> None:
@@ -98,14 +112,20 @@ def _claim(out: Path, configuration: dict[str, Any], resume: bool) -> None:
     if out.exists() and not stored.exists() and (not out.is_dir() or any(out.iterdir())):
         raise FileExistsError(f"{out} is not the folder of a comparison. Choose another (--out).")
     if stored.exists():
-        found = json.loads(stored.read_text(encoding="utf-8"))
+        try:
+            found = _read(stored)
+        except ValueError as error:
+            raise ValueError(
+                f"{stored} is damaged, or of an earlier gae ({error}): whose results these are is not known. Choose "
+                "another folder (--out)."
+            ) from None
         keys = [*configuration, *(key for key in found if key not in configuration)]
         different = [key for key in keys if found.get(key) != configuration.get(key)]
         if different:
             changes = "; ".join(f"{key} was {found.get(key)!r}, now {configuration.get(key)!r}" for key in different)
             raise ValueError(f"{out} holds another comparison: {changes}. Use the same options, or another folder.")
     (out / "phases").mkdir(parents=True, exist_ok=True)
-    write_whole(stored, json.dumps(configuration, indent=1))
+    write_text(stored, dump(configuration) + "\n")
 
 
 def _version(package: str) -> str:

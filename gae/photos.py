@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gae.figures import LINES, STYLE
+from gae.files import whole
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -54,7 +55,9 @@ def write_photo(image: np.ndarray, path: Path) -> None:
     from PIL import Image
 
     pixels = (np.clip(image, 0, 1) * 255).round().astype(np.uint8)
-    Image.fromarray(pixels[0] if len(pixels) == 1 else np.ascontiguousarray(pixels.transpose(1, 2, 0))).save(path)
+    found = Image.fromarray(pixels[0] if len(pixels) == 1 else np.ascontiguousarray(pixels.transpose(1, 2, 0)))
+    with whole(path) as temporary:
+        found.save(temporary)
 
 
 def side_by_side(panels: dict[str, np.ndarray], path: Path) -> None:
@@ -70,7 +73,8 @@ def side_by_side(panels: dict[str, np.ndarray], path: Path) -> None:
             axes.imshow(shown[0] if len(shown) == 1 else shown.transpose(1, 2, 0), cmap="gray", vmin=0, vmax=1)
             axes.set_title(title)
             axes.set_axis_off()
-        figure.savefig(path, format="png", metadata={"Software": None})
+        with whole(path) as temporary:
+            figure.savefig(temporary, format="png", metadata={"Software": None})
 
 
 def loss_curve(loss: list[list[float]], path: Path) -> None:
@@ -86,7 +90,8 @@ def loss_curve(loss: list[list[float]], path: Path) -> None:
         axes.set(xlabel="step", ylabel="squared error per measured value", yscale="log")
         if len(loss[0]) > 1:
             axes.legend()
-        figure.savefig(path, format="png", metadata={"Software": None})
+        with whole(path) as temporary:
+            figure.savefig(temporary, format="png", metadata={"Software": None})
 
 
 def _refuse_lossy(path: Path, image: "Image.Image") -> None:

@@ -2,14 +2,18 @@
 
 import base64
 import json
+import shlex
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from zipfile import BadZipFile
+from zlib import error
 
 import numpy as np
 
 from gae.figures import Plate, draw, save
+from gae.files import write_text
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -201,7 +205,7 @@ def _nats(value: float, sign: bool = False) -> str:
 
 def command(configuration: dict[str, Any]) -> str:
     """The command that gives these results."""
-    parts = ["gae compare", configuration["data"], "--engines", ",".join(configuration["engines"])]
+    parts = ["gae compare", shlex.quote(configuration["data"]), "--engines", ",".join(configuration["engines"])]
     for option in ("epochs", "latent", "head", "seed"):
         parts += [f"--{option}", str(configuration[option])]
     parts += [] if configuration["binarize"] == "none" else ["--binarize", configuration["binarize"]]
@@ -214,15 +218,22 @@ def write(out: Path) -> Path:
     Reads ``out/results.json`` and ``out/pictures.npz`` only, so that a report can be made again at any time.
     """
     results = json.loads((out / "results.json").read_text(encoding="utf-8"))
-    with np.load(out / "pictures.npz", allow_pickle=False) as stored:
-        plates = draw(results, dict(stored))
+    plates = draw(results, load_arrays(out / "pictures.npz", "Delete it"))
     folder = out / "figures"
-    folder.mkdir(exist_ok=True)
     for plate in plates:
         save(plate, folder / f"{plate.name}.png")
     page = out / "report.html"
-    page.write_text(render(results, plates, folder), encoding="utf-8")
+    write_text(page, render(results, plates, folder))
     return page
+
+
+def load_arrays(path: Path, remedy: str) -> dict[str, np.ndarray]:
+    """The arrays of a picture file; ValueError if it is damaged, with a remedy."""
+    try:
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as stored:
+            return dict(stored)
+    except (ValueError, KeyError, EOFError, NotImplementedError, BadZipFile, error) as reason:
+        raise ValueError(f"{path} is damaged ({reason}). {remedy}, and resume with the same options.") from None
 
 
 def render(results: dict[str, Any], plates: list[Plate], folder: Path) -> str:

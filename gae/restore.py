@@ -1,9 +1,8 @@
 """Photographs restored by a network's weights alone (deep image prior): denoise, inpaint, superresolve."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 
 import torch
 from jaxtyping import Bool, Float
@@ -14,6 +13,7 @@ from gae import nets
 from gae.inference import Adam, Ascent, Detach, Initial, Progress, RunningVariance
 from gae.inference.solver import Watch
 from gae.likelihood import Crop, Downsample, Gaussian, Likelihood, Mask, Observed, WeightLikelihood
+from gae.memory import free_memory
 
 INPUTS = 32  # channels of the network's input, drawn from U(0, 0.1)
 SCALE = 25 / 255  # standard deviation of the observation noise; Adam's steps do not depend on it
@@ -36,6 +36,10 @@ class Network:
 
     channels: int = 32
     scales: int = 4
+
+    def __post_init__(self) -> None:
+        if self.channels < 1 or self.scales < 1:
+            raise ValueError(f"Need channels >= 1 and scales >= 1, got {self.channels} and {self.scales}.")
 
     def build(self, outputs: int) -> nn.Module:
         """The network for images of so many channels."""
@@ -99,11 +103,15 @@ def restore(
     limit = TASKS[_known(task)].steps if steps is None else steps
     if limit < 1 or runs < 1:
         raise ValueError(f"Need steps >= 1 and runs >= 1, got {limit} and {runs}.")
+    _check(image, task, mask, factor)
+    grown = factor if task == "superresolve" else 1
+    _afford(network, image, grown, runs)
     with torch.random.fork_rng(devices=[image.device] if image.is_cuda else []):
         torch.manual_seed(seed)
         likelihood, seen = pose(image, task, mask=mask, factor=factor, network=network)
-        _afford(memory(network, likelihood, runs), image.device)
-        grown = factor if task == "superresolve" else 1
+        network.build(
+            len(image)
+        )  # these draws precede those of the runs, so that a seed's picture stays that of earlier versions
         log = _Log(seen.numel(), image.shape[1] * grown, image.shape[2] * grown, watch)
         try:
             with torch.no_grad():
@@ -135,6 +143,7 @@ def pose(
     _check(image, _known(task), mask, factor)
     channels, height, width = image.shape
     grown = factor if task == "superresolve" else 1
+    _afford(network, image, grown, runs=1)
     canvas = (channels, *network.canvas(height * grown, width * grown))
     net = network.build(channels).to(image)
     noise = 0.1 * torch.rand(INPUTS, *canvas[1:], dtype=image.dtype, device=image.device)
@@ -185,47 +194,62 @@ class _Log:
         return Restoration(runs.mean(0), runs, self.taken.tolist(), settled, self.loss, self.interrupted)
 
 
-def memory(network: Network, likelihood: Likelihood, runs: int) -> int:
-    """Bytes that the runs need at their peak, about: activations kept for the gradient, weights, recent outputs.
+def memory(network: Network, channels: int, height: int, width: int, runs: int = 1) -> int:
+    """Bytes that the runs need at their peak, about, for a result of this size.
 
-    The activations of a small canvas are counted, and scaled to the likelihood's own.
+    Counted are the activations that are kept for the gradient (by a pass without data), gradients of the widest layer,
+    weights with the state of Adam, the networks' inputs and the recent outputs.
+
+    >>> memory(Network(), 3, 512, 512) > 15 * memory(Network(), 3, 128, 128)
+    True
     """
-    decoder = likelihood.likelihood if isinstance(likelihood, Observed) else likelihood
-    channels, height, width = decoder.event_shape
-    side = 2 ** (network.scales + 1)
-    kept: dict[int, int] = {}
+    high, wide = network.canvas(height, width)
+    kept: dict[int, torch.UntypedStorage] = {}
 
     def keep(tensor: Tensor) -> Tensor:
-        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        storage = tensor.untyped_storage()
+        kept[storage._cdata] = storage
         return tensor
 
-    with torch.enable_grad(), saved_tensors_hooks(keep, lambda tensor: tensor):
+    with torch.device("meta"), torch.enable_grad(), saved_tensors_hooks(keep, lambda tensor: tensor):
         net = network.build(channels)
-        output = net(torch.zeros(1, INPUTS, side, side))
+        output = net(torch.zeros(1, INPUTS, high, wide))
     del output
     weights = sum(parameter.numel() for parameter in net.parameters())
-    activations = (sum(kept.values()) - 4 * weights) * height * width // side**2
-    recent = 4 * channels * height * width * (RunningVariance().window // RunningVariance().every)
-    return runs * (activations + recent + 4 * 10 * weights)
+    activations = sum(storage.nbytes() for storage in kept.values()) - 4 * weights
+    recent = channels * (RunningVariance().window // RunningVariance().every)
+    working = INPUTS + runs * (INPUTS + 4 * network.channels + recent)
+    return runs * (activations + 4 * 10 * weights) + 4 * high * wide * working
 
 
-def _afford(needed: int, device: torch.device) -> None:
-    free = _free_memory(device)
-    if free is not None and needed > free:
-        raise ValueError(
-            f"This needs about {needed / 2**30:.1f} GiB of memory, and {free / 2**30:.1f} GiB are free. Take a smaller "
-            "image, fewer channels, or fewer runs at once."
-        )
+def _afford(network: Network, image: Tensor, factor: int, runs: int) -> None:
+    """Raises ValueError where the runs need more memory than is free, and names what would fit."""
+    channels, height, width = image.shape
+    needed, free = memory(network, channels, factor * height, factor * width, runs), free_memory(image.device)
+    if free is None or needed <= free:
+        return
+
+    def fits(network: Network, share: float, factor: int, runs: int) -> bool:
+        high, wide = (factor * max(1, int(share * side)) for side in (height, width))
+        return memory(network, channels, high, wide, runs) <= free
+
+    share = math.sqrt(free / needed)
+    halved = [network.channels >> i for i in range(1, network.channels.bit_length())]
+    narrower = next((c for c in halved if fits(replace(network, channels=c), 1.0, factor, runs)), None)
+    smaller = next((f for f in range(factor - 1, 1, -1) if fits(network, 1.0, f, runs)), None)
+    remedies = ["one run at a time"] if runs > 1 and fits(network, 1.0, factor, 1) else []
+    remedies += [f"factor {smaller}"] if smaller else []
+    remedies += [f"{narrower} channels instead of {network.channels}"] if narrower else []
+    if fits(network, share, factor, runs):
+        remedies += [f"a crop of about {int(share * height)} × {int(share * width)} pixels"]
+    raise ValueError(
+        f"Painting {factor * height} × {factor * width} pixels needs about {_bytes(needed)} of memory, and "
+        f"{_bytes(free)} are free. Take {', or '.join(remedies or ['a smaller network'])}."
+    )
 
 
-def _free_memory(device: torch.device) -> int | None:
-    """Bytes, where the system tells."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    if not (info := Path("/proc/meminfo")).exists():
-        return None
-    line = next((line for line in info.read_text().splitlines() if line.startswith("MemAvailable:")), None)
-    return None if line is None else 1024 * int(line.split()[1])
+def _bytes(size: int) -> str:
+    return f"{size / 2**30:,.1f} GiB" if size >= 2**30 else f"{size / 2**20:.1f} MiB"
 
 
 def _known(task: str) -> str:

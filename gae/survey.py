@@ -17,6 +17,7 @@ from torch import Tensor
 from gae.autoencoder import Autoencoder
 from gae.data import Dataset
 from gae.engines import settle_scale, start_scale
+from gae.files import whole, write_text
 from gae.fit import fit
 from gae.fit.learners import has_closed_form
 from gae.likelihood import FlatDistribution
@@ -32,7 +33,7 @@ from gae.measure import (
     milliseconds,
     proportion,
 )
-from gae.phases import Phases, facts, one_thread, write_whole
+from gae.phases import Phases, facts, one_thread
 from gae.pictures import plane
 from gae.survey_report import write
 from gae.systems import SYSTEMS, build, describe, named
@@ -109,7 +110,7 @@ def survey(
             "absent": {name: row["absent"] for name, row in found.items() if "absent" in row},
         }
         results["seconds"] = {**run.seconds, "total": sum(run.seconds.values())}
-        write_whole(run.out / "results.json", json.dumps(results, indent=1, allow_nan=False))
+        write_text(run.out / "results.json", json.dumps(results, indent=1, allow_nan=False) + "\n")
     run.say("report")
     write(run.out)
     return results
@@ -234,11 +235,10 @@ class Survey(Phases):
     def _keep(self, name: str, arrays: dict[str, Tensor]) -> None:
         import numpy as np
 
-        folder = self.out / "pictures"
-        folder.mkdir(exist_ok=True)
         if self.data.test_labels is not None:
             arrays["labels"] = self.data.test_labels[: len(arrays["codes"])]
-        np.savez(folder / f"{name}.npz", **{kind: array.numpy() for kind, array in arrays.items()})  # type: ignore[arg-type]
+        with whole(self.out / "pictures" / f"{name}.npz") as path:
+            np.savez(path, **{kind: array.numpy() for kind, array in arrays.items()})  # type: ignore[arg-type]
 
 
 def left_out(z: Num[Tensor, "N *Z"], labels: Int[Tensor, " N"]) -> Entry:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gae.figures import INK, LINES, STYLE, Plate, canvas, grid, save, scatter
-from gae.report import Box, Column, Row, box, environment
+from gae.files import write_text
+from gae.report import Box, Column, Row, box, environment, load_arrays
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -72,11 +73,10 @@ def write(out: Path) -> Path:
 
     results = json.loads((out / "results.json").read_text(encoding="utf-8"))
     rows = results["rows"] + results["embeddings"]
-    pictures = {row["system"]: _arrays(out / "pictures" / f"{row['system']}.npz") for row in rows}
+    pictures = {row["system"]: _pictures(out, row["system"]) for row in rows}
     with rc_context(STYLE):
         plates = draw(results, pictures)
     folder = out / "figures"
-    folder.mkdir(exist_ok=True)
     for plate in plates:
         save(plate, folder / f"{plate.name}.png")
     images = {plate.name: base64.b64encode((folder / f"{plate.name}.png").read_bytes()).decode() for plate in plates}
@@ -94,13 +94,12 @@ def write(out: Path) -> Path:
         )
     )
     page = out / "report.html"
-    page.write_text(text, encoding="utf-8")
+    write_text(page, text)
     return page
 
 
-def _arrays(path: Path) -> dict[str, np.ndarray]:
-    with np.load(path, allow_pickle=False) as stored:
-        return dict(stored)
+def _pictures(out: Path, system: str) -> dict[str, np.ndarray]:
+    return load_arrays(out / "pictures" / f"{system}.npz", f"Delete {out / 'phases' / system}.json")
 
 
 Arrays = dict[str, dict[str, np.ndarray]]

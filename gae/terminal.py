@@ -1,6 +1,7 @@
 """What the ``gae`` command prints: tables, JSON, and one red line for what went wrong."""
 
 import json
+import math
 import sys
 from collections.abc import Callable
 from functools import wraps
@@ -8,23 +9,31 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import typer
 
+from gae.processes import refuse_many_processes
+
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
 # What a user can put right; anything else is a defect and keeps its traceback.
-EXPECTED = (ValueError, TypeError, OSError, FloatingPointError, NotImplementedError, ImportError)
+EXPECTED = (ValueError, TypeError, OSError, FloatingPointError, MemoryError, NotImplementedError, ImportError)
 
 
 def reported(function: Callable[..., None]) -> Callable[..., None]:
-    """A command whose expected errors are one red message and exit code 2; Ctrl-C says how to go on."""
+    """A command whose expected errors are one red message and exit code 2; Ctrl-C says how to go on.
+
+    A reader that closed standard output, such as ``head``, ends it without a word and with exit code 1 (by typer).
+    """
 
     @wraps(function)
     def run(*args: Any, **options: Any) -> None:
         try:
+            refuse_many_processes("the command")
             function(*args, **options)
+        except BrokenPipeError:
+            raise
         except EXPECTED as error:
-            _fail(str(error), 2)
+            _fail(str(error) or type(error).__name__, 2)
         except KeyboardInterrupt:
             _fail("Interrupted." + (" Add --resume to continue." if "resume" in options else ""), 130)
 
@@ -40,6 +49,8 @@ def _fail(message: str, code: int) -> NoReturn:
 
 
 def comparison(results: dict[str, Any]) -> "Table":
+    from rich.text import Text
+
     from gae import report
 
     found = report.table(results)
@@ -48,9 +59,9 @@ def comparison(results: dict[str, Any]) -> "Table":
         column.justify = "right"
     for heading, rows in found.groups:
         shown.add_section()
-        shown.add_row(f"[bold]{heading.partition(';')[0]}[/bold]")
+        shown.add_row(Text(heading.partition(";")[0], style="bold"))
         for row in rows:
-            texts = [f"[bold green]{box.text}[/bold green]" if box.best else box.text for box in row.boxes]
+            texts = [Text(box.text, style="bold green" if box.best else "") for box in row.boxes]
             shown.add_row(f"  {row.label}", *texts)
     shown.caption = (
         "mean ± standard error over test samples; green: best of those that can be compared; –: does not exist"
@@ -91,6 +102,10 @@ def print_results(results: dict[str, Any], as_json: bool) -> None:
 
 def plain(value: Any) -> str:
     match value:
+        case {"mean": None, "reason": reason}:
+            return f"– ({reason})"
+        case {"mean": mean, "se": None}:  # of one sample
+            return f"{mean:.5g}"
         case {"mean": mean, "se": se}:
             return f"{mean:.5g} ± {se:.2g}"
         case dict():
@@ -103,7 +118,19 @@ def plain(value: Any) -> str:
 
 
 def echo_json(value: Any) -> None:
-    typer.echo(json.dumps(value, indent=1, allow_nan=False))
+    """Prints JSON, in which a number that is not finite is null."""
+    typer.echo(json.dumps(_finite(value), indent=1, allow_nan=False))
+
+
+def _finite(value: Any) -> Any:
+    match value:
+        case float():
+            return value if math.isfinite(value) else None
+        case dict():
+            return {name: _finite(item) for name, item in value.items()}
+        case list() | tuple():
+            return [_finite(item) for item in value]
+    return value
 
 
 def table(*columns: str) -> "Table":
@@ -114,7 +141,8 @@ def table(*columns: str) -> "Table":
 
 
 def console(stderr: bool = False) -> "Console":
+    """A console that prints brackets and colons as they are: text of a user is no markup."""
     from rich.console import Console
 
     stream = sys.stderr if stderr else sys.stdout
-    return Console(stderr=stderr, width=None if stream.isatty() else 160)
+    return Console(stderr=stderr, width=None if stream.isatty() else 160, markup=False, emoji=False)

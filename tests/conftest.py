@@ -9,6 +9,7 @@ os.environ["OMP_NUM_THREADS"] = "1"  # small computations only wait for each oth
 
 import random
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +69,18 @@ class Deterministic:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(Deterministic())
+
+
+@contextmanager
+def file_limit(size: int) -> Iterator[None]:
+    """No file grows beyond so many bytes, as on a full disk: writing fails."""
+    resource = pytest.importorskip("resource")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 @pytest.fixture(scope="session")

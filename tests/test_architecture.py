@@ -15,6 +15,8 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # A module imports only from modules above it.
 ORDER = [
+    "gae.files",
+    "gae.processes",
     "gae.text",
     "gae.readers",
     "gae.data",
@@ -90,6 +92,7 @@ ORDER = [
     "gae.fit",
     "gae.stacked",
     "gae.walks",
+    "gae.memory",
     "gae.restore",
     "gae.systems.parts",
     "gae.systems.linear",

@@ -3,19 +3,22 @@
 import json
 import os
 import pickle
+import random
 import shutil
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from conftest import file_limit
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
 from gae import checkpoint
-from gae.packing import pack, unpack
+from gae.packing import dump, pack, unpack, verified
 
 scalars = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text()
 dtypes = st.sampled_from([torch.float32, torch.float64, torch.bfloat16, torch.int64, torch.uint8, torch.bool])
@@ -169,6 +172,19 @@ def test_failed_write_leaves_the_earlier(
     assert len(list(tmp_path.iterdir())) == 2  # nothing is left of the failed write
 
 
+def test_a_full_disk_names_the_last_good_checkpoint(tmp_path: Path) -> None:
+    """The tensors do not fit, or the values do not."""
+    for state in ({"weight": torch.zeros(10_000)}, {"rows": list(range(10_000))}):
+        with file_limit(20_000), pytest.raises(OSError, match=r"Cannot write .*00001 .*There is no earlier checkpoint"):
+            checkpoint.save(tmp_path, 1, state)
+    checkpoint.save(tmp_path, 1, "one")
+    truncate(checkpoint.save(tmp_path, 2, "two") / checkpoint.STATE)
+    for state in ({"weight": torch.zeros(10_000)}, {"rows": list(range(10_000))}):
+        with file_limit(20_000), pytest.raises(OSError, match=r"too large.*The last good checkpoint is .*00001\. Make"):
+            checkpoint.save(tmp_path, 3, state)
+    assert [path.name for path in sorted(tmp_path.iterdir())] == ["checkpoint-00000001", "checkpoint-00000002"]
+
+
 def truncate(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-1])
 
@@ -194,7 +210,7 @@ DAMAGE = {
 def test_damaged_newest_falls_back(damage: str, tmp_path: Path) -> None:
     first, second = (checkpoint.save(tmp_path, step, {"weight": torch.ones(step)}) for step in (1, 2))
     DAMAGE[damage](second)
-    with pytest.raises(ValueError, match=r"checkpoint-00000002 is .*Give the run's folder to take an earlier one"):
+    with pytest.raises(ValueError, match=r"checkpoint-00000002 is .* before it is .*checkpoint-00000001: give that"):
         checkpoint.load(second)
     with pytest.warns(UserWarning, match=r"Taking checkpoint-00000001, since .*checkpoint-00000002 is"):
         assert checkpoint.load(tmp_path).step == 1
@@ -231,8 +247,9 @@ def test_pickles_are_never_opened(tmp_path: Path) -> None:
 
 
 def edit(path: Path, **changes: Any) -> None:
+    """Other values, with their checksum."""
     state = path / checkpoint.STATE
-    state.write_text(json.dumps({**json.loads(state.read_text()), **changes}))
+    state.write_text(dump({**verified(json.loads(state.read_text())), **changes}))
 
 
 def test_foreign_things_are_refused(tmp_path: Path) -> None:
@@ -249,11 +266,13 @@ def test_foreign_things_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"model.safetensors is a safetensors file without our state.json"):
         checkpoint.load(tmp_path / "model.safetensors")
     path = checkpoint.save(tmp_path, 1, {"weight": torch.ones(1)})
-    edit(path, state={"weight": {"$tensor": "elsewhere"}})
-    with pytest.raises(ValueError, match="it lacks 'elsewhere'"):
-        checkpoint.load(path)
+    (tmp_path / "checkpoint-00000001" / checkpoint.STATE).write_text(json.dumps({"version": "1.0"}))
+    with pytest.raises(ValueError, match=r"no checkpoint of gae: its state.json says format None"):
+        checkpoint.load(tmp_path)
+    shutil.rmtree(path)
+    path = checkpoint.save(tmp_path, 1, {"weight": torch.ones(1)})
     for changes, message in [
-        ({"version": 2}, r"format version 2, but this gae reads up to 1. Upgrade gae"),
+        ({"version": 3}, r"format version 3, but this gae reads up to 2. Upgrade gae"),
         ({"format": "other"}, r"no checkpoint of gae: its state.json says format 'other'"),
     ]:
         edit(path, **changes)
@@ -277,3 +296,94 @@ def test_restore_checks_before_it_changes() -> None:
     assert "1.bias: (2,) torch.float64" in message
     assert "1.weight" not in message
     assert same(dict(model.state_dict()), before)
+
+
+def as_first_version(path: Path) -> dict[str, Any]:
+    """Rewrites a checkpoint as format version 1 had it, without a checksum; returns its document."""
+    document = {**verified(json.loads((path / checkpoint.STATE).read_text())), "version": 1}
+    (path / checkpoint.STATE).write_text(json.dumps(document))
+    return document
+
+
+STATE = {"lr": 1e-3, "betas": (0.9, 0.999), 0: torch.arange(3.0), "rows": [{"epoch": 1, "loss": -12.5, "held": None}]}
+
+
+def test_the_first_version_is_read_with_a_warning(tmp_path: Path) -> None:
+    path = checkpoint.save(tmp_path, 1, STATE)
+    document = as_first_version(path)
+    with pytest.warns(UserWarning, match="format version 1, which kept no checksum"):
+        assert same(checkpoint.load(tmp_path).state, STATE)
+    checkpoint.save(tmp_path, 2, STATE)
+    assert same(checkpoint.load(tmp_path).state, STATE)  # no warning
+    document["state"]["$dict"][2] = [0, {"$tensor": "elsewhere"}]
+    (path / checkpoint.STATE).write_text(json.dumps(document))
+    with (
+        pytest.warns(UserWarning, match="format version 1"),
+        pytest.raises(ValueError, match=r"is damaged: state\.json"),
+    ):
+        checkpoint.load(path)
+
+
+def is_refused(path: Path) -> bool:
+    """Whether it is refused as damaged; otherwise its state must be the one that was saved."""
+    try:
+        found = checkpoint.load(path).state
+    except ValueError as error:
+        assert f"{path.name} is damaged" in str(error)
+        return True
+    assert same(found, STATE)
+    return False
+
+
+def edits(document: Any) -> Iterator[Any]:
+    """Copies of parsed JSON with one value changed, retyped, dropped, added or moved, at every place."""
+    if isinstance(document, dict):
+        for key, value in document.items():
+            others = {name: other for name, other in document.items() if name != key}
+            yield others
+            yield {**others, f"{key}x": value}
+            if len(others) and key != list(document)[-1]:
+                yield {**others, key: value}
+            yield from (
+                {name: new if name == key else other for name, other in document.items()} for new in edits(value)
+            )
+    elif isinstance(document, list):
+        for i, value in enumerate(document):
+            yield document[:i] + document[i + 1 :]
+            yield [*document[: i + 1], value, *document[i + 1 :]]
+            yield from ([*document[:i], new, *document[i + 1 :]] for new in edits(value))
+    elif isinstance(document, bool) or document is None:
+        yield from (not document, 0, "None")
+    elif isinstance(document, str):
+        yield from (document + "0", document[1:], None)
+    else:
+        yield from (document + 1, -document - 0.5, str(document), float(document), [document])
+
+
+def test_no_value_can_be_altered_unnoticed(tmp_path: Path) -> None:
+    """Each altered value is refused as damaged, that of the version, the format or a checksum too."""
+    path = checkpoint.save(tmp_path, 7, STATE)
+    file = path / checkpoint.STATE
+    document = json.loads(file.read_text())
+    refused = 0
+    for new in edits(document):
+        file.write_text(json.dumps(new))
+        refused += is_refused(path)
+    assert refused > 150
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_no_byte_can_be_altered_unnoticed(seed: int, tmp_path: Path) -> None:
+    """Bytes that are flipped, deleted, inserted or cut off: the same state or none."""
+    path = checkpoint.save(tmp_path, 7, STATE)
+    file, drawn = path / checkpoint.STATE, random.Random(seed)
+    content = file.read_bytes()
+    refused = 0
+    for _ in range(150):
+        i, byte = drawn.randrange(len(content)), drawn.choice(b'0123456789-.eE"{}[],: nul\x00\xff')
+        rest = {"flip": 1, "insert": 0, "delete": 1 + drawn.randrange(4), "cut": len(content)}
+        how = drawn.choice(list(rest))
+        new = bytes([byte]) if how in ("flip", "insert") else b""
+        file.write_bytes(content[:i] + new + content[i + rest[how] :])
+        refused += is_refused(path)
+    assert refused > 75

@@ -1,6 +1,11 @@
 """The ``gae`` command: what it prints and writes, and how it says what is wrong."""
 
+import html
+import io
 import json
+import os
+import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,9 +17,10 @@ import torch
 from sklearn.decomposition import PCA
 from typer.testing import CliRunner
 
-from gae import __version__, cli
+from gae import __version__, cli, terminal
 from gae.data import Dataset
 from gae.engines import ENGINES
+from gae.packing import dump, verified
 from gae.systems import SYSTEMS
 
 QUICK = ("--quiet", "--epochs", "2")
@@ -266,8 +272,6 @@ def test_data_of_another_shape_are_refused(fitted: Path, tmp_path: Path) -> None
 
 
 def test_foreign_and_damaged_checkpoints_are_refused(fitted: Path, tmp_path: Path) -> None:
-    import shutil
-
     (tmp_path / "weights.pt").write_bytes(b"PK\x03\x04 pickled")
     assert "never opens these" in gae("encode", tmp_path / "weights.pt", "digits", code=2)
     (tmp_path / "empty").mkdir()
@@ -276,9 +280,9 @@ def test_foreign_and_damaged_checkpoints_are_refused(fitted: Path, tmp_path: Pat
     damaged = shutil.copytree(newest, tmp_path / newest.name)
     (damaged / "tensors.safetensors").write_bytes(b"short")
     assert "truncated or altered" in gae("sample", damaged, code=2)
-    document = json.loads((newest / "state.json").read_text(encoding="utf-8"))
+    document = verified(json.loads((newest / "state.json").read_text(encoding="utf-8")))
     document["state"]["describe"] = None
-    (damaged / "state.json").write_text(json.dumps(document), encoding="utf-8")
+    (damaged / "state.json").write_text(dump(document), encoding="utf-8")
     shutil.copy(newest / "tensors.safetensors", damaged)
     assert "does not say which system it holds" in gae("sample", damaged, code=2)
 
@@ -307,3 +311,159 @@ def test_the_default_folder_is_named_after_the_run(tmp_path: Path, monkeypatch: 
 
 def test_engines_of_the_help_exist() -> None:
     assert set(ENGINES) == {"unrolled", "detached", "amortised", "semi-amortised"}
+
+
+ONE = ("--option", "latent=2", "--option", "hidden=4", *QUICK)
+AWKWARD = "o[1] [red] :smile: 'q' \"p\" ü <b>&amp;"
+
+
+@pytest.fixture(scope="module")
+def single(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder and files whose names rich, HTML and a shell would read in their own ways; one test sample."""
+    folder = tmp_path_factory.mktemp("single") / AWKWARD
+    folder.mkdir()
+    x = np.random.default_rng(0).random((30, 5)).astype("float32")
+    np.savez(folder / f"{AWKWARD}.npz", x_train=x, x_test=x[:1])
+    return folder
+
+
+def test_one_test_sample_in_a_folder_with_brackets(single: Path) -> None:
+    """Nothing has a standard error, and names are printed as they are."""
+    data, run = single / f"{AWKWARD}.npz", single / "r[/bold]"
+    printed = gae("fit", "vae", data, *ONE, "--out", run)
+    error = next(line for line in printed.splitlines() if "test squared error" in line)
+    assert "±" not in error and float(error.split()[-1]) > 0
+    words = " ".join(printed.split())
+    assert "r[/bold]" in words and f"{AWKWARD}.npz" in words
+    assert "c[a].npz" in gae("encode", run, data, "-o", single / "c[a].npz") and (single / "c[a].npz").exists()
+    assert "s[a].png" in gae("sample", run, "-n", 2, "-o", single / "s[a].png") and (single / "s[a].png").exists()
+    out = single / "g[a]"
+    assert "g[a]" in gae("gap", run, data, "--samples", 20, "--draws", 20, "--steps", 2, "--out", out)
+    page = (out / "gap.html").read_text(encoding="utf-8")
+    assert "<b>" not in page.split("<dl")[1].split("</dl>")[0] and "r[/bold]" in page
+    assert "r[/bold]x does not exist" in gae("encode", f"{run}x", data, code=2)
+
+
+@pytest.mark.parametrize("kind", ["engines", "systems"])
+def test_comparisons_with_one_test_sample(kind: str, single: Path) -> None:
+    chosen = ("--engines", "amortised", "--latent", "2") if kind == "engines" else ("--systems", "vae,kmeans")
+    out = single / f"{kind}[a]"
+    printed = gae("compare", single / f"{AWKWARD}.npz", *chosen, "--epochs", 1, "--quick", "--out", out)
+    assert f"{kind}[a]" in printed and "kmeans" in printed and "±" not in printed.split("mean ±")[0]
+    page = (out / "report.html").read_text(encoding="utf-8")
+    assert "<b>&amp;" not in page.split("<h2>")[0] and "&lt;b&gt;&amp;amp;" in page
+    if kind == "engines":
+        command = html.unescape(page.split("gae compare ")[-1]).split(" --engines")[0]
+        assert shlex.split(command) == [f"{AWKWARD}.npz"]
+
+
+def test_help_shows_every_default() -> None:
+    shown = {name: " ".join(gae(name, "--help").split()) for name in ("fit", "compare", "sample", "activate", "dip")}
+    assert (
+        "runs/SYSTEM-DATA" in shown["fit"] and "runs/compare-DATA" in shown["compare"] and "(all)" in shown["compare"]
+    )
+    assert "samples.…" in shown["sample"] and "the encoder's output" in shown["activate"] and "runs/dip" in shown["dip"]
+
+
+NOWHERE = [
+    ("encode", "{vae}", "digits", "-o", "{file}/codes.npz"),
+    ("encode", "{vae}", "digits", "-o", "{folder}.npz"),
+    ("sample", "{vae}", "-o", "{file}/drawn.png"),
+    ("explore", "{vae}", "digits", "-o", "{file}/page.html"),
+    ("activate", "{vae}", "0", "-o", "{file}/unit.png"),
+    ("gap", "{vae}", "digits", "--out", "{file}/gap"),
+    ("notes", "D01", "--out", "{file}"),
+    ("dip", "{image}", "--out", "{file}/dip"),
+    ("fit", "vae", "digits", "--out", "{file}/run"),
+    ("compare", "digits", "--out", "{file}/run"),
+    ("compare", "digits", "--systems", "pca", "--out", "{file}/run"),
+]
+
+
+@pytest.mark.parametrize("arguments", NOWHERE, ids=lambda arguments: " ".join(arguments))
+def test_outputs_are_checked_before_any_work(
+    arguments: tuple[str, ...], fitted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from PIL import Image
+
+    def never(*args: Any, **options: Any) -> None:
+        raise AssertionError("work began")
+
+    places = {"vae": fitted / "vae", "file": tmp_path / "file", "image": tmp_path / "image.png"}
+    (tmp_path / "file").write_text("")
+    (tmp_path / "folder.npz").mkdir()
+    Image.new("L", (4, 4)).save(tmp_path / "image.png")
+    for work in ("measure.codes", "explore.explore", "activate.maximise", "gap.inference_gap", "ledger.run",
+                 "restore.restore", "fit.run.Run.train", "autoencoder.Autoencoder.decode"):  # fmt: skip
+        monkeypatch.setattr(f"gae.{work}", never)
+    said = gae(*(part.format(**places, folder=tmp_path / "folder") for part in arguments), code=2)
+    assert "is a file" in said or "is a folder" in said or "Not a directory" in said
+
+
+def test_test_data_are_checked_before_training(tmp_path: Path) -> None:
+    x = np.random.default_rng(0).random((20, 5)).astype("float32")
+    np.savez(tmp_path / "odd.npz", x_train=(x > 0.5).astype("float32"), x_test=x)
+    options = ("--option", "head=bernoulli", "--out", tmp_path / "run")
+    assert "In the test data: Bernoulli needs" in gae("fit", "vae", tmp_path / "odd.npz", *options, code=2)
+    assert not (tmp_path / "run").exists()
+
+
+def test_numbers_that_do_not_exist_are_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    rows = {
+        "none": {"mean": None, "se": None, "reason": "2 of 3 values are not finite"},
+        "one": {"mean": 2.5, "se": None},
+        "two": {"mean": 2.5, "se": 0.5},
+        "nan": float("nan"),
+        "[red]": "[/red]",
+    }
+    terminal.print_results(rows, as_json=False)
+    printed = " ".join(capsys.readouterr().out.split())
+    assert printed == "none – (2 of 3 values are not finite) one 2.5 two 2.5 ± 0.5 nan nan [red] [/red]"
+    terminal.print_results({"loss": float("inf"), "each": [1.0, float("nan")]}, as_json=True)
+    assert json.loads(capsys.readouterr().out) == {"loss": None, "each": [1.0, None]}
+
+
+def test_processes_of_a_launcher_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    said = gae("fit", "vae", "digits", *QUICK, "--out", tmp_path / "run", code=2)
+    assert "one of 2 processes that were launched together (WORLD_SIZE=2, as torchrun sets it)" in said
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_reader_that_leaves_costs_no_training(tmp_path: Path) -> None:
+    """As in `gae fit … | head -1`: no traceback, and the exit code of Python's documentation and of click."""
+    code = "import sys; sys.argv[0] = 'gae'; from gae.cli import main; main()"
+    fit = ["fit", "kmeans", "circles", "--epochs", "2", "--out", str(tmp_path / "run"), "--json"]
+    reading, writing = os.pipe()
+    os.close(reading)
+    with os.fdopen(writing, "w") as gone:
+        done = subprocess.run([sys.executable, "-c", code, *fit], stdout=gone, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr and "Exception ignored" not in done.stderr and "Errno" not in done.stderr
+    assert len((tmp_path / "run" / "metrics.csv").read_text().splitlines()) == 3
+
+
+@pytest.mark.parametrize("stream", ["closed", "ascii"])
+def test_standard_output_that_takes_no_text(stream: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Closed as by `>&-`, or of an encoding that lacks most of what is printed."""
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", None if stream == "closed" else io.TextIOWrapper(written, encoding="ascii"))
+    arguments = ["fit", "kmeans", "circles", *QUICK, "--out", str(tmp_path / "run")]
+    monkeypatch.setattr(sys, "argv", ["gae", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 0
+    assert stream == "closed" or rb" \xb1 " in written.getvalue()  # of mean ± standard error
+    assert (tmp_path / "run" / "metrics.csv").exists()
+    sys.stdout.close()
+
+
+def test_a_defect_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    for error in (KeyError("x"), AttributeError("y"), ZeroDivisionError()):
+        monkeypatch.setattr(cli, "table", lambda *args, error=error: (_ for _ in ()).throw(error))
+        with pytest.raises(type(error)):
+            gae("systems")
+    for error, told in ((ValueError(), "ValueError"), (MemoryError(), "MemoryError"), (OSError(28, "full"), "full")):
+        monkeypatch.setattr(cli, "table", lambda *args, error=error: (_ for _ in ()).throw(error))
+        assert told in gae("systems", code=2)

@@ -410,6 +410,35 @@ def test_folder_in_use(x: Tensor, tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 
 
+def test_folders_that_cannot_be_written_to(x: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(NotADirectoryError, match="file is a file, so nothing can be written to"):
+        quiet(small(), x, out=tmp_path / "file" / "run")
+    monkeypatch.setattr("os.access", lambda path, how: False)
+    with pytest.raises(PermissionError, match="is not writable"):
+        quiet(small(), x, out=tmp_path / "run")
+
+
+@pytest.mark.parametrize("name", ["WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS"])
+def test_one_of_many_processes_is_refused(
+    name: str, x: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each would train the whole, and write into one folder; one process alone, or with a Fabric, is welcome."""
+    monkeypatch.setenv(name, "1")
+    quiet(small(), x, epochs=1)
+    monkeypatch.setenv(name, "2")
+    with pytest.raises(ValueError, match=rf"one of 2 processes .*{name}=2.* `fit` without a Fabric .*Give fabric=..."):
+        quiet(small(), x, epochs=1, out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_group_of_torch_distributed_is_refused(x: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 3)
+    with pytest.raises(ValueError, match=r"one of 3 processes .*torch.distributed.*Give fabric"):
+        quiet(small(), x, epochs=1)
+
+
 def test_divergence_stops_and_keeps_the_last_good(x: Tensor, tmp_path: Path) -> None:
     def loss_breaks(encoding: Any) -> Tensor:
         calls[0] += 1

@@ -124,6 +124,22 @@ def test_a_report_is_made_from_files_alone(out: Path, page: str) -> None:
     assert report.write(out).read_text(encoding="utf-8") == page
 
 
+def test_damaged_pictures_are_named(tmp_path: Path) -> None:
+    """A flipped byte or a lost end: no array is altered, or an error says how to go on."""
+    file, arrays = tmp_path / "pictures.npz", {"originals": np.arange(6.0), "labels": np.arange(3)}
+    np.savez(file, **arrays)  # type: ignore[arg-type]
+    content = file.read_bytes()
+    for i in range(0, len(content), 7):
+        for damaged in (content[:i], content[:i] + bytes([content[i] ^ 0x55]) + content[i + 1 :]):
+            file.write_bytes(damaged)
+            try:
+                found = report.load_arrays(file, "Delete it")
+            except ValueError as error:
+                assert re.search(r"pictures.npz is damaged \(.*\). Delete it, and resume", str(error), re.DOTALL)
+            else:
+                assert all((arrays[name] == array).all() for name, array in found.items())
+
+
 def boxes(results: dict[str, Any], key: str) -> list[report.Box]:
     index = [column.key for column in report.COLUMNS].index(key)
     return [row.boxes[index] for _, rows in report.table(results).groups for row in rows]

@@ -1,6 +1,7 @@
 """Restoring photographs: any size and kind of image, the same picture for a seed, clear refusals, nothing lost."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -10,10 +11,12 @@ from PIL import Image
 from torch import Tensor
 from typer.testing import CliRunner
 
+from gae import memory as memories
 from gae import restore as restoring
 from gae.cli import app
 from gae.inference import Progress
 from gae.likelihood import Observed
+from gae.memory import free_memory
 from gae.photos import read_mask, read_photo, write_photo
 from gae.restore import Network, memory, pose, restore
 
@@ -95,7 +98,7 @@ def test_an_interruption_keeps_what_was_reached() -> None:
     assert torch.equal(found.image, whole.image)
 
 
-def test_the_memory_told_is_about_what_a_step_keeps(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_memory_told_is_about_what_a_step_keeps() -> None:
     """Twice the side, four times the activations; and they are those that autograd itself keeps."""
     needed = []
     for side in (64, 128):
@@ -109,13 +112,65 @@ def test_the_memory_told_is_about_what_a_step_keeps(monkeypatch: pytest.MonkeyPa
 
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
             likelihood.outputs(likelihood.initial(1).unsqueeze(0).requires_grad_())
-        recent = 4 * 50 * side * side
-        needed.append(memory(SMALL, likelihood, 1))
-        assert 0.7 < (needed[-1] - recent) / sum(kept.values()) < 1.4
+        recent, working = 4 * 50 * side * side, 4 * (2 * 32 + 4 * SMALL.channels) * side * side
+        needed.append(memory(SMALL, 1, side, side))
+        assert 0.7 < (needed[-1] - recent - working) / sum(kept.values()) < 1.4
     assert 3.5 < needed[1] / needed[0] < 4.5
-    monkeypatch.setattr(restoring, "_free_memory", lambda device: 10**6)
-    with pytest.raises(ValueError, match=r"needs about 0\.\d GiB of memory, and 0.0 GiB are free. Take a smaller"):
-        restore(torch.zeros(1, 128, 128), network=SMALL)
+    assert 1.7 < memory(SMALL, 1, 128, 128, runs=2) / needed[1] < 2
+
+
+@pytest.mark.parametrize(
+    ("free", "told"),
+    [
+        (
+            70 * 2**20,
+            r"needs about \d+\.\d MiB of memory, and 70.0 MiB are free. Take factor 3, or 4 channels instead of 16, or",
+        ),
+        (1000, "Take a smaller network"),
+    ],
+)
+def test_too_little_memory_is_refused_before_any_is_taken(
+    free: int, told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As for a photograph of 12 megapixels, but smaller: nothing is built, and the remedies that are named work."""
+    monkeypatch.setattr(restoring, "free_memory", lambda device: free)
+    monkeypatch.setattr(torch, "rand", lambda *sizes, **options: pytest.fail("allocated"))
+    network = Network(16, 2)
+    for attempt in (restore, pose):
+        with pytest.raises(ValueError, match=told) as caught:
+            attempt(torch.zeros(1, 64, 64), "superresolve", factor=4, network=network)
+    if crop := re.search(r"crop of about (\d+) × (\d+)", str(caught.value)):
+        high, wide = (4 * int(side) for side in crop.groups())
+        assert 0.9 * free < memory(network, 1, high, wide) <= free < memory(network, 1, 256, 256)
+        assert memory(Network(4, 2), 1, 256, 256) <= free < memory(Network(8, 2), 1, 256, 256)
+        assert memory(network, 1, 192, 192) <= free
+
+
+def test_sizes_of_networks_are_refused() -> None:
+    for sizes in ((0, 2), (-1, 2), (4, 0), (4, -1)):
+        with pytest.raises(ValueError, match="Need channels >= 1 and scales >= 1"):
+            Network(*sizes)
+
+
+def test_limits_of_control_groups_bound_the_free_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Version 2, nested as containers nest it, and version 1; the machine itself has more."""
+    machine = free_memory(torch.device("cpu"))
+    assert machine is None or 0 < machine < 2**50
+    monkeypatch.setattr(memories, "GROUPS", tmp_path)
+    monkeypatch.setattr(memories, "_available", lambda: 10**6)
+    monkeypatch.setattr(memories, "_own_groups", lambda: {"": "/jobs/mine", "memory": "/old"})
+    assert free_memory(torch.device("cpu")) == 10**6
+    (tmp_path / "jobs" / "mine").mkdir(parents=True)
+    for name, text in {"max": "max\n", "current": "5000\n"}.items():
+        (tmp_path / "jobs" / "mine" / f"memory.{name}").write_text(text)
+    assert free_memory(torch.device("cpu")) == 10**6
+    for name, text in {"max": "90000\n", "current": "20000\n", "stat": "anon 19000\ninactive_file 1000\n"}.items():
+        (tmp_path / "jobs" / f"memory.{name}").write_text(text)
+    assert free_memory(torch.device("cpu")) == 71000
+    (tmp_path / "memory" / "old").mkdir(parents=True)
+    for name, text in {"limit_in_bytes": "8000", "usage_in_bytes": "9000"}.items():
+        (tmp_path / "memory" / "old" / f"memory.{name}").write_text(text)
+    assert free_memory(torch.device("cpu")) == 0
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,8 @@
 
 import json
 import random
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import file_limit
 from torch import Tensor, nn
 
 from gae import Autoencoder, checkpoint, nets
@@ -119,6 +122,35 @@ def test_damaged_newest_checkpoint(tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match=r"Taking checkpoint-00000008, since .*00000012 is damaged"):
         model, _ = course("vae", tmp_path / "run", resume=True)
     assert_same_end("vae", tmp_path / "run", model, tmp_path)
+
+
+def test_damaged_values_of_the_newest_checkpoint(tmp_path: Path) -> None:
+    """One digit of the learning rate, the epoch or a loss: the run goes on from the checkpoint before."""
+    course("vae", tmp_path / "undisturbed")
+    course("vae", tmp_path / "run", epochs=3)
+    newest = checkpoint.checkpoints(tmp_path / "run")[-1] / checkpoint.STATE
+    text = newest.read_text()
+    rates, epochs, losses = (re.findall(rf'"{name}": ([\d.]+)', text) for name in ("lr", "epoch", "train_loss"))
+    assert rates and epochs and losses
+    for name, value in (("lr", rates[-1]), ("epoch", epochs[-1]), ("train_loss", losses[0])):
+        shutil.copytree(tmp_path / "run", tmp_path / name)
+        file = tmp_path / name / newest.parent.name / checkpoint.STATE
+        digit = str((int(value[-1]) + 1) % 10)
+        file.write_text(text.replace(f'"{name}": {value}', f'"{name}": {value[:-1]}{digit}'))
+        with pytest.warns(UserWarning, match=r"Taking checkpoint-00000008, since .*00000012 is damaged"):
+            course("vae", tmp_path / name, resume=True)
+        assert fingerprint(tmp_path / name) == fingerprint(tmp_path / "undisturbed")
+
+
+def test_a_full_disk_costs_one_epoch(tmp_path: Path) -> None:
+    course("adam", tmp_path / "run", epochs=2)
+    with (
+        file_limit(1000),
+        pytest.raises(OSError, match=r"The last good checkpoint is .*checkpoint-00000008\. Make room"),
+    ):
+        course("adam", tmp_path / "run", resume=True)
+    model, _ = course("adam", tmp_path / "run", resume=True)
+    assert_same_end("adam", tmp_path / "run", model, tmp_path)
 
 
 def test_resuming_a_finished_run_changes_nothing(tmp_path: Path) -> None:

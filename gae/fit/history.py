@@ -1,13 +1,14 @@
 """What a run tells while it goes and leaves behind: its history, metrics.csv, TensorBoard events, a progress bar."""
 
 import csv
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+
+from gae.files import whole
 
 METRICS = "metrics.csv"
 
@@ -75,13 +76,10 @@ class Log:
 
     def write(self, history: History) -> None:
         """Replaces the file by the whole history at once, so that no row is ever partial or double."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        temporary = self.path.with_suffix(".tmp")
-        with open(temporary, "w", newline="", encoding="utf-8") as file:
+        with whole(self.path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
             table = csv.DictWriter(file, [entry.name for entry in fields(Epoch)])
             table.writeheader()
             table.writerows(asdict(row) for row in history.rows)
-        os.replace(temporary, self.path)
         if self.tensorboard and history.rows:
             self._show(history.rows[-1])
 

@@ -11,11 +11,13 @@ from torch import Tensor
 from gae import checkpoint
 from gae.autoencoder import Autoencoder
 from gae.data import Dataset
+from gae.files import check_folder
 from gae.fit.history import History, Log
 from gae.fit.learners import ClosedFormLearner, GradientLearner, Learner, MakeOptimizer, has_closed_form
 from gae.fit.run import Run, mode
 from gae.fit.samples import Samples, isolated, reseed
 from gae.inference import LearnsData
+from gae.processes import refuse_many_processes
 
 if TYPE_CHECKING:
     import lightning_fabric
@@ -70,7 +72,8 @@ def fit(
         checkpoint_every: also write a checkpoint every so many optimiser steps, not only after each epoch.
         progress: show a bar on standard error.
         tensorboard: also log to ``out/tensorboard``.
-        fabric: for devices, precision and many processes; launched before. One device, unless given.
+        fabric: for devices, precision and many processes; launched before. One device, unless given; needed in
+            processes that were launched together, as by torchrun.
         describe: JSON-able facts kept in the checkpoints, such as how to build the model; the same for a resumed run.
 
     Raises:
@@ -95,7 +98,9 @@ def fit(
     if patience is not None and samples.validation is None:
         raise ValueError("patience needs validation data: give validation=0.1 or a tensor of observations.")
     log = _open(out, resume, tensorboard, checkpoint_every)
-    fabric = _where_it_lives(autoencoder) if fabric is None else fabric
+    if fabric is None:
+        refuse_many_processes("`fit` without a Fabric", "Give fabric=..., launched, so that they train one model.")
+        fabric = _where_it_lives(autoencoder)
     with isolated(fabric.device), mode(autoencoder, training=True):
         _prepare(autoencoder, samples, fabric.device, seed)
         only = {"clip": clip, "checkpoint_every": checkpoint_every, "tol": tol}
@@ -160,6 +165,7 @@ def _open(out: str | os.PathLike[str] | None, resume: bool, tensorboard: bool, e
         raise FileExistsError(f"out={folder} is a file. Give a folder.")
     if folder.exists() and any(folder.iterdir()) and not resume:
         raise FileExistsError(f"out={folder} is not empty. Pass resume=True to continue its run, or another folder.")
+    check_folder(folder)
     return Log(folder, tensorboard)
 
 

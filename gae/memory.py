@@ -1,0 +1,68 @@
+"""Memory that is free to this process: of the machine, and within the limits of its control groups."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+GROUPS = Path("/sys/fs/cgroup")
+
+
+def free_memory(device: torch.device) -> int | None:
+    """Bytes that can still be allocated on a device, or None where the system does not tell."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    known = [size for size in (_available(), *_in_groups()) if size is not None]
+    return min(known) if known else None
+
+
+def _available() -> int | None:
+    """Of the machine; without /proc (macOS) all of its memory, since how much is free is not known."""
+    info = Path("/proc/meminfo")
+    if info.exists():
+        line = next((line for line in info.read_text().splitlines() if line.startswith("MemAvailable:")), None)
+        return None if line is None else 1024 * int(line.split()[1])
+    names = getattr(os, "sysconf_names", {})
+    if "SC_PHYS_PAGES" in names and "SC_PAGE_SIZE" in names:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return None
+
+
+def _in_groups() -> Iterator[int]:
+    """What each control group from this process's own up to the root leaves; the cache of files can be given back."""
+    own = _own_groups()
+    layouts = (
+        (GROUPS, own.get(""), "memory.max", "memory.current", "inactive_file"),
+        (GROUPS / "memory", own.get("memory"), "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+    )
+    for root, group, limit, usage, cache in layouts:
+        folder = root / (group or "").strip("/")
+        for place in (folder, *folder.parents):
+            highest, used = _number(place / limit), _number(place / usage)
+            if place.is_relative_to(root) and highest is not None and used is not None:
+                yield max(0, highest - used + _cache(place / "memory.stat", cache))
+
+
+def _own_groups() -> dict[str, str]:
+    """The paths of this process's control groups by controller; that of version 2 by the empty name."""
+    own = Path("/proc/self/cgroup")
+    lines = [line.split(":", 2) for line in own.read_text().splitlines()] if own.exists() else []
+    return {kind: path for _, kinds, path in lines for kind in kinds.split(",")}
+
+
+def _number(path: Path) -> int | None:
+    """The one number in a file; None for "max", or without the file."""
+    try:
+        text = path.read_text().strip()
+    except OSError:
+        return None
+    return int(text) if text.isdecimal() else None
+
+
+def _cache(path: Path, name: str) -> int:
+    try:
+        lines = path.read_text().splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) for line in lines if line.split()[:1] == [name]), 0)
