@@ -24,8 +24,10 @@ def sample(
     """Draw from the model: z from the prior, x from the decoder."""
     import torch
 
+    from gae.preparation import Preparation
+
     model, description = read(checkpoint)
-    vocabulary = description.get("vocabulary")
+    vocabulary = Preparation.of(description).vocabulary
     kinds = (".png", ".npz") if vocabulary is None else (".txt", ".npz")
     output = output or Path("samples").with_suffix(kinds[0])
     need_suffix(output, *kinds)
@@ -38,10 +40,7 @@ def sample(
     if output.suffix == ".npz":
         save_arrays(output, {"x": drawn.numpy(), "z": z.numpy()})
     elif vocabulary is not None:
-        from gae.text import Vocabulary
-
-        lines = Vocabulary(tuple(vocabulary["tokens"]), vocabulary["words"]).decode(drawn)
-        output.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        output.write_text("\n".join(vocabulary.decode(drawn)) + "\n", encoding="utf-8")
     else:
         from gae.figures import sheet
 

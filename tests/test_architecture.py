@@ -15,8 +15,14 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # A module imports only from modules above it.
 ORDER = [
+    "gae.sizes",
     "gae.text",
+    "gae.arrays",
+    "gae.images",
     "gae.readers",
+    "gae.values",
+    "gae.preparation",
+    "gae.dataset",
     "gae.data",
     "gae.nets",
     "gae.sequence_nets",

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from sklearn.datasets import load_digits
 from sklearn.decomposition import PCA
 from typer.testing import CliRunner
 
@@ -17,6 +18,7 @@ from gae.data import Dataset
 from gae.engines import ENGINES
 from gae.systems import SYSTEMS
 
+BESIDE = ("labels", "engine", "index", "split")
 QUICK = ("--quiet", "--epochs", "2")
 
 
@@ -138,31 +140,38 @@ def test_fit_resumes(tmp_path: Path) -> None:
     assert parts == {**whole, "checkpoint": str(tmp_path / "parts")}
 
 
-def test_codes_of_pca_are_those_of_sklearn(fitted: Path, digits: Dataset, tmp_path: Path) -> None:
-    gae("encode", fitted / "pca", "digits", "-o", tmp_path / "codes.npz", "--split", "all")
-    pca = PCA(4).fit(digits.train.flatten(1).numpy())
-    expected = pca.transform(torch.cat([digits.train, digits.test]).flatten(1).numpy())
+def test_codes_are_in_the_order_of_the_data(fitted: Path, digits: Dataset, tmp_path: Path) -> None:
+    gae("encode", fitted / "pca", "digits", "-o", tmp_path / "codes.npz")
+    source = load_digits()
+    expected = PCA(4).fit(digits.train.flatten(1).numpy()).transform(source.data / 16)
     with np.load(tmp_path / "codes.npz") as codes:
-        assert codes["z"].shape == (1797, 4)
         assert np.abs(np.abs(codes["z"]) - np.abs(expected)).max() < 1e-3  # axes have no sign
-        assert digits.train_labels is not None and digits.test_labels is not None
-        assert (codes["labels"] == torch.cat([digits.train_labels, digits.test_labels]).numpy()).all()
+        assert (codes["labels"] == source.target).all() and (codes["index"] == np.arange(1797)).all()
+        test = codes["index"][codes["split"] == "test"]
+        assert {tuple(row) for row in source.data[test] / 16} == {tuple(row) for row in digits.test.flatten(1).tolist()}
+        every = codes["z"]
+    for split in ("train", "test"):
+        gae("encode", fitted / "pca", "digits", "-o", tmp_path / "part.npz", "--split", split)
+        with np.load(tmp_path / "part.npz") as part:
+            assert len(part["z"]) == {"train": 1437, "test": 360}[split] and set(part["split"]) == {split}
+            assert (np.diff(part["index"]) > 0).all()
+            np.testing.assert_allclose(part["z"], every[part["index"]], atol=1e-5)
 
 
 def test_log_p_is_log_joint_minus_log_q_of_ppca(fitted: Path, digits: Dataset, tmp_path: Path) -> None:
-    gae("encode", fitted / "ppca", "digits", "-o", tmp_path / "codes.npz")
+    gae("encode", fitted / "ppca", "digits", "-o", tmp_path / "codes.npz", "--split", "test")
     model, _ = cli.read(fitted / "ppca")
     with np.load(tmp_path / "codes.npz") as codes, torch.no_grad():
-        evidence = model.likelihood.log_evidence(digits.test)
+        evidence = model.likelihood.log_evidence(digits.rows("test").x)
         assert np.allclose(codes["log_joint"] - codes["log_q"], evidence.numpy(), atol=1e-3)
 
 
 @pytest.mark.parametrize(
     ("system", "keys"),
     [
-        ("vae", {"z", "log_joint", "log_q", "labels", "engine"}),
-        ("gon", {"z", "log_joint", "status", "labels", "engine"}),
-        ("llgae", {"z", "k", "log_joint", "labels", "engine"}),
+        ("vae", {"z", "log_joint", "log_q", *BESIDE}),
+        ("gon", {"z", "log_joint", "status", *BESIDE}),
+        ("llgae", {"z", "k", "log_joint", *BESIDE}),
     ],
 )
 def test_codes_hold_what_the_engine_has(fitted: Path, tmp_path: Path, system: str, keys: set[str]) -> None:
@@ -170,7 +179,7 @@ def test_codes_hold_what_the_engine_has(fitted: Path, tmp_path: Path, system: st
     with np.load(tmp_path / "codes.npz") as codes:
         assert set(codes) == keys
         assert shown["mean log_joint (nats)"] == pytest.approx(float(codes["log_joint"].mean()))
-        assert all(len(codes[key]) == 360 for key in keys - {"engine"})
+        assert all(len(codes[key]) == 1797 for key in keys - {"engine"})
         if system == "gon":
             assert set(codes["status"]) == {"max_steps"}
         if system == "llgae":
@@ -220,7 +229,8 @@ def test_checkpoints_of_a_comparison_encode_and_sample(compared: Path, tmp_path:
         gae("encode", checkpoint, compared / "mine.npz", "-o", tmp_path / "codes.npz")
         gae("sample", checkpoint, "-n", 2, "-o", tmp_path / "samples.npz")
         with np.load(tmp_path / "codes.npz") as codes:
-            assert codes["z"].shape == (20, 2) and "labels" not in codes
+            assert codes["z"].shape == (80, 2) and "labels" not in codes
+            assert (codes["split"] == ["train"] * 60 + ["test"] * 20).all() and (codes["index"] == np.arange(80)).all()
 
 
 @pytest.mark.parametrize(
@@ -262,7 +272,7 @@ def test_wrong_outputs_and_splits(fitted: Path, tmp_path: Path) -> None:
 
 def test_data_of_another_shape_are_refused(fitted: Path, tmp_path: Path) -> None:
     said = gae("encode", fitted / "vae", "circles", "-o", tmp_path / "codes.npz", code=2)
-    assert "x must have shape (B, 1, 8, 8), got (400, 2)" in said
+    assert "takes observations of shape (1, 8, 8), but those of circles have shape (2,)" in said
 
 
 def test_foreign_and_damaged_checkpoints_are_refused(fitted: Path, tmp_path: Path) -> None:

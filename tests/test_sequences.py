@@ -351,7 +351,7 @@ def test_the_hash_tells_texts_apart(tmp_path: Path) -> None:
         ("ab\ncd\n".encode("utf-16"), "is not UTF-8 text: byte 0xff in line 1"),
         ("ab\ncd\n".encode("utf-16-le"), "is not text: line 1 has a NUL"),
         (b"only one\n", "one observation only"),
-        (b"ab\n" + b"x" * LONGEST, f"has a line of {LONGEST} characters, which starts with 'xxx.*At most 511 are read"),
+        (b"ab\n" + b"x" * LONGEST, f"has a line of {LONGEST} characters, line 2 .'xxx.*At most 511 are read"),
     ],
 )
 def test_text_that_cannot_be_used(tmp_path: Path, content: bytes, message: str) -> None:
@@ -369,9 +369,11 @@ def test_text_errors_name_the_way_out(tmp_path: Path, path: Path) -> None:
     with pytest.raises(ValueError, match=r"needs training values in \[0, 1\]"):
         load(path, binarize="threshold")
     vocabulary = Vocabulary.of(["ab"])
-    with pytest.raises(ValueError, match="'abc' has the token 'c', which is not in the vocabulary"):
+    with pytest.raises(
+        ValueError, match=r"line 1 \('abc'\) has 'c' \(U\+0063\) at column 3, which is not in the vocabulary"
+    ):
         vocabulary.encode(["abc"], 4)
-    with pytest.raises(ValueError, match="'aba' has 3 tokens and an end, which do not fit into 3 steps"):
+    with pytest.raises(ValueError, match=r"line 1 \('aba'\) has 3 tokens and an end, which do not fit into 3 steps"):
         vocabulary.encode(["aba"], 3)
     assert vocabulary.decode(torch.tensor([[2.0, 9.0, 3.0], [1.0, 0.0, 0.0]])) == ["a\N{REPLACEMENT CHARACTER}b", ""]
 
