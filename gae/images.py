@@ -168,20 +168,21 @@ def read_image_folder(folder: Path) -> Arrays:
 
 def _walk(folder: Path) -> _Found:
     images: list[PurePath] = []
-    passed: dict[str, list[str]] = {"hidden": [], "linked folders": [], "of other suffixes": []}
+    passed: dict[str, list[str]] = {"hidden": [], "linked folders": [], "other suffixes": []}
     for place, folders, files in os.walk(folder):
         at = Path(place).relative_to(folder)
-        for name in sorted(folders):
+        folders.sort()
+        for name in folders:
             if name.startswith(".") or Path(place, name).is_symlink():
                 passed["hidden" if name.startswith(".") else "linked folders"].append(str(at / name))
         folders[:] = [name for name in folders if not name.startswith(".")]  # os.walk follows no links
-        for name in files:
+        for name in sorted(files):
             if name.startswith("."):
                 passed["hidden"].append(str(at / name))
             elif Path(name).suffix.lower() in SUFFIXES:
                 images.append(at / name)
             else:
-                passed["of other suffixes"].append(str(at / name))
+                passed["other suffixes"].append(str(at / name))
     return _Found(sorted(images), passed)
 
 
@@ -219,8 +220,8 @@ def _stack(folder: Path, paths: Sequence[PurePath], first: PurePath) -> np.ndarr
 
 
 def _listed(passed: dict[str, list[str]]) -> str:
-    """``: 3 of other suffixes (a.txt, b.txt, …)``, or nothing."""
-    said = [f"{len(names)} {reason} ({_names(names)})" for reason, names in passed.items() if names]
+    """``: hidden 1 (.a), other suffixes 4 (a.txt, b.txt, c.txt, …)``, or nothing."""
+    said = [f"{reason} {len(names)} ({_names(names)})" for reason, names in passed.items() if names]
     return f": {', '.join(said)}" if said else ""
 
 

@@ -363,7 +363,7 @@ def test_colour_images_are_channel_first(tmp_path: Path) -> None:
     (tmp_path / "red" / ".hidden.png").write_bytes(b"")
     (tmp_path / "readme.txt").write_text("not an image")
     with pytest.warns(
-        UserWarning, match=r"passed over: 1 hidden \(red/\.hidden\.png\), 1 of other suffixes \(readme\.txt\)\.$"
+        UserWarning, match=r"passed over: hidden 1 \(red/\.hidden\.png\), other suffixes 1 \(readme\.txt\)\.$"
     ):
         dataset = load(tmp_path, test_fraction=0.25)
     assert dataset.train.shape == (6, 3, 5, 7)
