@@ -19,24 +19,24 @@ class Preparation:
 
     Attributes:
         event_shape: X, the shape of one observation.
-        value_range: (lowest, highest) value of its data.
+        value_range: (lowest, highest) value of its data; None where an old checkpoint does not tell.
         binarization: ``"none"``, ``"threshold"`` or ``"dynamic"``; None where an old checkpoint does not tell.
         vocabulary: of text, else None.
     """
 
     event_shape: Size
-    value_range: tuple[float, float]
+    value_range: tuple[float, float] | None
     binarization: str | None
     vocabulary: Vocabulary | None
 
     @classmethod
     def of(cls, noted: Mapping[str, Any]) -> "Preparation":
         """From the facts that a checkpoint notes; those of earlier versions lack some."""
-        low, high = noted.get("value_range", (float("-inf"), float("inf")))
+        value_range = tuple(noted["value_range"]) if "value_range" in noted else None
         binarization = noted.get("binarization", noted.get("comparison", {}).get("binarize"))
         found = noted.get("vocabulary")
         vocabulary = None if found is None else Vocabulary(tuple(found["tokens"]), found["words"])
-        return cls(Size(noted["event_shape"]), (low, high), binarization, vocabulary)
+        return cls(Size(noted["event_shape"]), value_range, binarization, vocabulary)
 
     def note(self) -> dict[str, Any]:
         """JSON-able facts, from which ``of`` makes the same again.
@@ -47,7 +47,7 @@ class Preparation:
         """
         return {
             "event_shape": tuple(self.event_shape),
-            "value_range": tuple(self.value_range),
+            "value_range": self.value_range,
             "binarization": self.binarization,
             "vocabulary": None if self.vocabulary is None else asdict(self.vocabulary),
         }
@@ -94,9 +94,11 @@ class Preparation:
                 f"The model takes observations of shape {tuple(self.event_shape)}, but those of {name} have shape "
                 f"{tuple(event_shape)}."
             )
+        if self.vocabulary is not None or self.value_range is None:
+            return
         (low, high), (least, most) = self.value_range, value_range
         inside = low <= least and most <= high
-        if self.vocabulary is not None or (inside and most - least >= NARROW * (high - low)):
+        if inside and most - least >= NARROW * (high - low):
             return
         ranges = f"The model was trained on values in [{low:g}, {high:g}], but those of {name} are in [{least:g}, "
         if (low, high) == (0, 1) and not inside:

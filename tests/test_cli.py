@@ -113,6 +113,100 @@ def test_text_is_fitted_and_sampled(tmp_path: Path) -> None:
     assert ".txt or .npz" in gae("sample", tmp_path / "run", "-o", tmp_path / "drawn.png", code=2)
 
 
+@pytest.fixture(scope="module")
+def on_text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Models of lines over the letters a to e: a system, and an engine of a comparison."""
+    folder = tmp_path_factory.mktemp("on_text")
+    lines = ["abcde", "bdec", "edcba", "dab", "bd", "e"] * 4
+    (folder / "known.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    small = ("--option", "latent=2", "--option", "hidden=8")
+    gae("fit", "sequence-vae", folder / "known.txt", "--quiet", "--epochs", 1, *small, "--out", folder / "system")
+    few = ("--engines", "amortised", "--epochs", 1, "--latent", 2, "--quick", "--out", folder / "compared")
+    gae("compare", folder / "known.txt", *few)
+    (folder / "compared" / "checkpoints" / "amortised").rename(folder / "engine")
+    return folder
+
+
+def test_classes_and_length_come_from_the_text(on_text: Path) -> None:
+    model, noted = cli.read(on_text / "system")
+    assert noted["options"]["classes"] == 7 and model.likelihood.event_shape == (6,)
+    assert model.sample(50).max() <= 6
+
+
+@pytest.mark.parametrize("kind", ["system", "engine"])
+def test_codes_of_other_text_are_in_the_vocabulary_of_the_model(on_text: Path, tmp_path: Path, kind: str) -> None:
+    """A line has one code, in whichever file it stands."""
+    (tmp_path / "new.txt").write_text("bdec\n\nbd\n", encoding="utf-8")
+    gae("encode", on_text / kind, on_text / "known.txt", "-o", tmp_path / "known.npz")
+    gae("encode", on_text / kind, tmp_path / "new.txt", "-o", tmp_path / "new.npz")
+    with np.load(tmp_path / "known.npz") as known, np.load(tmp_path / "new.npz") as new:
+        np.testing.assert_allclose(new["z"], known["z"][[1, 4]], rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(new["log_joint"], known["log_joint"][[1, 4]], rtol=1e-4, atol=1e-4)
+        assert new["index"].tolist() == [0, 2] and known["index"].tolist() == list(range(24))
+        assert np.abs(known["z"][1] - known["z"][4]).max() > 1e-3
+
+
+@pytest.mark.parametrize("kind", ["system", "engine"])
+@pytest.mark.parametrize("command", ["encode", "explore", "gap"])
+def test_every_command_reads_text_as_the_model_does(
+    on_text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, command: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for line, said in (("bxd", "line 2 ('bxd') has 'x' (U+0078) at column 2"), ("abcdea", "a line of 6 characters")):
+        (tmp_path / "new.txt").write_text(f"bd\n{line}\nbd\n", encoding="utf-8")
+        assert said in gae(command, on_text / kind, "new.txt", code=2)
+    assert "takes observations" in gae(command, on_text / kind, "digits", code=2) or "was trained on text" in gae(
+        command, on_text / kind, "digits", code=2
+    )
+    assert [path.name for path in tmp_path.iterdir()] == ["new.txt"]
+
+
+def test_text_checkpoints_without_a_vocabulary_are_refused(on_text: Path, tmp_path: Path) -> None:
+    """As earlier versions wrote them."""
+    import shutil
+
+    newest = max((on_text / "system").glob("checkpoint-*"))
+    old = shutil.copytree(newest, tmp_path / newest.name)
+    document = json.loads((old / "state.json").read_text(encoding="utf-8"))
+    for fact in ("vocabulary", "binarization"):
+        del document["state"]["describe"][fact]
+    (old / "state.json").write_text(json.dumps(document), encoding="utf-8")
+    assert "notes no vocabulary" in gae("encode", old, on_text / "known.txt", "-o", tmp_path / "x.npz", code=2)
+
+
+def test_binarisation_and_range_are_those_of_the_model(digits: Dataset, tmp_path: Path) -> None:
+    options = ("--option", "latent=2", "--option", "hidden=8", "--option", "head=bernoulli", "--binarize", "threshold")
+    gae("fit", "vae", "digits", *QUICK, *options, "--out", tmp_path / "run")
+    gae("encode", tmp_path / "run", "digits", "-o", tmp_path / "codes.npz")
+    model, _ = cli.read(tmp_path / "run")
+    bits = torch.from_numpy((load_digits().images / 16 > 0.5).astype(np.float32))[:, None]
+    with np.load(tmp_path / "codes.npz") as codes, torch.no_grad():
+        np.testing.assert_allclose(codes["z"], model.encode(bits).point.numpy(), rtol=1e-4, atol=1e-5)
+    np.save(tmp_path / "bytes.npy", digits.train[:50].numpy() * 255)
+    for command, output in (("encode", "x.npz"), ("explore", "x.html"), ("gap", "x")):
+        out = ("--out" if command == "gap" else "-o", tmp_path / output)
+        said = gae(command, tmp_path / "run", "digits", "--binarize", "none", *out, code=2)
+        assert "trained with binarization 'threshold', got 'none'" in said
+        said = gae(command, tmp_path / "run", tmp_path / "bytes.npy", *out, code=2)
+        assert "trained on values in [0, 1]" in said and "are in [0, 255]" in said
+    assert not list(tmp_path.glob("x*"))
+
+
+def test_codes_name_the_files_of_images(fitted: Path, tmp_path: Path) -> None:
+    from PIL import Image
+
+    images = (load_digits().images[:6] * 15).astype(np.uint8)
+    (tmp_path / "pictures").mkdir()
+    for n, image in enumerate(images):
+        Image.fromarray(image).save(tmp_path / "pictures" / f"{5 - n}.png")
+    gae("encode", fitted / "pca", tmp_path / "pictures", "-o", tmp_path / "codes.npz")
+    model, _ = cli.read(fitted / "pca")
+    with np.load(tmp_path / "codes.npz") as codes, torch.no_grad():
+        assert codes["files"].tolist() == [f"{n}.png" for n in range(6)]
+        expected = model.encode(torch.from_numpy(images[::-1, None] / 255).float()).point
+        np.testing.assert_allclose(codes["z"], expected.numpy(), atol=1e-4)
+
+
 def test_fit_takes_options_of_every_type(tmp_path: Path) -> None:
     options = ("latent=2", "hidden=8,4", "beta=2", "analytic=false", "head=laplace", "samples=2")
     pairs = [part for option in options for part in ("--option", option)]
