@@ -104,8 +104,8 @@ def load(
         raise ValueError(f"channels must be 'first' or 'last', for .npy and .npz files only, got {channels!r}.")
     label = text if text in NAMES else Path(text).expanduser().resolve().name
     if like is not None:
-        binarize = like.binarize(binarize)
         like.check_source(text, text.lower().endswith(".txt"))
+        binarize = like.binarize(binarize)
     arrays = _source(text, folder, seed, words, channels, like)
     dataset = _assemble(label, arrays, value_range, test_fraction, seed, lone=like is not None)
     if like is not None:
