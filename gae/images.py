@@ -169,7 +169,7 @@ def read_image_folder(folder: Path) -> Arrays:
 def _walk(folder: Path) -> _Found:
     images: list[PurePath] = []
     passed: dict[str, list[str]] = {"hidden": [], "linked folders": [], "other suffixes": []}
-    for place, folders, files in os.walk(folder):
+    for place, folders, files in os.walk(folder, onerror=_raise):
         at = Path(place).relative_to(folder)
         folders.sort()
         for name in folders:
@@ -184,6 +184,11 @@ def _walk(folder: Path) -> _Found:
             else:
                 passed["other suffixes"].append(str(at / name))
     return _Found(sorted(images), passed)
+
+
+def _raise(error: OSError) -> None:
+    """A folder that cannot be listed is an error; by itself ``os.walk`` goes on without it."""
+    raise error
 
 
 def _labels(folder: Path, parts: Sequence[list[PurePath]], depth: int) -> list[np.ndarray | None]:

@@ -43,7 +43,7 @@ def labels(array: np.ndarray | None, n: int, what: str) -> Tensor | None:
 
     Raises:
         TypeError: no integers.
-        ValueError: another shape.
+        ValueError: another shape, or integers that need more.
     """
     if array is None:
         return None
@@ -54,6 +54,11 @@ def labels(array: np.ndarray | None, n: int, what: str) -> Tensor | None:
         )
     if array.shape != (n,):
         raise ValueError(f"{what} must have shape ({n},), one label per observation, got {array.shape}.")
+    if array.dtype == np.uint64 and array.max() > np.iinfo(np.int64).max:
+        raise ValueError(
+            f"{what} has labels above 2^63 - 1, such as {array.max()}. Number them: "
+            f"`np.unique({what}, return_inverse=True)[1]`."
+        )
     return torch.from_numpy(array.astype(np.int64))
 
 
@@ -97,9 +102,10 @@ def _spoiled(columns: np.ndarray) -> tuple[int, str] | None:
     error = np.abs(exact - rounded)
     largest, mean, deviation = np.abs(exact).max(0), exact.mean(0), exact.std(0)
     mixed = deviation > NOISE * largest
-    lost = mixed & (np.sqrt(np.square(error / np.where(mixed, deviation, 1)).mean(0)) > TOLERATED)
+    lost = mixed & (np.linalg.norm(error, axis=0) > TOLERATED * np.sqrt(len(error)) * deviation)
+    lost |= (largest > 0) & (largest < np.finfo(np.float32).tiny)
     if not lost.any() and error.any():
-        sparse = slice(None, None, -(-len(exact) // 10_000))  # a median of 10,000 rows is enough
+        sparse = slice(None, None, -(-len(exact) // 1000))  # a median of 1000 rows is enough
         median = np.median(exact[sparse], 0)
         spread = np.median(np.abs(exact[sparse] - median), 0)
         lost = (spread > NOISE * np.abs(median)) & (np.median(error[sparse], 0) > TOLERATED * spread)

@@ -309,6 +309,7 @@ def spoiled(value: float) -> np.ndarray:
         ({"x": REALS, "y": TEN}, ValueError, r"y must have shape \(12,\).*got \(10,\)"),
         ({"x": REALS[:10], "y": TEN / 3}, TypeError, "y must hold integers, got float64"),
         ({"x": REALS[:10], "y": TEN.astype(str)}, TypeError, r"np.unique\(y, return_inverse=True\)"),
+        ({"x": REALS, "y": np.arange(12, dtype=np.uint64) + 2**63}, ValueError, "y has labels above"),
         ({"x_train": REALS, "x_test": REALS[:, :2]}, ValueError, r"\(12, 3\) but x_test is float64 \(12, 2\)"),
         ({"x_train": SHADES, "x_test": SHADES.astype(float)}, ValueError, "x_train is uint8 .* x_test is float64"),
     ],
@@ -579,6 +580,7 @@ def missing() -> np.ndarray:
         (REALS * 1e-3 + 1e4, r"x\[:, 0\]"),
         (REALS * 1e-50, r"x\[:, 0\]: .*standard deviation .*e-5"),
         (REALS * 1e-44, r"x\[:, 0\]"),
+        (REALS * 1e-200, r"x\[:, 0\]"),
         (2**24 + np.arange(12)[:, None], r"x\[:, 0\]"),
         (2**62 + np.arange(24).reshape(12, 2), r"x\[:, 0\]: its 12 different integers would become 1"),
         (

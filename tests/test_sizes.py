@@ -21,6 +21,11 @@ from gae.sizes import DEFAULT, limit
 HUGE = 10**6
 
 
+@pytest.fixture(autouse=True)
+def default_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("GAE_MAX_BYTES", raising=False)
+
+
 def npy(shape: tuple[int, ...], values: bytes = b"", dtype: str = "<f8") -> bytes:
     """An .npy file whose header states a shape, whatever follows."""
     file = io.BytesIO()
