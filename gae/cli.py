@@ -15,8 +15,10 @@ from gae.cli_common import (
     CheckpointPath,
     DataName,
     Resume,
+    SameBinarize,
     Seed,
     load,
+    load_like,
     read,
     save_arrays,
 )
@@ -29,8 +31,6 @@ from gae.files import check_file
 from gae.terminal import comparison, console, echo_json, plain, print_results, reported, surveyed, table
 
 if TYPE_CHECKING:
-    import torch
-
     from gae.autoencoder import Autoencoder
     from gae.data import Dataset
 
@@ -127,10 +127,11 @@ def fit(
 
     from gae.fit import fit as train
     from gae.options import parse
-    from gae.systems import build, describe, named
+    from gae.systems import build, describe, named, options_of
 
     options = parse(system, option or [])
     dataset = load(data, binarize)
+    options = {**options_of(system, dataset), **options}
     folder = out or Path("runs") / f"{system}-{dataset.name}"
     torch.manual_seed(seed)
     model = build(system, dataset.event_shape, **options)
@@ -173,21 +174,29 @@ def encode(
     checkpoint: CheckpointPath,
     data: DataName,
     output: Annotated[Path, typer.Option("--output", "-o", help="An .npz file.")] = Path("codes.npz"),
-    split: Annotated[str, typer.Option(help="train, test or all.")] = "test",
-    binarize: Binarize = "none",
+    split: Annotated[str, typer.Option(help="train, test or all.")] = "all",
+    binarize: SameBinarize = None,
     seed: Seed = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Write codes of data: z, k, log_joint and log_q (nats, at the code), labels, and how each solve ended."""
+    """Write codes of data in their order: z, k, log_joint and log_q (nats, at the code), and how each solve ended.
+
+    Beside them: index (the row of the source from 0; of text, the line; where the source has a split of its own,
+    through its training part and then its test part), split (train or test), labels, and the files of images.
+    """
     import torch
 
     from gae.measure import codes
 
     check_file(output, ".npz")
-    model, _ = read(checkpoint)
-    x, labels = _split(load(data, binarize), split)
+    model, noted = read(checkpoint)
+    rows = load_like(noted, data, binarize).rows(split)
     torch.manual_seed(seed)
-    found = {**codes(model, x), **({} if labels is None else {"labels": labels.numpy()})}
+    found = {**codes(model, rows.x), "index": rows.row.numpy(), "split": rows.split}
+    if rows.labels is not None:
+        found["labels"] = rows.labels.numpy()
+    if rows.files is not None:
+        found["files"] = rows.files
     save_arrays(output, found)
     results = {f"{name} {array.shape}": str(array.dtype) for name, array in found.items()}
     print_results({"file": str(output), "mean log_joint (nats)": float(found["log_joint"].mean()), **results}, as_json)
@@ -250,18 +259,6 @@ app.command()(dip)
 app.command()(explore)
 app.command()(gap)
 app.command()(notes)
-
-
-def _split(data: "Dataset", split: str) -> "tuple[torch.Tensor, torch.Tensor | None]":
-    import torch
-
-    train, test = (data.epoch(0), data.train_labels), (data.test, data.test_labels)
-    if split in ("train", "test"):
-        return train if split == "train" else test
-    if split != "all":
-        raise ValueError(f"Unknown split {split!r}. Choose train, test or all (training samples first).")
-    x = torch.cat([train[0], test[0]])
-    return x, None if train[1] is None or test[1] is None else torch.cat([train[1], test[1]])
 
 
 def _test_results(model: "Autoencoder", data: "Dataset", seed: int) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from gae.cli_common import AsJson, Binarize, CheckpointPath, load, read, save_arrays
+from gae.cli_common import AsJson, CheckpointPath, SameBinarize, load_like, read, save_arrays
 from gae.files import check_file
 from gae.terminal import print_results, reported
 
@@ -21,7 +21,7 @@ def activate(
     data: Annotated[
         str | None, typer.Option(metavar="DATA", help="Compare with its training images: a name or a path.")
     ] = None,
-    binarize: Binarize = "none",
+    binarize: SameBinarize = None,
     steps: Annotated[int, typer.Option(min=1, help="Of each of 8 ascents.")] = 400,
     seed: Annotated[int, typer.Option(help="Of the random starts.")] = 0,
     output: Annotated[
@@ -38,7 +38,9 @@ def activate(
     units.check(unit)
     images, compared = {}, {}
     if data is not None:
-        train = load(data, binarize).epoch(0)
+        train = load_like(noted, data, binarize).epoch(0)
+        if not len(train):
+            raise ValueError(f"{data} holds one image only, and none to train on. Give at least two.")
         index, highest = most_active(units, unit, train)
         images = {"training_image": train[index].numpy()}
         compared = {"highest activation of a training image": highest, "training image": index}

@@ -19,6 +19,9 @@ DataName = Annotated[
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 Binarize = Annotated[str, typer.Option(help="none, threshold or dynamic.")]
+SameBinarize = Annotated[
+    str | None, typer.Option("--binarize", help="As the model's training data unless given; any other is refused.")
+]
 Seed = Annotated[int, typer.Option(help="Of weights, data order and noise.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue the run in the output folder.")]
 CheckpointPath = Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="A run's folder, or one checkpoint in it.")]
@@ -29,6 +32,14 @@ def load(name: str, binarize: str) -> "Dataset":
     from gae import data
 
     return data.load(name, binarize=binarize)
+
+
+def load_like(noted: "dict[str, Any]", name: str, binarize: str | None = None) -> "Dataset":
+    """The named data set, prepared as the data of the model of which a checkpoint noted these facts."""
+    from gae import data
+    from gae.preparation import Preparation
+
+    return data.load(name, binarize=binarize, like=Preparation.of(noted))
 
 
 def read(path: Path) -> "tuple[Autoencoder, dict[str, Any]]":

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from gae.cli_common import Binarize, CheckpointPath, DataName, load, read
+from gae.cli_common import CheckpointPath, DataName, SameBinarize, load_like, read
 from gae.files import check_file
 from gae.terminal import reported
 
@@ -18,7 +18,7 @@ def explore(
         int, typer.Option("-n", min=3, help="Test samples whose codes are shown, from the first.")
     ] = 400,
     size: Annotated[int, typer.Option(min=2, max=60, help="Decoded codes along each side.")] = 25,
-    binarize: Binarize = "none",
+    binarize: SameBinarize = None,
     output: Annotated[Path, typer.Option("--output", "-o", help="An .html file.")] = Path("explore.html"),
 ) -> None:
     """Write one HTML page to move through a plane of codes; it needs no server."""
@@ -26,7 +26,7 @@ def explore(
 
     check_file(output, ".html")
     model, noted = read(checkpoint)
-    found = load(data, binarize)
+    found = load_like(noted, data, binarize)
     x = found.test[:samples]
     labels = None if found.test_labels is None else found.test_labels[:samples]
     value_range = noted.get("value_range", found.value_range)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gae.cli_common import AsJson, Binarize, CheckpointPath, DataName, load, read, save_arrays
+from gae.cli_common import AsJson, CheckpointPath, DataName, SameBinarize, load_like, read, save_arrays
 from gae.files import check_folder, write_text
 from gae.terminal import console, echo_json, reported, table
 
@@ -26,7 +26,7 @@ def gap(
     samples: Annotated[int, typer.Option(min=2, help="Of importance sampling, per observation.")] = 5000,
     draws: Annotated[int, typer.Option(min=4, help="For each bound, per observation.")] = 1000,
     steps: Annotated[int, typer.Option(min=1, help="Of each local optimisation, at most.")] = 200,
-    binarize: Binarize = "none",
+    binarize: SameBinarize = None,
     seed: Annotated[int, typer.Option(help="Of all draws.")] = 0,
     out: Annotated[Path, typer.Option(help="Folder for gap.html, gap.json and gap.npz (per sample).")] = Path("gap"),
     as_json: AsJson = False,
@@ -38,8 +38,9 @@ def gap(
     from gae.measure import mean_and_error
 
     check_folder(out)
-    model = read(checkpoint)[0].double()  # in single precision, an optimisation stalls before it has converged
-    x = load(data, binarize).test[:size].double()
+    model, noted = read(checkpoint)
+    model.double()  # in single precision, an optimisation stalls before it has converged
+    x = load_like(noted, data, binarize).test[:size].double()
     torch.manual_seed(seed)
     columns = _columns(model, x, samples, draws, steps)
     account: dict[str, Any] = {

@@ -26,8 +26,10 @@ def sample(
     """Draw from the model: z from the prior, x from the decoder."""
     import torch
 
+    from gae.preparation import Preparation
+
     model, description = read(checkpoint)
-    vocabulary = description.get("vocabulary")
+    vocabulary = Preparation.of(description).vocabulary
     kinds = (".png", ".npz") if vocabulary is None else (".txt", ".npz")
     output = output or Path("samples").with_suffix(kinds[0])
     check_file(output, *kinds)
@@ -39,10 +41,7 @@ def sample(
     if output.suffix == ".npz":
         save_arrays(output, {"x": drawn.numpy(), "z": z.numpy()})
     elif vocabulary is not None:
-        from gae.text import Vocabulary
-
-        lines = Vocabulary(tuple(vocabulary["tokens"]), vocabulary["words"]).decode(drawn)
-        write_text(output, "\n".join(lines) + "\n")
+        write_text(output, "\n".join(vocabulary.decode(drawn)) + "\n")
     else:
         from gae.figures import sheet
 

@@ -1,87 +1,23 @@
-"""Data sets as tensors (N, *X) with labels, a train/test split, a value range and a content hash."""
+"""Data sets by name or path, as tensors (N, *X) with labels, a train/test split, a value range and a content hash."""
 
 import math
 import os
-from dataclasses import dataclass, replace
-from functools import cached_property
-from hashlib import sha256
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
-from torch import Size, Tensor
+from jaxtyping import Float
+from torch import Tensor
 
-from gae.readers import NAMES, OPENML, Arrays, read_mnist, read_path
-from gae.text import Vocabulary
+from gae.arrays import Arrays
+from gae.dataset import Dataset, Rows, draw
+from gae.preparation import BINARIZATIONS, Preparation
+from gae.readers import NAMES, OPENML, read_mnist, read_path
+from gae.values import ceiling, labels, measured, need_float32, observations, refuse
 
-BINARIZATIONS = ("none", "threshold", "dynamic")
-
-
-@dataclass(frozen=True, eq=False)
-class Dataset:
-    """Training and test observations, on the CPU, in memory.
-
-    Attributes:
-        train: (N, *X) float32. With dynamic binarisation these are probabilities: take ``epoch`` instead.
-        test: (M, *X) float32.
-        train_labels: (N,) integers, or None.
-        test_labels: (M,) integers, or None.
-        value_range: (lowest, highest) value that the data can take; both splits lie inside.
-        binarization: ``"none"``, ``"threshold"`` or ``"dynamic"``.
-        vocabulary: of text: which class stands for which character or word, and ``decode`` back to text.
-
-    >>> load("digits")
-    Dataset('digits', train (1437, 1, 8, 8), test (360, 1, 8, 8), labels, range (0.0, 1.0), binarization 'none')
-    """
-
-    name: str
-    train: Float[Tensor, "N *X"]
-    test: Float[Tensor, "M *X"]
-    train_labels: Int[Tensor, " N"] | None
-    test_labels: Int[Tensor, " M"] | None
-    value_range: tuple[float, float]
-    binarization: str = "none"
-    vocabulary: Vocabulary | None = None
-
-    @property
-    def event_shape(self) -> Size:
-        """X, the shape of one observation."""
-        return self.train.shape[1:]
-
-    @cached_property
-    def hash(self) -> str:
-        """SHA-256 (hex) over binarisation and the shapes, types and bytes of observations and labels."""
-        digest = sha256(self.binarization.encode())
-        if self.vocabulary is not None:
-            digest.update(repr(self.vocabulary).encode())
-        for part in (self.train, self.test, self.train_labels, self.test_labels):
-            if part is None:
-                digest.update(b"none")
-            else:
-                digest.update(f"{tuple(part.shape)} {part.dtype}".encode())
-                digest.update(part.contiguous().numpy().reshape(-1).data)
-        return digest.hexdigest()
-
-    def epoch(self, epoch: int, seed: int = 0) -> Float[Tensor, "N *X"]:
-        """The training observations of one epoch, a pure function of (seed, epoch).
-
-        With dynamic binarisation x ~ Bernoulli(pixel) is redrawn for each epoch (Burda et al., 2016, section 5.1);
-        otherwise it is ``train`` itself.
-
-        >>> digits = load("digits", binarize="dynamic")
-        >>> torch.equal(digits.epoch(3), digits.epoch(3)), torch.equal(digits.epoch(3), digits.epoch(4))
-        (True, False)
-        """
-        return _draw(self.train, f"{epoch:d} {seed:d}") if self.binarization == "dynamic" else self.train
-
-    def __repr__(self) -> str:
-        return (
-            f"Dataset({self.name!r}, train {tuple(self.train.shape)}, test {tuple(self.test.shape)}, "
-            f"{'no ' if self.train_labels is None else ''}labels, range {self.value_range}, "
-            f"binarization {self.binarization!r})"
-        )
+__all__ = ["BINARIZATIONS", "NAMES", "Dataset", "LinearGaussian", "Rows", "linear_gaussian", "load"]
 
 
 class LinearGaussian(NamedTuple):
@@ -97,11 +33,13 @@ def load(
     name: str | os.PathLike[str],
     *,
     folder: str | os.PathLike[str] | None = None,
-    binarize: str = "none",
+    binarize: str | None = None,
     value_range: tuple[float, float] | None = None,
     test_fraction: float = 0.2,
     seed: int = 0,
     words: bool = False,
+    channels: str | None = None,
+    like: Preparation | None = None,
 ) -> Dataset:
     """A data set by name, or from a path.
 
@@ -115,35 +53,44 @@ def load(
     swiss-roll           2000 points (3,), noise 0.05; labels: ten equal segments of the angle
     circles              2000 points (2,), radii 1 and 0.5, noise 0.05; labels: the circle
     linear-gaussian      2000 points (10,): ``linear_gaussian(2000, 2, 10, 0.5, seed).dataset``
-    path of an ``.npy``  (N, *X)
+    path of an ``.npy``  (N, *X); images (N, C, H, W) or, which is recognised, (N, H, W, C)
     path of an ``.npz``  x (and y); or x_train and x_test (and y_train and y_test)
     path of a ``.txt``   one sequence (T,) per line: 2, 3, … for its characters, 1 for its end, 0 for padding
-    path of a folder     images of one size; sub-folders' names become labels if all images lie in sub-folders
+    path of a folder     images of one size; sub-folders' names become labels if all images lie in sub-folders;
+                         ``train`` and ``test`` are a split, in which sub-folders are the labels
     ===================  ==========================================================================================
 
-    uint8 and uint16 are divided by 255 and 65535; all other numbers keep their values.
+    uint8 and uint16 are divided by 255 and 65535; all other numbers keep their values. Data that would take more than
+    4 GiB of memory by what their headers state are refused, unless the environment variable ``GAE_MAX_BYTES`` allows
+    more.
 
     Args:
         name: see above.
         folder: where the idx files of mnist or fashion-mnist are.
         binarize: ``"threshold"``: 1 where x > 0.5, else 0. ``"dynamic"``: x ~ Bernoulli(pixel), the test set drawn
-            once, the training set anew in each ``Dataset.epoch``.
+            once, the training set anew in each ``Dataset.epoch``. ``"none"`` unless given, or as ``like`` says.
         value_range: declares the range of the data, which must lie inside; otherwise it is [0, 1] for uint8, uint16
             and bool, and measured for other types.
         test_fraction: share of test observations, where the data have no split of their own. The split keeps the
             shares of the labels where every label is frequent enough.
         seed: of synthetic data, of the split, and of the binarised test set.
-        words: the tokens of a text are words, not characters.
+        words: the tokens of a text are words, not characters; the vocabulary of ``like`` decides it too.
+        channels: ``"first"`` or ``"last"``: which axis of four in an array is the channels, where its shape does not
+            tell.
+        like: how the data of a model were prepared (``preparation`` of those; its checkpoint notes it), to read other
+            data for that model: text in its vocabulary, padded to its length, with its binarisation. A single
+            observation becomes the test set.
 
     Raises:
         ValueError: an unknown name or option, or data that cannot be used; the message names the first bad index.
+            With ``like``, also tokens, lengths, shapes or values that the model does not know.
         FileNotFoundError: a file or folder is missing, or OpenML cannot be reached.
 
     >>> load("digits", binarize="threshold").train.unique()
     tensor([0., 1.])
     """
     text = os.fspath(name)
-    if binarize not in BINARIZATIONS:
+    if binarize not in (None, *BINARIZATIONS):
         raise ValueError(f"Unknown binarize {binarize!r}. Choose one of {', '.join(BINARIZATIONS)}.")
     if not 0 < test_fraction < 1:
         raise ValueError(f"test_fraction must lie strictly between 0 and 1, got {test_fraction}.")
@@ -153,9 +100,17 @@ def load(
         raise ValueError(f"folder is for {' and '.join(OPENML)} only, got {text!r}. Give the path itself as the name.")
     if words and not text.lower().endswith(".txt"):
         raise ValueError(f"words=True is for .txt files only, got {text!r}.")
+    if channels is not None and (channels not in ("first", "last") or not text.lower().endswith((".npy", ".npz"))):
+        raise ValueError(f"channels must be 'first' or 'last', for .npy and .npz files only, got {channels!r}.")
     label = text if text in NAMES else Path(text).expanduser().resolve().name
-    dataset = _assemble(label, _source(text, folder, seed, words), value_range, test_fraction, seed)
-    return dataset if binarize == "none" else _binarized(dataset, binarize, seed)
+    if like is not None:
+        like.check_source(text, text.lower().endswith(".txt"))
+        binarize = like.binarize(binarize)
+    arrays = _source(text, folder, seed, words, channels, like)
+    dataset = _assemble(label, arrays, value_range, test_fraction, seed, lone=like is not None)
+    if like is not None:
+        like.check(text, dataset.event_shape, dataset.value_range)
+    return dataset if binarize in (None, "none") else _binarized(dataset, binarize, seed)
 
 
 def linear_gaussian(
@@ -193,7 +148,14 @@ def _linear_gaussian(
     return mean + random.normal(size=(n, latent)) @ loadings + scale * random.normal(size=(n, dim)), mean, loadings
 
 
-def _source(name: str, folder: str | os.PathLike[str] | None, seed: int, words: bool) -> Arrays:
+def _source(
+    name: str,
+    folder: str | os.PathLike[str] | None,
+    seed: int,
+    words: bool,
+    channels: str | None,
+    like: Preparation | None,
+) -> Arrays:
     if name in OPENML:
         return read_mnist(name, folder)
     match name:
@@ -213,89 +175,79 @@ def _source(name: str, folder: str | os.PathLike[str] | None, seed: int, words: 
             return Arrays(*make_circles(2000, noise=0.05, factor=0.5, random_state=seed))
         case "linear-gaussian":
             return Arrays(_linear_gaussian(2000, 2, 10, 0.5, seed)[0])
-    return read_path(name, words)
-
-
-def _draw(probability: Tensor, key: str) -> Tensor:
-    generator = torch.Generator().manual_seed(int.from_bytes(sha256(key.encode()).digest()[:8]))
-    return torch.bernoulli(probability, generator=generator)
+    if like is None:
+        return read_path(name, words, channels)
+    return read_path(name, words, channels, like.vocabulary, like.event_shape)
 
 
 def _binarized(dataset: Dataset, how: str, seed: int) -> Dataset:
     for split, x in (("training", dataset.train), ("test", dataset.test)):
-        _refuse(x, (x < 0) | (x > 1), f"binarize={how!r} needs {split} values in [0, 1]", "Rescale the data.")
+        refuse(x, (x < 0) | (x > 1), f"binarize={how!r} needs {split} values in [0, 1]", "Rescale the data.")
     if how == "threshold":
         train, test = (dataset.train > 0.5).float(), (dataset.test > 0.5).float()
     else:
-        train, test = dataset.train, _draw(dataset.test, f"test {seed:d}")
+        train, test = dataset.train, draw(dataset.test, f"test {seed:d}")
     return replace(dataset, train=train, test=test, value_range=(0.0, 1.0), binarization=how)
 
 
 def _assemble(
-    name: str, arrays: Arrays, value_range: tuple[float, float] | None, test_fraction: float, seed: int
+    name: str,
+    arrays: Arrays,
+    value_range: tuple[float, float] | None,
+    test_fraction: float,
+    seed: int,
+    lone: bool = False,
 ) -> Dataset:
-    x, y, x_test, y_test, vocabulary = arrays
+    x, y, x_test, y_test, vocabulary, stated, rows, files = arrays
     if x_test is None:
-        everything, labels = _observations(x, "x"), _labels(y, len(x), "y")
-        rows, test_rows = _split(labels, len(x), test_fraction, seed)
-        train, test = everything[rows], everything[test_rows]
-        train_labels, test_labels = (None, None) if labels is None else (labels[rows], labels[test_rows])
+        everything, every_label = observations(x, "x"), labels(y, len(x), "y")
+        need_float32("x", x)
+        train_rows, test_rows = _split(every_label, len(x), test_fraction, seed, lone)
+        train, test = everything[train_rows], everything[test_rows]
+        train_labels, test_labels = (
+            (None, None) if every_label is None else (every_label[train_rows], every_label[test_rows])
+        )
     else:
-        train, test = _observations(x, "x_train"), _observations(x_test, "x_test")
-        train_labels, test_labels = _labels(y, len(x), "y_train"), _labels(y_test, len(x_test), "y_test")
-        if train.shape[1:] != test.shape[1:] or _ceiling(x) != _ceiling(x_test):
+        train, test = observations(x, "x_train"), observations(x_test, "x_test")
+        train_labels, test_labels = labels(y, len(x), "y_train"), labels(y_test, len(x_test), "y_test")
+        if train.shape[1:] != test.shape[1:] or ceiling(x) != ceiling(x_test):
             raise ValueError(
                 f"x_train is {x.dtype} {x.shape} but x_test is {x_test.dtype} {x_test.shape}. Give both one type and "
                 "one shape of observation."
             )
-    if value_range is None:
-        low, high = (0.0, 1.0) if _ceiling(x) else _measured(train, test)
-    else:
+        need_float32("x", x, x_test)
+        train_rows, test_rows = np.arange(len(x)), np.arange(len(x), len(x) + len(x_test))
+    if rows is not None:
+        train_rows, test_rows = rows[train_rows], rows[test_rows]
+    if value_range is not None:
         low, high = value_range
         if not -math.inf < low < high < math.inf:
             raise ValueError(f"value_range must be (lowest, highest), finite and in this order, got {value_range}.")
         for split in (train, test):
-            _refuse(split, (split < low) | (split > high), f"the data leave value_range {value_range}", "Widen it.")
-    return Dataset(name, train, test, train_labels, test_labels, (float(low), float(high)), vocabulary=vocabulary)
+            refuse(split, (split < low) | (split > high), f"the data leave value_range {value_range}", "Widen it.")
+    elif vocabulary is not None:
+        low, high = 0.0, vocabulary.classes - 1.0
+    else:
+        low, high = stated or ((0.0, 1.0) if ceiling(x) else measured(train, test))
+    return Dataset(
+        name,
+        train,
+        test,
+        train_labels,
+        test_labels,
+        (float(low), float(high)),
+        vocabulary=vocabulary,
+        train_rows=torch.from_numpy(train_rows).long(),
+        test_rows=torch.from_numpy(test_rows).long(),
+        files=files,
+    )
 
 
-def _ceiling(array: np.ndarray) -> int | None:
-    """The stored value that means 1, where the type says so."""
-    return {"bool": 1, "uint8": 255, "uint16": 65535}.get(array.dtype.name)
-
-
-def _observations(array: np.ndarray, what: str) -> Tensor:
-    if array.dtype.kind not in "biuf":
-        raise TypeError(f"{what} must hold real numbers, got {array.dtype}. Convert it with `astype`.")
-    if array.ndim < 2:
-        raise ValueError(f"{what} must have shape (N, *X), got {array.shape}. For scalars use `x[:, None]`.")
-    if array.size == 0:
-        raise ValueError(f"{what} is empty: it has shape {array.shape}. A data set needs observations.")
-    ceiling = _ceiling(array) or 1
-    if ceiling > 1 and array.max() == 1:
-        raise ValueError(f"{what} is {array.dtype}, read as 0–{ceiling}, but its highest value is 1. Save 0/1 as bool.")
-    with np.errstate(over="ignore"):
-        x = torch.from_numpy(array.astype(np.float32, order="C"))
-    _refuse(x, ~torch.isfinite(x), f"{what} must be finite in float32", "Remove or impute such values first.")
-    return x.div_(ceiling)
-
-
-def _labels(array: np.ndarray | None, n: int, what: str) -> Tensor | None:
-    if array is None:
-        return None
-    if array.dtype.kind not in "biu":
-        raise TypeError(
-            f"{what} must hold integers, got {array.dtype}. Number the labels: "
-            f"`np.unique({what}, return_inverse=True)[1]`."
-        )
-    if array.shape != (n,):
-        raise ValueError(f"{what} must have shape ({n},), one label per observation, got {array.shape}.")
-    return torch.from_numpy(array.astype(np.int64))
-
-
-def _split(labels: Tensor | None, n: int, test_fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def _split(labels: Tensor | None, n: int, test_fraction: float, seed: int, lone: bool) -> tuple[np.ndarray, np.ndarray]:
     from sklearn.model_selection import train_test_split
 
+    if n == 1 and lone:
+        return np.arange(0), np.arange(1)
     if n < 2:
         raise ValueError("There is one observation only, but training and test need at least one each.")
     n_test = min(n - 1, math.ceil(test_fraction * n))
@@ -304,13 +256,3 @@ def _split(labels: Tensor | None, n: int, test_fraction: float, seed: int) -> tu
         if counts.min() < 2 or len(counts) > min(n_test, n - n_test):
             labels = None
     return tuple(train_test_split(np.arange(n), test_size=n_test, stratify=labels, random_state=seed))
-
-
-def _measured(train: Tensor, test: Tensor) -> tuple[float, float]:
-    return min(train.min().item(), test.min().item()), max(train.max().item(), test.max().item())
-
-
-def _refuse(x: Tensor, bad: Tensor, what: str, remedy: str) -> None:
-    if bad.any():
-        index = tuple(int(i) for i in bad.nonzero()[0])
-        raise ValueError(f"{what}, got {x[index].item():g} at index {index} ({int(bad.sum())} such values). {remedy}")

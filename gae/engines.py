@@ -218,8 +218,7 @@ def assemble(configuration: Configuration, name: str, likelihood: Likelihood, en
 
 def describe(configuration: Configuration, name: str, data: Dataset) -> dict[str, Any]:
     """JSON-able facts from which ``rebuild`` builds the same autoencoder, but for its parameters."""
-    shape, value_range = tuple(data.event_shape), tuple(data.value_range)
-    return {"comparison": asdict(configuration), "engine": name, "event_shape": shape, "value_range": value_range}
+    return {"comparison": asdict(configuration), "engine": name, **data.preparation.note()}
 
 
 def rebuild(description: dict[str, Any]) -> Autoencoder:

@@ -1,44 +1,22 @@
 """Photographs as arrays (C, H, W) in [0, 1], their masks, and pictures of them side by side."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from gae.figures import LINES, STYLE
 from gae.files import whole
-
-if TYPE_CHECKING:
-    from PIL import Image
-
-SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
-GREY, COLOUR, GREY_16 = ("1", "L"), ("RGB", "P"), ("I;16", "I;16B", "I;16L", "I")
+from gae.images import read_image
 
 
 def read_photo(path: Path) -> np.ndarray:
-    """One photograph (C, H, W), float32 in [0, 1]: grey (C = 1) or RGB, 8 bits, grey also 16 bits or float TIFF.
-
-    JPEG's orientation tag is followed.
+    """One photograph (C, H, W), float32 in [0, 1]: ``read_image``, with integers divided by their highest value.
 
     Raises:
-        FileNotFoundError: no such file.
-        ValueError: no image, or of a kind that would lose something: alpha, CMYK, colour of 16 bits per channel,
-            several pages, floats that are not finite or outside [0, 1].
+        FileNotFoundError, ValueError: as ``read_image``.
     """
-    from PIL import Image, ImageOps
-
-    if not path.is_file():
-        raise FileNotFoundError(f"No image {path}. Check the path.")
-    if path.suffix.lower() not in SUFFIXES:
-        raise ValueError(f"{path} is none of {', '.join(SUFFIXES)}. Convert it.")
-    try:
-        with Image.open(path) as image:
-            _refuse_lossy(path, image)
-            upright = ImageOps.exif_transpose(image)
-            pixels = np.asarray(upright.convert("RGB") if upright.mode == "P" else upright)
-    except (OSError, SyntaxError) as error:
-        raise ValueError(f"{path} cannot be read as an image ({error}). Save it again as PNG.") from error
-    return _in_unit_range(path, pixels if pixels.ndim == 3 else pixels[..., None]).transpose(2, 0, 1)
+    pixels = read_image(path)
+    return (pixels / {"uint8": 255, "uint16": 65535}.get(pixels.dtype.name, 1)).astype(np.float32)
 
 
 def read_mask(path: Path) -> np.ndarray:
@@ -92,44 +70,3 @@ def loss_curve(loss: list[list[float]], path: Path) -> None:
             axes.legend()
         with whole(path) as temporary:
             figure.savefig(temporary, format="png", metadata={"Software": None})
-
-
-def _refuse_lossy(path: Path, image: "Image.Image") -> None:
-    mode, wide = image.mode, _colour_of_16_bits(path, image)
-    if (frames := getattr(image, "n_frames", 1)) > 1:
-        raise ValueError(f"{path} holds {frames} images. Save the one you mean as a file of its own.")
-    if mode in ("LA", "RGBA", "PA", "La", "RGBa") or "transparency" in image.info:
-        raise ValueError(f"{path} has an alpha channel, which has no place in a photograph. Flatten it first.")
-    if wide:
-        raise ValueError(f"{path} has colour with 16 bits per channel, which would be cut to 8. Save it with 8 bits.")
-    if mode not in (*GREY, *COLOUR, *GREY_16, "F"):
-        raise ValueError(f"{path} has the colour mode {mode}. Convert it to grey or RGB.")
-
-
-def _colour_of_16_bits(path: Path, image: "Image.Image") -> bool:
-    """Pillow reads these as 8 bits without a word; the header of a PNG or TIFF tells."""
-    if image.format == "PNG":
-        with path.open("rb") as file:
-            header = file.read(26)
-        return header[24] == 16 and header[25] in (2, 6)
-    tags: Any = getattr(image, "tag_v2", {})
-    bits = tags.get(258, (8,))
-    return len(bits) > 1 and max(bits) > 8 if isinstance(bits, tuple) else False
-
-
-def _in_unit_range(path: Path, pixels: np.ndarray) -> np.ndarray:
-    if pixels.dtype == np.bool_:
-        return pixels.astype(np.float32)
-    if pixels.dtype.kind in "ui":
-        highest = 255 if pixels.dtype == np.uint8 else 65535
-        if pixels.min() < 0 or pixels.max() > highest:
-            raise ValueError(f"{path} has values from {pixels.min()} to {pixels.max()}. Save it with 8 or 16 bits.")
-        return (pixels / highest).astype(np.float32)
-    bad = ~np.isfinite(pixels) | (pixels < 0) | (pixels > 1)
-    if bad.any():
-        row, column, _ = (int(i) for i in np.argwhere(bad)[0])
-        raise ValueError(
-            f"{path} has floating-point pixels that are not in [0, 1], first {pixels[bad][0]:g} at row {row}, column "
-            f"{column}. Repair or rescale it."
-        )
-    return pixels.astype(np.float32)

@@ -1,17 +1,20 @@
-"""Where data come from: idx, npy, npz, text, folders of images, OpenML. Nothing that a file holds is executed."""
+"""Where data come from: idx files, OpenML, and whatever lies at a path. Nothing that a file holds is executed."""
 
 import gzip
+import math
 import os
 import struct
-import zipfile
 import zlib
+from collections.abc import Sequence
 from http.client import HTTPException
 from importlib.util import find_spec
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
+from gae.arrays import FLOAT32, Arrays, channels_first, read_arrays
+from gae.images import read_image_folder
+from gae.sizes import need_room
 from gae.text import Vocabulary, read_text
 
 OPENML = {"mnist": "mnist_784", "fashion-mnist": "Fashion-MNIST"}
@@ -23,18 +26,6 @@ IDX_FILES = (
     "t10k-images-idx3-ubyte",
     "t10k-labels-idx1-ubyte",
 )
-NPZ_KEYS = ("x", "y", "x_train", "y_train", "x_test", "y_test")
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tiff", ".tif", ".bmp")
-
-
-class Arrays(NamedTuple):
-    """Observations (N, *X) and labels (N,) as stored; ``x_test`` is None where the source has no split of its own."""
-
-    x: np.ndarray
-    y: np.ndarray | None = None
-    x_test: np.ndarray | None = None
-    y_test: np.ndarray | None = None
-    vocabulary: Vocabulary | None = None  # where the observations are text
 
 
 def read_idx(path: Path, axes: int) -> np.ndarray:
@@ -45,7 +36,8 @@ def read_idx(path: Path, axes: int) -> np.ndarray:
         axes: how many axes it must have: 3 for images (N, H, W), 1 for labels (N,).
 
     Raises:
-        ValueError: truncated, not an idx file, or one with another type or number of axes.
+        ValueError: truncated, not an idx file, one with another type or number of axes, or one whose header announces
+            more than ``gae.sizes.limit()`` bytes.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -54,28 +46,36 @@ def read_idx(path: Path, axes: int) -> np.ndarray:
     ...     read_idx(path, axes=1)
     array([7, 9], dtype=uint8)
     """
-    raw = path.read_bytes()
-    if raw.startswith(b"\x1f\x8b"):
-        try:
-            raw = gzip.decompress(raw)
-        except (EOFError, OSError, zlib.error) as error:
-            raise ValueError(f"{path} is a truncated or damaged gzip file ({error}). Download it again.") from error
     start = 4 + 4 * axes
-    magic = raw[:4].hex()
-    wanted = bytes([0, 0, 8, axes]).hex()
-    if len(raw) >= 4 and magic != wanted:
+    with path.open("rb") as plain:
+        zipped = plain.read(2) == b"\x1f\x8b"
+        plain.seek(0)
+        try:
+            with gzip.GzipFile(fileobj=plain) if zipped else plain as file:
+                head = file.read(start)
+                size = _announced(path, head, axes)
+                need_room(FLOAT32 * size, path, f"{size:,} values")
+                raw = file.read(size + 1)
+        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+            raise ValueError(f"{path} is a truncated or damaged gzip file ({error}). Download it again.") from error
+    if len(head) < start or len(raw) != size:
+        held = f"{len(head) + len(raw)} bytes" + (" or more" if len(raw) > size else "")
+        raise ValueError(
+            f"{path} holds {held}, but an idx file with its header has {start + size}: it is truncated or damaged. "
+            "Download it again."
+        )
+    return np.frombuffer(raw, np.uint8).reshape(struct.unpack(f">{axes}I", head[4:]))
+
+
+def _announced(path: Path, head: bytes, axes: int) -> int:
+    """The number of values that the first bytes of an idx file state; 0 where they are cut short."""
+    magic, wanted = head[:4].hex(), bytes([0, 0, 8, axes]).hex()
+    if len(head) >= 4 and magic != wanted:
         raise ValueError(
             f"{path} starts with the magic number 0x{magic}, but an idx file of unsigned bytes with {axes} axes "
             f"starts with 0x{wanted}. Are image and label files swapped, or is it another format?"
         )
-    shape = struct.unpack(f">{axes}I", raw[4:start]) if len(raw) >= start else (0,)
-    announced = start + int(np.prod(shape, dtype=np.int64))
-    if len(raw) < start or len(raw) != announced:
-        raise ValueError(
-            f"{path} holds {len(raw)} bytes, but an idx file with its header has {announced}: it is truncated or "
-            "damaged. Download it again."
-        )
-    return np.frombuffer(raw, np.uint8, offset=start).reshape(shape)
+    return math.prod(struct.unpack(f">{axes}I", head[4:])) if len(head) == 4 + 4 * axes else 0
 
 
 def find_idx(folder: Path) -> dict[str, Path]:
@@ -105,91 +105,29 @@ def read_idx_folder(folder: Path) -> Arrays:
     return Arrays(x[:, None], y, x_test[:, None], y_test)
 
 
-def read_arrays(path: Path) -> Arrays:
-    """An ``.npy`` array (N, *X), or an ``.npz`` with x (and y), or with x_train and x_test (and y_train, y_test).
-
-    Raises:
-        ValueError: a damaged file, pickled objects, or other keys.
-    """
-    try:
-        with path.open("rb") as file:  # numpy itself leaves a damaged npz open
-            loaded = np.load(file, allow_pickle=False)
-            if isinstance(loaded, np.ndarray):
-                return Arrays(loaded)
-            found = sorted(loaded)
-            stored = {key: loaded[key] for key in found if key in NPZ_KEYS}
-    except (ValueError, EOFError, OSError, zipfile.BadZipFile, zlib.error) as error:
-        raise ValueError(
-            f"Cannot read an array from {path}: {str(error).rstrip('.')}. Write plain numbers with `np.save` or "
-            "`np.savez`; arrays of objects (ragged lists) are pickles, which are never loaded."
-        ) from error
-    return _pick(path, stored, found)
-
-
-def _pick(path: Path, stored: dict[str, np.ndarray], found: list[str]) -> Arrays:
-    keys = stored.keys()
-    if keys == {"x"} or keys == {"x", "y"}:
-        return Arrays(stored["x"], stored.get("y"))
-    if keys in ({"x_train", "x_test"}, {"x_train", "x_test", "y_train", "y_test"}):
-        return Arrays(stored["x_train"], stored.get("y_train"), stored["x_test"], stored.get("y_test"))
-    raise ValueError(
-        f"{path} has the keys {', '.join(found) or '(none)'}, but it needs x (with or without y), or x_train and "
-        "x_test (with or without both y_train and y_test)."
-    )
-
-
-def read_image_folder(folder: Path) -> Arrays:
-    """All images in a folder and below it, channel-first (N, C, H, W), in the order of their paths.
-
-    If every image lies in a sub-folder, the names of the sub-folders, sorted, become labels 0, 1, ….
-    Hidden files are skipped. Pillow reads colour images with 16 bits per channel as 8 bits.
-
-    Raises:
-        ValueError: no image, an unreadable one, or one whose size, channels or type differ from the first.
-    """
-    inside = [path.relative_to(folder) for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES]
-    paths = sorted(path for path in inside if not any(part.startswith(".") for part in path.parts))
-    if not paths:
-        raise ValueError(
-            f"{folder} has no images ({', '.join(IMAGE_SUFFIXES)}). For a folder of idx files use "
-            "`load('mnist', folder=...)`."
-        )
-    images: list[np.ndarray] = []
-    for path in paths:
-        image = _read_image(folder / path)
-        if images and (image.shape, image.dtype) != (images[0].shape, images[0].dtype):
-            raise ValueError(
-                f"{folder / path} is {image.dtype} {image.shape}, but the first image, {paths[0]}, is "
-                f"{images[0].dtype} {images[0].shape} (channels, height, width). Bring all to one size and mode."
-            )
-        images.append(image)
-    if any(len(path.parts) == 1 for path in paths):
-        return Arrays(np.stack(images))
-    return Arrays(np.stack(images), np.unique([path.parts[0] for path in paths], return_inverse=True)[1])
-
-
-def _read_image(path: Path) -> np.ndarray:
-    from PIL import Image
-
-    try:
-        with Image.open(path) as image:
-            frames = getattr(image, "n_frames", 1)
-            palette = image.mode in ("P", "PA")
-            pixels = np.asarray(image.convert("RGB") if palette else image)
-    except (OSError, SyntaxError, ValueError) as error:
-        raise ValueError(f"{path} cannot be read as an image ({error}). Repair it or take it out.") from error
-    if frames > 1:
-        raise ValueError(f"{path} holds {frames} images. Save each as a file of its own.")
-    return pixels[None] if pixels.ndim == 2 else np.moveaxis(pixels, -1, 0)
-
-
-def read_path(name: str, words: bool = False) -> Arrays:
+def read_path(
+    name: str,
+    words: bool = False,
+    channels: str | None = None,
+    vocabulary: Vocabulary | None = None,
+    event_shape: Sequence[int] | None = None,
+) -> Arrays:
     """Whatever lies at a path; see ``read_arrays``, ``read_text`` and ``read_image_folder``.
+
+    Args:
+        name: the path.
+        words: whether the tokens of text are words.
+        channels: of arrays, as for ``channels_first``.
+        vocabulary: of text, if a model has one already.
+        event_shape: of the observations that a model takes, if there is one already.
 
     Raises:
         FileNotFoundError: nothing there.
         ValueError: nothing readable there, or neither a path nor a known name.
     """
+    paths = "a path to an .npy file, an .npz file, a .txt file or a folder of images"
+    if not name.strip():
+        raise ValueError(f"The name of the data set is empty. Choose one of {', '.join(NAMES)}, or {paths}.")
     path = Path(name).expanduser()
     if path.is_dir():
         return read_image_folder(path)
@@ -198,10 +136,10 @@ def read_path(name: str, words: bool = False) -> Arrays:
         if not path.is_file():
             raise FileNotFoundError(f"No file {path}. Check the path.")
         if suffix != ".txt":
-            return read_arrays(path)
-        lines, vocabulary = read_text(path, words)
-        return Arrays(lines, vocabulary=vocabulary)
-    paths = "a path to an .npy file, an .npz file, a .txt file or a folder of images"
+            return channels_first(read_arrays(path), channels, event_shape)
+        steps = None if event_shape is None else event_shape[0]
+        text = read_text(path, words, vocabulary, steps)
+        return Arrays(text.classes, vocabulary=text.vocabulary, rows=text.rows)
     if path.exists():
         raise ValueError(f"Cannot read {path}: expected {paths}. Convert it with `np.save`.")
     if len(path.parts) > 1:

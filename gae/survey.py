@@ -36,7 +36,7 @@ from gae.measure import (
 from gae.phases import Phases, facts, one_thread
 from gae.pictures import plane
 from gae.survey_report import write
-from gae.systems import SYSTEMS, build, describe, named
+from gae.systems import SYSTEMS, build, describe, named, options_of
 from gae.text import PADDING
 
 IMAGES, DRAWS, CODES = 12, 12, 500
@@ -199,7 +199,7 @@ class Survey(Phases):
     def _options(self, name: str) -> dict[str, Any]:
         """The defaults, but for what only the data tell."""
         if self.data.vocabulary is not None:
-            return {"classes": self.data.vocabulary.classes}
+            return options_of(name, self.data)
         if SYSTEMS[name].observation == "data set":
             return {"points": len(self._points)}
         return {"components": len(self.data.train)} if name == "knn" else {}

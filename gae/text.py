@@ -3,14 +3,18 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Num
 from torch import Tensor
 
+from gae.sizes import need_room
+
 PADDING, END = 0, 1  # the classes that every vocabulary has; the tokens follow
 LONGEST = 512  # tokens of a line, its end included
 UNKNOWN = "\N{REPLACEMENT CHARACTER}"
+IN_LINES = 24  # bytes of memory that a byte of text takes as Python strings, if all lines are short
 
 
 @dataclass(frozen=True)
@@ -39,8 +43,13 @@ class Vocabulary:
         """C, padding and end included."""
         return len(self.tokens) + 2
 
-    def encode(self, lines: Sequence[str], steps: int) -> np.ndarray:
+    def encode(self, lines: Sequence[str], steps: int, numbers: Sequence[int] | None = None) -> np.ndarray:
         """Lines as classes (N, steps): the tokens, the end, padding.
+
+        Args:
+            lines: of text.
+            steps: T, in which each line must fit with its end.
+            numbers: those by which errors name the lines, 1, 2, … unless given.
 
         Raises:
             ValueError: for a token that the vocabulary has not, or a line that does not fit with its end.
@@ -49,11 +58,14 @@ class Vocabulary:
         found = np.full((len(lines), steps), PADDING)
         for row, line in enumerate(lines):
             tokens = _tokens(line, self.words)
+            name = f"line {row + 1 if numbers is None else numbers[row]} ({_short(line)})"
             if len(tokens) + 1 > steps:
-                raise ValueError(f"{line!r} has {len(tokens)} tokens and an end, which do not fit into {steps} steps.")
-            unknown = [token for token in tokens if token not in classes]
-            if unknown:
-                raise ValueError(f"{line!r} has the token {unknown[0]!r}, which is not in the vocabulary.")
+                raise ValueError(f"{name} has {len(tokens)} tokens and an end, which do not fit into {steps} steps.")
+            unknown = next((t for t, token in enumerate(tokens) if token not in classes), None)
+            if unknown is not None:
+                token, kind = tokens[unknown], "word" if self.words else "column"
+                code = "" if self.words else f" (U+{ord(token):04X})"
+                raise ValueError(f"{name} has {token!r}{code} at {kind} {unknown + 1}, which is not in the vocabulary.")
             found[row, : len(tokens) + 1] = [*(classes[token] for token in tokens), END]
         return found
 
@@ -73,30 +85,53 @@ class Vocabulary:
         return (" " if self.words else "").join(known.get(value, UNKNOWN) for value in row[:stop])
 
 
-def read_text(path: Path, words: bool = False) -> tuple[np.ndarray, Vocabulary]:
-    """The lines of a UTF-8 file as classes (N, T), with the vocabulary of all of them; blank lines are left out.
+class Text(NamedTuple):
+    """Lines as classes (N, T), the vocabulary that they are written in, and where each line is in its file, from 0."""
 
-    T is the number of tokens of the longest line, and one for its end.
+    classes: np.ndarray
+    vocabulary: Vocabulary
+    rows: np.ndarray
+
+
+def read_text(path: Path, words: bool = False, vocabulary: Vocabulary | None = None, steps: int | None = None) -> Text:
+    """The lines of a UTF-8 file as classes; blank lines are left out.
+
+    Args:
+        path: of the file.
+        words: whether tokens are words; a vocabulary that is given decides it.
+        vocabulary: all tokens of the file, unless given.
+        steps: T, one more than the tokens of the longest line unless given; lines are padded to it.
 
     Raises:
-        ValueError: not UTF-8 text, no text, or a line of more than 511 tokens.
+        ValueError: not UTF-8 text, no text, a line of more than 511 tokens, or more than ``gae.sizes.limit()`` bytes.
+            With a vocabulary or steps: a token or a line that does not fit, with its place.
     """
-    lines = _lines(path)
+    need_room(IN_LINES * path.stat().st_size, path, f"{path.stat().st_size:,} bytes of text")
+    words = words if vocabulary is None else vocabulary.words
+    numbers, lines = _lines(path)
     if not lines:
         raise ValueError(f"{path} holds no text: it is empty, or all of its lines are blank.")
-    longest = max(range(len(lines)), key=lambda row: len(_tokens(lines[row], words)))
-    steps = len(_tokens(lines[longest], words)) + 1
-    if steps > LONGEST:
+    lengths = [len(_tokens(line, words)) for line in lines]
+    longest = int(np.argmax(lengths))
+    most = LONGEST if steps is None else steps
+    if lengths[longest] + 1 > most:
         kind = "words" if words else "characters"
+        why = "each step of the longest line is a step of all" if steps is None else "the model has no more steps"
         raise ValueError(
-            f"{path} has a line of {steps - 1} {kind}, which starts with {lines[longest][:20]!r}. At most "
-            f"{LONGEST - 1} are read, for every step of the longest line is a step of all. Split such lines."
+            f"{path} has a line of {lengths[longest]} {kind}, line {numbers[longest]} ({_short(lines[longest])}). At "
+            f"most {most - 1} are read, because {why}. Split or shorten such lines."
         )
-    vocabulary = Vocabulary.of(lines, words)
-    return vocabulary.encode(lines, steps), vocabulary
+    steps = lengths[longest] + 1 if steps is None else steps
+    need_room(8 * steps * len(lines), path, f"{len(lines):,} lines, padded to {steps} steps")
+    vocabulary = Vocabulary.of(lines, words) if vocabulary is None else vocabulary
+    try:
+        return Text(vocabulary.encode(lines, steps, numbers), vocabulary, np.array(numbers) - 1)
+    except ValueError as error:
+        raise ValueError(f"{path}, {error}") from None
 
 
-def _lines(path: Path) -> list[str]:
+def _lines(path: Path) -> tuple[list[int], list[str]]:
+    """Numbers, from 1, and text of the lines that are not blank."""
     raw = path.read_bytes()
     try:
         text = raw.decode("utf-8-sig")
@@ -109,7 +144,12 @@ def _lines(path: Path) -> list[str]:
     if "\0" in text:
         raise ValueError(f"{path} is not text: line {text[: text.index(chr(0))].count(chr(10)) + 1} has a NUL.")
     lines = (line.removesuffix("\r") for line in text.split("\n"))
-    return [line for line in lines if line.strip()]
+    kept = [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
+    return [number for number, _ in kept], [line for _, line in kept]
+
+
+def _short(line: str) -> str:
+    return repr(line if len(line) <= 20 else line[:20] + "…")
 
 
 def _tokens(line: str, words: bool) -> Sequence[str]:

@@ -155,7 +155,10 @@ def test_the_command_draws(fitted: Path, tmp_path: Path) -> None:
         (["vae", 0, "--layer", "network.1"], "No layer 'network.1'. Choose one of these (with so many units): infer"),
         (["vae", 0, "--layer", "network.1"], "inference.guide.network.1 (16), inference.guide.network.2 (16)"),
         (["vae", 8, "--layer", "inference.guide.network.3"], "has 8 units, 0 ... 7; got unit 8"),
-        (["vae", 0, "--data", "circles"], "x must have shape (B, 1, 8, 8), got"),
+        (
+            ["vae", 0, "--data", "circles"],
+            "takes observations of shape (1, 8, 8), but those of circles have shape (2,)",
+        ),
         (["vae", 0, "-o", "found.gif"], "must end in .png or .npz"),
         (["gon", 0], "has no encoder network"),
         (["gon", 0], "found by Zeros. Fit a system with an encoder: ae, vae, conv-vae, "),

@@ -14,15 +14,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from sklearn.datasets import load_digits
 from sklearn.decomposition import PCA
 from typer.testing import CliRunner
 
-from gae import __version__, cli, terminal
-from gae.data import Dataset
+from gae import __version__, cli, engines, terminal
+from gae.data import Dataset, load
 from gae.engines import ENGINES
+from gae.fit import fit as train
 from gae.packing import dump, verified
 from gae.systems import SYSTEMS
 
+BESIDE = ("labels", "engine", "index", "split")
 QUICK = ("--quiet", "--epochs", "2")
 
 
@@ -117,6 +120,100 @@ def test_text_is_fitted_and_sampled(tmp_path: Path) -> None:
     assert ".txt or .npz" in gae("sample", tmp_path / "run", "-o", tmp_path / "drawn.png", code=2)
 
 
+@pytest.fixture(scope="module")
+def on_text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Models of lines over the letters a to e: a system, and an engine of a comparison."""
+    folder = tmp_path_factory.mktemp("on_text")
+    lines = ["abcde", "bdec", "edcba", "dab", "bd", "e"] * 4
+    (folder / "known.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    small = ("--option", "latent=2", "--option", "hidden=8")
+    gae("fit", "sequence-vae", folder / "known.txt", "--quiet", "--epochs", 1, *small, "--out", folder / "system")
+    data = load(folder / "known.txt")
+    configuration = engines.configure(data, ["amortised"], epochs=1, latent=2, hidden=(8,))
+    model = engines.assemble(configuration, "amortised", *engines.initial(configuration, data.train))
+    described = engines.describe(configuration, "amortised", data)
+    train(model, data, epochs=1, out=folder / "engine", progress=False, describe=described)
+    return folder
+
+
+def test_classes_and_length_come_from_the_text(on_text: Path) -> None:
+    model, noted = cli.read(on_text / "system")
+    assert noted["options"]["classes"] == 7 and model.likelihood.event_shape == (6,)
+    assert model.sample(50).max() <= 6
+
+
+@pytest.mark.parametrize("kind", ["system", "engine"])
+def test_codes_of_other_text_are_in_the_vocabulary_of_the_model(on_text: Path, tmp_path: Path, kind: str) -> None:
+    """A line has one code, in whichever file it stands."""
+    (tmp_path / "new.txt").write_text("bdec\n\nbd\n", encoding="utf-8")
+    gae("encode", on_text / kind, on_text / "known.txt", "-o", tmp_path / "known.npz")
+    gae("encode", on_text / kind, tmp_path / "new.txt", "-o", tmp_path / "new.npz")
+    with np.load(tmp_path / "known.npz") as known, np.load(tmp_path / "new.npz") as new:
+        np.testing.assert_allclose(new["z"], known["z"][[1, 4]], rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(new["log_joint"], known["log_joint"][[1, 4]], rtol=1e-4, atol=1e-4)
+        assert new["index"].tolist() == [0, 2] and known["index"].tolist() == list(range(24))
+        assert np.abs(known["z"][1] - known["z"][4]).max() > 1e-3
+
+
+@pytest.mark.parametrize("kind", ["system", "engine"])
+@pytest.mark.parametrize("command", ["encode", "explore", "gap"])
+def test_every_command_reads_text_as_the_model_does(
+    on_text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, command: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for line, said in (("bxd", "line 2 ('bxd') has 'x' (U+0078) at column 2"), ("abcdea", "a line of 6 characters")):
+        (tmp_path / "new.txt").write_text(f"bd\n{line}\nbd\n", encoding="utf-8")
+        assert said in gae(command, on_text / kind, "new.txt", code=2)
+    assert "was trained on text, but digits is none" in gae(command, on_text / kind, "digits", code=2)
+    assert [path.name for path in tmp_path.iterdir()] == ["new.txt"]
+
+
+def test_text_checkpoints_without_a_vocabulary_are_refused(on_text: Path, tmp_path: Path) -> None:
+    """As earlier versions wrote them."""
+    import shutil
+
+    newest = max((on_text / "system").glob("checkpoint-*"))
+    old = shutil.copytree(newest, tmp_path / newest.name)
+    document = json.loads((old / "state.json").read_text(encoding="utf-8"))
+    for fact in ("vocabulary", "binarization"):
+        del document["state"]["describe"][fact]
+    (old / "state.json").write_text(json.dumps(document), encoding="utf-8")
+    assert "notes no vocabulary" in gae("encode", old, on_text / "known.txt", "-o", tmp_path / "x.npz", code=2)
+
+
+def test_binarisation_and_range_are_those_of_the_model(digits: Dataset, tmp_path: Path) -> None:
+    options = ("--option", "latent=2", "--option", "hidden=8", "--option", "head=bernoulli", "--binarize", "threshold")
+    gae("fit", "vae", "digits", *QUICK, *options, "--out", tmp_path / "run")
+    gae("encode", tmp_path / "run", "digits", "-o", tmp_path / "codes.npz")
+    model, _ = cli.read(tmp_path / "run")
+    bits = torch.from_numpy((load_digits().images / 16 > 0.5).astype(np.float32))[:, None]
+    with np.load(tmp_path / "codes.npz") as codes, torch.no_grad():
+        np.testing.assert_allclose(codes["z"], model.encode(bits).point.numpy(), rtol=1e-4, atol=1e-5)
+    np.save(tmp_path / "bytes.npy", digits.train[:50].numpy() * 255)
+    for command, output in (("encode", "x.npz"), ("explore", "x.html"), ("gap", "x")):
+        out = ("--out" if command == "gap" else "-o", tmp_path / output)
+        said = gae(command, tmp_path / "run", "digits", "--binarize", "none", *out, code=2)
+        assert "trained with binarization 'threshold', got 'none'" in said
+        said = gae(command, tmp_path / "run", tmp_path / "bytes.npy", *out, code=2)
+        assert "trained on values in [0, 1]" in said and "are in [0, 255]" in said
+    assert not list(tmp_path.glob("x*"))
+
+
+def test_codes_name_the_files_of_images(fitted: Path, tmp_path: Path) -> None:
+    from PIL import Image
+
+    images = (load_digits().images[:6] * 15).astype(np.uint8)
+    (tmp_path / "pictures").mkdir()
+    for n, image in enumerate(images):
+        Image.fromarray(image).save(tmp_path / "pictures" / f"{5 - n}.png")
+    gae("encode", fitted / "pca", tmp_path / "pictures", "-o", tmp_path / "codes.npz")
+    model, _ = cli.read(fitted / "pca")
+    with np.load(tmp_path / "codes.npz") as codes, torch.no_grad():
+        assert codes["files"].tolist() == [f"{n}.png" for n in range(6)]
+        expected = model.encode(torch.from_numpy(images[::-1, None] / 255).float()).point
+        np.testing.assert_allclose(codes["z"], expected.numpy(), atol=1e-4)
+
+
 def test_fit_takes_options_of_every_type(tmp_path: Path) -> None:
     options = ("latent=2", "hidden=8,4", "beta=2", "analytic=false", "head=laplace", "samples=2")
     pairs = [part for option in options for part in ("--option", option)]
@@ -144,31 +241,38 @@ def test_fit_resumes(tmp_path: Path) -> None:
     assert parts == {**whole, "checkpoint": str(tmp_path / "parts")}
 
 
-def test_codes_of_pca_are_those_of_sklearn(fitted: Path, digits: Dataset, tmp_path: Path) -> None:
-    gae("encode", fitted / "pca", "digits", "-o", tmp_path / "codes.npz", "--split", "all")
-    pca = PCA(4).fit(digits.train.flatten(1).numpy())
-    expected = pca.transform(torch.cat([digits.train, digits.test]).flatten(1).numpy())
+def test_codes_are_in_the_order_of_the_data(fitted: Path, digits: Dataset, tmp_path: Path) -> None:
+    gae("encode", fitted / "pca", "digits", "-o", tmp_path / "codes.npz")
+    source = load_digits()
+    expected = PCA(4).fit(digits.train.flatten(1).numpy()).transform(source.data / 16)
     with np.load(tmp_path / "codes.npz") as codes:
-        assert codes["z"].shape == (1797, 4)
         assert np.abs(np.abs(codes["z"]) - np.abs(expected)).max() < 1e-3  # axes have no sign
-        assert digits.train_labels is not None and digits.test_labels is not None
-        assert (codes["labels"] == torch.cat([digits.train_labels, digits.test_labels]).numpy()).all()
+        assert (codes["labels"] == source.target).all() and (codes["index"] == np.arange(1797)).all()
+        test = codes["index"][codes["split"] == "test"]
+        assert {tuple(row) for row in source.data[test] / 16} == {tuple(row) for row in digits.test.flatten(1).tolist()}
+        every = codes["z"]
+    for split in ("train", "test"):
+        gae("encode", fitted / "pca", "digits", "-o", tmp_path / "part.npz", "--split", split)
+        with np.load(tmp_path / "part.npz") as part:
+            assert len(part["z"]) == {"train": 1437, "test": 360}[split] and set(part["split"]) == {split}
+            assert (np.diff(part["index"]) > 0).all()
+            np.testing.assert_allclose(part["z"], every[part["index"]], atol=1e-5)
 
 
 def test_log_p_is_log_joint_minus_log_q_of_ppca(fitted: Path, digits: Dataset, tmp_path: Path) -> None:
-    gae("encode", fitted / "ppca", "digits", "-o", tmp_path / "codes.npz")
+    gae("encode", fitted / "ppca", "digits", "-o", tmp_path / "codes.npz", "--split", "test")
     model, _ = cli.read(fitted / "ppca")
     with np.load(tmp_path / "codes.npz") as codes, torch.no_grad():
-        evidence = model.likelihood.log_evidence(digits.test)
+        evidence = model.likelihood.log_evidence(digits.rows("test").x)
         assert np.allclose(codes["log_joint"] - codes["log_q"], evidence.numpy(), atol=1e-3)
 
 
 @pytest.mark.parametrize(
     ("system", "keys"),
     [
-        ("vae", {"z", "log_joint", "log_q", "labels", "engine"}),
-        ("gon", {"z", "log_joint", "status", "labels", "engine"}),
-        ("llgae", {"z", "k", "log_joint", "labels", "engine"}),
+        ("vae", {"z", "log_joint", "log_q", *BESIDE}),
+        ("gon", {"z", "log_joint", "status", *BESIDE}),
+        ("llgae", {"z", "k", "log_joint", *BESIDE}),
     ],
 )
 def test_codes_hold_what_the_engine_has(fitted: Path, tmp_path: Path, system: str, keys: set[str]) -> None:
@@ -176,7 +280,7 @@ def test_codes_hold_what_the_engine_has(fitted: Path, tmp_path: Path, system: st
     with np.load(tmp_path / "codes.npz") as codes:
         assert set(codes) == keys
         assert shown["mean log_joint (nats)"] == pytest.approx(float(codes["log_joint"].mean()))
-        assert all(len(codes[key]) == 360 for key in keys - {"engine"})
+        assert all(len(codes[key]) == 1797 for key in keys - {"engine"})
         if system == "gon":
             assert set(codes["status"]) == {"max_steps"}
         if system == "llgae":
@@ -226,7 +330,8 @@ def test_checkpoints_of_a_comparison_encode_and_sample(compared: Path, tmp_path:
         gae("encode", checkpoint, compared / "mine.npz", "-o", tmp_path / "codes.npz")
         gae("sample", checkpoint, "-n", 2, "-o", tmp_path / "samples.npz")
         with np.load(tmp_path / "codes.npz") as codes:
-            assert codes["z"].shape == (20, 2) and "labels" not in codes
+            assert codes["z"].shape == (80, 2) and "labels" not in codes
+            assert (codes["split"] == ["train"] * 60 + ["test"] * 20).all() and (codes["index"] == np.arange(80)).all()
 
 
 @pytest.mark.parametrize(
@@ -268,7 +373,7 @@ def test_wrong_outputs_and_splits(fitted: Path, tmp_path: Path) -> None:
 
 def test_data_of_another_shape_are_refused(fitted: Path, tmp_path: Path) -> None:
     said = gae("encode", fitted / "vae", "circles", "-o", tmp_path / "codes.npz", code=2)
-    assert "x must have shape (B, 1, 8, 8), got (400, 2)" in said
+    assert "takes observations of shape (1, 8, 8), but those of circles have shape (2,)" in said
 
 
 def test_foreign_and_damaged_checkpoints_are_refused(fitted: Path, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from PIL import Image
 from sklearn.datasets import fetch_openml, load_digits
 
 from gae.data import NAMES, Dataset, linear_gaussian, load
+from gae.preparation import Preparation
 from gae.readers import IDX_FILES
 
 SHADES = np.random.default_rng(0).integers(0, 256, (12, 1, 3, 4)).astype(np.uint8)
@@ -220,7 +221,7 @@ def test_idx_with_bytes_to_spare(tmp_path: Path) -> None:
     write_idx(tmp_path)
     path = tmp_path / IDX_FILES[1]
     path.write_bytes(path.read_bytes() + b"\x00")
-    with pytest.raises(ValueError, match="holds 16 bytes, but an idx file with its header has 15"):
+    with pytest.raises(ValueError, match="holds 16 bytes or more, but an idx file with its header has 15"):
         load("mnist", folder=tmp_path)
 
 
@@ -308,6 +309,7 @@ def spoiled(value: float) -> np.ndarray:
         ({"x": REALS, "y": TEN}, ValueError, r"y must have shape \(12,\).*got \(10,\)"),
         ({"x": REALS[:10], "y": TEN / 3}, TypeError, "y must hold integers, got float64"),
         ({"x": REALS[:10], "y": TEN.astype(str)}, TypeError, r"np.unique\(y, return_inverse=True\)"),
+        ({"x": REALS, "y": np.arange(12, dtype=np.uint64) + 2**63}, ValueError, "y has labels above"),
         ({"x_train": REALS, "x_test": REALS[:, :2]}, ValueError, r"\(12, 3\) but x_test is float64 \(12, 2\)"),
         ({"x_train": SHADES, "x_test": SHADES.astype(float)}, ValueError, "x_train is uint8 .* x_test is float64"),
     ],
@@ -362,7 +364,10 @@ def test_colour_images_are_channel_first(tmp_path: Path) -> None:
             paint(tmp_path / name / f"{n}.png", {"red": red, "blue": blue}[name])
     (tmp_path / "red" / ".hidden.png").write_bytes(b"")
     (tmp_path / "readme.txt").write_text("not an image")
-    dataset = load(tmp_path, test_fraction=0.25)
+    with pytest.warns(
+        UserWarning, match=r"passed over: hidden 1 \(red/\.hidden\.png\), other suffixes 1 \(readme\.txt\)\.$"
+    ):
+        dataset = load(tmp_path, test_fraction=0.25)
     assert dataset.train.shape == (6, 3, 5, 7)
     assert sorted(dataset.test_labels.tolist()) == [0, 1]  # blue, red: stratified
     for x, y in ((dataset.train, dataset.train_labels), (dataset.test, dataset.test_labels)):
@@ -390,7 +395,8 @@ def _made(folder: Path) -> Path:
 def test_images_at_two_depths_have_no_labels(tmp_path: Path) -> None:
     for n, folder in enumerate(["", "a", "a", "b"]):
         paint(tmp_path / folder / f"{n}.png", SHADES[n, 0])
-    assert load(tmp_path).train_labels is None
+    with pytest.warns(UserWarning, match=r"no labels, because 1 of 4 images lie outside .*\(0\.png\)"):
+        assert load(tmp_path).train_labels is None
 
 
 def test_bad_images(tmp_path: Path) -> None:
@@ -548,3 +554,216 @@ def test_global_random_states_stay(name: str) -> None:
     before = states()
     load(name, binarize="dynamic" if name == "digits" else "none").epoch(1, seed=1)
     assert states() == before
+
+
+# ---- numbers that float32 cannot hold
+
+
+def timestamps() -> np.ndarray:
+    """Seconds since 1970 within ± 20 of each other, beside an ordinary feature."""
+    return np.stack([REALS[:, 0], 1.7e9 + np.linspace(-20, 20, 12)], 1)
+
+
+def missing() -> np.ndarray:
+    x = np.tile(timestamps(), (4, 1))
+    x[::9, 1] = 0  # as some tables mark a missing value
+    return x
+
+
+@pytest.mark.parametrize(
+    ("x", "said"),
+    [
+        (timestamps(), r"x\[:, 1\]: its mean is 1.7e\+09 and its standard deviation 12.6"),
+        (timestamps().astype(np.int64), r"x\[:, 1\]"),
+        (timestamps()[:, None], r"x\[:, 0, 1\]"),
+        (missing(), r"x\[:, 1\]"),
+        (REALS * 1e-3 + 1e4, r"x\[:, 0\]"),
+        (REALS * 1e-50, r"x\[:, 0\]: .*standard deviation .*e-5"),
+        (REALS * 1e-44, r"x\[:, 0\]"),
+        (REALS * 1e-200, r"x\[:, 0\]"),
+        (2**24 + np.arange(12)[:, None], r"x\[:, 0\]"),
+        (2**62 + np.arange(24).reshape(12, 2), r"x\[:, 0\]: its 12 different integers would become 1"),
+        (
+            np.append(np.arange(0, 10**9, 10**8), [2**24, 2**24 + 1])[:, None],
+            r"its 12 different integers would become 11",
+        ),
+        (np.arange(2**32 - 12, 2**32, dtype=np.uint32)[:, None], r"x\[:, 0\]"),
+        (np.arange(2**64 - 12, 2**64, dtype=np.uint64)[:, None], r"x\[:, 0\]"),
+    ],
+)
+def test_what_float32_cannot_hold_is_refused(tmp_path: Path, x: np.ndarray, said: str) -> None:
+    path = save(tmp_path / "a.npz", x=x)
+    with pytest.raises(ValueError, match=rf"float32, in which models compute, cannot hold feature .*{said}.*Subtract"):
+        load(path)
+    with pytest.raises(ValueError, match="cannot hold feature"):
+        load(save(tmp_path / "c.npz", x_train=x[:6], x_test=x[6:]))
+    if len(x) > 12:  # centring does not mend a missing value
+        return
+    centred = (x - x.mean(0, dtype=np.longdouble)).astype(np.float64)
+    centred = centred / np.abs(centred).max(0)
+    rows = load(save(tmp_path / "b.npz", x=centred)).rows()  # the remedy
+    np.testing.assert_allclose(rows.x.numpy(), centred, rtol=1e-6, atol=1e-12)
+
+
+def ordinary() -> dict[str, np.ndarray]:
+    draw = np.random.default_rng(5)
+    return {
+        "normal": draw.normal(size=(100, 4)),
+        "offset": 1e4 + draw.normal(size=(100, 4)),
+        "scales": draw.normal(size=(100, 4)) * np.array([1e5, 1.0, 1e-3, 1e-30]),
+        "constant": np.full((100, 2), 0.1),
+        "noise on a constant": 0.1 + 1e-17 * draw.normal(size=(100, 2)) + draw.choice([0, 2**-56], (100, 2)),
+        "heavy tails": np.exp(4 * draw.normal(size=(1000, 2))),
+        "mostly zero": np.where(draw.random((100, 2)) < 0.9, 0.0, draw.normal(size=(100, 2))),
+        "a week in seconds": 1.7e9 + draw.uniform(0, 604_800, (100, 1)),
+        "populations": draw.integers(1, 10**9, (100, 1)),
+        "large but apart": np.append(np.arange(11), 2**40 + 1)[:, None] * np.array([1, 3]),
+        "bytes as int64": draw.integers(0, 256, (100, 5)),
+        "a long double": draw.normal(size=(100, 2)).astype(np.longdouble),
+        "two rows": draw.normal(size=(2, 3)),
+    }
+
+
+@pytest.mark.parametrize("kind", ordinary())
+def test_ordinary_numbers_are_not_refused(tmp_path: Path, kind: str) -> None:
+    x = ordinary()[kind]
+    np.save(tmp_path / "a.npy", x)
+    assert np.array_equal(load(tmp_path / "a.npy").rows().x.numpy(), x.astype(np.float32))
+
+
+# ---- channels
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+@pytest.mark.parametrize("own_split", [False, True])
+def test_channels_last_are_recognised(tmp_path: Path, channels: int, own_split: bool) -> None:
+    x = np.random.default_rng(3).integers(2, 256, (12, 6, 5, channels)).astype(np.uint8)
+    expected = np.stack([x[..., c] for c in range(channels)], 1) / 255
+    path = save(tmp_path / "a.npz", **({"x_train": x[:8], "x_test": x[8:]} if own_split else {"x": x}))
+    with pytest.warns(UserWarning, match=rf"read as images \(N, H, W, C\), with observations \({channels}, 6, 5\)"):
+        data = load(path)
+    np.testing.assert_allclose(data.rows().x.numpy(), expected, rtol=1e-6)
+    stated = load(path, channels="last")
+    assert stated.hash == data.hash and stated.event_shape == (channels, 6, 5)
+    assert load(path, channels="first").event_shape == (6, 5, channels)
+
+
+@pytest.mark.parametrize(
+    "shape", [(3, 8, 8), (1, 3, 4), (1, 8, 1), (1, 1, 1), (5, 7, 2), (8, 8, 8), (3, 4, 4), (2, 2, 3)]
+)
+def test_what_is_no_image_with_channels_last_stays(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    np.save(tmp_path / "a.npy", np.random.default_rng(3).normal(size=(12, *shape)))
+    assert load(tmp_path / "a.npy").event_shape == shape
+
+
+@pytest.mark.parametrize("shape", [(3, 3, 3), (4, 4, 4), (3, 5, 3)])
+def test_ambiguous_channels(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    x = np.random.default_rng(3).normal(size=(12, *shape))
+    np.save(tmp_path / "a.npy", x)
+    with pytest.raises(ValueError, match=r"may be \(N, C, H, W\) or \(N, H, W, C\).*channels='first'.*channels='last'"):
+        load(tmp_path / "a.npy")
+    first, last = (load(tmp_path / "a.npy", channels=which).rows().x.numpy() for which in ("first", "last"))
+    assert np.array_equal(first, x.astype(np.float32)) and np.array_equal(last, np.moveaxis(x, 3, 1).astype(np.float32))
+
+
+@pytest.mark.parametrize(
+    ("name", "channels", "said"),
+    [
+        ("digits", "first", "for .npy and .npz files only"),
+        ("a.npy", "middle", "channels must be 'first' or 'last'"),
+        ("a.npy", "last", r"channels='last' is for arrays \(N, H, W, C\), got \(12, 3\)"),
+    ],
+)
+def test_bad_channels(tmp_path: Path, name: str, channels: str, said: str) -> None:
+    np.save(tmp_path / "a.npy", REALS)
+    with pytest.raises(ValueError, match=said):
+        load(name if name == "digits" else tmp_path / name, channels=channels)
+
+
+# ---- rows of the source
+
+
+def test_rows_are_those_of_the_source(tmp_path: Path) -> None:
+    x, y = np.random.default_rng(4).normal(size=(31, 3)).astype(np.float32), np.arange(31) % 3
+    data = load(save(tmp_path / "a.npz", x=x, y=y), test_fraction=0.3, seed=7)
+    rows = data.rows()
+    assert np.array_equal(rows.x.numpy(), x) and rows.labels.tolist() == y.tolist() and rows.files is None
+    for split, part in (("train", data.train), ("test", data.test)):
+        some = data.rows(split)
+        assert np.array_equal(some.x.numpy(), x[some.row.numpy()]) and len(some.x) == len(part)
+        assert (some.labels.numpy() == y[some.row.numpy()]).all() and set(some.split) == {split}
+        assert (rows.split[some.row.numpy()] == split).all() and (np.diff(some.row.numpy()) > 0).all()
+    own = load(save(tmp_path / "b.npz", x_train=x[:20], x_test=x[20:])).rows()
+    assert own.row.tolist() == list(range(31)) and own.labels is None and np.array_equal(own.x.numpy(), x)
+    with pytest.raises(ValueError, match=r"Unknown split 'dev'\. Choose train, test or all"):
+        data.rows("dev")
+    with pytest.raises(ValueError, match="does not know the rows of its source"):
+        Dataset("mine", data.train, data.test, None, None, (0.0, 1.0)).rows()
+
+
+def test_rows_of_dynamic_binarisation_are_draws(digits: Dataset) -> None:
+    binary = load("digits", binarize="dynamic")
+    rows = binary.rows()
+    assert set(rows.x.unique().tolist()) == {0.0, 1.0}
+    pixels = torch.from_numpy(load_digits().images).float()[:, None] / 16
+    assert (rows.x[pixels == 1] == 1).all() and (rows.x[pixels == 0] == 0).all()
+    assert torch.equal(binary.rows("train").x, binary.epoch(0)[binary.train_rows.argsort()])
+
+
+@pytest.mark.parametrize("name", ["", " ", "\t"])
+def test_an_empty_name_is_refused(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is not the folder that one happens to be in."""
+    for n in range(3):
+        paint(tmp_path / f"{n}.png", SHADES[n, 0])
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=r"The name of the data set is empty\. Choose one of digits, mnist"):
+        load(name)
+    assert load(".").event_shape == (1, 3, 4)
+
+
+# ---- data for a model that is there already
+
+
+def test_the_model_decides_binarisation(digits: Dataset) -> None:
+    for how in ("none", "threshold", "dynamic"):
+        trained = load("digits", binarize=how)
+        assert load("digits", like=trained.preparation).hash == trained.hash
+        assert load("digits", binarize=how, like=trained.preparation).hash == trained.hash
+    with pytest.raises(ValueError, match="trained with binarization 'none', got 'threshold'"):
+        load("digits", binarize="threshold", like=digits.preparation)
+    with pytest.raises(ValueError, match="trained with binarization 'threshold', got 'none'"):
+        load("digits", binarize="none", like=load("digits", binarize="threshold").preparation)
+    old = Preparation.of({"event_shape": [1, 8, 8], "value_range": [0.0, 1.0]})
+    with pytest.warns(UserWarning, match="does not say how its data were binarised. Taken as 'none'"):
+        assert load("digits", like=old).hash == digits.hash
+    compared = Preparation.of({"event_shape": [1, 8, 8], "comparison": {"binarize": "threshold"}})
+    assert load("digits", like=compared).binarization == "threshold"
+
+
+def test_the_model_decides_shape_and_range(digits: Dataset, tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", digits.train.numpy() * 255)
+    with pytest.raises(
+        ValueError, match=r"trained on values in \[0, 1\], but those of .*a\.npy are in \[0, 255\]. Rescale"
+    ):
+        load(tmp_path / "a.npy", like=digits.preparation)
+    bytes_ = load(tmp_path / "a.npy").preparation
+    with pytest.warns(UserWarning, match=r"trained on values in \[0, 255\], but those of digits are in \[0, 1\]"):
+        load("digits", like=bytes_)
+    with pytest.raises(ValueError, match=r"observations of shape \(1, 8, 8\), but those of circles have shape \(2,\)"):
+        load("circles", like=digits.preparation)
+    circles = load("circles").preparation
+    np.save(tmp_path / "b.npy", load("circles").train.numpy() * 3)
+    with pytest.warns(UserWarning, match=r"Are they in the same units\?"):
+        load(tmp_path / "b.npy", like=circles)
+    np.save(tmp_path / "c.npy", digits.train.numpy()[:1])
+    lone = load(tmp_path / "c.npy", like=digits.preparation)
+    assert torch.equal(lone.rows().x, digits.train[:1]) and lone.rows().split.tolist() == ["test"]
+
+
+def test_the_model_decides_channels(tmp_path: Path) -> None:
+    """Where the shape alone does not tell."""
+    x = np.random.default_rng(3).random((12, 3, 5, 3))
+    np.save(tmp_path / "a.npy", x)
+    for channels in ("first", "last"):
+        trained = load(tmp_path / "a.npy", channels=channels)
+        assert load(tmp_path / "a.npy", like=trained.preparation).hash == trained.hash

@@ -262,7 +262,7 @@ def pages(path: Path) -> Path:
     ("make", "error", "message"),
     [
         (lambda at: at / "none.png", FileNotFoundError, "No image"),
-        (lambda at: saved(at / "a.bmp", GREY), ValueError, "is none of .png, .jpg"),
+        (lambda at: saved(at / "a.gif", GREY), ValueError, "is none of .png, .jpg"),
         (lambda at: broken(at / "a.png"), ValueError, "cannot be read as an image"),
         (lambda at: saved(at / "a.png", COLOUR, "RGBA"), ValueError, "has an alpha channel"),
         (lambda at: saved(at / "a.png", GREY, "LA"), ValueError, "has an alpha channel"),

@@ -6,6 +6,7 @@ from functools import partial
 from itertools import product
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from margins import within
@@ -374,7 +375,7 @@ def test_the_hash_tells_texts_apart(tmp_path: Path) -> None:
         ("ab\ncd\n".encode("utf-16"), "is not UTF-8 text: byte 0xff in line 1"),
         ("ab\ncd\n".encode("utf-16-le"), "is not text: line 1 has a NUL"),
         (b"only one\n", "one observation only"),
-        (b"ab\n" + b"x" * LONGEST, f"has a line of {LONGEST} characters, which starts with 'xxx.*At most 511 are read"),
+        (b"ab\n" + b"x" * LONGEST, f"has a line of {LONGEST} characters, line 2 .'xxx.*At most 511 are read"),
     ],
 )
 def test_text_that_cannot_be_used(tmp_path: Path, content: bytes, message: str) -> None:
@@ -392,11 +393,77 @@ def test_text_errors_name_the_way_out(tmp_path: Path, path: Path) -> None:
     with pytest.raises(ValueError, match=r"needs training values in \[0, 1\]"):
         load(path, binarize="threshold")
     vocabulary = Vocabulary.of(["ab"])
-    with pytest.raises(ValueError, match="'abc' has the token 'c', which is not in the vocabulary"):
+    with pytest.raises(
+        ValueError, match=r"line 1 \('abc'\) has 'c' \(U\+0063\) at column 3, which is not in the vocabulary"
+    ):
         vocabulary.encode(["abc"], 4)
-    with pytest.raises(ValueError, match="'aba' has 3 tokens and an end, which do not fit into 3 steps"):
+    with pytest.raises(ValueError, match=r"line 1 \('aba'\) has 3 tokens and an end, which do not fit into 3 steps"):
         vocabulary.encode(["aba"], 3)
     assert vocabulary.decode(torch.tensor([[2.0, 9.0, 3.0], [1.0, 0.0, 0.0]])) == ["a\N{REPLACEMENT CHARACTER}b", ""]
+
+
+# Text for a model that is there already: the oracle is the position of each letter among the sorted letters.
+
+
+def written(folder: Path, name: str, *lines: str) -> Path:
+    path = folder / f"{name}.txt"
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return path
+
+
+def test_the_model_s_vocabulary_decides(tmp_path: Path) -> None:
+    model = load(written(tmp_path, "known", "abcde", "edcba", "bad")).preparation
+    data = load(written(tmp_path, "new", "bdec", "", "d", "ed"), like=model)
+    b, c, d, e = (2 + "abcde".index(letter) for letter in "bcde")
+    assert data.rows().x.tolist() == [[b, d, e, c, END, 0], [d, END, 0, 0, 0, 0], [e, d, END, 0, 0, 0]]
+    assert data.rows().row.tolist() == [0, 2, 3]  # lines of the file, of which one is blank
+    assert data.vocabulary == model.vocabulary and data.value_range == model.value_range == (0.0, 6.0)
+    lone = load(written(tmp_path, "lone", "cab"), like=model)
+    assert data.vocabulary.decode(lone.rows().x) == ["cab"]
+
+
+def test_words_of_the_model(tmp_path: Path) -> None:
+    model = load(written(tmp_path, "known", "the cat sat", "a dog"), words=True).preparation
+    data = load(written(tmp_path, "new", "a cat", "sat the dog"), like=model)
+    assert data.rows().x.tolist() == [[2, 3, END, 0], [5, 6, 4, END]]
+    with pytest.raises(ValueError, match=r"new\.txt, line 3 \('the  dogs'\) has 'dogs' at word 2, which is not in the"):
+        load(written(tmp_path, "new", "a cat", "", "the  dogs"), like=model)
+    with pytest.raises(ValueError, match=r"line of 4 words, line 1 \('a cat sat a'\)\. At most 3"):
+        load(written(tmp_path, "new", "a cat sat a"), like=model)
+
+
+@pytest.mark.parametrize(
+    ("lines", "said"),
+    [
+        (
+            ("ab", "", "axd"),
+            r"new\.txt, line 3 \('axd'\) has 'x' \(U\+0078\) at column 2, which is not in the vocabulary",
+        ),
+        (("ab", "e\u0301"), r"line 2 \(.*\) has '\u0301' \(U\+0301\) at column 2"),
+        (("ab", "A"), r"line 2 \('A'\) has 'A' \(U\+0041\) at column 1"),
+        (
+            ("ab", "abcdea"),
+            r"new\.txt has a line of 6 characters, line 2 \('abcdea'\)\. At most 5 are read, because the mod",
+        ),
+        (("ab", "\u200b"), r"line 2 \(.*\) has .* \(U\+200B\) at column 1"),
+    ],
+)
+def test_text_that_the_model_cannot_read(tmp_path: Path, lines: tuple[str, ...], said: str) -> None:
+    model = load(written(tmp_path, "known", "abcde", "edcba")).preparation
+    with pytest.raises(ValueError, match=said):
+        load(written(tmp_path, "new", *lines), like=model)
+
+
+def test_text_and_other_data_are_not_mixed_up(tmp_path: Path) -> None:
+    text = written(tmp_path, "known", "abcde", "edcba")
+    np.save(tmp_path / "a.npy", np.ones((4, 6)))
+    classes = load(tmp_path / "a.npy").preparation
+    with pytest.raises(
+        ValueError, match=r"known\.txt is text, but the model notes no vocabulary.*Train it again on text"
+    ):
+        load(text, like=classes)
+    with pytest.raises(ValueError, match=r"The model was trained on text, but .*a\.npy is none"):
+        load(tmp_path / "a.npy", like=load(text).preparation)
 
 
 # The systems.

@@ -16,7 +16,7 @@ from gae.systems.mixtures import ggae, knn, smooth_llgae
 from gae.systems.parts import HEADS, NormalEncoder
 from gae.systems.relational import linear_regression, lle, tsne
 from gae.systems.sequences import attention_vae, sequence_vae
-from gae.systems.table import SYSTEMS, System, build, describe, named, option_names
+from gae.systems.table import SYSTEMS, System, build, describe, named, option_names, options_of
 from gae.systems.variational import conv_vae, importance_weighted, savae, vae
 
 __all__ = [
@@ -50,6 +50,7 @@ __all__ = [
     "named",
     "nmf",
     "option_names",
+    "options_of",
     "overcomplete_ae",
     "pca",
     "ppca",

@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -226,12 +226,15 @@ def describe(name: str, options: dict[str, Any], data: Dataset) -> dict[str, Any
     return {
         "system": name,
         "options": options,
-        "event_shape": tuple(data.event_shape),
-        "value_range": tuple(data.value_range),
         "data": data.name,
         "data_hash": data.hash,
-        "vocabulary": None if data.vocabulary is None else asdict(data.vocabulary),
+        **data.preparation.note(),
     }
+
+
+def options_of(name: str, data: Dataset) -> dict[str, Any]:
+    """The options of a system that the data decide: of text, the number of classes."""
+    return {"classes": data.vocabulary.classes} if data.vocabulary and "classes" in option_names(name) else {}
 
 
 def named(name: str) -> System:

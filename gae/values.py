@@ -1,0 +1,136 @@
+"""Stored arrays as tensors: what is no observation or label, or would not survive float32, is refused."""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+CEILINGS = {"bool": 1, "uint8": 255, "uint16": 65535}  # the stored value that means 1, where the type says so
+EXACT = 2**24  # float32 holds all integers up to here
+TOLERATED = 1e-3  # rounding error, in deviations of a feature
+NOISE = 1e-12  # deviation, relative to the largest value, that float64 computations leave on a constant
+AT_ONCE = 2**22  # values that are compared at a time
+
+
+def ceiling(array: np.ndarray) -> int | None:
+    """The stored value that means 1, where the type says so."""
+    return CEILINGS.get(array.dtype.name)
+
+
+def observations(array: np.ndarray, what: str) -> Tensor:
+    """An array (N, *X) of real numbers as float32; unsigned integers of 8 and 16 bits are divided by their highest.
+
+    Raises:
+        TypeError: no real numbers.
+        ValueError: another shape, nothing, values that are not finite in float32, or bytes that are 0 and 1 only.
+    """
+    if array.dtype.kind not in "biuf":
+        raise TypeError(f"{what} must hold real numbers, got {array.dtype}. Convert it with `astype`.")
+    if array.ndim < 2:
+        raise ValueError(f"{what} must have shape (N, *X), got {array.shape}. For scalars use `x[:, None]`.")
+    if array.size == 0:
+        raise ValueError(f"{what} is empty: it has shape {array.shape}. A data set needs observations.")
+    highest = ceiling(array) or 1
+    if highest > 1 and array.max() == 1:
+        raise ValueError(f"{what} is {array.dtype}, read as 0–{highest}, but its highest value is 1. Save 0/1 as bool.")
+    with np.errstate(over="ignore", under="ignore"):
+        x = torch.from_numpy(array.astype(np.float32, order="C"))
+    refuse(x, ~torch.isfinite(x), f"{what} must be finite in float32", "Remove or impute such values first.")
+    return x.div_(highest)
+
+
+def labels(array: np.ndarray | None, n: int, what: str) -> Tensor | None:
+    """Labels (N,) as integers of 64 bits.
+
+    Raises:
+        TypeError: no integers.
+        ValueError: another shape, or integers that need more.
+    """
+    if array is None:
+        return None
+    if array.dtype.kind not in "biu":
+        raise TypeError(
+            f"{what} must hold integers, got {array.dtype}. Number the labels: "
+            f"`np.unique({what}, return_inverse=True)[1]`."
+        )
+    if array.shape != (n,):
+        raise ValueError(f"{what} must have shape ({n},), one label per observation, got {array.shape}.")
+    if array.dtype == np.uint64 and array.max() > np.iinfo(np.int64).max:
+        raise ValueError(
+            f"{what} has labels above 2^63 - 1, such as {array.max()}. Number them: "
+            f"`np.unique({what}, return_inverse=True)[1]`."
+        )
+    return torch.from_numpy(array.astype(np.int64))
+
+
+def need_float32(what: str, *parts: np.ndarray) -> None:
+    """Refuses features (elements of X) that float32 would spoil.
+
+    Of floats, the rounding error must stay below a thousandth of the feature's standard deviation, and the median error
+    below a thousandth of its median deviation from the median (a few outliers hide a loss from the former). Features
+    that are constant but for noise of float64 pass. Of integers, different values must also stay different.
+
+    Args:
+        what: name of the data in messages.
+        parts: their arrays (N, *X), all finite.
+
+    Raises:
+        ValueError: names the first such feature, and the remedy.
+    """
+    if all(part.dtype.itemsize < 4 or part.dtype == np.float32 for part in parts):
+        return
+    flat = [part.reshape(len(part), -1) for part in parts]
+    width = flat[0].shape[1]
+    step = max(1, AT_ONCE // sum(map(len, flat)))
+    for start in range(0, width, step):
+        columns = np.concatenate([part[:, start : start + step] for part in flat])
+        spoiled = _spoiled(columns)
+        if spoiled is not None:
+            column, reason = spoiled
+            place = ", ".join(str(i) for i in np.unravel_index(start + column, parts[0].shape[1:]))
+            raise ValueError(
+                f"float32, in which models compute, cannot hold feature {what}[:, {place}]: {reason}. Subtract each "
+                "feature's mean, and divide by its standard deviation where that is tiny, in float64 before saving: "
+                f"`{what} = ({what} - {what}.mean(0)) / {what}.std(0)`. Leave out identifiers."
+            )
+
+
+def _spoiled(columns: np.ndarray) -> tuple[int, str] | None:
+    """The first column that float32 would spoil, and how."""
+    exact = columns.astype(np.float64)
+    with np.errstate(over="ignore", under="ignore"):
+        rounded = columns.astype(np.float32)
+    error = np.abs(exact - rounded)
+    largest, mean, deviation = np.abs(exact).max(0), exact.mean(0), exact.std(0)
+    mixed = deviation > NOISE * largest
+    lost = mixed & (np.linalg.norm(error, axis=0) > TOLERATED * np.sqrt(len(error)) * deviation)
+    lost |= (largest > 0) & (largest < np.finfo(np.float32).tiny)
+    if not lost.any() and error.any():
+        sparse = slice(None, None, -(-len(exact) // 1000))  # a median of 1000 rows is enough
+        median = np.median(exact[sparse], 0)
+        spread = np.median(np.abs(exact[sparse] - median), 0)
+        lost = (spread > NOISE * np.abs(median)) & (np.median(error[sparse], 0) > TOLERATED * spread)
+    if lost.any():
+        column = int(lost.argmax())
+        return column, (
+            f"its mean is {mean[column]:.9g} and its standard deviation {deviation[column]:.3g}, and rounding changes "
+            f"its values by up to {error[:, column].max():.3g}"
+        )
+    if columns.dtype.kind in "iu":
+        for column in np.flatnonzero(largest > EXACT).tolist():
+            before, after = (len(np.unique(each[:, column])) for each in (columns, rounded))
+            if after < before:
+                return column, f"its {before} different integers would become {after}"
+    return None
+
+
+def refuse(x: Tensor, bad: Tensor, what: str, remedy: str) -> None:
+    """Raises ValueError at the first bad value, with its index and the number of bad ones."""
+    if bad.any():
+        index = tuple(int(i) for i in bad.nonzero()[0])
+        raise ValueError(f"{what}, got {x[index].item():g} at index {index} ({int(bad.sum())} such values). {remedy}")
+
+
+def measured(*parts: Tensor) -> tuple[float, float]:
+    """The lowest and highest value of some tensors, of which one at least has any."""
+    values = [part for part in parts if len(part)]
+    return min(part.min().item() for part in values), max(part.max().item() for part in values)
