@@ -12,6 +12,7 @@ from torch.distributions import Distribution
 from gae.evidence.base import Evidence, need_proper, weighted
 from gae.inference.problem import widened
 from gae.likelihood import Likelihood
+from gae.likelihood.door import checked
 
 Schedule = Literal["sigmoid", "linear"]
 JITTER = 0.5  # a fixed trajectory may come back to where it began: step sizes vary by ± 50 % (Neal 2011, section 3.2)
@@ -50,6 +51,7 @@ def inverse_temperatures(number: int, schedule: Schedule = "sigmoid") -> Float[T
 
 
 @torch.no_grad()
+@checked
 def ais(
     likelihood: Likelihood,
     x: Num[Tensor, "B *X"],
@@ -90,6 +92,7 @@ def ais(
 
 
 @torch.no_grad()
+@checked
 def reverse_ais(
     likelihood: Likelihood,
     x: Num[Tensor, "B *X"],

@@ -8,6 +8,7 @@ from jaxtyping import Float, Num
 from torch import Tensor
 
 from gae.likelihood import ExactPosterior, FlatDistribution, Likelihood
+from gae.likelihood.door import checked
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,7 @@ def weighted(log_weight: Float[Tensor, "S B"], evaluations: int) -> Evidence:
 
 
 @torch.no_grad()
+@checked
 def exact(likelihood: Likelihood, x: Num[Tensor, "B *X"]) -> Evidence:
     """log p(x) in closed form: conjugate models, and mixtures of them, which are summed over k.
 

@@ -11,8 +11,10 @@ from torch.distributions import MultivariateNormal
 from gae.evidence.base import Evidence, need_proper
 from gae.inference import LBFGS, Ascent, Detach, Inference, Zeros
 from gae.likelihood import Likelihood
+from gae.likelihood.door import checked
 
 
+@checked
 def expansion(
     likelihood: Likelihood, x: Num[Tensor, "B *X"], z: Float[Tensor, "B *Z"]
 ) -> tuple[Float[Tensor, " B"], Float[Tensor, "B Z"], Float[Tensor, "B Z Z"]]:
@@ -32,6 +34,7 @@ def expansion(
     return value.detach(), grad.detach(), 0.5 * (hessian + hessian.mT).detach()
 
 
+@checked
 def laplace_approximation(
     likelihood: Likelihood, x: Num[Tensor, "B *X"], z: Float[Tensor, "B *Z"], floor: float = 1e-2
 ) -> MultivariateNormal:
@@ -47,6 +50,7 @@ def laplace_approximation(
     return MultivariateNormal(z.detach(), scale_tril=torch.linalg.cholesky(covariance).to(z.dtype), validate_args=False)
 
 
+@checked
 def laplace(
     likelihood: Likelihood,
     x: Num[Tensor, "B *X"],

@@ -2,6 +2,7 @@
 
 import warnings
 from dataclasses import replace
+from weakref import WeakKeyDictionary
 
 import torch
 from jaxtyping import Int, Num
@@ -11,6 +12,7 @@ from torch.nn.modules.dropout import _DropoutNd
 
 from gae.inference.backprop import Backprop, Checkpoint, Detach, Unroll
 from gae.inference.base import Code, Inference, Status
+from gae.inference.decoder import is_piecewise_linear, need_fixed, twice_differentiable
 from gae.inference.family import Delta, Family
 from gae.inference.problem import Problem, widened
 from gae.inference.solver import Solver, Watch
@@ -25,6 +27,7 @@ PIECEWISE_LINEAR = (
     *(nn.Hardtanh, nn.Hardsigmoid, nn.Hardshrink, nn.Softshrink),
 )
 NOTABLE = (*RESTLESS, *PIECEWISE_LINEAR)
+_LINEAR: WeakKeyDictionary[Likelihood, bool] = WeakKeyDictionary()  # whether a decoder is piecewise linear
 
 
 class Ascent(Inference):
@@ -52,8 +55,8 @@ class Ascent(Inference):
 
     Raises:
         TypeError: for parts that cannot be used together.
-        ValueError: for a decoder whose layers make the objective random or couple samples (Dropout, BatchNorm in
-            training mode).
+        ValueError: for a decoder that is random or couples the samples of a batch, as Dropout and BatchNorm in training
+            mode: told by its layers, and by decoding a few codes twice (which ``Solve.evaluations`` leaves out).
         RuntimeError: under ``torch.inference_mode()``, which rules out gradients.
 
     >>> from gae.likelihood import LinearMixture
@@ -100,7 +103,12 @@ class Ascent(Inference):
             )
         self._refuse_or_warn(likelihood)
         self._refuse_unfit(likelihood)
+        with twice_differentiable(likelihood):
+            return self._solved(likelihood, x, k)
+
+    def _solved(self, likelihood: Likelihood, x: Tensor, k: Tensor | None) -> Code:
         starts = [self.init.infer(likelihood, x, k) for _ in range(self.restarts)]
+        self._need_decoder(likelihood, x, starts[0].z)
         k = starts[0].k if k is None else k
         u = self.step.admit(torch.cat([self.family.start(start) for start in starts]))
         if self.restarts > 1:
@@ -190,16 +198,31 @@ class Ascent(Inference):
                     f"An ascent through {type(module).__name__} ({name!r}) has no fixed objective per sample: it "
                     "changes with the batch or from step to step. Use GroupNorm or InstanceNorm, or `.eval()`."
                 )
-            if isinstance(module, PIECEWISE_LINEAR) and isinstance(self.backprop, (Unroll, Checkpoint)):
-                self._warn_once(type(module).__name__, name)
+            if isinstance(module, PIECEWISE_LINEAR) and self._unrolls:
+                self._warn_once(f"{type(module).__name__} ({name!r})")
 
-    def _warn_once(self, kind: str, name: str) -> None:
-        if not self._warned and torch.is_grad_enabled():
+    def _need_decoder(self, likelihood: Likelihood, x: Tensor, z: Tensor) -> None:
+        """Evaluates the decoder at a few codes near the start: modules do not tell of functions that they call."""
+        if not self.max_steps:
+            return
+        need_fixed(likelihood, x, z)
+        if self._unrolls and not self._warned:
+            if likelihood not in _LINEAR:
+                _LINEAR[likelihood] = is_piecewise_linear(likelihood, z)
+            if _LINEAR[likelihood]:
+                self._warn_once(f"The decoder of {type(likelihood).__name__}")
+
+    @property
+    def _unrolls(self) -> bool:
+        return isinstance(self.backprop, (Unroll, Checkpoint)) and torch.is_grad_enabled()
+
+    def _warn_once(self, what: str) -> None:
+        if not self._warned:
             self._warned = True
             warnings.warn(
-                f"{kind} ({name!r}) is piecewise linear: its second derivative is zero, so the second-order terms of "
-                "an unrolled ascent miss it. Use a smooth activation (SiLU, ELU, softplus, tanh), or `Detach()`.",
-                stacklevel=4,
+                f"{what} is piecewise linear: its second derivative is zero, so the second-order terms of an unrolled "
+                "ascent miss it. Use a smooth activation (SiLU, ELU, softplus, tanh), or `Detach()`.",
+                stacklevel=5,
             )
 
 
