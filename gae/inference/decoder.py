@@ -38,7 +38,7 @@ def need_fixed(likelihood: Likelihood, x: Num[Tensor, "B *X"], z: Float[Tensor, 
     """
     if isinstance(likelihood, Relational) or hidden(z) or not z.shape[2:].numel():
         return
-    codes = z.detach()[0, :1] if _is_network(likelihood) else _spread(z, ROWS)
+    codes = _spread(z, 1 if _is_network(likelihood) else ROWS)
     index = list(range(len(codes)))
     again = index[:0:-1] or index
     with torch.random.fork_rng(devices=[z.device] if z.is_cuda else []):
@@ -90,11 +90,16 @@ def _is_network(likelihood: Likelihood) -> bool:
 
 
 def _spread(z: Float[Tensor, "S B *Z"], rows: int) -> Float[Tensor, "n *Z"]:
-    """Different codes near the first of z; none of their entries is lower."""
-    return z.detach()[0, :1] + _pattern(Size((rows, *z.shape[2:])), z.dtype, z.device)
+    """Different codes near the first of z, the farthest of them first; none of their entries is lower."""
+    return z.detach()[0, :1] + _offsets(rows, z.shape[2:], z.dtype, z.device)
 
 
 @lru_cache(maxsize=8)
+def _offsets(rows: int, shape: Size, dtype: torch.dtype, device: torch.device) -> Tensor:
+    distance = torch.arange(rows, 0, -1, dtype=dtype, device=device).reshape(-1, *[1] * len(shape))
+    return distance * _pattern(Size((rows, *shape)), dtype, device)
+
+
 def _pattern(shape: Size, dtype: torch.dtype, device: torch.device) -> Tensor:
     """Numbers in (0, 1), all different: fractional parts of multiples of the golden ratio."""
     steps = torch.arange(1, shape.numel() + 1, dtype=torch.float64, device=device)
