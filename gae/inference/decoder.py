@@ -32,25 +32,25 @@ def twice_differentiable(likelihood: Likelihood) -> Iterator[None]:
 def need_fixed(likelihood: Likelihood, x: Num[Tensor, "B *X"], z: Float[Tensor, "S B *Z"]) -> None:
     """Raises ValueError for a decoder that is random, or whose output for a code depends on the rest of its batch.
 
-    Three codes near z are decoded, and two of them again in reverse order: for a fixed function of each code both agree
-    to rounding. The random stream is left as it was. Networks that are codes themselves are separate by construction
+    Three codes near z are decoded, then two of them in reverse order, and one alone: for a fixed function of each code
+    all agree to rounding. The random stream is left as it was. Networks that are codes themselves are separate by construction
     and only decoded twice; a relation among points has no decoder.
     """
     if isinstance(likelihood, Relational) or hidden(z) or not z.shape[2:].numel():
         return
     codes = _spread(z, 1 if _is_network(likelihood) else ROWS)
     index = list(range(len(codes)))
-    again = index[:0:-1] or index
+    parts = [index[:0:-1], index[:1]] if len(index) > 1 else [index]  # every code is left out of one
     with torch.random.fork_rng(devices=[z.device] if z.is_cuda else []):
         whole = _decoded(likelihood, x, codes, index)
-        if _same(whole[again], _decoded(likelihood, x, codes[again], again)):
+        if all(_same(whole[part], _decoded(likelihood, x, codes[part], part)) for part in parts):
             return
         fixed = _same(whole, _decoded(likelihood, x, codes, index))
     name = type(likelihood).__name__
     if fixed:
         raise ValueError(
             f"An ascent needs a decoder whose output for a code does not depend on the rest of its batch; that of {name} "
-            "changes when two of three codes are decoded alone. Leave statistics of the batch out of it: use GroupNorm "
+            "changes when some of three codes are decoded alone. Leave statistics of the batch out of it: use GroupNorm "
             "or InstanceNorm, or fixed statistics by `.eval()`."
         )
     raise ValueError(
@@ -90,16 +90,11 @@ def _is_network(likelihood: Likelihood) -> bool:
 
 
 def _spread(z: Float[Tensor, "S B *Z"], rows: int) -> Float[Tensor, "n *Z"]:
-    """Different codes near the first of z, the farthest of them first; none of their entries is lower."""
-    return z.detach()[0, :1] + _offsets(rows, z.shape[2:], z.dtype, z.device)
+    """Different codes near the first of z; none of their entries is lower."""
+    return z.detach()[0, :1] + _pattern(Size((rows, *z.shape[2:])), z.dtype, z.device)
 
 
 @lru_cache(maxsize=8)
-def _offsets(rows: int, shape: Size, dtype: torch.dtype, device: torch.device) -> Tensor:
-    distance = torch.arange(rows, 0, -1, dtype=dtype, device=device).reshape(-1, *[1] * len(shape))
-    return distance * _pattern(Size((rows, *shape)), dtype, device)
-
-
 def _pattern(shape: Size, dtype: torch.dtype, device: torch.device) -> Tensor:
     """Numbers in (0, 1), all different: fractional parts of multiples of the golden ratio."""
     steps = torch.arange(1, shape.numel() + 1, dtype=torch.float64, device=device)
