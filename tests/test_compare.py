@@ -183,7 +183,7 @@ def test_bounds_start_at_the_encoder_and_end_below_the_evidence(results: dict[st
 
 
 def test_the_evidence_is_not_the_larger_of_two_estimates(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of estimates with the error N(0, 1), the larger is 0.56 too high on average; the one that a pilot chose is not."""
+    """Of estimates with the error N(0, 1), the larger is 0.56 too high on average; that of a pilot's choice is not."""
     torch.manual_seed(0)
     errors = iter(torch.randn(3000).tolist())
     configuration = engines.Configuration("x", "", "none", (), 1, 2, (4,), "gaussian", 0, True)

@@ -16,7 +16,6 @@ from gae.inference import (
     Ascent,
     Backprop,
     Checkpoint,
-    ClosedForm,
     Detach,
     GaussNewton,
     GradientAscent,
@@ -28,7 +27,6 @@ from gae.inference import (
     decoder,
 )
 from gae.likelihood import (
-    CategoricalSequence,
     Gaussian,
     Likelihood,
     LinearMixture,
@@ -111,7 +109,9 @@ def test_random_decoders_are_refused(layer: str) -> None:
         x = torch.randn(6, *model.event_shape)
         for batch, engine in ((6, Ascent()), (1, Ascent(backprop=Detach())), (6, Ascent(family=MeanField()))):
             before = torch.get_rng_state()
-            with pytest.raises(ValueError, match=r"fixed function; that of \w+ gives another output each time.*dropout"):
+            with pytest.raises(
+                ValueError, match=r"fixed function; that of \w+ gives another output each time.*dropout"
+            ):
                 engine(model, x[:batch])
             assert torch.equal(torch.get_rng_state(), before)
 

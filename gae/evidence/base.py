@@ -17,8 +17,8 @@ class Evidence:
 
     Attributes:
         log_p: the estimate.
-        standard_error: of sampling, by the delta method for the logarithm of a mean; 0 where nothing is sampled, NaN where
-            it is unknown.
+        standard_error: of sampling, by the delta method for the logarithm of a mean; 0 where nothing is sampled,
+            NaN where it is unknown.
         effective: effective sample size of the weights, (Σw)² / Σw²; None where nothing is weighted.
         evaluations: decoder evaluations per sample, the mean over samples where they differ.
     """

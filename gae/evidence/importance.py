@@ -60,8 +60,8 @@ def importance(
         log_q = proposal.log_prob(z).reshape(-1, len(x))
         if not bool(torch.isfinite(log_q).all()):
             raise ValueError(
-                "The proposal's log density is not finite at its own draws: a scale of it is 0, infinite or NaN. Give it "
-                "positive scales, or use `laplace_approximation(likelihood, x, code)`."
+                "The proposal's log density is not finite at its own draws: a scale of it is 0, infinite or NaN. Give "
+                "it positive scales, or use `laplace_approximation(likelihood, x, code)`."
             )
         log_weights.append(likelihood.log_joint(x, z.reshape(-1, len(x), *likelihood.latent_shape)) - log_q)
     return weighted(torch.cat(log_weights), draws * rows)

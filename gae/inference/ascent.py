@@ -12,14 +12,16 @@ from torch.nn.modules.dropout import _DropoutNd
 
 from gae.inference.backprop import Backprop, Checkpoint, Detach, Unroll
 from gae.inference.base import Code, Inference, Status
-from gae.inference.decoder import is_piecewise_linear, need_fixed, twice_differentiable
+from gae.inference.decoder import is_piecewise_linear, need_fixed, transformed, twice_differentiable
 from gae.inference.family import Delta, Family
+from gae.inference.implicit import Implicit
 from gae.inference.problem import Problem, widened
 from gae.inference.solver import Solver, Watch
 from gae.inference.starts import Zeros
 from gae.inference.steps import GradientAscent, Step
 from gae.inference.stopping import Stopping
 from gae.likelihood import Likelihood
+from gae.likelihood.door import hidden
 
 RESTLESS = (_BatchNorm, _DropoutNd, nn.RNNBase, nn.MultiheadAttention, nn.RReLU)
 PIECEWISE_LINEAR = (
@@ -58,6 +60,9 @@ class Ascent(Inference):
         ValueError: for a decoder that is random or couples the samples of a batch, as Dropout and BatchNorm in training
             mode: told by its layers, and by decoding a few codes twice (which ``Solve.evaluations`` leaves out).
         RuntimeError: under ``torch.inference_mode()``, which rules out gradients.
+
+    Transforms of ``torch.func`` go through it (``grad``, ``jacrev``, ``vjp``, ``jvp``, ``functional_call``), except
+    ``vmap`` and those gradient modes that it names in a TypeError.
 
     >>> from gae.likelihood import LinearMixture
     >>> from gae.inference import ClosedForm
@@ -101,6 +106,8 @@ class Ascent(Inference):
             raise RuntimeError(
                 "`Ascent` needs gradients, which `torch.inference_mode()` rules out. Use `torch.no_grad()`."
             )
+        if transformed():
+            self._refuse_transforms(likelihood, x)
         self._refuse_or_warn(likelihood)
         self._refuse_unfit(likelihood)
         with twice_differentiable(likelihood):
@@ -189,6 +196,21 @@ class Ascent(Inference):
             return
         raise TypeError(f"Cannot use {what} with {wrong}.")
 
+    def _refuse_transforms(self, likelihood: Likelihood, x: Tensor) -> None:
+        """``torch.func.grad``, ``jacrev``, ``vjp``, ``jvp`` and ``functional_call`` work; these do not."""
+        if hidden(x) or any(hidden(parameter) for parameter in likelihood.parameters()):
+            raise TypeError(
+                "An ascent cannot be mapped by `torch.vmap`, which hides the values that it decides by. Its rows are "
+                "separate problems already: give it the whole batch, and loop over models. For gradients of each "
+                "sample, use `torch.func.jacrev` of the samples' objectives."
+            )
+        if isinstance(self.backprop, (Checkpoint, Implicit)) or self.stop is not None:
+            part = type(self.stop or self.backprop).__name__
+            raise TypeError(
+                f"Cannot use `{part}` inside a transform of `torch.func`. Use `Unroll()`, `Truncate(n)`, `OneStep()` "
+                f"or `Detach()` without `stop`, or `torch.autograd.grad` in the place of the transform."
+            )
+
     def _refuse_or_warn(self, likelihood: Likelihood) -> None:
         for name, module in likelihood.named_modules():
             if not isinstance(module, NOTABLE):
@@ -206,7 +228,7 @@ class Ascent(Inference):
         if not self.max_steps:
             return
         need_fixed(likelihood, x, z)
-        if self._unrolls and not self._warned:
+        if self._unrolls and not self._warned and not transformed():
             if likelihood not in _LINEAR:
                 _LINEAR[likelihood] = is_piecewise_linear(likelihood, z)
             if _LINEAR[likelihood]:

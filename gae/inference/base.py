@@ -206,7 +206,7 @@ def need_density(q: Distribution) -> None:
 
     A discrete law, a point, or a law on a simplex or a sphere has none: its ``log_prob`` is no term of a bound.
     """
-    support = q.support
+    support: Any = q.support
     while (inner := getattr(support, "base_constraint", None)) is not None:
         support = inner
     if support is constraints.real and not is_point(q):

@@ -28,13 +28,18 @@ def twice_differentiable(likelihood: Likelihood) -> Iterator[None]:
         yield
 
 
+def transformed() -> bool:
+    """Whether a transform of ``torch.func`` is under way."""
+    return torch._C._functorch.peek_interpreter_stack() is not None
+
+
 @torch.no_grad()
 def need_fixed(likelihood: Likelihood, x: Num[Tensor, "B *X"], z: Float[Tensor, "S B *Z"]) -> None:
     """Raises ValueError for a decoder that is random, or whose output for a code depends on the rest of its batch.
 
     Three codes near z are decoded, then two of them in reverse order, and one alone: for a fixed function of each code
-    all agree to rounding. The random stream is left as it was. Networks that are codes themselves are separate by construction
-    and only decoded twice; a relation among points has no decoder.
+    all agree to rounding. The random stream is left as it was. Networks that are codes themselves are separate by
+    construction and only decoded twice; a relation among points has no decoder.
     """
     if isinstance(likelihood, Relational) or hidden(z) or not z.shape[2:].numel():
         return
@@ -49,9 +54,9 @@ def need_fixed(likelihood: Likelihood, x: Num[Tensor, "B *X"], z: Float[Tensor, 
     name = type(likelihood).__name__
     if fixed:
         raise ValueError(
-            f"An ascent needs a decoder whose output for a code does not depend on the rest of its batch; that of {name} "
-            "changes when some of three codes are decoded alone. Leave statistics of the batch out of it: use GroupNorm "
-            "or InstanceNorm, or fixed statistics by `.eval()`."
+            "An ascent needs a decoder whose output for a code does not depend on the rest of its batch; that of "
+            f"{name} changes when some of three codes are decoded alone. Leave statistics of the batch out of it: use "
+            "GroupNorm or InstanceNorm, or fixed statistics by `.eval()`."
         )
     raise ValueError(
         f"An ascent needs a decoder that is a fixed function; that of {name} gives another output each time. Leave out "
@@ -61,7 +66,7 @@ def need_fixed(likelihood: Likelihood, x: Num[Tensor, "B *X"], z: Float[Tensor, 
 
 
 def is_piecewise_linear(likelihood: Likelihood, z: Float[Tensor, "S B *Z"]) -> bool:
-    """Whether the decoder's output has zero curvature everywhere though it is not affine: slopes differ between codes."""
+    """Whether the decoder's output has zero curvature everywhere, and yet slopes that differ between codes."""
     if not likelihood.has_outputs or _is_network(likelihood) or not z.shape[2:].numel():
         return False
     shape = Size((REGIONS, *z.shape[2:]))

@@ -6,7 +6,9 @@ from typing import NamedTuple
 import torch
 from jaxtyping import Bool, Float, Int, Num
 from torch import Tensor
+from torch.func import vjp
 
+from gae.inference.decoder import transformed
 from gae.inference.family import Family
 from gae.likelihood import Likelihood
 from gae.likelihood.base import LogJoint
@@ -57,10 +59,7 @@ class Problem:
 
         A row that is not usable is no part of the graph: 0 · NaN would reach every parameter.
         """
-        with torch.enable_grad():
-            leaf = u if u.requires_grad and create_graph else u.detach().requires_grad_()
-            value = self(leaf)
-            (grad,) = torch.autograd.grad(value.sum(), leaf, create_graph=create_graph)
+        value, grad = self._differentiated(u, create_graph)
         norm = torch.linalg.vector_norm(grad.detach().flatten(2), dim=2)
         usable = torch.isfinite(value.detach()) & torch.isfinite(norm)
         if not create_graph or bool(usable.all()):
@@ -74,6 +73,17 @@ class Problem:
             for old, new in zip(known, parts[:2], strict=True)
         )
         return Evaluation(value, grad, norm, usable)
+
+    def _differentiated(self, u: Float[Tensor, "S B *U"], create_graph: bool) -> tuple[Tensor, Tensor]:
+        """The objective and its gradient; by ``torch.func`` inside of its transforms, which know no other way."""
+        with torch.enable_grad():
+            if not transformed():
+                leaf = u if u.requires_grad and create_graph else u.detach().requires_grad_()
+                value = self(leaf)
+                return value, torch.autograd.grad(value.sum(), leaf, create_graph=create_graph)[0]
+            value, pull = vjp(self, u if create_graph else u.detach())  # type: ignore[misc]
+            (grad,) = pull(torch.ones_like(value))
+        return (value, grad) if create_graph else (value.detach(), grad.detach())
 
     def rebound(self) -> "Problem":
         """The same problem with x bound anew, under the present gradient mode."""

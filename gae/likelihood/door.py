@@ -12,8 +12,10 @@ from torch import Size, Tensor
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 CODES = ("log_joint", "improve", "divergence")  # methods (x, z, ...) of a likelihood that are checked
-OBSERVATIONS = ("given", "posterior", "log_responsibilities", "log_evidence", "mode", "relation", "log_components")
-OBSERVATIONS += ("to_centres", "to_charts")  # ... and methods (x, ...)
+OBSERVATIONS = (  # ... and methods (x, ...)
+    *("given", "posterior", "log_responsibilities", "log_evidence", "mode"),
+    *("relation", "log_components", "to_centres", "to_charts"),
+)
 
 
 class _Call(threading.local):
@@ -101,7 +103,11 @@ def checked_decoding(function: Function) -> Function:
 
 def guard(kind: type) -> None:
     """Puts the methods that a class defines, and that take observations or codes from outside, behind their doors."""
-    wrappers = {"forward": checked_decoding, **dict.fromkeys(CODES, checked_codes), **dict.fromkeys(OBSERVATIONS, checked)}
+    wrappers = {
+        "forward": checked_decoding,
+        **dict.fromkeys(CODES, checked_codes),
+        **dict.fromkeys(OBSERVATIONS, checked),
+    }
     for name, wrapper in wrappers.items():
         if name in vars(kind):
             setattr(kind, name, wrapper(vars(kind)[name]))
