@@ -11,6 +11,7 @@ from torch.distributions import Distribution
 from gae.evidence import Evidence, exact, importance, laplace_approximation
 from gae.inference import Code, Encoding, Inference
 from gae.likelihood import ExactPosterior, Likelihood
+from gae.likelihood.door import door
 from gae.objective import Aggregate, Objective, joint, mean
 
 
@@ -55,9 +56,17 @@ class Autoencoder(nn.Module):
         """The training loss, in nats per sample: minus the aggregated objective, plus the penalties.
 
         Corruption and penalties act in training mode only; in evaluation mode the loss is that of clean data.
+
+        Raises:
+            ValueError, TypeError: as ``encode`` does.
         """
-        if not self.training or not self.regularised:
-            return -self.aggregate(self.objective(self.inference(self.likelihood, x)))
+        with door(self.likelihood, x):
+            return self._regularised(x) if self.training and self.regularised else self._plain(x)
+
+    def _plain(self, x: Tensor) -> Tensor:
+        return -self.aggregate(self.objective(self.inference(self.likelihood, x)))
+
+    def _regularised(self, x: Tensor) -> Tensor:
         seen = x if self.corruption is None else self.corruption(x)
         if self.penalties and not seen.requires_grad:
             seen = seen.detach().requires_grad_()
@@ -77,14 +86,14 @@ class Autoencoder(nn.Module):
         Differentiable in parameters and x unless called under ``torch.no_grad()``.
 
         Raises:
-            ValueError, TypeError: for x of a wrong shape or dtype, empty, non-finite or outside the support.
+            ValueError, TypeError: for x of a wrong shape, dtype or device, empty, non-finite or outside the support.
         """
-        self.likelihood.check(x)
         return (inference or self.inference)(self.likelihood, x)
 
     def score(self, x: Num[Tensor, "B *X"], code: Code) -> Float[Tensor, " B"]:
         """The objective of codes already found, (B,) in nats, from the engine's own score where it kept one."""
-        log_joint = self.likelihood.log_joint(x, code.z, code.k) if code.score is None else code.score
+        with door(self.likelihood, x):
+            log_joint = self.likelihood.log_joint(x, code.z, code.k) if code.score is None else code.score
         name = type(self.inference).__name__
         return self.objective(Encoding(code.z, code.k, log_joint, code.log_q, code.q, self.likelihood.prior, name))
 
@@ -162,12 +171,12 @@ class Autoencoder(nn.Module):
 
         The proposal is the engine's own q(z|x); for a point estimate, the Laplace approximation at the code.
         """
-        self.likelihood.check(x)
-        if isinstance(self.likelihood, ExactPosterior):
-            return exact(self.likelihood, x)
-        with torch.no_grad():
-            encoding = self.inference(self.likelihood, x)
-        return importance(self.likelihood, x, proposal(self.likelihood, x, encoding), samples)
+        with door(self.likelihood, x):
+            if isinstance(self.likelihood, ExactPosterior):
+                return exact(self.likelihood, x)
+            with torch.no_grad():
+                encoding = self.inference(self.likelihood, x)
+            return importance(self.likelihood, x, proposal(self.likelihood, x, encoding), samples)
 
 
 def proposal(likelihood: Likelihood, x: Num[Tensor, "B *X"], encoding: Encoding) -> Distribution:

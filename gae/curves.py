@@ -1,6 +1,8 @@
 """Bounds against decoder evaluations: what one decoder's codes gain from more steps, from several starts."""
 
+import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -15,6 +17,7 @@ from gae.measure import Entry, encode, log_evidence, lower_bound, mean_and_error
 from gae.systems import NormalEncoder
 
 Engines = Callable[[int], Inference]
+PILOT = 5  # the share of draws that choose a proposal is one to this
 
 
 def bounds(decoder: Likelihood, encoder: NormalEncoder, x: Num[Tensor, "N *X"], configuration: Configuration) -> Entry:
@@ -41,14 +44,20 @@ def bounds(decoder: Likelihood, encoder: NormalEncoder, x: Num[Tensor, "N *X"], 
 
 
 def _evidence(decoder: Likelihood, encoder: NormalEncoder, x: Tensor, configuration: Configuration) -> Entry:
-    """The higher of two estimates, which are both lower bounds in expectation: around MAP codes, and from refined q."""
+    """log p(x) by importance sampling around MAP codes or from refined densities, whichever a pilot finds higher.
+
+    The pilot's draws only choose. The higher of two estimates would be no lower bound in expectation; that of the
+    engine chosen, from draws of its own, is.
+    """
     c, steps = configuration, max(configuration.bound_steps)
     engines = (c.ascent(steps, init=Amortized(encoder)), c.refinement(encoder, steps, max(c.bound_draws)))
+    few = replace(c.effort, importance_samples=max(c.effort.importance_samples // PILOT, 2))
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(c.seed)
-        estimates = [log_evidence(Autoencoder(decoder, engine), x, c.effort) for engine in engines]
-    known = [entry for entry in estimates if entry["mean"] is not None]
-    return max(known, key=lambda entry: entry["mean"]) if known else estimates[0]
+        models = [Autoencoder(decoder, engine) for engine in engines]
+        pilots = [log_evidence(model, x, few)["mean"] for model in models]
+        best = max(range(len(models)), key=lambda i: -math.inf if pilots[i] is None else pilots[i])
+        return log_evidence(models[best], x, c.effort)
 
 
 def _point(model: Autoencoder, quantity: str, x: Tensor, configuration: Configuration) -> Entry:

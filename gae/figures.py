@@ -118,8 +118,9 @@ def bounds(results: dict[str, Any]) -> Plate:
         f"samples, which all points share), on the decoder trained by {found['decoder']}; {found['encoder']}. Left: "
         "the joint log density at the code, from 0 and from the encoder's mean. Right: the ELBO of a mean-field "
         "normal that starts as the encoder's, with few and with many draws per step: an ascent on few fixed draws "
-        "fits them in the end, and the true ELBO falls. The line is log p(x) of the same samples, the higher of two "
-        "importance-sampled estimates. Every value is computed afresh, never from the draws that the ascent saw. "
+        "fits them in the end, and the true ELBO falls. The line is log p(x) of the same samples by importance "
+        "sampling, from the proposal that a pilot with draws of its own found better of two. Every value is computed "
+        "afresh, never from the draws that the ascent saw. "
         "The two panels hold different quantities; poor first values may lie below the frame."
     )
     return Plate("bounds", "Bound against decoder evaluations", caption, figure)

@@ -25,7 +25,9 @@ from gae.inference import (
     Status,
     Zeros,
 )
+from gae.inference.base import need_density
 from gae.likelihood import ExactPosterior, Likelihood
+from gae.likelihood.door import checked, door
 from gae.measure import Entry, mean_and_error
 
 FAMILIES: dict[str, type[MeanField]] = {"mean-field": MeanField, "full covariance": FullCovariance}
@@ -143,8 +145,21 @@ def inference_gap(
     True
     """
     likelihood, engine = _parts(autoencoder)
-    likelihood.check(x)
-    _check(likelihood, families, samples, draws)
+    with door(likelihood, x):
+        _check(likelihood, families, samples, draws)
+        return _gap(likelihood, engine, x, families, samples, draws, noise, steps)
+
+
+def _gap(
+    likelihood: Likelihood,
+    engine: Inference | None,
+    x: Tensor,
+    families: Sequence[str],
+    samples: int,
+    draws: int,
+    noise: int | None,
+    steps: int,
+) -> Gap:
     found = None if engine is None else _density(engine, likelihood, x)
     start = found if found is not None else _laplace(likelihood, x)
     width = likelihood.latent_shape.numel()
@@ -158,6 +173,7 @@ def inference_gap(
 
 
 @torch.no_grad()
+@checked
 def lower_bound(
     likelihood: Likelihood, x: Num[Tensor, "B *X"], q: Distribution, draws: int = 1000, chunk: int = 100
 ) -> Bound:
@@ -168,10 +184,11 @@ def lower_bound(
     is exact.
 
     Raises:
-        ValueError: for fewer than four draws.
+        ValueError: for fewer than four draws; for a law that is no density over all elements of a code.
     """
     if draws < 4:
         raise ValueError(f"draws must be at least 4, got {draws}.")
+    need_density(q)
     normal = _normal(q)
     parts = []
     expanded = None if normal is None else expansion(likelihood, x, normal.mean)

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable
 
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 from torch.distributions import kl_divergence
 
@@ -67,7 +67,11 @@ def iwae(encoding: Encoding) -> Float[Tensor, " B"]:
 
 
 def logsumexp(encoding: Encoding) -> Float[Tensor, " B"]:
-    """log Σ_s q(x, z_s) over distinct codes: with ``Enumerate`` over a mixture without continuous code, log p(x).
+    """log Σ_k q(x, k) over the distinct values of a discrete code: with ``Enumerate``, log p(x).
+
+    Raises:
+        ValueError: for codes with a continuous part, without a discrete one, or that occur more than once: their sum
+            would count one mode many times.
 
     >>> from gae.inference import Enumerate
     >>> from gae.likelihood import LinearMixture
@@ -76,6 +80,17 @@ def logsumexp(encoding: Encoding) -> Float[Tensor, " B"]:
     >>> bool((logsumexp(Enumerate()(model, x)) - model.log_evidence(x)).abs().max() < 1e-5)
     True
     """
+    if encoding.k is None or encoding.z.shape[2:].numel():
+        raise ValueError(
+            f"Cannot use `logsumexp` with codes of `{encoding.engine}` that are continuous: densities at points do not "
+            "add up to log p(x), and a mode found by S restarts or draws would count S times. It is for a discrete "
+            "code alone, from `Enumerate()`. Use `iwae` for an engine with a density q(z|x), else `joint`."
+        )
+    if not _distinct(encoding.k):
+        raise ValueError(
+            f"Cannot use `logsumexp` with `{encoding.engine}`: a sample has the same k more than once, which would "
+            "count it so often. Use `Enumerate()`, or `iwae` for draws."
+        )
     return encoding.log_joint.logsumexp(0)
 
 
@@ -103,6 +118,13 @@ def soft_minimum(beta: float) -> Aggregate:
         return -((-beta * values).logsumexp(0) - math.log(len(values))) / beta
 
     return aggregate
+
+
+def _distinct(k: Int[Tensor, "S B"]) -> bool:
+    """Whether no sample has one component twice."""
+    if bool((k == k[:, :1]).all()) and len(k[:, 0].unique()) == len(k):  # all branches, the same for all samples
+        return True
+    return not bool((k.sort(0).values.diff(dim=0) == 0).any())
 
 
 def _density(encoding: Encoding, name: str) -> Tensor:

@@ -7,6 +7,7 @@ from jaxtyping import Float, Num
 from torch import Tensor
 
 from gae.autoencoder import Autoencoder
+from gae.likelihood.door import door
 
 
 @torch.no_grad()
@@ -33,12 +34,13 @@ def denoising_walk(
     corrupt = corruption or autoencoder.corruption
     if corrupt is None:
         raise ValueError("A denoising walk needs a corruption: give one, or an autoencoder that was trained with one.")
-    _check(autoencoder, x, steps)
+    _need_steps(steps)
     chain = []
-    for _ in range(steps):
-        code = autoencoder.inference.infer(autoencoder.likelihood, corrupt(x))
-        x = autoencoder.decode(code.z[0], None if code.k is None else code.k[0]).sample().to(x.dtype)
-        chain.append(x)
+    with door(autoencoder.likelihood, x):
+        for _ in range(steps):
+            code = autoencoder.inference.infer(autoencoder.likelihood, corrupt(x))
+            x = autoencoder.decode(code.z[0], None if code.k is None else code.k[0]).sample().to(x.dtype)
+            chain.append(x)
     return torch.stack(chain)
 
 
@@ -56,19 +58,20 @@ def contractive_walk(
     >>> contractive_walk(cae((6,), latent=3), torch.zeros(2, 6), steps=4, scale=0.1).shape
     torch.Size([4, 2, 6])
     """
-    _check(autoencoder, x, steps)
+    _need_steps(steps)
     if not scale > 0:
         raise ValueError(f"scale must be positive, got {scale}.")
     chain = []
-    for _ in range(steps):
-        z, jacobian = _linearised(autoencoder, x)
-        noise = scale * torch.randn_like(z)
-        pulled = torch.einsum("bzx,bz->bx", jacobian, noise)
-        moved = z + torch.einsum("bzx,bx->bz", jacobian, pulled)
-        with torch.no_grad():
-            decoded = autoencoder.decode(moved.unflatten(1, autoencoder.likelihood.latent_shape))
-            x = autoencoder.likelihood.point(decoded)
-        chain.append(x)
+    with door(autoencoder.likelihood, x):
+        for _ in range(steps):
+            z, jacobian = _linearised(autoencoder, x)
+            noise = scale * torch.randn_like(z)
+            pulled = torch.einsum("bzx,bz->bx", jacobian, noise)
+            moved = z + torch.einsum("bzx,bx->bz", jacobian, pulled)
+            with torch.no_grad():
+                decoded = autoencoder.decode(moved.unflatten(1, autoencoder.likelihood.latent_shape))
+                x = autoencoder.likelihood.point(decoded)
+            chain.append(x)
     return torch.stack(chain)
 
 
@@ -83,7 +86,6 @@ def _linearised(autoencoder: Autoencoder, x: Tensor) -> tuple[Float[Tensor, "B Z
     return z.detach(), torch.stack(rows, 1)
 
 
-def _check(autoencoder: Autoencoder, x: Tensor, steps: int) -> None:
-    autoencoder.likelihood.check(x)
+def _need_steps(steps: int) -> None:
     if steps < 1:
         raise ValueError(f"steps must be at least 1, got {steps}.")

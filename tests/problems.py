@@ -8,6 +8,8 @@ from torch import Tensor, nn
 from gae import nets
 from gae.likelihood import Flat, Gaussian, Likelihood, LinearMixture
 
+PROBED = 3 + 2 + 1  # codes that an ascent decodes before it starts, to see whether the decoder is a fixed function
+
 
 def ppca(latent: int = 3, dim: int = 6, scale: float = 0.7) -> LinearMixture:
     """Probabilistic PCA in float64, all of whose parameters are learned and generic."""

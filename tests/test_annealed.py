@@ -79,6 +79,40 @@ def test_reverse_ais_agrees_with_the_evidence(name: str) -> None:
     assert abs(float(weights.mean()) - 1) < 4 * float(weights.std()) / math.sqrt(len(x))
 
 
+def test_the_error_of_reverse_ais_is_that_of_its_exact_draws() -> None:
+    """400 repetitions at one x, 30 draws each: scores by the reported error have the mean square of a standard normal.
+
+    Chains of one draw move together. Counted as independent ones, at T = 3, they would report a third of the error.
+    """
+    model = LinearMixture(1, 2, (3,), scale=2.0).double()  # weights without heavy tails
+    x = drawn(model, 1)[0].expand(400, -1)
+    truth = exact(model, x).log_p
+    q = model.posterior(x)
+    z = q.sample((30,)).squeeze(1)
+    found = reverse_ais(model, x, z, temperatures=6, chains=2, leapfrog=3)
+    scores = (found.log_p - truth) / found.standard_error
+    assert 0.6 < float(scores.square().mean()) < 1.7
+    assert found.effective is not None and bool((found.effective <= 30 + 1e-9).all())
+    naive = reverse_ais(model, x, z.repeat_interleave(8, 0), temperatures=3, chains=2, leapfrog=2)
+    honest = reverse_ais(model, x, z, temperatures=3, chains=16, leapfrog=2)
+    assert float((naive.standard_error / honest.standard_error).median()) < 0.6
+
+
+def test_one_exact_draw_has_no_known_error() -> None:
+    """Its chains may be wrong together; over observations, whose draws are independent, the mean gap has an error."""
+    model = ppca()
+    x, z = drawn(model, 5)
+    for draws in (z, z.unsqueeze(0)):
+        found = reverse_ais(model, x, draws, temperatures=3, chains=16)
+        assert bool(found.standard_error.isnan().all()) and bool(found.log_p.isfinite().all())
+        assert found.effective is not None and torch.allclose(found.effective, torch.ones(5).double())
+    both = sandwich(model, 6, temperatures=3, chains=2)
+    assert bool(both.upper.standard_error.isnan().all())
+    assert torch.equal(both.gap, both.upper.log_p - both.lower.log_p)
+    with pytest.raises(ValueError, match=r"z must have shape \(S, B, 3\) with B = 5"):
+        reverse_ais(model, x, z[:4], temperatures=3)
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_the_truth_lies_between(name: str) -> None:
     """Lower bound ≤ log p(x) ≤ upper bound in expectation, and they close as temperatures are added."""
@@ -264,10 +298,19 @@ def test_laplace_needs_a_maximum() -> None:
         def forward(self, z: Tensor) -> Tensor:
             return 3 * z.square().sum(1, keepdim=True).expand(-1, 5)
 
-    model, x = Gaussian(Saddle().double(), 2), torch.full((3, 5), 4.0).double()
+    model, x = Gaussian(Saddle(), 2).double(), torch.full((3, 5), 4.0).double()
     for curvature in ("dense", "lanczos"):
         with pytest.raises(ValueError, match=r"sample 0 is no maximum.*3 such samples"):
             laplace(model, x, mode=Ascent(Zeros(), max_steps=0), curvature=curvature)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("options", [{"probes": 1}, {"probes": 0}, {"iterations": 0}, {"iterations": -1}])
+def test_laplace_needs_probes_and_iterations(options: dict[str, int]) -> None:
+    """One probe has no standard error; without an iteration there is no curvature."""
+    model = ppca()
+    with pytest.raises(ValueError, match=r"Need probes >= 2 and iterations >= 1, got"):
+        laplace(model, drawn(model, 2)[0], curvature="lanczos", **options)  # type: ignore[arg-type]
+    assert laplace(model, drawn(model, 2)[0], curvature="lanczos", probes=2, iterations=1).log_p.isfinite().all()
 
 
 # What is shared.

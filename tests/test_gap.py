@@ -148,6 +148,12 @@ def test_densities_below_their_start_are_suspicious() -> None:
     lower = replace(best, value=best.value - torch.tensor([0.0, 1.0, 0.0]).double())
     worse = replace(gap, best={**gap.best, "mean-field": lower})
     assert worse.suspicious.tolist() == [False, True, False]
+    assert gap.encoder is not None
+    errors = [torch.full((3,), error).double() for error in (0.03, 0.04)]  # together 0.05, of which four are allowed
+    values = [gap.encoder.value - torch.tensor([0.19, 0.21, 0.0]).double(), gap.encoder.value]
+    bounds = [replace(best, value=v, standard_error=e) for v, e in zip(values, errors, strict=True)]
+    noisy = replace(gap, best={"mean-field": bounds[0]}, encoder=bounds[1])
+    assert noisy.suspicious.tolist() == [False, True, False]
     assert worse.columns()["q* below q"].sum() == 1
 
 

@@ -2,17 +2,38 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 README = Path(__file__).resolve().parent.parent / "README.md"
 
 
-def test_the_example_runs_and_iterative_codes_are_better(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_example_runs_and_compares_points(capsys: pytest.CaptureFixture[str]) -> None:
     (example,) = re.findall(r"```python\n(.*?)```", README.read_text(), flags=re.DOTALL)
-    exec(compile(example, "README.md", "exec"), {})
-    printed = capsys.readouterr().out
-    assert float(printed) > 0  # ascent from the encoder's mean ends above a draw from the encoder
+    names: dict[str, Any] = {}
+    exec(compile(example, "README.md", "exec"), names)
+    printed = float(capsys.readouterr().out)
+    model, x = names["model"], names["digits"].test
+    assert printed > 0  # ascent from the encoder's mean ends above it
+    heights = [model.likelihood.log_joint(x, names[name].point[None]) for name in ("iterative", "amortised")]
+    assert printed == pytest.approx((heights[0] - heights[1]).mean().item(), rel=1e-4)
+    draws = names["amortised"].log_joint.mean().item()  # a draw is lower than the mean, whatever the encoder is worth
+    assert printed < heights[0].mean().item() - draws
+
+
+def test_an_exact_posterior_loses_nothing_between_points() -> None:
+    """A draw from it lies d/2 nats below the mode on average; its mean is the mode (linear-Gaussian)."""
+    from gae.inference import ClosedForm
+    from gae.likelihood import LinearMixture
+
+    torch.manual_seed(0)
+    model, x = LinearMixture(1, 4, (6,)).double(), torch.randn(50, 6).double()
+    drawn, mode = ClosedForm(samples=200)(model, x), ClosedForm()(model, x).log_joint[0]
+    error = (mode - drawn.log_joint).mean(0).std() / 50**0.5
+    assert abs((mode - drawn.log_joint).mean() - 2) < 4 * error
+    assert torch.allclose(model.log_joint(x, drawn.point[None])[0], mode)
 
 
 def test_every_system_is_in_the_table() -> None:

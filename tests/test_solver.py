@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from problems import Landscape, Rows, neural, posterior, ppca
+from problems import PROBED, Landscape, Rows, neural, posterior, ppca
 from torch import Tensor, nn
 
 from gae.inference import (
@@ -249,14 +249,14 @@ def test_max_steps_stops_the_rest() -> None:
 @pytest.mark.parametrize("rule", ["lbfgs", "adam", "gradient"])
 @pytest.mark.parametrize("tol", [None, 1e-2])
 def test_stopped_samples_cost_no_decoder_work(rule: str, tol: float | None, family: int | None) -> None:
-    """Every row that the decoder sees is in the account, but for the one scoring of what was found."""
+    """Every row that the decoder sees is in the account, but for the probe and the one scoring of what was found."""
     decoder = Rows(neural().decoder)
     model = Gaussian(decoder, 2, 0.5).double()
     x = torch.randn(9, 5, dtype=torch.float64) * torch.logspace(-2, 0.5, 9, dtype=torch.float64).unsqueeze(1)
     engine = solve(RULES[rule](), 80, tol=tol, family=None if family is None else MeanField(samples=family))
     decoder.rows = 0
     solved = account(engine(model, x))
-    assert decoder.rows == int(solved.evaluations.sum()) + 9
+    assert decoder.rows == int(solved.evaluations.sum()) + 9 + PROBED
     if tol is None:
         assert bool((solved.evaluations == 80 * (family or 1)).all())
     else:
@@ -265,7 +265,7 @@ def test_stopped_samples_cost_no_decoder_work(rule: str, tol: float | None, fami
     with torch.no_grad():  # where the best point's objective is its log joint, it is not scored a second time
         solved = account(engine(model, x))
     scored = 0 if family is None and (rule == "lbfgs" or tol is not None) else 9
-    assert decoder.rows == int(solved.evaluations.sum()) + scored
+    assert decoder.rows == int(solved.evaluations.sum()) + scored + PROBED
 
 
 def test_a_score_that_is_known_is_the_score() -> None:
@@ -287,7 +287,7 @@ def test_restarts_are_in_the_account(rule: str) -> None:
     if rule != "gauss-newton":  # its curvature looks at the decoder besides
         decoder.rows = 0
         solved = account(solve(RULES[rule](), 25, Prior(), tol=1e-3, restarts=3)(model, x))
-        assert decoder.rows == int(solved.evaluations.sum()) + 4
+        assert decoder.rows == int(solved.evaluations.sum()) + 4 + PROBED
 
 
 def test_zero_steps_return_the_start_and_look_at_nothing() -> None:
@@ -402,7 +402,7 @@ def test_a_single_solve_has_no_spread_and_one_basin_none_to_report() -> None:
     model = neural()
     assert account(solve(LBFGS(), 5)(model, torch.randn(3, 5).double())).spread is None
     gaussian = Landscape(lambda x, z: -0.5 * (z - x).square().sum(2), 2, (2,))
-    gaussian.latent_prior = type(model.latent_prior)(2)
+    gaussian.latent_prior = type(model.latent_prior)(2).double()
     spread = account(solve(LBFGS(), 60, Prior(), grad_tol=1e-8, restarts=4)(gaussian, x)).spread
     assert spread is not None and float(spread.max()) < 1e-12
 

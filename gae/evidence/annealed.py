@@ -1,7 +1,7 @@
 """Annealed importance sampling, forth and back: log p(x) between two stochastic bounds."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -12,6 +12,7 @@ from torch.distributions import Distribution
 from gae.evidence.base import Evidence, need_proper, weighted
 from gae.inference.problem import widened
 from gae.likelihood import Likelihood
+from gae.likelihood.door import check_codes, checked
 
 Schedule = Literal["sigmoid", "linear"]
 JITTER = 0.5  # a fixed trajectory may come back to where it began: step sizes vary by ± 50 % (Neal 2011, section 3.2)
@@ -24,12 +25,18 @@ class Sandwich:
 
     ``lower`` is a lower bound in expectation and ``upper`` an upper one. Each lies on the wrong side of log p(x) by
     more than b nats with a probability of at most e^-b (Grosse et al. 2015): their distance limits the error of both.
+    The upper bound has one exact draw for each x, so its ``standard_error`` is NaN; see ``gap``.
     """
 
     x: Num[Tensor, "B *X"]
     z: Float[Tensor, "B *Z"]
     lower: Evidence
     upper: Evidence
+
+    @property
+    def gap(self) -> Float[Tensor, " B"]:
+        """upper - lower in nats. Observations are independent, so their spread gives the error of its mean."""
+        return self.upper.log_p - self.lower.log_p
 
 
 def inverse_temperatures(number: int, schedule: Schedule = "sigmoid") -> Float[Tensor, " T"]:
@@ -50,6 +57,7 @@ def inverse_temperatures(number: int, schedule: Schedule = "sigmoid") -> Float[T
 
 
 @torch.no_grad()
+@checked
 def ais(
     likelihood: Likelihood,
     x: Num[Tensor, "B *X"],
@@ -84,16 +92,19 @@ def ais(
     >>> bool(((found.log_p - model.log_evidence(x)).abs() < 4 * found.standard_error + 0.05).all())
     True
     """
+    if chains < 2:
+        raise ValueError(f"chains must be at least 2, for a standard error, got {chains}.")
     betas, path = _prepared(likelihood, x, temperatures, chains, leapfrog, schedule, start, pilot)
     sizes = _pilot(path, betas, pilot, leapfrog)
     return weighted(_forth(path, betas, path.draw(chains), sizes, leapfrog), _cost(betas, chains, pilot, leapfrog))
 
 
 @torch.no_grad()
+@checked
 def reverse_ais(
     likelihood: Likelihood,
     x: Num[Tensor, "B *X"],
-    z: Float[Tensor, "B *Z"],
+    z: Float[Tensor, "..."],
     temperatures: int = 1000,
     chains: int = 16,
     leapfrog: int = 10,
@@ -103,16 +114,35 @@ def reverse_ais(
 ) -> Evidence:
     """``ais`` run backwards from exact posterior draws z: an upper bound of log p(x) in expectation.
 
-    Such a draw is known where x was made from it: z ~ q(z), x ~ q(x|z) (Grosse et al. 2015).
+    Such a draw is known where x was made from it: z ~ q(z), x ~ q(x|z) (Grosse et al. 2015). All chains of one draw
+    share its place, so that their spread does not tell how far they are off together: ``standard_error`` and
+    ``effective`` compare the means of independent draws, and the standard error of a single draw is NaN, unknown. The
+    mean of ``log_p`` over observations with a draw each still has an error, that of their spread (``Sandwich.gap``).
+
+    Args:
+        likelihood, x, temperatures, leapfrog, schedule, start, pilot: as for ``ais``.
+        z: one exact draw for each x, (B, *Z), or R independent ones, (R, B, *Z).
+        chains: chains from each draw.
 
     Raises:
-        ValueError: as ``ais`` does.
+        ValueError: as ``ais`` does; for draws of another shape.
+
+    >>> from gae.likelihood import LinearMixture
+    >>> model, x = LinearMixture(1, 2, (5,)), torch.randn(3, 5)
+    >>> several = model.posterior(x).sample((50,)).squeeze(1)
+    >>> found = reverse_ais(model, x, several, temperatures=50, chains=1)
+    >>> bool(((found.log_p - model.log_evidence(x)).abs() < 4 * found.standard_error + 0.05).all())
+    True
     """
+    draws = z.unsqueeze(0) if z.dim() == 1 + len(likelihood.latent_shape) else z
+    check_codes(likelihood, draws, None, len(x), True)
     betas, path = _prepared(likelihood, x, temperatures, chains, leapfrog, schedule, start, pilot)
     sizes = _pilot(path, betas, pilot, leapfrog)
-    log_weight = _back(path, betas, z.expand(chains, *z.shape), sizes, leapfrog)
-    found = weighted(log_weight, _cost(betas, chains, pilot, leapfrog))
-    return Evidence(-found.log_p, found.standard_error, found.effective, found.evaluations)
+    whole = draws.expand(-1, len(x), *likelihood.latent_shape)
+    log_weight = _back(path, betas, whole.repeat(chains, *[1] * (whole.dim() - 1)), sizes, leapfrog)
+    per_draw = log_weight.unflatten(0, (chains, len(draws))).logsumexp(0) - math.log(chains)
+    found = weighted(per_draw, _cost(betas, chains * len(draws), pilot, leapfrog))
+    return replace(found, log_p=-found.log_p)
 
 
 @torch.no_grad()
@@ -211,8 +241,8 @@ def _prepared(
     pilot: int,
 ) -> tuple[list[float], _Path]:
     need_proper(likelihood)
-    if chains < 2 or leapfrog < 1 or pilot < 1:
-        raise ValueError(f"Need chains >= 2, leapfrog >= 1 and pilot >= 1, got {chains}, {leapfrog} and {pilot}.")
+    if chains < 1 or leapfrog < 1 or pilot < 1:
+        raise ValueError(f"Need chains >= 1, leapfrog >= 1 and pilot >= 1, got {chains}, {leapfrog} and {pilot}.")
     return inverse_temperatures(temperatures, schedule).tolist(), _Path(likelihood, x, start)
 
 

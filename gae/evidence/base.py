@@ -8,6 +8,7 @@ from jaxtyping import Float, Num
 from torch import Tensor
 
 from gae.likelihood import ExactPosterior, FlatDistribution, Likelihood
+from gae.likelihood.door import checked
 
 
 @dataclass(frozen=True)
@@ -16,7 +17,8 @@ class Evidence:
 
     Attributes:
         log_p: the estimate.
-        standard_error: of sampling, by the delta method for the logarithm of a mean; 0 where nothing is sampled.
+        standard_error: of sampling, by the delta method for the logarithm of a mean; 0 where nothing is sampled,
+            NaN where it is unknown.
         effective: effective sample size of the weights, (Σw)² / Σw²; None where nothing is weighted.
         evaluations: decoder evaluations per sample, the mean over samples where they differ.
     """
@@ -28,7 +30,9 @@ class Evidence:
 
 
 def weighted(log_weight: Float[Tensor, "S B"], evaluations: int) -> Evidence:
-    """log 1/S Σ_s w_s with its standard error sd(w) / (mean(w) √S), from unbiased weights of p(x).
+    """log 1/S Σ_s w_s with its standard error sd(w) / (mean(w) √S), from independent unbiased weights of p(x).
+
+    The standard error of a single weight is NaN.
 
     >>> found = weighted(torch.zeros(8, 3), 8)
     >>> found.log_p, found.effective
@@ -38,10 +42,12 @@ def weighted(log_weight: Float[Tensor, "S B"], evaluations: int) -> Evidence:
     log_p = log_weight.logsumexp(0) - math.log(size)
     relative = (log_weight - log_p).exp()
     effective = (2 * log_weight.logsumexp(0) - (2 * log_weight).logsumexp(0)).exp()
-    return Evidence(log_p, relative.std(0) / math.sqrt(size), effective, evaluations)
+    error = relative.std(0) / math.sqrt(size) if size > 1 else torch.full_like(log_p, torch.nan)
+    return Evidence(log_p, error, effective, evaluations)
 
 
 @torch.no_grad()
+@checked
 def exact(likelihood: Likelihood, x: Num[Tensor, "B *X"]) -> Evidence:
     """log p(x) in closed form: conjugate models, and mixtures of them, which are summed over k.
 

@@ -9,10 +9,13 @@ from torch.distributions import Distribution
 
 from gae.evidence.base import Evidence, need_proper, weighted
 from gae.inference import Inference
+from gae.inference.base import need_density
 from gae.likelihood import Likelihood
+from gae.likelihood.door import checked
 
 
 @torch.no_grad()
+@checked
 def importance(
     likelihood: Likelihood,
     x: Num[Tensor, "B *X"],
@@ -31,7 +34,8 @@ def importance(
 
     Raises:
         ValueError: for fewer than two samples; under a flat prior, where no density p(x) exists; for an engine
-            without a density, or one that chooses a component.
+            without a density, or one that chooses a component; for a proposal that is no density over all elements
+            of a code.
 
     >>> from gae.inference import ClosedForm
     >>> from gae.likelihood import LinearMixture
@@ -47,12 +51,18 @@ def importance(
     need_proper(likelihood)
     if isinstance(proposal, Inference):
         proposal = _density(proposal, likelihood, x)
+    need_density(proposal)
     rows = 1 if len(proposal.batch_shape) == 1 else proposal.batch_shape[0]
     log_weights = []
     draws, step = math.ceil(samples / rows), max(chunk // rows, 1)
     for start in range(0, draws, step):
         z = proposal.sample(Size((min(step, draws - start),)))
         log_q = proposal.log_prob(z).reshape(-1, len(x))
+        if not bool(torch.isfinite(log_q).all()):
+            raise ValueError(
+                "The proposal's log density is not finite at its own draws: a scale of it is 0, infinite or NaN. Give "
+                "it positive scales, or use `laplace_approximation(likelihood, x, code)`."
+            )
         log_weights.append(likelihood.log_joint(x, z.reshape(-1, len(x), *likelihood.latent_shape)) - log_q)
     return weighted(torch.cat(log_weights), draws * rows)
 

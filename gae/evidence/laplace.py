@@ -10,9 +10,12 @@ from torch.distributions import MultivariateNormal
 
 from gae.evidence.base import Evidence, need_proper
 from gae.inference import LBFGS, Ascent, Detach, Inference, Zeros
+from gae.inference.decoder import twice_differentiable
 from gae.likelihood import Likelihood
+from gae.likelihood.door import checked
 
 
+@checked
 def expansion(
     likelihood: Likelihood, x: Num[Tensor, "B *X"], z: Float[Tensor, "B *Z"]
 ) -> tuple[Float[Tensor, " B"], Float[Tensor, "B Z"], Float[Tensor, "B Z Z"]]:
@@ -23,7 +26,7 @@ def expansion(
     """
     if z.dim() != 2:
         raise ValueError(f"A dense Hessian needs vector codes (B, Z), got shape {tuple(z.shape)}. Use `lanczos`.")
-    with torch.enable_grad():
+    with torch.enable_grad(), twice_differentiable(likelihood):
         code = z.detach().requires_grad_()
         value = likelihood.log_joint(x, code.unsqueeze(0))[0]
         (grad,) = torch.autograd.grad(value.sum(), code, create_graph=True)
@@ -32,6 +35,7 @@ def expansion(
     return value.detach(), grad.detach(), 0.5 * (hessian + hessian.mT).detach()
 
 
+@checked
 def laplace_approximation(
     likelihood: Likelihood, x: Num[Tensor, "B *X"], z: Float[Tensor, "B *Z"], floor: float = 1e-2
 ) -> MultivariateNormal:
@@ -47,6 +51,7 @@ def laplace_approximation(
     return MultivariateNormal(z.detach(), scale_tril=torch.linalg.cholesky(covariance).to(z.dtype), validate_args=False)
 
 
+@checked
 def laplace(
     likelihood: Likelihood,
     x: Num[Tensor, "B *X"],
@@ -117,7 +122,7 @@ def _quadrature(
     likelihood: Likelihood, x: Tensor, z: Tensor, probes: int, iterations: int
 ) -> tuple[Float[Tensor, "P B"], Float[Tensor, " B"]]:
     """vᵀ log(-∇² log_joint) v for each of P Rademacher probes v, and the lowest Ritz value, by Lanczos' recursion."""
-    with torch.enable_grad():
+    with torch.enable_grad(), twice_differentiable(likelihood):
         code = z.detach().expand(probes, *z.shape).contiguous().requires_grad_()
         (grad,) = torch.autograd.grad(likelihood.log_joint(x, code).sum(), code, create_graph=True)
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from gae.evidence.base import need_proper
 from gae.inference import to_pyro
 from gae.likelihood import Likelihood
+from gae.likelihood.door import checked
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,7 @@ class PosteriorDraws:
     divergences: int
 
 
+@checked
 def nuts(likelihood: Likelihood, x: Num[Tensor, "B *X"], samples: int = 1000, warmup: int = 500) -> PosteriorDraws:
     """S draws from q(z|x) of each observation by the no-U-turn sampler (Hoffman & Gelman 2014), one chain for all.
 

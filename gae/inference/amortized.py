@@ -14,6 +14,7 @@ from torch.distributions import Distribution, biject_to, constraints
 
 from gae.inference.base import Code, Inference
 from gae.likelihood import Likelihood
+from gae.likelihood.door import door
 
 
 class Amortized(Inference):
@@ -26,11 +27,13 @@ class Amortized(Inference):
               parameters of this module at its first call, and from then on it cannot be copied or pickled: a copy
               would train the same networks. Pyro's global parameter store is left alone;
             - a module or callable that returns a torch or Pyro distribution of batch (B,) and event Z;
-            - a module or callable that returns codes (B, *Z): a deterministic encoder, ``log_q`` is None.
+            - a module or callable that returns codes (B, *Z): a deterministic encoder, ``log_q`` is None. So does a
+              Pyro ``Delta`` count in the place of a density, as that of ``AutoDelta``.
         samples: S, reparameterised draws per observation.
 
     Raises:
-        ValueError: when the guide's output does not fit the likelihood's codes.
+        ValueError: when the guide's output does not fit the likelihood's codes, or is a law without a density over all
+            their elements (discrete, on a simplex or a sphere).
         TypeError: on copying or pickling around a plain callable with parameters.
 
     >>> from gae.likelihood import Gaussian
@@ -153,7 +156,7 @@ def to_pyro(likelihood: Likelihood) -> Callable[[Tensor], Tensor]:
     """A Pyro model x -> z with sites ``"z"`` and ``"x"`` in a plate ``"data"``, for any likelihood of ours.
 
     ``SVI``, ``RenyiELBO``, ``NUTS`` and the rest of Pyro then run on it. A discrete code is summed out; a flat
-    prior works wherever Pyro does not sample from it.
+    prior works wherever Pyro does not sample from it. x is checked at each call (``gae.likelihood.door``).
 
     >>> from gae.likelihood import Gaussian
     >>> model = to_pyro(Gaussian(nn.Linear(2, 3), 2))
@@ -164,7 +167,7 @@ def to_pyro(likelihood: Likelihood) -> Callable[[Tensor], Tensor]:
 
     def model(x: Tensor) -> Tensor:
         pyro.module("likelihood", likelihood)
-        with pyro.plate("data", len(x)):
+        with door(likelihood, x), pyro.plate("data", len(x)):
             z = pyro.sample("z", likelihood.prior.expand([len(x)]))
             pyro.sample("x", likelihood(z), obs=x)
         return z

@@ -2,6 +2,7 @@
 
 import warnings
 from dataclasses import replace
+from weakref import WeakKeyDictionary
 
 import torch
 from jaxtyping import Int, Num
@@ -11,13 +12,16 @@ from torch.nn.modules.dropout import _DropoutNd
 
 from gae.inference.backprop import Backprop, Checkpoint, Detach, Unroll
 from gae.inference.base import Code, Inference, Status
+from gae.inference.decoder import is_piecewise_linear, need_fixed, transformed, twice_differentiable
 from gae.inference.family import Delta, Family
+from gae.inference.implicit import Implicit
 from gae.inference.problem import Problem, finite, widened
 from gae.inference.solver import Solver, Watch
 from gae.inference.starts import Zeros
 from gae.inference.steps import GradientAscent, Step
 from gae.inference.stopping import Stopping
 from gae.likelihood import Likelihood
+from gae.likelihood.door import hidden
 
 RESTLESS = (_BatchNorm, _DropoutNd, nn.RNNBase, nn.MultiheadAttention, nn.RReLU)
 PIECEWISE_LINEAR = (
@@ -25,6 +29,7 @@ PIECEWISE_LINEAR = (
     *(nn.Hardtanh, nn.Hardsigmoid, nn.Hardshrink, nn.Softshrink),
 )
 NOTABLE = (*RESTLESS, *PIECEWISE_LINEAR)
+_LINEAR: WeakKeyDictionary[Likelihood, bool] = WeakKeyDictionary()  # whether a decoder is piecewise linear
 
 
 class Ascent(Inference):
@@ -52,9 +57,12 @@ class Ascent(Inference):
 
     Raises:
         TypeError: for parts that cannot be used together.
-        ValueError: for a decoder whose layers make the objective random or couple samples (Dropout, BatchNorm in
-            training mode).
+        ValueError: for a decoder that is random or couples the samples of a batch, as Dropout and BatchNorm in training
+            mode: told by its layers, and by decoding a few codes twice (which ``Solve.evaluations`` leaves out).
         RuntimeError: under ``torch.inference_mode()``, which rules out gradients.
+
+    Transforms of ``torch.func`` go through it (``grad``, ``jacrev``, ``vjp``, ``jvp``, ``functional_call``), except
+    ``vmap`` and those gradient modes that it names in a TypeError.
 
     >>> from gae.likelihood import LinearMixture
     >>> from gae.inference import ClosedForm
@@ -99,9 +107,16 @@ class Ascent(Inference):
             raise RuntimeError(
                 "`Ascent` needs gradients, which `torch.inference_mode()` rules out. Use `torch.no_grad()`."
             )
+        if transformed():
+            self._refuse_transforms(likelihood, x)
         self._refuse_or_warn(likelihood)
         self._refuse_unfit(likelihood)
+        with twice_differentiable(likelihood):
+            return self._solved(likelihood, x, k)
+
+    def _solved(self, likelihood: Likelihood, x: Tensor, k: Tensor | None) -> Code:
         starts = [self.init.infer(likelihood, x, k) for _ in range(self.restarts)]
+        self._need_decoder(likelihood, x, starts[0].z)
         k = starts[0].k if k is None else k
         u = self.step.admit(torch.cat([self.family.start(start) for start in starts]))
         if self.restarts > 1:
@@ -206,6 +221,21 @@ class Ascent(Inference):
             return
         raise TypeError(f"Cannot use {what} with {wrong}.")
 
+    def _refuse_transforms(self, likelihood: Likelihood, x: Tensor) -> None:
+        """``torch.func.grad``, ``jacrev``, ``vjp``, ``jvp`` and ``functional_call`` work; these do not."""
+        if hidden(x) or any(hidden(parameter) for parameter in likelihood.parameters()):
+            raise TypeError(
+                "An ascent cannot be mapped by `torch.vmap`, which hides the values that it decides by. Its rows are "
+                "separate problems already: give it the whole batch, and loop over models. For gradients of each "
+                "sample, use `torch.func.jacrev` of the samples' objectives."
+            )
+        if isinstance(self.backprop, (Checkpoint, Implicit)) or self.stop is not None:
+            part = type(self.stop or self.backprop).__name__
+            raise TypeError(
+                f"Cannot use `{part}` inside a transform of `torch.func`. Use `Unroll()`, `Truncate(n)`, `OneStep()` "
+                f"or `Detach()` without `stop`, or `torch.autograd.grad` in the place of the transform."
+            )
+
     def _refuse_or_warn(self, likelihood: Likelihood) -> None:
         for name, module in likelihood.named_modules():
             if not isinstance(module, NOTABLE):
@@ -215,16 +245,31 @@ class Ascent(Inference):
                     f"An ascent through {type(module).__name__} ({name!r}) has no fixed objective per sample: it "
                     "changes with the batch or from step to step. Use GroupNorm or InstanceNorm, or `.eval()`."
                 )
-            if isinstance(module, PIECEWISE_LINEAR) and isinstance(self.backprop, (Unroll, Checkpoint)):
-                self._warn_once(type(module).__name__, name)
+            if isinstance(module, PIECEWISE_LINEAR) and self._unrolls:
+                self._warn_once(f"{type(module).__name__} ({name!r})")
 
-    def _warn_once(self, kind: str, name: str) -> None:
-        if not self._warned and torch.is_grad_enabled():
+    def _need_decoder(self, likelihood: Likelihood, x: Tensor, z: Tensor) -> None:
+        """Evaluates the decoder at a few codes near the start: modules do not tell of functions that they call."""
+        if not self.max_steps:
+            return
+        need_fixed(likelihood, x, z)
+        if self._unrolls and not self._warned and not transformed():
+            if likelihood not in _LINEAR:
+                _LINEAR[likelihood] = is_piecewise_linear(likelihood, z)
+            if _LINEAR[likelihood]:
+                self._warn_once(f"The decoder of {type(likelihood).__name__}")
+
+    @property
+    def _unrolls(self) -> bool:
+        return isinstance(self.backprop, (Unroll, Checkpoint)) and torch.is_grad_enabled()
+
+    def _warn_once(self, what: str) -> None:
+        if not self._warned:
             self._warned = True
             warnings.warn(
-                f"{kind} ({name!r}) is piecewise linear: its second derivative is zero, so the second-order terms of "
-                "an unrolled ascent miss it. Use a smooth activation (SiLU, ELU, softplus, tanh), or `Detach()`.",
-                stacklevel=4,
+                f"{what} is piecewise linear: its second derivative is zero, so the second-order terms of an unrolled "
+                "ascent miss it. Use a smooth activation (SiLU, ELU, softplus, tanh), or `Detach()`.",
+                stacklevel=5,
             )
 
 

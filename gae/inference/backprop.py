@@ -8,6 +8,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from gae.inference.base import Status
+from gae.inference.decoder import twice_differentiable
 from gae.inference.problem import finite, rounding, widened
 from gae.inference.solver import CORRECTED, PREFIX, Iterate, Solver
 
@@ -145,7 +146,8 @@ class _Replay(torch.autograd.Function):
         for t in reversed(range(len(ctx.tape))):
             at = ctx.tape[t]
             leaves = {name: at[name].requires_grad_() for name in flowing}
-            with torch.enable_grad(), torch.random.fork_rng(devices=[]):
+            kernels = twice_differentiable(ctx.solver.problem.likelihood)
+            with torch.enable_grad(), torch.random.fork_rng(devices=[]), kernels:
                 after = ctx.solver.rebound().advance(at, t, True)
             flows = [after[name].requires_grad for name in flowing]
             outputs = [after[name] for name, flow in zip(flowing, flows, strict=True) if flow]

@@ -2,16 +2,20 @@
 
 from abc import ABC, abstractmethod
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from enum import IntEnum
-from typing import Protocol, runtime_checkable
+from functools import wraps
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int, Num
+from pyro.distributions import Delta
 from torch import Size, Tensor, nn
-from torch.distributions import Distribution
+from torch.distributions import Distribution, biject_to, constraints
 
 from gae.likelihood import Likelihood
+from gae.likelihood.door import check_components, door
 
 
 class Status(IntEnum):
@@ -98,6 +102,13 @@ class Encoding:
     engine: str
     solve: Solve | None = None
 
+    def __post_init__(self) -> None:
+        lead = self.log_joint.shape
+        tensors = {"z": self.z, "k": self.k, "log_q": self.log_q}
+        bad = {name: tuple(t.shape) for name, t in tensors.items() if t is not None and t.shape[:2] != lead}
+        if len(lead) != 2 or bad:
+            raise ValueError(f"log_joint has shape {tuple(lead)}, needed (S, B), and with it all else; got {bad}.")
+
     @property
     def log_prior(self) -> Float[Tensor, "S B"]:
         """log q_w(z), in nats."""
@@ -137,7 +148,16 @@ class LearnsData(Protocol):
 
 
 class Inference(nn.Module, ABC):
-    """An engine that finds codes. It never touches the likelihood's parameters, its inputs, or torch's defaults."""
+    """An engine that finds codes. It never touches the likelihood's parameters, its inputs, or torch's defaults.
+
+    Calling it, or its ``infer``, checks x and k first (``gae.likelihood.door``). A ``Delta`` among the laws q(z|x) that
+    come back counts as the point that it is, without a density.
+    """
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "infer" in vars(cls):
+            cls.infer = _checked(cls.infer)  # type: ignore[method-assign]
 
     @abstractmethod
     def infer(self, likelihood: Likelihood, x: Num[Tensor, "B *X"], k: Int[Tensor, "S _"] | None = None) -> Code:
@@ -145,7 +165,8 @@ class Inference(nn.Module, ABC):
 
     def forward(self, likelihood: Likelihood, x: Num[Tensor, "B *X"], k: Int[Tensor, "S _"] | None = None) -> Encoding:
         """``infer``, and the exact log density of the codes found."""
-        return self.scored(likelihood, x, self.infer(likelihood, x, k))
+        with door(likelihood, x):
+            return self.scored(likelihood, x, self.infer(likelihood, x, k))
 
     def scored(self, likelihood: Likelihood, x: Num[Tensor, "B *X"], code: Code) -> Encoding:
         """The encoding of a code, with its log density at x."""
@@ -153,4 +174,54 @@ class Inference(nn.Module, ABC):
         log_joint = likelihood.log_joint(x, code.z, code.k) if seen is None else seen
         return Encoding(
             code.z, code.k, log_joint, code.log_q, code.q, likelihood.prior, type(self).__name__, code.solve
+        )
+
+
+def _checked(infer: Callable[..., Code]) -> Callable[..., Code]:
+    """``infer`` with its arguments checked. x may lie outside the support: an engine may see it corrupted."""
+
+    @wraps(infer)
+    def guarded(self: Inference, likelihood: Likelihood, x: Tensor, k: Tensor | None = None) -> Code:
+        with door(likelihood, x, support=False) as outermost:
+            if k is not None:
+                check_components(likelihood, k, len(x), outermost)
+            code = infer(self, likelihood, x, k)
+        if code.q is None:
+            return code
+        if is_point(code.q):
+            return replace(code, q=None, log_q=None)
+        need_density(code.q)
+        return code
+
+    return guarded
+
+
+def is_point(q: Distribution) -> bool:
+    """Whether q has all its mass at one point: Pyro's ``Delta``, in whatever it is wrapped."""
+    while (inner := getattr(q, "base_dist", None)) is not None:
+        q = inner
+    return isinstance(q, Delta)
+
+
+def need_density(q: Distribution) -> None:
+    """Raises ValueError unless q is a density over all elements of a code.
+
+    A discrete law, a point, or a law on a simplex or a sphere has none: its ``log_prob`` is no term of a bound.
+    """
+    support: Any = q.support
+    while (inner := getattr(support, "base_constraint", None)) is not None:
+        support = inner
+    if support is constraints.real and not is_point(q):
+        return
+    shape = q.batch_shape + q.event_shape
+    try:
+        full = not (is_point(q) or support.is_discrete) and biject_to(support).inverse_shape(shape) == shape
+    except NotImplementedError:
+        full = False
+    if not full:
+        raise ValueError(
+            f"{type(q).__name__} on {q.support} is no density over all elements of a code of shape "
+            f"{tuple(q.event_shape)}, so it has no log q(z|x) to compare with the prior. Use one that is, such as "
+            "`Normal(...).to_event(1)`; return the code itself for a point estimate; for a support of your own with "
+            "an interior, register a bijection with `torch.distributions.biject_to`."
         )

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from gae.inference.backprop import Backprop, dependencies, replaced
 from gae.inference.conjugate import Product, conjugate_gradients
+from gae.inference.decoder import twice_differentiable
 from gae.inference.problem import finite, widened
 from gae.inference.solver import Iterate, Solver
 
@@ -77,7 +78,7 @@ class _AtSolution(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, cotangent):  # type: ignore[no-untyped-def]
-        with torch.enable_grad():
+        with torch.enable_grad(), twice_differentiable(ctx.solver.problem.likelihood):
             point = ctx.point.detach().requires_grad_()
             grad = ctx.solver.problem.rebound().evaluate(point, True).grad
 

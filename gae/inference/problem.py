@@ -7,7 +7,9 @@ from typing import NamedTuple
 import torch
 from jaxtyping import Bool, Float, Int, Num
 from torch import Tensor
+from torch.func import vjp
 
+from gae.inference.decoder import transformed
 from gae.inference.family import Family
 from gae.likelihood import Likelihood
 from gae.likelihood.base import LogJoint
@@ -61,10 +63,7 @@ class Problem:
 
         A row that is not usable is no part of the graph: 0 · NaN would reach every parameter.
         """
-        with torch.enable_grad():
-            leaf = u if u.requires_grad and create_graph else u.detach().requires_grad_()
-            value = self(leaf)
-            (grad,) = torch.autograd.grad(value.sum(), leaf, create_graph=create_graph)
+        value, grad = self._differentiated(u, create_graph)
         norm = torch.linalg.vector_norm(grad.detach().flatten(2), dim=2)
         plain = value.detach()
         usable = finite(u, (plain.square() if create_graph else plain) + norm)
@@ -90,6 +89,17 @@ class Problem:
             old.flatten(0, 1).index_copy(0, index, new.squeeze(0)).view_as(old)
             for old, new in zip(known, parts, strict=True)
         )
+
+    def _differentiated(self, u: Float[Tensor, "S B *U"], create_graph: bool) -> tuple[Tensor, Tensor]:
+        """The objective and its gradient; by ``torch.func`` inside of its transforms, which know no other way."""
+        with torch.enable_grad():
+            if not transformed():
+                leaf = u if u.requires_grad and create_graph else u.detach().requires_grad_()
+                value = self(leaf)
+                return value, torch.autograd.grad(value.sum(), leaf, create_graph=create_graph)[0]
+            value, pull = vjp(self, u if create_graph else u.detach())  # type: ignore[misc]
+            (grad,) = pull(torch.ones_like(value))
+        return (value, grad) if create_graph else (value.detach(), grad.detach())
 
     def rebound(self) -> "Problem":
         """The same problem with x bound anew, under the present gradient mode."""

@@ -10,6 +10,7 @@ from jaxtyping import Float, Int, Num
 from torch import Size, Tensor, nn
 from torch.distributions import Distribution, constraints
 
+from gae.likelihood.door import checked, checked_codes, dims, guard, hidden
 from gae.likelihood.priors import StandardNormal
 
 LogJoint = Callable[..., Tensor]
@@ -31,6 +32,11 @@ class Likelihood(nn.Module, ABC):
     support: constraints.Constraint = constraints.real
     support_text = "the real numbers"
     support_remedy = "Rescale the data or choose another likelihood."
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Checks the arguments of the methods that a subclass defines, as far as they come from outside."""
+        super().__init_subclass__(**kwargs)
+        guard(cls)
 
     def __init__(
         self,
@@ -64,6 +70,7 @@ class Likelihood(nn.Module, ABC):
         """The observation that stands for a decoded q_r(x|z): its mean, (*L, *X)."""
         return decoded.mean
 
+    @checked_codes
     def log_joint(
         self, x: Num[Tensor, "B *X"], z: Float[Tensor, "S B *Z"], k: Int[Tensor, "S _"] | None = None
     ) -> Float[Tensor, "S B"]:
@@ -72,6 +79,7 @@ class Likelihood(nn.Module, ABC):
 
     exact_given: bool = True  # whether ``given(x)`` is ``log_joint`` itself, so that its values need no second look
 
+    @checked
     def given(self, x: Num[Tensor, "B *X"]) -> LogJoint:
         """The function (z, k) -> ``log_joint(x, z, k)`` that an inner loop calls many times for one x."""
         return lambda z, k=None: self.log_joint(x, z, k)
@@ -110,28 +118,48 @@ class Likelihood(nn.Module, ABC):
 
     def check(self, x: Tensor) -> None:
         """Raises ValueError or TypeError unless x is a finite, non-empty batch (B, *X) inside the support."""
+        self.check_shape(x)
+        self.check_values(x)
+        self.check_support(x)
+
+    def check_shape(self, x: Tensor) -> None:
+        """Raises TypeError or ValueError unless x is a tensor (B, *X)."""
         if not isinstance(x, Tensor):
-            raise TypeError(
-                f"x must be a torch.Tensor of shape (B, {_dims(self.event_shape)}), got {type(x).__name__}."
-            )
+            raise TypeError(f"x must be a torch.Tensor of shape (B, {dims(self.event_shape)}), got {type(x).__name__}.")
         if x.shape[1:] != self.event_shape or x.dim() != len(self.event_shape) + 1:
             raise ValueError(
-                f"x must have shape (B, {_dims(self.event_shape)}), got {tuple(x.shape)}. "
+                f"x must have shape (B, {dims(self.event_shape)}), got {tuple(x.shape)}. "
                 "Reshape each observation, or build the likelihood for this event shape."
             )
+
+    def check_values(self, x: Tensor) -> None:
+        """Raises TypeError or ValueError unless x is not empty, finite, and of the model's dtype."""
         if len(x) == 0:
             raise ValueError("x is empty: a batch needs at least one observation.")
         if not x.is_floating_point():
             raise TypeError(f"x must be floating point, got {x.dtype}. Use `x.float()`, and divide 0-255 data by 255.")
-        if not bool(torch.isfinite(x.sum())):  # one pass; a sum of finite values may overflow, so look again
-            refuse(x, ~torch.isfinite(x), "x must be finite", "Remove or impute such values first.")
-        tensors = chain(self.parameters(), self.buffers())
-        dtype = next((tensor.dtype for tensor in tensors if tensor.is_floating_point()), x.dtype)
-        if x.dtype != dtype:
+        like = self._like(x)
+        if x.dtype != like.dtype:
             raise TypeError(
-                f"x is {x.dtype} but the model is {dtype}. Convert one: `x.to({dtype})` or `model.to({x.dtype})`."
+                f"x is {x.dtype} but the model is {like.dtype}. Convert one: `x.to({like.dtype})` or "
+                f"`model.to({x.dtype})`."
             )
-        self.check_support(x)
+        values = x.detach()
+        if not hidden(x) and not bool(torch.isfinite(values.sum())):  # one pass; a sum of finite values may overflow
+            refuse(values, ~torch.isfinite(values), "x must be finite", "Remove or impute such values first.")
+
+    def check_device(self, x: Tensor) -> None:
+        """Raises ValueError unless x is on the model's device."""
+        like = self._like(x)
+        if x.device != like.device:
+            raise ValueError(
+                f"x is on {x.device} but the model on {like.device}. Move one: `x.to('{like.device}')` or "
+                f"`model.to('{x.device}')`."
+            )
+
+    def _like(self, x: Tensor) -> Tensor:
+        """A floating-point tensor of the model; x where it has none."""
+        return next((tensor for tensor in chain(self.parameters(), self.buffers()) if tensor.is_floating_point()), x)
 
     def check_support(self, x: Num[Tensor, "B *X"]) -> None:
         """Raises ValueError where x lies outside the support of q_r(x|z), naming the first bad index."""
@@ -147,10 +175,6 @@ def parameter_or_buffer(module: nn.Module, name: str, value: Tensor, learn: bool
         setattr(module, name, nn.Parameter(value))
     else:
         module.register_buffer(name, value)
-
-
-def _dims(shape: Size) -> str:
-    return ", ".join(map(str, shape))
 
 
 def refuse(x: Tensor, bad: Tensor, what: str, remedy: str) -> None:

@@ -12,6 +12,7 @@ from torch import Size, Tensor
 from torch.distributions import constraints
 
 from gae.likelihood.base import Likelihood, LogJoint, parameter_or_buffer
+from gae.likelihood.door import dims
 from gae.likelihood.neighbours import affinities
 from gae.likelihood.pairs import pair_log_likelihood
 from gae.likelihood.priors import Flat
@@ -111,14 +112,14 @@ class Relational(Likelihood):
             "Look at the codes, `encode(x).point`; for reconstructions use a likelihood with a decoder, such as `pca`."
         )
 
-    def check(self, x: Tensor) -> None:
+    def check_shape(self, x: Tensor) -> None:
         if isinstance(x, Tensor) and x.shape[1:] != self.event_shape:
             raise ValueError(
                 f"One observation of {type(self).__name__} is a whole data set of N = {self.event_shape[0]} points: x "
-                f"must have shape (B, {', '.join(map(str, self.event_shape))}), got {tuple(x.shape)}. One data set "
+                f"must have shape (B, {dims(self.event_shape)}), got {tuple(x.shape)}. One data set "
                 f"becomes such a batch by `x.unsqueeze(0)`; for another N, build with points=N. {self.new_point}"
             )
-        super().check(x)
+        super().check_shape(x)
 
 
 class TSNE(Relational):

@@ -1,0 +1,130 @@
+"""What an ascent needs of a decoder: a fixed function of each code by itself, twice differentiable."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from functools import lru_cache
+
+import torch
+from jaxtyping import Float, Num
+from torch import Size, Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from gae.likelihood import Likelihood, Observed, Relational, WeightLikelihood
+from gae.likelihood.door import hidden
+
+ROWS = 3  # codes that are decoded to see whether a decoder is a fixed function of each
+REGIONS = 16  # codes at which a decoder's slope is compared, to tell a piecewise linear one from an affine one
+SLACK, MOST = 1e3, 0.03  # by how many units of rounding, and of the largest output, two decodings may differ
+TENSOR_FLOAT = 2.0**-11  # rounding of float32 products on a GPU that may use TensorFloat-32
+GOLDEN = 0.6180339887498949
+
+
+@contextmanager
+def twice_differentiable(likelihood: Likelihood) -> Iterator[None]:
+    """Attention and recurrent layers by the kernels that have a second derivative: the fused ones have none."""
+    recurrent = any(isinstance(module, nn.RNNBase) for module in likelihood.modules())
+    cudnn = torch.backends.cudnn.flags(enabled=False) if recurrent else nullcontext()
+    with sdpa_kernel(SDPBackend.MATH), cudnn:
+        yield
+
+
+def transformed() -> bool:
+    """Whether a transform of ``torch.func`` is under way."""
+    return torch._C._functorch.peek_interpreter_stack() is not None
+
+
+@torch.no_grad()
+def need_fixed(likelihood: Likelihood, x: Num[Tensor, "B *X"], z: Float[Tensor, "S B *Z"]) -> None:
+    """Raises ValueError for a decoder that is random, or whose output for a code depends on the rest of its batch.
+
+    Three codes near z are decoded, then two of them in reverse order, and one alone: for a fixed function of each code
+    all agree to rounding. The random stream is left as it was. Networks that are codes themselves are separate by
+    construction and only decoded twice; a relation among points has no decoder.
+    """
+    if isinstance(likelihood, Relational) or hidden(z) or not z.shape[2:].numel():
+        return
+    codes = _spread(z, 1 if _is_network(likelihood) else ROWS)
+    index = list(range(len(codes)))
+    parts = [index[:0:-1], index[:1]] if len(index) > 1 else [index]  # every code is left out of one
+    with torch.random.fork_rng(devices=[z.device] if z.is_cuda else []):
+        whole = _decoded(likelihood, x, codes, index)
+        if all(_same(whole[part], _decoded(likelihood, x, codes[part], part)) for part in parts):
+            return
+        fixed = _same(whole, _decoded(likelihood, x, codes, index))
+    name = type(likelihood).__name__
+    if fixed:
+        raise ValueError(
+            "An ascent needs a decoder whose output for a code does not depend on the rest of its batch; that of "
+            f"{name} changes when some of three codes are decoded alone. Leave statistics of the batch out of it: use "
+            "GroupNorm or InstanceNorm, or fixed statistics by `.eval()`."
+        )
+    raise ValueError(
+        f"An ascent needs a decoder that is a fixed function; that of {name} gives another output each time. Leave out "
+        "dropout and noise inside it: call `.eval()`, pass `training=self.training` to functional dropout, or draw the "
+        "noise once and keep it."
+    )
+
+
+def is_piecewise_linear(likelihood: Likelihood, z: Float[Tensor, "S B *Z"]) -> bool:
+    """Whether the decoder's output has zero curvature everywhere, and yet slopes that differ between codes."""
+    if not likelihood.has_outputs or _is_network(likelihood) or not z.shape[2:].numel():
+        return False
+    shape = Size((REGIONS, *z.shape[2:]))
+    scale = torch.logspace(-1, 1.5, REGIONS, dtype=z.dtype, device=z.device).reshape(-1, *[1] * (z.dim() - 2))
+    pattern = _pattern(shape, z.dtype, z.device)
+    with torch.enable_grad(), torch.random.fork_rng(devices=[z.device] if z.is_cuda else []):
+        codes = (z.detach()[0, :1] + scale * (pattern - 0.5)).requires_grad_()
+        output = _outputs(likelihood, codes)
+        weight = _pattern(output[:1].shape, output.dtype, output.device) - 0.5
+        if not output.requires_grad:
+            return False
+        (slope,) = torch.autograd.grad((output * weight).sum(), codes, create_graph=True)
+        curvature = None
+        if slope.requires_grad:
+            along = (slope * (pattern + 0.5)).sum()
+            (curvature,) = torch.autograd.grad(along, codes, allow_unused=True)
+    if curvature is not None and bool((curvature != 0).any()):
+        return False
+    slope = slope.detach()
+    return not _same(slope, slope[:1].expand_as(slope))
+
+
+def _is_network(likelihood: Likelihood) -> bool:
+    inner = likelihood.likelihood if isinstance(likelihood, Observed) else likelihood
+    return isinstance(inner, WeightLikelihood)
+
+
+def _spread(z: Float[Tensor, "S B *Z"], rows: int) -> Float[Tensor, "n *Z"]:
+    """Different codes near the first of z; none of their entries is lower."""
+    return z.detach()[0, :1] + _pattern(Size((rows, *z.shape[2:])), z.dtype, z.device)
+
+
+@lru_cache(maxsize=8)
+def _pattern(shape: Size, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Numbers in (0, 1), all different: fractional parts of multiples of the golden ratio."""
+    steps = torch.arange(1, shape.numel() + 1, dtype=torch.float64, device=device)
+    return (steps * GOLDEN).frac().to(dtype).view(shape)
+
+
+def _outputs(likelihood: Likelihood, codes: Float[Tensor, "n *Z"]) -> Float[Tensor, "n ..."]:
+    k = torch.zeros(1, 1, dtype=torch.long, device=codes.device) if likelihood.components else None
+    return likelihood.outputs(codes.unsqueeze(0), k)[0]
+
+
+def _decoded(likelihood: Likelihood, x: Tensor, codes: Tensor, index: Sequence[int]) -> Float[Tensor, "n ..."]:
+    """Decoder outputs at codes; where a likelihood has none, their log joint density with the x of those indices."""
+    if likelihood.has_outputs:
+        return _outputs(likelihood, codes)
+    return likelihood.log_joint(x[[i % len(x) for i in index]], codes.unsqueeze(0))[0]
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    """Whether two decodings differ by no more than rounding does."""
+    if a.shape != b.shape:
+        return False
+    eps = TENSOR_FLOAT if a.is_cuda and a.dtype == torch.float32 else torch.finfo(a.dtype).eps
+    slack = min(SLACK * eps, MOST)
+    if bool((a - b).abs().max() <= slack * a.abs().max()):
+        return True
+    largest = torch.where(torch.isfinite(a), a, 0).abs().max()
+    return bool(torch.isclose(a, b, rtol=0.0, atol=slack * float(largest), equal_nan=True).all())

@@ -1,0 +1,154 @@
+"""Argument checks of every public call: shapes always, values once, however many public calls it makes itself."""
+
+import threading
+from collections.abc import Callable
+from functools import wraps
+from types import TracebackType
+from typing import Any, TypeVar
+
+import torch
+from torch import Size, Tensor
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+CODES = ("log_joint", "improve", "divergence")  # methods (x, z, ...) of a likelihood that are checked
+OBSERVATIONS = (  # ... and methods (x, ...)
+    *("given", "posterior", "log_responsibilities", "log_evidence", "mode"),
+    *("relation", "log_components", "to_centres", "to_charts"),
+)
+
+
+class _Call(threading.local):
+    """Whether a checked call is under way in this thread."""
+
+    inside = False
+
+
+_CALL = _Call()
+
+
+class door:
+    """``with door(likelihood, x):`` checks x on entry; inside, other doors check shapes alone.
+
+    The outermost door of a thread makes one pass over the values of x. Inner loops and nested calls pay for a
+    comparison of shapes. Values are not looked at under ``torch.vmap``, which hides them.
+
+    Args:
+        likelihood: says which shapes, dtypes and values it takes.
+        x: (B, *X).
+        support: whether values must also lie in the support of q_r(x|z), as they must wherever x is scored.
+
+    Raises:
+        ValueError, TypeError: for x of a wrong shape, dtype or device, empty, non-finite or outside the support.
+    """
+
+    def __init__(self, likelihood: Any, x: Tensor, support: bool = True):
+        self.likelihood, self.x, self.support = likelihood, x, support
+
+    def __enter__(self) -> bool:
+        """Whether this is the outermost door."""
+        self.before = _CALL.inside
+        self.likelihood.check_shape(self.x)
+        if not self.before:
+            self.likelihood.check_values(self.x)
+            self.likelihood.check_device(self.x)
+            if self.support and not hidden(self.x):
+                self.likelihood.check_support(self.x)
+        _CALL.inside = True
+        return not self.before
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        _CALL.inside = self.before
+
+
+def checked(function: Function) -> Function:
+    """A function (likelihood, x, ...) or a likelihood's method (x, ...) behind a ``door``."""
+
+    @wraps(function)
+    def guarded(likelihood: Any, x: Tensor, *args: Any, **kwargs: Any) -> Any:
+        with door(likelihood, x):
+            return function(likelihood, x, *args, **kwargs)
+
+    return guarded  # type: ignore[return-value]
+
+
+def checked_codes(function: Function) -> Function:
+    """A likelihood's method (x, z, k) behind a ``door``, with the codes checked too."""
+
+    @wraps(function)
+    def guarded(likelihood: Any, x: Tensor, z: Tensor, *args: Any, **kwargs: Any) -> Any:
+        with door(likelihood, x) as outermost:
+            check_codes(likelihood, z, args[0] if args else kwargs.get("k"), len(x), outermost)
+            return function(likelihood, x, z, *args, **kwargs)
+
+    return guarded  # type: ignore[return-value]
+
+
+def checked_decoding(function: Function) -> Function:
+    """A likelihood's ``forward`` (z, k), which refuses codes whose last dimensions are not Z."""
+
+    @wraps(function)
+    def guarded(likelihood: Any, z: Tensor, *args: Any, **kwargs: Any) -> Any:
+        wanted = likelihood.latent_shape
+        if not isinstance(z, Tensor):
+            raise TypeError(f"Codes must be a torch.Tensor of shape (*L, {dims(wanted)}), got {type(z).__name__}.")
+        if z.dim() < len(wanted) or z.shape[z.dim() - len(wanted) :] != wanted:
+            raise ValueError(f"Codes must have shape (*L, {dims(wanted)}), got {tuple(z.shape)}.")
+        return function(likelihood, z, *args, **kwargs)
+
+    return guarded  # type: ignore[return-value]
+
+
+def guard(kind: type) -> None:
+    """Puts the methods that a class defines, and that take observations or codes from outside, behind their doors."""
+    wrappers = {
+        "forward": checked_decoding,
+        **dict.fromkeys(CODES, checked_codes),
+        **dict.fromkeys(OBSERVATIONS, checked),
+    }
+    for name, wrapper in wrappers.items():
+        if name in vars(kind):
+            setattr(kind, name, wrapper(vars(kind)[name]))
+
+
+def check_codes(likelihood: Any, z: Tensor, k: Tensor | None, batch: int, values: bool) -> None:
+    """Raises ValueError or TypeError unless z is (S, B, *Z) and k (S, B), or broadcasts to it, with 0 <= k < K."""
+    wanted = likelihood.latent_shape
+    if not isinstance(z, Tensor):
+        raise TypeError(f"z must be a torch.Tensor of shape (S, B, {dims(wanted)}), got {type(z).__name__}.")
+    if z.dim() != len(wanted) + 2 or z.shape[2:] != wanted or (z.shape[1] != batch and 1 not in (z.shape[1], batch)):
+        raise ValueError(
+            f"z must have shape (S, B, {dims(wanted)}) with B = {batch}, got {tuple(z.shape)}. "
+            "One code per observation becomes S = 1 by `z.unsqueeze(0)`."
+        )
+    if k is not None:
+        check_components(likelihood, k, batch, values)
+
+
+def check_components(likelihood: Any, k: Tensor, batch: int, values: bool) -> None:
+    """Raises ValueError or TypeError unless k holds whole numbers 0 ... K - 1 in a shape (S, 1) or (S, B)."""
+    if not isinstance(k, Tensor) or k.dtype != torch.long:
+        found = k.dtype if isinstance(k, Tensor) else type(k).__name__
+        raise TypeError(f"k must be a torch.Tensor of dtype torch.long, got {found}.")
+    if k.dim() != 2 or (k.shape[1] not in (1, batch) and batch != 1):
+        raise ValueError(f"k must have shape (S, 1) or (S, B) with B = {batch}, got {tuple(k.shape)}.")
+    if values and likelihood.components and k.numel() and not hidden(k):
+        low, high = (int(bound) for bound in k.aminmax())
+        if low < 0 or high >= likelihood.components:
+            raise ValueError(f"k must lie in 0 ... {likelihood.components - 1}, got {low} ... {high}.")
+
+
+def hidden(x: Tensor) -> bool:
+    """Whether the values of x cannot be read, because ``torch.vmap`` maps over it."""
+    while torch._C._functorch.is_functorch_wrapped_tensor(x):
+        if torch._C._functorch.is_batchedtensor(x):
+            return True
+        x = torch._C._functorch.get_unwrapped(x)
+    return False
+
+
+def dims(shape: Size) -> str:
+    """A shape without its parentheses."""
+    return ", ".join(map(str, shape))
