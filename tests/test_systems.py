@@ -373,21 +373,33 @@ def plain_conv() -> tuple[nn.Module, nn.Module]:
 
 
 def plain_vae_losses(
-    parts: tuple[nn.Module, nn.Module], log_scale: Tensor | None, beta: float, batches: Iterator[Tensor]
+    parts: tuple[nn.Module, nn.Module],
+    mean: Tensor,
+    unit: Tensor,
+    log_scale: Tensor | None,
+    beta: float,
+    batches: Iterator[Tensor],
 ) -> list[float]:
-    """A VAE as anyone would write it: Gaussian (learned scale) or Bernoulli pixels, Adam, closed-form KL."""
+    """A VAE as anyone would write it: Gaussian (learned scale) or Bernoulli pixels, Adam, closed-form KL.
+
+    Its networks see and paint pixels in the unit of the data, about their mean.
+    """
     encoder, decoder = parts
     extra = [] if log_scale is None else [log_scale]
     optimizer = torch.optim.Adam([*encoder.parameters(), *decoder.parameters(), *extra], lr=2e-3)
     losses = []
     for x in batches:
-        loc, log_sigma = encoder(x).chunk(2, 1)
+        loc, log_sigma = encoder((x - mean) / unit).chunk(2, 1)
         z = loc + log_sigma.exp() * torch.normal(torch.zeros_like(loc), torch.ones_like(loc))
         output = decoder(z)
         if log_scale is None:
             error = (softplus(output) - x * output).sum(dim=(1, 2, 3))
         else:
-            pixel = (x - output) ** 2 / (2 * torch.exp(2 * log_scale)) + log_scale + 0.5 * math.log(2 * math.pi)
+            pixel = (
+                (x - mean - unit * output) ** 2 / (2 * torch.exp(2 * log_scale))
+                + log_scale
+                + 0.5 * math.log(2 * math.pi)
+            )
             error = pixel.sum(dim=(1, 2, 3))
         kl = 0.5 * (loc**2 + torch.exp(2 * log_sigma) - 1 - 2 * log_sigma).sum(1)
         loss = (error + beta * kl).mean()
@@ -426,9 +438,10 @@ def test_vae_training_curve_is_that_of_a_plain_loop(
     recorder = Recorder(model.inference.guide)  # type: ignore[arg-type]
     x = images if head == "gaussian" else binary.train.double()
     history = train(model, x, epochs=8, batch_size=128, optimizer=partial(torch.optim.Adam, lr=2e-3))
-    log_scale = torch.zeros((), dtype=torch.float64, requires_grad=True) if head == "gaussian" else None
+    mean, unit = x.mean(0), (x - x.mean(0)).square().mean().sqrt()
+    log_scale = unit.log().requires_grad_() if head == "gaussian" else None
     sizes = [len(batch) for batch, _ in recorder.seen]
-    losses = plain_vae_losses((parts[0], parts[1]), log_scale, options.get("beta", 1.0), recorder.batches())
+    losses = plain_vae_losses((parts[0], parts[1]), mean, unit, log_scale, options.get("beta", 1.0), recorder.batches())
     per_epoch = len(losses) // 8
     for epoch, row in enumerate(history.rows):
         rows = slice(epoch * per_epoch, (epoch + 1) * per_epoch)
@@ -506,7 +519,7 @@ def test_iwae_is_tighter_on_a_trained_vae(binary: Dataset) -> None:
 
 
 def test_gon_code_is_minus_the_gradient_of_the_error_at_the_origin(images: Tensor) -> None:
-    model, x = vary(build("gon", latent=3, hidden=(20,))), images[:16]
+    model, x = vary(build("gon", latent=3, hidden=(20,), scale=0.5**0.5)), images[:16]
     decoder = dict(model.likelihood.named_modules())["decoder"]
     origin = torch.zeros(16, 3, dtype=torch.float64, requires_grad=True)
     (gradient,) = torch.autograd.grad((x - decoder(origin)).square().sum(), origin)
@@ -527,10 +540,10 @@ def central_difference(function: Callable[[], Tensor], parameter: nn.Parameter, 
 
 def test_gon_gradient_is_that_of_central_differences(images: Tensor) -> None:
     """Through the inner step too: the second-order terms count (ledger D05)."""
-    model, x = vary(build("gon", latent=3, hidden=(10,), rate=0.1)), images[:8]
+    model, x = vary(build("gon", latent=3, hidden=(10,), rate=0.1, scale=0.5**0.5)), images[:8]
     model(x).backward()
     through_code = 0.0
-    detached = build("gon", latent=3, hidden=(10,), rate=0.1)
+    detached = build("gon", latent=3, hidden=(10,), rate=0.1, scale=0.5**0.5)
     detached.load_state_dict(model.state_dict())
     code = model.encode(x).z.detach()
     (-detached.likelihood.log_joint(x, code).mean()).backward()
@@ -614,8 +627,9 @@ def test_savae_gap_is_smaller_than_the_amortised_one(images: Tensor, held_out: T
     likelihood, engine = model.likelihood, model.inference
     assert isinstance(likelihood, Gaussian) and isinstance(engine, Ascent) and isinstance(engine.init, Amortized)
     parameters = {name: value.detach().numpy() for name, value in likelihood.named_parameters()}
-    weight, bias = parameters["decoder.0.weight"], parameters["decoder.0.bias"]
-    covariance = weight @ weight.T + np.exp(2 * parameters["log_scale"]) * np.eye(64)
+    unit, mean = likelihood.decoder.scale.item(), flat(images).mean(0)  # type: ignore[union-attr, operator]
+    weight, bias = unit * parameters["decoder.0.weight"], mean + unit * parameters["decoder.0.bias"]
+    covariance = weight @ weight.T + likelihood.scale.item() ** 2 * np.eye(64)
     evidence = multivariate_normal.logpdf(flat(held_out), bias, covariance)
     amortised, refined = engine.init(likelihood, held_out).q, model.encode(held_out).q
     assert amortised is not None and refined is not None

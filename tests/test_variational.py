@@ -100,6 +100,7 @@ def expected_error(model: Autoencoder, x: Tensor) -> Tensor:
     assert isinstance(model.inference, Amortized)
     q = model.inference.guide.density(x)  # type: ignore[union-attr, operator]
     weight = dict(model.likelihood.named_parameters())["decoder.0.weight"]
+    weight = model.likelihood.decoder.scale * weight  # type: ignore[union-attr, operator]
     residual = (x - model.likelihood.decoder(q.mean)).flatten(1)  # type: ignore[operator]
     return (residual.square() + q.variance @ weight.square().T).mean(0).detach()
 

@@ -10,7 +10,7 @@ from gae.inference import LBFGS, Adam, Ascent, Box, Detach, Fixed, Prior, Projec
 from gae.likelihood import Activation, Downsample, GaussianProjection, LinearOperator, Mask, Observed
 from gae.objective import joint
 from gae.restore import Network, pose, self_stopping
-from gae.systems.parts import Shape, head_of
+from gae.systems.parts import Shape, decoder_of
 
 THRESHOLD = 1e6  # of a binary unit, far above any activation
 
@@ -34,7 +34,8 @@ def maximal_activation(
     The network has the shape of ``ae``'s encoder, whose weights ``likelihood.decoder`` can load. ``gae.activate`` looks
     into fitted models, with several starts.
     """
-    likelihood = Activation(nets.mlp(event_shape, hidden, units), tuple(event_shape), "logit", threshold=THRESHOLD)
+    network = nets.Standardized(nets.mlp(event_shape, hidden, units), event_shape)
+    likelihood = Activation(network, tuple(event_shape), "logit", threshold=THRESHOLD)
     start = Fixed(torch.full(tuple(event_shape), 0.5))
     return Autoencoder(likelihood, Ascent(start, within(0.0, 1.0, steps), steps, backprop=Detach()), joint)
 
@@ -95,6 +96,8 @@ def superresolution(
     steps: int = 500,
 ) -> Autoencoder:
     """Super-resolution with a decoder: an observation is an image (C, H, W) shrunk by ``factor``."""
+    if len(event_shape) != 3:
+        raise ValueError(f"superresolution needs images (C, H, W), got the event shape {tuple(event_shape)}.")
     return _observed(event_shape, Downsample(event_shape, factor), latent, hidden, head, scale, restarts, steps)
 
 
@@ -108,6 +111,6 @@ def _observed(
     restarts: int,
     steps: int,
 ) -> Autoencoder:
-    decoder = head_of(head)(nets.mlp(latent, hidden[::-1], event_shape), latent)
+    decoder = decoder_of(nets.mlp(latent, hidden[::-1], event_shape), latent, event_shape, head)
     engine = Ascent(Prior(), LBFGS(), steps, tol=1e-3, restarts=restarts, backprop=Detach())
     return Autoencoder(Observed(decoder, operator, scale), engine, joint)
