@@ -22,6 +22,7 @@ def deep_image_prior(
 
     ``gae.restore`` inpaints and superresolves by it too, and keeps the running average of outputs, its result.
     """
+    _need_image("deep-image-prior", event_shape)
     likelihood, _ = pose(torch.zeros(event_shape), "denoise", network=Network(channels, scales))
     return Autoencoder(likelihood, self_stopping(steps, runs), joint)
 
@@ -96,9 +97,13 @@ def superresolution(
     steps: int = 500,
 ) -> Autoencoder:
     """Super-resolution with a decoder: an observation is an image (C, H, W) shrunk by ``factor``."""
-    if len(event_shape) != 3:
-        raise ValueError(f"superresolution needs images (C, H, W), got the event shape {tuple(event_shape)}.")
+    _need_image("superresolution", event_shape)
     return _observed(event_shape, Downsample(event_shape, factor), latent, hidden, head, scale, restarts, steps)
+
+
+def _need_image(system: str, event_shape: Shape) -> None:
+    if len(event_shape) != 3:
+        raise ValueError(f"{system} needs images (C, H, W), got the event shape {tuple(event_shape)}.")
 
 
 def _observed(
