@@ -68,7 +68,7 @@ def nmf(digits: Dataset, head: str) -> Row:
 def sparse_coding(digits: Dataset) -> Row:
     """A dictionary that has outgrown the step 1 / √Z: backtracking beside that step, and scikit-learn's lasso."""
     torch.manual_seed(0)
-    model = systems.build("sparse-coding", digits.event_shape, latent=128)
+    model = systems.build("sparse-coding", digits.event_shape, latent=128, rate=10.0, scale=0.1)
     train(model, digits, epochs=5, optimizer=partial(torch.optim.Adam, lr=1e-2))
     likelihood, x = model.likelihood.double(), digits.test[:100].double()
     atoms = nn.functional.normalize(likelihood.decoder.atoms, dim=1).detach()  # type: ignore[union-attr, arg-type]

@@ -64,7 +64,7 @@ def compare(
         FileExistsError: ``out`` exists, without ``resume``.
     """
     configuration = configure(data, engines, epochs, latent, hidden, head, seed, quick)
-    decoder, encoder = initial(configuration, data.train)
+    decoder, encoder = initial(configuration, data.event_shape)
     decoder.check(data.epoch(0, seed))
     decoder.check(data.test)
     with one_thread(), torch.random.fork_rng(devices=[]):

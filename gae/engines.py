@@ -18,6 +18,7 @@ from gae.likelihood import Likelihood, LinearMixture
 from gae.measure import Effort, encode
 from gae.objective import Objective, elbo, joint
 from gae.systems import HEADS, NormalEncoder, build
+from gae.systems.parts import decoder_of
 
 
 @dataclass(frozen=True)
@@ -174,25 +175,22 @@ def configure(
     return chosen
 
 
-def initial(configuration: Configuration, x: Num[Tensor, "N *X"]) -> tuple[Likelihood, NormalEncoder]:
-    """The decoder and the encoder that every training starts from: a function of the seed.
-
-    A learned noise scale begins at the root mean square deviation of x (N, *X) from its mean.
-    """
-    shape, latent = x.shape[1:], configuration.latent
+def initial(configuration: Configuration, shape: Size | tuple[int, ...]) -> tuple[Likelihood, NormalEncoder]:
+    """The decoder and the encoder that every training starts from: a function of the seed, for an event shape."""
+    latent = configuration.latent
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(configuration.seed)
-        decoder = HEADS[configuration.head](nets.mlp(latent, configuration.hidden[::-1], shape), latent)
-        encoder = NormalEncoder(nets.mlp(shape, configuration.hidden, 2 * latent))
-    start_scale(decoder, x)
+        network = nets.mlp(latent, configuration.hidden[::-1], shape)
+        decoder = decoder_of(network, latent, shape, configuration.head)
+        encoder = NormalEncoder(nets.Standardized(nets.mlp(shape, configuration.hidden, 2 * latent), shape))
     return decoder, encoder
 
 
 @torch.no_grad()
 def start_scale(decoder: Likelihood, x: Num[Tensor, "N *X"]) -> None:
-    """A learned noise scale begins at the root mean square deviation of x from its mean."""
+    """A learned noise scale begins at the root mean square deviation of x from its mean, unless it is in units of x."""
     log_scale = getattr(decoder, "log_scale", None)
-    if isinstance(log_scale, torch.nn.Parameter):
+    if isinstance(log_scale, torch.nn.Parameter) and not getattr(decoder, "relative", False):
         deviation = float((x - x.mean(0)).square().mean().sqrt())
         log_scale.fill_(math.log(max(deviation, 1e-6)))
 
@@ -225,5 +223,5 @@ def rebuild(description: dict[str, Any]) -> Autoencoder:
     """The autoencoder that ``describe`` describes, with parameters to be restored."""
     stored = dict(description["comparison"])
     configuration = Configuration(**{**stored, "effort": Effort(**stored["effort"])})
-    likelihood, encoder = initial(configuration, torch.zeros(1, *description["event_shape"]))
+    likelihood, encoder = initial(configuration, tuple(description["event_shape"]))
     return assemble(configuration, description["engine"], likelihood, encoder)

@@ -11,6 +11,9 @@ from torch.nn.functional import batch_norm, group_norm, interpolate
 
 Activation = type[nn.Module]
 
+COMMENSURATE = 10.0  # columns whose standard deviations differ by no more share one unit
+LARGEST = 1e12  # deviation from the mean, and the inverse of the least: squares of residuals fit into float32
+
 
 def mlp(
     inputs: int | Sequence[int], hidden: Sequence[int], outputs: int | Sequence[int], activation: Activation = nn.SiLU
@@ -22,6 +25,7 @@ def mlp(
     torch.Size([3, 1, 8, 8])
     """
     start, end = _shape(inputs), _shape(outputs)
+    need_sizes(inputs=start, hidden=hidden, outputs=end)
     widths = [math.prod(start), *hidden, math.prod(end)]
     layers: list[nn.Module] = [] if len(start) == 1 else [nn.Flatten() if start else nn.Unflatten(0, (-1, 1))]
     for before, after in pairwise(widths[:-1]):
@@ -30,6 +34,87 @@ def mlp(
     if len(end) != 1:
         layers.append(nn.Unflatten(1, end))
     return nn.Sequential(*layers)
+
+
+class InDataUnits(nn.Sequential):
+    """A network from observations to observations, in the unit of the training data and about their mean.
+
+    ``initialize`` stores both; until then the mean is 0 and the unit 1. Elements of an image, or of any array, share
+    one unit: the root mean square deviation from their means. Columns of a table have units of their own where their
+    standard deviations differ by more than a factor of ten; a column without variance takes the median of the others.
+
+    Args:
+        network: its layers keep their names.
+        shape: X, that of one observation.
+
+    >>> clipped = InDataUnits(nn.Hardtanh(-2, 2), (2,))
+    >>> clipped.initialize(None, torch.tensor([[1.0, 2000.0], [3.0, 6000.0]]), seed=0)
+    >>> clipped(torch.tensor([[9.0, 5000.0]]))  # nine is seven deviations from the mean, of which two are left
+    tensor([[   4., 5000.]])
+    """
+
+    loc: Tensor
+    scale: Tensor
+    initialized: Tensor
+
+    def __init__(self, network: nn.Module, shape: int | Sequence[int]):
+        super().__init__(*(network if type(network) is nn.Sequential else [network]))
+        shape = _shape(shape)
+        self.register_buffer("loc", torch.zeros(shape))
+        self.register_buffer("scale", torch.ones(shape if len(shape) == 1 else ()))
+        self.register_buffer("initialized", torch.tensor(False))
+
+    @torch.no_grad()
+    def initialize(self, likelihood: object, x: Float[Tensor, "N *X"], seed: int) -> None:
+        """Stores the mean and the unit of all training data x (N, *X); ``fit`` calls it. Once is enough.
+
+        Raises:
+            ValueError: for deviations from the mean that are too large or too small to be squared in float32.
+        """
+        if self.initialized:
+            return
+        values = x.double()
+        loc = values.mean(0)
+        self.loc.copy_(loc)
+        self.scale.copy_(_unit((values - loc).square().mean(0).sqrt(), loc))
+        self.initialized.fill_(True)
+
+    def forward(self, x: Float[Tensor, "N *X"]) -> Float[Tensor, "N *X"]:
+        return self.loc + self.scale * super().forward((x - self.loc) / self.scale)
+
+
+class Standardized(InDataUnits):
+    """An encoder that sees observations x (N, *X) as (x - mean) / unit of the training data."""
+
+    def forward(self, x: Float[Tensor, "N *X"]) -> Float[Tensor, "N ..."]:
+        return nn.Sequential.forward(self, (x - self.loc) / self.scale)
+
+
+class Rescaled(InDataUnits):
+    """A decoder whose output y becomes mean + unit · y (N, *X) of the training data."""
+
+    def forward(self, z: Float[Tensor, "N ..."]) -> Float[Tensor, "N *X"]:
+        return torch.addcmul(self.loc, self.scale, nn.Sequential.forward(self, z))
+
+
+def _unit(deviation: Tensor, loc: Tensor) -> Tensor:
+    """The unit of each column of a table, X; or of a whole array, ()."""
+    varying = deviation > 1e-6 * loc.abs()  # less is the rounding of a constant in float32
+    if not varying.any():
+        return deviation.new_ones(deviation.shape if deviation.dim() == 1 else ())
+    found = deviation[varying]
+    low, high = float(found.min()), float(found.max())
+    common = found.square().sum().div(deviation.numel()).sqrt()
+    if not 1 / LARGEST <= float(common) <= LARGEST or (deviation.dim() == 1 and low < 1 / LARGEST):
+        raise ValueError(
+            f"The standard deviations of the data lie between {low:.3g} and {high:.3g}, beyond {1 / LARGEST:g} or "
+            f"{LARGEST:g}, where squares leave the range of float32. Give the data in another unit."
+        )
+    if deviation.dim() != 1:
+        return common
+    if high <= COMMENSURATE * low:
+        return common.expand_as(deviation)
+    return torch.where(varying, deviation, found.median())
 
 
 class Dictionary(nn.Module):
@@ -44,6 +129,7 @@ class Dictionary(nn.Module):
     def __init__(self, latent: int, outputs: int | Sequence[int]):
         super().__init__()
         self.shape = _shape(outputs)
+        need_sizes(latent=latent, outputs=self.shape)
         self.atoms = nn.Parameter(torch.randn(latent, math.prod(self.shape)))
 
     def forward(self, z: Float[Tensor, "N Z"]) -> Float[Tensor, "N *X"]:
@@ -59,7 +145,8 @@ def conv_encoder(
     >>> conv_encoder((1, 28, 28), 10)(torch.zeros(3, 1, 28, 28)).shape
     torch.Size([3, 10])
     """
-    sizes = _pyramid(image, len(channels))
+    sizes = _pyramid(image, channels)
+    need_sizes(outputs=outputs)
     layers: list[nn.Module] = []
     for before, after in zip([image[0], *channels[:-1]], channels, strict=True):
         layers += [nn.Conv2d(before, after, 3, stride=2, padding=1), activation()]
@@ -77,7 +164,8 @@ def conv_decoder(
     >>> conv_decoder(10, (1, 28, 28))(torch.zeros(3, 10)).shape
     torch.Size([3, 1, 28, 28])
     """
-    sizes = _pyramid(image, len(channels))[::-1]
+    sizes = _pyramid(image, channels)[::-1]
+    need_sizes(latent=latent)
     first = (channels[0], *sizes[0])
     layers: list[nn.Module] = [nn.Linear(latent, math.prod(first)), activation(), nn.Unflatten(1, first)]
     for before, after, small, large in zip(channels, [*channels[1:], image[0]], sizes, sizes[1:], strict=False):
@@ -86,13 +174,33 @@ def conv_decoder(
     return nn.Sequential(*layers[:-1])
 
 
-def _pyramid(image: Sequence[int], levels: int) -> list[tuple[int, ...]]:
+def _pyramid(image: Sequence[int], channels: Sequence[int]) -> list[tuple[int, ...]]:
     if len(image) != 3:
-        raise ValueError(f"A convolutional network needs images (C, H, W), got shape {tuple(image)}. Use `mlp`.")
+        raise ValueError(
+            f"A convolutional network needs images (C, H, W), got shape {tuple(image)}. Use `mlp`, or vae for conv-vae."
+        )
+    if not channels:
+        raise ValueError("channels needs one entry for each convolution, at least one, got none.")
+    need_sizes(image=image, channels=channels)
     sizes = [tuple(image[1:])]
-    for _ in range(levels):
+    for _ in channels:
         sizes.append(tuple(math.ceil(side / 2) for side in sizes[-1]))
     return sizes
+
+
+def need_sizes(at_least: int = 1, **sizes: int | Sequence[int]) -> None:
+    """Raises ValueError, with its name, for a size or an entry of several that is no whole number or too small.
+
+    >>> need_sizes(latent=2, hidden=[16, 0])
+    Traceback (most recent call last):
+    ValueError: hidden must be whole numbers of at least 1, got [16, 0].
+    """
+    for name, size in sizes.items():
+        parts = list(size) if isinstance(size, Sequence) else [size]
+        if not all(isinstance(part, int) and part >= at_least for part in parts):
+            number = "whole numbers" if isinstance(size, Sequence) else "a whole number"
+            got = parts if isinstance(size, Sequence) else size
+            raise ValueError(f"{name} must be {number} of at least {at_least}, got {got}.")
 
 
 def _shape(shape: int | Sequence[int]) -> Size:
@@ -166,6 +274,8 @@ def skip(
     """
     if not len(down) == len(up) == len(narrow) > 0:
         raise ValueError(f"down, up and narrow need one entry per scale, got {len(down)}, {len(up)} and {len(narrow)}.")
+    need_sizes(inputs=inputs, outputs=outputs, down=down, up=up)
+    need_sizes(at_least=0, narrow=narrow)
     inner: Skip | None = None
     for scale in reversed(range(len(down))):
         inner = Skip(inputs if scale == 0 else down[scale - 1], down[scale], narrow[scale], up[scale], inner)

@@ -14,6 +14,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import pad
 from torch.nn.modules.dropout import _DropoutNd
 
+from gae.nets import need_sizes
+
 
 class LSTMEncoder(nn.Module):
     """Sequences x (N, T) to vectors (N, outputs): a linear map of an LSTM's state at the last token before padding.
@@ -24,6 +26,7 @@ class LSTMEncoder(nn.Module):
 
     def __init__(self, classes: int, outputs: int, embedding: int = 32, hidden: int = 128):
         super().__init__()
+        need_sizes(classes=classes, outputs=outputs, embedding=embedding, hidden=hidden)
         self.embed = nn.Embedding(classes, embedding)
         self.lstm = nn.LSTM(embedding, hidden, batch_first=True)
         self.out = nn.Linear(hidden, outputs)
@@ -45,6 +48,7 @@ class TransformerEncoder(nn.Module):
 
     def __init__(self, classes: int, outputs: int, width: int = 64, heads: int = 4, layers: int = 2):
         super().__init__()
+        need_sizes(classes=classes, outputs=outputs, width=width)
         self.embed = nn.Embedding(classes, width)
         self.blocks = _blocks(width, heads, layers)
         self.out = nn.Linear(width, outputs)
@@ -80,6 +84,10 @@ class SequenceDecoder(nn.Module):
 
     def __init__(self, classes: int, width: int, autoregressive: bool, word_dropout: float):
         super().__init__()
+        need_sizes(at_least=2, classes=classes)
+        need_sizes(width=width)
+        if not 0 <= word_dropout <= 1:
+            raise ValueError(f"word_dropout must lie in [0, 1], got {word_dropout}.")
         self.embed = nn.Embedding(classes, width)
         self.autoregressive = autoregressive
         self.word_dropout = WordDropout(word_dropout)
@@ -107,6 +115,7 @@ class LSTMDecoder(SequenceDecoder):
         autoregressive: bool = True,
         word_dropout: float = 0.0,
     ):
+        need_sizes(latent=latent, embedding=embedding, hidden=hidden)
         super().__init__(classes, embedding, autoregressive, word_dropout)
         self.start = nn.Linear(latent, 2 * hidden)
         self.lstm = nn.LSTM(embedding + latent, hidden, batch_first=True)
@@ -137,6 +146,7 @@ class TransformerDecoder(SequenceDecoder):
         autoregressive: bool = True,
         word_dropout: float = 0.0,
     ):
+        need_sizes(latent=latent)
         super().__init__(classes, width, autoregressive, word_dropout)
         self.code = nn.Linear(latent, width)
         self.blocks = _blocks(width, heads, layers)
@@ -172,6 +182,7 @@ class _Blocks(nn.TransformerEncoder):
 
 def _blocks(width: int, heads: int, layers: int) -> _Blocks:
     """No dropout, which would make the objective of an ascent random."""
+    need_sizes(width=width, heads=heads, layers=layers)
     if width % 2 or width % heads:
         raise ValueError(f"width must be even and a multiple of heads, got width={width} and heads={heads}.")
     block = nn.TransformerEncoderLayer(

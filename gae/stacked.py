@@ -1,6 +1,7 @@
 """Deep autoencoders layer by layer, and the classifier on top of one: both are fitted by ``fit``."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from torch.distributions import Distribution
 from gae.autoencoder import Autoencoder
 from gae.data import Dataset
 from gae.fit import History, fit
-from gae.inference import Amortized
+from gae.inference import Amortized, LearnsData
 from gae.likelihood import Categorical, Flat, Gaussian, Likelihood
 from gae.objective import joint
 
@@ -136,7 +137,7 @@ def classifier(autoencoder: Autoencoder, classes: int, corruption: nn.Module | N
     like = next(autoencoder.parameters())
     top = nn.Sequential(nn.Flatten(), nn.Linear(likelihood.latent_shape.numel(), classes)).to(like)
     head = LabelHead(top, likelihood.latent_shape, likelihood.event_shape.numel())
-    encoder = nn.Sequential(_Pixels(likelihood.event_shape), autoencoder.inference.guide)
+    encoder = _OfPixels(_Pixels(likelihood.event_shape), autoencoder.inference.guide)
     return Autoencoder(head, Amortized(encoder), joint, corruption=corruption)
 
 
@@ -164,12 +165,25 @@ class _Pixels(nn.Module):
         return x[:, :-1].unflatten(1, self.event_shape)
 
 
+class _OfPixels(nn.Sequential):
+    """An encoder of observations (N, *X), for rows of their values and their label, which it does not see."""
+
+    def initialize(self, likelihood: Likelihood, x: Float[Tensor, "N D"], seed: int) -> None:
+        """Readies the parts of the encoder that must know the training data."""
+        pixels, encoder = self
+        for part in encoder.modules():
+            if isinstance(part, LearnsData):
+                part.initialize(likelihood, pixels(x), seed)
+
+
 def _layers(autoencoder: Autoencoder) -> tuple[nn.Sequential, nn.Sequential, Callable[..., Likelihood]]:
     """Encoder and decoder as layers, and the law of the data."""
     encoder = getattr(autoencoder.inference, "guide", None)
     decoder = getattr(autoencoder.likelihood, "decoder", None)
     if isinstance(encoder, nn.Sequential) and isinstance(decoder, nn.Sequential) and len(encoder) == len(decoder):
-        return encoder, decoder, type(autoencoder.likelihood)
+        law: Callable[..., Likelihood] = type(autoencoder.likelihood)
+        relative = getattr(autoencoder.likelihood, "relative", False)
+        return encoder, decoder, partial(law, relative=True) if relative else law
     raise TypeError(
         "Pre-training needs an encoder and a decoder that are `nn.Sequential`s of equally many layers, each of which "
         'mirrors one. Use `systems.build("stacked-ae", ...)`.'

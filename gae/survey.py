@@ -80,6 +80,8 @@ def survey(
 ) -> dict[str, Any]:
     """Fits named systems with their default options, and measures how each encodes the test set by its own engine.
 
+    A system that fails (its loss becomes NaN, say) is named with the reason, and the others go on.
+
     Writes into ``out``: ``results.json`` (what is returned), ``report.html``, ``figures``, ``checkpoints`` and what a
     resumed run needs. All runs on one thread of the processor; torch's global generator is left as it was.
 
@@ -91,12 +93,13 @@ def survey(
         epochs: of systems that learn by Adam; as many as show about 70,000 samples unless given (``quick``: 10,000).
         seed: of weights, order of data and noise.
         quick: fewer epochs, and log p(x) of fewer samples.
-        resume: continue what is in ``out``.
+        resume: continue what is in ``out``; systems that failed are tried again.
         progress: say on standard error what happens.
 
     Raises:
         ValueError: unknown names, or systems that observe something else.
         FileExistsError: ``out`` exists, without ``resume``.
+        RuntimeError: every system failed; ``results.json`` and the page say why.
     """
     plan = _plan(data, systems, epochs, seed, quick)
     with one_thread(), torch.random.fork_rng(devices=[]):
@@ -108,11 +111,14 @@ def survey(
             "embeddings": [row for row in found.values() if "trustworthiness" in row],
             "texts": [row for row in found.values() if "tokens" in row],
             "absent": {name: row["absent"] for name, row in found.items() if "absent" in row},
+            "failed": {name: row["failed"] for name, row in found.items() if "failed" in row},
         }
         results["seconds"] = {**run.seconds, "total": sum(run.seconds.values())}
         write_text(run.out / "results.json", json.dumps(results, indent=1, allow_nan=False) + "\n")
     run.say("report")
     write(run.out)
+    if len(results["failed"]) == len(found):
+        raise RuntimeError("; ".join(f"{name} failed: {reason}" for name, reason in results["failed"].items()))
     return results
 
 
@@ -130,8 +136,17 @@ class Survey(Phases):
         self.plan, self.data = plan, data
 
     def row(self, name: str) -> Entry:
-        """Everything about one system, or why it cannot be had on these data."""
-        return dict(self.phase(name, partial(self._row, name)))
+        """Everything about one system, or why it cannot be had on these data, or why it failed.
+
+        A failure is not kept: a resumed survey tries again.
+        """
+        try:
+            return dict(self.phase(name, partial(self._row, name)))
+        except OSError:  # a full disk is no fault of the system
+            raise
+        except Exception as error:
+            self.say(f"{name} failed: {error}")
+            return {"failed": f"{type(error).__name__}: {error}"}
 
     def _row(self, name: str) -> Entry:
         torch.manual_seed(self.plan.seed)

@@ -85,6 +85,8 @@ def surveyed(results: dict[str, Any]) -> "Table":
         shown.caption += f"\n{row['system']} lays out the test set: trustworthiness {trust:.4f}{labels}"
     for name, reason in results["absent"].items():
         shown.caption += f"\nno {name}: {reason}"
+    for name, reason in results["failed"].items():
+        shown.caption += f"\n{name} failed: {reason}"
     return shown
 
 

@@ -86,6 +86,20 @@ def test_each_epoch_visits_every_sample_once_in_a_new_order(x: Tensor) -> None:
         assert torch.equal(epoch[epoch[:, 0].argsort()], x[x[:, 0].argsort()])
 
 
+def test_a_last_batch_of_one_joins_the_one_before() -> None:
+    """An encoder with batch normalisation cannot see a single sample; batches of other sizes stay as they are."""
+    sizes: list[int] = []
+    encoder = nn.Sequential(nn.Linear(5, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
+    model = Autoencoder(Gaussian(nn.Linear(2, 5), 2), Amortized(encoder), joint)
+    encoder[1].register_forward_pre_hook(lambda module, seen: sizes.append(len(seen[0])) if module.training else None)
+    quiet(model, torch.randn(21, 5), epochs=1, batch_size=10)
+    quiet(model, torch.randn(22, 5), epochs=1, batch_size=10)
+    encoder[1] = nn.Identity()
+    encoder.register_forward_pre_hook(lambda module, seen: sizes.append(len(seen[0])) if module.training else None)
+    quiet(model, torch.randn(3, 5), epochs=1, batch_size=1)
+    assert sizes == [10, 11, 10, 10, 2, 1, 1, 1]
+
+
 @pytest.mark.parametrize("batch_size", [7, 16, 49, 50, 64])
 def test_epoch_loss_is_the_mean_over_samples(batch_size: int, x: Tensor) -> None:
     x[-1] = 100.0  # a batch that holds it stands out

@@ -1,5 +1,6 @@
 """Network builders: shapes for any sizes, and what an unrolled ascent needs of them."""
 
+from collections.abc import Callable
 from itertools import pairwise
 from math import prod
 
@@ -7,10 +8,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from gae import nets
+from gae import nets, sequence_nets
 
 shapes = st.integers(1, 5) | st.lists(st.integers(1, 4), min_size=1, max_size=3).map(tuple)
 widths = st.lists(st.integers(1, 5), max_size=3)
@@ -157,3 +159,91 @@ def test_skip_has_as_many_parameters_as_the_paper_says() -> None:
     assert sum(p.numel() for p in nets.skip().parameters()) == 2_217_831
     with pytest.raises(ValueError, match="one entry per scale, got 2, 1 and 2"):
         nets.skip(down=(4, 4), up=(4,), narrow=(4, 4))
+
+
+# The unit of the data.
+
+
+def table() -> Tensor:
+    """Five columns of scales from 1e-3 to 4e3, with offsets; one is constant."""
+    x = torch.randn(200, 5, dtype=torch.float64) * torch.tensor([1e-3, 1.0, 30.0, 4e3, 0.0])
+    return x + torch.tensor([5.0, -3.0, 1e4, 0.0, 7.0])
+
+
+def test_columns_of_a_table_have_units_of_their_own() -> None:
+    x = table()
+    encoder = nets.Standardized(nn.Identity(), (5,)).double()
+    encoder.initialize(None, x, seed=0)
+    wanted = StandardScaler().fit_transform(x[:, :4].numpy())
+    assert torch.allclose(encoder(x)[:, :4], torch.from_numpy(wanted))
+    assert float(encoder.scale[4]) == pytest.approx(float(x[:, :4].std(0, unbiased=False).median()))
+    encoder.initialize(None, 2 * x, seed=0)  # once is enough
+    assert torch.allclose(encoder(x)[:, :4], torch.from_numpy(wanted))
+
+
+@pytest.mark.parametrize("shape", [(1, 4, 4), (16,), ()])
+def test_elements_of_one_kind_share_a_unit(shape: tuple[int, ...]) -> None:
+    x = 255 * torch.rand(50, *shape, dtype=torch.float64)
+    decoder = nets.Rescaled(nn.Identity(), shape).double()
+    decoder.initialize(None, x, seed=0)
+    unit = (x - x.mean(0)).square().mean().sqrt()
+    y = torch.randn(3, *shape, dtype=torch.float64)
+    assert torch.allclose(decoder(y), x.mean(0) + unit * y)
+
+
+def test_a_network_in_data_units_is_the_identity_at_its_ends() -> None:
+    x, network = table(), nets.InDataUnits(nn.Identity(), (5,)).double()
+    network.initialize(None, x, seed=0)
+    assert torch.allclose(network(x), x, rtol=1e-12)
+
+
+@pytest.mark.parametrize("scale", [1e-20, 1e20])
+def test_units_beyond_float32_are_refused(scale: float) -> None:
+    with pytest.raises(ValueError, match=r"standard deviations of the data lie between .* in another unit"):
+        nets.Rescaled(nn.Identity(), (5,)).initialize(None, scale * torch.randn(20, 5), seed=0)
+
+
+def test_constant_data_keep_the_unit_one() -> None:
+    encoder = nets.Standardized(nn.Identity(), (3,))
+    encoder.initialize(None, torch.full((10, 3), 1e4), seed=0)
+    assert torch.equal(encoder(torch.full((2, 3), 1e4)), torch.zeros(2, 3))
+
+
+@pytest.mark.parametrize("bad", [0, -1])
+@pytest.mark.parametrize(
+    ("build", "name"),
+    [
+        (lambda n: nets.mlp(n, [4], 3), "inputs"),
+        (lambda n: nets.mlp(3, [4, n], 3), "hidden"),
+        (lambda n: nets.mlp(3, [4], (1, n)), "outputs"),
+        (lambda n: nets.Dictionary(n, 3), "latent"),
+        (lambda n: nets.Dictionary(3, (n, 2)), "outputs"),
+        (lambda n: nets.conv_encoder((1, 8, 8), n), "outputs"),
+        (lambda n: nets.conv_encoder((1, 8, 8), 2, [4, n]), "channels"),
+        (lambda n: nets.conv_encoder((1, n, 8), 2), "image"),
+        (lambda n: nets.conv_decoder(n, (1, 8, 8)), "latent"),
+        (lambda n: nets.conv_decoder(2, (1, 8, 8), [n]), "channels"),
+        (lambda n: nets.skip(n), "inputs"),
+        (lambda n: nets.skip(2, n), "outputs"),
+        (lambda n: nets.skip(2, 1, [4, n], [4, 4], [1, 1]), "down"),
+        (lambda n: nets.skip(2, 1, [4], [n], [1]), "up"),
+        (lambda n: nets.skip(2, 1, [4], [4], [n - 1]), "narrow"),
+        (lambda n: sequence_nets.LSTMEncoder(n, 2), "classes"),
+        (lambda n: sequence_nets.LSTMEncoder(5, 2, hidden=n), "hidden"),
+        (lambda n: sequence_nets.TransformerEncoder(5, n), "outputs"),
+        (lambda n: sequence_nets.TransformerEncoder(5, 2, heads=n), "heads"),
+        (lambda n: sequence_nets.TransformerEncoder(5, 2, layers=n), "layers"),
+        (lambda n: sequence_nets.LSTMDecoder(n, 5), "latent"),
+        (lambda n: sequence_nets.LSTMDecoder(2, n + 1), "classes"),
+        (lambda n: sequence_nets.TransformerDecoder(n, 5), "latent"),
+        (lambda n: sequence_nets.TransformerDecoder(2, 5, width=n), "width"),
+    ],
+)
+def test_sizes_of_networks_are_checked(build: Callable[[int], object], name: str, bad: int) -> None:
+    with pytest.raises(ValueError, match=rf"{name} must be .* of at least \d, got .*\d"):
+        build(bad)
+
+
+def test_a_convolutional_network_needs_a_layer() -> None:
+    with pytest.raises(ValueError, match="channels needs one entry for each convolution, at least one, got none"):
+        nets.conv_decoder(2, (1, 8, 8), [])

@@ -48,7 +48,7 @@ def test_each_layer_is_fitted_to_the_codes_below() -> None:
     x, model, other = torch.randn(40, 2, 4), stack(hidden=(6,)), stack(hidden=(6,))
     histories = pre(model, x, epochs=3, optimizer=SGD, seed=5)
     encoder, decoder = layers(other)
-    first = Autoencoder(Gaussian(decoder[1], 6, prior=Flat(6)), Amortized(encoder[0]), joint)
+    first = Autoencoder(Gaussian(decoder[1], 6, prior=Flat(6), relative=True), Amortized(encoder[0]), joint)
     losses = [train(first, x, epochs=3, optimizer=SGD, seed=5)]
     second = Autoencoder(Gaussian(decoder[0], 3, prior=Flat(3)), Amortized(encoder[1]), joint)
     losses += [train(second, encoder[0](x).detach(), epochs=3, optimizer=SGD, seed=5)]

@@ -7,12 +7,15 @@ from typing import Any
 
 import pytest
 import torch
+from scipy.stats import norm
 from sklearn.cluster import KMeans
+from sklearn.datasets import load_breast_cancer
 from sklearn.decomposition import PCA
 from sklearn.manifold import trustworthiness
 from sklearn.neighbors import KNeighborsClassifier
+from torch import nn
 
-from gae import survey_report
+from gae import survey_report, terminal
 from gae.data import Dataset, load
 from gae.fit import restore
 from gae.measure import Effort, encode
@@ -129,7 +132,50 @@ def test_a_system_that_does_not_fit_the_data_says_why(tmp_path: Path) -> None:
     points = torch.randn(60, 5)
     data = Dataset("points", points[:50], points[50:], None, None, (-3.0, 3.0))
     found = survey(data, tmp_path / "run", systems=["ppca", "conv-vae"], epochs=1, quick=True, progress=False)
-    assert "images" in found["absent"]["conv-vae"] and "latent" in found["absent"]["ppca"]
+    assert "images" in found["absent"]["conv-vae"]
+    assert [entry["system"] for entry in found["rows"]] == ["ppca"] and found["rows"][0]["width"] == 5
+
+
+def test_a_system_that_fails_is_named_and_the_others_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Ten clusters of nine samples, and a loss that becomes NaN; on --resume those two are tried again."""
+    points = torch.randn(29, 3)
+    data = Dataset("points", points[:9], points[9:], None, None, (-3.0, 3.0))
+    chosen = {"systems": ["pca", "kmeans", "ae"], "epochs": 1, "quick": True, "progress": False}
+    with monkeypatch.context() as patched:
+        patched.setattr(nn.SiLU, "forward", lambda self, x: x * torch.nan)
+        found = survey(data, tmp_path / "run", **chosen)
+    assert [entry["system"] for entry in found["rows"]] == ["pca"] and set(found["failed"]) == {"kmeans", "ae"}
+    assert "need at least as many samples" in found["failed"]["kmeans"]
+    assert found["failed"]["ae"].startswith("FloatingPointError: The loss is nan")
+    assert json.loads((tmp_path / "run" / "results.json").read_text(encoding="utf-8"))["failed"] == found["failed"]
+    page = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+    assert "kmeans failed: ValueError" in page and "ae failed: FloatingPointError" in page
+    terminal.console().print(terminal.surveyed(found))
+    assert "kmeans failed" in capsys.readouterr().out
+    again = survey(data, tmp_path / "run", resume=True, **chosen)
+    assert [entry["system"] for entry in again["rows"]] == ["pca", "ae"] and set(again["failed"]) == {"kmeans"}
+
+
+def test_a_survey_of_failures_alone_is_one(tmp_path: Path) -> None:
+    data = Dataset("points", torch.randn(9, 3), torch.randn(20, 3), None, None, (-3.0, 3.0))
+    with pytest.raises(RuntimeError, match="kmeans failed: ValueError: K=10"):
+        survey(data, tmp_path / "run", systems=["kmeans"], quick=True, progress=False)
+    assert "kmeans failed" in (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+
+
+def test_a_raw_table_is_surveyed(tmp_path: Path) -> None:
+    """Columns of scales 1e-3 to 1e3, with offsets: every neural system beats one Gaussian for each column, in nats."""
+    raw = torch.from_numpy(load_breast_cancer().data).float()
+    data = Dataset("table", raw[:456], raw[456:], None, None, (0.0, 5000.0))
+    found = survey(data, tmp_path / "run", systems=["ae", "vae", "iwae"], epochs=8, quick=True, progress=False)
+    assert not found["failed"]
+    each = norm(raw[:456].double().mean(0), raw[:456].double().std(0))
+    alone = float(each.logpdf(data.test.double()).sum(1).mean())
+    for entry in found["rows"]:
+        nats = entry["joint" if entry["system"] == "ae" else "elbo"]
+        assert nats["mean"] > alone + 4 * nats["se"], entry["system"]
 
 
 def test_a_data_set_is_laid_out(small: Dataset, tmp_path: Path) -> None:

@@ -88,7 +88,10 @@ class GradientLearner(Learner):
         self.module, self.optimizer = fabric.setup(autoencoder, built)
 
     def batches(self, n: int, order: torch.Generator) -> Sequence[Batch]:
-        return torch.randperm(n, generator=order).split(self.batch_size)
+        batches = list(torch.randperm(n, generator=order).split(self.batch_size))
+        if self.batch_size > 1 and len(batches) > 1 and len(batches[-1]) == 1:  # of which nothing can be normalised
+            batches[-2:] = [torch.cat(batches[-2:])]
+        return batches
 
     def step(self, x: Tensor, batch: Batch, reseed: Callable[[], None], where: str) -> float:
         values: list[float] = []

@@ -1,12 +1,13 @@
 """The only training loop: closed-form M-steps or any torch optimiser, on Lightning Fabric, resumed bit for bit."""
 
 import os
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from gae import checkpoint
 from gae.autoencoder import Autoencoder
@@ -17,6 +18,7 @@ from gae.fit.learners import ClosedFormLearner, GradientLearner, Learner, MakeOp
 from gae.fit.run import Run, mode
 from gae.fit.samples import Samples, isolated, reseed
 from gae.inference import LearnsData
+from gae.likelihood import Likelihood
 from gae.processes import refuse_many_processes
 
 if TYPE_CHECKING:
@@ -56,8 +58,8 @@ def fit(
             module in training mode stay so.
         data: a data set, whose training split is used, or observations (N, *X).
         epochs: in total, those of a resumed run included.
-        batch_size: 128 unless given; the last, smaller batch is used too. For closed-form steps it only bounds memory:
-            chunks of about 6 MB unless given.
+        batch_size: 128 unless given; the last, smaller batch is used too, a single sample with the batch before it. For
+            closed-form steps it only bounds memory: chunks of about 6 MB unless given.
         optimizer: a callable params -> ``torch.optim.Optimizer``, LBFGS included. None: closed-form M-steps where the
             likelihood has them and the engine has no parameters of its own, else Adam(1e-3).
         clip: largest norm of the gradient.
@@ -184,11 +186,20 @@ def _prepare(autoencoder: Autoencoder, samples: Samples, device: torch.device, s
     initialize = getattr(autoencoder.likelihood, "initialize", None)
     if initialize is not None:
         initialize(x.to(device), seed)
-    for part in autoencoder.inference.modules():
+    for part in _own_parts(autoencoder):
         if isinstance(part, LearnsData):
             part.initialize(autoencoder.likelihood, x.to(device), seed)
     with torch.no_grad(), mode(autoencoder, training=False):
         autoencoder(x[:2].to(device))
+
+
+def _own_parts(module: nn.Module) -> Iterator[nn.Module]:
+    """Everything below a module whose input or output are its observations: nothing inside a likelihood of another."""
+    for child in module.children():
+        if not isinstance(child, Likelihood):
+            yield child
+        if not isinstance(module, Likelihood) or not isinstance(child, Likelihood):
+            yield from _own_parts(child)
 
 
 def _learner(

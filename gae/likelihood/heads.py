@@ -10,14 +10,18 @@ import torch
 from jaxtyping import Float, Int, Num
 from torch import Size, Tensor, nn
 from torch.distributions import Distribution, constraints
-from torch.nn.functional import binary_cross_entropy_with_logits
+from torch.nn.functional import binary_cross_entropy_with_logits, softplus
 
 from gae.likelihood import distributions
 from gae.likelihood.base import Likelihood, LogJoint, parameter_or_buffer
 from gae.likelihood.counts import Counts, LogRatePoisson
 from gae.likelihood.priors import StandardNormal
+from gae.nets import Rescaled
 
 Learn = Literal["fixed", "scalar", "pixel"]
+
+FLOOR = math.log(1e-4)  # of a learned scale in units of the data: float32 leaves three digits of such a residual
+SHARPNESS = 10.0  # of the bound: above e^2 times the floor it is not felt
 
 
 class Head(Likelihood):
@@ -79,9 +83,21 @@ class Head(Likelihood):
 
 
 class _ScaledHead(Head):
-    """A head with a scale: fixed, one learned scalar, or one learned value per pixel (all in data units)."""
+    """A head with a scale: fixed, one learned scalar, or one learned value per pixel (all in data units).
 
-    log_scale: Tensor
+    Behind a ``nets.Rescaled`` decoder, a learned scale is smoothly bounded from below by 1e-4 of the data's unit: where
+    a pixel is constant, a density would otherwise grow without limit, and end a run in NaN.
+
+    Args:
+        decoder: see ``Head``.
+        latent_shape: see ``Head``.
+        scale: where a learned scale starts, or what a fixed one is.
+        learn: "fixed", "scalar" or "pixel".
+        prior: see ``Head``.
+        relative: the scale is in units of the data, which the decoder's ``nets.Rescaled`` knows.
+    """
+
+    log_scale: Tensor  # of what is given and learned: in data units, or relative to the data's unit
     output_is_mean = True
 
     def __init__(
@@ -91,6 +107,7 @@ class _ScaledHead(Head):
         scale: float = 1.0,
         learn: Learn = "fixed",
         prior: nn.Module | None = None,
+        relative: bool = False,
     ):
         super().__init__(decoder, latent_shape, prior)
         if not scale > 0:
@@ -100,11 +117,27 @@ class _ScaledHead(Head):
         shape = self.event_shape if learn == "pixel" else Size()
         log_scale = _like(decoder).new_full(shape, math.log(scale))
         parameter_or_buffer(self, "log_scale", log_scale, learn != "fixed")
+        # in a tuple, since the layer belongs to the decoder alone
+        self._rescale = tuple(part for part in decoder.modules() if isinstance(part, Rescaled))[-1:]
+        self.relative = relative
+        if relative and not self._rescale:
+            raise ValueError("A scale in units of the data needs a decoder that is `nets.Rescaled`.")
 
     @property
     def scale(self) -> Float[Tensor, "..."]:
         """Standard deviation (Gaussian) or diversity b (Laplace), in data units: ``()`` or X."""
-        return self.log_scale.exp()
+        return self._log_scale().exp()
+
+    def _log_scale(self) -> Float[Tensor, "..."]:
+        """In data units, and bounded."""
+        learned = isinstance(self.log_scale, nn.Parameter)
+        if not self._rescale or not (learned or self.relative):
+            return self.log_scale
+        unit = self._rescale[0].scale.log()
+        if not learned:
+            return self.log_scale + unit
+        least = FLOOR + unit
+        return least + softplus(self.log_scale - (FLOOR if self.relative else least), beta=SHARPNESS)
 
 
 class Gaussian(_ScaledHead):
@@ -124,11 +157,12 @@ class Gaussian(_ScaledHead):
         self, x: Num[Tensor, "B *X"], output: Float[Tensor, "..."], k: Int[Tensor, "..."] | None = None
     ) -> Float[Tensor, "S B"]:
         # One sum of squares: an elementwise log density, differentiated twice, costs a small decoder's step 10 %.
-        size, pixel = self.event_shape.numel(), self.log_scale.dim() > 0
-        unit = self.log_scale if pixel else self.log_scale.detach()  # the ratio is squared: scale² may be no float
+        scale = self._log_scale()
+        size, pixel = self.event_shape.numel(), scale.dim() > 0
+        unit = scale if pixel else scale.detach()  # the ratio is squared: scale² may be no float
         square = self._over_event(((x - output) * (-unit).exp()).square())
-        precision = 1.0 if pixel else (2 * (unit - self.log_scale)).exp()  # 1, with the gradient of a learned scale
-        log_scale = self.log_scale.sum() if pixel else size * self.log_scale
+        precision = 1.0 if pixel else (2 * (unit - scale)).exp()  # 1, with the gradient of a learned scale
+        log_scale = scale.sum() if pixel else size * scale
         return -0.5 * precision * square - (log_scale + 0.5 * math.log(2 * math.pi) * size)
 
 

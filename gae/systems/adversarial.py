@@ -6,15 +6,14 @@ from gae import nets
 from gae.adversarial import Adversarial
 from gae.corruption import GaussianNoise
 from gae.inference import LBFGS, Ascent, Detach, Prior
-from gae.likelihood import Gaussian
-from gae.systems.parts import Shape
+from gae.systems.parts import Shape, decoder_of
 
 
 def gan(
     event_shape: Shape,
     latent: int = 8,
     hidden: Sequence[int] = (256, 256),
-    scale: float = 0.05,
+    scale: float | None = None,
     gamma: float = 0.1,
     restarts: int = 8,
     steps: int = 100,
@@ -22,10 +21,14 @@ def gan(
     """The generative adversarial network (Goodfellow et al. 2014), with R1 (Mescheder et al. 2018).
 
     The generator's noise of the given scale makes q_r(x|z) a density; the discriminator sees data under the same noise.
+    Unless given, in data units, it is a fifth of the data's unit (``nets.InDataUnits``).
     Codes by inversion: L-BFGS from ``restarts`` draws of the prior, of which the best end is kept. Its row of the table
     names the optimiser that it was tried with: Adam without momentum, of rate 2e-3.
     """
-    generator = Gaussian(nets.mlp(latent, hidden, event_shape), latent, scale)
+    generator = decoder_of(
+        nets.mlp(latent, hidden, event_shape), latent, event_shape, scale=scale, learn="fixed", default=0.2
+    )
     invert = Ascent(Prior(), LBFGS(), steps, restarts=restarts, backprop=Detach())
-    discriminator = nets.mlp(event_shape, hidden[::-1], 1)
-    return Adversarial(generator, invert, discriminator, gamma, corruption=GaussianNoise(scale))
+    discriminator = nets.Standardized(nets.mlp(event_shape, hidden[::-1], 1), event_shape)
+    noise = nets.InDataUnits(GaussianNoise(0.2), event_shape) if scale is None else GaussianNoise(scale)
+    return Adversarial(generator, invert, discriminator, gamma, corruption=noise)

@@ -12,7 +12,7 @@ from gae.inference import Amortized
 from gae.likelihood import Flat
 from gae.objective import joint
 from gae.penalty import Contractive, SparseActivity
-from gae.systems.parts import Shape, head_of
+from gae.systems.parts import Shape, decoder_of, has_scale, head_of
 
 CORRUPTIONS: dict[str, Callable[[float], nn.Module]] = {
     "gaussian": GaussianNoise,
@@ -26,15 +26,17 @@ def ae(
     latent: int = 8,
     hidden: Sequence[int] = (128, 128),
     head: str = "gaussian",
-    scale: float = 1.0,
+    scale: float | None = None,
     learn: str = "scalar",
 ) -> Autoencoder:
     """The undercomplete autoencoder: a flat prior and a deterministic encoder; ``scale`` and ``learn`` as in ``vae``.
 
     A scale of its own for each pixel has no optimum here: nothing keeps a code from copying a few pixels exactly.
     """
-    decoder = head_of(head, scale, learn)(nets.mlp(latent, hidden[::-1], event_shape), latent, prior=Flat(latent))
-    return Autoencoder(decoder, Amortized(nets.mlp(event_shape, hidden, latent)), joint)
+    network = nets.mlp(latent, hidden[::-1], event_shape)
+    decoder = decoder_of(network, latent, event_shape, head, scale, learn, prior=Flat(latent))
+    encoder = nets.Standardized(nets.mlp(event_shape, hidden, latent), event_shape)
+    return Autoencoder(decoder, Amortized(encoder), joint)
 
 
 def stacked_ae(
@@ -46,9 +48,11 @@ def stacked_ae(
     up = [nn.Sequential(nets.mlp(b, (), a), nn.SiLU()) for a, b in pairwise(hidden)]
     widest = hidden[0] if hidden else latent
     encoder = nn.Sequential(*down, nets.mlp(widths[-1], (), latent))
+    encoder[0] = nets.Standardized(encoder[0], event_shape)
     top = [nn.Sequential(nets.mlp(latent, (), hidden[-1]), nn.SiLU())] if hidden else []
-    decoder = nn.Sequential(*top, *reversed(up), nets.mlp(widest, (), event_shape))
-    likelihood = head_of(head)(decoder, latent, prior=Flat(latent))
+    lowest = nets.mlp(widest, (), event_shape)
+    lowest = nets.Rescaled(lowest, event_shape) if has_scale(head) else lowest
+    likelihood = head_of(head)(nn.Sequential(*top, *reversed(up), lowest), latent, prior=Flat(latent))
     return Autoencoder(likelihood, Amortized(encoder), joint)
 
 
@@ -68,8 +72,9 @@ def sparse_ae(
     weight: float = 1.0,
 ) -> Autoencoder:
     """A sparse autoencoder: activities in (0, 1) whose means over the data are held near ``rho`` (Ng 2011)."""
-    decoder = head_of(head)(nets.mlp(latent, hidden[::-1], event_shape), latent, prior=Flat(latent))
-    encoder = nn.Sequential(nets.mlp(event_shape, hidden, latent), nn.Sigmoid())
+    network = nets.mlp(latent, hidden[::-1], event_shape)
+    decoder = decoder_of(network, latent, event_shape, head, prior=Flat(latent))
+    encoder = nn.Sequential(nets.Standardized(nets.mlp(event_shape, hidden, latent), event_shape), nn.Sigmoid())
     return Autoencoder(decoder, Amortized(encoder), joint, penalties=[SparseActivity(weight, rho)])
 
 
@@ -79,13 +84,25 @@ def dae(
     hidden: Sequence[int] = (128,),
     head: str = "gaussian",
     corruption: str = "gaussian",
-    amount: float = 0.3,
+    amount: float | None = None,
 ) -> Autoencoder:
-    """The denoising autoencoder (Vincent et al. 2010): the encoder sees a corrupted x, the clean one is scored."""
+    """The denoising autoencoder (Vincent et al. 2010): the encoder sees a corrupted x, the clean one is scored.
+
+    ``amount`` is the standard deviation of Gaussian noise, in data units, or the share of elements that are replaced.
+    Unless given, noise has the unit of the data (``nets.InDataUnits``), and the share is 0.3.
+    """
     if corruption not in CORRUPTIONS:
         raise ValueError(f"Unknown corruption {corruption!r}. Valid corruptions: {', '.join(CORRUPTIONS)}.")
     model = ae(event_shape, latent, hidden, head)
-    return Autoencoder(model.likelihood, model.inference, joint, corruption=CORRUPTIONS[corruption](amount))
+    if amount is None:
+        noise = (
+            nets.InDataUnits(GaussianNoise(1.0), event_shape)
+            if corruption == "gaussian"
+            else CORRUPTIONS[corruption](0.3)
+        )
+    else:
+        noise = CORRUPTIONS[corruption](amount)
+    return Autoencoder(model.likelihood, model.inference, joint, corruption=noise)
 
 
 def cae(

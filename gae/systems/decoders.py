@@ -16,30 +16,46 @@ from gae.inference import (
     Unroll,
     Zeros,
 )
-from gae.likelihood import Flat, Gaussian, LaplacePrior
+from gae.likelihood import Flat, Gaussian, Head, LaplacePrior
 from gae.objective import joint
-from gae.systems.parts import Shape, head_of
+from gae.systems.parts import Shape, decoder_of
 
 
 def gon(
-    event_shape: Shape, latent: int = 8, hidden: Sequence[int] = (128, 128), scale: float = 0.5**0.5, rate: float = 1.0
+    event_shape: Shape,
+    latent: int = 8,
+    hidden: Sequence[int] = (128, 128),
+    scale: float | None = None,
+    rate: float = 1.0,
 ) -> Autoencoder:
     """The gradient origin network (Bond-Taylor & Willcocks 2021): one unrolled step from the origin.
 
-    ``scale=√½`` makes log q_r(x|z) = -‖x - f(z)‖² up to a constant; the prior is flat.
+    ``scale=√½`` makes log q_r(x|z) = -‖x - f(z)‖² up to a constant; the prior is flat. Unless given, the scale
+    is 2.6 units of the data (``nets.InDataUnits``), which for grey values in [0, 1] is about as much.
     """
-    decoder = Gaussian(nets.mlp(latent, hidden[::-1], event_shape), latent, scale, prior=Flat(latent))
+    network = nets.mlp(latent, hidden[::-1], event_shape)
+    decoder = decoder_of(network, latent, event_shape, scale=scale, learn="fixed", prior=Flat(latent), default=2.6)
     return Autoencoder(decoder, Ascent(Zeros(), GradientAscent(rate), max_steps=1, backprop=Unroll()), joint)
 
 
 def sparse_coding(
-    event_shape: Shape, latent: int = 128, rate: float = 10.0, scale: float = 0.1, steps: int = 50
+    event_shape: Shape, latent: int = 128, rate: float | None = None, scale: float | None = None, steps: int = 50
 ) -> Autoencoder:
     """Sparse coding (Olshausen & Field 1996): unit atoms, a Laplace prior of the given rate, codes by FISTA.
 
+    ``rate`` and the noise ``scale`` are in data units, in which atoms have length 1; of two, the one that is not given
+    is 10 or 0.1. Where neither is, the data are centred and scaled first (``nets.InDataUnits``), with a rate of 2.5 and
+    a noise of 0.4 in their unit: about as much for grey values in [0, 1].
     Each code finds its own step by backtracking, so that FISTA converges however alike the learned atoms are.
     """
-    decoder = Gaussian(nets.Dictionary(latent, event_shape), latent, scale, prior=LaplacePrior(latent, rate=rate))
+    atoms = nets.Dictionary(latent, event_shape)
+    decoder: Head
+    if rate is None and scale is None:
+        prior = LaplacePrior(latent, rate=2.5)
+        decoder = decoder_of(atoms, latent, event_shape, learn="fixed", prior=prior, default=0.4)
+    else:
+        prior = LaplacePrior(latent, rate=10.0 if rate is None else rate)
+        decoder = Gaussian(atoms, latent, 0.1 if scale is None else scale, prior=prior)
     climb = Ascent(Zeros(), ProximalAscent(accelerated=True), steps, backprop=Detach())
     return Autoencoder(decoder, climb, joint)
 
@@ -56,7 +72,7 @@ def glo(
 
     New data are encoded by ``steps`` steps of Adam from the origin.
     """
-    decoder = head_of(head)(nets.mlp(latent, hidden[::-1], event_shape), latent)
+    decoder = decoder_of(nets.mlp(latent, hidden[::-1], event_shape), latent, event_shape, head)
     inner = Ascent(Zeros(), Adam(rate), steps, backprop=Detach())
     return Autoencoder(decoder, FreeCodes(latent, inner), joint)
 
@@ -65,10 +81,11 @@ def short_run(
     event_shape: Shape,
     latent: int = 8,
     hidden: Sequence[int] = (128, 128),
-    scale: float = 0.2,
+    scale: float | None = None,
     steps: int = 30,
     rate: float = 0.03,
 ) -> Autoencoder:
     """Alternating back-propagation (Han et al. 2017): codes by a short run of Langevin dynamics from the prior."""
-    decoder = Gaussian(nets.mlp(latent, hidden[::-1], event_shape), latent, scale)
+    network = nets.mlp(latent, hidden[::-1], event_shape)
+    decoder = decoder_of(network, latent, event_shape, scale=scale, learn="fixed", default=0.7)
     return Autoencoder(decoder, Ascent(Prior(), Langevin(rate), steps, backprop=Detach()), joint)

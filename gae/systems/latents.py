@@ -10,7 +10,7 @@ from gae.inference import LBFGS, Adam, Ascent, Box, Detach, Fixed, Prior, Projec
 from gae.likelihood import Activation, Downsample, GaussianProjection, LinearOperator, Mask, Observed
 from gae.objective import joint
 from gae.restore import Network, pose, self_stopping
-from gae.systems.parts import Shape, head_of
+from gae.systems.parts import Shape, decoder_of
 
 THRESHOLD = 1e6  # of a binary unit, far above any activation
 
@@ -22,6 +22,7 @@ def deep_image_prior(
 
     ``gae.restore`` inpaints and superresolves by it too, and keeps the running average of outputs, its result.
     """
+    _need_image("deep-image-prior", event_shape)
     likelihood, _ = pose(torch.zeros(event_shape), "denoise", network=Network(channels, scales))
     return Autoencoder(likelihood, self_stopping(steps, runs), joint)
 
@@ -34,7 +35,8 @@ def maximal_activation(
     The network has the shape of ``ae``'s encoder, whose weights ``likelihood.decoder`` can load. ``gae.activate`` looks
     into fitted models, with several starts.
     """
-    likelihood = Activation(nets.mlp(event_shape, hidden, units), tuple(event_shape), "logit", threshold=THRESHOLD)
+    network = nets.Standardized(nets.mlp(event_shape, hidden, units), event_shape)
+    likelihood = Activation(network, tuple(event_shape), "logit", threshold=THRESHOLD)
     start = Fixed(torch.full(tuple(event_shape), 0.5))
     return Autoencoder(likelihood, Ascent(start, within(0.0, 1.0, steps), steps, backprop=Detach()), joint)
 
@@ -95,7 +97,13 @@ def superresolution(
     steps: int = 500,
 ) -> Autoencoder:
     """Super-resolution with a decoder: an observation is an image (C, H, W) shrunk by ``factor``."""
+    _need_image("superresolution", event_shape)
     return _observed(event_shape, Downsample(event_shape, factor), latent, hidden, head, scale, restarts, steps)
+
+
+def _need_image(system: str, event_shape: Shape) -> None:
+    if len(event_shape) != 3:
+        raise ValueError(f"{system} needs images (C, H, W), got the event shape {tuple(event_shape)}.")
 
 
 def _observed(
@@ -108,6 +116,6 @@ def _observed(
     restarts: int,
     steps: int,
 ) -> Autoencoder:
-    decoder = head_of(head)(nets.mlp(latent, hidden[::-1], event_shape), latent)
+    decoder = decoder_of(nets.mlp(latent, hidden[::-1], event_shape), latent, event_shape, head)
     engine = Ascent(Prior(), LBFGS(), steps, tol=1e-3, restarts=restarts, backprop=Detach())
     return Autoencoder(Observed(decoder, operator, scale), engine, joint)

@@ -4,20 +4,27 @@ from gae.autoencoder import Autoencoder
 from gae.inference import Argmax, Ascent, ClosedForm, Enumerate, GradientAscent, Unroll, Zeros
 from gae.likelihood import LinearMixture
 from gae.objective import elbo, joint, logsumexp
-from gae.systems.parts import Shape
+from gae.systems.parts import Shape, directions
 
 
-def pca(event_shape: Shape, latent: int = 8) -> Autoencoder:
+def pca(event_shape: Shape, latent: int | None = None) -> Autoencoder:
     """Principal component analysis: one linear chart, orthonormal loadings, flat prior.
+
+    ``latent`` is 8 unless given, or the number of elements where that is less.
 
     >>> pca((1, 8, 8)).likelihood.loadings.shape
     torch.Size([1, 8, 64])
     """
+    latent = directions(event_shape, latent)
     return Autoencoder(LinearMixture(1, latent, event_shape, flat_prior=True), ClosedForm(), joint)
 
 
-def ppca(event_shape: Shape, latent: int = 8) -> Autoencoder:
-    """Probabilistic PCA (Tipping & Bishop 1999): z ~ N(0, I), learned noise; the ELBO is the evidence."""
+def ppca(event_shape: Shape, latent: int | None = None) -> Autoencoder:
+    """Probabilistic PCA (Tipping & Bishop 1999): z ~ N(0, I), learned noise; the ELBO is the evidence.
+
+    ``latent`` is as in ``pca``.
+    """
+    latent = directions(event_shape, latent)
     return Autoencoder(LinearMixture(1, latent, event_shape, learn_scale=True), ClosedForm(), elbo)
 
 
@@ -33,13 +40,14 @@ def gmm(event_shape: Shape, components: int = 10) -> Autoencoder:
 
 
 def llgae(
-    event_shape: Shape, latent: int = 8, components: int = 10, steps: int | None = None, rate: float = 0.5
+    event_shape: Shape, latent: int | None = None, components: int = 10, steps: int | None = None, rate: float = 0.5
 ) -> Autoencoder:
     """The locally linear autoencoder, hierarchical form: max_k max_z over K charts of width E.
 
     ``steps=None`` finds z in closed form; otherwise by that many ascent steps of the given rate from zero, as
-    the update rule of the notes does (ledger D16).
+    the update rule of the notes does (ledger D16). ``latent`` is as in ``pca``.
     """
+    latent = directions(event_shape, latent)
     likelihood = LinearMixture(components, latent, event_shape, flat_prior=True)
     inner = ClosedForm() if steps is None else Ascent(Zeros(), GradientAscent(rate), steps, backprop=Unroll())
     return Autoencoder(likelihood, Argmax(inner), joint)

@@ -4,7 +4,7 @@ from gae.autoencoder import Autoencoder
 from gae.inference import Ascent, ChartGate, GradientAscent, Nearest, Partial, Unroll, Zeros
 from gae.likelihood import BlendedCharts, GaussianKernel, LinearMixture
 from gae.objective import joint
-from gae.systems.parts import Shape
+from gae.systems.parts import Shape, directions
 
 
 def knn(event_shape: Shape, components: int = 10, index: str = "exact") -> Autoencoder:
@@ -20,7 +20,7 @@ def knn(event_shape: Shape, components: int = 10, index: str = "exact") -> Autoe
 
 def smooth_llgae(
     event_shape: Shape,
-    latent: int = 8,
+    latent: int | None = None,
     components: int = 10,
     temperature: float = 1.0,
     gate: str = "residual",
@@ -30,8 +30,9 @@ def smooth_llgae(
     """The locally linear autoencoder, smooth form: charts blended by a softargmax, z by unrolled ascent.
 
     ``gate="centre"`` at temperature 1 is the GAE note's form; ``"residual"`` is the one that tends to ``llgae`` as the
-    temperature falls (ledger D15).
+    temperature falls (ledger D15). ``latent`` is 8 unless given, or the number of elements where that is less.
     """
+    latent = directions(event_shape, latent)
     likelihood = BlendedCharts(components, latent, event_shape)
     step = Partial(GradientAscent(rate), likelihood.coordinates)
     return Autoencoder(likelihood, Ascent(ChartGate(temperature, gate), step, steps, backprop=Unroll()), joint)

@@ -3,13 +3,13 @@
 from collections.abc import Callable
 from functools import partial
 from inspect import signature
-from typing import Any
 
 import pyro
 import pyro.distributions as dist
 from jaxtyping import Float, Num
 from torch import Size, Tensor, nn
 
+from gae import nets
 from gae.likelihood import Bernoulli, ContinuousBernoulli, Gaussian, Head, Laplace, Poisson
 
 Shape = Size | tuple[int, ...]
@@ -23,14 +23,18 @@ HEADS: dict[str, Callable[..., Head]] = {
 }
 
 
-def head_of(name: str, scale: float = 1.0, learn: str = "scalar") -> Callable[..., Head]:
+LOG_BOUND = 15.0  # of an encoder's log scale: e^15 and its inverse, which float32 can square
+
+
+def head_of(name: str, scale: float | None = None, learn: str = "scalar", default: float = 1.0) -> Callable[..., Head]:
     """The named head.
 
     Args:
         name: a key of ``HEADS``.
         scale: of heads that have one: where a learned scale starts, or what a fixed one is, in data units. The decoder
-            variance c of a VAE is its square (ledger D26).
+            variance c of a VAE is its square (ledger D26). None: ``default``, in units of the data.
         learn: of heads that have a scale: "fixed", "scalar" (one learned value) or "pixel" (one for each pixel).
+        default: of a scale that is not given, in units of the data, which a ``nets.Rescaled`` decoder knows.
 
     Raises:
         ValueError: for an unknown name, with the valid ones; for a scale given to a head that has none.
@@ -40,18 +44,53 @@ def head_of(name: str, scale: float = 1.0, learn: str = "scalar") -> Callable[..
     """
     if name not in HEADS:
         raise ValueError(f"Unknown head {name!r}. Valid heads: {', '.join(HEADS)}.")
-    own = signature(HEADS[name]).parameters
-    given: dict[str, Any] = {"scale": scale, "learn": learn}
-    if given.keys() <= own.keys():
-        return partial(HEADS[name], **given)
-    for option, default in (("scale", 1.0), ("learn", "scalar")):
-        if given[option] != default:
-            scaled = ", ".join(head for head, build in HEADS.items() if "scale" in signature(build).parameters)
+    if has_scale(name):
+        relative = scale is None
+        return partial(HEADS[name], scale=default if scale is None else scale, learn=learn, relative=relative)
+    for option, given, ignored in (("scale", scale, None), ("learn", learn, "scalar")):
+        if given != ignored:
+            scaled = ", ".join(head for head in HEADS if has_scale(head))
             raise ValueError(
-                f"The head {name!r} has no scale: `{option}={given[option]!r}` would do nothing. Leave it out, or "
+                f"The head {name!r} has no scale: `{option}={given!r}` would do nothing. Leave it out, or "
                 f"choose a head with one: {scaled}."
             )
     return HEADS[name]
+
+
+def has_scale(head: str) -> bool:
+    """Whether a head's observations are real numbers, with a noise scale in their unit."""
+    return "scale" in signature(HEADS[head]).parameters
+
+
+def decoder_of(
+    network: nn.Module,
+    latent: int,
+    event_shape: Shape,
+    head: str = "gaussian",
+    scale: float | None = None,
+    learn: str = "scalar",
+    prior: nn.Module | None = None,
+    default: float = 1.0,
+) -> Head:
+    """A network under the named head; where that is one of real numbers, centred and scaled as the training data are.
+
+    >>> from gae import nets
+    >>> decoder_of(nets.mlp(2, (), 3), 2, (3,)).decoder
+    Rescaled(
+      (0): Linear(in_features=2, out_features=3, bias=True)
+    )
+    """
+    build = head_of(head, scale, learn, default)
+    return build(nets.Rescaled(network, event_shape) if has_scale(head) else network, latent, prior=prior)
+
+
+def directions(event_shape: Shape, latent: int | None) -> int:
+    """The width of a linear chart: 8 unless given, or the number of elements where that is less.
+
+    >>> directions((2,), None), directions((1, 8, 8), None), directions((2,), 3)
+    (2, 8, 3)
+    """
+    return min(8, Size(event_shape).numel()) if latent is None else latent
 
 
 class NormalEncoder(nn.Module):
@@ -70,7 +109,8 @@ class NormalEncoder(nn.Module):
     def density(self, x: Num[Tensor, "B *X"]) -> dist.Independent:
         """q(z|x): batch (B,), event (Z,)."""
         loc, log_scale = self.network(x).chunk(2, -1)
-        return dist.Independent(dist.Normal(loc, log_scale.exp(), validate_args=False), 1, validate_args=False)
+        scale = log_scale.clamp(-LOG_BOUND, LOG_BOUND).exp()
+        return dist.Independent(dist.Normal(loc, scale, validate_args=False), 1, validate_args=False)
 
     def forward(self, x: Num[Tensor, "B *X"]) -> Float[Tensor, "..."]:
         with pyro.plate("data", len(x)):

@@ -1,13 +1,14 @@
 """The table: every named system as a composition of likelihood, inference and objective."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
 
+from gae import nets
 from gae.autoencoder import Autoencoder
 from gae.data import Dataset
 from gae.fit.learners import MakeOptimizer
@@ -208,16 +209,20 @@ def build(name: str, event_shape: Shape, **options: Any) -> Autoencoder:
     """The named system for observations of the given shape.
 
     Raises:
-        ValueError: for an unknown name or option; the valid ones are listed.
+        ValueError: for an unknown name or option (the valid ones are listed), and a size that is too small.
 
     >>> type(build("vae", (1, 8, 8), latent=2).inference).__name__
     'Amortized'
     """
     row = named(name)
     accepted = option_names(name)
+    own = inspect.signature(row.build).parameters
     unknown = [option for option in options if option not in accepted]
     if unknown:
         raise ValueError(f"{name} has no option {unknown[0]!r}. Valid options: {', '.join(accepted)}.")
+    for option, value in options.items():
+        if own[option].annotation in (int, int | None, Sequence[int]) and option != "end" and value is not None:
+            nets.need_sizes(0 if option.endswith("steps") else 1, **{option: value})
     return row.build(event_shape, **options)
 
 

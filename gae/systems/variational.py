@@ -7,7 +7,7 @@ from gae import nets
 from gae.autoencoder import Autoencoder
 from gae.inference import Amortized, Ascent, GradientAscent, MeanField, Unroll
 from gae.objective import elbo, iwae
-from gae.systems.parts import NormalEncoder, Shape, head_of
+from gae.systems.parts import NormalEncoder, Shape, decoder_of
 
 
 def vae(
@@ -18,18 +18,20 @@ def vae(
     beta: float = 1.0,
     samples: int = 1,
     analytic: bool = True,
-    scale: float = 1.0,
+    scale: float | None = None,
     learn: str = "scalar",
 ) -> Autoencoder:
     """The variational autoencoder (Kingma & Welling 2014); ``beta`` weighs the KL (Higgins et al. 2017).
 
     Of a Gaussian or Laplace head, ``scale`` is what a learned scale starts from ("scalar": one value, "pixel": one for
-    each pixel), or with ``learn="fixed"`` what it stays. A fixed variance c = scale² has the optimum of ``beta=c`` at
-    unit variance (Doersch 2016; ledger D26); a learned one is the expected squared error at its optimum (Rybkin et al.
-    2021), which is zero for a pixel that never varies: do not give such pixels scales of their own.
+    each pixel), or with ``learn="fixed"`` what it stays, in data units. Unless given, it is the unit of the data that
+    ``fit`` finds (``nets.InDataUnits``), and columns with units of their own have noise in proportion. A fixed variance
+    c = scale² has the optimum of ``beta=c`` at unit variance (Doersch 2016; ledger D26); a learned one is the expected
+    squared error at its optimum (Rybkin et al. 2021). That is zero for a pixel that never varies, whose scale ends at
+    1e-4 of the unit: do not give such pixels scales of their own.
     """
-    decoder = head_of(head, scale, learn)(nets.mlp(latent, hidden[::-1], event_shape), latent)
-    encoder = NormalEncoder(nets.mlp(event_shape, hidden, 2 * latent))
+    decoder = decoder_of(nets.mlp(latent, hidden[::-1], event_shape), latent, event_shape, head, scale, learn)
+    encoder = NormalEncoder(nets.Standardized(nets.mlp(event_shape, hidden, 2 * latent), event_shape))
     return Autoencoder(decoder, Amortized(encoder, samples), partial(elbo, beta=beta, analytic=analytic))
 
 
@@ -40,12 +42,13 @@ def conv_vae(
     head: str = "gaussian",
     beta: float = 1.0,
     analytic: bool = True,
-    scale: float = 1.0,
+    scale: float | None = None,
     learn: str = "scalar",
 ) -> Autoencoder:
     """A VAE with convolutions, for images (C, H, W) of any size; ``scale`` and ``learn`` as in ``vae``."""
-    decoder = head_of(head, scale, learn)(nets.conv_decoder(latent, event_shape, channels[::-1]), latent)
-    encoder = NormalEncoder(nets.conv_encoder(event_shape, 2 * latent, channels))
+    network = nets.conv_decoder(latent, event_shape, channels[::-1])
+    decoder = decoder_of(network, latent, event_shape, head, scale, learn)
+    encoder = NormalEncoder(nets.Standardized(nets.conv_encoder(event_shape, 2 * latent, channels), event_shape))
     return Autoencoder(decoder, Amortized(encoder), partial(elbo, beta=beta, analytic=analytic))
 
 
