@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from gae.autoencoder import Autoencoder
 from gae.inference import Amortized, Ascent, Detach, Fixed, Inference
-from gae.likelihood import Activation
+from gae.likelihood import Activation, CategoricalSequence
 from gae.systems import SYSTEMS, NormalEncoder
 from gae.systems.latents import THRESHOLD, within
 
@@ -36,7 +36,7 @@ class Units(nn.Module):
         layer: a name out of ``model.named_modules()``; the encoder network's own output unless given.
 
     Raises:
-        TypeError: for a model without an encoder network.
+        TypeError: for a model without an encoder network, or of sequences of classes, in which no gradient exists.
         ValueError: for a name that is no layer; the valid ones are listed.
 
     >>> from gae.systems import build
@@ -47,6 +47,11 @@ class Units(nn.Module):
 
     def __init__(self, model: Autoencoder, layer: str | None = None):
         super().__init__()
+        if isinstance(model.likelihood, CategoricalSequence):
+            raise TypeError(
+                "The model's observations are classes (such as text), and a unit's activation has no gradient in them. "
+                "Take a model of images or other real numbers."
+            )
         self.model = copy.deepcopy(model).eval().requires_grad_(False)
         self.encoder, self.density = _encoder(self.model.inference)
         self.layer = self.encoder if layer is None else layer

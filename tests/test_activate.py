@@ -175,3 +175,8 @@ def test_mistakes_are_named(
 def test_closed_forms_have_no_units() -> None:
     with pytest.raises(TypeError, match="its codes are found by ClosedForm"):
         Units(build("pca", (6,), latent=2))
+
+
+def test_classes_have_no_gradient() -> None:
+    with pytest.raises(TypeError, match="observations are classes .* has no gradient in them"):
+        Units(build("sequence-vae", (6,), classes=5, latent=2, hidden=4))
