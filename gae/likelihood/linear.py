@@ -102,7 +102,11 @@ class LinearMixture(Alternation):
             return super().log_joint(x, z)
         k = self._codes(z, k)
         residual = x.flatten(1) - self._at(k)
-        residual = residual - self._along(z, k) if self.latent_shape[0] else residual
+        if self.components == 1:
+            loadings = self.loadings.expand(len(z), -1, -1)
+            residual = torch.baddbmm(residual.expand(len(z), -1, -1), z, loadings, alpha=-1)
+        elif self.latent_shape[0]:
+            residual = residual - self._along(z, k)
         return self.prior.log_prob(z) + self.log_weights[k] + self._log_normal(residual, k)
 
     has_outputs = True

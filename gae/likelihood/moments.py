@@ -12,7 +12,6 @@ from torch.nn.functional import embedding_bag
 LEAF = 128  # columns that are not worth halving
 RUN = 512  # rows that are summed in the data's dtype, before float64
 OFFSET = 8.0  # ‖centre‖² over the mean squared distance from it, from which on it is subtracted
-BLOCK = 2**20  # elements of a chunk of rows
 
 
 @dataclass(frozen=True)
@@ -164,9 +163,8 @@ def squared_distances(flat: Float[Tensor, "B D"], means: Float[Tensor, "K D"]) -
 
 
 def mean_of(flat: Float[Tensor, "N D"]) -> Float[Tensor, " D"]:
-    """The mean of the rows, summed in float64."""
-    blocks = flat.split(max(1, BLOCK // flat.shape[1]))
-    return torch.stack([rows.double().sum(0) for rows in blocks]).sum(0) / len(flat)
+    """The mean of the rows, from sums of short runs that are added up in float64."""
+    return torch.stack([rows.sum(0) for rows in flat.split(RUN)]).double().sum(0) / len(flat)
 
 
 def starting_means(flat: Float[Tensor, "N D"], components: int, seed: int) -> Float[Tensor, "K D"]:
