@@ -65,8 +65,8 @@ class Dataset:
     value_range: tuple[float, float]
     binarization: str = "none"
     vocabulary: Vocabulary | None = None
-    train_rows: Int[Tensor, " N"] | None = None
-    test_rows: Int[Tensor, " M"] | None = None
+    train_rows: Tensor | None = None  # of another length after ``dataclasses.replace(train=...)``: then unknown
+    test_rows: Tensor | None = None
     files: np.ndarray | None = None
 
     @property

@@ -178,5 +178,5 @@ def test_closed_forms_have_no_units() -> None:
 
 
 def test_classes_have_no_gradient() -> None:
-    with pytest.raises(TypeError, match="observations are classes .* has no gradient in them"):
+    with pytest.raises(TypeError, match=r"observations are classes .* has no gradient in them"):
         Units(build("sequence-vae", (6,), classes=5, latent=2, hidden=4))

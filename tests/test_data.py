@@ -5,6 +5,7 @@ import inspect
 import random
 import struct
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.error import URLError
@@ -699,6 +700,8 @@ def test_rows_are_those_of_the_source(tmp_path: Path) -> None:
         data.rows("dev")
     with pytest.raises(ValueError, match="does not know the rows of its source"):
         Dataset("mine", data.train, data.test, None, None, (0.0, 1.0)).rows()
+    with pytest.raises(ValueError, match="does not know the rows of its source"):
+        replace(data, train=data.train[:5], train_labels=data.train_labels[:5]).rows()
 
 
 def test_rows_of_dynamic_binarisation_are_draws(digits: Dataset) -> None:
