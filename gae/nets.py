@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -78,6 +79,11 @@ class InDataUnits(nn.Sequential):
         self.loc.copy_(loc)
         self.scale.copy_(_unit((values - loc).square().mean(0).sqrt(), loc))
         self.initialized.fill_(True)
+
+    def __getitem__(self, index: Any) -> Any:
+        """A layer, or several as a plain ``nn.Sequential`` without the change of unit."""
+        layers = list(self)[index]
+        return nn.Sequential(*layers) if isinstance(index, slice) else layers
 
     def forward(self, x: Float[Tensor, "N *X"]) -> Float[Tensor, "N *X"]:
         return self.loc + self.scale * super().forward((x - self.loc) / self.scale)
