@@ -200,7 +200,7 @@ def memory(network: Network, channels: int, height: int, width: int, runs: int =
     Counted are the activations that are kept for the gradient (by a pass without data), gradients of the widest layer,
     weights with the state of Adam, the networks' inputs and the recent outputs.
 
-    >>> memory(Network(), 3, 512, 512) > 15 * memory(Network(), 3, 128, 128)
+    >>> 4 * memory(Network(), 3, 128, 128) > memory(Network(), 3, 256, 256) > 2 * memory(Network(), 3, 128, 128)
     True
     """
     high, wide = network.canvas(height, width)
