@@ -584,7 +584,7 @@ def test_short_runs_learn(images: Tensor, held_out: Tensor) -> None:
 def log_density(likelihood: Gaussian, x: Tensor, z: Tensor) -> Tensor:
     """log q_r(x|z) of a Gaussian head, (B,)."""
     residual = (x - likelihood.decoder(z)) / likelihood.scale
-    pixel = residual.square() / 2 + likelihood.log_scale + 0.5 * math.log(2 * math.pi)
+    pixel = residual.square() / 2 + likelihood.scale.log() + 0.5 * math.log(2 * math.pi)
     return -pixel.flatten(1).sum(1)
 
 
