@@ -4,9 +4,9 @@
     python -m tests.seeds --seeds 3 tests/test_steps.py     # some of them
     python -m tests.seeds --capability default tests/...    # on the processor's plainest instructions
 
-``GAE_SEED_OFFSET`` (see conftest.py) is added to every seed, another one in each run. A run that is in the results file
-is not run again, so the script may be stopped. It prints a table of failures and, next to the results, writes the margins
-that tests recorded (tests/margins.py).
+``GAE_SEED_OFFSET`` (see conftest.py) is added to every seed, another one in each run. A run that is in the results
+file is not run again, so the script may be stopped. It prints a table of failures and, next to the results, writes the
+margins that tests recorded (tests/margins.py).
 """
 
 import argparse

@@ -418,7 +418,7 @@ def plain_vae_losses(
     ("name", "options", "plain"),
     [
         ("vae", {"hidden": (32,)}, plain_mlp),
-        ("vae", {"hidden": (32,), "beta": 4.0}, plain_mlp),
+        ("vae", {"hidden": (32,), "beta": 2.0}, plain_mlp),
         ("conv-vae", {"channels": (8, 16)}, plain_conv),
     ],
     ids=["mlp", "mlp-beta", "conv"],
