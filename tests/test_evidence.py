@@ -7,12 +7,14 @@ import numpy as np
 import pytest
 import torch
 from scipy import integrate
+from scipy.special import logsumexp as log_sum_exp
 from scipy.stats import multivariate_normal, norm
 from torch import Tensor, nn
 from torch.distributions import Distribution, Independent, MultivariateNormal, Normal, StudentT
 
 from gae import Autoencoder
 from gae.evidence import Evidence, importance, laplace_approximation
+from gae.evidence.base import weighted
 from gae.inference import Amortized, Argmax, Ascent, ClosedForm, GradientAscent, Inference, Zeros
 from gae.likelihood import Bernoulli, Flat, Gaussian, LinearMixture
 
@@ -112,6 +114,17 @@ def test_every_draw_counts_once(samples: int, chunk: int) -> None:
     assert np.allclose(found.log_p.numpy(), np.log(weight.mean(0)), atol=1e-10)
     relative = weight.std(0, ddof=1) / weight.mean(0)
     assert np.allclose(found.standard_error.numpy(), relative / math.sqrt(samples), atol=1e-10)
+
+
+@pytest.mark.parametrize("level", [0.0, -1e5, -1e7, 1e30])
+def test_weights_of_any_size(level: float) -> None:
+    """Their ratios, and with them error and effective size, are not lost beside the height of their logarithms."""
+    logs = np.array([[level, level], [level, -np.inf], [level, -np.inf], [-np.inf, -np.inf]], np.float32)
+    found = weighted(torch.from_numpy(logs), 4)
+    assert np.allclose(found.log_p.numpy(), log_sum_exp(logs.astype(float), 0) - math.log(4), rtol=1e-6)
+    assert np.allclose(found.effective, [3, 1], rtol=1e-6)
+    weight = np.array([[1, 1], [1, 0], [1, 0], [0, 0]])
+    assert np.allclose(found.standard_error, weight.std(0, ddof=1) / weight.mean(0) / 2, rtol=1e-6)
 
 
 def test_proposals_of_several_rows() -> None:

@@ -151,9 +151,9 @@ class Alternation(Likelihood):
         if least**2 <= sure:
             warnings.warn(
                 f"The noise scale {least:.3g} is hardly more than rounding, which is {rounding**0.5:.3g} in these "
-                f"{self.means.dtype} data: log densities of single samples are uncertain. If the data have noise, centre "
-                "them, bring their features to one scale, or use float64; if they have none, give a smaller latent or "
-                "a fixed scale.",
+                f"{self.means.dtype} data: log densities of single samples are uncertain. If the data have noise, "
+                "centre them, bring their features to one scale, or use float64; if they have none, give a smaller "
+                "latent or a fixed scale.",
                 stacklevel=3,
             )
         elif bool(raised.any()):
