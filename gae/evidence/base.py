@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Float, Num
 from torch import Tensor
+from torch.distributions import Distribution
 
 from gae.likelihood import ExactPosterior, FlatDistribution, Likelihood
 from gae.likelihood.door import checked
@@ -73,3 +74,12 @@ def need_proper(likelihood: Likelihood) -> None:
     """Raises ValueError under a flat prior, where no density p(x) exists."""
     if isinstance(likelihood.prior, FlatDistribution):
         raise ValueError("log p(x) does not exist under a flat prior. Use a proper prior such as `StandardNormal`.")
+
+
+def unit(law: Distribution) -> Tensor:
+    """The standard deviations of a law over codes, in whose units steps and precisions are small or large; else 1."""
+    try:
+        spread = law.stddev
+    except NotImplementedError:
+        return torch.ones(())
+    return torch.where(spread.isfinite() & (spread > 0), spread, 1)
