@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.distributions import kl_divergence
@@ -115,7 +116,11 @@ def soft_minimum(beta: float) -> Aggregate:
         raise ValueError(f"beta must be positive, got {beta}.")
 
     def aggregate(values: Float[Tensor, " B"]) -> Float[Tensor, ""]:
-        return -((-beta * values).logsumexp(0) - math.log(len(values))) / beta
+        least = values.detach().amin()
+        least = torch.where(least.isfinite(), least, 0)
+        power = -beta * (values - least)
+        excess = power.expm1().mean()  # the mean of powers, less 1: small numbers for a small beta
+        return least - torch.where(excess < -0.5, power.exp().mean().log(), excess.log1p()) / beta
 
     return aggregate
 

@@ -5,7 +5,8 @@ import os
 
 # Set before the libraries that read them load, and inherited by the commands that tests start.
 os.environ["MPLBACKEND"] = "Agg"  # figures without a screen
-os.environ["OMP_NUM_THREADS"] = "1"  # small computations only wait for each other on more
+THREADS = os.environ.get("GAE_THREADS", "1")  # small computations only wait for each other on more
+os.environ["OMP_NUM_THREADS"] = THREADS
 
 import random
 from collections.abc import Callable, Iterator
@@ -62,7 +63,7 @@ class Deterministic:
         random.seed(OFFSET)
         np.random.seed(0)
         torch.manual_seed(0)
-        torch.set_num_threads(1)
+        torch.set_num_threads(int(THREADS))
         yield
         torch.set_default_dtype(torch.float32)
 

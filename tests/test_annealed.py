@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from gae.evidence import ais, annealed, exact, importance, inverse_temperatures, laplace, nuts, reverse_ais, sandwich
 from gae.evidence.laplace import expansion
 from gae.inference import Ascent, GradientAscent, Zeros
-from gae.likelihood import Bernoulli, Flat, Gaussian, Likelihood, LinearMixture
+from gae.likelihood import Bernoulli, Flat, Gaussian, Likelihood, LinearMixture, LinearRegression
 
 
 def ppca(latent: int = 3, dim: int = 6) -> LinearMixture:
@@ -219,6 +219,16 @@ def test_step_sizes_follow_the_rate_of_acceptance() -> None:
         state, taken = path.move(state, 1.0, sizes[-1], 5)
         rates.append(taken.double().mean(0))
     assert (torch.stack(rates).mean(0) - 0.65).abs().max() < 0.2
+
+
+def test_chains_move_in_units_of_their_start() -> None:
+    """Coefficients of some 1000 under a prior of that scale: steps of 1 would leave them where they were drawn."""
+    design = torch.randn(20, 3).double()
+    model = LinearRegression(design, prior_scale=1e3, intercept=False, scale=1e3).double()
+    y = 1e3 * (torch.randn(4, 3).double() @ design.T + torch.randn(4, 20).double())
+    found = ais(model, y, temperatures=200, chains=32)
+    assert (found.effective > 3).all()  # type: ignore[operator]
+    assert ((found.log_p - model.log_evidence(y)).abs() < 2).all()
 
 
 def test_bad_arguments_of_ais() -> None:

@@ -7,14 +7,16 @@ import numpy as np
 import pytest
 import torch
 from scipy import integrate
+from scipy.special import logsumexp as log_sum_exp
 from scipy.stats import multivariate_normal, norm
 from torch import Tensor, nn
 from torch.distributions import Distribution, Independent, MultivariateNormal, Normal, StudentT
 
 from gae import Autoencoder
 from gae.evidence import Evidence, importance, laplace_approximation
+from gae.evidence.base import weighted
 from gae.inference import Amortized, Argmax, Ascent, ClosedForm, GradientAscent, Inference, Zeros
-from gae.likelihood import Bernoulli, Flat, Gaussian, LinearMixture
+from gae.likelihood import Bernoulli, Flat, Gaussian, LinearMixture, LinearRegression
 
 D, Z, SCALE = 5, 2, 0.6
 
@@ -112,6 +114,31 @@ def test_every_draw_counts_once(samples: int, chunk: int) -> None:
     assert np.allclose(found.log_p.numpy(), np.log(weight.mean(0)), atol=1e-10)
     relative = weight.std(0, ddof=1) / weight.mean(0)
     assert np.allclose(found.standard_error.numpy(), relative / math.sqrt(samples), atol=1e-10)
+
+
+@pytest.mark.parametrize("level", [0.0, -1e5, -1e7, 1e30])
+def test_weights_of_any_size(level: float) -> None:
+    """Their ratios, and with them error and effective size, are not lost beside the height of their logarithms."""
+    logs = np.array([[level, level], [level, -np.inf], [level, -np.inf], [-np.inf, -np.inf]], np.float32)
+    found = weighted(torch.from_numpy(logs), 4)
+    assert np.allclose(found.log_p.numpy(), log_sum_exp(logs.astype(float), 0) - math.log(4), rtol=1e-6)
+    assert np.allclose(found.effective, [3, 1], rtol=1e-6)
+    weight = np.array([[1, 1], [1, 0], [1, 0], [0, 0]])
+    assert np.allclose(found.standard_error, weight.std(0, ddof=1) / weight.mean(0) / 2, rtol=1e-6)
+
+
+@pytest.mark.parametrize("prior_scale, scale", [(1e3, 1e3), (1e4, 1.0), (1e-3, 1.0)])
+def test_laplace_proposals_under_priors_of_any_scale(prior_scale: float, scale: float) -> None:
+    """A normal posterior is its own Laplace approximation: a floor of its precision is one of the prior's."""
+    design = torch.randn(20, 3).double() * scale / prior_scale
+    model = LinearRegression(design, prior_scale, intercept=False, scale=scale).double()
+    y = prior_scale * torch.randn(5, 3).double() @ design.T + scale * torch.randn(5, 20).double()
+    wanted = np.linalg.inv((design.T @ design).numpy() / scale**2 + np.eye(3) / prior_scale**2)
+    q = laplace_approximation(model, y, model.posterior(y).mean[0])
+    assert np.allclose(q.covariance_matrix / prior_scale**2, wanted / prior_scale**2, rtol=1e-6, atol=1e-9)
+    covariance = prior_scale**2 * design.numpy() @ design.numpy().T + scale**2 * np.eye(20)
+    found = importance(model, y, q, 10)
+    assert np.allclose(found.log_p, multivariate_normal(np.zeros(20), covariance).logpdf(y.numpy()), atol=1e-6)
 
 
 def test_proposals_of_several_rows() -> None:

@@ -21,7 +21,7 @@ from gae.fit import Epoch, History, fit, learners, restore
 from gae.inference import Amortized, Argmax, ClosedForm
 from gae.likelihood import Gaussian, LinearMixture
 from gae.objective import elbo, joint
-from gae.systems import ae, gmm, kmeans, llgae, pca, ppca, vae
+from gae.systems import ae, gmm, kmeans, llgae, pca, ppca, smooth_llgae, vae
 
 quiet = partial(fit, progress=False)
 sgd = partial(torch.optim.SGD, lr=1e-3)
@@ -493,3 +493,11 @@ def test_exact_posterior_with_learned_scale_reaches_the_evidence() -> None:
     model = Autoencoder(LinearMixture(1, 2, (6,), learn_scale=True), ClosedForm(), elbo)
     quiet(model, truth.dataset)
     assert math.isclose(model.likelihood.log_scale.exp().item(), 0.4, rel_tol=0.02)
+
+
+def test_a_loss_without_any_gradient_is_said() -> None:
+    """Rows whose objective cannot be differentiated are constants; where all are, nothing is left to learn from."""
+    x = 1e12 * (torch.randn(30, 4) + 30 * torch.eye(3, 4).repeat(10, 1))  # no cluster of a row or two, which would fit
+    model = smooth_llgae((4,), latent=2, components=3)
+    with pytest.raises(FloatingPointError, match=r"objectives are too large for gradients at epoch 1, step 1\. Try"):
+        fit(model, x, epochs=1, progress=False)

@@ -18,8 +18,9 @@ from scipy import integrate
 from scipy.special import logsumexp as log_sum_exp
 from scipy.stats import multivariate_normal, norm
 from sklearn.cluster import KMeans
-from sklearn.datasets import load_breast_cancer, load_digits
+from sklearn.datasets import load_breast_cancer, load_digits, load_iris
 from sklearn.decomposition import PCA
+from sklearn.mixture import GaussianMixture
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -27,7 +28,7 @@ from gae import Autoencoder
 from gae.fit import fit
 from gae.inference import Argmax, Ascent, ClosedForm, Code, Enumerate, Inference
 from gae.likelihood import LinearMixture
-from gae.objective import Objective, elbo, joint, logsumexp
+from gae.objective import Objective, elbo, iwae, joint, logsumexp
 
 Shape = tuple[int, ...]
 
@@ -804,6 +805,34 @@ def test_equal_rows(case: Alternation, level: float) -> None:
     fit(model, x, epochs=3, progress=False)
     assert all(entry.isfinite().all() for entry in model.state_dict().values())
     assert torch.allclose(model.reconstruct(x), x, rtol=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore:The noise scale .* rounding")
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float64, 1e-8), (torch.float32, 2e-3)])
+def test_scales_that_an_offset_hides_from_the_mean_square(dtype: torch.dtype, tolerance: float) -> None:
+    """Noise of 0.3 at an offset of 1e6: the mean square in this dtype is no reason to call it rounding."""
+    x = (torch.from_numpy(load_iris().data) + 1e6).to(dtype)
+    wide = array(x) - 1e6
+    mixture = GaussianMixture(2, covariance_type="spherical", tol=1e-12, max_iter=500, reg_covar=0, random_state=0)
+    mixture.fit(wide)
+    start = LinearMixture(2, 0, (4,), means=x[[0, 100]], **EVERYTHING).to(dtype)
+    model = Autoencoder(start, Enumerate(), logsumexp)
+    fit(model, x, epochs=200, tol=1e-9, progress=False)
+    assert float(model.log_evidence(x).log_p.mean()) == pytest.approx(mixture.score(wide), rel=tolerance)
+    charts = fitted(x, 1, 2, learn_scale=True)[0]
+    oracle = PCA(2).fit(wide)
+    oracle.explained_variance_ *= 149 / 150
+    oracle.noise_variance_ *= 149 / 150
+    assert float(charts.log_evidence(x).detach().mean()) == pytest.approx(oracle.score(wide), rel=tolerance)
+
+
+def test_a_component_much_narrower_than_the_others_is_said() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.cat(
+        [torch.randn(50, 3, generator=generator), 9 + 1e-5 * torch.randn(50, 3, generator=generator)]
+    ).double()
+    with pytest.warns(UserWarning, match=r"1 of 2 components have noise scales down to .*e-0.*raised to 0.000"):
+        fitted(x, 2, 0, learn_scale=True)
 
 
 def test_closed_form_runs_give_no_advice_on_learning_rates() -> None:

@@ -110,6 +110,16 @@ def test_gaussian_codes_are_scipys() -> None:
     assert 0.1 < (wanted == 0).mean() < 0.9
 
 
+@pytest.mark.parametrize("scale", [1e-6, 1e-3, 1.0, 1e3])
+def test_codes_of_the_system_at_any_scale(scale: float) -> None:
+    """In nats, data much smaller than the noise scale of 1 leave nothing to gain: a tolerance of nats would stop."""
+    model, x = systems.nmf((10,), latent=4).double(), scale * (torch.randn(20, 10).double() + 1).relu()
+    weights = model.likelihood.decoder.weights  # type: ignore[union-attr]
+    weights.data *= scale
+    wanted = np.stack([nnls(weights.detach().abs().T.numpy(), row)[0] for row in x.numpy()])
+    assert np.allclose(model.encode(x).point.detach().numpy(), wanted, atol=1e-4)
+
+
 def test_poisson_codes_are_optimal() -> None:
     """A certificate from concavity: no code gains more than Σ_d x_d · max_k ∇_k / Σ_d W_kd, in nats.
 

@@ -4,6 +4,7 @@ import math
 from functools import partial
 from itertools import pairwise
 
+import mpmath
 import numpy as np
 import pytest
 import torch
@@ -208,6 +209,20 @@ def test_limits_of_the_soft_minimum(values: Tensor) -> None:
     spread = values.max().item() - values.min().item()
     assert soft_minimum(1e6)(values).item() == pytest.approx(values.min().item(), abs=1e-5)
     assert soft_minimum(1e-7)(values).item() == pytest.approx(values.mean().item(), abs=1e-7 * (1 + spread**2))
+
+
+@pytest.mark.parametrize("beta", [1e-12, 1e-6, 1e-2, 1.0, 1e3])
+def test_soft_minimum_in_float32(beta: float) -> None:
+    """A small beta divides the rounding of a logarithm by nearly nothing, if the logarithm is not itself small."""
+    values = torch.cat([torch.tensor([1.0, 2.0, 700.0]), torch.randn(50, generator=torch.Generator().manual_seed(0))])
+    wide = [mpmath.mpf(value) for value in values.tolist()]
+    with mpmath.workdps(40):
+        wanted = -mpmath.log(sum(mpmath.exp(-beta * value) for value in wide) / len(wide)) / beta
+    leaf = values.requires_grad_()
+    found = soft_minimum(beta)(leaf)
+    assert found.item() == pytest.approx(float(wanted), rel=1e-6, abs=1e-5)
+    (grad,) = torch.autograd.grad(found, leaf)
+    assert torch.allclose(grad, torch.softmax(-beta * values.detach().double(), 0).float(), rtol=1e-4, atol=1e-7)
 
 
 def test_soft_minimum_by_its_formula() -> None:

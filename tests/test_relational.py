@@ -241,6 +241,19 @@ def test_affinities_of_outliers(digits: Dataset) -> None:
     assert (p[outlier].numpy() >= row / 1000 * (1 - 1e-9)).all()
 
 
+@pytest.mark.parametrize("distance", [1e6, 1e8, 1e10])
+@pytest.mark.parametrize("many", [1, 10])
+def test_affinities_of_points_that_are_close_for_the_size_of_the_data(distance: float, many: int) -> None:
+    """Beside a point, or a group, at a great distance, the others have the affinities of their own distances."""
+    x = torch.randn(20, 3).double()
+    x[:many, 0] += distance
+    p = neighbours.affinities(x.unsqueeze(0), 4.0)[0]
+    group = x[many:].numpy()
+    square = ((group[:, None] - group) ** 2).sum(-1)
+    rows = np.stack([np.insert(conditional(np.delete(row, i), 4.0), i, 0.0) for i, row in enumerate(square)])
+    assert np.allclose(p[many:, many:], (rows + rows.T) / 40, atol=1e-9)
+
+
 def test_affinities_of_copies() -> None:
     """Ten copies cannot have a perplexity of 5: each is as near to all of its copies, and the others are too far."""
     x = torch.cat([torch.zeros(10, 2), 5 + torch.randn(10, 2)]).double().unsqueeze(0)

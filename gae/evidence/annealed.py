@@ -9,7 +9,7 @@ from jaxtyping import Float, Num
 from torch import Size, Tensor
 from torch.distributions import Distribution
 
-from gae.evidence.base import Evidence, need_proper, weighted
+from gae.evidence.base import Evidence, need_proper, unit, weighted
 from gae.inference.problem import widened
 from gae.likelihood import Likelihood
 from gae.likelihood.door import check_codes, checked
@@ -197,6 +197,7 @@ class _Path:
     def __init__(self, likelihood: Likelihood, x: Tensor, start: Distribution | None):
         self.likelihood, self.x = likelihood, x
         self.start = likelihood.prior if start is None else start
+        self.unit = unit(self.start).to(x)
         self.log_joint = likelihood.given(x)
 
     def draw(self, chains: int) -> Tensor:
@@ -215,8 +216,11 @@ class _Path:
         return _State(z, state.log_start.detach(), state.log_joint.detach()), grad
 
     def move(self, state: _State, beta: float, size: Tensor, leapfrog: int) -> tuple[_State, Tensor]:
-        """One Hamiltonian transition (Neal 2011) with step sizes around (B,), and whether each chain took it."""
-        step = widened(size * (1 + JITTER * (2 * torch.rand_like(state.log_joint) - 1)), state.z)
+        """One Hamiltonian transition (Neal 2011), and whether each chain took it.
+
+        Step sizes are around (B,), in units of the start's standard deviations.
+        """
+        step = self.unit * widened(size * (1 + JITTER * (2 * torch.rand_like(state.log_joint) - 1)), state.z)
         momentum = torch.randn_like(state.z)
         _, grad = self.force(state.z, beta)
         z, after, kick = state.z, state, momentum + 0.5 * step * grad

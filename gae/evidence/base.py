@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Float, Num
 from torch import Tensor
+from torch.distributions import Distribution
 
 from gae.likelihood import ExactPosterior, FlatDistribution, Likelihood
 from gae.likelihood.door import checked
@@ -18,7 +19,8 @@ class Evidence:
     Attributes:
         log_p: the estimate.
         standard_error: of sampling, by the delta method for the logarithm of a mean; 0 where nothing is sampled,
-            NaN where it is unknown.
+            NaN where it is unknown. It is of use where ``effective`` is large: where one weight outweighs all others
+            both are close to 1, and ``log_p`` may be too low by far more.
         effective: effective sample size of the weights, (Σw)² / Σw²; None where nothing is weighted.
         evaluations: decoder evaluations per sample, the mean over samples where they differ.
     """
@@ -39,10 +41,13 @@ def weighted(log_weight: Float[Tensor, "S B"], evaluations: int) -> Evidence:
     (tensor([0., 0., 0.]), tensor([8., 8., 8.]))
     """
     size = len(log_weight)
-    log_p = log_weight.logsumexp(0) - math.log(size)
-    relative = (log_weight - log_p).exp()
-    effective = (2 * log_weight.logsumexp(0) - (2 * log_weight).logsumexp(0)).exp()
-    error = relative.std(0) / math.sqrt(size) if size > 1 else torch.full_like(log_p, torch.nan)
+    top = log_weight.amax(0)
+    top = torch.where(top.isfinite(), top, 0)
+    weight = (log_weight - top).exp()  # relative to the largest: ratios are no differences of large logarithms
+    mean = weight.mean(0)
+    log_p = top + mean.log()
+    effective = weight.sum(0).square() / weight.square().sum(0)
+    error = weight.std(0) / (mean * math.sqrt(size)) if size > 1 else torch.full_like(log_p, torch.nan)
     return Evidence(log_p, error, effective, evaluations)
 
 
@@ -69,3 +74,12 @@ def need_proper(likelihood: Likelihood) -> None:
     """Raises ValueError under a flat prior, where no density p(x) exists."""
     if isinstance(likelihood.prior, FlatDistribution):
         raise ValueError("log p(x) does not exist under a flat prior. Use a proper prior such as `StandardNormal`.")
+
+
+def unit(law: Distribution) -> Tensor:
+    """The standard deviations of a law over codes, in whose units steps and precisions are small or large; else 1."""
+    try:
+        spread = law.stddev
+    except NotImplementedError:
+        return torch.ones(())
+    return torch.where(spread.isfinite() & (spread > 0), spread, 1)

@@ -8,7 +8,7 @@ from jaxtyping import Float, Num
 from torch import Tensor
 from torch.distributions import MultivariateNormal
 
-from gae.evidence.base import Evidence, need_proper
+from gae.evidence.base import Evidence, need_proper, unit
 from gae.inference import LBFGS, Ascent, Detach, Inference, Zeros
 from gae.inference.decoder import twice_differentiable
 from gae.likelihood import Likelihood
@@ -39,14 +39,17 @@ def expansion(
 def laplace_approximation(
     likelihood: Likelihood, x: Num[Tensor, "B *X"], z: Float[Tensor, "B *Z"], floor: float = 1e-2
 ) -> MultivariateNormal:
-    """The normal around codes z whose precision is -∇²_z log_joint, with eigenvalues of at least ``floor``.
+    """The normal around codes z whose precision is -∇²_z log_joint, of at least ``floor`` times the prior's.
+
+    By its eigenvalues, in units of the prior's standard deviations; in those of z where the prior has none.
 
     Exact for linear-Gaussian decoders at the posterior mean; elsewhere a proposal for ``importance``.
     Codes must be vectors (Z of one dimension); the dense Hessian costs Z decoder derivatives per sample.
     """
-    precision = -expansion(likelihood, x, z)[2].to(torch.float64)
+    scale = unit(likelihood.prior).to(z.device, torch.float64)
+    precision = -expansion(likelihood, x, z)[2].to(torch.float64) * scale * scale.unsqueeze(-1)
     values, vectors = torch.linalg.eigh(precision)
-    factor = vectors * values.clamp_min(floor).rsqrt().unsqueeze(1)
+    factor = scale.unsqueeze(-1) * vectors * values.clamp_min(floor).rsqrt().unsqueeze(1)
     covariance = factor @ factor.mT
     return MultivariateNormal(z.detach(), scale_tril=torch.linalg.cholesky(covariance).to(z.dtype), validate_args=False)
 

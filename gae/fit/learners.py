@@ -103,6 +103,8 @@ class GradientLearner(Learner):
             values.append(self._reduced(loss))
             if not math.isfinite(values[0]):  # a line search may try worse points by itself
                 raise FloatingPointError(self.advice(f"The loss is {values[0]}", where))
+            if not loss.requires_grad:
+                raise FloatingPointError(self.advice("All samples' objectives are too large for gradients", where))
             self.fabric.backward(loss)
             if self.clip is not None:
                 self.fabric.clip_gradients(self.module, self.optimizer, max_norm=self.clip, error_if_nonfinite=False)

@@ -11,8 +11,8 @@ from gae.likelihood import MonotoneCodes
 class MonotoneAscent(Step):
     """u ← the likelihood's own update of a code (``MonotoneCodes``), which never lowers the objective.
 
-    For non-negative factorisation: a sweep of exact coordinate ascent under the Gaussian law, a multiplicative update
-    under the Poisson law. Neither has a rate. A multiplicative update leaves an entry of 0 at 0, so start from
+    For non-negative factorisation: exact coordinate ascent to a fixed point under the Gaussian law, a multiplicative
+    update under the Poisson law. Neither has a rate. A multiplicative update leaves an entry of 0 at 0, so start from
     positive codes, such as ``Fixed(torch.ones(Z))``.
 
     Raises:

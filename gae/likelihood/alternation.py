@@ -20,8 +20,8 @@ from gae.likelihood.moments import (
 )
 from gae.likelihood.search import Points, best_points
 
-FLOOR = 1e-12  # of the data's mean square: the least that a noise variance is told from rounding
 SMALL = 1e-6  # of the mean noise variance of all components: the least that one of them has
+SURE = 256  # units of rounding: noise scales, and variances, below are told to be uncertain
 FAR = 32  # components that can be found empty and placed anew after one pass over the data; others wait for the next
 
 
@@ -96,8 +96,11 @@ class Alternation(Likelihood):
             The largest change of a parameter, that of means and loadings in standard deviations of the data.
         """
         moments = relocated(moments, self.means)
-        variance, offset = moments.overall(self.means)
-        unit = float(torch.maximum(variance, FLOOR * (variance + offset)).sqrt()) or 1.0
+        variance, offset = (float(part) for part in moments.overall(self.means))
+        eps, dim = torch.finfo(self.means.dtype).eps, self.means.shape[1]
+        of_data, of_sums = eps**2 * (variance + offset), torch.finfo(torch.float64).eps * dim * variance
+        limits = of_data + of_sums, max(SURE**2 * of_data, SURE * of_sums)
+        unit = max(variance, limits[0]) ** 0.5 or 1.0
         before = [p.clone() for p in (self.means, self.loadings, self.log_scale, self.logits)]
         live = moments.count > 0
         count = moments.count[live]
@@ -106,12 +109,12 @@ class Alternation(Likelihood):
         length = torch.ones_like(self.loadings[..., :1])
         if self.latent_shape[0]:
             covariance = moments.second[live] / count[:, None, None] - shift.unsqueeze(-1) * shift.unsqueeze(-2)
-            top = self._set_loadings(live, covariance, float(variance + offset))
+            top = self._set_loadings(live, covariance, limits)
             if self.flat_prior:  # directions: as much as they move the data
                 length[live] = top.sqrt().unsqueeze(-1).to(length)
         elif self.learn_scale:
-            noise = (moments.second[live] / count - shift.square().sum(1)) / self.means.shape[1]
-            self._set_scale(live, noise, float(variance + offset))
+            noise = (moments.second[live] / count - shift.square().sum(1)) / dim
+            self._set_scale(live, noise, limits)
         if self.learn_weights:
             floored = moments.count + 10 * torch.finfo(moments.count.dtype).eps
             self.logits.copy_((floored / floored.sum()).log())
@@ -119,34 +122,46 @@ class Alternation(Likelihood):
         changes = *moved, self.log_scale - before[2], self.logits - before[3]
         return max((float(change.abs().max()) for change in changes if change.numel()), default=0.0)
 
-    def _set_loadings(self, live: Tensor, covariance: Tensor, square: float) -> Tensor:
-        """From the covariances of live components, given the data's mean square; returns the leading variances."""
+    def _set_loadings(self, live: Tensor, covariance: Tensor, limits: tuple[float, float]) -> Tensor:
+        """From the covariances of live components, and the limits of ``_set_scale``; returns the leading variances."""
         width, dim = self.latent_shape[0], self.means.shape[1]
         top, rest, directions = principal_directions(covariance, width)
         top = top.clamp_min(0)
         if self.learn_scale:
             rest = top[:, -1:] if width == dim and not self.flat_prior else rest  # the same density as E = D - 1
-            self._set_scale(live, rest.sum(1) / (dim if self.flat_prior else max(dim - width, 1)), square)
+            self._set_scale(live, rest.sum(1) / (dim if self.flat_prior else max(dim - width, 1)), limits)
         if not self.flat_prior:
             noise = (2 * self.log_scale[live]).exp().to(top.dtype)
             directions = directions * (top - noise[:, None]).clamp_min(0).sqrt().unsqueeze(-1)
         self.loadings[live] = directions.to(self.loadings.dtype)
         return top
 
-    def _set_scale(self, live: Tensor, variance: Tensor, square: float) -> None:
-        """Warns where a scale is as small as what rounding does to data of this mean square."""
-        floor = (FLOOR * square or FLOOR) + SMALL * variance.mean().clamp_min(0)
-        variance = torch.maximum(variance, floor)
+    def _set_scale(self, live: Tensor, variance: Tensor, limits: tuple[float, float]) -> None:
+        """Variances no smaller than their rounding; warns of those that may be rounding, or are raised without it.
+
+        Args:
+            limits: the variance that rounding alone makes, and one that stands out from it.
+        """
+        rounding, sure = limits
+        small = SMALL * variance.mean().clamp_min(0)
+        raised = (variance > sure) & (variance < small)
+        found, variance = variance, variance.clamp_min(small + (rounding or torch.finfo(self.means.dtype).tiny))
         self.log_scale[live] = (0.5 * variance.log()).to(self.log_scale.dtype)
-        dtype = self.means.dtype
-        limit = max(256 * torch.finfo(dtype).eps, 1.01 * FLOOR**0.5) * square**0.5
         least = float(variance.min().sqrt())
-        if least <= limit:
+        if least**2 <= sure:
             warnings.warn(
-                f"The noise scale {least:.3g} is hardly more than rounding, for {dtype} data of root mean square "
-                f"{square**0.5:.3g}: log densities of single samples are uncertain. If the data have noise, centre "
-                "them, bring their features to one scale, or use float64; if they have none, give a smaller latent or "
-                "a fixed scale.",
+                f"The noise scale {least:.3g} is hardly more than rounding, which is {rounding**0.5:.3g} in these "
+                f"{self.means.dtype} data: log densities of single samples are uncertain. If the data have noise, "
+                "centre them, bring their features to one scale, or use float64; if they have none, give a smaller "
+                "latent or a fixed scale.",
+                stacklevel=3,
+            )
+        elif bool(raised.any()):
+            warnings.warn(
+                f"{int(raised.sum())} of {len(found)} components have noise scales down to "
+                f"{float(found[raised].min().sqrt()):.3g}, raised to {least:.3g}: none may be below {SMALL**0.5:g} of "
+                "their root mean square, as single points would have densities without limit. Use fewer components, or "
+                "fit groups of so different widths apart.",
                 stacklevel=3,
             )
 

@@ -7,7 +7,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 TOLERANCE = 1e-10  # of an entropy, in nats
-LARGEST = 40.0  # of |log precision|, for squared distances of mean 1
+LARGEST = 200.0  # of |log precision|, for squared distances of mean 1
+DIGITS = 1e-9  # relative rounding that a squared distance may have, before it is computed from differences
 BLOCK = 2**18  # elements of a chunk of rows: what fits a processor's cache
 
 
@@ -44,9 +45,9 @@ def affinities(x: Float[Tensor, "B N D"], perplexity: float) -> Float[Tensor, "B
 
 def _conditional(x: Tensor, part: slice, entropy: float) -> Tensor:
     """p_j|i (B, n, N) of the rows i in a slice."""
-    square = squared_distances(x[:, part], x)
     index = torch.arange(part.start, part.stop, device=x.device)
     own = index[:, None] == torch.arange(x.shape[1], device=x.device)
+    square = _without_cancellation(squared_distances(x[:, part], x), x, part, own)
     unit = square.detach().mean(-1, keepdim=True)
     shortest = square.detach().masked_fill(own, torch.inf).amin(-1, keepdim=True)
     square = (square - shortest) / torch.where(unit > 0, unit, 1.0)  # the shift cancels, and keeps entropies exact
@@ -57,6 +58,20 @@ def _conditional(x: Tensor, part: slice, entropy: float) -> Tensor:
         gap = torch.where(steep, found - entropy, 0.0)
         log_precision = log_precision + gap / torch.where(steep, slope.detach(), 1.0)
     return _entropy(square, own, log_precision)[0]
+
+
+def _without_cancellation(square: Tensor, x: Tensor, part: slice, own: Tensor) -> Tensor:
+    """The rows of a slice with values from differences, where points are close as compared with the whole data set."""
+    size = (x.detach() - x.detach().mean(1, keepdim=True)).square().sum(-1)
+    reach = size[:, part].unsqueeze(-1) + size.unsqueeze(1)
+    close = ((square.detach() * DIGITS <= torch.finfo(x.dtype).eps * reach) & ~own).any(-1)
+    correction = torch.zeros_like(square)
+    for batch, rows in enumerate(close):
+        if bool(rows.any()):
+            whole = x[batch].detach()
+            exact = torch.cdist(whole[part][rows], whole, compute_mode="donot_use_mm_for_euclid_dist").square()
+            correction[batch, rows] = exact - square[batch, rows].detach()
+    return square + correction
 
 
 def _search(square: Tensor, own: Tensor, entropy: float) -> Tensor:

@@ -15,7 +15,7 @@ from gae.likelihood.priors import Flat
 
 FLOOR = 1e-7  # of the largest entry: the least that a Poisson part puts on an element, lest a rate of 0 rule out x > 0
 NOTHING = 1e-6  # of the largest entry: what counts as 0 in the parts to start from
-SWEEPS, SETTLED = 200, 1e-6  # of the parts' least-squares problem: at most so many, or until a sweep moves so little
+SWEEPS, SETTLED = 200, 1e-6  # of a least-squares problem: at most so many, or until one moves a row by so little
 
 
 @dataclass(frozen=True)
@@ -122,9 +122,12 @@ class NonNegativeGaussian(NonNegativeLinear, Gaussian):
         self._not_initialized()
 
     def improve(self, x: Num[Tensor, "B *X"], z: Float[Tensor, "S B Z"]) -> Float[Tensor, "S B Z"]:
-        """One sweep over the entries of each code, every one to its best value >= 0 given the others."""
+        """Sweeps over the entries of each code, every one to its best value >= 0 given the others, until it settles.
+
+        By its own size, whatever the scale of the data: in nats, small data would always seem to be settled.
+        """
         parts = self._matrix()
-        return least_squares_sweep(parts @ parts.mT, x.flatten(1) @ parts.mT, z)
+        return least_squares(parts @ parts.mT, x.flatten(1) @ parts.mT, z)
 
     @torch.no_grad()
     def statistics(self, x: Num[Tensor, "B *X"], code: Any) -> Products:
@@ -135,12 +138,7 @@ class NonNegativeGaussian(NonNegativeLinear, Gaussian):
     @torch.no_grad()
     def maximize(self, moments: Products) -> float:
         """The best parts W >= 0 for these codes, by sweeps to a fixed point. A part without codes stays where it is."""
-        parts = self._matrix().double().mT
-        for _ in range(SWEEPS):
-            before, parts = parts, least_squares_sweep(moments.own, moments.cross.mT, parts)
-            if (parts - before).abs().max() <= SETTLED * parts.max():
-                break
-        return self._replace(parts.mT)
+        return self._replace(least_squares(moments.own, moments.cross.mT, self._matrix().double().mT).mT)
 
 
 class NonNegativePoisson(NonNegativeLinear):
@@ -205,6 +203,22 @@ NonNegativeGaussian.
         """One multiplicative update of the parts, from those that the moments were taken at."""
         parts = self._matrix().double() * _share(moments.cross, moments.own.unsqueeze(1))
         return self._replace(parts.clamp_min(FLOOR * float(parts.max())))
+
+
+def least_squares(
+    gram: Float[Tensor, "Z Z"], target: Float[Tensor, "*#L Z"], z: Float[Tensor, "*#L Z"]
+) -> Float[Tensor, "*#L Z"]:
+    """Sweeps of each row by itself, until one moves no entry by more than ``SETTLED`` of the row's largest."""
+    tolerance = max(SETTLED, 10 * torch.finfo(z.dtype).eps)
+    running = torch.ones_like(z[..., :1], dtype=torch.bool)
+    for _ in range(SWEEPS):
+        swept = least_squares_sweep(gram, target, z)
+        moves = (swept - z).detach().abs().amax(-1, keepdim=True) > tolerance * swept.detach().amax(-1, keepdim=True)
+        z = torch.where(running, swept, z)
+        running = running & moves
+        if not bool(running.any()):
+            break
+    return z
 
 
 def least_squares_sweep(
