@@ -5,8 +5,9 @@ import os
 
 # Set before the libraries that read them load, and inherited by the commands that tests start.
 os.environ["MPLBACKEND"] = "Agg"  # figures without a screen
-THREADS = os.environ.get("GAE_THREADS", "1")  # small computations only wait for each other on more
-os.environ["OMP_NUM_THREADS"] = THREADS
+os.environ["OMP_NUM_THREADS"] = os.environ.get(
+    "GAE_THREADS", "1"
+)  # more only wait for each other in small computations
 
 import random
 from collections.abc import Callable, Iterator
@@ -63,7 +64,7 @@ class Deterministic:
         random.seed(OFFSET)
         np.random.seed(0)
         torch.manual_seed(0)
-        torch.set_num_threads(int(THREADS))
+        torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
         yield
         torch.set_default_dtype(torch.float32)
 
