@@ -5,9 +5,7 @@ import os
 
 # Set before the libraries that read them load, and inherited by the commands that tests start.
 os.environ["MPLBACKEND"] = "Agg"  # figures without a screen
-os.environ["OMP_NUM_THREADS"] = os.environ.get(
-    "GAE_THREADS", "1"
-)  # more only wait for each other in small computations
+os.environ["OMP_NUM_THREADS"] = os.environ.get("GAE_THREADS", "1")  # small computations only wait for each other
 
 import random
 from collections.abc import Callable, Iterator

@@ -28,7 +28,7 @@ from gae import Autoencoder
 from gae.fit import fit
 from gae.inference import Argmax, Ascent, ClosedForm, Code, Enumerate, Inference
 from gae.likelihood import LinearMixture
-from gae.objective import Objective, elbo, iwae, joint, logsumexp
+from gae.objective import Objective, elbo, joint, logsumexp
 
 Shape = tuple[int, ...]
 

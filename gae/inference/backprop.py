@@ -141,13 +141,17 @@ class _Replay(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, *cotangents):  # type: ignore[no-untyped-def]
+        with twice_differentiable(ctx.solver.problem.likelihood):
+            return _Replay._replayed(ctx, cotangents)
+
+    @staticmethod
+    def _replayed(ctx, cotangents):  # type: ignore[no-untyped-def]
         flowing, parameters = ctx.flowing, ctx.parameters
         total: list[Tensor | None] = [None] * len(parameters)
         for t in reversed(range(len(ctx.tape))):
             at = ctx.tape[t]
             leaves = {name: at[name].requires_grad_() for name in flowing}
-            kernels = twice_differentiable(ctx.solver.problem.likelihood)
-            with torch.enable_grad(), torch.random.fork_rng(devices=[]), kernels:
+            with torch.enable_grad(), torch.random.fork_rng(devices=[]):
                 after = ctx.solver.rebound().advance(at, t, True)
             flows = [after[name].requires_grad for name in flowing]
             outputs = [after[name] for name, flow in zip(flowing, flows, strict=True) if flow]

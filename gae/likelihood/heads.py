@@ -197,6 +197,10 @@ class Bernoulli(Head):
     def distribution(self, output: Float[Tensor, "..."]) -> Distribution:
         return distributions.Bernoulli(logits=output, validate_args=False)
 
+    def check_support(self, x: Num[Tensor, "B *X"]) -> None:
+        if not torch.equal(x, x.square()):  # of finite numbers, only 0 and 1 are their own square
+            super().check_support(x)
+
     def log_likelihood(
         self, x: Num[Tensor, "B *X"], output: Float[Tensor, "..."], k: Int[Tensor, "..."] | None = None
     ) -> Float[Tensor, "S B"]:
