@@ -161,6 +161,15 @@ def test_components_that_do_not_exist_are_refused() -> None:
 
 
 @pytest.mark.usefixtures("unchecked_types")
+def test_tensors_without_plain_values_are_refused() -> None:
+    model, x = image_model(), torch.rand(B, *EVENT)
+    with pytest.raises(TypeError, match=r"must be a dense tensor, got layout torch\.sparse_coo"):
+        model(x.to_sparse())
+    with pytest.raises(ValueError, match="x is on meta but the model on cpu"):
+        model(x.to("meta"))
+
+
+@pytest.mark.usefixtures("unchecked_types")
 def test_log_densities_of_grey_values_are_refused() -> None:
     """A cross-entropy of grey pixels is no log density; an engine alone may see corrupted ones."""
     model = Autoencoder(Bernoulli(nets.mlp(2, [4], 3), 2), Amortized(nn.Linear(3, 2)))
