@@ -103,9 +103,8 @@ class LinearMixture(Alternation):
         k = self._codes(z, k)
         residual = x.flatten(1) - self._at(k)
         if self.components == 1:
-            samples, batch = len(z), max(z.shape[1], len(x))
-            loadings, codes = self.loadings.expand(samples, -1, -1), z.expand(-1, batch, -1)
-            residual = torch.baddbmm(residual.expand(samples, batch, -1), codes, loadings, alpha=-1)
+            loadings = self.loadings.expand(len(z), -1, -1)
+            residual = torch.baddbmm(residual.expand(len(z), -1, -1), z, loadings, alpha=-1)
         elif self.latent_shape[0]:
             residual = residual - self._along(z, k)
         return self.prior.log_prob(z) + self.log_weights[k] + self._log_normal(residual, k)
