@@ -50,8 +50,8 @@ class InDataUnits(nn.Sequential):
 
     >>> clipped = InDataUnits(nn.Hardtanh(-2, 2), (2,))
     >>> clipped.initialize(None, torch.tensor([[1.0, 2000.0], [3.0, 6000.0]]), seed=0)
-    >>> clipped(torch.tensor([[9.0, 5000.0]]))  # nine is seven deviations from the mean, of which two are left
-    tensor([[   4., 5000.]])
+    >>> clipped(torch.tensor([[9.0, 5000.0]])).tolist()  # nine is seven deviations from the mean; two are left
+    [[4.0, 5000.0]]
     """
 
     loc: Tensor

@@ -224,7 +224,7 @@ def test_step_sizes_follow_the_rate_of_acceptance() -> None:
 def test_bad_arguments_of_ais() -> None:
     model, x = ppca(), torch.zeros(2, 6).double()
     for options, message in (
-        ({"chains": 1}, "chains >= 2"),
+        ({"chains": 1}, "chains must be at least 2"),
         ({"leapfrog": 0}, "leapfrog >= 1"),
         ({"pilot": 0}, "pilot >= 1"),
         ({"temperatures": 0}, "number of temperatures"),

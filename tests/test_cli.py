@@ -130,7 +130,7 @@ def on_text(tmp_path_factory: pytest.TempPathFactory) -> Path:
     gae("fit", "sequence-vae", folder / "known.txt", "--quiet", "--epochs", 1, *small, "--out", folder / "system")
     data = load(folder / "known.txt")
     configuration = engines.configure(data, ["amortised"], epochs=1, latent=2, hidden=(8,))
-    model = engines.assemble(configuration, "amortised", *engines.initial(configuration, data.train))
+    model = engines.assemble(configuration, "amortised", *engines.initial(configuration, data.event_shape))
     described = engines.describe(configuration, "amortised", data)
     train(model, data, epochs=1, out=folder / "engine", progress=False, describe=described)
     return folder
@@ -174,10 +174,10 @@ def test_text_checkpoints_without_a_vocabulary_are_refused(on_text: Path, tmp_pa
 
     newest = max((on_text / "system").glob("checkpoint-*"))
     old = shutil.copytree(newest, tmp_path / newest.name)
-    document = json.loads((old / "state.json").read_text(encoding="utf-8"))
+    document = verified(json.loads((old / "state.json").read_text(encoding="utf-8")))
     for fact in ("vocabulary", "binarization"):
         del document["state"]["describe"][fact]
-    (old / "state.json").write_text(json.dumps(document), encoding="utf-8")
+    (old / "state.json").write_text(dump(document), encoding="utf-8")
     assert "notes no vocabulary" in gae("encode", old, on_text / "known.txt", "-o", tmp_path / "x.npz", code=2)
 
 

@@ -166,6 +166,7 @@ def test_parameters_of_a_plain_guide_are_trained(x: Tensor) -> None:
         with pyro.plate("data", len(x)):
             pyro.sample("z", Normal(loc.expand(len(x), 2), 1.0).to_event(1))
 
+    pyro.clear_param_store()
     starts = []
     for epochs in (1, 2):
         torch.manual_seed(0)
@@ -313,6 +314,10 @@ class Processes:
     def all_reduce(self, value: Tensor, reduce_op: str) -> Tensor:
         self.calls += 1
         return value * self.world_size if reduce_op == "sum" else value
+
+    def all_gather(self, value: Tensor) -> Tensor:
+        self.calls += 1
+        return value.expand(self.world_size, *value.shape)
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3])

@@ -292,7 +292,7 @@ def test_atoms_have_unit_length() -> None:
 
 def test_sparse_autoencoder_reaches_its_activity(digits: Dataset) -> None:
     torch.manual_seed(0)
-    autoencoder = systems.build("sparse-ae", digits.event_shape, latent=64, rho=0.05, weight=30.0)
+    autoencoder = systems.build("sparse-ae", digits.event_shape, latent=64, rho=0.05, weight=300.0)
     train(autoencoder, digits, epochs=60, optimizer=Adam)
     with torch.no_grad():
         activity = autoencoder.encode(digits.epoch(0)).z[0].mean(0)

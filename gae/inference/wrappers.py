@@ -194,7 +194,8 @@ class Simplex(nn.Module):
 
     def forward(self, z: Float[Tensor, "*L Z"]) -> Float[Tensor, "*L Z"]:
         # Only differences count, and an element 1 or more below the largest becomes 0: all sums are of small numbers.
-        below = (z - z.detach().amax(-1, keepdim=True)).clamp_min(-1)
+        # Clamped lower than at -1, for at the kink of the last line it would have a gradient.
+        below = (z - z.detach().amax(-1, keepdim=True)).clamp_min(-2)
         ordered = below.sort(-1, descending=True).values
         count = torch.arange(1, z.shape[-1] + 1, dtype=z.dtype, device=z.device)
         excess = (ordered.cumsum(-1) - 1) / count

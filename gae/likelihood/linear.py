@@ -104,7 +104,7 @@ class LinearMixture(Alternation):
         residual = x.flatten(1) - self._at(k)
         if self.components == 1:
             loadings = self.loadings.expand(len(z), -1, -1)
-            residual = torch.baddbmm(residual.expand(len(z), -1, -1), z, loadings, alpha=-1)
+            residual = torch.baddbmm(residual.expand(len(z), -1, -1), z.expand(-1, len(x), -1), loadings, alpha=-1)
         elif self.latent_shape[0]:
             residual = residual - self._along(z, k)
         return self.prior.log_prob(z) + self.log_weights[k] + self._log_normal(residual, k)

@@ -6,6 +6,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from gae.likelihood.door import hidden
+
 
 @dataclass(frozen=True)
 class Charts:
@@ -41,19 +43,23 @@ def quadratic(x: Float[Tensor, "B D"], charts: Charts, tolerance: float) -> Quad
 
     ‖x‖² and its projections cancel where the noise is fine compared with the data. As far as the dtype of x allows,
     they come from matrix products about a common centre; else from these in float64; and where that is not enough,
-    from residuals at the best code of each chart, which do not cancel.
+    from residuals at the best code of each chart, which do not cancel. Under ``torch.vmap`` they are taken at once.
     """
     for dtype in dict.fromkeys((x.dtype, torch.float64)):
         wide, parts = x.to(dtype), charts.to(dtype)
         centre = parts.means.mean(0)
         rows, means = wide - centre, parts.means - centre
         norm = torch.linalg.vector_norm(rows, dim=1).square()
-        with torch.no_grad():
-            far = norm.max() + means.square().sum(1).max()
-            error = torch.finfo(dtype).eps * float(far * parts.precision.max())
-        if error <= tolerance:
+        if not hidden(norm) and _rounding(norm, means, parts) <= tolerance:
             return _from_products(rows, norm, means, parts)
     return _from_residuals(wide, parts)
+
+
+@torch.no_grad()
+def _rounding(norm: Tensor, means: Tensor, charts: Charts) -> float:
+    """The size of rounding errors, in nats."""
+    far = norm.max() + means.square().sum(1).max()
+    return torch.finfo(norm.dtype).eps * float(far * charts.precision.max())
 
 
 def _from_products(rows: Tensor, norm: Tensor, means: Tensor, charts: Charts) -> Quadratic:

@@ -1,5 +1,6 @@
 """Autoencoders with a deterministic encoder: plain and regularised."""
 
+import math
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 
@@ -72,9 +73,11 @@ def sparse_ae(
     weight: float = 1.0,
 ) -> Autoencoder:
     """A sparse autoencoder: activities in (0, 1) whose means over the data are held near ``rho`` (Ng 2011)."""
-    network = nets.mlp(latent, hidden[::-1], event_shape)
-    decoder = decoder_of(network, latent, event_shape, head, prior=Flat(latent))
-    encoder = nn.Sequential(nets.Standardized(nets.mlp(event_shape, hidden, latent), event_shape), nn.Sigmoid())
+    decoder = decoder_of(nets.mlp(latent, hidden[::-1], event_shape), latent, event_shape, head, prior=Flat(latent))
+    network = nets.mlp(event_shape, hidden, latent)
+    if 0 < rho < 1:  # activities start where they shall end
+        nn.init.constant_(network[-1].bias, math.log(rho / (1 - rho)))  # type: ignore[arg-type]
+    encoder = nn.Sequential(nets.Standardized(network, event_shape), nn.Sigmoid())
     return Autoencoder(decoder, Amortized(encoder), joint, penalties=[SparseActivity(weight, rho)])
 
 
