@@ -1,5 +1,6 @@
 """The ``gae`` command. What is heavy is imported where it is used, so that help comes at once."""
 
+import math
 import os
 import sys
 from functools import partial
@@ -129,6 +130,8 @@ def fit(
     from gae.options import parse
     from gae.systems import build, describe, named, options_of
 
+    if lr is not None and not 0 < lr < math.inf:
+        raise ValueError(f"--lr must be positive and finite, got {lr}.")
     options = parse(system, option or [])
     dataset = load(data, binarize)
     options = {**options_of(system, dataset), **options}
@@ -212,7 +215,7 @@ def compare(
     ] = None,
     epochs: Annotated[int | None, typer.Option(help="Chosen by the size of the data unless given.")] = None,
     seed: Seed = 0,
-    latent: Annotated[int | None, typer.Option(help="Width of the code, 8 unless given.")] = None,
+    latent: Annotated[int | None, typer.Option(help="Width of the code: 8, or that of the data if less.")] = None,
     head: Annotated[str | None, typer.Option(help="The decoder's distribution, gaussian unless given.")] = None,
     binarize: Binarize = "none",
     quick: Annotated[bool, typer.Option("--quick", help="Fewer epochs and samples.")] = False,

@@ -23,7 +23,7 @@ def activate(
     ] = None,
     binarize: SameBinarize = None,
     steps: Annotated[int, typer.Option(min=1, help="Of each of 8 ascents.")] = 400,
-    seed: Annotated[int, typer.Option(help="Of the random starts.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Of the random starts.")] = 0,
     output: Annotated[
         Path, typer.Option("--output", "-o", help="A .png or .npz file; DATA's most active image stands beside.")
     ] = Path("activation.png"),

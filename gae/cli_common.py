@@ -22,7 +22,7 @@ Binarize = Annotated[str, typer.Option(help="none, threshold or dynamic.")]
 SameBinarize = Annotated[
     str | None, typer.Option("--binarize", help="As the model's training data unless given; any other is refused.")
 ]
-Seed = Annotated[int, typer.Option(help="Of weights, data order and noise.")]
+Seed = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Of weights, data order and noise.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue the run in the output folder.")]
 CheckpointPath = Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="A run's folder, or one checkpoint in it.")]
 

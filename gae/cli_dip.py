@@ -30,7 +30,7 @@ def dip(
     channels: Annotated[int, typer.Option(help="Of the network; the paper has 128.")] = 32,
     scales: Annotated[int, typer.Option(help="Of the network; the paper has 5.")] = 4,
     preview: Annotated[int, typer.Option(help="Write preview.png every so many steps; 0 for never.")] = 100,
-    seed: Annotated[int, typer.Option(help="Of the network's input, weights and noise.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Of the network's input, weights and noise.")] = 0,
     out: Annotated[Path | None, typer.Option(help="A new folder.", show_default="runs/dip-NAME")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:

@@ -27,7 +27,7 @@ def gap(
     draws: Annotated[int, typer.Option(min=4, help="For each bound, per observation.")] = 1000,
     steps: Annotated[int, typer.Option(min=1, help="Of each local optimisation, at most.")] = 200,
     binarize: SameBinarize = None,
-    seed: Annotated[int, typer.Option(help="Of all draws.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Of all draws.")] = 0,
     out: Annotated[Path, typer.Option(help="Folder for gap.html, gap.json and gap.npz (per sample).")] = Path("gap"),
     as_json: AsJson = False,
 ) -> None:

@@ -32,7 +32,7 @@ def compare(
     *,
     engines: Sequence[str] = tuple(ENGINES),
     epochs: int | None = None,
-    latent: int = 8,
+    latent: int | None = None,
     hidden: Sequence[int] = (128, 128),
     head: str = "gaussian",
     seed: int = 0,
@@ -51,7 +51,7 @@ def compare(
         out: a new folder, or with ``resume`` that of an interrupted comparison of the same configuration.
         engines: names from ``gae.engines.ENGINES``.
         epochs: of every training; chosen by the size of the data unless given.
-        latent: width of the code.
+        latent: width of the code; 8 unless given, or the elements of an observation where these are fewer.
         hidden: widths of the hidden layers of the encoder; the decoder mirrors them.
         head: the decoder's distribution, a name from ``gae.systems.HEADS``.
         seed: of weights, order of data and noise.

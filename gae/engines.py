@@ -18,7 +18,7 @@ from gae.likelihood import Likelihood, LinearMixture
 from gae.measure import Effort, encode
 from gae.objective import Objective, elbo, joint
 from gae.systems import HEADS, NormalEncoder, build
-from gae.systems.parts import decoder_of
+from gae.systems.parts import decoder_of, directions
 
 
 @dataclass(frozen=True)
@@ -136,7 +136,7 @@ def configure(
     data: Dataset,
     engines: Sequence[str],
     epochs: int | None = None,
-    latent: int = 8,
+    latent: int | None = None,
     hidden: Sequence[int] = (128, 128),
     head: str = "gaussian",
     seed: int = 0,
@@ -145,7 +145,7 @@ def configure(
     """The configuration of a comparison, checked against the data.
 
     Unless given, the number of epochs is that which shows about 70,000 samples (``quick``: 10,000), at least 5
-    (``quick``: 1).
+    (``quick``: 1). The code has 8 elements, or as many as an observation where these are fewer.
 
     Raises:
         ValueError: unknown names (the valid ones are listed), or sizes that do not fit the data.
@@ -157,6 +157,7 @@ def configure(
         raise ValueError(f"Unknown or repeated engine: {got}. Choose some of {', '.join(ENGINES)}.")
     if head not in HEADS:
         raise ValueError(f"Unknown head {head!r}. Valid heads: {', '.join(HEADS)}.")
+    latent = directions(data.event_shape, latent)
     if not 1 <= latent <= width:
         raise ValueError(f"latent must be between 1 and the {width} elements of an observation, got {latent}.")
     if size < max(latent, 10):

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Bool, Float, Int, Num
-from torch import Size, Tensor
+from torch import Tensor
 from torch.distributions import Distribution, Independent, MultivariateNormal
 
 from gae.autoencoder import Autoencoder
@@ -25,7 +25,7 @@ from gae.inference import (
     Status,
     Zeros,
 )
-from gae.inference.base import need_density
+from gae.inference.laws import codes_from, need_density
 from gae.likelihood import ExactPosterior, Likelihood
 from gae.likelihood.door import checked, door
 from gae.measure import Entry, mean_and_error
@@ -161,7 +161,7 @@ def _gap(
     steps: int,
 ) -> Gap:
     found = None if engine is None else _density(engine, likelihood, x)
-    start = found if found is not None else _laplace(likelihood, x)
+    start = found if found is not None and _normal(found) is not None else _laplace(likelihood, x)
     width = likelihood.latent_shape.numel()
     best = {name: _best(name, likelihood, x, start, noise or 4 * width, steps, draws) for name in families}
     encoder = None if found is None else lower_bound(likelihood, x, found, draws)
@@ -193,7 +193,7 @@ def lower_bound(
     parts = []
     expanded = None if normal is None else expansion(likelihood, x, normal.mean)
     for size in _chunks(draws, chunk):
-        z = (q if normal is None else normal).sample(Size((size,)))
+        z = codes_from(q if normal is None else normal, size)
         log_joint = likelihood.log_joint(x, z)
         variate = -q.log_prob(z) if normal is None or expanded is None else _quadratic(z - normal.mean, *expanded)
         parts.append(torch.stack([log_joint, variate]))
@@ -243,11 +243,20 @@ def _density(engine: Inference, likelihood: Likelihood, x: Tensor) -> Distributi
 
 
 def one_row(q: Distribution) -> Distribution:
-    """Batch (1, B) as batch (B,)."""
+    """The density of batch (B,) that one of batch (S, B) repeats.
+
+    Raises:
+        ValueError: for a law that is not normal, of which no row can be taken.
+    """
     if len(q.batch_shape) < 2:
         return q
     if isinstance(q, MultivariateNormal):
         return MultivariateNormal(q.loc[0], scale_tril=q.scale_tril[0], validate_args=False)
+    if _normal(q) is None:
+        raise ValueError(
+            f"One density q(z|x) per observation is needed, got {type(q).__name__} of batch {tuple(q.batch_shape)}. "
+            "Set the engine's samples to 1."
+        )
     base = torch.distributions.Normal(q.mean[0], q.stddev[0], validate_args=False)
     return Independent(base, 1, validate_args=False)
 

@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Float, Num
-from torch import Size, Tensor
+from torch import Tensor
 
 from gae.autoencoder import Autoencoder
 from gae.data import Dataset
 from gae.inference import Encoding, Status
+from gae.inference.laws import codes_from
 from gae.likelihood import ExactPosterior, FlatDistribution
 from gae.objective import elbo
 
@@ -133,7 +134,7 @@ def _elbo(model: Autoencoder, x: Tensor, samples: int) -> Tensor | None:
     q = encoding.q
     if q is None:
         return None
-    z = q.sample(Size((samples,)))
+    z = codes_from(q, samples)
     log_q = q.log_prob(z).reshape(-1, len(x))
     z = z.reshape(-1, len(x), *model.likelihood.latent_shape)
     return elbo(Encoding(z, None, model.likelihood.log_joint(x, z), log_q, q, encoding.prior, encoding.engine))

@@ -42,8 +42,10 @@ def elbo(encoding: Encoding, beta: float = 1.0, analytic: bool = False) -> Float
 
     Raises:
         ValueError: for an engine without a density q(z|x), or without a closed-form KL when that is asked for; for
-            codes of a mixture unless beta = 1.
+            codes of a mixture unless beta = 1; for a beta that is negative or not finite.
     """
+    if not 0 <= beta < math.inf:
+        raise ValueError(f"beta must not be negative, and finite, got {beta}.")
     log_q = _density(encoding, "elbo")
     if not analytic and beta == 1.0:
         return (encoding.log_joint - log_q).mean(0)

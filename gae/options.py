@@ -54,7 +54,8 @@ def parse(system: str, pairs: Sequence[str]) -> dict[str, Any]:
     """Values of ``KEY=VALUE`` pairs, by the types of the system's options.
 
     Raises:
-        ValueError: an unknown system or option (the valid ones are listed), or a value of another type.
+        ValueError: an unknown system or option (the valid ones are listed), one given twice, or a value of another
+            type.
 
     >>> parse("vae", ["latent=2", "hidden=64,32", "analytic=false"])
     {'latent': 2, 'hidden': [64, 32], 'analytic': False}
@@ -62,7 +63,11 @@ def parse(system: str, pairs: Sequence[str]) -> dict[str, Any]:
     Traceback (most recent call last):
     ValueError: Option latent of vae must be a whole number, got 'two'.
     """
-    return dict(_parse(system, pair) for pair in pairs)
+    parsed = [_parse(system, pair) for pair in pairs]
+    values = dict(parsed)
+    if len(values) < len(parsed):
+        raise ValueError(f"An option is given twice, got {', '.join(pairs)}. Keep one of its values.")
+    return values
 
 
 def _parse(system: str, pair: str) -> tuple[str, Any]:

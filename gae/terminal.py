@@ -34,6 +34,10 @@ def reported(function: Callable[..., None]) -> Callable[..., None]:
             raise
         except EXPECTED as error:
             _fail(str(error) or type(error).__name__, 2)
+        except RuntimeError as error:  # torch has no class of its own for memory of the processor
+            if "allocate" not in str(error):
+                raise
+            _fail(f"Out of memory: {error}. Take smaller sizes of the system, fewer data or a smaller batch.", 2)
         except KeyboardInterrupt:
             _fail("Interrupted." + (" Add --resume to continue." if "resume" in options else ""), 130)
 

@@ -52,6 +52,7 @@ ORDER = [
     "gae.likelihood.lle",
     "gae.likelihood.sequence",
     "gae.likelihood",
+    "gae.inference.laws",
     "gae.inference.base",
     "gae.inference.decoder",
     "gae.inference.starts",

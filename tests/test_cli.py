@@ -351,6 +351,11 @@ def test_checkpoints_of_a_comparison_encode_and_sample(compared: Path, tmp_path:
         (["fit", "vae", "digits", "--option", "head=bernoulli"], "Bernoulli needs x in {0, 1}"),
         (["fit", "vae", "digits", "--binarize", "often"], "Unknown binarize 'often'. Choose one of none, threshold"),
         (["fit", "vae", "digits", "--epochs", "0"], "epochs must be"),
+        (["fit", "vae", "digits", "--option", "latent=2", "--option", "latent=3"], "An option is given twice"),
+        (["fit", "vae", "digits", "--option", "latent=1000000000000"], "Out of memory"),
+        (["fit", "vae", "digits", "--lr", "0"], "--lr must be positive and finite, got 0.0"),
+        (["fit", "vae", "digits", "--lr", "inf"], "--lr must be positive and finite, got inf"),
+        (["fit", "vae", "digits", "--validation", "0.9999"], "would hold out 1437 of 1437 training samples"),
         (["encode", "nowhere", "digits"], "nowhere does not exist"),
         (["compare", "digits", "--engines", "magic"], "'magic'. Choose some of unrolled, detached, amortised"),
         (["compare", "digits", "--head", "cauchy"], "Unknown head 'cauchy'"),
@@ -572,3 +577,9 @@ def test_a_defect_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     for error, told in ((ValueError(), "ValueError"), (MemoryError(), "MemoryError"), (OSError(28, "full"), "full")):
         monkeypatch.setattr(cli, "table", lambda *args, error=error: (_ for _ in ()).throw(error))
         assert told in gae("systems", code=2)
+
+
+@pytest.mark.parametrize("command", [["fit", "vae", "digits"], ["encode", "run", "digits"], ["gap", "run", "digits"]])
+def test_seeds_out_of_range_are_refused_at_the_door(command: list[str]) -> None:
+    for seed in (-1, 2**64):
+        assert "Invalid value for '--seed'" in gae(*command, "--seed", seed, code=2)

@@ -356,3 +356,8 @@ def test_a_dimension_that_the_decoder_ignores_is_not_active() -> None:
 def test_a_mean_that_is_not_finite_is_absent() -> None:
     entry = measure.mean_and_error(torch.tensor([1.0, math.inf, math.nan]))
     assert entry == {"mean": None, "se": None, "reason": "2 of 3 values are not finite"}
+
+
+def test_a_comparison_of_narrow_data_has_codes_as_wide_as_they_are() -> None:
+    assert engines.configure(load("circles"), NAMES).latent == 2
+    assert engines.configure(load("digits"), NAMES).latent == 8

@@ -292,3 +292,40 @@ def test_kernels_are_switched_within_the_solve_alone() -> None:
     seen.clear()
     Ascent(max_steps=1)(plain, torch.randn(3, 5))
     assert set(seen) == {around[0]}
+
+
+class Cut(nn.Module):
+    """A decoder through which no gradient passes, though its own parameters have one."""
+
+    def __init__(self, cut: Layer):
+        super().__init__()
+        self.cut, self.linear = cut, nn.Linear(2, 3)
+
+    def forward(self, z: Tensor) -> Tensor:
+        return self.linear(self.cut(z))
+
+
+CUTS: dict[str, Layer] = {
+    "detach": lambda z: z.detach(),
+    "numpy": lambda z: torch.from_numpy(z.detach().numpy()),
+    "classes": lambda z: z.long().to(z.dtype),
+}
+
+
+@pytest.mark.parametrize("name", CUTS)
+def test_a_decoder_without_a_gradient_is_refused(name: str) -> None:
+    """Its codes would be the prior's mode, whatever x is."""
+    model, x = Gaussian(Cut(CUTS[name]), 2), torch.randn(4, 3)
+    with pytest.raises(ValueError, match="No gradient reaches a code through the decoder of Gaussian"):
+        Ascent(Zeros(), LBFGS(), 3, backprop=Detach())(model, x)
+    Ascent(Zeros(), max_steps=0)(model, x)
+
+
+def test_a_decoder_is_asked_once_for_its_gradient() -> None:
+    model, x = Gaussian(nn.Linear(2, 3), 2), torch.randn(4, 3)
+    engine = Ascent(Zeros(), GradientAscent(0.1), 2, backprop=Detach())
+    first = engine(model, x).z
+    calls = []
+    model.decoder.register_forward_hook(lambda *_: calls.append(1))
+    assert torch.equal(engine(model, x).z, first)
+    assert len(calls) <= 3 + 2 + 2  # three of `need_fixed`, the steps, and the scores

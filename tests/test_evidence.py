@@ -165,9 +165,9 @@ class CountingDraws(Normal):
 
     drawn = 0
 
-    def sample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008
-        type(self).drawn += math.prod(sample_shape) * self.batch_shape[0]
-        return super().sample(sample_shape)
+    def rsample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008
+        type(self).drawn += self._extended_shape(sample_shape)[:-2].numel()
+        return super().rsample(sample_shape)
 
 
 @pytest.mark.parametrize(

@@ -453,3 +453,35 @@ def test_bad_input_is_refused_at_the_door(case: BadInput) -> None:
             call(case.x(x.clone()))
         for message in case.messages:
             caught.match(message)
+
+
+@pytest.mark.parametrize(
+    ("decode", "found"),
+    [
+        (lambda z: z.double(), "a torch.float64 tensor"),
+        (lambda z: z.half(), "a torch.float16 tensor"),
+        (lambda z: z.long(), "a torch.int64 tensor"),
+        (lambda z: (z, z), "tuple"),
+        (lambda z: None, "NoneType"),
+    ],
+)
+def test_decoders_that_return_something_else_are_refused(decode: Callable[[Tensor], Any], found: str) -> None:
+    class Decoder(nn.Module):
+        def forward(self, z: Tensor) -> Any:
+            return decode(z)
+
+    with pytest.raises(TypeError, match=rf"The decoder must return a torch\.float32 tensor.*got {found}"):
+        Gaussian(Decoder(), 2)
+
+
+def test_a_table_of_integers_does_not_tell_the_dtype_of_codes() -> None:
+    class Table(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("order", torch.tensor([1, 0]))
+            self.linear = nn.Linear(2, 3)
+
+        def forward(self, z: Tensor) -> Tensor:
+            return self.linear(z[..., self.order])
+
+    assert Gaussian(Table(), 2).event_shape == (3,)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from problems import PROBED, Landscape, Rows, neural, posterior, ppca
+from problems import FIRST, PROBED, Landscape, Rows, neural, posterior, ppca
 from torch import Tensor, nn
 
 from gae.inference import (
@@ -256,7 +256,7 @@ def test_stopped_samples_cost_no_decoder_work(rule: str, tol: float | None, fami
     engine = solve(RULES[rule](), 80, tol=tol, family=None if family is None else MeanField(samples=family))
     decoder.rows = 0
     solved = account(engine(model, x))
-    assert decoder.rows == int(solved.evaluations.sum()) + 9 + PROBED
+    assert decoder.rows == int(solved.evaluations.sum()) + 9 + FIRST
     if tol is None:
         assert bool((solved.evaluations == 80 * (family or 1)).all())
     else:

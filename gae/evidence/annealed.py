@@ -10,6 +10,7 @@ from torch import Size, Tensor
 from torch.distributions import Distribution
 
 from gae.evidence.base import Evidence, need_proper, unit, weighted
+from gae.inference.laws import codes_from, need_cover, need_density
 from gae.inference.problem import widened
 from gae.likelihood import Likelihood
 from gae.likelihood.door import check_codes, checked
@@ -80,7 +81,7 @@ def ais(
         chains: S, independent chains per observation.
         leapfrog: steps of each transition.
         schedule: of β, see ``inverse_temperatures``.
-        start: batch (B,) or (), event Z, that can be sampled; the prior unless given.
+        start: batch (B,) or (), event Z, that can be sampled and covers the prior; the prior unless given.
         pilot: chains that find the step sizes.
 
     Raises:
@@ -197,12 +198,16 @@ class _Path:
     def __init__(self, likelihood: Likelihood, x: Tensor, start: Distribution | None):
         self.likelihood, self.x = likelihood, x
         self.start = likelihood.prior if start is None else start
+        if start is not None:
+            need_density(start)
+            need_cover(start, likelihood, x)
         self.unit = unit(self.start).to(x)
         self.log_joint = likelihood.given(x)
 
     def draw(self, chains: int) -> Tensor:
-        shape = (chains,) if self.start.batch_shape else (chains, len(self.x))
-        return self.start.sample(Size(shape))
+        if self.start.batch_shape:
+            return codes_from(self.start, chains)
+        return self.start.sample(Size((chains, len(self.x))))
 
     def at(self, z: Tensor) -> _State:
         return _State(z, self.start.log_prob(z), self.log_joint(z))

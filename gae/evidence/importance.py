@@ -4,12 +4,12 @@ import math
 
 import torch
 from jaxtyping import Num
-from torch import Size, Tensor
+from torch import Tensor
 from torch.distributions import Distribution
 
 from gae.evidence.base import Evidence, need_proper, weighted
 from gae.inference import Inference
-from gae.inference.base import need_density
+from gae.inference.laws import codes_from, need_cover, need_density
 from gae.likelihood import Likelihood
 from gae.likelihood.door import checked
 
@@ -35,7 +35,7 @@ def importance(
     Raises:
         ValueError: for fewer than two samples; under a flat prior, where no density p(x) exists; for an engine
             without a density, or one that chooses a component; for a proposal that is no density over all elements
-            of a code.
+            of a code, or leaves out codes that the prior has.
 
     >>> from gae.inference import ClosedForm
     >>> from gae.likelihood import LinearMixture
@@ -52,11 +52,12 @@ def importance(
     if isinstance(proposal, Inference):
         proposal = _density(proposal, likelihood, x)
     need_density(proposal)
+    need_cover(proposal, likelihood, x)
     rows = 1 if len(proposal.batch_shape) == 1 else proposal.batch_shape[0]
     log_weights = []
-    draws, step = math.ceil(samples / rows), max(chunk // rows, 1)
-    for start in range(0, draws, step):
-        z = proposal.sample(Size((min(step, draws - start),)))
+    rounds, step = math.ceil(samples / rows), max(chunk // rows, 1)
+    for start in range(0, rounds, step):
+        z = codes_from(proposal, min(step, rounds - start))
         log_q = proposal.log_prob(z).reshape(-1, len(x))
         if not bool(torch.isfinite(log_q).all()):
             raise ValueError(
@@ -64,7 +65,7 @@ def importance(
                 "it positive scales, or use `laplace_approximation(likelihood, x, code)`."
             )
         log_weights.append(likelihood.log_joint(x, z.reshape(-1, len(x), *likelihood.latent_shape)) - log_q)
-    return weighted(torch.cat(log_weights), draws * rows)
+    return weighted(torch.cat(log_weights), rounds * rows)
 
 
 def _density(engine: Inference, likelihood: Likelihood, x: Tensor) -> Distribution:

@@ -48,6 +48,11 @@ class Samples:
             raise ValueError(f"validation, if a fraction, must lie strictly between 0 and 1, got {fraction}.")
         x = self._all(0)
         held = max(1, round(fraction * len(x)))
+        if len(x) - held < 2:
+            raise ValueError(
+                f"validation={fraction} would hold out {held} of {len(x)} training samples, and fit needs at least 2. "
+                "Take a smaller fraction."
+            )
         order = torch.randperm(len(x), generator=generator(self.seed, "held out"))
         self.rows = order[held:].sort().values
         self.validation = x[order[:held].sort().values.to(x.device)]

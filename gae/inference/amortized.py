@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution, biject_to, constraints
 
 from gae.inference.base import Code, Inference
+from gae.inference.laws import codes_from
 from gae.likelihood import Likelihood
 from gae.likelihood.door import door
 
@@ -82,11 +83,11 @@ class Amortized(Inference):
                 'The guide must have a sample site "z", or return a distribution or a tensor of codes; '
                 f"got {type(found).__name__} and no site."
             )
-        _fits(code, likelihood, len(x))
+        _fits(code, likelihood, x)
         return code if k is None else code.over(k)
 
     def _sample(self, q: Distribution) -> Tensor:
-        return q.rsample(torch.Size((self.samples,))) if q.has_rsample else q.sample()
+        return codes_from(q, self.samples) if q.has_rsample else q.sample()
 
     def _drawn(self, q: Distribution, z: Tensor, likelihood: Likelihood) -> Code:
         if not q.has_rsample:
@@ -143,13 +144,15 @@ class _Site(Messenger):
         return value
 
 
-def _fits(code: Code, likelihood: Likelihood, batch: int) -> None:
-    wanted = (batch, *likelihood.latent_shape)
+def _fits(code: Code, likelihood: Likelihood, x: Tensor) -> None:
+    wanted = (len(x), *likelihood.latent_shape)
     if code.z.shape[1:] != torch.Size(wanted):
         raise ValueError(
             f"The guide's codes have shape {tuple(code.z.shape[1:])}, but the likelihood needs {wanted}. "
             "Check the encoder's output width."
         )
+    if code.z.dtype != x.dtype:
+        raise TypeError(f"The guide's codes are {code.z.dtype}, but x is {x.dtype}. Return codes of the dtype of x.")
 
 
 def to_pyro(likelihood: Likelihood) -> Callable[[Tensor], Tensor]:

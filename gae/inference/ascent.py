@@ -2,7 +2,7 @@
 
 import warnings
 from dataclasses import replace
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakSet
 
 import torch
 from jaxtyping import Int, Num
@@ -12,7 +12,7 @@ from torch.nn.modules.dropout import _DropoutNd
 
 from gae.inference.backprop import Backprop, Checkpoint, Detach, Unroll
 from gae.inference.base import Code, Inference, Status
-from gae.inference.decoder import is_piecewise_linear, need_fixed, transformed, twice_differentiable
+from gae.inference.decoder import is_piecewise_linear, need_fixed, need_gradient, transformed, twice_differentiable
 from gae.inference.family import Delta, Family
 from gae.inference.implicit import Implicit
 from gae.inference.problem import Problem, finite, widened
@@ -30,6 +30,7 @@ PIECEWISE_LINEAR = (
 )
 NOTABLE = (*RESTLESS, *PIECEWISE_LINEAR)
 _LINEAR: WeakKeyDictionary[Likelihood, bool] = WeakKeyDictionary()  # whether a decoder is piecewise linear
+_FOLLOWED: WeakSet[Likelihood] = WeakSet()  # those whose decoders a gradient has passed
 
 
 class Ascent(Inference):
@@ -253,6 +254,9 @@ class Ascent(Inference):
         if not self.max_steps:
             return
         need_fixed(likelihood, x, z)
+        if likelihood not in _FOLLOWED and not transformed():
+            need_gradient(likelihood, z)
+            _FOLLOWED.add(likelihood)
         if self._unrolls and not self._warned and not transformed():
             if likelihood not in _LINEAR:
                 _LINEAR[likelihood] = is_piecewise_linear(likelihood, z)

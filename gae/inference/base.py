@@ -10,10 +10,10 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int, Num
-from pyro.distributions import Delta
 from torch import Size, Tensor, nn
-from torch.distributions import Distribution, biject_to, constraints
+from torch.distributions import Distribution
 
+from gae.inference.laws import is_point, need_density
 from gae.likelihood import Likelihood
 from gae.likelihood.door import check_components, door
 
@@ -118,7 +118,13 @@ class Encoding:
     def point(self) -> Float[Tensor, "B *Z"]:
         """One code per sample, the same at every call: the mean of q for one continuous code, else the best of S."""
         if self.k is None and self.q is not None:
-            mean = self.q.mean
+            try:
+                mean = self.q.mean
+            except NotImplementedError:
+                raise NotImplementedError(
+                    f"{type(self.q).__name__} does not tell its mean, the code that would stand for q(z|x). Take the "
+                    "draws, `z`, or give the law a `mean`."
+                ) from None
             return mean[0] if mean.dim() == self.z.dim() else mean
         return self.z[self.best, torch.arange(self.z.shape[1], device=self.z.device)]
 
@@ -194,34 +200,3 @@ def _checked(infer: Callable[..., Code]) -> Callable[..., Code]:
         return code
 
     return guarded
-
-
-def is_point(q: Distribution) -> bool:
-    """Whether q has all its mass at one point: Pyro's ``Delta``, in whatever it is wrapped."""
-    while (inner := getattr(q, "base_dist", None)) is not None:
-        q = inner
-    return isinstance(q, Delta)
-
-
-def need_density(q: Distribution) -> None:
-    """Raises ValueError unless q is a density over all elements of a code.
-
-    A discrete law, a point, or a law on a simplex or a sphere has none: its ``log_prob`` is no term of a bound.
-    """
-    support: Any = q.support
-    while (inner := getattr(support, "base_constraint", None)) is not None:
-        support = inner
-    if support is constraints.real and not is_point(q):
-        return
-    shape = q.batch_shape + q.event_shape
-    try:
-        full = not (is_point(q) or support.is_discrete) and biject_to(support).inverse_shape(shape) == shape
-    except NotImplementedError:
-        full = False
-    if not full:
-        raise ValueError(
-            f"{type(q).__name__} on {q.support} is no density over all elements of a code of shape "
-            f"{tuple(q.event_shape)}, so it has no log q(z|x) to compare with the prior. Use one that is, such as "
-            "`Normal(...).to_event(1)`; return the code itself for a point estimate; for a support of your own with "
-            "an interior, register a bijection with `torch.distributions.biject_to`."
-        )

@@ -65,6 +65,21 @@ def need_fixed(likelihood: Likelihood, x: Num[Tensor, "B *X"], z: Float[Tensor, 
     )
 
 
+def need_gradient(likelihood: Likelihood, z: Float[Tensor, "S B *Z"]) -> None:
+    """Raises ValueError where no gradient reaches a code through its decoder: an ascent would climb the prior alone."""
+    if not likelihood.has_outputs or _is_network(likelihood) or not z.shape[2:].numel():
+        return
+    with torch.enable_grad(), torch.random.fork_rng(devices=[z.device] if z.is_cuda else []):
+        code = z.detach()[0, :1].clone().requires_grad_()
+        output = _outputs(likelihood, code)
+        if output.requires_grad and torch.autograd.grad(output.sum(), code, allow_unused=True)[0] is not None:
+            return
+    raise ValueError(
+        f"No gradient reaches a code through the decoder of {type(likelihood).__name__}, so an ascent would see the "
+        "prior alone. Leave out `detach`, `torch.no_grad`, rounding to integers and numpy inside the decoder."
+    )
+
+
 def is_piecewise_linear(likelihood: Likelihood, z: Float[Tensor, "S B *Z"]) -> bool:
     """Whether the decoder's output has zero curvature everywhere, and yet slopes that differ between codes."""
     if not likelihood.has_outputs or _is_network(likelihood) or not z.shape[2:].numel():

@@ -126,6 +126,8 @@ class Likelihood(nn.Module, ABC):
         """Raises TypeError or ValueError unless x is a tensor (B, *X)."""
         if not isinstance(x, Tensor):
             raise TypeError(f"x must be a torch.Tensor of shape (B, {dims(self.event_shape)}), got {type(x).__name__}.")
+        if x.layout != torch.strided:
+            raise TypeError(f"x must be a dense tensor, got layout {x.layout}. Use `x.to_dense()`.")
         if x.shape[1:] != self.event_shape or x.dim() != len(self.event_shape) + 1:
             raise ValueError(
                 f"x must have shape (B, {dims(self.event_shape)}), got {tuple(x.shape)}. "

@@ -50,8 +50,8 @@ class door:
         self.before = _CALL.inside
         self.likelihood.check_shape(self.x)
         if not self.before:
-            self.likelihood.check_values(self.x)
             self.likelihood.check_device(self.x)
+            self.likelihood.check_values(self.x)
             if self.support and not hidden(self.x):
                 self.likelihood.check_support(self.x)
         _CALL.inside = True

@@ -286,19 +286,26 @@ class Categorical(Head):
 
 
 def _like(decoder: nn.Module) -> Tensor:
-    """A tensor of the decoder's device and dtype."""
-    return next(chain(decoder.parameters(), decoder.buffers()), torch.empty(()))
+    """A tensor of the decoder's device and floating-point dtype."""
+    tensors = chain(decoder.parameters(), decoder.buffers())
+    return next((tensor for tensor in tensors if tensor.is_floating_point()), torch.empty(()))
 
 
 def _output_shape(decoder: nn.Module, latent_shape: Size) -> Size:
     modes = [(module, module.training) for module in decoder.modules()]
+    codes = _like(decoder).new_zeros(1, *latent_shape)
     decoder.eval()
     try:
         with torch.no_grad():
-            output = decoder(_like(decoder).new_zeros(1, *latent_shape))
+            output = decoder(codes)
     except RuntimeError as error:
         raise ValueError(f"The decoder does not accept codes of shape (N, *{tuple(latent_shape)}): {error}") from error
     finally:
         for module, mode in modes:
             module.training = mode
+    if not isinstance(output, Tensor) or output.dtype != codes.dtype:
+        found = f"a {output.dtype} tensor" if isinstance(output, Tensor) else type(output).__name__
+        raise TypeError(
+            f"The decoder must return a {codes.dtype} tensor, as its parameters and codes are; got {found}."
+        )
     return output.shape[1:]

@@ -1,0 +1,123 @@
+"""What a law q(z|x) must be: a density over all elements of a code, and as a proposal wherever the prior is one."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from pyro.distributions import Delta
+from pyro.distributions.torch_distribution import MaskedDistribution
+from torch import Size, Tensor
+from torch.distributions import Distribution, TransformedDistribution, biject_to, constraints
+
+from gae.likelihood import Likelihood
+
+PROBES = 1000  # draws of the prior that show whether a law covers it
+
+
+def is_point(q: Distribution) -> bool:
+    """Whether q has all its mass at one point: Pyro's ``Delta``, in whatever it is wrapped."""
+    return isinstance(list(_nested(q))[-1], Delta)
+
+
+def codes_from(q: Distribution, n: int) -> Float[Tensor, "n ..."]:
+    """n draws of q, reparameterised where it can: (n, *batch, *Z).
+
+    Of q expanded to n rows, since Pyro's mixtures of normals take a sample shape for the index of a row.
+
+    >>> from pyro.distributions import MixtureOfDiagNormals
+    >>> q = MixtureOfDiagNormals(torch.tensor([[[0.0]], [[9.0]]]), torch.full((2, 1, 1), 1e-3), torch.zeros(2, 1))
+    >>> codes_from(q, 1).round().flatten().abs(), q.rsample((1,)).round().flatten().abs()  # of means 0 and 9
+    (tensor([0., 9.]), tensor([0., 0.]))
+    """
+    try:
+        wide = q.expand(Size((n, *q.batch_shape)))
+    except NotImplementedError:  # a law of a user's own
+        return q.rsample(Size((n,))) if q.has_rsample else q.sample(Size((n,)))
+    return wide.rsample() if wide.has_rsample else wide.sample()
+
+
+def need_density(q: Distribution) -> None:
+    """Raises ValueError unless q is a density over all elements of a code.
+
+    A discrete law, a point, a law on a simplex or a sphere, one made from fewer random numbers than a code has
+    elements, and one of which a part is masked have none: their ``log_prob`` is no term of a bound.
+    """
+    support = _elementwise(q.support)
+    shape = q.batch_shape + q.event_shape
+    full = not any(isinstance(part, Delta) or _is_masked(part) or _is_narrow(part) for part in _nested(q))
+    if full and support is constraints.real:
+        return
+    try:
+        full = full and not support.is_discrete and biject_to(support).inverse_shape(shape) == shape
+    except NotImplementedError:
+        full = False
+    if not full:
+        raise ValueError(
+            f"{type(q).__name__} on {q.support} is no density over all elements of a code of shape "
+            f"{tuple(q.event_shape)}, so it has no log q(z|x) to compare with the prior. Use one that is, such as "
+            "`Normal(...).to_event(1)`; return the code itself for a point estimate; for a support of your own with "
+            "an interior, register a bijection with `torch.distributions.biject_to`."
+        )
+
+
+def need_cover(q: Distribution, likelihood: Likelihood, x: Tensor) -> None:
+    """Raises ValueError where draws of the prior lie outside the support of q, which its own draws never reach.
+
+    The random stream is left as it was.
+    """
+    bounds = [part.support for part in _nested(q)]
+    bounds += [step.codomain for part in _nested(q) for step in getattr(part, "transforms", ())]
+    if all(_elementwise(bound) is constraints.real for bound in bounds):
+        return
+    with torch.random.fork_rng(devices=[x.device] if x.is_cuda else []):
+        torch.manual_seed(0)
+        z = likelihood.prior.sample(Size((PROBES, *[1] * len(q.batch_shape))))
+    if not _reaches(q, z.expand(PROBES, *q.batch_shape, *likelihood.latent_shape)):
+        raise ValueError(
+            f"{type(q).__name__} on {q.support} leaves out codes that the prior has, so an average over its draws "
+            "misses their part of log p(x). Use a law on the whole support of the prior, such as "
+            "`laplace_approximation(likelihood, x, code)`."
+        )
+
+
+def _reaches(q: Distribution, z: Tensor) -> bool:
+    """Whether all z lie in the support of q, and in the range of every transform that leads there."""
+    support: Any = q.support
+    if isinstance(q, TransformedDistribution):
+        for step in reversed(q.transforms):
+            codomain: Any = step.codomain
+            if not bool(codomain.check(z).all()):
+                return False
+            z = step.inv(z)
+    elif not bool(support.check(z).all()):
+        return False
+    inner = getattr(q, "base_dist", None)
+    return inner is None or _reaches(inner, z)
+
+
+def _nested(q: Distribution) -> Iterator[Distribution]:
+    """A law, and those that it wraps or mixes, from outside."""
+    inner: Distribution | None = q
+    while inner is not None:
+        yield inner
+        inner = getattr(inner, "base_dist", None) or getattr(inner, "component_distribution", None)
+
+
+def _elementwise(support: Any) -> Any:
+    """The constraint on each element."""
+    while (inner := getattr(support, "base_constraint", None)) is not None:
+        support = inner
+    return support
+
+
+def _is_masked(q: Distribution) -> bool:
+    return isinstance(q, MaskedDistribution) and not bool(torch.as_tensor(q._mask).all())
+
+
+def _is_narrow(q: Distribution) -> bool:
+    """Whether fewer random numbers are transformed than there are elements."""
+    if not isinstance(q, TransformedDistribution):
+        return False
+    base = q.base_dist
+    return (base.batch_shape + base.event_shape).numel() != (q.batch_shape + q.event_shape).numel()
