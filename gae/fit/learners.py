@@ -19,7 +19,7 @@ from gae.likelihood import ClosedFormLearning
 if TYPE_CHECKING:
     import lightning_fabric
 
-CHUNK_BYTES = 6 * 2**20
+CHUNK_BYTES = 12 * 2**20
 
 Batch = Tensor | slice
 MakeOptimizer = Callable[[list[nn.Parameter]], Optimizer]

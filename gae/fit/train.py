@@ -59,7 +59,7 @@ def fit(
         data: a data set, whose training split is used, or observations (N, *X).
         epochs: in total, those of a resumed run included.
         batch_size: 128 unless given; the last, smaller batch is used too, a single sample with the batch before it. For
-            closed-form steps it only bounds memory: chunks of about 6 MB unless given.
+            closed-form steps it only bounds memory: chunks of about 12 MB unless given.
         optimizer: a callable params -> ``torch.optim.Optimizer``, LBFGS included. None: closed-form M-steps where the
             likelihood has them and the engine has no parameters of its own, else Adam(1e-3).
         clip: largest norm of the gradient.
