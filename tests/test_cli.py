@@ -467,7 +467,8 @@ def test_comparisons_with_one_test_sample(kind: str, single: Path) -> None:
         assert shlex.split(command) == [f"{AWKWARD}.npz"]
 
 
-def test_help_shows_every_default() -> None:
+def test_help_shows_every_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")  # no default is broken by the end of a line
     shown = {name: " ".join(gae(name, "--help").split()) for name in ("fit", "compare", "sample", "activate", "dip")}
     assert (
         "runs/SYSTEM-DATA" in shown["fit"] and "runs/compare-DATA" in shown["compare"] and "(all)" in shown["compare"]
