@@ -192,7 +192,8 @@ def test_point_is_greedy_step_by_step(name: str, autoregressive: bool) -> None:
             word.append(int(logits.argmax()) + 1)
         assert row == [*word, *[0] * (6 - len(word))]
     model.check(found.flatten(0, 1))
-    assert len({tuple(row) for row in found.flatten(0, 1).tolist()}) >= 2
+    first = found[:1, :1].expand_as(found)
+    assert model(z).log_prob(first).std() > 1e-3  # the laws differ, whether or not their points do
 
 
 # What engines do with it.
