@@ -288,13 +288,14 @@ def test_few_lanczos_steps_are_enough_for_a_wide_code() -> None:
 
 
 def test_the_error_of_lanczos_is_calibrated() -> None:
-    """(estimate - truth) / standard error over repetitions: the eigenvectors are not along the axes, so probes vary."""
+    """The variance of estimates is the mean of their squared errors: the eigenvectors are not along the axes."""
     model = ppca()
     x = drawn(model, 1)[0].expand(400, -1)
     found = laplace(model, x, curvature="lanczos", probes=20)
-    scores = (found.log_p - exact(model, x).log_p) / found.standard_error
-    assert float(scores.std()) == pytest.approx(1.0, abs=0.2)
-    assert abs(float(scores.mean())) < 0.3
+    error = found.log_p - exact(model, x).log_p
+    ratio = error.std() / found.standard_error.square().mean().sqrt()
+    within("deviation of estimates, by their error", ratio, above=0.8, below=1.2)
+    within("mean error, in standard errors", error.mean().abs() / error.std() * 20, below=4.0)
 
 
 def test_expansion_is_that_of_the_joint() -> None:
