@@ -530,13 +530,13 @@ def test_system_on_text(system: str, path: Path, tmp_path: Path) -> None:
         restore(other, tmp_path / "run")
         assert torch.equal(other.eval().encode(x).point, encoding.point)
     within("nats per token, unigram - at the mean", entropy - at_mean, above=1.2)
-    within("nats per token, model - law", evidence - truth(written) / tokens, above=-0.02, below=0.3)
+    within("nats per token, model - law", evidence - truth(written) / tokens, above=-0.02, below=0.15)
     within("nats per token, unigram - model", entropy - evidence, above=1.0)
-    within("tokens restored, more than the commonest", ((found == x) & (x > 0)).sum() / tokens - commonest, above=0.05)
+    within("tokens restored, more than the commonest", ((found == x) & (x > 0)).sum() / tokens - commonest, above=0.15)
     within("KL", kl_divergence(encoding.q, model.likelihood.prior).mean(), above=0.5)
     read = data.vocabulary.decode(found)
     within(
-        "vowels restored", sum(vowels(a) == vowels(b) for a, b in zip(read, written, strict=True)), above=50
+        "vowels restored", sum(vowels(a) == vowels(b) for a, b in zip(read, written, strict=True)), above=70
     )  # of 80; by chance 16
     model.likelihood.check(drawn)
     within("distinct draws", len(set(data.vocabulary.decode(drawn))), above=10)
