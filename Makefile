@@ -19,8 +19,10 @@ test: $(INSTALLED) ## run the tests and the examples in the docstrings
 	$(BIN)/python -m pytest -n 2
 
 # Tests that train or follow a trajectory, whose end rounding may move. For other seeds see tests/seeds.py.
-TRAJECTORIES := $(addprefix tests/test_,$(addsuffix .py,activate adversarial amortized annealed fit free latents \
-	mixtures nonnegative regularised relational restore sequences solver stacked steps systems variational))
+TRAJECTORIES := $(addprefix tests/,analysis/test_activation.py analysis/test_restoration.py evidence/test_annealed.py \
+	inference/test_amortized.py inference/test_auto_decoder.py inference/test_solver.py inference/test_steps.py \
+	likelihood/test_nonnegative.py likelihood/test_relational.py likelihood/test_sequence.py systems \
+	training/test_adversarial.py training/test_fitting.py training/test_layerwise.py)
 
 test-portable: $(INSTALLED) ## run what trains once more, on the processor's plainest instructions
 	ATEN_CPU_CAPABILITY=default $(BIN)/python -m pytest -n 2 $(TRAJECTORIES)

@@ -11,12 +11,12 @@ from torch import Tensor, nn
 from benchmarks.common import ROOT, mnist
 from gae import Autoencoder
 from gae.data import load
-from gae.fit import fit
 from gae.inference import Amortized
 from gae.likelihood import Bernoulli
 from gae.nets import mlp
 from gae.objective import elbo
 from gae.systems import NormalEncoder
+from gae.training import fit
 
 DATA, LATENT, HIDDEN, EPOCHS = 784, 20, (200, 200), 8
 CACHE = Path(__file__).resolve().parent.parent / "runs" / "mnist-vae"

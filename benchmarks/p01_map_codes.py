@@ -18,7 +18,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from benchmarks.common import UnequalResults, agree, first_line, report, row, take_turns
 from benchmarks.mnist_vae import LATENT, images, trained
 from gae.inference import LBFGS, Adam, Ascent, Detach, Fixed, Inference, Prior, Zeros
-from gae.inference.gauss_newton import mean_curvature
+from gae.inference.ascent.steps.gauss_newton import mean_curvature
 from gae.likelihood import Head
 
 SAMPLES, SHARE, CLOSE = 1000, 0.99, 0.01  # CLOSE in nats

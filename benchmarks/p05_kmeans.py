@@ -16,9 +16,9 @@ from torch import Tensor
 
 from benchmarks.common import Row, agree, first_line, mnist, report, row, take_turns
 from gae import Autoencoder
-from gae.fit import fit
 from gae.inference import Argmax
 from gae.likelihood import LinearMixture
+from gae.training import fit
 
 COMPONENTS = (10, 100)
 LONG, SHORT = 30, 5

@@ -11,9 +11,9 @@ from sklearn.decomposition import PCA
 from torch import Tensor
 
 from benchmarks.common import UnequalResults, agree, first_line, mnist, report, row, take_turns
-from gae.fit import fit
 from gae.likelihood import LinearMixture
 from gae.systems import pca
+from gae.training import fit
 
 LATENT = 20
 LARGEST_ANGLE = 1e-3  # radians; both sides take the covariance in float32

@@ -29,10 +29,10 @@ def cases(wanted: list[str]) -> dict[str, Case]:
     from benchmarks import p03_llgae_step, p04_vae_step, p06_gon_step
     from benchmarks.common import mnist, training
     from gae import Autoencoder, nets
-    from gae.fit import fit
     from gae.inference import LBFGS, Adam, Argmax, Ascent, Checkpoint, Detach, GradientAscent, OneStep, Unroll, Zeros
     from gae.likelihood import Bernoulli, LinearMixture
     from gae.systems import pca, ppca
+    from gae.training import fit
 
     torch.set_num_threads(1)
     torch.manual_seed(0)

@@ -33,11 +33,11 @@ from torch import Tensor, nn
 
 from experiments.common import ROOT, mnist, write
 from gae import Autoencoder, nets
-from gae.fit import fit
 from gae.inference import LBFGS, Adam, Amortized, Ascent, Detach, Encoding, Prior
 from gae.likelihood import Bernoulli, GaussianProjection, Likelihood, LinearOperator, Mask, Observed
 from gae.objective import elbo
 from gae.systems import NormalEncoder
+from gae.training import fit
 
 RUNS = ROOT.parent / "runs" / "compressed_sensing"
 LABELS = {"decoder": "decoder", "lasso_pixel": "Lasso, pixels", "lasso_dct": "Lasso, DCT"}

@@ -25,11 +25,11 @@ from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from experiments.common import ROOT, mnist, write
+from gae.analysis.metrics import Effort, encode
 from gae.data import Dataset, load
-from gae.fit import fit
 from gae.inference import LBFGS, Ascent, Detach, Zeros
-from gae.measure import Effort, encode
 from gae.systems import build
+from gae.training import fit
 
 RUNS = ROOT.parent / "runs" / "dimension_reduction"
 METHODS = ("pca", "isomap", "ae", "vae", "llgae", "gon")

@@ -20,8 +20,9 @@ import torch
 from torch import Tensor
 
 from experiments.common import write
+from gae.analysis.restoration import Progress, restore
 from gae.likelihood import Downsample
-from gae.restore import Network, Progress, restore
+from gae.systems.image_prior import Network
 
 KEPT = Path("runs") / "dip"
 TASKS = ("denoise", "inpaint", "superresolve")

@@ -27,11 +27,11 @@ from torch.distributions import Distribution
 
 from experiments.common import mnist, write
 from experiments.gap_models import TRAININGS, train
+from gae.analysis.inference_gap import inference_gap, lower_bound, one_row
+from gae.analysis.metrics import mean_and_error
 from gae.evidence import laplace_approximation
-from gae.gap import inference_gap, lower_bound, one_row
 from gae.inference import LBFGS, Adam, Amortized, Ascent, Detach, Inference, Langevin, MeanField, Prior, Zeros
 from gae.likelihood import Bernoulli
-from gae.measure import mean_and_error
 from gae.systems import NormalEncoder
 
 DECODERS = ("vae", "savae", "unrolled", "detached")

@@ -21,11 +21,11 @@ from torch import nn
 from experiments.common import ROOT, mnist
 from gae import Autoencoder, nets
 from gae.data import Dataset
-from gae.fit import fit
 from gae.inference import Adam, Amortized, Ascent, Backprop, Detach, Inference, MeanField, Unroll, Zeros
 from gae.likelihood import Bernoulli
 from gae.objective import Objective, elbo, iwae, joint
 from gae.systems import NormalEncoder
+from gae.training import fit
 
 RUNS = ROOT.parent / "runs" / "inference_gap"
 SHAPE, LATENT = (1, 28, 28), 50

@@ -28,9 +28,9 @@ from torch import Tensor
 from experiments.common import ROOT, mnist, write
 from gae import Autoencoder
 from gae.data import Dataset
-from gae.fit import fit
 from gae.inference import LBFGS, Ascent, Backprop, Detach, Unroll, Zeros
 from gae.systems import gon, pca
+from gae.training import fit
 
 RUNS = ROOT.parent / "runs" / "gon"
 VARIANTS: dict[str, type[Backprop]] = {"unrolled": Unroll, "detached": Detach}

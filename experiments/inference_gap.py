@@ -32,11 +32,11 @@ from torch import Tensor
 from experiments.common import mnist, write
 from experiments.gap_models import RUNS, TRAININGS, WIDTHS, train
 from gae import Autoencoder
+from gae.analysis.inference_gap import inference_gap
+from gae.analysis.metrics import mean_and_error
 from gae.evidence import ais, importance, laplace_approximation, sandwich
-from gae.gap import inference_gap
 from gae.inference import LBFGS, Amortized, Ascent, Detach, Zeros
 from gae.likelihood import Bernoulli
-from gae.measure import mean_and_error
 
 PUBLISHED = {"vae": 86.76, "iwae5": 85.54, "iwae50": 84.78}
 CREMER = {"log p(x)": -89.80, "L[q*], mean-field": -91.23, "L[q]": -92.57}

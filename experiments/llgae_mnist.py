@@ -15,8 +15,8 @@ from torch import Tensor
 
 from experiments.common import mnist, write
 from gae import Autoencoder
-from gae.fit import fit
 from gae.systems import llgae, pca
+from gae.training import fit
 
 SCALE = 255.0**2
 

@@ -25,10 +25,10 @@ from torch.nn.functional import cross_entropy, logsigmoid
 from experiments.common import write
 from gae import nets
 from gae.data import Dataset, load
-from gae.fit import fit
 from gae.inference import Adam, Ascent, Box, Detach, Fixed, Projected, Scheduled, Step
 from gae.likelihood import Activation, StandardNormal
 from gae.systems import vae
+from gae.training import fit
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -19,11 +19,11 @@ from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor, nn
 
 from gae import systems
-from gae.corruption import GaussianNoise
 from gae.data import Dataset, load
-from gae.fit import fit
 from gae.inference import Ascent, Detach, ProximalAscent, Zeros
-from gae.stacked import classifier, labelled, predict, pretrain
+from gae.training import fit
+from gae.training.corruption import GaussianNoise
+from gae.training.layerwise import classifier, labelled, predict, pretrain
 
 RANK, SEEDS, NOISE = 16, 5, 0.2
 LAWS = {"gaussian": (1.0, "frobenius", "cd", 200), "poisson": (16.0, "kullback-leibler", "mu", 100)}

@@ -19,10 +19,10 @@ from torch.nn.functional import avg_pool2d
 from experiments.common import mnist
 from gae import Autoencoder
 from gae.data import load
-from gae.fit import fit
 from gae.inference import Argmax, Ascent, ClosedForm, Encoding, GradientAscent, Shortlist, Zeros
 from gae.likelihood import GaussianKernel, LinearMixture
 from gae.systems import ggae, kmeans, knn, llgae, pca, smooth_llgae
+from gae.training import fit
 
 CHARTS, WIDTH, TRAINED, HELD_OUT = (10, 100, 400), 5, 10_000, 2_000
 STEPS = (30, 300, 3000, 10_000)

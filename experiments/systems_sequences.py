@@ -25,7 +25,7 @@ from torch.distributions import kl_divergence
 
 from gae import systems
 from gae.data import load
-from gae.fit import fit
+from gae.training import fit
 
 DIGITS: dict[str, tuple[str, int, dict[str, Any]]] = {
     "sequence-vae, digit rows": ("sequence-vae", 40, {}),

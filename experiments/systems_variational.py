@@ -22,10 +22,10 @@ from torch.nn.functional import pad
 
 from experiments.common import mnist
 from gae import Autoencoder, systems
-from gae.adversarial import Adversarial
-from gae.corruption import GaussianNoise
 from gae.data import Dataset, load
-from gae.fit import fit
+from gae.training import fit
+from gae.training.adversarial import Adversarial
+from gae.training.corruption import GaussianNoise
 
 SEEDS = (0, 1, 2)
 GAME = partial(torch.optim.Adam, lr=2e-3, betas=(0.0, 0.99))

@@ -29,10 +29,10 @@ from torch.nn.functional import cross_entropy
 from benchmarks.mnist_vae import EPOCHS, images, untrained
 from experiments.common import ROOT, mnist, write
 from gae import Autoencoder
-from gae.certificate import check_gradient
-from gae.fit import fit
+from gae.analysis.gradcheck import check_gradient
 from gae.inference import LBFGS, Ascent, Backprop, Detach, Encoding, GradientAscent, Implicit, OneStep, Truncate, Unroll
 from gae.likelihood import Likelihood
+from gae.training import fit
 
 Loss = Callable[[Encoding], Tensor]
 Row = dict[str, Any]

@@ -1,8 +1,8 @@
 """gae: a decoder alone defines a model; encoding is inference."""
 
 from gae import data, evidence, inference, likelihood, nets, objective
+from gae.analysis.gradcheck import check_gradient
 from gae.autoencoder import Autoencoder
-from gae.certificate import check_gradient
 
 __version__ = "0.1.0"
 __all__ = ["Autoencoder", "check_gradient", "data", "evidence", "inference", "likelihood", "nets", "objective"]

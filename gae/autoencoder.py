@@ -25,8 +25,8 @@ class Autoencoder(nn.Module):
         inference: how codes are found.
         objective: what is maximised, per sample.
         aggregate: how the samples' values become one number.
-        corruption: what the engine sees of x in training (``gae.corruption``); the clean x is scored.
-        penalties: terms of the training loss besides (``gae.penalty``).
+        corruption: what the engine sees of x in training (``gae.training.corruption``); the clean x is scored.
+        penalties: terms of the training loss besides (``gae.training.penalty``).
 
     >>> from gae.inference import ClosedForm
     >>> from gae.likelihood import LinearMixture

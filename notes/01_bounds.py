@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.distributions import MultivariateNormal, Normal
 
 from gae import likelihood
-from gae.claims import Check, at_most, check, equal, estimate
 from gae.inference import Argmax, Ascent, ClosedForm, Encoding, Enumerate, GaussNewton
+from gae.ledger.claims import Check, at_most, check, equal, estimate
 from gae.likelihood import Flat, LinearMixture
 from gae.objective import iwae, joint, logsumexp
 

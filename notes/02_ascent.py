@@ -7,8 +7,8 @@ from torch import Tensor, nn
 from torch.distributions import Normal
 
 from gae import nets
-from gae.claims import Check, Relation, at_most, check, equal
 from gae.inference import Ascent, Backprop, Detach, Fixed, GradientAscent, Status, Unroll, Zeros
+from gae.ledger.claims import Check, Relation, at_most, check, equal
 from gae.likelihood import Gaussian, LinearMixture
 
 if TYPE_CHECKING:

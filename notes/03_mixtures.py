@@ -17,11 +17,11 @@ from torch.nn.functional import one_hot
 
 from gae import systems
 from gae.autoencoder import Autoencoder
-from gae.claims import Check, Relation, at_most, check, equal
-from gae.fit import fit
 from gae.inference import Argmax, ClosedForm, Encoding, Enumerate, Inference
+from gae.ledger.claims import Check, Relation, at_most, check, equal
 from gae.likelihood import LinearMixture
 from gae.objective import Objective, elbo, joint, logsumexp
+from gae.training import fit
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

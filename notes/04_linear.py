@@ -13,11 +13,11 @@ from torch.nn.utils.parametrizations import orthogonal
 
 from gae import systems
 from gae.autoencoder import Autoencoder
-from gae.claims import Check, at_most, check, equal
-from gae.fit import fit
 from gae.inference import Amortized, Ascent, ClosedForm, Fixed, GradientAscent, Inference
+from gae.ledger.claims import Check, at_most, check, equal
 from gae.likelihood import Flat, Gaussian, Likelihood, LinearMixture
 from gae.objective import joint
+from gae.training import fit
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

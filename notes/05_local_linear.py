@@ -7,8 +7,8 @@ import torch
 from jaxtyping import Num
 from torch import Tensor
 
-from gae.claims import Check, at_most, check, equal
 from gae.inference import Argmax, Ascent, ClosedForm, GradientAscent, Status, Zeros
+from gae.ledger.claims import Check, at_most, check, equal
 from gae.likelihood import LinearMixture
 from gae.likelihood.base import LogJoint
 from gae.objective import joint

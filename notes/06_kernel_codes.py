@@ -7,8 +7,8 @@ import torch
 from scipy.optimize import brentq, linprog
 from torch import Tensor, nn
 
-from gae.claims import Check, Relation, at_most, check, equal
 from gae.inference import LBFGS, Ascent, Fixed, GradientAscent, Status, Zeros
+from gae.ledger.claims import Check, Relation, at_most, check, equal
 from gae.likelihood import Categorical, Flat
 
 if TYPE_CHECKING:

@@ -13,8 +13,8 @@ from torch.distributions import Categorical as Die
 from torch.distributions import Distribution, Independent, Laplace, kl_divergence
 
 from gae.autoencoder import Autoencoder
-from gae.claims import Check, Relation, at_most, check, equal
 from gae.inference import Amortized, Fixed
+from gae.ledger.claims import Check, Relation, at_most, check, equal
 from gae.likelihood import Bernoulli, Categorical, Flat, Gaussian
 from gae.nets import mlp
 from gae.objective import joint

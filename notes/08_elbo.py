@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Categorical, MixtureSameFamily, MultivariateNormal, Normal, kl_divergence
 
-from gae.claims import Check, at_most, check, equal, estimate
 from gae.inference import Amortized, ClosedForm, Encoding, Enumerate
+from gae.ledger.claims import Check, at_most, check, equal, estimate
 from gae.likelihood import Gaussian, LinearMixture
 from gae.objective import elbo
 from gae.systems import NormalEncoder

@@ -14,8 +14,8 @@ from torch.nn.functional import one_hot
 
 from gae import nets
 from gae.autoencoder import Autoencoder
-from gae.claims import Check, at_most, check, equal, estimate
 from gae.inference import ClosedForm
+from gae.ledger.claims import Check, at_most, check, equal, estimate
 from gae.likelihood import Flat, Gaussian, LinearMixture, WeightDecoder
 
 if TYPE_CHECKING:

@@ -10,8 +10,8 @@ from torch.func import functional_call
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from gae import nets
-from gae.claims import Check, Relation, check, equal, estimate
 from gae.inference import Ascent, Box, Detach, Fixed, GradientAscent, Langevin, Prior, Projected, Zeros
+from gae.ledger.claims import Check, Relation, check, equal, estimate
 from gae.likelihood import Activation, Gaussian, StandardNormal, WeightLikelihood
 
 Kind = Literal["log_prob", "logit"]

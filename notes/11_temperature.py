@@ -10,8 +10,8 @@ from torch.distributions import Independent, MultivariateNormal, Normal, kl_dive
 from torch.func import jacrev
 
 from gae import nets
-from gae.claims import Check, Relation, at_most, check, equal
 from gae.inference import Argmax, ClosedForm, Encoding
+from gae.ledger.claims import Check, Relation, at_most, check, equal
 from gae.likelihood import Gaussian, LinearMixture
 from gae.objective import elbo, joint, mean, minimum, soft_minimum
 

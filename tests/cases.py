@@ -15,7 +15,7 @@ from torch.distributions import Distribution
 
 import gae.inference
 import gae.likelihood
-from gae import Autoencoder, nets, sequence_nets, systems
+from gae import Autoencoder, nets, systems
 from gae.inference import (
     LBFGS,
     Adam,
@@ -100,6 +100,7 @@ from gae.likelihood import (
     StandardNormal,
     WeightLikelihood,
 )
+from gae.nets import sequence as sequence_nets
 from gae.objective import Aggregate, Objective, elbo, iwae, joint, logsumexp, mean, minimum, soft_minimum
 
 Shape = tuple[int, ...]

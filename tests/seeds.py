@@ -1,7 +1,7 @@
 """The suite under other seeds: no test's verdict may hang on its own.
 
     python -m tests.seeds --seeds 10                        # all test files, but the product of contracts
-    python -m tests.seeds --seeds 3 tests/test_steps.py     # some of them
+    python -m tests.seeds --seeds 3 tests/inference/test_steps.py     # some of them
     python -m tests.seeds --capability default tests/...    # on the processor's plainest instructions
 
 ``GAE_SEED_OFFSET`` (see conftest.py) is added to every seed, another one in each run. A run that is in the results

@@ -11,11 +11,11 @@ from torch.distributions import Distribution, Independent, Normal
 
 from gae import Autoencoder
 from gae.data import Dataset
-from gae.fit import fit
 from gae.inference import Amortized, Argmax, Ascent, ClosedForm, Enumerate, GradientAscent, Inference, Zeros
 from gae.likelihood import Bernoulli, Flat, Gaussian, Likelihood, LinearMixture
 from gae.objective import elbo, iwae, joint, logsumexp
 from gae.systems import build
+from gae.training import fit
 
 Z, X = 2, (2, 3)
 

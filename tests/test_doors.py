@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from torch.distributions import AffineTransform, StickBreakingTransform, TanhTransform, TransformedDistribution
 
 from gae import Autoencoder, nets
+from gae.analysis.chains import contractive_walk, denoising_walk
+from gae.analysis.inference_gap import inference_gap, lower_bound
 from gae.evidence import ais, exact, importance, laplace, laplace_approximation, nuts, reverse_ais
-from gae.gap import inference_gap, lower_bound
 from gae.inference import (
     Amortized,
     Ascent,
@@ -29,7 +30,6 @@ from gae.inference import (
 )
 from gae.likelihood import TSNE, Bernoulli, Gaussian, LinearMixture
 from gae.objective import elbo, iwae, joint, logsumexp
-from gae.walks import contractive_walk, denoising_walk
 
 EVENT, B = (1, 4, 4), 5
 Call = Callable[[Autoencoder, Tensor], Any]

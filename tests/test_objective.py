@@ -16,18 +16,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution, Independent, Normal, StudentT, Uniform
 
 from gae import Autoencoder
-from gae.inference import (
-    Amortized,
-    Argmax,
-    Ascent,
-    ClosedForm,
-    Encoding,
-    Enumerate,
-    Fixed,
-    Inference,
-    Prior,
-    Zeros,
-)
+from gae.inference import Amortized, Argmax, Ascent, ClosedForm, Encoding, Enumerate, Fixed, Inference, Prior, Zeros
 from gae.likelihood import Bernoulli, Flat, Gaussian, Likelihood, LinearMixture
 from gae.objective import Objective, elbo, iwae, joint, logsumexp, mean, minimum, soft_minimum
 

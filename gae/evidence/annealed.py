@@ -10,8 +10,8 @@ from torch import Size, Tensor
 from torch.distributions import Distribution
 
 from gae.evidence.base import Evidence, need_proper, unit, weighted
+from gae.inference.ascent.problem import widened
 from gae.inference.laws import codes_from, need_cover, need_density
-from gae.inference.problem import widened
 from gae.likelihood import Likelihood
 from gae.likelihood.door import check_codes, checked
 

@@ -4,8 +4,8 @@ import torch
 from jaxtyping import Int, Num
 from torch import Tensor
 
+from gae.inference.ascent.steps.first_order import positive
 from gae.inference.base import Code, Inference
-from gae.inference.steps import positive
 from gae.likelihood import BlendedCharts, Likelihood
 
 GATES = ("residual", "centre")

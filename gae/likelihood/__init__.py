@@ -2,18 +2,18 @@
 
 from gae.likelihood.base import ClosedFormLearning, ExactMode, ExactPosterior, Likelihood, MonotoneCodes
 from gae.likelihood.heads import Bernoulli, Categorical, ContinuousBernoulli, Gaussian, Head, Laplace, Poisson
-from gae.likelihood.kernel import GaussianKernel
-from gae.likelihood.linear import LinearMixture
-from gae.likelihood.lle import LLE
-from gae.likelihood.moments import Moments
-from gae.likelihood.nonnegative import NonNegativeGaussian, NonNegativeLinear, NonNegativePoisson
-from gae.likelihood.observed import Observed
+from gae.likelihood.linear.blended import BlendedCharts
+from gae.likelihood.linear.kernel import GaussianKernel
+from gae.likelihood.linear.mixture import LinearMixture
+from gae.likelihood.linear.moments import Moments
+from gae.likelihood.linear.nonnegative import NonNegativeGaussian, NonNegativeLinear, NonNegativePoisson
+from gae.likelihood.linear.regression import LinearRegression
+from gae.likelihood.measured import Observed
 from gae.likelihood.operators import Blur, Crop, Downsample, GaussianProjection, LinearOperator, Mask
 from gae.likelihood.priors import Flat, FlatDistribution, LaplacePrior, StandardNormal
-from gae.likelihood.regression import LinearRegression
-from gae.likelihood.relational import TSNE, Relational
+from gae.likelihood.relational.lle import LLE
+from gae.likelihood.relational.tsne import TSNE, Relational
 from gae.likelihood.sequence import CategoricalSequence, SequenceDistribution
-from gae.likelihood.smooth import BlendedCharts
 from gae.likelihood.weights import Activation, WeightDecoder, WeightLikelihood
 
 __all__ = [

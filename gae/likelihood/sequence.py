@@ -79,7 +79,7 @@ class CategoricalSequence(Likelihood):
 
     Args:
         decoder: maps codes (N, *Z) and integer classes (N, t) to logits (N, t, C - 1) of the classes 1 ... C-1, those
-            of a step from z and the classes before it. See ``gae.sequence_nets``.
+            of a step from z and the classes before it. See ``gae.nets.sequence``.
         latent_shape: Z, or an int for vectors.
         steps: T, the length of an observation, padding included.
         classes: C, padding included.
@@ -90,7 +90,7 @@ class CategoricalSequence(Likelihood):
     Raises:
         ValueError: for sizes out of range, or a decoder whose logits have another shape.
 
-    >>> from gae.sequence_nets import LSTMDecoder
+    >>> from gae.nets.sequence import LSTMDecoder
     >>> model = CategoricalSequence(LSTMDecoder(2, classes=4), 2, steps=6, classes=4, end=1)
     >>> x = torch.tensor([[2.0, 3.0, 3.0, 1.0, 0.0, 0.0]])
     >>> model.log_joint(x, torch.zeros(5, 1, 2)).shape

@@ -4,13 +4,8 @@ from gae.systems.adversarial import gan
 from gae.systems.autoencoders import CORRUPTIONS, ae, cae, dae, overcomplete_ae, sparse_ae, stacked_ae
 from gae.systems.decoders import glo, gon, short_run, sparse_coding
 from gae.systems.factors import nmf
-from gae.systems.latents import (
-    compressed_sensing,
-    deep_image_prior,
-    inpainting,
-    maximal_activation,
-    superresolution,
-)
+from gae.systems.image_prior import deep_image_prior
+from gae.systems.latents import compressed_sensing, inpainting, maximal_activation, superresolution
 from gae.systems.linear import gmm, kmeans, llgae, pca, ppca
 from gae.systems.mixtures import ggae, knn, smooth_llgae
 from gae.systems.parts import HEADS, NormalEncoder

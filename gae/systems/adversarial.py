@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 
 from gae import nets
-from gae.adversarial import Adversarial
-from gae.corruption import GaussianNoise
 from gae.inference import LBFGS, Ascent, Detach, Prior
 from gae.systems.parts import Shape, decoder_of
+from gae.training.adversarial import Adversarial
+from gae.training.corruption import GaussianNoise
 
 
 def gan(

@@ -8,12 +8,12 @@ from torch import nn
 
 from gae import nets
 from gae.autoencoder import Autoencoder
-from gae.corruption import GaussianNoise, MaskingNoise, SaltAndPepper
 from gae.inference import Amortized
 from gae.likelihood import Flat
 from gae.objective import joint
-from gae.penalty import Contractive, SparseActivity
 from gae.systems.parts import Shape, decoder_of, has_scale, head_of
+from gae.training.corruption import GaussianNoise, MaskingNoise, SaltAndPepper
+from gae.training.penalty import Contractive, SparseActivity
 
 CORRUPTIONS: dict[str, Callable[[float], nn.Module]] = {
     "gaussian": GaussianNoise,
@@ -43,7 +43,7 @@ def ae(
 def stacked_ae(
     event_shape: Shape, latent: int = 32, hidden: Sequence[int] = (256, 128), head: str = "gaussian"
 ) -> Autoencoder:
-    """A deep autoencoder in layers that mirror each other, for greedy pre-training (``gae.stacked.pretrain``)."""
+    """A deep autoencoder of mirrored layers, for greedy pre-training by ``gae.training.layerwise.pretrain``."""
     widths: list[int | Sequence[int]] = [event_shape, *hidden]
     down = [nn.Sequential(nets.mlp(a, (), b), nn.SiLU()) for a, b in pairwise(widths)]
     up = [nn.Sequential(nets.mlp(b, (), a), nn.SiLU()) for a, b in pairwise(hidden)]

@@ -9,22 +9,9 @@ from gae.autoencoder import Autoencoder
 from gae.inference import LBFGS, Adam, Ascent, Box, Detach, Fixed, Prior, Projected, Scheduled, Step
 from gae.likelihood import Activation, Downsample, GaussianProjection, LinearOperator, Mask, Observed
 from gae.objective import joint
-from gae.restore import Network, pose, self_stopping
-from gae.systems.parts import Shape, decoder_of
+from gae.systems.parts import Shape, decoder_of, need_image
 
 THRESHOLD = 1e6  # of a binary unit, far above any activation
-
-
-def deep_image_prior(
-    event_shape: Shape, channels: int = 32, scales: int = 4, steps: int = 3000, runs: int = 1
-) -> Autoencoder:
-    """The deep image prior (Ulyanov et al. 2018): the code is the weights of a network that paints the image (C, H, W).
-
-    ``gae.restore`` inpaints and superresolves by it too, and keeps the running average of outputs, its result.
-    """
-    _need_image("deep-image-prior", event_shape)
-    likelihood, _ = pose(torch.zeros(event_shape), "denoise", network=Network(channels, scales))
-    return Autoencoder(likelihood, self_stopping(steps, runs), joint)
 
 
 def maximal_activation(
@@ -32,8 +19,8 @@ def maximal_activation(
 ) -> Autoencoder:
     """Maximal activation (ledger D20): an observation is a unit's number, its code the input in [0, 1] that excites it.
 
-    The network has the shape of ``ae``'s encoder, whose weights ``likelihood.decoder`` can load. ``gae.activate`` looks
-    into fitted models, with several starts.
+    The network has the shape of ``ae``'s encoder, whose weights ``likelihood.decoder`` can load.
+    ``gae.analysis.activation`` looks into fitted models, with several starts.
     """
     network = nets.Standardized(nets.mlp(event_shape, hidden, units), event_shape)
     likelihood = Activation(network, tuple(event_shape), "logit", threshold=THRESHOLD)
@@ -97,13 +84,8 @@ def superresolution(
     steps: int = 500,
 ) -> Autoencoder:
     """Super-resolution with a decoder: an observation is an image (C, H, W) shrunk by ``factor``."""
-    _need_image("superresolution", event_shape)
+    need_image("superresolution", event_shape)
     return _observed(event_shape, Downsample(event_shape, factor), latent, hidden, head, scale, restarts, steps)
-
-
-def _need_image(system: str, event_shape: Shape) -> None:
-    if len(event_shape) != 3:
-        raise ValueError(f"{system} needs images (C, H, W), got the event shape {tuple(event_shape)}.")
 
 
 def _observed(

@@ -115,3 +115,9 @@ class NormalEncoder(nn.Module):
     def forward(self, x: Num[Tensor, "B *X"]) -> Float[Tensor, "..."]:
         with pyro.plate("data", len(x)):
             return pyro.sample("z", self.density(x))
+
+
+def need_image(system: str, event_shape: Shape) -> None:
+    """Raises ValueError unless the event shape is that of an image."""
+    if len(event_shape) != 3:
+        raise ValueError(f"{system} needs images (C, H, W), got the event shape {tuple(event_shape)}.")

@@ -4,10 +4,10 @@ from functools import partial
 
 from torch import nn
 
-from gae import sequence_nets
 from gae.autoencoder import Autoencoder
 from gae.inference import Amortized
 from gae.likelihood import CategoricalSequence
+from gae.nets import sequence as sequence_nets
 from gae.objective import elbo
 from gae.systems.parts import NormalEncoder, Shape
 

@@ -11,24 +11,19 @@ import torch
 from gae import nets
 from gae.autoencoder import Autoencoder
 from gae.data import Dataset
-from gae.fit.learners import MakeOptimizer
 from gae.systems.adversarial import gan
 from gae.systems.autoencoders import ae, cae, dae, overcomplete_ae, sparse_ae, stacked_ae
 from gae.systems.decoders import glo, gon, short_run, sparse_coding
 from gae.systems.factors import nmf
-from gae.systems.latents import (
-    compressed_sensing,
-    deep_image_prior,
-    inpainting,
-    maximal_activation,
-    superresolution,
-)
+from gae.systems.image_prior import deep_image_prior
+from gae.systems.latents import compressed_sensing, inpainting, maximal_activation, superresolution
 from gae.systems.linear import gmm, kmeans, llgae, pca, ppca
 from gae.systems.mixtures import ggae, knn, smooth_llgae
 from gae.systems.parts import Shape
 from gae.systems.relational import linear_regression, lle, tsne
 from gae.systems.sequences import attention_vae, sequence_vae
 from gae.systems.variational import conv_vae, importance_weighted, savae, vae
+from gae.training.learners import MakeOptimizer
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,309 @@
+"""Where the nats go: log p(x), the best bound of a family, and the bound of an encoder (Cremer et al. 2018)."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Bool, Float, Int, Num
+from torch import Tensor
+from torch.distributions import Distribution, Independent, MultivariateNormal
+
+from gae.analysis.metrics import Entry, mean_and_error
+from gae.autoencoder import Autoencoder
+from gae.evidence import Evidence, exact, importance, laplace_approximation
+from gae.evidence.base import need_proper
+from gae.evidence.laplace import expansion
+from gae.inference import LBFGS, Ascent, Code, Detach, Family, FullCovariance, Inference, MeanField, Status, Zeros
+from gae.inference.laws import codes_from, need_density
+from gae.likelihood import ExactPosterior, Likelihood
+from gae.likelihood.door import checked, door
+
+FAMILIES: dict[str, type[MeanField]] = {"mean-field": MeanField, "full covariance": FullCovariance}
+SLACK = 4.0  # standard errors of a difference that are no sign of a failed optimisation ...
+TOLERANCE = 1e-3  # ... nor so many nats
+
+
+@dataclass(frozen=True)
+class Bound:
+    """L[q] of each sample, a lower bound of log p(x) in nats, with the standard error of its estimate."""
+
+    value: Float[Tensor, " B"]
+    standard_error: Float[Tensor, " B"]
+    q: Distribution
+    status: Int[Tensor, " B"] | None = None  # how the local optimisation ended, where there was one
+
+
+@dataclass(frozen=True)
+class Gap:
+    """The inference gap of each sample: log p(x) - L[q] = (log p(x) - L[q*]) + (L[q*] - L[q]).
+
+    Attributes:
+        evidence: log p(x), exact or by importance sampling from the best density found.
+        best: L[q*] of each family.
+        encoder: L[q] of the model's own engine; None where it has no density q(z|x).
+        family: the family that the encoder's densities belong to, whose q* its amortisation gap is measured from; None
+            where they are no normal densities.
+    """
+
+    evidence: Evidence
+    best: dict[str, Bound]
+    encoder: Bound | None
+    family: str | None
+
+    def approximation(self, family: str) -> Float[Tensor, " B"]:
+        """log p(x) - L[q*], what even the best member of the family loses."""
+        return self.evidence.log_p - self.best[family].value
+
+    @property
+    def amortisation(self) -> Float[Tensor, " B"] | None:
+        """L[q*] - L[q], what the encoder loses to the best member of its own family."""
+        if self.encoder is None or self.family is None:
+            return None
+        return self.best[self.family].value - self.encoder.value
+
+    @property
+    def suspicious(self) -> Bool[Tensor, " B"]:
+        """Samples whose optimisation has failed: q* came out below q by more than 4 standard errors and 1e-3 nats."""
+        if self.encoder is None or self.family is None:
+            return torch.zeros_like(self.evidence.log_p, dtype=torch.bool)
+        best = self.best[self.family]
+        slack = SLACK * (best.standard_error.square() + self.encoder.standard_error.square()).sqrt() + TOLERANCE
+        return best.value + slack < self.encoder.value
+
+    def columns(self) -> dict[str, Float[Tensor, " B"]]:
+        """Every quantity of each sample, in nats unless its name says otherwise."""
+        found = {"log p(x)": self.evidence.log_p, "sampling s.e. of log p(x)": self.evidence.standard_error}
+        if self.evidence.effective is not None:
+            found["effective sample size"] = self.evidence.effective
+        for name, bound in self.best.items():
+            found[f"L[q*], {name}"] = bound.value
+            found[f"sampling s.e. of L[q*], {name}"] = bound.standard_error
+            found[f"converged, {name}"] = _ended(bound)
+            found[f"approximation gap, {name}"] = self.approximation(name)
+        if self.encoder is not None:
+            found["L[q]"] = self.encoder.value
+            found["sampling s.e. of L[q]"] = self.encoder.standard_error
+        if self.amortisation is not None:
+            found["amortisation gap"] = self.amortisation
+            found["q* below q"] = self.suspicious.to(self.evidence.log_p)
+        if self.encoder is not None:
+            found["inference gap"] = self.evidence.log_p - self.encoder.value
+        return found
+
+    def table(self) -> dict[str, Entry]:
+        """The mean over samples of every column, and its standard error."""
+        return {name: mean_and_error(values) for name, values in self.columns().items()}
+
+
+@torch.no_grad()
+def inference_gap(
+    autoencoder: Autoencoder | Likelihood,
+    x: Num[Tensor, "B *X"],
+    families: Sequence[str] = ("mean-field", "full covariance"),
+    samples: int = 5000,
+    draws: int = 1000,
+    noise: int | None = None,
+    steps: int = 200,
+) -> Gap:
+    """Approximation and amortisation gap of each observation.
+
+    For every family, q* is found by L-BFGS on the ELBO of each observation alone, under noise that is fixed for the
+    solve and matched in its first two moments. It starts from the encoder's density, or without one from the Laplace
+    approximation at the mode. All bounds are then estimated by fresh draws.
+
+    Args:
+        autoencoder: with an engine that has a density q(z|x), for the amortisation gap. Any other engine, or a
+            likelihood alone, still has approximation gaps.
+        x: (B, *X).
+        families: names of ``FAMILIES``.
+        samples: S of importance sampling, where log p(x) is not known exactly.
+        draws: per observation, to estimate each bound.
+        noise: draws per objective value of the optimisation; four times the elements of a code unless given.
+        steps: of the optimisation, at most.
+
+    Raises:
+        ValueError: for unknown families, numbers out of range, a flat prior, codes that are no vectors, or x that does
+            not fit the likelihood.
+
+    >>> from gae.likelihood import LinearMixture
+    >>> from gae.inference import ClosedForm
+    >>> model = Autoencoder(LinearMixture(1, 2, (5,)).double(), ClosedForm())
+    >>> gap = inference_gap(model, torch.randn(3, 5, dtype=torch.float64))
+    >>> bool(gap.approximation("full covariance").abs().max() < 1e-5)
+    True
+    """
+    likelihood, engine = _parts(autoencoder)
+    with door(likelihood, x):
+        _check(likelihood, families, samples, draws)
+        return _gap(likelihood, engine, x, families, samples, draws, noise, steps)
+
+
+def _gap(
+    likelihood: Likelihood,
+    engine: Inference | None,
+    x: Tensor,
+    families: Sequence[str],
+    samples: int,
+    draws: int,
+    noise: int | None,
+    steps: int,
+) -> Gap:
+    found = None if engine is None else _density(engine, likelihood, x)
+    start = found if found is not None and _normal(found) is not None else _laplace(likelihood, x)
+    width = likelihood.latent_shape.numel()
+    best = {name: _best(name, likelihood, x, start, noise or 4 * width, steps, draws) for name in families}
+    encoder = None if found is None else lower_bound(likelihood, x, found, draws)
+    if isinstance(likelihood, ExactPosterior):
+        evidence = exact(likelihood, x)
+    else:
+        evidence = importance(likelihood, x, best[families[-1]].q, samples)
+    return Gap(evidence, best, encoder, _family_of(found, best))
+
+
+@torch.no_grad()
+@checked
+def lower_bound(
+    likelihood: Likelihood, x: Num[Tensor, "B *X"], q: Distribution, draws: int = 1000, chunk: int = 100
+) -> Bound:
+    """The ELBO of densities q, E_q[log q(x, z)] + H(q), by fresh draws: unbiased.
+
+    For a normal q, the second-order expansion of log q(x, z) at its mean, whose expectation is known, is a control
+    variate; its weight for one half of the draws comes from the other half. So for a linear-Gaussian decoder the value
+    is exact.
+
+    Raises:
+        ValueError: for fewer than four draws; for a law that is no density over all elements of a code.
+    """
+    if draws < 4:
+        raise ValueError(f"draws must be at least 4, got {draws}.")
+    need_density(q)
+    normal = _normal(q)
+    parts = []
+    expanded = None if normal is None else expansion(likelihood, x, normal.mean)
+    for size in _chunks(draws, chunk):
+        z = codes_from(q if normal is None else normal, size)
+        log_joint = likelihood.log_joint(x, z)
+        variate = -q.log_prob(z) if normal is None or expanded is None else _quadratic(z - normal.mean, *expanded)
+        parts.append(torch.stack([log_joint, variate]))
+    log_joint, variate = torch.cat(parts, 1)
+    if normal is None or expanded is None:
+        values = log_joint + variate
+    else:
+        known = expanded[0] + 0.5 * torch.einsum("bij,bij->b", expanded[2], normal.covariance_matrix)
+        values = _controlled(log_joint, variate, known) + normal.entropy()
+    return Bound(values.mean(0), values.std(0) / math.sqrt(draws), q)
+
+
+class _Given(Inference):
+    """A density that was found before, as the start of an ascent."""
+
+    def __init__(self, q: Distribution):
+        super().__init__()
+        self.q = q
+
+    def infer(self, likelihood: Likelihood, x: Num[Tensor, "B *X"], k: Int[Tensor, "S _"] | None = None) -> Code:
+        return Code(self.q.mean.unsqueeze(0), q=self.q)
+
+
+def _parts(autoencoder: Autoencoder | Likelihood) -> tuple[Likelihood, Inference | None]:
+    if isinstance(autoencoder, Autoencoder):
+        return autoencoder.likelihood, autoencoder.inference
+    return autoencoder, None
+
+
+def _check(likelihood: Likelihood, families: Sequence[str], samples: int, draws: int) -> None:
+    need_proper(likelihood)
+    unknown = [name for name in families if name not in FAMILIES]
+    if unknown or not families:
+        raise ValueError(f"Unknown family {unknown[0] if unknown else '(none)'}. Choose of {', '.join(FAMILIES)}.")
+    if len(likelihood.latent_shape) != 1:
+        raise ValueError(f"The gap needs vector codes, but a code here has shape {tuple(likelihood.latent_shape)}.")
+    if samples < 2 or draws < 4:
+        raise ValueError(f"Need samples >= 2 and draws >= 4, got {samples} and {draws}.")
+
+
+def _density(engine: Inference, likelihood: Likelihood, x: Tensor) -> Distribution | None:
+    """The engine's q(z|x) of batch (B,), where it has one."""
+    code = engine.infer(likelihood, x)
+    if code.q is None or code.k is not None:
+        return None
+    return one_row(code.q)
+
+
+def one_row(q: Distribution) -> Distribution:
+    """The density of batch (B,) that one of batch (S, B) repeats.
+
+    Raises:
+        ValueError: for a law that is not normal, of which no row can be taken.
+    """
+    if len(q.batch_shape) < 2:
+        return q
+    if isinstance(q, MultivariateNormal):
+        return MultivariateNormal(q.loc[0], scale_tril=q.scale_tril[0], validate_args=False)
+    if _normal(q) is None:
+        raise ValueError(
+            f"One density q(z|x) per observation is needed, got {type(q).__name__} of batch {tuple(q.batch_shape)}. "
+            "Set the engine's samples to 1."
+        )
+    base = torch.distributions.Normal(q.mean[0], q.stddev[0], validate_args=False)
+    return Independent(base, 1, validate_args=False)
+
+
+def _laplace(likelihood: Likelihood, x: Tensor) -> Distribution:
+    mode = Ascent(Zeros(), LBFGS(), 100, grad_tol=1e-4, backprop=Detach())(likelihood, x)
+    return laplace_approximation(likelihood, x, mode.point)
+
+
+def _best(
+    name: str, likelihood: Likelihood, x: Tensor, start: Distribution, noise: int, steps: int, draws: int
+) -> Bound:
+    family: Family = FAMILIES[name](noise, matched=True)
+    engine = Ascent(_Given(start), LBFGS(), steps, tol=1e-5, family=family, backprop=Detach())
+    code = engine.infer(likelihood, x)
+    assert code.q is not None and code.solve is not None
+    bound = lower_bound(likelihood, x, one_row(code.q), draws)
+    return replace(bound, status=code.solve.status[0])
+
+
+def _family_of(q: Distribution | None, best: dict[str, Bound]) -> str | None:
+    if q is None or _normal(q) is None:
+        return None
+    name = "full covariance" if isinstance(q, MultivariateNormal) else "mean-field"
+    return name if name in best else None
+
+
+def _normal(q: Distribution) -> MultivariateNormal | None:
+    """A normal q with a full covariance; None for any other law."""
+    if isinstance(q, MultivariateNormal):
+        return q
+    base = getattr(q, "base_dist", None)
+    if isinstance(base, torch.distributions.Normal) and len(q.event_shape) == 1:
+        return MultivariateNormal(base.loc, scale_tril=base.scale.diag_embed(), validate_args=False)
+    return None
+
+
+def _quadratic(offset: Tensor, value: Tensor, grad: Tensor, hessian: Tensor) -> Float[Tensor, "S B"]:
+    bend = torch.einsum("sbi,bij,sbj->sb", offset, hessian, offset)
+    return value + (offset * grad).sum(2) + 0.5 * bend
+
+
+def _controlled(values: Float[Tensor, "S B"], variate: Float[Tensor, "S B"], known: Tensor) -> Float[Tensor, "S B"]:
+    """values - c (variate - known), c by regression on the other half of the draws."""
+    centred = [part - part.mean(0) for half in (values, variate) for part in half.chunk(2)]
+    weights = []
+    for value, other in zip(centred[:2], centred[2:], strict=True):
+        square = other.square().sum(0)
+        weights.append(torch.where(square > 0, (value * other).sum(0) / square.clamp_min(1e-300), 0.0))
+    halves = zip(values.chunk(2), variate.chunk(2), reversed(weights), strict=True)
+    return torch.cat([value - weight * (other - known) for value, other, weight in halves])
+
+
+def _ended(bound: Bound) -> Float[Tensor, " B"]:
+    """1 where the local optimisation met its tolerance."""
+    assert bound.status is not None
+    return torch.eq(bound.status, Status.converged).to(bound.value)
+
+
+def _chunks(total: int, size: int) -> list[int]:
+    return [min(size, total - start) for start in range(0, total, size)]

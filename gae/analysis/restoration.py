@@ -1,0 +1,119 @@
+"""Photographs restored by a network's weights alone (deep image prior): denoise, inpaint, superresolve."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from gae.inference import Progress
+from gae.inference.ascent.solver import Watch
+from gae.systems.image_prior import (
+    SCALE,
+    TASKS,
+    Network,
+    build_likelihood,
+    check_image,
+    check_memory,
+    known_task,
+    self_stopping,
+)
+
+
+@dataclass(frozen=True)
+class Restoration:
+    """What came of R runs on one image of C channels."""
+
+    image: Float[Tensor, "C H W"]  # the average of the runs, in [0, 1]
+    runs: Float[Tensor, "R C H W"]
+    steps: list[int]  # taken by each run
+    settled: list[bool]  # whether a run's rule stopped it, before the last step
+    loss: list[list[float]]  # T lists of R: squared error per measured value before each step
+    interrupted: bool
+
+
+def restore(
+    image: Float[Tensor, "C h w"],
+    task: str = "denoise",
+    *,
+    mask: Bool[Tensor, "h w"] | None = None,
+    factor: int = 4,
+    steps: int | None = None,
+    runs: int = 1,
+    network: Network | None = None,
+    seed: int = 0,
+    watch: Watch | None = None,
+) -> Restoration:
+    """Restores an image with values in [0, 1] by ascending the weights of untrained networks, which it is shown once.
+
+    Each run stops by itself (``RunningVariance``), and its running average of outputs is its result; several runs are
+    averaged. The same seed gives the same picture. Ctrl-C ends the work and returns what the runs had reached.
+
+    Args:
+        image: of any size; the network paints a canvas that may be larger.
+        task: ``"denoise"``, ``"inpaint"`` (``mask`` is True where a pixel is seen), or ``"superresolve"`` (the image is
+            taken for a Lanczos-filtered one of ``factor`` times its height and width).
+        steps: at most; a number for each task unless given.
+        runs: R, networks with initial weights of their own.
+        network: its size.
+        watch: called after each step; its signals (R, 1, C, H, W) are those of the image.
+
+    Raises:
+        ValueError: an unknown task, a mask missing, needless, of another size or that hides everything, values outside
+            [0, 1] or not finite, or too little memory for this size.
+
+    >>> found = restore(torch.rand(1, 9, 12), steps=2, network=Network(channels=2, scales=1))
+    >>> found.image.shape, found.steps
+    (torch.Size([1, 9, 12]), [2])
+    """
+    network = network or Network()
+    limit = TASKS[known_task(task)].steps if steps is None else steps
+    if limit < 1 or runs < 1:
+        raise ValueError(f"Need steps >= 1 and runs >= 1, got {limit} and {runs}.")
+    check_image(image, task, mask, factor)
+    grown = factor if task == "superresolve" else 1
+    check_memory(network, image, grown, runs)
+    with torch.random.fork_rng(devices=[image.device] if image.is_cuda else []):
+        torch.manual_seed(seed)
+        likelihood, seen = build_likelihood(image, task, mask=mask, factor=factor, network=network)
+        network.build(
+            len(image)
+        )  # these draws precede those of the runs, so that a seed's picture stays that of earlier versions
+        log = _Log(seen.numel(), image.shape[1] * grown, image.shape[2] * grown, watch)
+        try:
+            with torch.no_grad():
+                self_stopping(limit, runs, log).infer(likelihood, seen.unsqueeze(0))
+        except KeyboardInterrupt:
+            if log.latest is None:
+                raise
+            log.interrupted = True
+    return log.restoration()
+
+
+class _Log:
+    """What the solve showed after each step, cut to the image: all that is left of one that was interrupted."""
+
+    def __init__(self, values: int, height: int, width: int, watch: Watch | None):
+        self.values, self.height, self.width, self.watch = values, height, width, watch
+        self.interrupted = False
+        self.loss: list[list[float]] = []
+        self.taken: Tensor | int = 0
+        self.latest: Progress | None = None
+
+    def __call__(self, progress: Progress) -> None:
+        nats = -progress.objective[:, 0] / self.values
+        square = 2 * SCALE**2 * (nats - math.log(SCALE) - 0.5 * math.log(2 * math.pi))
+        self.loss.append(square.tolist())
+        self.taken = self.taken + progress.running[:, 0]
+        assert progress.signal is not None and progress.average is not None
+        signal, average = (t[..., : self.height, : self.width] for t in (progress.signal, progress.average))
+        self.latest = progress._replace(signal=signal, average=average)
+        if self.watch is not None:
+            self.watch(self.latest)
+
+    def restoration(self) -> Restoration:
+        assert self.latest is not None and self.latest.signal is not None and isinstance(self.taken, Tensor)
+        runs = self.latest.signal[:, 0].clone()
+        settled = (~self.latest.running[:, 0]).tolist()
+        return Restoration(runs.mean(0), runs, self.taken.tolist(), settled, self.loss, self.interrupted)

@@ -1,0 +1,1 @@
+"""The ``gae`` command: one module for each large subcommand."""

@@ -1,0 +1,71 @@
+"""``gae activate``: maximal activation of a unit of a fitted encoder."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from gae.cli.common import AsJson, CheckpointPath, SameBinarize, load_like, read, save_arrays
+from gae.cli.terminal import print_results, reported
+from gae.data.files import check_file
+
+
+@reported
+def activate(
+    checkpoint: CheckpointPath,
+    unit: Annotated[int, typer.Argument(metavar="UNIT", help="From 0; the means of the code come first.")],
+    layer: Annotated[
+        str | None,
+        typer.Option(help="A layer's name; a wrong one lists them.", show_default="the encoder's output"),
+    ] = None,
+    data: Annotated[
+        str | None, typer.Option(metavar="DATA", help="Compare with its training images: a name or a path.")
+    ] = None,
+    binarize: SameBinarize = None,
+    steps: Annotated[int, typer.Option(min=1, help="Of each of 8 ascents.")] = 400,
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Of the random starts.")] = 0,
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="A .png or .npz file; DATA's most active image stands beside.")
+    ] = Path("activation.png"),
+    as_json: AsJson = False,
+) -> None:
+    """Find the image in the data's value range that activates a unit of the encoder most."""
+    from gae.analysis.activation import Units, maximise, most_active
+
+    check_file(output, ".png", ".npz")
+    model, noted = read(checkpoint)
+    units = Units(model, layer)
+    units.check(unit)
+    images, compared = {}, {}
+    if data is not None:
+        train = load_like(noted, data, binarize).epoch(0)
+        if not len(train):
+            raise ValueError(f"{data} holds one image only, and none to train on. Give at least two.")
+        index, highest = most_active(units, unit, train)
+        images = {"training_image": train[index].numpy()}
+        compared = {"highest activation of a training image": highest, "training image": index}
+    value_range = noted.get("value_range", (0.0, 1.0))
+    found = maximise(units, unit, value_range, steps=steps, seed=seed)
+    _write(output, {"image": found.image.numpy(), **images}, value_range)
+    results = {
+        "unit": unit,
+        "which is the": units.meaning(unit),
+        "layer": units.layer,
+        "units of the layer": units.size,
+        "activation at mid-grey, the first start": found.start,
+        "activation at the image found": found.activation,
+        **compared,
+        "file": str(output),
+    }
+    print_results(results, as_json)
+
+
+def _write(path: Path, images: dict[str, Any], value_range: tuple[float, float]) -> None:
+    if path.suffix == ".npz":
+        save_arrays(path, images)
+        return
+    import numpy as np
+
+    from gae.reports.figures import sheet
+
+    sheet(np.stack(list(images.values())), value_range, path)

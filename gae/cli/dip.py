@@ -1,0 +1,140 @@
+"""``gae dip``: a photograph restored by a network's weights alone."""
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from gae.cli.terminal import console, print_results, reported
+from gae.data.files import check_folder, write_text
+
+if TYPE_CHECKING:
+    import numpy as np
+    from rich.progress import Progress as Bar
+
+    from gae.analysis.restoration import Restoration
+    from gae.inference import Progress
+
+ImagePath = Annotated[Path, typer.Argument(metavar="IMAGE", help="PNG, JPEG or TIFF, grey or colour, of any size.")]
+
+
+@reported
+def dip(
+    image: ImagePath,
+    task: Annotated[str, typer.Option(help="denoise, inpaint or superresolve.")] = "denoise",
+    mask: Annotated[Path | None, typer.Option(help="To inpaint: an image, bright where pixels are seen.")] = None,
+    factor: Annotated[int, typer.Option(help="To superresolve: how many times larger.")] = 4,
+    steps: Annotated[int | None, typer.Option(help="At most; a number for each task unless given.")] = None,
+    runs: Annotated[int, typer.Option(help="Independent networks, whose results are averaged.")] = 1,
+    channels: Annotated[int, typer.Option(help="Of the network; the paper has 128.")] = 32,
+    scales: Annotated[int, typer.Option(help="Of the network; the paper has 5.")] = 4,
+    preview: Annotated[int, typer.Option(help="Write preview.png every so many steps; 0 for never.")] = 100,
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Of the network's input, weights and noise.")] = 0,
+    out: Annotated[Path | None, typer.Option(help="A new folder.", show_default="runs/dip-NAME")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+) -> None:
+    """Restore a photograph with an untrained network (deep image prior); Ctrl-C keeps the best image so far."""
+    import torch
+
+    from gae.analysis.restoration import restore
+    from gae.data.photographs import read_mask, read_photo
+    from gae.systems.image_prior import TASKS, Network
+
+    seen = read_photo(image)
+    hidden = None if mask is None else torch.from_numpy(read_mask(mask))
+    folder = out or Path("runs") / f"dip-{image.stem}"
+    check_folder(folder)
+    if folder.exists() and any(folder.iterdir()):
+        raise FileExistsError(f"{folder} exists and is not empty. Name another folder with --out.")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    with _bar() as bar:
+        show = _Live(bar, folder, steps or (TASKS[task].steps if task in TASKS else 0), preview)
+        began = time.perf_counter()
+        found = restore(
+            torch.from_numpy(seen).to(device),
+            task,
+            mask=hidden,
+            factor=factor,
+            steps=steps,
+            runs=runs,
+            network=Network(channels, scales),
+            seed=seed,
+            watch=show,
+        )
+        seconds = time.perf_counter() - began
+    settings = {"image": str(image), "task": task, "mask": str(mask) if mask else None, "factor": factor, "runs": runs}
+    settings |= {"channels": channels, "scales": scales, "seed": seed}
+    results = _written(found, seen, None if hidden is None else hidden.numpy(), folder, settings, seconds)
+    print_results(results, as_json)
+
+
+class _Live:
+    """Shows the loss and the time that is left, and writes a preview now and then."""
+
+    def __init__(self, bar: "Bar", folder: Path, steps: int, preview: int):
+        self.bar, self.folder, self.preview = bar, folder, preview
+        self.task = bar.add_task("ascending", total=steps, objective="")
+
+    def __call__(self, progress: "Progress") -> None:
+        from gae.data.photographs import write_photo
+
+        nats = float(progress.objective.mean())
+        self.bar.update(self.task, advance=1, objective=f"log joint {nats:,.0f} nats")
+        if self.preview and progress.step % self.preview == self.preview - 1 and progress.signal is not None:
+            write_photo(progress.signal.mean(0)[0].cpu().numpy(), self.folder / "preview.png")
+
+
+def _bar() -> "Bar":
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[objective]}"),
+    )
+    left = (TimeElapsedColumn(), TextColumn("at most"), TimeRemainingColumn(), TextColumn("left"))
+    return Progress(*columns, *left, console=console(stderr=True), transient=True)
+
+
+def _written(
+    found: "Restoration",
+    seen: "np.ndarray",
+    mask: "np.ndarray | None",
+    folder: Path,
+    settings: dict[str, Any],
+    seconds: float,
+) -> dict[str, Any]:
+    """Writes result, comparison, curve and account into the folder, and returns the account."""
+    import json
+
+    import numpy as np
+
+    from gae.data.photographs import write_photo
+    from gae.reports.photographs import loss_curve, side_by_side
+
+    restored = found.image.cpu().numpy()
+    write_photo(restored, folder / "result.png")
+    shown = seen if mask is None else np.where(mask, seen, 0.5)
+    side_by_side({"given": shown, "restored": restored}, folder / "side_by_side.png")
+    loss_curve(found.loss, folder / "curve.png")
+    account = {
+        **settings,
+        "size": "{2} × {1}, {0} channels".format(*restored.shape),
+        "steps": found.steps,
+        "stopped by its rule": found.settled,
+        "interrupted": found.interrupted,
+        "last squared error per measured value": found.loss[-1],
+        "seconds": round(seconds, 1),
+        "result": str(folder / "result.png"),
+    }
+    write_text(folder / "result.json", json.dumps({**account, "loss": found.loss}, indent=1, allow_nan=False) + "\n")
+    return account

@@ -1,0 +1,35 @@
+"""``gae explore``: a page on which a reader moves through a plane of codes."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from gae.cli.common import CheckpointPath, DataName, SameBinarize, load_like, read
+from gae.cli.terminal import reported
+from gae.data.files import check_file
+
+
+@reported
+def explore(
+    checkpoint: CheckpointPath,
+    data: DataName,
+    samples: Annotated[
+        int, typer.Option("-n", min=3, help="Test samples whose codes are shown, from the first.")
+    ] = 400,
+    size: Annotated[int, typer.Option(min=2, max=60, help="Decoded codes along each side.")] = 25,
+    binarize: SameBinarize = None,
+    output: Annotated[Path, typer.Option("--output", "-o", help="An .html file.")] = Path("explore.html"),
+) -> None:
+    """Write one HTML page to move through a plane of codes; it needs no server."""
+    from gae.reports.explorer import explore as write
+
+    check_file(output, ".html")
+    model, noted = read(checkpoint)
+    found = load_like(noted, data, binarize)
+    x = found.test[:samples]
+    labels = None if found.test_labels is None else found.test_labels[:samples]
+    value_range = noted.get("value_range", found.value_range)
+    name = noted.get("system") or noted.get("engine", "")
+    plane = write(model, x, output, labels, value_range, size, f"{name} on {found.name}")
+    typer.echo(f"{len(x)} codes; the plane holds {plane.explained:.0%} of their variance: {output}")

@@ -1,0 +1,49 @@
+"""``gae sample``: draws from a fitted model, as pictures, arrays or text."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from gae.cli.common import CheckpointPath, Seed, read, save_arrays
+from gae.cli.terminal import reported
+from gae.data.files import check_file, write_text
+
+
+@reported
+def sample(
+    checkpoint: CheckpointPath,
+    n: Annotated[int, typer.Option("-n", min=1, help="How many.")] = 64,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="A .png or (of text) .txt file, or .npz.", show_default="samples.…"),
+    ] = None,
+    mean: Annotated[
+        bool, typer.Option("--mean", help="The decoder's mean at each code, without observation noise.")
+    ] = False,
+    seed: Seed = 0,
+) -> None:
+    """Draw from the model: z from the prior, x from the decoder."""
+    import torch
+
+    from gae.data.preparation import Preparation
+
+    model, description = read(checkpoint)
+    vocabulary = Preparation.of(description).vocabulary
+    kinds = (".png", ".npz") if vocabulary is None else (".txt", ".npz")
+    output = output or Path("samples").with_suffix(kinds[0])
+    check_file(output, *kinds)
+    torch.manual_seed(seed)
+    with torch.no_grad():
+        z = model.likelihood.prior.sample(torch.Size((n,)))
+        decoded = model.decode(z)
+        drawn = model.likelihood.point(decoded) if mean else decoded.sample()
+    if output.suffix == ".npz":
+        save_arrays(output, {"x": drawn.numpy(), "z": z.numpy()})
+    elif vocabulary is not None:
+        write_text(output, "\n".join(vocabulary.decode(drawn)) + "\n")
+    else:
+        from gae.reports.figures import sheet
+
+        sheet(drawn.numpy(), description.get("value_range", (0.0, 1.0)), output)
+    typer.echo(f"{n} samples: {output}")

@@ -1,0 +1,173 @@
+"""Arrays from ``.npy`` and ``.npz`` files, whose sizes are read from their headers first."""
+
+import warnings
+import zipfile
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from gae.data.sizes import need_room
+from gae.data.text import Vocabulary
+
+NPZ_KEYS = ("x", "y", "x_train", "y_train", "x_test", "y_test")
+CHANNELS = (1, 3, 4)  # of images
+FLOAT32 = 4  # bytes of a value once it is in a data set
+UNREADABLE = (ValueError, EOFError, OSError, RuntimeError, zipfile.BadZipFile, zlib.error)
+
+
+class Arrays(NamedTuple):
+    """Observations (N, *X) and labels (N,) as stored; ``x_test`` is None where the source has no split of its own.
+
+    Attributes:
+        vocabulary: of text.
+        value_range: that of the source's format, where its types do not tell.
+        rows: (N,) where in the source each observation was, unless it is its place in ``x``.
+        files: the name of each observation's file, those of ``x`` before those of ``x_test``.
+    """
+
+    x: np.ndarray
+    y: np.ndarray | None = None
+    x_test: np.ndarray | None = None
+    y_test: np.ndarray | None = None
+    vocabulary: Vocabulary | None = None
+    value_range: tuple[float, float] | None = None
+    rows: np.ndarray | None = None
+    files: np.ndarray | None = None
+
+
+def read_arrays(path: Path) -> Arrays:
+    """An ``.npy`` array (N, *X), or an ``.npz`` with x (and y), or with x_train and x_test (and y_train, y_test).
+
+    Raises:
+        ValueError: a damaged file, pickled objects, other keys, or more than ``gae.data.sizes.limit()`` bytes.
+    """
+    try:
+        with path.open("rb") as file:
+            zipped = file.read(2) == b"PK"
+            file.seek(0)
+            return _read_npz(file, path) if zipped else Arrays(_read_npy(file, path, path.stat().st_size))
+    except _Refused as error:
+        raise ValueError(str(error)) from None
+    except UNREADABLE as error:
+        raise ValueError(
+            f"Cannot read an array from {path}: {str(error).rstrip('.')}. Write plain numbers with `np.save` or "
+            "`np.savez`; arrays of objects (ragged lists) are pickles, which are never loaded."
+        ) from error
+
+
+def channels_first(arrays: Arrays, channels: str | None = None, event_shape: Sequence[int] | None = None) -> Arrays:
+    """Images (N, C, H, W), also from (N, H, W, C); arrays that are no images stay as they are.
+
+    Of shape (N, A, B, C), the last axis is taken for 1, 3 or 4 channels where the second is none of these numbers, or
+    would leave an image one pixel wide; a warning says so.
+
+    Args:
+        arrays: as read.
+        channels: ``"first"`` or ``"last"`` to decide it.
+        event_shape: of the observations that a model takes, which may decide it too.
+
+    Raises:
+        ValueError: both readings are possible, or ``"last"`` is given and there are not four axes.
+    """
+    shape = arrays.x.shape
+    if channels == "last" and len(shape) != 4:
+        raise ValueError(f"channels='last' is for arrays (N, H, W, C), got {shape}.")
+    if channels != "last" and not _channels_last(shape, channels, event_shape):
+        return arrays
+    if channels is None and event_shape is None:
+        warnings.warn(
+            f"x of shape {shape} is read as images (N, H, W, C), with observations {(shape[3], *shape[1:3])}. If it "
+            "holds something else, use `load(..., channels='first')`.",
+            stacklevel=2,
+        )
+    x_test = arrays.x_test
+    if x_test is not None and x_test.ndim == 4:
+        x_test = np.moveaxis(x_test, -1, 1)
+    return arrays._replace(x=np.moveaxis(arrays.x, -1, 1), x_test=x_test)
+
+
+def _channels_last(shape: Sequence[int], channels: str | None, event_shape: Sequence[int] | None) -> bool:
+    if len(shape) != 4 or channels == "first":
+        return False
+    first, middle, last = shape[1:]
+    if last not in CHANNELS or min(first, middle) < max(2, last):
+        return False
+    readings: list[tuple[int, ...]] = [(first, middle, last), (last, first, middle)]
+    if event_shape is not None and readings.count(tuple(event_shape)) == 1:
+        return tuple(event_shape) == readings[1]
+    if first in CHANNELS and min(middle, last) >= 2:
+        raise ValueError(
+            f"x has shape {tuple(shape)}, which may be (N, C, H, W) or (N, H, W, C). Say which with "
+            "`load(..., channels='first')` or `channels='last'`."
+        )
+    return True
+
+
+class _Refused(ValueError):
+    """A complete message, unlike those of numpy and zipfile."""
+
+
+def _read_npz(source: Any, path: Path) -> Arrays:
+    with zipfile.ZipFile(source) as archive:
+        members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
+        wanted = {key: info for key, info in members.items() if key in NPZ_KEYS}
+        _need_room(sum(info.file_size for info in wanted.values()), path, f"{len(wanted)} arrays")
+        stored = {}
+        for key, info in wanted.items():
+            with archive.open(info) as file:
+                stored[key] = _read_npy(file, path, info.file_size, f"{key}, ")
+    return _pick(path, stored, sorted(members))
+
+
+def _read_npy(file: Any, path: Path, size: int, name: str = "") -> np.ndarray:
+    """The array of a binary file of ``size`` bytes, once its header has been checked."""
+    version = np.lib.format.read_magic(file)
+    read_header: Any = {
+        (1, 0): np.lib.format.read_array_header_1_0,
+        (2, 0): np.lib.format.read_array_header_2_0,
+    }.get(version)
+    if read_header is None:
+        raise ValueError(f"its format is version {version}, and 1.0 and 2.0 are read")
+    _need_room(size, path, f"{name}{size:,} bytes")  # a header may say how long it is itself
+    shape, column_major, dtype = read_header(file)
+    if dtype.hasobject:
+        raise ValueError("Object arrays cannot be loaded when allow_pickle=False")
+    values = int(np.prod(shape, dtype=object)) if shape else 1
+    _need_room(values * max(dtype.itemsize, FLOAT32), path, f"{name}an array of {dtype} and shape {shape}")
+    start = file.tell()
+    if size - start != values * dtype.itemsize:
+        raise ValueError(
+            f"{name}its header states {dtype} of shape {shape}, {values * dtype.itemsize:,} bytes, and "
+            f"{size - start:,} follow"
+        )
+    flat = np.frombuffer(_exactly(file, size - start), dtype)
+    return flat.reshape(shape, order="F" if column_major else "C")
+
+
+def _exactly(file: Any, size: int) -> bytes:
+    raw = file.read(size)
+    if len(raw) < size:
+        raise EOFError(f"{size:,} bytes were announced, and {len(raw):,} are there")
+    return raw
+
+
+def _need_room(size: int, path: Path, what: str) -> None:
+    try:
+        need_room(size, path, what)
+    except ValueError as error:
+        raise _Refused(str(error)) from None
+
+
+def _pick(path: Path, stored: dict[str, np.ndarray], found: list[str]) -> Arrays:
+    keys = stored.keys()
+    if keys == {"x"} or keys == {"x", "y"}:
+        return Arrays(stored["x"], stored.get("y"))
+    if keys in ({"x_train", "x_test"}, {"x_train", "x_test", "y_train", "y_test"}):
+        return Arrays(stored["x_train"], stored.get("y_train"), stored["x_test"], stored.get("y_test"))
+    raise _Refused(
+        f"{path} has the keys {', '.join(found) or '(none)'}, but it needs x (with or without y), or x_train and "
+        "x_test (with or without both y_train and y_test)."
+    )

@@ -1,0 +1,149 @@
+"""A data set: observations in two splits, labels, the range of values, and where in the source each row was."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from hashlib import sha256
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Size, Tensor
+
+from gae.data.preparation import Preparation
+from gae.data.text import Vocabulary
+
+SPLITS = ("train", "test")
+
+
+class Rows(NamedTuple):
+    """Observations of a data set in the order of their source.
+
+    Attributes:
+        x: (N, *X).
+        labels: (N,) integers, or None.
+        row: (N,) where each observation is in the source, from 0.
+        split: (N,) whether each is ``"train"`` or ``"test"``.
+        files: (N,) names of their files; None where the source is no folder.
+    """
+
+    x: Float[Tensor, "N *X"]
+    labels: Int[Tensor, " N"] | None
+    row: Int[Tensor, " N"]
+    split: np.ndarray
+    files: np.ndarray | None
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """Training and test observations, on the CPU, in memory.
+
+    Attributes:
+        train: (N, *X) float32. With dynamic binarisation these are probabilities: take ``epoch`` instead.
+        test: (M, *X) float32.
+        train_labels: (N,) integers, or None.
+        test_labels: (M,) integers, or None.
+        value_range: (lowest, highest) value that the data can take; both splits lie inside.
+        binarization: ``"none"``, ``"threshold"`` or ``"dynamic"``.
+        vocabulary: of text: which class stands for which character or word, and ``decode`` back to text.
+        train_rows: (N,) where in the source each training observation is, from 0: its row, its line in a text file
+            (blank lines counted), its image in the order of their paths. Where the source has a split of its own, rows
+            count through its training part, then through its test part. None where nobody told.
+        test_rows: (M,) likewise.
+        files: names of the source's files, by row, where it is a folder of images.
+
+    >>> from gae.data import load
+    >>> load("digits")
+    Dataset('digits', train (1437, 1, 8, 8), test (360, 1, 8, 8), labels, range (0.0, 1.0), binarization 'none')
+    """
+
+    name: str
+    train: Float[Tensor, "N *X"]
+    test: Float[Tensor, "M *X"]
+    train_labels: Int[Tensor, " N"] | None
+    test_labels: Int[Tensor, " M"] | None
+    value_range: tuple[float, float]
+    binarization: str = "none"
+    vocabulary: Vocabulary | None = None
+    train_rows: Tensor | None = None  # of another length after ``dataclasses.replace(train=...)``: then unknown
+    test_rows: Tensor | None = None
+    files: np.ndarray | None = None
+
+    @property
+    def preparation(self) -> Preparation:
+        """What a model that is fitted to these data must know of them."""
+        return Preparation(self.event_shape, self.value_range, self.binarization, self.vocabulary)
+
+    @property
+    def event_shape(self) -> Size:
+        """X, the shape of one observation."""
+        return self.train.shape[1:]
+
+    @cached_property
+    def hash(self) -> str:
+        """SHA-256 (hex) over binarisation and the shapes, types and bytes of observations and labels."""
+        digest = sha256(self.binarization.encode())
+        if self.vocabulary is not None:
+            digest.update(repr(self.vocabulary).encode())
+        for part in (self.train, self.test, self.train_labels, self.test_labels):
+            if part is None:
+                digest.update(b"none")
+            else:
+                digest.update(f"{tuple(part.shape)} {part.dtype}".encode())
+                digest.update(part.contiguous().numpy().reshape(-1).data)
+        return digest.hexdigest()
+
+    def epoch(self, epoch: int, seed: int = 0) -> Float[Tensor, "N *X"]:
+        """The training observations of one epoch, a pure function of (seed, epoch).
+
+        With dynamic binarisation x ~ Bernoulli(pixel) is redrawn for each epoch (Burda et al., 2016, section 5.1);
+        otherwise it is ``train`` itself.
+
+        >>> from gae.data import load
+        >>> digits = load("digits", binarize="dynamic")
+        >>> torch.equal(digits.epoch(3), digits.epoch(3)), torch.equal(digits.epoch(3), digits.epoch(4))
+        (True, False)
+        """
+        return draw(self.train, f"{epoch:d} {seed:d}") if self.binarization == "dynamic" else self.train
+
+    def rows(self, split: str = "all") -> Rows:
+        """Observations in the order of the source; with dynamic binarisation, the training ones of epoch 0.
+
+        Args:
+            split: ``"train"``, ``"test"`` or ``"all"``.
+
+        Raises:
+            ValueError: another split, or a data set that does not know its rows.
+
+        >>> from gae.data import load
+        >>> rows = load("digits").rows()
+        >>> rows.row[:4], rows.labels[:4], rows.split[:4]
+        (tensor([0, 1, 2, 3]), tensor([0, 1, 2, 3]), array(['train', 'train', 'train', 'train'], dtype='<U5'))
+        """
+        if split not in (*SPLITS, "all"):
+            raise ValueError(f"Unknown split {split!r}. Choose train, test or all.")
+        train = (self.epoch(0), self.train_labels, self.train_rows)
+        test = (self.test, self.test_labels, self.test_rows)
+        chosen = {"train": [train], "test": [test], "all": [train, test]}[split]
+        known = [rows for x, _, rows in chosen if rows is not None and len(rows) == len(x)]
+        if len(known) < len(chosen):
+            raise ValueError("This data set does not know the rows of its source. Make it with `load`.")
+        row, order = torch.cat(known).sort()
+        x = torch.cat([x for x, _, _ in chosen])[order]
+        labels = [labels for _, labels, _ in chosen if labels is not None]
+        found = torch.cat(labels)[order] if len(labels) == len(chosen) else None
+        names = np.repeat(SPLITS if split == "all" else split, [len(rows) for rows in known])[order.numpy()]
+        return Rows(x, found, row, names, None if self.files is None else self.files[row.numpy()])
+
+    def __repr__(self) -> str:
+        return (
+            f"Dataset({self.name!r}, train {tuple(self.train.shape)}, test {tuple(self.test.shape)}, "
+            f"{'no ' if self.train_labels is None else ''}labels, range {self.value_range}, "
+            f"binarization {self.binarization!r})"
+        )
+
+
+def draw(probability: Tensor, key: str) -> Tensor:
+    """x ~ Bernoulli(probability), a pure function of the key."""
+    generator = torch.Generator().manual_seed(int.from_bytes(sha256(key.encode()).digest()[:8]))
+    return torch.bernoulli(probability, generator=generator)

@@ -1,0 +1,234 @@
+"""Image files as arrays (C, H, W), one by one or a folder of them, upright and with nothing lost on the way."""
+
+import os
+import struct
+import warnings
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path, PurePath
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from gae.data.arrays import FLOAT32, Arrays
+from gae.data.sizes import need_room
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
+FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "GIF", "WEBP")  # Pillow would start other programs for some others
+GREY, COLOUR, GREY_16 = ("1", "L"), ("RGB", "P"), ("I;16", "I;16B", "I;16L", "I")
+ALPHA = ("LA", "RGBA", "PA", "La", "RGBa")
+UNREADABLE = (OSError, SyntaxError, ValueError, TypeError, IndexError, KeyError, EOFError, OverflowError)
+SPLITS = ("train", "test")
+HELD_OUT = ("val", "valid", "validation", "dev")  # other names of folders that are splits, not classes
+NAMED = 3  # files that a message names
+
+
+def read_image(path: Path) -> np.ndarray:
+    """One image (C, H, W) as stored: grey (C = 1) or RGB; bool, uint8, uint16 (grey only) or float32 in [0, 1].
+
+    The orientation tag of a camera is followed, and palettes are resolved.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: no image, one that would take more than ``gae.data.sizes.limit()`` bytes, or of a kind that would
+            lose something: alpha, CMYK, YCbCr, LAB, colour of 16 bits per channel, integers that are not in 0 … 65535,
+            several pages, floats that are not finite or outside [0, 1].
+    """
+    from PIL import Image, ImageOps
+
+    if not path.is_file():
+        raise FileNotFoundError(f"No image {path}. Check the path.")
+    if path.suffix.lower() not in SUFFIXES:
+        raise ValueError(f"{path} is none of {', '.join(SUFFIXES)}. Convert it.")
+    with _any_size():
+        try:
+            with Image.open(path, formats=FORMATS) as image:
+                problem = _problem(path, image)
+                if problem is None:
+                    upright = ImageOps.exif_transpose(image)
+                    pixels = np.asarray(upright.convert("RGB") if upright.mode == "P" else upright)
+        except (*UNREADABLE, struct.error, zlib.error) as error:
+            raise ValueError(f"{path} cannot be read as an image ({error}). Repair it or take it out.") from error
+    if problem is not None:
+        raise ValueError(f"{path} {problem}")
+    pixels = pixels[None] if pixels.ndim == 2 else np.moveaxis(pixels, -1, 0)
+    return _of_known_range(path, pixels)
+
+
+@contextmanager
+def _any_size() -> Iterator[None]:
+    """Without Pillow's own limit on pixels, in whose place ``need_room`` stands."""
+    from PIL import Image
+
+    before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+    try:
+        yield
+    finally:
+        Image.MAX_IMAGE_PIXELS = before
+
+
+def _problem(path: Path, image: "Image.Image") -> str | None:
+    """Why an image whose header was read is refused."""
+    (width, height), mode = image.size, image.mode
+    channels = 3 if mode == "P" else len(image.getbands())
+    try:
+        need_room(width * height * channels * FLOAT32, path, f"an image of {width} × {height} pixels")
+    except ValueError as error:
+        return str(error).removeprefix(f"{path} ")
+    if (frames := getattr(image, "n_frames", 1)) > 1:
+        return f"holds {frames} images. Save the one you mean as a file of its own."
+    if mode in ALPHA or "transparency" in image.info:
+        return "has an alpha channel, which would be lost. Flatten it first."
+    if _colour_of_16_bits(path, image):
+        return "has colour with 16 bits per channel, which would be cut to 8. Save it with 8 bits."
+    if mode not in (*GREY, *COLOUR, *GREY_16, "F"):
+        return f"has the colour mode {mode}. Convert it to grey or RGB."
+    return None
+
+
+def _colour_of_16_bits(path: Path, image: "Image.Image") -> bool:
+    """Pillow reads these as 8 bits without a word; the header of a PNG or TIFF tells."""
+    if image.format == "PNG":
+        with path.open("rb") as file:
+            header = file.read(26)
+        return header[24] == 16 and header[25] in (2, 6)
+    tags: Any = getattr(image, "tag_v2", {})
+    bits = tags.get(258, (8,))
+    return len(bits) > 1 and max(bits) > 8 if isinstance(bits, tuple) else False
+
+
+def _of_known_range(path: Path, pixels: np.ndarray) -> np.ndarray:
+    if pixels.dtype.kind in "ui" and pixels.dtype != np.uint8:
+        if pixels.min() < 0 or pixels.max() > 65535:
+            raise ValueError(f"{path} has values from {pixels.min()} to {pixels.max()}. Save it with 8 or 16 bits.")
+        return pixels.astype(np.uint16)
+    if pixels.dtype.kind == "f":
+        bad = ~np.isfinite(pixels) | (pixels < 0) | (pixels > 1)
+        if bad.any():
+            _, row, column = (int(i) for i in np.argwhere(bad)[0])
+            raise ValueError(
+                f"{path} has floating-point pixels that are not in [0, 1], first {pixels[bad][0]:g} at row {row}, "
+                f"column {column}. Repair or rescale it."
+            )
+    return pixels
+
+
+# A folder of images.
+
+
+class _Found(NamedTuple):
+    """Image files, relative to their folder and sorted, and the other entries by the reason to pass them over."""
+
+    images: list[PurePath]
+    passed: dict[str, list[str]]
+
+
+def read_image_folder(folder: Path) -> Arrays:
+    """All images in a folder and below it, channel-first (N, C, H, W), in the order of their paths.
+
+    If every image lies in a sub-folder, the names of the sub-folders, sorted, become labels 0, 1, …. Folders ``train``
+    and ``test`` are no classes but a split, in each of which sub-folders are labels with one numbering. Files that are
+    no images, hidden files and linked folders are passed over with a warning that counts them.
+
+    Raises:
+        ValueError: no image, one that ``read_image`` refuses, one whose size, channels or type differ from the first,
+            one half of a split, or more than ``gae.data.sizes.limit()`` bytes.
+    """
+    images, passed = _walk(folder)
+    if not images:
+        raise ValueError(
+            f"{folder} has no images ({', '.join(SUFFIXES)}){_listed(passed)}. For a folder of idx files use "
+            "`load('mnist', folder=...)`."
+        )
+    top = {path.parts[0].lower() for path in images if len(path.parts) > 1}
+    split = set(SPLITS) <= top
+    if not split and top & set(SPLITS) and top <= {*SPLITS, *HELD_OUT}:
+        raise ValueError(
+            f"{folder} has the folders {', '.join(sorted(top))}: a split needs both train and test. Name one of the "
+            f"folders as the data, such as {folder / next(p.parts[0] for p in images if len(p.parts) > 1)}."
+        )
+    groups = {name: [path for path in images if path.parts[0].lower() == name] for name in SPLITS} if split else {}
+    if split:
+        chosen = {path for group in groups.values() for path in group}
+        passed["outside of train and test"] = [str(path) for path in images if path not in chosen]
+    if any(passed.values()):
+        warnings.warn(f"{folder}: passed over{_listed(passed)}.", stacklevel=2)
+    parts = list(groups.values()) if split else [images]
+    labels = _labels(folder, parts, depth=1 if split else 0)
+    pixels = [_stack(folder, part, images[0]) for part in parts]
+    unit, files = (0.0, 1.0), np.array([path.as_posix() for part in parts for path in part])
+    if split:
+        return Arrays(pixels[0], labels[0], pixels[1], labels[1], value_range=unit, files=files)
+    return Arrays(pixels[0], labels[0], value_range=unit, files=files)
+
+
+def _walk(folder: Path) -> _Found:
+    images: list[PurePath] = []
+    passed: dict[str, list[str]] = {"hidden": [], "linked folders": [], "other suffixes": []}
+    for place, folders, files in os.walk(folder, onerror=_raise):
+        at = Path(place).relative_to(folder)
+        folders.sort()
+        for name in folders:
+            if name.startswith(".") or Path(place, name).is_symlink():
+                passed["hidden" if name.startswith(".") else "linked folders"].append(str(at / name))
+        folders[:] = [name for name in folders if not name.startswith(".")]  # os.walk follows no links
+        for name in sorted(files):
+            if name.startswith("."):
+                passed["hidden"].append(str(at / name))
+            elif Path(name).suffix.lower() in SUFFIXES:
+                images.append(at / name)
+            else:
+                passed["other suffixes"].append(str(at / name))
+    return _Found(sorted(images), passed)
+
+
+def _raise(error: OSError) -> None:
+    """A folder that cannot be listed is an error; by itself ``os.walk`` goes on without it."""
+    raise error
+
+
+def _labels(folder: Path, parts: Sequence[list[PurePath]], depth: int) -> list[np.ndarray | None]:
+    """Numbers of the sub-folders at a depth, one numbering for all parts, or None where an image lies in none."""
+    stray = [path for part in parts for path in part if len(path.parts) == depth + 1]
+    every = [path for part in parts for path in part]
+    if stray:
+        if len(stray) < len(every):
+            names = _names([path.as_posix() for path in stray])
+            warnings.warn(
+                f"{folder}: no labels, because {len(stray)} of {len(every)} images lie outside of the sub-folders that "
+                f"would be the classes ({names}). Move them into one for labels.",
+                stacklevel=3,
+            )
+        return [None for _ in parts]
+    numbers = {name: i for i, name in enumerate(sorted({path.parts[depth] for path in every}))}
+    return [np.array([numbers[path.parts[depth]] for path in part]) for part in parts]
+
+
+def _stack(folder: Path, paths: Sequence[PurePath], first: PurePath) -> np.ndarray:
+    """The images of some paths as (N, C, H, W), all like the first."""
+    like = read_image(folder / first)
+    need_room(len(paths) * like.size * FLOAT32, folder, f"{len(paths):,} images of {like.shape}")
+    stack = np.empty((len(paths), *like.shape), like.dtype)
+    for row, path in enumerate(paths):
+        image = read_image(folder / path)
+        if (image.shape, image.dtype) != (like.shape, like.dtype):
+            raise ValueError(
+                f"{folder / path} is {image.dtype} {image.shape}, but the first image, {first}, is "
+                f"{like.dtype} {like.shape} (channels, height, width). Bring all to one size and mode."
+            )
+        stack[row] = image
+    return stack
+
+
+def _listed(passed: dict[str, list[str]]) -> str:
+    """``: hidden 1 (.a), other suffixes 4 (a.txt, b.txt, c.txt, …)``, or nothing."""
+    said = [f"{reason} {len(names)} ({_names(names)})" for reason, names in passed.items() if names]
+    return f": {', '.join(said)}" if said else ""
+
+
+def _names(names: Sequence[str]) -> str:
+    return ", ".join(names[:NAMED]) + (", …" if len(names) > NAMED else "")

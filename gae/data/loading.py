@@ -1,0 +1,258 @@
+"""Data sets by name or path, as tensors (N, *X) with labels, a train/test split, a value range and a content hash."""
+
+import math
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from gae.data.arrays import Arrays
+from gae.data.dataset import Dataset, Rows, draw
+from gae.data.preparation import BINARIZATIONS, Preparation
+from gae.data.readers import NAMES, OPENML, read_mnist, read_path
+from gae.data.values import ceiling, labels, measured, need_float32, observations, refuse
+
+__all__ = ["BINARIZATIONS", "NAMES", "Dataset", "LinearGaussian", "Rows", "linear_gaussian", "load"]
+
+
+class LinearGaussian(NamedTuple):
+    """Draws of x = mean + z loadings + scale ε and the parameters they came from; z and ε are standard normal."""
+
+    dataset: Dataset
+    mean: Float[Tensor, " D"]
+    loadings: Float[Tensor, "E D"]
+    scale: float
+
+
+def load(
+    name: str | os.PathLike[str],
+    *,
+    folder: str | os.PathLike[str] | None = None,
+    binarize: str | None = None,
+    value_range: tuple[float, float] | None = None,
+    test_fraction: float = 0.2,
+    seed: int = 0,
+    words: bool = False,
+    channels: str | None = None,
+    like: Preparation | None = None,
+) -> Dataset:
+    """A data set by name, or from a path.
+
+    ===================  ==========================================================================================
+    name                 data
+    ===================  ==========================================================================================
+    digits               1797 images (1, 8, 8) in [0, 1], bundled with scikit-learn
+    mnist,               60000 + 10000 images (1, 28, 28) in [0, 1], from idx files in ``folder``, else in the folder
+    fashion-mnist        named by the environment variable GAE_DATA (either may also hold them in a sub-folder called
+                         ``mnist`` or ``fashion-mnist``), else from OpenML through scikit-learn
+    swiss-roll           2000 points (3,), noise 0.05; labels: ten equal segments of the angle
+    circles              2000 points (2,), radii 1 and 0.5, noise 0.05; labels: the circle
+    linear-gaussian      2000 points (10,): ``linear_gaussian(2000, 2, 10, 0.5, seed).dataset``
+    path of an ``.npy``  (N, *X); images (N, C, H, W) or, which is recognised, (N, H, W, C)
+    path of an ``.npz``  x (and y); or x_train and x_test (and y_train and y_test)
+    path of a ``.txt``   one sequence (T,) per line: 2, 3, … for its characters, 1 for its end, 0 for padding
+    path of a folder     images of one size; sub-folders' names become labels if all images lie in sub-folders;
+                         ``train`` and ``test`` are a split, in which sub-folders are the labels
+    ===================  ==========================================================================================
+
+    uint8 and uint16 are divided by 255 and 65535; all other numbers keep their values. Data that would take more than
+    4 GiB of memory by what their headers state are refused, unless the environment variable ``GAE_MAX_BYTES`` allows
+    more.
+
+    Args:
+        name: see above.
+        folder: where the idx files of mnist or fashion-mnist are.
+        binarize: ``"threshold"``: 1 where x > 0.5, else 0. ``"dynamic"``: x ~ Bernoulli(pixel), the test set drawn
+            once, the training set anew in each ``Dataset.epoch``. ``"none"`` unless given, or as ``like`` says.
+        value_range: declares the range of the data, which must lie inside; otherwise it is [0, 1] for uint8, uint16
+            and bool, and measured for other types.
+        test_fraction: share of test observations, where the data have no split of their own. The split keeps the
+            shares of the labels where every label is frequent enough.
+        seed: of synthetic data, of the split, and of the binarised test set.
+        words: the tokens of a text are words, not characters; the vocabulary of ``like`` decides it too.
+        channels: ``"first"`` or ``"last"``: which axis of four in an array is the channels, where its shape does not
+            tell.
+        like: how the data of a model were prepared (``preparation`` of those; its checkpoint notes it), to read other
+            data for that model: text in its vocabulary, padded to its length, with its binarisation. A single
+            observation becomes the test set.
+
+    Raises:
+        ValueError: an unknown name or option, or data that cannot be used; the message names the first bad index.
+            With ``like``, also tokens, lengths, shapes or values that the model does not know.
+        FileNotFoundError: a file or folder is missing, or OpenML cannot be reached.
+
+    >>> load("digits", binarize="threshold").train.unique()
+    tensor([0., 1.])
+    """
+    text = os.fspath(name)
+    if binarize not in (None, *BINARIZATIONS):
+        raise ValueError(f"Unknown binarize {binarize!r}. Choose one of {', '.join(BINARIZATIONS)}.")
+    if not 0 < test_fraction < 1:
+        raise ValueError(f"test_fraction must lie strictly between 0 and 1, got {test_fraction}.")
+    if not 0 <= seed < 2**32:
+        raise ValueError(f"seed must lie in [0, 2**32), got {seed}.")
+    if folder is not None and text not in OPENML:
+        raise ValueError(f"folder is for {' and '.join(OPENML)} only, got {text!r}. Give the path itself as the name.")
+    if words and not text.lower().endswith(".txt"):
+        raise ValueError(f"words=True is for .txt files only, got {text!r}.")
+    if channels is not None and (channels not in ("first", "last") or not text.lower().endswith((".npy", ".npz"))):
+        raise ValueError(f"channels must be 'first' or 'last', for .npy and .npz files only, got {channels!r}.")
+    label = text if text in NAMES else Path(text).expanduser().resolve().name
+    if like is not None:
+        like.check_source(text, text.lower().endswith(".txt"))
+        binarize = like.binarize(binarize)
+    arrays = _source(text, folder, seed, words, channels, like)
+    dataset = _assemble(label, arrays, value_range, test_fraction, seed, lone=like is not None)
+    if like is not None:
+        like.check(text, dataset.event_shape, dataset.value_range)
+    return dataset if binarize in (None, "none") else _binarized(dataset, binarize, seed)
+
+
+def linear_gaussian(
+    n: int, latent: int, dim: int, scale: float, seed: int = 0, test_fraction: float = 0.2
+) -> LinearGaussian:
+    """n draws (D,) of the probabilistic PCA model with known parameters (Tipping and Bishop, 1999, eq. 2).
+
+    Args:
+        n: observations, training and test together.
+        latent: E, the width of z.
+        dim: D, the width of x.
+        scale: noise standard deviation in data units.
+        seed: of the parameters, the draws and the split.
+        test_fraction: share of test observations.
+
+    Raises:
+        ValueError: sizes or scale out of range.
+
+    >>> truth = linear_gaussian(100, latent=2, dim=5, scale=0.1)
+    >>> truth.dataset.train.shape, truth.mean.shape, truth.loadings.shape
+    (torch.Size([80, 5]), torch.Size([5]), torch.Size([2, 5]))
+    """
+    x, mean, loadings = _linear_gaussian(n, latent, dim, scale, seed)
+    dataset = _assemble("linear-gaussian", Arrays(x), None, test_fraction, seed)
+    return LinearGaussian(dataset, torch.from_numpy(mean).float(), torch.from_numpy(loadings).float(), scale)
+
+
+def _linear_gaussian(
+    n: int, latent: int, dim: int, scale: float, seed: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    if not (0 <= latent <= dim and dim >= 1 and scale > 0):
+        raise ValueError(f"Need 0 <= latent <= dim, dim >= 1 and scale > 0, got {latent=}, {dim=}, {scale=}.")
+    random = np.random.default_rng(seed)
+    mean, loadings = random.normal(size=dim), random.normal(size=(latent, dim))
+    return mean + random.normal(size=(n, latent)) @ loadings + scale * random.normal(size=(n, dim)), mean, loadings
+
+
+def _source(
+    name: str,
+    folder: str | os.PathLike[str] | None,
+    seed: int,
+    words: bool,
+    channels: str | None,
+    like: Preparation | None,
+) -> Arrays:
+    if name in OPENML:
+        return read_mnist(name, folder)
+    match name:
+        case "digits":
+            from sklearn.datasets import load_digits
+
+            digits = load_digits()
+            return Arrays(digits.images[:, None] / 16, digits.target)
+        case "swiss-roll":
+            from sklearn.datasets import make_swiss_roll
+
+            points, angle = make_swiss_roll(2000, noise=0.05, random_state=seed)
+            return Arrays(points, np.floor((angle / (1.5 * np.pi) - 1) * 5).astype(int))  # angle in 1.5 π … 4.5 π
+        case "circles":
+            from sklearn.datasets import make_circles
+
+            return Arrays(*make_circles(2000, noise=0.05, factor=0.5, random_state=seed))
+        case "linear-gaussian":
+            return Arrays(_linear_gaussian(2000, 2, 10, 0.5, seed)[0])
+    if like is None:
+        return read_path(name, words, channels)
+    return read_path(name, words, channels, like.vocabulary, like.event_shape)
+
+
+def _binarized(dataset: Dataset, how: str, seed: int) -> Dataset:
+    for split, x in (("training", dataset.train), ("test", dataset.test)):
+        refuse(x, (x < 0) | (x > 1), f"binarize={how!r} needs {split} values in [0, 1]", "Rescale the data.")
+    if how == "threshold":
+        train, test = (dataset.train > 0.5).float(), (dataset.test > 0.5).float()
+    else:
+        train, test = dataset.train, draw(dataset.test, f"test {seed:d}")
+    return replace(dataset, train=train, test=test, value_range=(0.0, 1.0), binarization=how)
+
+
+def _assemble(
+    name: str,
+    arrays: Arrays,
+    value_range: tuple[float, float] | None,
+    test_fraction: float,
+    seed: int,
+    lone: bool = False,
+) -> Dataset:
+    x, y, x_test, y_test, vocabulary, stated, rows, files = arrays
+    if x_test is None:
+        everything, every_label = observations(x, "x"), labels(y, len(x), "y")
+        need_float32("x", x)
+        train_rows, test_rows = _split(every_label, len(x), test_fraction, seed, lone)
+        train, test = everything[train_rows], everything[test_rows]
+        train_labels, test_labels = (
+            (None, None) if every_label is None else (every_label[train_rows], every_label[test_rows])
+        )
+    else:
+        train, test = observations(x, "x_train"), observations(x_test, "x_test")
+        train_labels, test_labels = labels(y, len(x), "y_train"), labels(y_test, len(x_test), "y_test")
+        if train.shape[1:] != test.shape[1:] or ceiling(x) != ceiling(x_test):
+            raise ValueError(
+                f"x_train is {x.dtype} {x.shape} but x_test is {x_test.dtype} {x_test.shape}. Give both one type and "
+                "one shape of observation."
+            )
+        need_float32("x", x, x_test)
+        train_rows, test_rows = np.arange(len(x)), np.arange(len(x), len(x) + len(x_test))
+    if rows is not None:
+        train_rows, test_rows = rows[train_rows], rows[test_rows]
+    if value_range is not None:
+        low, high = value_range
+        if not -math.inf < low < high < math.inf:
+            raise ValueError(f"value_range must be (lowest, highest), finite and in this order, got {value_range}.")
+        for split in (train, test):
+            refuse(split, (split < low) | (split > high), f"the data leave value_range {value_range}", "Widen it.")
+    elif vocabulary is not None:
+        low, high = 0.0, vocabulary.classes - 1.0
+    else:
+        low, high = stated or ((0.0, 1.0) if ceiling(x) else measured(train, test))
+    return Dataset(
+        name,
+        train,
+        test,
+        train_labels,
+        test_labels,
+        (float(low), float(high)),
+        vocabulary=vocabulary,
+        train_rows=torch.from_numpy(train_rows).long(),
+        test_rows=torch.from_numpy(test_rows).long(),
+        files=files,
+    )
+
+
+def _split(labels: Tensor | None, n: int, test_fraction: float, seed: int, lone: bool) -> tuple[np.ndarray, np.ndarray]:
+    from sklearn.model_selection import train_test_split
+
+    if n == 1 and lone:
+        return np.arange(0), np.arange(1)
+    if n < 2:
+        raise ValueError("There is one observation only, but training and test need at least one each.")
+    n_test = min(n - 1, math.ceil(test_fraction * n))
+    if labels is not None:
+        counts = labels.unique(return_counts=True)[1]
+        if counts.min() < 2 or len(counts) > min(n_test, n - n_test):
+            labels = None
+    return tuple(train_test_split(np.arange(n), test_size=n_test, stratify=labels, random_state=seed))

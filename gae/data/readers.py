@@ -1,0 +1,194 @@
+"""Where data come from: idx files, OpenML, and whatever lies at a path. Nothing that a file holds is executed."""
+
+import gzip
+import math
+import os
+import struct
+import zlib
+from collections.abc import Sequence
+from http.client import HTTPException
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+
+from gae.data.arrays import FLOAT32, Arrays, channels_first, read_arrays
+from gae.data.images import read_image_folder
+from gae.data.sizes import need_room
+from gae.data.text import Vocabulary, read_text
+
+OPENML = {"mnist": "mnist_784", "fashion-mnist": "Fashion-MNIST"}
+FIRST_LABELS = {"mnist": [5, 0, 4, 1, 9], "fashion-mnist": [9, 0, 0, 3, 0]}
+NAMES = ("digits", *OPENML, "swiss-roll", "circles", "linear-gaussian")
+IDX_FILES = (
+    "train-images-idx3-ubyte",
+    "train-labels-idx1-ubyte",
+    "t10k-images-idx3-ubyte",
+    "t10k-labels-idx1-ubyte",
+)
+
+
+def read_idx(path: Path, axes: int) -> np.ndarray:
+    """The unsigned bytes of an idx file, plain or gzipped (LeCun et al., the MNIST page).
+
+    Args:
+        path: the file.
+        axes: how many axes it must have: 3 for images (N, H, W), 1 for labels (N,).
+
+    Raises:
+        ValueError: truncated, not an idx file, one with another type or number of axes, or one whose header announces
+            more than ``gae.data.sizes.limit()`` bytes.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = Path(folder, "labels")
+    ...     _ = path.write_bytes(bytes([0, 0, 8, 1, 0, 0, 0, 2, 7, 9]))
+    ...     read_idx(path, axes=1)
+    array([7, 9], dtype=uint8)
+    """
+    start = 4 + 4 * axes
+    with path.open("rb") as plain:
+        zipped = plain.read(2) == b"\x1f\x8b"
+        plain.seek(0)
+        try:
+            with gzip.GzipFile(fileobj=plain) if zipped else plain as file:
+                head = file.read(start)
+                size = _announced(path, head, axes)
+                need_room(FLOAT32 * size, path, f"{size:,} values")
+                raw = file.read(size + 1)
+        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+            raise ValueError(f"{path} is a truncated or damaged gzip file ({error}). Download it again.") from error
+    if len(head) < start or len(raw) != size:
+        held = f"{len(head) + len(raw)} bytes" + (" or more" if len(raw) > size else "")
+        raise ValueError(
+            f"{path} holds {held}, but an idx file with its header has {start + size}: it is truncated or damaged. "
+            "Download it again."
+        )
+    return np.frombuffer(raw, np.uint8).reshape(struct.unpack(f">{axes}I", head[4:]))
+
+
+def _announced(path: Path, head: bytes, axes: int) -> int:
+    """The number of values that the first bytes of an idx file state; 0 where they are cut short."""
+    magic, wanted = head[:4].hex(), bytes([0, 0, 8, axes]).hex()
+    if len(head) >= 4 and magic != wanted:
+        raise ValueError(
+            f"{path} starts with the magic number 0x{magic}, but an idx file of unsigned bytes with {axes} axes "
+            f"starts with 0x{wanted}. Are image and label files swapped, or is it another format?"
+        )
+    return math.prod(struct.unpack(f">{axes}I", head[4:])) if len(head) == 4 + 4 * axes else 0
+
+
+def find_idx(folder: Path) -> dict[str, Path]:
+    """Which of MNIST's four files a folder has, plain or with ``.gz``."""
+    candidates = [(stem, folder / f"{stem}{end}") for stem in IDX_FILES for end in (".gz", "")]
+    return {stem: path for stem, path in candidates if path.is_file()}
+
+
+def read_idx_folder(folder: Path) -> Arrays:
+    """MNIST's four idx files: images (N, 1, H, W), labels and the standard split.
+
+    Raises:
+        FileNotFoundError: one of the four is missing.
+        ValueError: a damaged file, or as many labels as images are not there.
+    """
+    found = find_idx(folder)
+    missing = [stem for stem in IDX_FILES if stem not in found]
+    if missing:
+        raise FileNotFoundError(f"{folder} has no {missing[0]} (plain or .gz). It needs all of {', '.join(IDX_FILES)}.")
+    x, y, x_test, y_test = (read_idx(found[stem], axes) for stem, axes in zip(IDX_FILES, (3, 1, 3, 1), strict=True))
+    for images, labels, stems in ((x, y, IDX_FILES[:2]), (x_test, y_test, IDX_FILES[2:])):
+        if len(images) != len(labels):
+            raise ValueError(
+                f"{folder}: {stems[0]} has {len(images)} images but {stems[1]} has {len(labels)} labels. "
+                "Take both files from one data set."
+            )
+    return Arrays(x[:, None], y, x_test[:, None], y_test)
+
+
+def read_path(
+    name: str,
+    words: bool = False,
+    channels: str | None = None,
+    vocabulary: Vocabulary | None = None,
+    event_shape: Sequence[int] | None = None,
+) -> Arrays:
+    """Whatever lies at a path; see ``read_arrays``, ``read_text`` and ``read_image_folder``.
+
+    Args:
+        name: the path.
+        words: whether the tokens of text are words.
+        channels: of arrays, as for ``channels_first``.
+        vocabulary: of text, if a model has one already.
+        event_shape: of the observations that a model takes, if there is one already.
+
+    Raises:
+        FileNotFoundError: nothing there.
+        ValueError: nothing readable there, or neither a path nor a known name.
+    """
+    paths = "a path to an .npy file, an .npz file, a .txt file or a folder of images"
+    if not name.strip():
+        raise ValueError(f"The name of the data set is empty. Choose one of {', '.join(NAMES)}, or {paths}.")
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return read_image_folder(path)
+    suffix = path.suffix.lower()
+    if suffix in (".npy", ".npz", ".txt"):
+        if not path.is_file():
+            raise FileNotFoundError(f"No file {path}. Check the path.")
+        if suffix != ".txt":
+            return channels_first(read_arrays(path), channels, event_shape)
+        steps = None if event_shape is None else event_shape[0]
+        text = read_text(path, words, vocabulary, steps)
+        return Arrays(text.classes, vocabulary=text.vocabulary, rows=text.rows)
+    if path.exists():
+        raise ValueError(f"Cannot read {path}: expected {paths}. Convert it with `np.save`.")
+    if len(path.parts) > 1:
+        raise FileNotFoundError(f"No file or folder {path}. Check the path.")
+    raise ValueError(f"Unknown data set {name!r}. Choose one of {', '.join(NAMES)}, or {paths}.")
+
+
+def read_mnist(name: str, folder: str | os.PathLike[str] | None = None) -> Arrays:
+    """MNIST or Fashion-MNIST from idx files in a folder, in that named by GAE_DATA, or from OpenML.
+
+    Raises:
+        FileNotFoundError: no such folder, no idx files in it, or OpenML cannot be reached.
+        ValueError: damaged files, or those of the other data set.
+    """
+    given = folder if folder is not None else os.environ.get("GAE_DATA")
+    if given:
+        root = Path(given).expanduser()
+        origin = "GAE_DATA" if folder is None else "folder"
+        if not root.is_dir():
+            raise FileNotFoundError(f"{origin} names {root}, which is no folder. Name one with {name}'s idx files.")
+        for place in (root / name, root):
+            if find_idx(place):
+                return _verified(name, place)
+        if folder is not None:
+            raise FileNotFoundError(f"No idx files of {name} in {root} or in {root / name}.")
+    return _openml(name)
+
+
+def _verified(name: str, place: Path) -> Arrays:
+    """The idx files of a folder, unless they are another data set's: MNIST and Fashion-MNIST share file names."""
+    arrays = read_idx_folder(place)
+    first = arrays.y[:5].tolist() if arrays.y is not None and len(arrays.y) == 60000 else []
+    for other in FIRST_LABELS.keys() - {name}:
+        if first == FIRST_LABELS[other]:
+            raise ValueError(f"The idx files in {place} are those of {other}, not of {name}. Name another folder.")
+    return arrays
+
+
+def _openml(name: str) -> Arrays:
+    from sklearn.datasets import fetch_openml
+
+    # pandas parses MNIST many times faster than scikit-learn's own parser, but is no dependency of ours
+    parser = "pandas" if find_spec("pandas") else "liac-arff"
+    try:
+        x, y = fetch_openml(OPENML[name], version=1, as_frame=False, return_X_y=True, parser=parser)
+    except (OSError, HTTPException, ValueError) as error:
+        raise FileNotFoundError(
+            f"{name} could not be downloaded from OpenML ({error}). Put its four idx files into a folder and set the "
+            "environment variable GAE_DATA to that folder, or pass folder=..."
+        ) from error
+    images, labels = np.asarray(x).astype(np.uint8).reshape(-1, 1, 28, 28), np.asarray(y).astype(np.int64)
+    return Arrays(images[:60000], labels[:60000], images[60000:], labels[60000:])

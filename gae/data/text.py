@@ -1,0 +1,156 @@
+"""Text as sequences of classes: one line of a file is one sequence, ended by a token of its own, then padded."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Num
+from torch import Tensor
+
+from gae.data.sizes import need_room
+
+PADDING, END = 0, 1  # the classes that every vocabulary has; the tokens follow
+LONGEST = 512  # tokens of a line, its end included
+UNKNOWN = "\N{REPLACEMENT CHARACTER}"
+IN_LINES = 24  # bytes of memory that a byte of text takes as Python strings, if all lines are short
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """Which class stands for which token: 0 is padding, 1 the end of a sequence, i + 2 the i-th token.
+
+    Attributes:
+        tokens: characters, or words.
+        words: whether they are words; these are joined by blanks.
+
+    >>> names = Vocabulary.of(["ada", "alan"])
+    >>> names.classes, names.encode(["ada"], steps=5)
+    (6, array([[2, 3, 2, 1, 0]]))
+    """
+
+    tokens: tuple[str, ...]
+    words: bool = False
+
+    @classmethod
+    def of(cls, lines: Sequence[str], words: bool = False) -> "Vocabulary":
+        """All tokens of some lines, sorted."""
+        return cls(tuple(sorted({token for line in lines for token in _tokens(line, words)})), words)
+
+    @property
+    def classes(self) -> int:
+        """C, padding and end included."""
+        return len(self.tokens) + 2
+
+    def encode(self, lines: Sequence[str], steps: int, numbers: Sequence[int] | None = None) -> np.ndarray:
+        """Lines as classes (N, steps): the tokens, the end, padding.
+
+        Args:
+            lines: of text.
+            steps: T, in which each line must fit with its end.
+            numbers: those by which errors name the lines, 1, 2, … unless given.
+
+        Raises:
+            ValueError: for a token that the vocabulary has not, or a line that does not fit with its end.
+        """
+        classes = {token: i + 2 for i, token in enumerate(self.tokens)}
+        found = np.full((len(lines), steps), PADDING)
+        for row, line in enumerate(lines):
+            tokens = _tokens(line, self.words)
+            name = f"line {row + 1 if numbers is None else numbers[row]} ({_short(line)})"
+            if len(tokens) + 1 > steps:
+                raise ValueError(f"{name} has {len(tokens)} tokens and an end, which do not fit into {steps} steps.")
+            unknown = next((t for t, token in enumerate(tokens) if token not in classes), None)
+            if unknown is not None:
+                token, kind = tokens[unknown], "word" if self.words else "column"
+                code = "" if self.words else f" (U+{ord(token):04X})"
+                raise ValueError(f"{name} has {token!r}{code} at {kind} {unknown + 1}, which is not in the vocabulary.")
+            found[row, : len(tokens) + 1] = [*(classes[token] for token in tokens), END]
+        return found
+
+    def decode(self, x: Num[Tensor, "N T"]) -> list[str]:
+        """The text of sequences: what stands before the end or the padding; � for a class without a token.
+
+        >>> import torch
+        >>> names = Vocabulary.of(["ada", "alan"])
+        >>> names.decode(torch.tensor([[2.0, 3.0, 2.0, 1.0, 0.0]]))
+        ['ada']
+        """
+        return [self._text(row) for row in x.long().tolist()]
+
+    def _text(self, row: Sequence[int]) -> str:
+        stop = next((t for t, value in enumerate(row) if value in (PADDING, END)), len(row))
+        known = dict(enumerate(self.tokens, 2))
+        return (" " if self.words else "").join(known.get(value, UNKNOWN) for value in row[:stop])
+
+
+class Text(NamedTuple):
+    """Lines as classes (N, T), the vocabulary that they are written in, and where each line is in its file, from 0."""
+
+    classes: np.ndarray
+    vocabulary: Vocabulary
+    rows: np.ndarray
+
+
+def read_text(path: Path, words: bool = False, vocabulary: Vocabulary | None = None, steps: int | None = None) -> Text:
+    """The lines of a UTF-8 file as classes; blank lines are left out.
+
+    Args:
+        path: of the file.
+        words: whether tokens are words; a vocabulary that is given decides it.
+        vocabulary: all tokens of the file, unless given.
+        steps: T, one more than the tokens of the longest line unless given; lines are padded to it.
+
+    Raises:
+        ValueError: not UTF-8 text, no text, a line of more than 511 tokens, or more bytes than
+            ``gae.data.sizes.limit()``. With a vocabulary or steps: a token or a line that does not fit, with its place.
+    """
+    need_room(IN_LINES * path.stat().st_size, path, f"{path.stat().st_size:,} bytes of text")
+    words = words if vocabulary is None else vocabulary.words
+    numbers, lines = _lines(path)
+    if not lines:
+        raise ValueError(f"{path} holds no text: it is empty, or all of its lines are blank.")
+    lengths = [len(_tokens(line, words)) for line in lines]
+    longest = int(np.argmax(lengths))
+    most = LONGEST if steps is None else steps
+    if lengths[longest] + 1 > most:
+        kind = "words" if words else "characters"
+        why = "each step of the longest line is a step of all" if steps is None else "the model has no more steps"
+        raise ValueError(
+            f"{path} has a line of {lengths[longest]} {kind}, line {numbers[longest]} ({_short(lines[longest])}). At "
+            f"most {most - 1} are read, because {why}. Split or shorten such lines."
+        )
+    steps = lengths[longest] + 1 if steps is None else steps
+    need_room(8 * steps * len(lines), path, f"{len(lines):,} lines, padded to {steps} steps")
+    vocabulary = Vocabulary.of(lines, words) if vocabulary is None else vocabulary
+    try:
+        return Text(vocabulary.encode(lines, steps, numbers), vocabulary, np.array(numbers) - 1)
+    except ValueError as error:
+        raise ValueError(f"{path}, {error}") from None
+
+
+def _lines(path: Path) -> tuple[list[int], list[str]]:
+    """Numbers, from 1, and text of the lines that are not blank."""
+    raw = path.read_bytes()
+    try:
+        text = raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = raw[: error.start].count(b"\n") + 1
+        raise ValueError(
+            f"{path} is not UTF-8 text: byte 0x{raw[error.start]:02x} in line {line}. Save it as UTF-8, one sequence "
+            "per line."
+        ) from None
+    if "\0" in text:
+        raise ValueError(f"{path} is not text: line {text[: text.index(chr(0))].count(chr(10)) + 1} has a NUL.")
+    lines = (line.removesuffix("\r") for line in text.split("\n"))
+    kept = [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
+    return [number for number, _ in kept], [line for _, line in kept]
+
+
+def _short(line: str) -> str:
+    return repr(line if len(line) <= 20 else line[:20] + "…")
+
+
+def _tokens(line: str, words: bool) -> Sequence[str]:
+    return line.split() if words else line

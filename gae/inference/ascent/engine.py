@@ -1,0 +1,301 @@
+"""Gradient ascent on the code: the only inner loop of the library."""
+
+import warnings
+from dataclasses import replace
+from weakref import WeakKeyDictionary, WeakSet
+
+import torch
+from jaxtyping import Int, Num
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.dropout import _DropoutNd
+
+from gae.inference.ascent.family import Delta, Family
+from gae.inference.ascent.gradients.implicit import Implicit
+from gae.inference.ascent.gradients.unrolled import Backprop, Checkpoint, Detach, Unroll
+from gae.inference.ascent.problem import Problem, finite, widened
+from gae.inference.ascent.solver import Solver, Watch
+from gae.inference.ascent.steps.first_order import GradientAscent, Step
+from gae.inference.ascent.stopping import Stopping
+from gae.inference.base import Code, Inference, Status
+from gae.inference.decoder import is_piecewise_linear, need_fixed, need_gradient, transformed, twice_differentiable
+from gae.inference.starts import Zeros
+from gae.likelihood import Likelihood
+from gae.likelihood.door import hidden
+
+RESTLESS = (_BatchNorm, _DropoutNd, nn.RNNBase, nn.MultiheadAttention, nn.RReLU)
+PIECEWISE_LINEAR = (
+    *(nn.ReLU, nn.LeakyReLU, nn.ReLU6, nn.PReLU, nn.RReLU, nn.Threshold),
+    *(nn.Hardtanh, nn.Hardsigmoid, nn.Hardshrink, nn.Softshrink),
+)
+NOTABLE = (*RESTLESS, *PIECEWISE_LINEAR)
+_LINEAR: WeakKeyDictionary[Likelihood, bool] = WeakKeyDictionary()  # whether a decoder is piecewise linear
+_FOLLOWED: WeakSet[Likelihood] = WeakSet()  # those whose decoders a gradient has passed
+
+
+class Ascent(Inference):
+    """Finds codes by ``max_steps`` ascent steps from ``init``: the GAE / MAP bound l_m(z_0, t) of the GAE note.
+
+    Each sample ascends its own objective: the loss is summed over S and B, so a code does not depend on its batch.
+
+    Without tolerances the code is z_T, the point after exactly T steps. With one, each sample stops by itself, costs
+    no decoder work from then on, and its best point is returned; so it is for a rule that searches (``LBFGS``,
+    ``GaussNewton``). Nothing non-finite is returned while a finite point is known.
+
+    Args:
+        init: the engine that gives the start: ``Zeros()``, ``Prior()``, ``Fixed(z)``, or any encoder (a warm start).
+        step: the step rule.
+        max_steps: T; 0 returns the start.
+        tol: a sample has converged when its objective (nats) came within ``tol`` of its best in 2 successive steps.
+        grad_tol: ... or when the norm of its gradient (nats per unit of u) is at most this.
+        restarts: R starts from ``init``, which must be random; the best end is kept, ``Solve.spread`` tells the rest.
+        family: what is ascended: ``Delta()`` the code, ``MeanField()`` a density over codes.
+        backprop: how gradients flow back through the solve.
+        trace: whether ``Solve.trace`` records the objective before each step.
+        stop: a rule that judges by the decoder's output when an ascent that would overfit has done, in the place of
+            tolerances; it needs ``Detach()``.
+        watch: called after every step with a ``Progress``; for progress bars and previews.
+
+    Raises:
+        TypeError: for parts that cannot be used together.
+        ValueError: for a decoder that is random or couples the samples of a batch, as Dropout and BatchNorm in training
+            mode: told by its layers, and by decoding a few codes twice (which ``Solve.evaluations`` leaves out).
+        RuntimeError: under ``torch.inference_mode()``, which rules out gradients.
+
+    Transforms of ``torch.func`` go through it (``grad``, ``jacrev``, ``vjp``, ``jvp``, ``functional_call``), except
+    ``vmap`` and those gradient modes that it names in a TypeError.
+
+    >>> from gae.likelihood import LinearMixture
+    >>> from gae.inference import ClosedForm
+    >>> model, x = LinearMixture(1, 2, (5,), scale=1.0), torch.randn(3, 5)
+    >>> found = Ascent(step=GradientAscent(0.4), max_steps=50)(model, x).z
+    >>> bool((found - ClosedForm()(model, x).z).abs().max() < 1e-5)  # the MAP code is the posterior mean
+    True
+    """
+
+    def __init__(
+        self,
+        init: Inference | None = None,
+        step: Step | None = None,
+        max_steps: int = 20,
+        tol: float | None = None,
+        grad_tol: float | None = None,
+        restarts: int = 1,
+        family: Family | None = None,
+        backprop: Backprop | None = None,
+        trace: bool = False,
+        stop: Stopping | None = None,
+        watch: Watch | None = None,
+    ):
+        super().__init__()
+        if max_steps < 0 or restarts < 1:
+            raise ValueError(f"Need max_steps >= 0 and restarts >= 1, got {max_steps} and {restarts}.")
+        if any(value is not None and not value > 0 for value in (tol, grad_tol)):
+            raise ValueError(f"Tolerances must be positive or None, got tol={tol}, grad_tol={grad_tol}.")
+        self.init = init or Zeros()
+        self.step = step or GradientAscent(0.1)
+        self.max_steps, self.tol, self.grad_tol, self.restarts = max_steps, tol, grad_tol, restarts
+        self.family = family or Delta()
+        self.backprop = backprop or Unroll()
+        self.trace, self.stop, self.watch = trace, stop, watch
+        self._refuse_family()
+        if stop is not None:
+            self._need_simple(f"`stop={type(stop).__name__}()`")
+        self._warned = False
+
+    def infer(self, likelihood: Likelihood, x: Num[Tensor, "B *X"], k: Int[Tensor, "S _"] | None = None) -> Code:
+        if torch.is_inference_mode_enabled():
+            raise RuntimeError(
+                "`Ascent` needs gradients, which `torch.inference_mode()` rules out. Use `torch.no_grad()`."
+            )
+        if transformed():
+            self._refuse_transforms(likelihood, x)
+        self._refuse_or_warn(likelihood)
+        self._refuse_unfit(likelihood)
+        with twice_differentiable(likelihood):
+            return self._solved(likelihood, x, k)
+
+    def _solved(self, likelihood: Likelihood, x: Tensor, k: Tensor | None) -> Code:
+        starts = [self.init.infer(likelihood, x, k) for _ in range(self.restarts)]
+        self._need_decoder(likelihood, x, starts[0].z)
+        k = starts[0].k if k is None else k
+        u = self.step.admit(torch.cat([self.family.start(start) for start in starts]))
+        if self.restarts > 1:
+            self._differ(u)
+        repeated = k if k is None or self.restarts == 1 else k.repeat(self.restarts, 1)
+        problem = Problem(likelihood, self.family, x, repeated, self.family.noise(u))
+        solver = Solver(
+            *(problem, self.step, self.max_steps, self.tol, self.grad_tol, self.trace, self.restarts > 1),
+            *(self.stop, self.watch),
+        )
+        last = self.backprop(solver, solver.start(u))
+        points = solver.point(last), last["best"]
+        if self.restarts == 1:
+            known = self._known(solver, last["best_value"])
+            code, score, lost = self._scored(problem, k, *points, known, last["best_value"], last["status"])
+            reached = last["value"] if solver.keeps_best or code.log_q is not None else score.detach()
+            solve = solver.account(last, reached)
+        else:
+            runs = last["best_value"].unflatten(0, (self.restarts, -1))
+            best = runs.argmax(0)
+            known = self._known(solver, runs.amax(0))
+            u, fallback, status = (_pick(values, best) for values in (*points, last["status"]))
+            code, score, lost = self._scored(problem, k, u, fallback, known, runs.amax(0), status)
+            solve = solver.account(last, last["value"]).choose(best, runs)
+        evaluations = sum((start.solve.evaluations for start in starts if start.solve is not None), solve.evaluations)
+        status = torch.where(lost, Status.nonfinite, solve.status)
+        solve = replace(solve, status=status, evaluations=evaluations)
+        return replace(code, k=None if k is None else k.expand(score.shape), solve=solve, score=score)
+
+    def _known(self, solver: Solver, best: Tensor) -> Tensor | None:
+        """The objective of the best points, if it is their log joint and no graph of it is wanted."""
+        seen = solver.keeps_best and isinstance(self.family, Delta) and not torch.is_grad_enabled()
+        return best if seen and bool(torch.isfinite(best).all()) else None
+
+    def _scored(
+        self,
+        problem: Problem,
+        k: Tensor | None,
+        u: Tensor,
+        fallback: Tensor,
+        known: Tensor | None,
+        best: Tensor,
+        status: Tensor,
+    ) -> tuple[Code, Tensor, Tensor]:
+        """The code of u, its log joint, and the rows that failed, now or before, which go to their best finite points.
+
+        These are constants; where there is none, the log joint is one too, or 0 · NaN would reach every parameter.
+        """
+        draw = self.family.draw(u)
+        code = self.family.code(problem.likelihood, u, draw)
+        score = problem.log_joint(code.z, k) if known is None else known
+        lost = (status == Status.nonfinite) | ~_finite(code, score)
+        if bool(lost.any()):
+            u = torch.where(widened(lost, u), fallback.detach(), u)
+            code = self.family.code(problem.likelihood, u, draw)
+            score = problem.log_joint(code.z, k)
+            kept = _finite(code, score) & (~lost | torch.isfinite(best))
+            if score.requires_grad and not bool(kept.all()):
+                scorer = Problem(problem.likelihood, self.family, problem.x, k, None)
+                (score,) = scorer.only(kept, (score.detach(),), (code.z,), lambda p, z: (p.log_joint(z, p.k),))
+        return code, score, lost
+
+    def _differ(self, u: Tensor) -> None:
+        runs = u.detach().unflatten(0, (self.restarts, -1))
+        if self.max_steps and bool((runs == runs[:1]).all()):
+            raise ValueError(
+                f"{self.restarts} restarts from `{type(self.init).__name__}` would all be the same. "
+                "Start from `Prior()` or another random engine."
+            )
+
+    def _refuse_unfit(self, likelihood: Likelihood) -> None:
+        """Likelihoods that this ascent's rules are not made for."""
+        self._refuse_family()
+        if likelihood.stochastic:
+            self._need_simple(f"{type(likelihood).__name__} with noise drawn at each step")
+        if self.stop is not None and (not likelihood.has_outputs or likelihood.components > 1):
+            raise TypeError(
+                f"`{type(self.stop).__name__}` judges by the decoder's output, and {type(likelihood).__name__} has not "
+                "one. Stop by `tol` or `grad_tol`."
+            )
+
+    def _refuse_family(self) -> None:
+        if self.step.codes_only and not isinstance(self.family, Delta):
+            raise TypeError(
+                f"`{type(self.step).__name__}` moves codes, got `{type(self.family).__name__}`, which ascends the "
+                "parameters of a density over codes. Use `Delta()`, or a step without projection such as `Adam`."
+            )
+
+    def _need_simple(self, what: str) -> None:
+        """An objective that is new at each step, or a verdict that is not of it, leaves few ways to climb."""
+        if self.step.proposes or self.step.searches:
+            wrong = (
+                f"`{type(self.step).__name__}`, which compares objectives: use `Adam`, `Momentum` or `GradientAscent`"
+            )
+        elif not isinstance(self.backprop, Detach):
+            wrong = f"`{type(self.backprop).__name__}`: use `backprop=Detach()`"
+        elif self.tol is not None or self.grad_tol is not None or self.restarts > 1:
+            wrong = "`tol`, `grad_tol` or `restarts`, which go by the objective: leave them out"
+        elif not isinstance(self.family, Delta):
+            wrong = f"`{type(self.family).__name__}`: use `Delta()`"
+        else:
+            return
+        raise TypeError(f"Cannot use {what} with {wrong}.")
+
+    def _refuse_transforms(self, likelihood: Likelihood, x: Tensor) -> None:
+        """``torch.func.grad``, ``jacrev``, ``vjp``, ``jvp`` and ``functional_call`` work; these do not."""
+        if hidden(x) or any(hidden(parameter) for parameter in likelihood.parameters()):
+            raise TypeError(
+                "An ascent cannot be mapped by `torch.vmap`, which hides the values that it decides by. Its rows are "
+                "separate problems already: give it the whole batch, and loop over models. For gradients of each "
+                "sample, use `torch.func.jacrev` of the samples' objectives."
+            )
+        if isinstance(self.backprop, (Checkpoint, Implicit)) or self.stop is not None:
+            part = type(self.stop or self.backprop).__name__
+            raise TypeError(
+                f"Cannot use `{part}` inside a transform of `torch.func`. Use `Unroll()`, `Truncate(n)`, `OneStep()` "
+                f"or `Detach()` without `stop`, or `torch.autograd.grad` in the place of the transform."
+            )
+
+    def _refuse_or_warn(self, likelihood: Likelihood) -> None:
+        for name, module in likelihood.named_modules():
+            if not isinstance(module, NOTABLE):
+                continue
+            if _restless(module):
+                raise ValueError(
+                    f"An ascent through {type(module).__name__} ({name!r}) has no fixed objective per sample: it "
+                    "changes with the batch or from step to step. Use GroupNorm or InstanceNorm, or `.eval()`."
+                )
+            if isinstance(module, PIECEWISE_LINEAR) and self._unrolls:
+                self._warn_once(f"{type(module).__name__} ({name!r})")
+
+    def _need_decoder(self, likelihood: Likelihood, x: Tensor, z: Tensor) -> None:
+        """Evaluates the decoder at a few codes near the start: modules do not tell of functions that they call."""
+        if not self.max_steps:
+            return
+        need_fixed(likelihood, x, z)
+        if likelihood not in _FOLLOWED and not transformed():
+            need_gradient(likelihood, z)
+            _FOLLOWED.add(likelihood)
+        if self._unrolls and not self._warned and not transformed():
+            if likelihood not in _LINEAR:
+                _LINEAR[likelihood] = is_piecewise_linear(likelihood, z)
+            if _LINEAR[likelihood]:
+                self._warn_once(f"The decoder of {type(likelihood).__name__}")
+
+    @property
+    def _unrolls(self) -> bool:
+        return isinstance(self.backprop, (Unroll, Checkpoint)) and torch.is_grad_enabled()
+
+    def _warn_once(self, what: str) -> None:
+        if not self._warned:
+            self._warned = True
+            warnings.warn(
+                f"{what} is piecewise linear: its second derivative is zero, so the second-order terms of an unrolled "
+                "ascent miss it. Use a smooth activation (SiLU, ELU, softplus, tanh), or `Detach()`.",
+                stacklevel=5,
+            )
+
+
+def _restless(module: nn.Module) -> bool:
+    """Whether a layer's output depends on the batch or changes from call to call."""
+    if isinstance(module, _BatchNorm):
+        return module.training or module.running_mean is None
+    if isinstance(module, _DropoutNd):
+        return module.training and module.p > 0
+    if isinstance(module, (nn.RNNBase, nn.MultiheadAttention)):
+        return module.training and module.dropout > 0
+    return module.training and isinstance(module, nn.RReLU)
+
+
+def _finite(code: Code, score: Tensor) -> Tensor:
+    """The rows whose code and log densities are finite; in a graph, also the square, as ``Evaluation`` has it."""
+    total = score.detach() if code.log_q is None else score.detach() + code.log_q.detach()
+    return finite(code.z, total.square() if score.requires_grad else total)
+
+
+def _pick(values: Tensor, best: Tensor) -> Tensor:
+    """Run best[s, b] of the R runs in values (R · S, B, ...)."""
+    samples, batch = best.shape
+    row = best * samples + torch.arange(samples, device=best.device).unsqueeze(1)
+    return values[row, torch.arange(batch, device=best.device)]

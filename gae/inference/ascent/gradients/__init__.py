@@ -1,0 +1,1 @@
+"""Gradients through a solve: unrolled, truncated, implicit or detached."""

@@ -1,0 +1,249 @@
+"""The loop over steps: per-row bookkeeping, stopping, and the active set."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from gae.inference.ascent.problem import Evaluation, Problem, rounding, widened
+from gae.inference.ascent.steps.first_order import Step
+from gae.inference.ascent.stopping import Stopping
+from gae.inference.base import Solve, Status
+
+RUNNING = -1
+CALM_STEPS = 2  # successive steps within ``tol`` that make a row converged
+PREFIX, JUDGED = "state/", "judged/"  # what the step rule and the stopping rule carry along
+CORRECTED = "corrected"  # what a gradient mode puts in the solution's place; the best point stays to fall back on
+
+
+@dataclass(frozen=True)
+class Iterate:
+    """All that a solve carries from step to step: tensors whose first two dimensions are (S, B)."""
+
+    rows: dict[str, Tensor]
+    trace: tuple[Tensor, ...] = ()
+    intact: bool = True  # every row was usable and is running
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self.rows[name]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self["u"].shape[0], self["u"].shape[1]
+
+    def detach(self) -> "Iterate":
+        return replace(self, rows={name: value.detach() for name, value in self.rows.items()})
+
+
+class Progress(NamedTuple):
+    """What an onlooker sees of a solve after each step."""
+
+    step: int  # from 0
+    objective: Float[Tensor, "S B"]  # nats, before the step
+    signal: Float[Tensor, "S B *X"] | None  # the best picture of it so far by the stopping rule, if there is one
+    average: Float[Tensor, "S B *X"] | None  # that rule's running average, as it stands now
+    running: Bool[Tensor, "S B"]
+
+
+Watch = Callable[[Progress], None]
+
+
+@dataclass
+class Solver:
+    """One step rule on one problem. ``tol`` and ``grad_tol`` stop rows one by one, or ``stop``; else T steps are taken.
+
+    The best point seen stands for the solve when rows may stop or compete with restarts, or when the rule searches
+    along lines (its last point is then only a trial); otherwise the last point u_T, which defines the T-step bound.
+    Best means of the highest objective, or what a stopping rule calls better.
+    """
+
+    problem: Problem
+    step: Step
+    max_steps: int
+    tol: float | None = None
+    grad_tol: float | None = None
+    record: bool = False
+    restarted: bool = False
+    stop: Stopping | None = None
+    watch: Watch | None = None
+    _bound: dict[int, Problem] = field(default_factory=dict)
+
+    @property
+    def stopping(self) -> bool:
+        return self.tol is not None or self.grad_tol is not None or self.stop is not None
+
+    @property
+    def keeps_best(self) -> bool:
+        return self.stopping or self.step.searches or self.restarted
+
+    def start(self, u: Float[Tensor, "S B *U"]) -> Iterate:
+        """The iterate before the first step."""
+        shape = u.shape[:2]
+        count = torch.zeros(shape, dtype=torch.long, device=u.device)
+        low = torch.full(shape, -torch.inf, dtype=u.dtype, device=u.device)
+        rows = {"u": u, "best": u, "best_value": low, "value": low, "first": low, "grad_norm": -low}
+        rows |= {"status": count + RUNNING, "steps": count, "evaluations": count, "calm": count}
+        return Iterate(rows | _prefixed(self.step.start(self.problem, u), PREFIX))
+
+    def run(self, at: Iterate, begin: int, end: int, create_graph: bool) -> Iterate:
+        """Steps begin ... end - 1, or fewer when every row has stopped."""
+        for t in range(begin, end):
+            at = self.advance(at, t, create_graph)
+            if self.watch is not None:
+                signal, average = (at.rows.get(JUDGED + name) for name in ("signal", "average"))
+                self.watch(Progress(t, at["value"], signal, average, at["status"] == RUNNING))
+            if self.finished(at):
+                break
+        return at
+
+    def finished(self, at: Iterate) -> bool:
+        """Whether every row has stopped."""
+        return self.stopping and not bool((at["status"] == RUNNING).any())
+
+    def state(self, at: Iterate) -> dict[str, Tensor]:
+        """The step rule's state."""
+        return _carried(at.rows, PREFIX)
+
+    def point(self, at: Iterate) -> Float[Tensor, "S B *U"]:
+        """The point that stands for the solve."""
+        if CORRECTED in at.rows:
+            return at[CORRECTED]
+        return at["best"] if self.keeps_best else self.step.settled(at["u"], self.state(at))
+
+    def rebound(self) -> "Solver":
+        """The same solver with the problem bound anew, under the present gradient mode."""
+        return replace(self, problem=self.problem.rebound(), _bound={})
+
+    def advance(self, at: Iterate, t: int, create_graph: bool) -> Iterate:
+        """One evaluation and one step of every running row."""
+        index = self._running(at)
+        part = at.rows
+        if index is not None:
+            part = {name: v.flatten(0, 1).index_select(0, index).unsqueeze(0) for name, v in part.items()}
+        problem = self.problem if index is None else self._problem(index, at.shape)
+        found = problem.evaluate(part["u"], create_graph) if self.stop is None else problem.seen(part["u"])
+        intact = at.intact and not self.keeps_best and bool(found.usable.all())
+        with torch.set_grad_enabled(create_graph):
+            after = (self._smooth if intact else self._stepped)(problem, part, found, t)
+        trace = at.trace
+        if index is not None:
+            after = {
+                name: at[name].flatten(0, 1).index_copy(0, index, new.squeeze(0)).view_as(at[name])
+                for name, new in after.items()
+            }
+        if self.record:
+            trace = (*trace, after["value"].detach())
+        following = Iterate(after, trace, intact)
+        return following if create_graph else following.detach()
+
+    def _smooth(self, problem: Problem, part: dict[str, Tensor], found: Evaluation, t: int) -> dict[str, Tensor]:
+        """``_stepped`` for rows that all run, and whose best point is only to fall back on: most of it is idle then."""
+        u, plain = part["u"], found.value.detach()
+        moved, state = self.step(problem, u, found.value, found.grad, _carried(part, PREFIX), t)
+        after = part | {"u": moved, "value": plain, "grad_norm": found.norm, "steps": part["steps"] + 1}
+        after["evaluations"] = part["evaluations"] + self._cost
+        if t == 0:
+            return after | {"first": plain, "best_value": plain} | _prefixed(state, PREFIX)
+        after["best"] = _chosen(plain > part["best_value"], u, part["best"])
+        after["best_value"] = torch.maximum(plain, part["best_value"])
+        return after | _prefixed(state, PREFIX)
+
+    def _stepped(self, problem: Problem, part: dict[str, Tensor], found: Evaluation, t: int) -> dict[str, Tensor]:
+        u, norm, usable = part["u"], found.norm, found.usable
+        judged, better, done = self._verdict(part, found, t)
+        value = torch.where(usable, found.value, -torch.inf)
+        plain, grad = value.detach(), _chosen(usable, found.grad, found.grad.new_zeros(()))
+        after = part | judged
+        after["best"] = _chosen(better, u, part["best"])
+        after["grad_norm"] = torch.where(better if self.keeps_best else usable, norm, part["grad_norm"])
+        after["value"] = plain
+        after["first"] = plain if t == 0 else part["first"]
+        after["evaluations"] = part["evaluations"] + self._cost
+        status, after["calm"] = self._judge(part, plain, norm, better, usable, t)
+        status = torch.where((status == RUNNING) & done, Status.converged, status)
+        best = plain if self.stop is not None else torch.maximum(plain, part["best_value"])
+        after["best_value"] = torch.where(better, best, part["best_value"])
+        moved, state = self.step(problem, u, value, grad, _carried(part, PREFIX), t)
+        after["u"] = _chosen(status == RUNNING, moved, after["best"])
+        after["steps"] = part["steps"] + (status == RUNNING)
+        after["status"] = status
+        return after | _prefixed(state, PREFIX)
+
+    def _verdict(self, part: dict[str, Tensor], found: Evaluation, t: int) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+        """What a stopping rule carries on, which rows are at their best, and which are done."""
+        if self.stop is None:
+            better = self._improves(part, found.value.detach(), found.norm)
+            return {}, found.usable & better, torch.zeros_like(found.usable)
+        assert found.signal is not None
+        before = _carried(part, JUDGED) or self.stop.start(found.signal)
+        state, better, done = self.stop(found.signal, before, t)
+        if not bool(found.usable.all()):
+            state = {name: torch.where(widened(found.usable, new), new, before[name]) for name, new in state.items()}
+        return _prefixed(state, JUDGED), found.usable & better, done
+
+    @property
+    def _cost(self) -> int:
+        """Decoder evaluations per step."""
+        return self.step.evaluations * self.problem.family.evaluations
+
+    def _improves(self, part: dict[str, Tensor], value: Tensor, norm: Tensor) -> Tensor:
+        """A higher objective; where the best point stands for the solve, also one that rounding cannot tell from the
+        best and a smaller gradient."""
+        if not self.keeps_best:  # as in ``_smooth``: a row does not see which of the two its batch takes
+            return value > part["best_value"]
+        level = (value >= part["best_value"] - rounding(value)) & (value >= part["first"]) & (norm <= part["grad_norm"])
+        return (value > part["best_value"]) | level
+
+    def _judge(
+        self, part: dict[str, Tensor], value: Tensor, norm: Tensor, better: Tensor, usable: Tensor, t: int
+    ) -> tuple[Tensor, Tensor]:
+        status, calm = part["status"], part["calm"]
+        broken = ~usable if t == 0 or not self.step.proposes else torch.zeros_like(usable)
+        status = torch.where((status == RUNNING) & broken, Status.nonfinite, status)
+        if self.tol is not None and t > 0:
+            still = (value - part["best_value"]).abs() <= self.tol
+            calm = torch.where(still, calm + 1, 0)
+            status = torch.where((status == RUNNING) & (calm >= CALM_STEPS), Status.converged, status)
+        if self.grad_tol is not None:
+            flat = (norm <= self.grad_tol) & better
+            status = torch.where((status == RUNNING) & flat, Status.converged, status)
+        return status, calm
+
+    def _running(self, at: Iterate) -> Int[Tensor, " n"] | None:
+        if not self.stopping:
+            return None
+        running = (at["status"] == RUNNING).flatten()
+        return None if bool(running.all()) else running.nonzero().squeeze(1)
+
+    def _problem(self, index: Tensor, shape: tuple[int, int]) -> Problem:
+        """The problem of the running rows. Rows only ever leave, so their number says which they are."""
+        if len(index) not in self._bound:
+            self._bound = {len(index): self.problem.rows(index, shape)}
+        return self._bound[len(index)]
+
+    def account(self, last: Iterate, reached: Float[Tensor, "S B"]) -> Solve:
+        """The solve's report, given the objective of the last point."""
+        status = last["status"]
+        if self.step.ascends and not self.step.proposes:
+            fell = reached < last["first"] - rounding(last["first"])
+            status = torch.where((status == RUNNING) & fell, Status.diverged, status)
+        status = torch.where(status == RUNNING, Status.max_steps, status)
+        trace = torch.stack(last.trace) if last.trace else None
+        signal = last.rows.get(JUDGED + "signal")
+        return Solve(status, last["steps"], last["evaluations"], last["grad_norm"], trace, signal)
+
+
+def _chosen(rows: Tensor, points: Tensor, others: Tensor) -> Tensor:
+    """One of two points per row; a network's weights are large, and mostly all rows agree."""
+    return points if bool(rows.all()) else torch.where(widened(rows, points), points, others)
+
+
+def _carried(rows: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in rows.items() if name.startswith(prefix)}
+
+
+def _prefixed(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {prefix + name: tensor for name, tensor in state.items()}

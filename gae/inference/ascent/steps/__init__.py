@@ -1,0 +1,1 @@
+"""Step rules of an ascent, batched over independent rows."""

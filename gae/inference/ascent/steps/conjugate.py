@@ -1,0 +1,43 @@
+"""Conjugate gradients, one independent linear system per row."""
+
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from gae.inference.ascent.problem import widened
+
+Product = Callable[[Tensor], Tensor]
+
+
+def conjugate_gradients(
+    product: Product, right: Float[Tensor, "S B *U"], iterations: int, tol: float
+) -> tuple[Float[Tensor, "S B *U"], Float[Tensor, "S B"]]:
+    """w with product(w) = right, and ‖product(w) - right‖ / ‖right‖ (Hestenes & Stiefel 1952).
+
+    A row stops by itself: at the relative residual ``tol``, or at a direction without positive curvature.
+    """
+    solution, residual, direction = torch.zeros_like(right), right, right
+    square = row_dot(residual, residual)
+    first = square.detach()
+    for _ in range(iterations):
+        image = product(direction)
+        bend = row_dot(direction, image)
+        going = (square > tol**2 * first) & (bend > 0) & torch.isfinite(bend)
+        if not bool(going.any()):
+            break
+        length = widened(torch.where(going, square / torch.where(going, bend, 1.0), 0.0), right)
+        image = torch.where(widened(going, right), image, 0.0)
+        solution, residual = solution + length * direction, residual - length * image
+        following = row_dot(residual, residual)
+        ratio = torch.where(going, following / torch.where(going, square, 1.0), 0.0)
+        direction = torch.where(widened(going, right), residual + widened(ratio, right) * direction, direction)
+        square = following
+    relative = (square.detach() / first.clamp_min(torch.finfo(first.dtype).tiny)).sqrt()
+    return solution, relative
+
+
+def row_dot(a: Float[Tensor, "S B *U"], b: Float[Tensor, "S B *U"]) -> Float[Tensor, "S B"]:
+    """The inner product of each row."""
+    return (a * b).flatten(2).sum(2)

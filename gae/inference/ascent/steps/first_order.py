@@ -1,0 +1,205 @@
+"""Step rules of an ascent: batched over rows, with per-row state, differentiable."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from gae.inference.ascent.problem import Problem
+
+State = dict[str, Tensor]
+
+
+class Step(nn.Module, ABC):
+    """One rule (u_t, value, gradient, state) -> (u_{t+1}, state), per row: it never mixes rows.
+
+    Every state tensor is (S, B, ...).
+    """
+
+    proposes: bool = False  # its points are trials that it may take back, also non-finite ones
+    searches: bool = False  # the best point seen stands for its solve
+    codes_only: bool = False  # it moves codes, and makes no sense of the parameters of a density
+    ascends: bool = True  # it goes uphill, so that an end below the start means that it diverged
+    evaluations: int = 1  # decoder evaluations per step, in units of one objective value
+
+    def admit(self, u: Float[Tensor, "S B *U"]) -> Float[Tensor, "S B *U"]:
+        """The first point, from the one that was given: for a rule that allows only some."""
+        return u
+
+    def start(self, problem: Problem, u: Float[Tensor, "S B *U"]) -> State:
+        """The state before the first step."""
+        return {}
+
+    @abstractmethod
+    def forward(
+        self,
+        problem: Problem,
+        u: Float[Tensor, "S B *U"],
+        value: Float[Tensor, "S B"],
+        grad: Float[Tensor, "S B *U"],
+        state: State,
+        t: int,
+    ) -> tuple[Tensor, State]:
+        """The next point and state; value and gradient are those of each row's objective at u; t counts from 0."""
+
+    def settled(self, u: Float[Tensor, "S B *U"], state: State) -> Float[Tensor, "S B *U"]:
+        """The point that stands for a solve that ended at u."""
+        return u
+
+    def correct(
+        self,
+        problem: Problem,
+        u: Float[Tensor, "S B *U"],
+        value: Float[Tensor, "S B"],
+        grad: Float[Tensor, "S B *U"],
+        state: State,
+        t: int,
+    ) -> Float[Tensor, "S B *U"]:
+        """One step at a solution, to be differentiated: the state's memory counts as a constant."""
+        return self(problem, u, value, grad, state, t)[0]
+
+
+class GradientAscent(Step):
+    """u + rate · ∇. For LLGAE with noise scale σ, the note's β is rate / σ² (ledger D16).
+
+    Args:
+        rate: the step size; its start if it is learned.
+        learn: whether log rate is a parameter, trained with the model through ``Unroll`` or ``Checkpoint``.
+        steps: a learned rate for each of the first ``steps`` steps (the last one holds from there on).
+        shape: a learned rate for each element of a point of this shape.
+
+    >>> GradientAscent(0.1, learn=True, steps=3, shape=(2,)).log_rate.shape
+    torch.Size([3, 2])
+    """
+
+    def __init__(self, rate: float, learn: bool = False, steps: int = 1, shape: Sequence[int] = ()):
+        super().__init__()
+        if steps < 1:
+            raise ValueError(f"steps must be at least 1, got {steps}.")
+        if not learn and (steps > 1 or len(shape)):
+            raise ValueError("Separate rates are learned: give `learn=True`, or leave `steps` and `shape` out.")
+        self.rate = positive("rate", rate)
+        self.log_rate = nn.Parameter(torch.full((steps, *shape), self.rate).log()) if learn else None
+
+    def forward(
+        self,
+        problem: Problem,
+        u: Float[Tensor, "S B *U"],
+        value: Float[Tensor, "S B"],
+        grad: Float[Tensor, "S B *U"],
+        state: State,
+        t: int,
+    ) -> tuple[Tensor, State]:
+        rate = self.rate if self.log_rate is None else self.log_rate[min(t, len(self.log_rate) - 1)].exp().to(u)
+        return u + rate * grad, state
+
+
+class Momentum(Step):
+    """Heavy ball: v ← momentum · v + ∇, u ← u + rate · v (Polyak 1964; torch.optim.SGD's convention).
+
+    >>> Momentum(0.1).momentum
+    0.9
+    """
+
+    def __init__(self, rate: float, momentum: float = 0.9):
+        super().__init__()
+        self.rate = positive("rate", rate)
+        self.momentum = fraction("momentum", momentum)
+
+    def start(self, problem: Problem, u: Float[Tensor, "S B *U"]) -> State:
+        return {"velocity": torch.zeros_like(u)}
+
+    def forward(
+        self,
+        problem: Problem,
+        u: Float[Tensor, "S B *U"],
+        value: Float[Tensor, "S B"],
+        grad: Float[Tensor, "S B *U"],
+        state: State,
+        t: int,
+    ) -> tuple[Tensor, State]:
+        velocity = self.momentum * state["velocity"] + grad
+        return u + self.rate * velocity, {"velocity": velocity}
+
+
+class DeltaBarDelta(Step):
+    """Momentum with a gain for each element: v ← momentum · v + rate · gain · ∇, u ← u + v (Jacobs 1988).
+
+    A gain, 1 at first, grows by 0.2 where the gradient still points along v and shrinks by a fifth where it does not,
+    down to 0.01: the rule of t-SNE (van der Maaten & Hinton 2008).
+
+    >>> DeltaBarDelta(50.0).momentum
+    0.8
+    """
+
+    def __init__(self, rate: float, momentum: float = 0.8):
+        super().__init__()
+        self.rate = positive("rate", rate)
+        self.momentum = fraction("momentum", momentum)
+
+    def start(self, problem: Problem, u: Float[Tensor, "S B *U"]) -> State:
+        return {"velocity": torch.zeros_like(u), "gain": torch.ones_like(u)}
+
+    def forward(
+        self,
+        problem: Problem,
+        u: Float[Tensor, "S B *U"],
+        value: Float[Tensor, "S B"],
+        grad: Float[Tensor, "S B *U"],
+        state: State,
+        t: int,
+    ) -> tuple[Tensor, State]:
+        gain = state["gain"]
+        gain = torch.where(state["velocity"] * grad > 0, gain + 0.2, 0.8 * gain).clamp_min(0.01)
+        velocity = self.momentum * state["velocity"] + self.rate * gain * grad
+        return u + velocity, {"velocity": velocity, "gain": gain}
+
+
+class Adam(Step):
+    """Adam (Kingma & Ba 2015), per element. ε stands inside the root, whose derivative is then finite at v = 0.
+
+    >>> Adam(0.1).betas
+    (0.9, 0.999)
+    """
+
+    def __init__(self, rate: float = 0.05, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8):
+        super().__init__()
+        self.rate = positive("rate", rate)
+        self.betas = (fraction("betas", betas[0]), fraction("betas", betas[1]))
+        self.eps = positive("eps", eps)
+
+    def start(self, problem: Problem, u: Float[Tensor, "S B *U"]) -> State:
+        return {"first": torch.zeros_like(u), "second": torch.zeros_like(u)}
+
+    def forward(
+        self,
+        problem: Problem,
+        u: Float[Tensor, "S B *U"],
+        value: Float[Tensor, "S B"],
+        grad: Float[Tensor, "S B *U"],
+        state: State,
+        t: int,
+    ) -> tuple[Tensor, State]:
+        a, b = self.betas
+        first = torch.lerp(grad, state["first"], a)
+        second = (b * state["second"]).addcmul_(grad, grad, value=1 - b)
+        root = (second / (1 - b ** (t + 1))).add_(self.eps**2).sqrt_()
+        moved = torch.addcdiv(u, first, root, value=self.rate / (1 - a ** (t + 1)))
+        return moved, {"first": first, "second": second}
+
+
+def positive(name: str, value: Any) -> float:
+    """value as a float; ValueError unless it is positive."""
+    if not value > 0:
+        raise ValueError(f"{name} must be positive, got {value}.")
+    return float(value)
+
+
+def fraction(name: str, value: Any) -> float:
+    """value as a float; ValueError unless it lies in [0, 1)."""
+    if not 0 <= value < 1:
+        raise ValueError(f"{name} must lie in [0, 1), got {value}.")
+    return float(value)

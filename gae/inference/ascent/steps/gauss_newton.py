@@ -1,0 +1,186 @@
+"""Generalised Gauss–Newton with Levenberg damping, one independent trust region per row."""
+
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Float, Num
+from torch import Tensor
+from torch.func import jvp, vjp, vmap
+
+from gae.inference.ascent.family import Delta
+from gae.inference.ascent.problem import Problem, rounding, widened
+from gae.inference.ascent.steps.conjugate import Product, conjugate_gradients, row_dot
+from gae.inference.ascent.steps.first_order import State, Step
+from gae.likelihood import Likelihood
+
+
+class GaussNewton(Step):
+    """u + (G + damping I)⁻¹ ∇, with G = Jᵀ H J + prior curvature: positive semi-definite, exact for linear Gaussians.
+
+    J is the decoder's Jacobian, H the curvature of -log q_r in the decoder's output (Schraudolph 2002). A row whose
+    trial fails to improve multiplies its damping by 10 and tries again from the same point; success divides it by 10,
+    and at a tenth of the first value drops it. ``Solve.evaluations`` counts the objective alone: a linearisation
+    costs about one decoder evaluation per element of a code besides (dense), or two per conjugate-gradient iteration.
+
+    Args:
+        dense: G as a (Z, Z) matrix per row, solved by Cholesky: for small Z. Otherwise matrix-free products with
+            conjugate gradients.
+        iterations: most conjugate-gradient iterations when not dense.
+        damping: relative to the mean curvature, the first value tried after a failure; none is tried before.
+
+    >>> GaussNewton(dense=False, iterations=10).searches
+    True
+    """
+
+    proposes = searches = True
+
+    def __init__(self, dense: bool = True, iterations: int = 50, damping: float = 1.0):
+        super().__init__()
+        if iterations < 1 or not damping > 0:
+            raise ValueError(f"Need iterations >= 1 and damping > 0, got {iterations} and {damping}.")
+        self.dense, self.iterations, self.damping = dense, iterations, damping
+
+    def start(self, problem: Problem, u: Float[Tensor, "S B *U"]) -> State:
+        if not isinstance(problem.family, Delta) or not problem.likelihood.has_outputs:
+            raise TypeError(
+                f"Cannot use `GaussNewton` with {type(problem.likelihood).__name__} and "
+                f"`{type(problem.family).__name__}()`: it needs point codes and a decoder output. Use `LBFGS`."
+            )
+        if problem.k is None and problem.likelihood.components > 1:
+            raise TypeError(
+                "Cannot use `GaussNewton` with a summed-out component. Use `Argmax(Ascent(...))`, or `LBFGS`."
+            )
+        row = u.new_zeros(u.shape[:2])
+        return {"point": u, "value": row - torch.inf, "grad": torch.zeros_like(u), "damping": row}
+
+    def forward(
+        self,
+        problem: Problem,
+        u: Float[Tensor, "S B *U"],
+        value: Float[Tensor, "S B"],
+        grad: Float[Tensor, "S B *U"],
+        state: State,
+        t: int,
+    ) -> tuple[Tensor, State]:
+        taken = (value >= state["value"] - rounding(value)) & torch.isfinite(value)
+        wide = widened(taken, u)
+        point, gradient = torch.where(wide, u, state["point"]), torch.where(wide, grad, state["grad"])
+        relaxed = torch.where(state["damping"] <= self.damping / 10, 0.0, state["damping"] / 10)
+        tightened = (state["damping"] * 10).clamp_min(self.damping)
+        damping = torch.where(taken, relaxed, tightened)
+        reached = torch.where(taken, value, state["value"])
+        following = {"point": point, "value": reached, "grad": gradient, "damping": damping}
+        known = torch.isfinite(reached)
+        if bool(known.all()):
+            return self._moved(problem, point, gradient, damping), following
+        # A row without a finite start has no curvature that may be part of a graph.
+        inputs = (point, gradient, damping)
+        return problem.only(known, (point.detach(),), inputs, lambda part, *row: (self._moved(part, *row),))[
+            0
+        ], following
+
+    def correct(
+        self,
+        problem: Problem,
+        u: Float[Tensor, "S B *U"],
+        value: Float[Tensor, "S B"],
+        grad: Float[Tensor, "S B *U"],
+        state: State,
+        t: int,
+    ) -> Float[Tensor, "S B *U"]:
+        with torch.no_grad():
+            matrix = curvature_matrix(problem, u)
+        return u + _solve(matrix, grad.flatten(2), state["damping"]).view_as(u)
+
+    def _moved(self, problem: Problem, u: Tensor, grad: Tensor, damping: Tensor) -> Tensor:
+        if self.dense:
+            return u + _solve(curvature_matrix(problem, u), grad.flatten(2), damping).view_as(u)
+        return u + self._matrix_free(curvature(problem, u), grad, damping)
+
+    def _matrix_free(self, product: Product, grad: Tensor, damping: Tensor) -> Tensor:
+        """(G + damping · curvature along the gradient)⁻¹ grad, by conjugate gradients."""
+        shift = torch.zeros_like(damping)
+        if bool((damping > 0).any()):
+            square = row_dot(grad, grad)
+            level = row_dot(grad, product(grad)) / torch.where(square > 0, square, 1.0)
+            shift = torch.where(damping > 0, damping * level, 0.0)  # 0 · inf is not 0
+        most, tol = min(self.iterations, grad[0, 0].numel() + 10), torch.finfo(grad.dtype).eps ** 0.5
+        return conjugate_gradients(lambda v: product(v) + widened(shift, v) * v, grad, most, tol)[0]
+
+
+def _solve(matrix: Tensor, grad: Tensor, damping: Tensor) -> Tensor:
+    """(matrix + damping · mean diagonal)⁻¹ grad; a scaled gradient where that is not positive definite."""
+    level = matrix.diagonal(dim1=-2, dim2=-1).mean(-1)
+    identity = torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
+    damped = matrix + (damping * level)[..., None, None] * identity
+    factor, failed = torch.linalg.cholesky_ex(damped)
+    solved = failed == 0
+    if not bool(solved.all()):  # a factor that does not exist has no derivative either
+        factor = torch.linalg.cholesky_ex(torch.where(solved[..., None, None], damped, identity))[0]
+    step = torch.cholesky_solve(grad.unsqueeze(-1), factor).squeeze(-1)
+    return torch.where(solved.unsqueeze(-1), step, grad / level.clamp_min(1).unsqueeze(-1))
+
+
+class _Linearised:
+    """What curvature at u is made of: v -> J v, J' v, and the symmetric H v and prior part of G v."""
+
+    def __init__(self, problem: Problem, u: Float[Tensor, "S B *Z"]):
+        likelihood, x, k = problem.likelihood, problem.x, problem.k
+        self.u, self.outputs = u, lambda z: likelihood.outputs(z, k)
+        output, self._back = vjp(self.outputs, u)  # type: ignore[misc]
+        _, self._bend = vjp(_slope(lambda o: likelihood.log_likelihood(x, o, k)), output)  # type: ignore[misc]
+        _, self._prior = vjp(_slope(likelihood.prior.log_prob), u)  # type: ignore[misc]
+
+    def forth(self, v: Tensor) -> Tensor:
+        return jvp(self.outputs, (self.u,), (v,))[1]
+
+    def back(self, v: Tensor) -> Tensor:
+        return self._back(v)[0]
+
+    def bent(self, v: Tensor) -> Tensor:
+        return self._bend(v)[0]
+
+    def prior(self, v: Tensor) -> Tensor:
+        return self._prior(v)[0]
+
+
+def _slope(log_density: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    def slope(at: Tensor) -> Tensor:
+        total, pull = vjp(lambda a: -log_density(a).sum(), at)  # type: ignore[misc]
+        return pull(torch.ones_like(total))[0]
+
+    return slope
+
+
+def curvature(problem: Problem, u: Float[Tensor, "S B *Z"]) -> Product:
+    """v -> G v of each row at u: Gauss–Newton curvature of -log q_r(x|z) plus the exact curvature of -log q_w(z)."""
+    at = _Linearised(problem, u)
+    return lambda v: at.back(at.bent(at.forth(v))) + at.prior(v)
+
+
+def curvature_matrix(problem: Problem, u: Float[Tensor, "S B *Z"]) -> Float[Tensor, "S B U U"]:
+    """G of each row at u, U the elements of one code."""
+    at, width = _Linearised(problem, u), u[0, 0].numel()
+    basis = torch.eye(width, dtype=u.dtype, device=u.device).reshape(width, 1, 1, *u.shape[2:]).expand(width, *u.shape)
+    columns = vmap(at.forth)(basis)
+    bent, prior = vmap(at.bent)(columns), vmap(at.prior)(basis)
+    return torch.einsum("usbo,vsbo->sbuv", columns.flatten(3), bent.flatten(3)) + prior.flatten(3).movedim(0, -1)
+
+
+def mean_curvature(likelihood: Likelihood, x: Num[Tensor, "N *X"], z: Float[Tensor, "N *Z"]) -> Float[Tensor, "U U"]:
+    """The mean curvature of -log_joint (Gauss–Newton's, prior included) over codes z; U is the elements of a code.
+
+    For ``LBFGS(curvature=...)``, some 16 codes drawn from the prior are enough, and any x will do where the output is
+    a natural parameter or a Gaussian mean. Costs a few decoder evaluations per element of each code.
+
+    Raises:
+        TypeError: for a likelihood without a decoder output.
+
+    >>> from gae.likelihood import LinearMixture
+    >>> model = LinearMixture(1, 2, (5,))
+    >>> mean_curvature(model, torch.zeros(12, 5), model.prior.sample((12,))).shape
+    torch.Size([2, 2])
+    """
+    with torch.no_grad():
+        problem = Problem(likelihood, Delta(), x, None, None)
+        return curvature_matrix(problem, z.detach().unsqueeze(0)).squeeze(0).mean(0)

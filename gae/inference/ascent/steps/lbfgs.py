@@ -1,0 +1,145 @@
+"""Limited-memory BFGS, one independent search per row."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from gae.inference.ascent.problem import Problem, rounding, widened
+from gae.inference.ascent.steps.first_order import State, Step
+
+SUFFICIENT = 1e-4  # Armijo's constant
+CURVATURE = 1e-8  # a pair is kept if cos(s, y) exceeds this: the inverse Hessian stays positive definite
+
+
+class LBFGS(Step):
+    """L-BFGS with a backtracking search per row (Liu & Nocedal 1989; Nocedal & Wright 2006, algorithm 7.4).
+
+    Every step costs one evaluation for every row: a row whose trial fails Armijo's condition shortens its step by
+    the parabola through what it knows, while others go on. Curvature pairs that are not safely convex are left out.
+
+    Args:
+        history: number m of curvature pairs kept.
+        curvature: (U, U), positive definite, for points of U elements: -∇² of the objective as far as it is known
+            beforehand, such as ``mean_curvature``. Its inverse takes the identity's place in the recursion, and as it
+            has a scale of its own, is multiplied by the root of the usual one.
+
+    Raises:
+        ValueError: for a curvature that is not positive definite.
+
+    >>> LBFGS(history=5).searches
+    True
+    """
+
+    proposes = searches = True
+    metric: Tensor | None
+
+    def __init__(self, history: int = 10, curvature: Float[Tensor, "U U"] | None = None):
+        super().__init__()
+        if history < 1:
+            raise ValueError(f"history must be at least 1, got {history}.")
+        self.history = history
+        self.register_buffer("metric", None if curvature is None else _inverse(curvature), persistent=False)
+
+    def start(self, problem: Problem, u: Float[Tensor, "S B *U"]) -> State:
+        flat = u.flatten(2)
+        row, pairs = flat.new_zeros(flat.shape[:2]), flat.new_zeros(*flat.shape[:2], self.history, 2, flat.shape[2])
+        zero = torch.zeros_like(flat)
+        return {
+            "point": flat,
+            "value": row - torch.inf,
+            "grad": zero,
+            "direction": zero,
+            "length": row + 1,
+            "pairs": pairs,
+            "scale": row,
+        }
+
+    def forward(
+        self,
+        problem: Problem,
+        u: Float[Tensor, "S B *U"],
+        value: Float[Tensor, "S B"],
+        grad: Float[Tensor, "S B *U"],
+        state: State,
+        t: int,
+    ) -> tuple[Tensor, State]:
+        flat, grad = u.flatten(2), grad.flatten(2)
+        slope = _dot(state["grad"], state["direction"])
+        taken = value >= state["value"] + SUFFICIENT * state["length"] * slope - rounding(value)
+        taken = taken & torch.isfinite(value)
+        memory = self._remember(state, taken, flat, grad, t)
+        point = torch.where(taken.unsqueeze(2), flat, state["point"])
+        reached = torch.where(taken, value, state["value"])
+        gradient = torch.where(taken.unsqueeze(2), grad, state["grad"])
+        ascent = self._direction(gradient, memory, min(t, self.history))
+        direction = torch.where(taken.unsqueeze(2), ascent, state["direction"])
+        length = torch.where(taken, torch.ones_like(value), self._shorter(state, value, slope))
+        following = {"point": point, "value": reached, "grad": gradient, "direction": direction, "length": length}
+        return (point + length.unsqueeze(2) * direction).view_as(u), following | memory
+
+    def correct(
+        self,
+        problem: Problem,
+        u: Float[Tensor, "S B *U"],
+        value: Float[Tensor, "S B"],
+        grad: Float[Tensor, "S B *U"],
+        state: State,
+        t: int,
+    ) -> Float[Tensor, "S B *U"]:
+        return u + self._direction(grad.flatten(2), state, self.history).view_as(u)
+
+    def _remember(self, state: State, taken: Tensor, flat: Tensor, grad: Tensor, t: int) -> State:
+        """The pairs, each divided by the root of its inner product, and the scale of the first inverse curvature."""
+        if t == 0:
+            norm = _dot(grad, grad).clamp_min(1).sqrt()
+            return {"pairs": state["pairs"], "scale": 1 / norm if self.metric is None else torch.ones_like(norm)}
+        move, change = flat - state["point"], state["grad"] - grad
+        inner, image = _dot(move, change), self._metric(change)
+        keep = taken & (inner > CURVATURE * (_dot(move, move) * _dot(change, change)).clamp_min(0).sqrt())
+        safe = torch.where(keep, inner, 1.0)
+        root = safe.sqrt().unsqueeze(2)
+        scale = safe / torch.where(keep, _dot(change, image), 1.0)
+        if self.metric is not None:
+            scale = scale.sqrt()
+        pair = torch.stack([move, change], 2) / root.unsqueeze(3)
+        return {"pairs": _push(state["pairs"], pair, keep), "scale": torch.where(keep, scale, state["scale"])}
+
+    def _direction(self, grad: Tensor, memory: State, pairs: int) -> Tensor:
+        """The two-loop recursion over the last pairs; one not yet filled is zero and does nothing."""
+        moves, changes = (half.unbind(2)[self.history - pairs :] for half in memory["pairs"].unbind(3))
+        q, weights = grad, []
+        for s, y in zip(reversed(moves), reversed(changes), strict=True):
+            weights.append(_dot(s, q).unsqueeze(2))
+            q = torch.addcmul(q, weights[-1], y, value=-1)
+        q = memory["scale"].unsqueeze(2) * self._metric(q)
+        for s, y, weight in zip(moves, changes, reversed(weights), strict=True):
+            q = torch.addcmul(q, weight - _dot(y, q).unsqueeze(2), s)
+        return q
+
+    def _metric(self, v: Tensor) -> Tensor:
+        return v if self.metric is None else v @ self.metric.to(v)
+
+    def _shorter(self, state: State, value: Tensor, slope: Tensor) -> Tensor:
+        """The maximum of the parabola through both values and the first slope, between 0.1 and 0.5 of the length."""
+        length = state["length"]
+        drop = 2 * (state["value"] + length * slope - value)
+        known = torch.isfinite(drop) & (drop > 0)
+        best = length.square() * slope / torch.where(known, drop, 1.0)
+        return torch.where(known, best.clamp(min=0.1 * length, max=0.5 * length), 0.1 * length)
+
+
+def _dot(a: Tensor, b: Tensor) -> Tensor:
+    return (a * b).sum(-1)
+
+
+def _push(memory: Tensor, new: Tensor, keep: Tensor) -> Tensor:
+    shifted = torch.cat([memory[:, :, 1:], new.unsqueeze(2)], 2)
+    return torch.where(widened(keep, memory), shifted, memory)
+
+
+def _inverse(curvature: Tensor) -> Tensor:
+    """In float64, and symmetric."""
+    factor, failed = torch.linalg.cholesky_ex(curvature.detach().double())
+    if bool(failed):
+        raise ValueError("The curvature must be positive definite. Is it that of -∇², and is the prior's part in it?")
+    return torch.cholesky_inverse(factor)

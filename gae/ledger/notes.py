@@ -1,0 +1,202 @@
+"""The ledger: the claims of the notes, their recorded verdicts, and what their checks find."""
+
+import importlib.util
+import math
+import re
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from time import perf_counter
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from gae.ledger.claims import Check, Relation, Verdict
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+PACKAGE = Path(__file__).resolve().parents[1]
+HEAD = re.compile(r"(?P<id>D\d+)\. (?P<title>.+)")
+FACT = re.compile(r"^- \*\*(Source|Claim|Verdict|Instead|Besides):\*\* (.+)$", re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One row of the ledger, as its note records it, with the functions that recompute it."""
+
+    id: str
+    title: str
+    source: str
+    statement: str
+    verdict: Verdict
+    verdict_text: str
+    instead: str | None
+    body: str
+    check: Callable[[int], Check]
+    figure: "Callable[[], Figure] | None"
+
+
+@dataclass(frozen=True)
+class Note:
+    """One note: its prose in Markdown, and its claims in order."""
+
+    name: str
+    title: str
+    introduction: str
+    claims: list[Claim]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What one run of a check gave."""
+
+    claim: Claim
+    check: Check
+    seconds: float
+
+    @property
+    def groups(self) -> list[tuple[str, Sequence[Relation]]]:
+        """The relations of the check under the names that their tables carry, empty ones left out."""
+        truth = "besides" if self.check.verdict is Verdict.holds else "instead"
+        named = ("as claimed", self.check.claim), ("without", self.check.without), (truth, self.check.correction)
+        return [(name, relations) for name, relations in named if relations]
+
+    @property
+    def agrees(self) -> bool:
+        """Whether the check reaches the verdict that the note records."""
+        return self.check.verdict is self.claim.verdict
+
+
+def folder() -> Path:
+    """Where the notes lie: inside the installed package, or beside it in a clone.
+
+    Raises:
+        FileNotFoundError: where there are none.
+    """
+    for place in (PACKAGE / "notes", PACKAGE.parent / "notes"):
+        if any(place.glob("[0-9][0-9]_*.py")):
+            return place
+    raise FileNotFoundError(f"No notes in {PACKAGE / 'notes'} or {PACKAGE.parent / 'notes'}. Install gae again.")
+
+
+def read_notes(place: Path | None = None) -> list[Note]:
+    """All notes that have checks, in order.
+
+    Raises:
+        ValueError: for a claim without source, statement, verdict or check.
+
+    >>> read_notes()[0].claims[0].id
+    'D01'
+    """
+    pages = sorted((place or folder()).glob("[0-9][0-9]_*.md"))
+    return [_read(page) for page in pages if page.with_suffix(".py").exists()]
+
+
+def select(notes: Sequence[Note], ids: Sequence[str] = ()) -> list[Note]:
+    """The notes with the named claims only; with all of them when none is named.
+
+    Raises:
+        ValueError: for an unknown name; it lists the valid ones.
+    """
+    known = [claim.id for note in notes for claim in note.claims]
+    wanted = {name.upper() for name in ids} or set(known)
+    if unknown := sorted(wanted - set(known)):
+        raise ValueError(f"No claim {', '.join(unknown)}. The ledger has {', '.join(sorted(known))}.")
+    chosen = [
+        Note(note.name, note.title, note.introduction, [claim for claim in note.claims if claim.id in wanted])
+        for note in notes
+    ]
+    return [note for note in chosen if note.claims]
+
+
+def run(notes: Sequence[Note], seed: int = 0) -> Iterator[Finding]:
+    """Runs the checks one after another, in the order of the notes."""
+    for note in notes:
+        for claim in note.claims:
+            start = perf_counter()
+            yield Finding(claim, claim.check(seed), perf_counter() - start)
+
+
+def record(findings: Sequence[Finding], seed: int) -> dict[str, Any]:
+    """The findings as numbers and strings."""
+    return {"seed": seed, "claims": [_entry(finding) for finding in findings]}
+
+
+def _entry(finding: Finding) -> dict[str, Any]:
+    claim, check = finding.claim, finding.check
+    numbers = {"lhs": check.lhs, "rhs": check.rhs, "error": check.error}
+    return {
+        "id": claim.id,
+        "title": claim.title,
+        "source": claim.source,
+        "claim": claim.statement,
+        **_finite(numbers),
+        "verdict": check.verdict.value,
+        "recorded verdict": claim.verdict_text,
+        "agrees": finding.agrees,
+        "instead": claim.instead,
+        "seconds": round(finding.seconds, 3),
+        "relations": {name: _numbers(relations) for name, relations in finding.groups},
+    }
+
+
+def _numbers(relations: Sequence[Relation]) -> list[dict[str, Any]]:
+    return [{**_finite(asdict(relation)), "holds": relation.holds} for relation in relations]
+
+
+def _finite(entry: dict[str, Any]) -> dict[str, Any]:
+    """JSON knows no NaN."""
+    return {
+        key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in entry.items()
+    }
+
+
+def _read(path: Path) -> Note:
+    text = path.read_text(encoding="utf-8")
+    top, *sections = re.split(r"^## ", text, flags=re.MULTILINE)
+    title, _, introduction = top.strip().removeprefix("# ").partition("\n")
+    module = _load(path.with_suffix(".py"))
+    return Note(path.stem, title, introduction.strip(), [_claim(path.stem, section, module) for section in sections])
+
+
+def _claim(name: str, section: str, module: ModuleType) -> Claim:
+    head, _, rest = section.partition("\n")
+    found = HEAD.fullmatch(head.strip())
+    facts = dict(FACT.findall(rest))
+    if found is None or not {"Source", "Claim", "Verdict"} <= facts.keys():
+        raise ValueError(f"{name}.md: '{head}' needs a heading 'Dxx. Title' and the facts Source, Claim and Verdict.")
+    check = getattr(module, f"check_{found['id']}", None)
+    if check is None:
+        raise ValueError(f"{name}.py has no check_{found['id']}.")
+    instead = facts.get("Instead") or facts.get("Besides")
+    return Claim(
+        id=found["id"],
+        title=found["title"],
+        source=facts["Source"],
+        statement=facts["Claim"].strip("`"),
+        verdict=_recorded(f"{name}.md, {found['id']}", facts["Verdict"]),
+        verdict_text=facts["Verdict"],
+        instead=instead,
+        body=FACT.sub("", rest).strip(),
+        check=check,
+        figure=getattr(module, f"figure_{found['id']}", None),
+    )
+
+
+def _recorded(where: str, text: str) -> Verdict:
+    for verdict in (Verdict.holds_if, Verdict.holds, Verdict.fails):
+        if text.startswith(verdict.value):
+            return verdict
+    raise ValueError(f"{where}: a verdict starts with 'holds', 'holds if' or 'fails', got {text!r}.")
+
+
+def _load(path: Path) -> ModuleType:
+    """A note's module by its path: its name starts with a number, so that it cannot be imported."""
+    name = f"gae_note_{path.stem}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module

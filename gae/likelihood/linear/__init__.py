@@ -1,0 +1,1 @@
+"""Linear decoders: mixtures of linear-Gaussian charts, factorisations, regression."""

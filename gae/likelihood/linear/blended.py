@@ -1,0 +1,120 @@
+"""Smooth LLGAE: local linear charts blended by a softargmax into one."""
+
+import math
+
+import torch
+from jaxtyping import Bool, Float, Num
+from torch import Size, Tensor, nn
+
+from gae.likelihood.heads import Gaussian, Learn
+from gae.likelihood.linear.mixture import LinearMixture
+from gae.likelihood.linear.moments import squared_distances
+from gae.likelihood.linear.quadratic import Charts, peak, precision_factor, quadratic
+from gae.likelihood.priors import Flat
+
+
+class BlendedCharts(Gaussian):
+    """x ~ N(Σ_k f_k (mean_k + z loadings_k), scale²), f = softargmax(g): the smooth LLGAE of the GAE note (ledger D15).
+
+    The note computes the weights f from x, which makes x its own condition and its value no density in x. Here
+    they are part of the code, u = (g, z) of K + E numbers, and the engine computes g from x (``ChartGate``). So
+    ``log_joint`` is a log density in nats, under a flat prior, and at ``scale=√½`` the note's -‖·‖² up to
+    -D/2 log π. One code per x: no component k is chosen.
+
+    Args:
+        components: K.
+        latent: E >= 1, the width of z.
+        event_shape: X; D is its number of elements.
+        scale, learn: noise standard deviation in data units, as for ``Gaussian``.
+
+    Raises:
+        ValueError: for sizes that make no charts.
+
+    >>> model = BlendedCharts(3, 2, (5,))
+    >>> model.latent_shape, model(torch.zeros(4, 5)).mean.shape
+    (torch.Size([5]), torch.Size([4, 5]))
+    """
+
+    initialized: Tensor
+
+    def __init__(
+        self,
+        components: int,
+        latent: int,
+        event_shape: Size | tuple[int, ...],
+        scale: float = 0.5**0.5,
+        learn: Learn = "fixed",
+    ):
+        dim = math.prod(event_shape)
+        if not event_shape or components < 1 or not 1 <= latent <= dim:
+            raise ValueError(
+                f"Need an event shape of at least one dimension, components >= 1 and 1 <= latent <= {dim}, got "
+                f"{tuple(event_shape)}, K={components}, E={latent}. Points without directions are a LinearMixture."
+            )
+        width = components + latent
+        super().__init__(_Blend(components, latent, Size(event_shape)), width, scale, learn, prior=Flat(width))
+        self.charts, self.width = components, latent
+        self.register_buffer("initialized", torch.tensor(False))
+
+    @property
+    def coordinates(self) -> Bool[Tensor, " Z"]:
+        """Which elements of a code are coordinates z; the others weigh the charts."""
+        return torch.arange(self.charts + self.width, device=self.means.device) >= self.charts
+
+    @property
+    def means(self) -> Float[Tensor, "K D"]:
+        """The points of the charts, in data units."""
+        return self._blend.means
+
+    @property
+    def loadings(self) -> Float[Tensor, "K E D"]:
+        """The directions of the charts."""
+        return self._blend.loadings
+
+    def to_centres(self, x: Num[Tensor, "B *X"]) -> Float[Tensor, "B K"]:
+        """‖x - mean_k‖², squared data units, in float64: their differences count."""
+        return squared_distances(x.flatten(1), self.means)
+
+    def to_charts(self, x: Num[Tensor, "B *X"]) -> Float[Tensor, "B K"]:
+        """min_z ‖x - mean_k - z loadings_k‖², squared data units, in float64.
+
+        Raises:
+            ValueError: for linearly dependent loadings.
+        """
+        constant = x.new_zeros(self.charts)
+        charts = Charts(self.means, self.loadings, constant, constant, prior=0.0)
+        found = quadratic(x.flatten(1).double(), charts, tolerance=1e-9)
+        return (-2 * peak(found, precision_factor(charts), prior=0.0)[0]).clamp_min(0)
+
+    @torch.no_grad()
+    def initialize(self, x: Num[Tensor, "N *X"], seed: int) -> None:
+        """The charts that ``LinearMixture`` starts from; does nothing once initialised."""
+        if self.initialized:
+            return
+        start = LinearMixture(self.charts, self.width, self.event_shape, flat_prior=True).to(x)
+        start.initialize(x, seed)
+        self.means.copy_(start.means)
+        self.loadings.copy_(start.loadings)
+        self.initialized.fill_(True)
+
+    @property
+    def _blend(self) -> "_Blend":
+        assert isinstance(self.decoder, _Blend)
+        return self.decoder
+
+
+class _Blend(nn.Module):
+    """Codes (N, K + E) -> (N, *X): one matrix product over the K E directions, and one over the means."""
+
+    def __init__(self, components: int, latent: int, event_shape: Size):
+        super().__init__()
+        dim = math.prod(event_shape)
+        self.event_shape = event_shape
+        self.means = nn.Parameter(torch.zeros(components, dim))
+        self.loadings = nn.Parameter(torch.linalg.qr(torch.randn(components, dim, latent))[0].mT.contiguous())
+
+    def forward(self, code: Float[Tensor, "N Z"]) -> Float[Tensor, "N *X"]:
+        gate, z = code.split([len(self.means), self.loadings.shape[1]], 1)
+        weights = gate.softmax(1)
+        spread = (weights.unsqueeze(2) * z.unsqueeze(1)).flatten(1)
+        return (weights @ self.means + spread @ self.loadings.flatten(0, 1)).unflatten(1, self.event_shape)

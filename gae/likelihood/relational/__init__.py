@@ -1,0 +1,1 @@
+"""Likelihoods of relations among the points of a data set: t-SNE and locally linear embedding."""

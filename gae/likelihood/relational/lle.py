@@ -1,0 +1,116 @@
+"""Locally linear embedding: codes whose neighbours reconstruct them as those of the data do."""
+
+import math
+import warnings
+
+import torch
+from jaxtyping import Float, Num
+from torch import Size, Tensor
+
+from gae.likelihood.base import parameter_or_buffer
+from gae.likelihood.relational.neighbours import barycentric_weights, nearest
+from gae.likelihood.relational.tsne import Relational
+
+
+class LLE(Relational):
+    """Locally linear embedding (Roweis & Saul 2000): z_i ~ N(Σ_j w_ij z_j, scale²), weights fitted to x first.
+
+    The weights w_i. (sum 1) reconstruct x_i from its nearest neighbours with the least squared error. What is modelled
+    is the residual of each code: ``log_joint`` = log N(0; (I - W) z, scale² I), in nats with every constant, is the
+    log density of N · E residuals observed to be 0, given W. It is a density of these residuals, neither of x, which
+    counts only through W, nor of z: the constant codes have residual 0, so as a function of z it has no finite
+    integral, and its maximum over all z is at z = 0. Therefore codes are whitened: centred, with identity covariance.
+    Under that constraint ``mode`` is the best code in closed form, the bottom eigenvectors of (I - W)ᵀ(I - W); an
+    ascent needs ``Projected(step, Whiten())``.
+
+    Args:
+        points: N.
+        event_shape: F, the shape of one point's features.
+        latent: E.
+        neighbours: how many reconstruct a point.
+        reg: see ``barycentric_weights``.
+        scale: standard deviation of the residuals, the start if it is learned.
+        learn_scale: whether the scale is learned, or fixed.
+
+    >>> line = torch.arange(6.0).reshape(1, 6, 1)
+    >>> model = LLE(points=6, event_shape=(1,), latent=1, neighbours=2, reg=1e-6)
+    >>> z = model.mode(line).flatten()
+    >>> bool((z.diff() * z.diff()[0] > 0).all())  # in the order of the line, for want of curvature
+    True
+    """
+
+    new_point = "A new point is placed among the codes of a data set by `LLE.transform(x, z, new)`."
+    log_scale: Tensor
+
+    def __init__(
+        self,
+        points: int,
+        event_shape: Size | tuple[int, ...],
+        latent: int = 2,
+        neighbours: int = 5,
+        reg: float = 1e-3,
+        scale: float = 1.0,
+        learn_scale: bool = False,
+    ):
+        super().__init__(points, event_shape, latent)
+        if not 1 <= neighbours < points:
+            raise ValueError(f"Need 1 <= neighbours < points = {points}, got {neighbours}.")
+        if not (reg > 0 and scale > 0):
+            raise ValueError(f"reg and scale must be positive, got {reg} and {scale}.")
+        self.neighbours, self.reg = neighbours, reg
+        parameter_or_buffer(self, "log_scale", torch.tensor(math.log(scale)), learn_scale)
+
+    def relation(self, x: Num[Tensor, "B N *F"]) -> Float[Tensor, "B N N"]:
+        """W, whose rows sum to 1."""
+        return self._weights(x).to(x.dtype)
+
+    def _weights(self, x: Tensor) -> Tensor:
+        flat = x.flatten(2).double()
+        index = nearest(flat, self.neighbours)
+        return _spread(barycentric_weights(flat, flat, index, self.reg), index, flat.shape[1])
+
+    def score(self, relation: Float[Tensor, "... N N"], z: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+        square = (z - relation @ z).square().sum((-2, -1))
+        constant = self.latent_shape.numel() * (self.log_scale + 0.5 * math.log(2 * math.pi))
+        return -0.5 * (-2 * self.log_scale).exp() * square - constant
+
+    def mode(self, x: Num[Tensor, "B N *F"]) -> Float[Tensor, "B N E"]:
+        """The whitened codes of highest ``log_joint``: √N times eigenvectors, in order of their eigenvalues.
+
+        Unique but for the signs of its columns, and for rotations where eigenvalues coincide. Warns where the graph of
+        neighbours has several pieces.
+        """
+        weights = self._weights(x)
+        points = weights.shape[-1]
+        residual = torch.eye(points, dtype=weights.dtype, device=x.device) - weights
+        curvature = residual.mT @ residual
+        # The constant code, of eigenvalue 0, is moved behind all others.
+        bound = curvature.detach().abs().sum(-1).amax(-1)
+        values, vectors = torch.linalg.eigh(curvature + (bound / points)[:, None, None])
+        if bool((values[:, 0] < points * torch.finfo(values.dtype).eps * bound).any()):
+            warnings.warn(
+                f"With {self.neighbours} neighbours the graph of a data set falls into pieces: the codes tell these "
+                "apart, and nothing else. Give more neighbours.",
+                stacklevel=2,
+            )
+        return (points**0.5 * vectors[..., : self.latent_shape[-1]]).to(x.dtype)
+
+    def transform(
+        self, x: Num[Tensor, "B N *F"], z: Float[Tensor, "... B N E"], new: Num[Tensor, "B M *F"]
+    ) -> Float[Tensor, "..."]:
+        """Codes (*S, B, M, E) of new points: their barycentric weights over neighbours in x, put on the codes z."""
+        self.check(x)
+        if new.shape[2:] != x.shape[2:] or len(new) != len(x):
+            raise ValueError(
+                f"new must have shape (B, M, *F) = ({len(x)}, M, {', '.join(map(str, x.shape[2:]))}), got "
+                f"{tuple(new.shape)}."
+            )
+        flat, points = x.flatten(2).double(), new.flatten(2).double()
+        index = nearest(flat, self.neighbours, points)
+        weights = barycentric_weights(flat, points, index, self.reg)
+        return _spread(weights, index, flat.shape[1]).to(z.dtype) @ z
+
+
+def _spread(weights: Tensor, index: Tensor, points: int) -> Tensor:
+    """Weights (B, M, count) as rows of a matrix (B, M, N)."""
+    return weights.new_zeros(*index.shape[:2], points).scatter(-1, index, weights)

@@ -1,0 +1,29 @@
+"""Neural networks without any probability: feedforward, convolutional, skip and sequence networks."""
+
+from gae.nets.networks import (
+    ChannelNorm,
+    Dictionary,
+    InDataUnits,
+    Rescaled,
+    Skip,
+    Standardized,
+    conv_decoder,
+    conv_encoder,
+    mlp,
+    need_sizes,
+    skip,
+)
+
+__all__ = [
+    "ChannelNorm",
+    "Dictionary",
+    "InDataUnits",
+    "Rescaled",
+    "Skip",
+    "Standardized",
+    "conv_decoder",
+    "conv_encoder",
+    "mlp",
+    "need_sizes",
+    "skip",
+]

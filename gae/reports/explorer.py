@@ -1,0 +1,168 @@
+"""A page on which a reader moves through a plane of codes and sees what the decoder makes of them."""
+
+import base64
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int, Num
+from torch import Tensor
+
+from gae.analysis.metrics import Effort, encode
+from gae.autoencoder import Autoencoder
+from gae.data.files import write_text
+
+BARS = 24  # pixels of height of an observation that is no image
+
+
+@dataclass(frozen=True)
+class Plane:
+    """Two directions through the space of codes, and where the codes of some data fall.
+
+    ``explained`` is the share of the codes' variance that the plane holds; 1 for codes of two elements.
+    """
+
+    origin: Float[Tensor, " Z"]
+    axes: Float[Tensor, "2 Z"]
+    points: Float[Tensor, "N 2"]
+    explained: float
+
+    @property
+    def corners(self) -> tuple[Float[Tensor, " 2"], Float[Tensor, " 2"]]:
+        """Lowest and highest coordinates, with a margin of 5 %."""
+        low, high = self.points.amin(0), self.points.amax(0)
+        margin = 0.05 * (high - low).clamp_min(1e-6)
+        return low - margin, high + margin
+
+    def grid(self, size: int) -> Float[Tensor, "G G Z"]:
+        """Codes at equal steps, the first row at the top (the highest second coordinate)."""
+        low, high = self.corners
+        across = torch.linspace(0, 1, size).to(low)
+        x, y = low[0] + across * (high[0] - low[0]), high[1] - across * (high[1] - low[1])
+        coordinates = torch.stack([x.expand(size, size), y.unsqueeze(1).expand(size, size)], -1)
+        return self.origin + coordinates @ self.axes
+
+
+def plane_of(codes: Float[Tensor, "N Z"]) -> Plane:
+    """The codes' own two axes, or for wider ones the plane of their first two principal components.
+
+    Raises:
+        ValueError: for codes of fewer than two elements, or fewer than three codes.
+
+    >>> plane = plane_of(torch.randn(50, 2))
+    >>> plane.axes, plane.explained
+    (tensor([[1., 0.],
+            [0., 1.]]), 1.0)
+    """
+    if codes.shape[1] < 2 or len(codes) < 3:
+        raise ValueError(f"A plane needs at least 3 codes of 2 elements, got {len(codes)} of {codes.shape[1]}.")
+    if codes.shape[1] == 2:
+        return Plane(codes.new_zeros(2), torch.eye(2).to(codes), codes, 1.0)
+    origin = codes.mean(0)
+    _, values, directions = torch.linalg.svd(codes - origin, full_matrices=False)
+    share = values[:2].square().sum() / values.square().sum().clamp_min(1e-30)
+    return Plane(origin, directions[:2], (codes - origin) @ directions[:2].mT, float(share))
+
+
+@torch.no_grad()
+def explore(
+    autoencoder: Autoencoder,
+    x: Num[Tensor, "N *X"],
+    path: Path,
+    labels: Int[Tensor, " N"] | None = None,
+    value_range: Sequence[float] = (0.0, 1.0),
+    size: int = 25,
+    title: str = "",
+) -> Plane:
+    """Writes an HTML page that needs no server: decoder means on a grid of codes, and the codes of x.
+
+    Args:
+        autoencoder: any without a discrete code.
+        x: whose codes are shown; a few hundred are enough.
+        path: of the page.
+        labels: digits that are drawn for the codes.
+        value_range: of the grey values or colours.
+        size: decoded points along each side.
+        title: what the page is about.
+
+    Raises:
+        ValueError: for a mixture, whose charts share no axes; for codes of one element, or fewer than 3 samples.
+    """
+    likelihood = autoencoder.likelihood
+    if likelihood.components > 1:
+        raise ValueError("Codes of different components share no axes. Explore a system without a discrete code.")
+    if size < 2:
+        raise ValueError(f"size must be at least 2, got {size}.")
+    likelihood.check(x)
+    plane = plane_of(encode(autoencoder, x, Effort()).z.flatten(1))
+    codes = plane.grid(size).flatten(0, 1)
+    decoded = [likelihood.point(likelihood(part.unflatten(1, likelihood.latent_shape))) for part in codes.split(256)]
+    _write(path, plane, torch.cat(decoded).cpu().numpy(), x.cpu().numpy(), labels, value_range, size, title)
+    return plane
+
+
+def _write(
+    path: Path,
+    plane: Plane,
+    decoded: np.ndarray,
+    x: np.ndarray,
+    labels: Tensor | None,
+    value_range: Sequence[float],
+    size: int,
+    title: str,
+) -> None:
+    from gae.reports.comparison import environment
+    from gae.reports.figures import LABELS
+
+    low, high = plane.corners
+    across = int(np.ceil(np.sqrt(len(x))))
+    facts: dict[str, Any] = {
+        "size": size,
+        "across": across,
+        "low": low.tolist(),
+        "high": high.tolist(),
+        "points": [[round(float(value), 5) for value in point] for point in plane.points],
+        "labels": None if labels is None else labels.tolist(),
+        "colours": LABELS,
+    }
+    page = environment().get_template("explore.html")
+    text = page.render(
+        title=title,
+        facts=json.dumps(facts, allow_nan=False).replace("</", "<\\/"),
+        grid=_sprite(decoded, size, value_range),
+        samples=_sprite(x, across, value_range),
+        count=len(x),
+        size=size,
+        explained=plane.explained,
+        width=plane.axes.shape[1],
+    )
+    write_text(path, text)
+
+
+def _sprite(images: np.ndarray, across: int, value_range: Sequence[float]) -> str:
+    """All images in one PNG, row by row, in base64."""
+    from PIL import Image
+
+    tiles = np.stack([_pixels(image, *value_range) for image in images])
+    down = -(-len(tiles) // across)
+    blank = np.zeros((across * down - len(tiles), *tiles.shape[1:]), tiles.dtype)
+    rows = np.concatenate([tiles, blank]).reshape(down, across, *tiles.shape[1:])
+    height, width = tiles.shape[1:3]
+    sheet = rows.swapaxes(1, 2).reshape(down * height, across * width, *tiles.shape[3:])
+    stream = io.BytesIO()
+    Image.fromarray(sheet).save(stream, format="png")
+    return base64.b64encode(stream.getvalue()).decode()
+
+
+def _pixels(x: np.ndarray, low: float, high: float) -> np.ndarray:
+    """An image (H, W) or (H, W, 3) of bytes; what is no image becomes vertical bars."""
+    scaled = np.clip((x - low) / max(high - low, 1e-12), 0, 1)
+    if scaled.ndim != 3 or scaled.shape[0] not in (1, 3):
+        scaled = np.broadcast_to(scaled.reshape(1, 1, -1), (1, BARS, scaled.size))
+    bytes_ = np.round(255 * scaled).astype(np.uint8)
+    return bytes_[0] if len(bytes_) == 1 else np.moveaxis(bytes_, 0, -1)

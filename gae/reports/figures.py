@@ -1,0 +1,312 @@
+"""The figures of a comparison, from its results and pictures: colour-blind-safe, labelled, with their captions."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from gae.data.files import whole
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+Pictures = dict[str, np.ndarray]
+
+# Okabe & Ito (2008) for lines, Tol's "muted" for labels (whose digits also tell them apart).
+LINES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+DASHES = ("-", "--", "-.", ":", "-", "--", "-.")
+LABELS = ("#332288", "#CC6677", "#117733", "#999933", "#88CCEE", "#882255", "#44AA99", "#AA4499", "#DDAA33", "#555555")
+INK = "#222222"
+TILE, GAP = 112, 6  # pixels of a mosaic: a multiple of 8 and of 28, the sides of the usual digits
+STYLE: Any = {
+    "font.size": 10,
+    "axes.edgecolor": "#888888",
+    "axes.grid": True,
+    "axes.labelcolor": INK,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "axes.titlesize": 10,
+    "grid.color": "#e4e4e4",
+    "legend.frameon": False,
+    "savefig.dpi": 150,
+    "xtick.color": INK,
+    "ytick.color": INK,
+}
+
+
+@dataclass(frozen=True)
+class Plate:
+    """A figure, and what a reader sees on it."""
+
+    name: str
+    title: str
+    caption: str
+    figure: "Figure"
+
+
+def draw(results: dict[str, Any], pictures: Pictures) -> list[Plate]:
+    """All figures of a comparison, in reading order. No global state of matplotlib is touched."""
+    from matplotlib import rc_context
+
+    with rc_context(STYLE):
+        plates = [
+            training_curves(results),
+            bounds(results),
+            reconstructions(results, pictures),
+            *([interpolations(results, pictures)] if _has_pairs(pictures) else []),
+            traversals(results, pictures),
+            samples(results, pictures),
+        ]
+        plates += [attributes(results, pictures)] if under(pictures, "attribute") else []
+        return [*plates, codes(results, pictures)]
+
+
+def save(plate: Plate, path: Path) -> None:
+    """Writes one figure as PNG."""
+    from matplotlib import rc_context
+
+    with rc_context(STYLE), whole(path) as temporary:
+        plate.figure.savefig(temporary, format="png", metadata={"Software": None})
+
+
+def training_curves(results: dict[str, Any]) -> Plate:
+    """Loss against epoch, one line per decoder."""
+    figure = canvas(8.0, 3.8)
+    axes = figure.subplots()
+    for i, (name, decoder) in enumerate(results["decoders"].items()):
+        loss = decoder["curve"]
+        marker = "o" if len(loss) == 1 else None
+        axes.plot(range(1, len(loss) + 1), loss, DASHES[i], color=LINES[i], label=name, lw=1.8, marker=marker)
+    axes.set(xlabel="epoch", ylabel="training loss (nats per sample)")
+    axes.legend(title="decoder trained by")
+    caption = (
+        "Mean training loss of each epoch, in nats per sample; lower is better. The loss is minus the joint log "
+        "density at the code for unrolled and detached ascent, and minus the ELBO for amortised and semi-amortised "
+        "encoding: two different quantities, so compare shapes, and compare levels only within a pair."
+    )
+    return Plate("training", "Training", caption, figure)
+
+
+def bounds(results: dict[str, Any]) -> Plate:
+    """Joint log density and ELBO against decoder evaluations, on one decoder."""
+    found = results["bounds"]
+    figure = canvas(9.4, 5.2)
+    panels = figure.subplots(1, 2)
+    titles = {
+        "joint": "MAP ascent: joint log density (no bound)",
+        "elbo": "mean-field ascent: ELBO (bounds log p(x) from below)",
+    }
+    for axes, (quantity, title) in zip(panels, titles.items(), strict=True):
+        for i, curve in enumerate(found["curves"]):
+            if curve["quantity"] == quantity:
+                point = {"marker": "*", "ms": 13, "zorder": 4} if len(curve["mean"]) == 1 else {"marker": "o", "ms": 4}
+                style = {"color": LINES[i], "ls": DASHES[i], "capsize": 2, "lw": 1.6, "label": curve["label"], **point}
+                axes.errorbar(curve["evaluations"], _numbers(curve["mean"]), _numbers(curve["se"]), **style)
+        axes.set(title=title, xlabel="decoder evaluations per sample", ylabel="nats per sample")
+        _evaluation_axis(axes, max(max(c["evaluations"]) for c in found["curves"] if c["quantity"] == quantity))
+    if found["log_p"]["mean"] is not None:
+        panels[1].axhline(found["log_p"]["mean"], color=INK, lw=1, label="log p̂(x), importance sampling")
+    for axes in panels:
+        _zoom(axes)
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.15))
+    caption = (
+        f"Mean over the first {found['samples']} test samples, in nats, ± standard error (mostly the spread of the "
+        f"samples, which all points share), on the decoder trained by {found['decoder']}; {found['encoder']}. Left: "
+        "the joint log density at the code, from 0 and from the encoder's mean. Right: the ELBO of a mean-field "
+        "normal that starts as the encoder's, with few and with many draws per step: an ascent on few fixed draws "
+        "fits them in the end, and the true ELBO falls. The line is log p(x) of the same samples by importance "
+        "sampling, from the proposal that a pilot with draws of its own found better of two. Every value is computed "
+        "afresh, never from the draws that the ascent saw. "
+        "The two panels hold different quantities; poor first values may lie below the frame."
+    )
+    return Plate("bounds", "Bound against decoder evaluations", caption, figure)
+
+
+def _numbers(values: Sequence[float | None]) -> list[float]:
+    """NaN, which is not drawn, for a missing number: one sample has no standard error."""
+    return [math.nan if value is None else value for value in values]
+
+
+def reconstructions(results: dict[str, Any], pictures: Pictures) -> Plate:
+    """The same test samples, a row per decoder and baseline."""
+    rows = {"test sample": pictures["originals"], **under(pictures, "reconstruction")}
+    caption = (
+        "The same test samples (first row) and the decoder's mean at their codes: each decoder encoded by the "
+        "engine that trained it, and the baselines at equal code size. Grey values are in data units, clipped to "
+        f"{_range(results)}."
+    )
+    return Plate("reconstructions", "Reconstructions", caption, grid(rows, results["data"]["value_range"]))
+
+
+def _has_pairs(pictures: Pictures) -> bool:
+    """Whether there were two test samples between whose codes a line could be drawn."""
+    return all(strip.size for strip in under(pictures, "interpolation").values())
+
+
+def interpolations(results: dict[str, Any], pictures: Pictures) -> Plate:
+    """Decoder means along the line between two codes, a strip per decoder."""
+    strips = under(pictures, "interpolation")
+    pairs = next(iter(strips.values())).shape[1]
+    rows = {f"{name}" + " " * pair: strip[:, pair] for name, strip in strips.items() for pair in range(pairs)}
+    caption = (
+        "Decoder means at equal steps on the straight line between the codes of two test samples (left and right "
+        f"end), the same pairs for every decoder. Grey values in data units, clipped to {_range(results)}."
+    )
+    return Plate("interpolations", "Interpolation between codes", caption, grid(rows, results["data"]["value_range"]))
+
+
+def traversals(results: dict[str, Any], pictures: Pictures) -> Plate:
+    """One test sample along single axes of its code, a row per axis."""
+    caption = (
+        "Decoder means where one element of the first test sample's code moves over two standard deviations of the "
+        "test codes to either side, a row for each of the three elements that vary most. Grey values in data units, "
+        f"clipped to {_range(results)}."
+    )
+    return Plate("traversals", "Traversals", caption, _strips(results, under(pictures, "traversal")))
+
+
+def attributes(results: dict[str, Any], pictures: Pictures) -> Plate:
+    """Test samples of one label, moved towards another."""
+    first, second = [int(label) for label in np.unique(pictures["labels"])[:2]]
+    caption = (
+        f"Decoder means of test samples with label {first} as the difference of mean codes between labels {second} "
+        f"and {first} is added, from none of it (left) to 1.5 times. Labels choose the direction; no training saw "
+        f"them. Grey values in data units, clipped to {_range(results)}."
+    )
+    return Plate("attributes", "Attribute vectors", caption, _strips(results, under(pictures, "attribute")))
+
+
+def _strips(results: dict[str, Any], strips: Pictures) -> "Figure":
+    """Several rows (R, T, *X) for each name, of which the first is named."""
+    rows = {f"{name}" + " " * i: row for name, strip in strips.items() for i, row in enumerate(strip)}
+    return grid(rows, results["data"]["value_range"])
+
+
+def samples(results: dict[str, Any], pictures: Pictures) -> Plate:
+    """Decoder means at draws from the prior, two rows per decoder."""
+    drawn = under(pictures, "sample")
+    rows: Pictures = {}
+    for name, images in drawn.items():
+        half = len(images) // 2
+        rows |= {name: images[:half], name + " ": images[half : 2 * half]}
+    caption = (
+        "Decoder means (without observation noise) at codes drawn from the prior N(0, I), the same draws for every "
+        "decoder. A decoder trained at point codes was never asked to fill the prior, and may show it here. Grey "
+        f"values in data units, clipped to {_range(results)}."
+    )
+    return Plate("samples", "Samples from the prior", caption, grid(rows, results["data"]["value_range"]))
+
+
+def codes(results: dict[str, Any], pictures: Pictures) -> Plate:
+    """Test codes in their first two principal components, a panel per decoder."""
+    clouds = under(pictures, "codes")
+    across = min(len(clouds), 2)
+    down = math.ceil(len(clouds) / across)
+    figure = canvas(4.6 * across, 4.2 * down)
+    panels = figure.subplots(down, across, squeeze=False).flatten()
+    for axes in panels[len(clouds) :]:
+        axes.remove()
+    labels = pictures.get("labels")
+    for axes, (name, cloud) in zip(panels, clouds.items(), strict=False):
+        scatter(axes, cloud, labels)
+        explained = float(pictures[f"explained/{name}"])
+        active = next(c["active"] for c in results["cells"] if c["decoder"] == c["engine"] == name)
+        title = f"{name}\n{active} active dimensions, {100 * explained:.0f} % of variance shown"
+        axes.set(title=title, xlabel="PC 1", ylabel="PC 2")
+    coloured = "each drawn as its label, in its colour" if labels is not None else "which have no labels"
+    caption = (
+        f"Codes of the first {len(next(iter(clouds.values())))} test samples ({coloured}) by the engine that "
+        "trained the decoder, projected on their own first two principal components, in units of the code; the "
+        "title names the share of the codes' variance that the two show, and how many dimensions of the code vary over "
+        "the test set at all (variance above 0.01). Axes differ from panel to panel."
+    )
+    return Plate("codes", "Codes", caption, figure)
+
+
+def scatter(axes: "Axes", cloud: np.ndarray, labels: np.ndarray | None, size: float = 30.0) -> None:
+    """Points (M, 2), each drawn as its label, in its colour."""
+    if labels is None:
+        axes.scatter(cloud[:, 0], cloud[:, 1], s=8, color=LINES[0])
+        return
+    for label in np.unique(labels):
+        points, color = cloud[labels == label], LABELS[int(label) % len(LABELS)]
+        axes.scatter(points[:, 0], points[:, 1], s=size, color=color, marker=f"${int(label)}$", linewidths=0.2)
+
+
+def canvas(width: float, height: float, layout: str = "constrained") -> "Figure":
+    """An empty figure, in inches, outside of pyplot's global state."""
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout=layout)  # type: ignore[arg-type]
+
+
+def under(pictures: Pictures, kind: str) -> Pictures:
+    """The arrays named ``kind/…``, by the rest of their names."""
+    return {key.split("/", 1)[1]: value for key, value in pictures.items() if key.startswith(f"{kind}/")}
+
+
+def _range(results: dict[str, Any]) -> str:
+    low, high = results["data"]["value_range"]
+    return f"[{low:g}, {high:g}]"
+
+
+def sheet(images: np.ndarray, value_range: Sequence[float], path: Path, across: int = 8) -> None:
+    """Writes a PNG of images (N, *X), ``across`` to a row, clipped to the value range."""
+    from matplotlib import rc_context
+
+    rows = {" " * (i + 1): images[i : i + across] for i in range(0, len(images), across)}
+    with rc_context(STYLE), whole(path) as temporary:
+        grid(rows, value_range).savefig(temporary, format="png", metadata={"Software": None})
+
+
+def grid(rows: Pictures, value_range: Sequence[float]) -> "Figure":
+    """Rows of images, drawn as one, with their names at the left; a name that ends in a space is not shown."""
+    tiles = [[_tile(image, *value_range) for image in images] for images in rows.values()]
+    side, across = tiles[0][0].shape[0], max(map(len, tiles))
+    step = side + GAP
+    mosaic = np.ones((step * len(tiles) - GAP, step * across - GAP, *tiles[0][0].shape[2:]))
+    for i, line in enumerate(tiles):
+        for j, tile in enumerate(line):
+            mosaic[i * step : i * step + side, j * step : j * step + side] = tile
+    named = {i * step + side / 2: name for i, name in enumerate(rows) if not name.endswith(" ")}
+    margin, width, height = 1.4 if named else 0.0, 0.64 * across, 0.64 * len(rows)
+    figure = canvas(margin + width, height, layout="none")
+    axes = figure.add_axes((margin / (margin + width), 0.0, width / (margin + width), 1.0))
+    axes.imshow(mosaic, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+    axes.set(xticks=[], yticks=list(named), yticklabels=list(named.values()))
+    axes.tick_params(length=0)
+    axes.grid(False)
+    axes.spines[:].set_visible(False)
+    return figure
+
+
+def _tile(x: np.ndarray, low: float, high: float) -> np.ndarray:
+    """An observation as a square of pixels with values in [0, 1], grey or RGB; a vector becomes vertical bars."""
+    x = np.clip((x - low) / max(high - low, 1e-12), 0, 1)
+    if x.ndim != 3 or x.shape[0] not in (1, 3):
+        x = x.reshape(1, 1, -1)
+    index = [(np.arange(TILE) * side) // TILE for side in x.shape[1:]]
+    tile = x[:, index[0]][:, :, index[1]]
+    return tile[0] if len(tile) == 1 else np.moveaxis(tile, 0, -1)
+
+
+def _evaluation_axis(axes: "Axes", highest: float) -> None:
+    ticks = [0.0, *(float(4**i) for i in range(8) if 4**i <= highest)]
+    axes.set_xscale("symlog", linthresh=1)
+    axes.set_xticks(ticks, [f"{tick:.0f}" for tick in ticks])
+    axes.set_xticks([], minor=True)
+    axes.set_xlim(left=-0.2)
+
+
+def _zoom(axes: "Axes") -> None:
+    """Bounds the view to what matters: the last values of the curves, not the first drop."""
+    values: Sequence[float] = [float(y) for line in axes.get_lines() for y in np.atleast_1d(line.get_ydata())]
+    finite = np.array([y for y in values if math.isfinite(y)])
+    if len(finite):
+        high, middle = finite.max(), np.median(finite)
+        span = max(high - middle, 1.0)
+        axes.set_ylim(max(finite.min(), high - 4 * span) - 0.1 * span, high + 0.15 * span)

@@ -1,0 +1,70 @@
+"""The ledger as one HTML page: a table, the notes with their formulas, what every check found, and figures."""
+
+import base64
+import io
+import platform
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gae.data.files import write_text
+from gae.ledger.notes import Claim, Finding, Note
+
+FUNCTION = re.compile("(<mi>(?:log|exp|det|tr)</mi>)")  # a named function stands apart from its argument
+
+
+def write(notes: Sequence[Note], findings: Sequence[Finding], seed: int, path: Path) -> None:
+    """Writes the page, which needs nothing beside itself."""
+    from gae.reports.comparison import environment
+
+    text = (
+        environment()
+        .get_template("ledger.html")
+        .render(
+            notes=notes,
+            findings={finding.claim.id: finding for finding in findings},
+            seed=seed,
+            seconds=sum(finding.seconds for finding in findings),
+            contradictions=[finding.claim.id for finding in findings if not finding.agrees],
+            versions={"torch": torch.__version__, "Python": platform.python_version()},
+            markdown=_renderer(),
+            number=number,
+            picture=_picture,
+        )
+    )
+    write_text(path, text)
+
+
+def number(value: float) -> str:
+    """Six significant digits, with a true minus sign."""
+    return f"{value:.6g}".replace("-", "−")
+
+
+def _picture(claim: Claim) -> str | None:
+    """The claim's figure as a PNG in base64."""
+    if claim.figure is None:
+        return None
+    from matplotlib import rc_context
+
+    from gae.reports.figures import STYLE
+
+    stream = io.BytesIO()
+    with rc_context(STYLE), torch.random.fork_rng(devices=[]):
+        claim.figure().savefig(stream, format="png", metadata={"Software": None})
+    return base64.b64encode(stream.getvalue()).decode()
+
+
+def _renderer() -> Callable[[str], str]:
+    """Markdown to HTML, with LaTeX as MathML, which browsers draw by themselves."""
+    from latex2mathml.converter import convert
+    from markdown_it import MarkdownIt
+    from mdit_py_plugins.dollarmath import dollarmath_plugin
+
+    def formula(source: str, options: dict[str, Any]) -> str:
+        found = convert(source, display="block" if options["display_mode"] else "inline")
+        return FUNCTION.sub(r'<mrow>\1<mspace width="0.17em"/></mrow>', found)
+
+    return MarkdownIt("commonmark").enable("table").use(dollarmath_plugin, renderer=formula).render

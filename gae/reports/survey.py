@@ -1,0 +1,215 @@
+"""A survey of systems as a table, figures and one HTML page that needs nothing beside itself."""
+
+import base64
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from gae.data.files import write_text
+from gae.reports.comparison import Box, Column, Row, box, environment, load_arrays
+from gae.reports.figures import INK, LINES, STYLE, Plate, canvas, grid, save, scatter
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+COLUMNS = (
+    Column("squared_error", "squared error", "×10⁻³ per element", 2, 1e3),
+    Column("accuracy", "5-NN accuracy", "%", 1, 1e2),
+    Column("log_p", "log p̂(x)", "nats", 1),
+    Column("elbo", "ELBO", "nats", 1),
+    Column("milliseconds", "encoding", "ms per sample", 3),
+    Column("evaluations", "decoder evaluations", "per sample", 0),
+)
+
+TEXT_COLUMNS = (
+    Column("tokens", "tokens restored", "% of a line, its end included", 1, 1e2),
+    Column("log_p", "log p̂(x)", "nats per line", 2),
+    Column("elbo", "ELBO", "nats per line", 2),
+    Column("milliseconds", "encoding", "ms per line", 3),
+)
+
+
+def columns(results: dict[str, Any]) -> tuple[Column, ...]:
+    """Those of samples, or those of text."""
+    return TEXT_COLUMNS if results["texts"] else COLUMNS
+
+
+def table(results: dict[str, Any]) -> tuple[list[Row], dict[str, str]]:
+    """A row for each system in the order of the table of systems, and the footnotes of the missing numbers."""
+    notes: dict[str, str] = {}
+    rows = [_row(row, columns(results), notes) for row in results["rows"] + results["texts"]]
+    return rows, {mark: reason for reason, mark in notes.items()}
+
+
+def _row(row: dict[str, Any], shown: tuple[Column, ...], notes: dict[str, str]) -> Row:
+    boxes = [box(row, column, False, notes) for column in shown]
+    if "length" in row:
+        boxes = [_per_token(row, column, found) for column, found in zip(shown, boxes, strict=True)]
+    return Row(row["system"], [Box(code(row)), Box(f"{row['training_seconds']:.1f}"), *boxes])
+
+
+def _per_token(row: dict[str, Any], column: Column, found: Box) -> Box:
+    """Nats of a line, and beside them those of one of its tokens."""
+    mean = row[column.key]["mean"]
+    if mean is None or column.unit != "nats per line":
+        return found
+    return replace(found, detail=f"{mean / row['length']:.2f} per token".replace("-", "−"))
+
+
+def code(row: dict[str, Any]) -> str:
+    """What a code is: how many numbers, and one of how many components."""
+    parts = [f"1 of {row['components']}"] if row["components"] > 1 else []
+    parts += [str(row["width"])] if row["width"] else []
+    return " × ".join(parts)
+
+
+def write(out: Path) -> Path:
+    """Draws the figures of the survey in ``out`` and writes ``out/figures/*.png`` and ``out/report.html``."""
+    from matplotlib import rc_context
+
+    results = json.loads((out / "results.json").read_text(encoding="utf-8"))
+    rows = results["rows"] + results["embeddings"]
+    pictures = {row["system"]: _pictures(out, row["system"]) for row in rows}
+    with rc_context(STYLE):
+        plates = draw(results, pictures)
+    folder = out / "figures"
+    for plate in plates:
+        save(plate, folder / f"{plate.name}.png")
+    images = {plate.name: base64.b64encode((folder / f"{plate.name}.png").read_bytes()).decode() for plate in plates}
+    lines, notes = table(results)
+    text = (
+        environment()
+        .get_template("survey.html")
+        .render(
+            results=results,
+            columns=columns(results),
+            rows=lines,
+            notes=notes,
+            plates=plates,
+            images=images,
+        )
+    )
+    page = out / "report.html"
+    write_text(page, text)
+    return page
+
+
+def _pictures(out: Path, system: str) -> dict[str, np.ndarray]:
+    return load_arrays(out / "pictures" / f"{system}.npz", f"Delete {out / 'phases' / system}.json")
+
+
+Arrays = dict[str, dict[str, np.ndarray]]
+
+
+def draw(results: dict[str, Any], pictures: Arrays) -> list[Plate]:
+    """All figures of a survey, in reading order; none of what it does not hold."""
+    plates, encoded = [], {row["system"]: pictures[row["system"]] for row in results["rows"]}
+    if encoded:
+        plates += [overview(results), reconstructions(results, encoded), codes(results, encoded)]
+    if any("sample" in arrays for arrays in encoded.values()):
+        plates.insert(2, samples(results, encoded))
+    if results["embeddings"]:
+        plates.append(embeddings(results, pictures))
+    return plates
+
+
+def overview(results: dict[str, Any]) -> Plate:
+    """Squared error, accuracy and time of every system, ordered by error."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    rows = sorted(results["rows"], key=lambda row: -row["squared_error"]["mean"])
+    figure = canvas(10.5, 1.2 + 0.27 * len(rows))
+    panels = figure.subplots(1, 3, sharey=True)
+    shown = (
+        ("squared_error", "squared error, ×10⁻³ per element", 1e3),
+        ("accuracy", "5-NN accuracy on the codes, %", 1e2),
+        ("milliseconds", "encoding, ms per sample", 1.0),
+    )
+    for i, (axes, (key, label, scale)) in enumerate(zip(panels, shown, strict=True)):
+        _dots(axes, rows, key, scale, LINES[i])
+        axes.set(xlabel=label)
+        if key != "accuracy":
+            axes.set_xscale("log")
+            low, high = axes.get_xlim()
+            axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 3.0) if high < 300 * low else (1.0,)))
+            axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+            axes.xaxis.set_minor_formatter(NullFormatter())
+    panels[0].set_yticks(range(len(rows)), [f"{row['system']}  ({code(row)})" for row in rows])
+    caption = (
+        "Means over the test set ± standard error (mostly too small to see), a line per system, the lowest squared "
+        "error on top; in brackets the size of its code. Wider codes keep more: compare systems of one size. A "
+        "system without a number has no dot."
+    )
+    return Plate("overview", "What each system keeps, and what a code costs", caption, figure)
+
+
+def _dots(axes: "Axes", rows: list[dict[str, Any]], key: str, scale: float, colour: str) -> None:
+    for place, row in enumerate(rows):
+        mean, error = row[key]["mean"], row[key]["se"]
+        if mean is not None:
+            spread = scale * error if error else None
+            axes.errorbar(scale * mean, place, xerr=spread, fmt="o", ms=4, color=colour, capsize=2)
+
+
+def reconstructions(results: dict[str, Any], pictures: Arrays) -> Plate:
+    """The same test samples by every system."""
+    originals = next(iter(pictures.values()))["original"]
+    rows = {"test sample": originals, **{name: arrays["reconstruction"] for name, arrays in pictures.items()}}
+    caption = (
+        "The same test samples (first row) and the decoder's mean at their codes. Grey values are in data units, "
+        f"clipped to {results['data']['value_range']}."
+    )
+    return Plate("reconstructions", "Reconstructions", caption, grid(rows, results["data"]["value_range"]))
+
+
+def samples(results: dict[str, Any], pictures: Arrays) -> Plate:
+    """Decoder means at draws from the prior, of systems whose prior can be drawn from."""
+    rows = {name: arrays["sample"] for name, arrays in pictures.items() if "sample" in arrays}
+    caption = (
+        "Decoder means at codes drawn from each system's prior. Systems with a flat prior have none, and those "
+        "trained at point codes were never asked to fill theirs."
+    )
+    return Plate("samples", "Samples from the prior", caption, grid(rows, results["data"]["value_range"]))
+
+
+def codes(results: dict[str, Any], pictures: Arrays) -> Plate:
+    """Test codes of every system with a continuous code, in their first two principal components."""
+    clouds = {name: arrays for name, arrays in pictures.items() if np.ptp(arrays["codes"]) > 0}
+    titles = [f"{name}, {100 * float(arrays['explained']):.0f} %" for name, arrays in clouds.items()]
+    drawn = len(next(iter(clouds.values()))["codes"]) if clouds else 0
+    caption = (
+        f"Codes of the first {drawn} test samples, drawn as their labels where there are any, on their own first two "
+        "principal components; the title names the share of variance that these show. Charts of a mixture share no "
+        "axes, so that their codes overlap here without being alike."
+    )
+    return Plate("codes", "Codes", caption, _clouds(list(clouds.values()), titles))
+
+
+def embeddings(results: dict[str, Any], pictures: Arrays) -> Plate:
+    """Codes of systems that lay out a whole data set."""
+    rows = results["embeddings"]
+    titles = [f"{row['system']}, trustworthiness {row['trustworthiness']['mean']:.3f}" for row in rows]
+    caption = (
+        f"The first {rows[0]['points']} test samples, laid out as one observation by systems that encode a whole data "
+        "set; drawn as their labels, which the codes never saw. Axes have no unit."
+    )
+    return Plate("embeddings", "Embeddings", caption, _clouds([pictures[row["system"]] for row in rows], titles))
+
+
+def _clouds(clouds: list[dict[str, np.ndarray]], titles: list[str]) -> "Figure":
+    across = min(4, max(len(clouds), 2))
+    down = max(1, -(-len(clouds) // across))
+    side = 12.0 / across
+    figure = canvas(12.0, 0.9 * side * down)
+    panels = figure.subplots(down, across, squeeze=False).flatten()
+    for axes in panels[len(clouds) :]:
+        axes.remove()
+    for axes, arrays, title in zip(panels, clouds, titles, strict=False):
+        scatter(axes, arrays["codes"][:, :2], arrays.get("labels"), 14.0)
+        axes.set_title(title, fontsize=9, color=INK)
+        axes.tick_params(labelsize=7)
+    return figure

@@ -1,0 +1,191 @@
+"""The main job: one decoder, trained and encoded by several engines, in nats, beside closed-form baselines."""
+
+import copy
+import json
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gae.analysis.metrics import Entry, cell
+from gae.autoencoder import Autoencoder
+from gae.data import Dataset
+from gae.data.files import whole, write_text
+from gae.likelihood import Likelihood
+from gae.reports.comparison import write
+from gae.studies.curves import bounds
+from gae.studies.engines import BASELINES, ENGINES, Configuration, assemble, configure, describe, initial, settle_scale
+from gae.studies.jobs import Phases, facts, one_thread
+from gae.studies.pictures import pictures
+from gae.systems import NormalEncoder
+from gae.training import fit
+
+
+def compare(
+    data: Dataset,
+    out: str | os.PathLike[str],
+    *,
+    engines: Sequence[str] = tuple(ENGINES),
+    epochs: int | None = None,
+    latent: int | None = None,
+    hidden: Sequence[int] = (128, 128),
+    head: str = "gaussian",
+    seed: int = 0,
+    quick: bool = False,
+    resume: bool = False,
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Trains one decoder per engine from the same initial weights, then encodes the test set with every engine on each.
+
+    Writes into ``out``: ``results.json`` (what is returned), ``report.html``, ``figures``, ``checkpoints`` and what a
+    resumed run needs. Numbers are functions of the configuration, but for times. torch's global generator is left as
+    it was. All runs on one thread of the processor.
+
+    Args:
+        data: a data set; for labels and a test split of its own see ``gae.data.load``.
+        out: a new folder, or with ``resume`` that of an interrupted comparison of the same configuration.
+        engines: names from ``gae.studies.engines.ENGINES``.
+        epochs: of every training; chosen by the size of the data unless given.
+        latent: width of the code; 8 unless given, or the elements of an observation where these are fewer.
+        hidden: widths of the hidden layers of the encoder; the decoder mirrors them.
+        head: the decoder's distribution, a name from ``gae.systems.HEADS``.
+        seed: of weights, order of data and noise.
+        quick: fewer epochs and samples, for a look.
+        resume: continue what is in ``out``.
+        progress: say on standard error what happens.
+
+    Raises:
+        ValueError, TypeError: unknown names, sizes or data that do not fit, or on resume another configuration.
+        FileExistsError: ``out`` exists, without ``resume``.
+    """
+    configuration = configure(data, engines, epochs, latent, hidden, head, seed, quick)
+    decoder, encoder = initial(configuration, data.event_shape)
+    decoder.check(data.epoch(0, seed))
+    decoder.check(data.test)
+    with one_thread(), torch.random.fork_rng(devices=[]):
+        run = Run(Path(out), configuration, data, resume, progress)
+        results = _results(run, decoder, encoder)
+    run.say("report")
+    write(run.out)
+    return results
+
+
+def _results(run: "Run", decoder: Likelihood, encoder: NormalEncoder) -> dict[str, Any]:
+    engines = run.configuration.engines
+    baselines = {name: run.baseline(name) for name in BASELINES}
+    trained = {name: run.train(name, decoder, encoder) for name in engines}
+    results = {
+        **facts(asdict(run.configuration), run.data),
+        "engines": {name: {"training": ENGINES[name].training, "encoding": ENGINES[name].encoding} for name in engines},
+        "decoders": {
+            name: {"encoder": found.origin, "curve": found.curve, "encoder_curve": found.encoder_curve}
+            for name, found in trained.items()
+        },
+        "cells": [run.cell(trained, name, engine) for name in engines for engine in engines],
+        "baselines": [
+            run.phase(f"encode {name}", partial(run.measured, name, model)) for name, model in baselines.items()
+        ],
+        "bounds": run.phase("bounds", partial(run.bounds, trained)),
+    }
+    run.draw({name: found.model for name, found in trained.items()}, baselines)
+    results["seconds"] = {**run.seconds, "total": sum(run.seconds.values())}
+    write_text(run.out / "results.json", json.dumps(results, indent=1, allow_nan=False) + "\n")
+    return results
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A decoder with its own engine, the encoder that belongs to it, and the losses (nats per sample) of the epochs."""
+
+    model: Autoencoder
+    encoder: NormalEncoder
+    origin: str
+    curve: list[float]
+    encoder_curve: list[float] | None
+
+
+class Run(Phases):
+    """The folder of one comparison."""
+
+    def __init__(self, out: Path, configuration: Configuration, data: Dataset, resume: bool, progress: bool):
+        super().__init__(out, asdict(configuration), resume, progress)
+        self.configuration = configuration
+        self.source, self.data = data, replace(data, train=data.epoch(0, configuration.seed))  # redrawn, and fixed
+
+    def fit(self, name: str, engine: str, model: Autoencoder) -> list[float]:
+        """Trains by Adam, from its last checkpoint if there is one; the loss of each epoch."""
+        c = self.configuration
+        self.say(f"train {name}")
+        history = fit(
+            model,
+            self.source,
+            epochs=c.epochs,
+            batch_size=c.batch_size,
+            clip=c.clip,
+            optimizer=partial(torch.optim.Adam, lr=c.learning_rate),
+            seed=c.seed,
+            out=self.out / "checkpoints" / name.replace(" ", "-"),
+            resume=True,
+            progress=self.progress,
+            describe=describe(c, engine, self.data),
+        )
+        self.seconds[f"train {name}"] = sum(row.seconds for row in history.rows)
+        return [row.train_loss for row in history.rows]
+
+    def train(self, name: str, decoder: Likelihood, encoder: NormalEncoder) -> Trained:
+        """A copy of the decoder trained by a named engine; its encoder is fitted afterwards if that trained none."""
+        decoder, encoder = copy.deepcopy(decoder), copy.deepcopy(encoder)
+        model = assemble(self.configuration, name, decoder, encoder)
+        curve = self.fit(name, name, model)
+        if ENGINES[name].trains_encoder:
+            return Trained(model, encoder, "its encoder was trained with it", curve, None)
+        frozen = copy.deepcopy(decoder).requires_grad_(False)
+        after = self.fit(f"{name} encoder", "amortised", assemble(self.configuration, "amortised", frozen, encoder))
+        return Trained(model, encoder, "its encoder was fitted afterwards, the decoder frozen", curve, after)
+
+    def baseline(self, name: str) -> Autoencoder:
+        """A closed-form baseline; unless it learns its noise scale, that becomes the RMS of the training residual."""
+        self.say(f"fit {name}")
+        start = time.perf_counter()
+        torch.manual_seed(self.configuration.seed)
+        model = BASELINES[name](self.data.event_shape, self.configuration)
+        fit(model, self.data, epochs=self.configuration.baseline_epochs, seed=self.configuration.seed, progress=False)
+        settle_scale(model, self.data.train, self.configuration.effort)
+        self.seconds[f"fit {name}"] = time.perf_counter() - start
+        return model
+
+    def measured(self, decoder: str, model: Autoencoder) -> Entry:
+        """The numbers of a model with its own engine."""
+        return {"decoder": decoder, **cell(model, self.data, self.configuration.effort, self.configuration.seed)}
+
+    def cell(self, trained: dict[str, Trained], decoder: str, engine: str) -> Entry:
+        """The numbers of a named engine on the decoder that another (or the same) engine trained."""
+        found = trained[decoder]
+        model = assemble(self.configuration, engine, found.model.likelihood, found.encoder)
+        entry = self.phase(f"encode {decoder} by {engine}", lambda: self.measured(decoder, model))
+        return {"engine": engine, **entry}
+
+    def bounds(self, trained: dict[str, Trained]) -> Entry:
+        """Bounds against decoder evaluations on one decoder: a VAE's, if there is one."""
+        name = "amortised" if "amortised" in trained else next(iter(trained))
+        found = trained[name]
+        x = self.data.test[: self.configuration.bound_samples]
+        curves = bounds(found.model.likelihood, found.encoder, x, self.configuration)
+        return {"decoder": name, "encoder": found.origin, "samples": len(x), **curves}
+
+    def draw(self, models: dict[str, Autoencoder], baselines: dict[str, Autoencoder]) -> None:
+        """Writes what the figures show."""
+        import numpy as np
+
+        start, stored = time.perf_counter(), self.out / "pictures.npz"
+        if not stored.exists():
+            self.say("pictures")
+            arrays = pictures(models, baselines, self.data, self.configuration)
+            with whole(stored) as path:
+                np.savez(path, **arrays)  # type: ignore[arg-type]
+        self.seconds["pictures"] = time.perf_counter() - start

@@ -1,0 +1,68 @@
+"""Bounds against decoder evaluations: what one decoder's codes gain from more steps, from several starts."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+
+import torch
+from jaxtyping import Num
+from torch import Tensor
+
+from gae.analysis.metrics import Entry, encode, log_evidence, lower_bound, mean_and_error
+from gae.autoencoder import Autoencoder
+from gae.inference import Amortized, Inference
+from gae.likelihood import Likelihood
+from gae.studies.engines import Configuration
+from gae.systems import NormalEncoder
+
+Engines = Callable[[int], Inference]
+PILOT = 5  # the share of draws that choose a proposal is one to this
+
+
+def bounds(decoder: Likelihood, encoder: NormalEncoder, x: Num[Tensor, "N *X"], configuration: Configuration) -> Entry:
+    """Curves of the joint log density at the code (MAP ascent) and of the ELBO (mean-field ascent), and log p(x).
+
+    Each point is a solve of its own with that many steps, from the same seed; its value is computed afresh at the code
+    or density found, in nats (mean over x and standard error). Evaluations are per sample.
+    """
+    c, warm = configuration, Amortized(encoder)
+    wanted: list[tuple[str, str, Engines, Sequence[int]]] = [
+        ("from 0", "joint", c.ascent, c.bound_steps),
+        ("from the encoder", "joint", partial(c.ascent, init=warm), c.bound_steps),
+        ("encoder alone", "elbo", lambda steps: warm, (0,)),
+    ]
+    for draws in c.bound_draws:
+        refinement = partial(c.refinement, encoder, draws=draws)
+        wanted.append((f"from the encoder, {draws} draws a step", "elbo", refinement, c.bound_steps))
+    found = []
+    for label, quantity, engines, steps in wanted:
+        points = [_point(Autoencoder(decoder, engines(count)), quantity, x, c) for count in steps]
+        columns = {key: [point[key] for point in points] for key in ("evaluations", "mean", "se")}
+        found.append({"label": label, "quantity": quantity, **columns})
+    return {"curves": found, "log_p": _evidence(decoder, encoder, x, c)}
+
+
+def _evidence(decoder: Likelihood, encoder: NormalEncoder, x: Tensor, configuration: Configuration) -> Entry:
+    """log p(x) by importance sampling around MAP codes or from refined densities, whichever a pilot finds higher.
+
+    The pilot's draws only choose. The higher of two estimates would be no lower bound in expectation; that of the
+    engine chosen, from draws of its own, is.
+    """
+    c, steps = configuration, max(configuration.bound_steps)
+    engines = (c.ascent(steps, init=Amortized(encoder)), c.refinement(encoder, steps, max(c.bound_draws)))
+    few = replace(c.effort, importance_samples=max(c.effort.importance_samples // PILOT, 2))
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(c.seed)
+        models = [Autoencoder(decoder, engine) for engine in engines]
+        pilots = [log_evidence(model, x, few)["mean"] for model in models]
+        best = max(range(len(models)), key=lambda i: -math.inf if pilots[i] is None else pilots[i])
+        return log_evidence(models[best], x, c.effort)
+
+
+def _point(model: Autoencoder, quantity: str, x: Tensor, configuration: Configuration) -> Entry:
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(configuration.seed)
+        points = encode(model, x, configuration.effort)
+        value = mean_and_error(points.joint) if quantity == "joint" else lower_bound(model, x, configuration.effort)
+    return {**value, "evaluations": float(points.evaluations.mean())}

@@ -1,0 +1,228 @@
+"""What ``gae compare`` compares: the table of engines, the baselines, and one configuration for all of them."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
+from typing import Any
+
+import torch
+from jaxtyping import Num
+from torch import Size, Tensor
+
+from gae import nets
+from gae.analysis.metrics import Effort, encode
+from gae.autoencoder import Autoencoder
+from gae.data import Dataset
+from gae.inference import Adam, Amortized, Ascent, Backprop, Detach, Inference, MeanField, Unroll, Zeros
+from gae.likelihood import Likelihood, LinearMixture
+from gae.objective import Objective, elbo, joint
+from gae.systems import HEADS, NormalEncoder, build
+from gae.systems.parts import decoder_of, directions
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """Everything that decides the numbers of a comparison; ``results.json`` holds it.
+
+    Attributes:
+        steps, rate, betas: of the MAP ascent by Adam. The learned noise scale shrinks in training, so that a fixed
+            gradient step would diverge; Adam's steps do not depend on the scale of the gradient.
+        refine_steps, refine_rate, refine_samples: of the semi-amortised ascent on the ELBO.
+        clip: largest norm of a gradient; several times the usual one, so that it only stops rare jumps.
+        bound_steps, bound_draws, bound_samples: of the bound-against-evaluations curves: numbers of ascent steps, of
+            draws per step of the mean-field ascent, and of test samples.
+    """
+
+    data: str
+    data_hash: str
+    binarize: str
+    engines: tuple[str, ...]
+    epochs: int
+    latent: int
+    hidden: tuple[int, ...]
+    head: str
+    seed: int
+    quick: bool
+    batch_size: int = 64
+    learning_rate: float = 3e-3
+    clip: float = 50.0
+    steps: int = 25
+    rate: float = 0.1
+    betas: tuple[float, float] = (0.8, 0.9)
+    refine_steps: int = 5
+    refine_rate: float = 0.02
+    refine_samples: int = 2
+    bound_steps: tuple[int, ...] = (0, 1, 2, 4, 8, 16, 32, 64)
+    bound_draws: tuple[int, ...] = (2, 16)
+    bound_samples: int = 250
+    components: int = 10
+    baseline_epochs: int = 30
+    effort: Effort = field(default_factory=Effort)
+
+    def ascent(
+        self, steps: int | None = None, backprop: Backprop | None = None, init: Inference | None = None
+    ) -> Ascent:
+        """MAP ascent on the code, from 0 unless another start is given."""
+        steps = self.steps if steps is None else steps
+        return Ascent(init or Zeros(), Adam(self.rate, self.betas), steps, backprop=backprop)
+
+    def refinement(self, encoder: NormalEncoder, steps: int | None = None, draws: int | None = None) -> Ascent:
+        """Ascent on the ELBO of a mean-field normal that starts as the encoder's."""
+        family = MeanField(samples=draws or self.refine_samples)
+        steps = self.refine_steps if steps is None else steps
+        return Ascent(Amortized(encoder), Adam(self.refine_rate, self.betas), steps, family=family)
+
+
+@dataclass(frozen=True)
+class Engine:
+    """One row of the table.
+
+    Attributes:
+        training: how a decoder is trained with it.
+        encoding: how it finds codes.
+        build: the engine, from the configuration and an encoder that it may use.
+        objective: what is maximised in training, (B,) in nats.
+        trains_encoder: whether an encoder is learned together with the decoder.
+    """
+
+    training: str
+    encoding: str
+    build: Callable[[Configuration, NormalEncoder], Inference]
+    objective: Objective
+    trains_encoder: bool
+
+
+ENGINES: dict[str, Engine] = {
+    "unrolled": Engine(
+        "joint log density at the code, differentiated through every ascent step",
+        "ascent on the code, from 0 (MAP)",
+        lambda configuration, encoder: configuration.ascent(backprop=Unroll()),
+        joint,
+        trains_encoder=False,
+    ),
+    "detached": Engine(
+        "joint log density at the code, the code taken as a constant",
+        "ascent on the code, from 0 (MAP)",
+        lambda configuration, encoder: configuration.ascent(backprop=Detach()),
+        joint,
+        trains_encoder=False,
+    ),
+    "amortised": Engine(
+        "ELBO of the encoder's normal density (a VAE)",
+        "one pass of an encoder network",
+        lambda configuration, encoder: Amortized(encoder),
+        partial(elbo, analytic=True),
+        trains_encoder=True,
+    ),
+    "semi-amortised": Engine(
+        "ELBO after ascent from the encoder's density, differentiated through every step",
+        "encoder, then ascent on the mean and scale of its density",
+        lambda configuration, encoder: configuration.refinement(encoder),
+        partial(elbo, analytic=True),
+        trains_encoder=True,
+    ),
+}
+
+BASELINES: dict[str, Callable[[Size, Configuration], Autoencoder]] = {
+    "pca": lambda shape, c: build("pca", shape, latent=c.latent),
+    "ppca": lambda shape, c: build("ppca", shape, latent=c.latent),
+    "kmeans": lambda shape, c: build("kmeans", shape, components=c.latent),
+    "llgae": lambda shape, c: build("llgae", shape, latent=c.latent, components=c.components),
+}
+
+
+def configure(
+    data: Dataset,
+    engines: Sequence[str],
+    epochs: int | None = None,
+    latent: int | None = None,
+    hidden: Sequence[int] = (128, 128),
+    head: str = "gaussian",
+    seed: int = 0,
+    quick: bool = False,
+) -> Configuration:
+    """The configuration of a comparison, checked against the data.
+
+    Unless given, the number of epochs is that which shows about 70,000 samples (``quick``: 10,000), at least 5
+    (``quick``: 1). The code has 8 elements, or as many as an observation where these are fewer.
+
+    Raises:
+        ValueError: unknown names (the valid ones are listed), or sizes that do not fit the data.
+    """
+    size, width = len(data.train), data.event_shape.numel()
+    unknown = [name for name in engines if name not in ENGINES]
+    if unknown or not engines or len(set(engines)) < len(engines):
+        got = repr(unknown[0]) if unknown else list(engines)
+        raise ValueError(f"Unknown or repeated engine: {got}. Choose some of {', '.join(ENGINES)}.")
+    if head not in HEADS:
+        raise ValueError(f"Unknown head {head!r}. Valid heads: {', '.join(HEADS)}.")
+    latent = directions(data.event_shape, latent)
+    if not 1 <= latent <= width:
+        raise ValueError(f"latent must be between 1 and the {width} elements of an observation, got {latent}.")
+    if size < max(latent, 10):
+        raise ValueError(f"A comparison needs at least {max(latent, 10)} training samples, got {size}.")
+    if epochs is not None and epochs < 1:
+        raise ValueError(f"epochs must be at least 1, got {epochs}.")
+    if epochs is None:
+        epochs = max(1, 10_000 // size) if quick else max(5, 70_000 // size)
+    chosen = Configuration(
+        data.name, data.hash, data.binarization, tuple(engines), epochs, latent, tuple(hidden), head, seed, quick
+    )
+    if quick:
+        chosen = replace(
+            chosen, bound_steps=(0, 1, 2, 4, 8, 16), bound_samples=100, effort=Effort(evidence_samples=100)
+        )
+    return chosen
+
+
+def initial(configuration: Configuration, shape: Size | tuple[int, ...]) -> tuple[Likelihood, NormalEncoder]:
+    """The decoder and the encoder that every training starts from: a function of the seed, for an event shape."""
+    latent = configuration.latent
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(configuration.seed)
+        network = nets.mlp(latent, configuration.hidden[::-1], shape)
+        decoder = decoder_of(network, latent, shape, configuration.head)
+        encoder = NormalEncoder(nets.Standardized(nets.mlp(shape, configuration.hidden, 2 * latent), shape))
+    return decoder, encoder
+
+
+@torch.no_grad()
+def start_scale(decoder: Likelihood, x: Num[Tensor, "N *X"]) -> None:
+    """A learned noise scale begins at the root mean square deviation of x from its mean, unless it is in units of x."""
+    log_scale = getattr(decoder, "log_scale", None)
+    if isinstance(log_scale, torch.nn.Parameter) and not getattr(decoder, "relative", False):
+        deviation = float((x - x.mean(0)).square().mean().sqrt())
+        log_scale.fill_(math.log(max(deviation, 1e-6)))
+
+
+@torch.no_grad()
+def settle_scale(model: Autoencoder, x: Num[Tensor, "N *X"], effort: Effort) -> None:
+    """A linear mixture that does not learn its noise scale gets the root mean square of its residual over x.
+
+    Its codes stay as they are, and its nats become comparable. One that has no residual keeps its scale.
+    """
+    likelihood = model.likelihood
+    if isinstance(likelihood, LinearMixture) and not likelihood.learn_scale:
+        square = float((encode(model, x, effort).mean - x).square().mean())
+        if square > 1e-12:
+            likelihood.log_scale.fill_(0.5 * math.log(square))
+
+
+def assemble(configuration: Configuration, name: str, likelihood: Likelihood, encoder: NormalEncoder) -> Autoencoder:
+    """A named engine on a decoder, with the objective that it trains by."""
+    engine = ENGINES[name]
+    return Autoencoder(likelihood, engine.build(configuration, encoder), engine.objective)
+
+
+def describe(configuration: Configuration, name: str, data: Dataset) -> dict[str, Any]:
+    """JSON-able facts from which ``rebuild`` builds the same autoencoder, but for its parameters."""
+    return {"comparison": asdict(configuration), "engine": name, **data.preparation.note()}
+
+
+def rebuild(description: dict[str, Any]) -> Autoencoder:
+    """The autoencoder that ``describe`` describes, with parameters to be restored."""
+    stored = dict(description["comparison"])
+    configuration = Configuration(**{**stored, "effort": Effort(**stored["effort"])})
+    likelihood, encoder = initial(configuration, tuple(description["event_shape"]))
+    return assemble(configuration, description["engine"], likelihood, encoder)

@@ -1,0 +1,77 @@
+"""What the figures of a comparison show, as plain arrays: reconstructions, interpolations, samples, codes."""
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from gae.analysis.metrics import encode
+from gae.autoencoder import Autoencoder
+from gae.data import Dataset
+from gae.studies.engines import Configuration
+
+if TYPE_CHECKING:
+    import numpy as np
+
+IMAGES, PAIRS, STEPS, DRAWS, CODES, AXES = 12, 2, 12, 24, 1000, 3
+
+
+def pictures(
+    models: dict[str, Autoencoder], baselines: dict[str, Autoencoder], data: Dataset, configuration: Configuration
+) -> "dict[str, np.ndarray]":
+    """Arrays named ``kind/model``.
+
+    ``originals`` (12, *X), ``reconstruction/…`` (12, *X) and ``interpolation/…`` (12 steps, 2 pairs, *X) are of the
+    first test samples; ``sample/…`` (24, *X) are decoder means at draws from the prior, the same for all;
+    ``codes/…`` (M, 2) are the first two principal components of the first 1000 test codes, ``explained/…`` their
+    share of the variance, and ``labels`` (M,) their labels, if there are any. ``traversal/…`` (3, 12 steps, *X) moves
+    the code of the first test sample along the axes of the largest variance, over two standard deviations of it to
+    either side; ``attribute/…`` (2 pairs, 12 steps, *X) adds the direction from the codes of the first to those of the
+    second of two labels (``Autoencoder.attribute``), from none of it to 1.5 times.
+    """
+    x, labels = data.test[:CODES], None if data.test_labels is None else data.test_labels[:CODES]
+    pairs = min(PAIRS, len(x) // 2)
+    found = {"originals": x[:IMAGES]}
+    along = torch.linspace(0, 1, STEPS)[:, None, None]
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(configuration.seed)
+        drawn = torch.randn(DRAWS, configuration.latent)
+        for name, model in {**models, **baselines}.items():
+            points = encode(model, x, configuration.effort)
+            found[f"reconstruction/{name}"] = points.mean[:IMAGES]
+            if name in models:
+                line = torch.lerp(points.z[:pairs], points.z[pairs : 2 * pairs], along)
+                found[f"interpolation/{name}"] = model.likelihood.point(model.decode(line))
+                found[f"sample/{name}"] = model.likelihood.point(model.decode(drawn))
+                found[f"codes/{name}"], found[f"explained/{name}"] = plane(points.z)
+                found[f"traversal/{name}"] = _traversals(model, x[:1], points.z)
+                if labels is not None and len(labels.unique()) > 1:
+                    found[f"attribute/{name}"] = _attribute(model, x, labels)
+    if labels is not None:
+        found["labels"] = labels
+    return {name: value.numpy() for name, value in found.items()}
+
+
+def plane(codes: Tensor) -> tuple[Tensor, Tensor]:
+    """The first two principal components (the second is 0 for codes of width 1), and their share of the variance."""
+    centred = codes - codes.mean(0)
+    _, values, directions = torch.linalg.svd(centred, full_matrices=False)
+    plane = centred @ directions[:2].mT
+    if plane.shape[1] < 2:
+        plane = torch.nn.functional.pad(plane, (0, 2 - plane.shape[1]))
+    return plane, values[:2].square().sum() / values.square().sum().clamp_min(1e-30)
+
+
+def _traversals(model: Autoencoder, x: Tensor, codes: Tensor) -> Tensor:
+    """One observation along the axes of largest variance, (A, T, *X)."""
+    spread = codes.std(0, correction=0)
+    axes = torch.eye(len(spread)) * spread
+    amounts = torch.linspace(-2, 2, STEPS)
+    return torch.stack([model.traverse(x, axes[i], amounts)[:, 0] for i in spread.argsort(descending=True)[:AXES]])
+
+
+def _attribute(model: Autoencoder, x: Tensor, labels: Tensor) -> Tensor:
+    """Observations of the lowest label on the way to the next one, (P, T, *X)."""
+    first, second = (x[labels == label] for label in labels.unique()[:2])
+    moved = model.traverse(first[:PAIRS], model.attribute(second, first), torch.linspace(0, 1.5, STEPS))
+    return moved.transpose(0, 1)

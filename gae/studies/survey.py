@@ -1,0 +1,300 @@
+"""Every system on one data set: each learns and encodes in its own way, in one table."""
+
+import json
+import math
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Int, Num
+from torch import Tensor
+
+from gae.analysis.metrics import (
+    Effort,
+    Entry,
+    absent,
+    cell,
+    encode,
+    log_evidence,
+    lower_bound,
+    mean_and_error,
+    milliseconds,
+    proportion,
+)
+from gae.autoencoder import Autoencoder
+from gae.data import Dataset
+from gae.data.files import whole, write_text
+from gae.data.text import PADDING
+from gae.likelihood import FlatDistribution
+from gae.reports.survey import write
+from gae.studies.engines import settle_scale, start_scale
+from gae.studies.jobs import Phases, facts, one_thread
+from gae.studies.pictures import plane
+from gae.systems import SYSTEMS, build, describe, named, options_of
+from gae.training import fit
+from gae.training.learners import has_closed_form
+
+IMAGES, DRAWS, CODES = 12, 12, 500
+POINTS = 1000  # of a data set that is one observation
+TRUSTED = 5
+PARTS = ("likelihood", "prior", "inference", "objective", "source")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that decides the numbers of a survey.
+
+    Attributes:
+        epochs: of systems that learn by Adam.
+        closed_epochs: of systems that learn in closed form, at most.
+    """
+
+    data: str
+    data_hash: str
+    systems: tuple[str, ...]
+    epochs: int
+    seed: int
+    quick: bool
+    closed_epochs: int = 30
+    batch_size: int = 64
+    learning_rate: float = 3e-3
+    clip: float = 50.0
+    effort: Effort = field(default_factory=lambda: Effort(repeats=1))
+
+
+def survey(
+    data: Dataset,
+    out: str | os.PathLike[str],
+    *,
+    systems: Sequence[str] | None = None,
+    epochs: int | None = None,
+    seed: int = 0,
+    quick: bool = False,
+    resume: bool = False,
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Fits named systems with their default options, and measures how each encodes the test set by its own engine.
+
+    A system that fails (its loss becomes NaN, say) is named with the reason, and the others go on.
+
+    Writes into ``out``: ``results.json`` (what is returned), ``report.html``, ``figures``, ``checkpoints`` and what a
+    resumed run needs. All runs on one thread of the processor; torch's global generator is left as it was.
+
+    Args:
+        data: a data set; for labels and a test split of its own see ``gae.data.load``.
+        out: a new folder, or with ``resume`` that of an interrupted survey of the same plan.
+        systems: names out of ``gae.systems.SYSTEMS`` whose observations are samples, or one data set: those lay out the
+            test set; for text, those of sequences. All of them unless given.
+        epochs: of systems that learn by Adam; as many as show about 70,000 samples unless given (``quick``: 10,000).
+        seed: of weights, order of data and noise.
+        quick: fewer epochs, and log p(x) of fewer samples.
+        resume: continue what is in ``out``; systems that failed are tried again.
+        progress: say on standard error what happens.
+
+    Raises:
+        ValueError: unknown names, or systems that observe something else.
+        FileExistsError: ``out`` exists, without ``resume``.
+        RuntimeError: every system failed; ``results.json`` and the page say why.
+    """
+    plan = _plan(data, systems, epochs, seed, quick)
+    with one_thread(), torch.random.fork_rng(devices=[]):
+        run = Survey(Path(out), plan, data, resume, progress)
+        found = {name: run.row(name) for name in plan.systems}
+        results = {
+            **facts(asdict(plan), data),
+            "rows": [row for row in found.values() if "squared_error" in row],
+            "embeddings": [row for row in found.values() if "trustworthiness" in row],
+            "texts": [row for row in found.values() if "tokens" in row],
+            "absent": {name: row["absent"] for name, row in found.items() if "absent" in row},
+            "failed": {name: row["failed"] for name, row in found.items() if "failed" in row},
+        }
+        results["seconds"] = {**run.seconds, "total": sum(run.seconds.values())}
+        write_text(run.out / "results.json", json.dumps(results, indent=1, allow_nan=False) + "\n")
+    run.say("report")
+    write(run.out)
+    if len(results["failed"]) == len(found):
+        raise RuntimeError("; ".join(f"{name} failed: {reason}" for name, reason in results["failed"].items()))
+    return results
+
+
+def surveyed(text: bool = False) -> list[str]:
+    """The systems that encode samples, or a data set of them; or those that encode text."""
+    observed = ("sequence of classes",) if text else ("sample", "data set")
+    return [name for name, row in SYSTEMS.items() if row.observation in observed]
+
+
+class Survey(Phases):
+    """The folder of one survey."""
+
+    def __init__(self, out: Path, plan: Plan, data: Dataset, resume: bool, progress: bool):
+        super().__init__(out, asdict(plan), resume, progress)
+        self.plan, self.data = plan, data
+
+    def row(self, name: str) -> Entry:
+        """Everything about one system, or why it cannot be had on these data, or why it failed.
+
+        A failure is not kept: a resumed survey tries again.
+        """
+        try:
+            return dict(self.phase(name, partial(self._row, name)))
+        except OSError:  # a full disk is no fault of the system
+            raise
+        except Exception as error:
+            self.say(f"{name} failed: {error}")
+            return {"failed": f"{type(error).__name__}: {error}"}
+
+    def _row(self, name: str) -> Entry:
+        torch.manual_seed(self.plan.seed)
+        whole = SYSTEMS[name].observation == "data set"
+        try:
+            model = build(name, self.data.event_shape, **self._options(name))
+            x = self._points if whole else self.data.epoch(0, self.plan.seed)[:CODES]
+            model.likelihood.check(x.unsqueeze(0) if whole else x)
+        except (ValueError, TypeError) as error:
+            return {"absent": str(error)}
+        if whole:
+            return self._embedded(name, model)
+        return self._encoded(name, model) if self.data.vocabulary is None else self._read(name, model)
+
+    def _encoded(self, name: str, model: Autoencoder) -> Entry:
+        began = time.perf_counter()
+        epochs = self._fit(name, model)
+        seconds = time.perf_counter() - began
+        numbers = cell(model, self.data, self.plan.effort, self.plan.seed)
+        numbers["log_p"] = _trusted(numbers["log_p"])
+        self._draw(name, model)
+        return {**_parts(name, model), **numbers, "epochs": epochs, "training_seconds": seconds}
+
+    @torch.no_grad()
+    def _embedded(self, name: str, model: Autoencoder) -> Entry:
+        """The test set as one observation; how far its codes keep neighbours, and put labels together."""
+        from sklearn.manifold import trustworthiness
+
+        x, began = self._points, time.perf_counter()
+        z = model.encode(x.unsqueeze(0)).point[0]
+        seconds = time.perf_counter() - began
+        trust = float(trustworthiness(x.flatten(1).numpy(), z.numpy(), n_neighbors=5))
+        accuracy = absent("the data have no labels")
+        if self.data.test_labels is not None:
+            accuracy = left_out(z, self.data.test_labels[: len(z)])
+        self._keep(name, {"codes": z})
+        numbers = {"trustworthiness": {"mean": trust, "se": None}, "accuracy": accuracy, "points": len(x)}
+        return {**_parts(name, model), **numbers, "width": z.shape[1], "seconds": seconds}
+
+    def _read(self, name: str, model: Autoencoder) -> Entry:
+        """Text: the share of tokens that greedy decoding restores, ends included, and what lines become."""
+        began, plan, x, vocabulary = time.perf_counter(), self.plan, self.data.test, self.data.vocabulary
+        assert vocabulary is not None
+        epochs = self._fit(name, model)
+        seconds = time.perf_counter() - began
+        torch.manual_seed(plan.seed)
+        with torch.no_grad():
+            restored = encode(model, x, plan.effort).mean
+            lengths = (x != PADDING).sum(1)
+            numbers = {
+                "tokens": mean_and_error(((restored == x) & (x != PADDING)).sum(1) / lengths),
+                "log_p": _trusted(log_evidence(model, x[: plan.effort.evidence_samples], plan.effort)),
+                "elbo": lower_bound(model, x, plan.effort),
+                "milliseconds": milliseconds(model, x, plan.effort),
+            }
+            lines = [vocabulary.decode(part) for part in (x[:IMAGES], restored[:IMAGES], model.sample(DRAWS))]
+        shown = dict(zip(("lines", "restored", "samples"), lines, strict=True))
+        told = {"length": float(lengths.double().mean()), "epochs": epochs, "training_seconds": seconds}
+        return {**_parts(name, model), **numbers, **shown, **told}
+
+    @property
+    def _points(self) -> Tensor:
+        return self.data.test[:POINTS]
+
+    def _options(self, name: str) -> dict[str, Any]:
+        """The defaults, but for what only the data tell."""
+        if self.data.vocabulary is not None:
+            return options_of(name, self.data)
+        if SYSTEMS[name].observation == "data set":
+            return {"points": len(self._points)}
+        return {"components": len(self.data.train)} if name == "knn" else {}
+
+    def _fit(self, name: str, model: Autoencoder) -> int:
+        plan = self.plan
+        start_scale(model.likelihood, self.data.train)
+        options: dict[str, Any] = {"epochs": plan.closed_epochs}
+        if not has_closed_form(model):
+            optimizer = SYSTEMS[name].optimizer or partial(torch.optim.Adam, lr=plan.learning_rate)
+            options = {"epochs": plan.epochs, "batch_size": plan.batch_size, "clip": plan.clip, "optimizer": optimizer}
+        out = self.out / "checkpoints" / name
+        described = describe(name, self._options(name), self.data)
+        options |= {"seed": plan.seed, "out": out, "resume": True, "progress": False, "describe": described}
+        rows = fit(model, self.data, **options).rows
+        model.eval()
+        settle_scale(model, self.data.train, plan.effort)
+        return len(rows)
+
+    @torch.no_grad()
+    def _draw(self, name: str, model: Autoencoder) -> None:
+        """What the figures show of one system: reconstructions, samples where the prior has any, codes."""
+        x, plan = self.data.test[:CODES], self.plan
+        torch.manual_seed(plan.seed)
+        points = encode(model, x, plan.effort)
+        arrays: dict[str, Tensor] = {"original": x[:IMAGES], "reconstruction": points.mean[:IMAGES]}
+        arrays["codes"], arrays["explained"] = plane(points.z.flatten(1))
+        if not isinstance(model.likelihood.prior, FlatDistribution) and model.likelihood.latent_shape.numel():
+            drawn = model.likelihood.prior.sample(torch.Size((DRAWS,)))
+            arrays["sample"] = model.likelihood.point(model.decode(drawn))
+        self._keep(name, arrays)
+
+    def _keep(self, name: str, arrays: dict[str, Tensor]) -> None:
+        import numpy as np
+
+        if self.data.test_labels is not None:
+            arrays["labels"] = self.data.test_labels[: len(arrays["codes"])]
+        with whole(self.out / "pictures" / f"{name}.npz") as path:
+            np.savez(path, **{kind: array.numpy() for kind, array in arrays.items()})  # type: ignore[arg-type]
+
+
+def left_out(z: Num[Tensor, "N *Z"], labels: Int[Tensor, " N"]) -> Entry:
+    """Accuracy of the 5 nearest neighbours among the other codes, with its binomial standard error."""
+    from sklearn.neighbors import NearestNeighbors
+
+    others = NearestNeighbors(n_neighbors=5).fit(z.flatten(1).numpy()).kneighbors(return_distance=False)
+    voted = labels[torch.as_tensor(others)].mode(1).values
+    return proportion(float((voted == labels).double().mean()), len(z))
+
+
+def _parts(name: str, model: Autoencoder) -> Entry:
+    """The row of the table, and the size of a code."""
+    likelihood = model.likelihood
+    size = {"width": likelihood.latent_shape.numel(), "components": likelihood.components}
+    return {"system": name, **{part: getattr(SYSTEMS[name], part) for part in PARTS}, **size}
+
+
+def _trusted(log_p: Entry) -> Entry:
+    """An importance-sampled log p(x), unless its weights rest on a few draws."""
+    effective = log_p.get("effective")
+    if effective is None or effective >= TRUSTED:
+        return log_p
+    return absent(f"its importance weights rest on fewer than {TRUSTED} draws on average (effective sample size)")
+
+
+def _plan(data: Dataset, systems: Sequence[str] | None, epochs: int | None, seed: int, quick: bool) -> Plan:
+    valid = surveyed(text=data.vocabulary is not None)
+    chosen = valid if systems is None else list(systems)
+    for name in chosen:
+        observation = named(name).observation
+        if name not in valid:
+            raise ValueError(
+                f"{name} encodes no samples of these data; what it observes: {observation}. "
+                f"Choose some of {', '.join(valid)}."
+            )
+    if not chosen or len(set(chosen)) < len(chosen):
+        raise ValueError(f"Name at least one system, and each once; got {chosen}.")
+    if epochs is not None and epochs < 1:
+        raise ValueError(f"epochs must be at least 1, got {epochs}.")
+    if epochs is None:
+        epochs = max(1, math.ceil((10_000 if quick else 70_000) / len(data.train)))
+    effort = Effort(repeats=1, evidence_samples=100) if quick else Effort(repeats=1)
+    return Plan(data.name, data.hash, tuple(chosen), epochs, seed, quick, effort=effort)

@@ -1,0 +1,197 @@
+"""The deep image prior: the code is the weights of a network that paints one image."""
+
+import math
+from dataclasses import dataclass, replace
+from functools import partial
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
+
+from gae import nets
+from gae.autoencoder import Autoencoder
+from gae.data.memory import free_memory
+from gae.inference import Adam, Ascent, Detach, Initial, RunningVariance
+from gae.inference.ascent.solver import Watch
+from gae.likelihood import Crop, Downsample, Gaussian, Likelihood, Mask, Observed, WeightLikelihood
+from gae.objective import joint
+from gae.systems.parts import Shape, need_image
+
+INPUTS = 32  # channels of the network's input, drawn from U(0, 0.1)
+SCALE = 25 / 255  # standard deviation of the observation noise; Adam's steps do not depend on it
+
+
+def deep_image_prior(
+    event_shape: Shape, channels: int = 32, scales: int = 4, steps: int = 3000, runs: int = 1
+) -> Autoencoder:
+    """The deep image prior (Ulyanov et al. 2018): the code is the weights of a network that paints the image (C, H, W).
+
+    ``gae.analysis.restoration`` also inpaints and superresolves by it, and keeps the running average of outputs.
+    """
+    need_image("deep-image-prior", event_shape)
+    likelihood, _ = build_likelihood(torch.zeros(event_shape), "denoise", network=Network(channels, scales))
+    return Autoencoder(likelihood, self_stopping(steps, runs), joint)
+
+
+@dataclass(frozen=True)
+class Task:
+    """How one kind of restoration is run. Jitter is the standard deviation of the noise on the network's input."""
+
+    jitter: float
+    steps: int
+
+
+TASKS = {"denoise": Task(0.05, 3000), "inpaint": Task(0.03, 3000), "superresolve": Task(0.03, 2000)}
+
+
+@dataclass(frozen=True)
+class Network:
+    """The size of ``nets.skip``; the paper's is 128 channels on 5 scales, with 4 channels in each skip connection."""
+
+    channels: int = 32
+    scales: int = 4
+
+    def __post_init__(self) -> None:
+        if self.channels < 1 or self.scales < 1:
+            raise ValueError(f"Need channels >= 1 and scales >= 1, got {self.channels} and {self.scales}.")
+
+    def build(self, outputs: int) -> nn.Module:
+        """The network for images of so many channels."""
+        width = (self.channels,) * self.scales
+        return nets.skip(INPUTS, outputs, width, width, (4,) * self.scales)
+
+    def canvas(self, height: int, width: int) -> tuple[int, int]:
+        """The smallest size that the network can paint and that covers an image."""
+        unit = 2**self.scales
+        high, wide = (max(2, math.ceil(side / unit)) * unit for side in (height, width))
+        return high, wide
+
+
+def build_likelihood(
+    image: Float[Tensor, "C h w"],
+    task: str,
+    *,
+    mask: Bool[Tensor, "h w"] | None = None,
+    factor: int = 4,
+    network: Network | None = None,
+) -> tuple[Likelihood, Float[Tensor, "..."]]:
+    """The likelihood of a task, a network's weights seen through an operator, and what of the image is observed.
+
+    Weights and the network's input are drawn by torch's global generator. For the errors see ``restore``.
+
+    >>> likelihood, seen = build_likelihood(torch.rand(1, 8, 8), "superresolve", factor=2, network=Network(2, 1))
+    >>> likelihood.event_shape, seen.shape
+    (torch.Size([1, 8, 8]), torch.Size([1, 8, 8]))
+    """
+    network = network or Network()
+    check_image(image, known_task(task), mask, factor)
+    channels, height, width = image.shape
+    grown = factor if task == "superresolve" else 1
+    check_memory(network, image, grown, runs=1)
+    canvas = (channels, *network.canvas(height * grown, width * grown))
+    net = network.build(channels).to(image)
+    noise = 0.1 * torch.rand(INPUTS, *canvas[1:], dtype=image.dtype, device=image.device)
+    head = partial(Gaussian, scale=SCALE)
+    likelihood: Likelihood = WeightLikelihood(net, noise, head, jitter=TASKS[task].jitter)
+    operators: list[nn.Module] = []
+    if canvas[1:] != (height * grown, width * grown):
+        operators.append(Crop(canvas, height * grown, width * grown))
+    seen = image
+    if mask is not None:
+        operators.append(Mask(mask.to(image.device), image.shape))
+        seen = operators[-1](image)
+    if grown > 1:
+        operators.append(Downsample((channels, height * grown, width * grown), factor))
+    return (Observed(likelihood, nn.Sequential(*operators)) if operators else likelihood), seen
+
+
+def self_stopping(steps: int, runs: int = 1, watch: Watch | None = None) -> Ascent:
+    """Adam on the weights of so many networks, each of which stops by itself, at most after so many steps."""
+    return Ascent(Initial(runs), Adam(0.01), steps, backprop=Detach(), stop=RunningVariance(), watch=watch)
+
+
+def memory(network: Network, channels: int, height: int, width: int, runs: int = 1) -> int:
+    """Bytes that the runs need at their peak, about, for a result of this size.
+
+    Counted are the activations that are kept for the gradient (by a pass without data), gradients of the widest layer,
+    weights with the state of Adam, the networks' inputs and the recent outputs.
+
+    >>> 4 * memory(Network(), 3, 128, 128) > memory(Network(), 3, 256, 256) > 2 * memory(Network(), 3, 128, 128)
+    True
+    """
+    high, wide = network.canvas(height, width)
+    kept: dict[int, torch.UntypedStorage] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        kept[storage._cdata] = storage
+        return tensor
+
+    with torch.device("meta"), torch.enable_grad(), saved_tensors_hooks(keep, lambda tensor: tensor):
+        net = network.build(channels)
+        output = net(torch.zeros(1, INPUTS, high, wide))
+    del output
+    weights = sum(parameter.numel() for parameter in net.parameters())
+    activations = sum(storage.nbytes() for storage in kept.values()) - 4 * weights
+    recent = channels * (RunningVariance().window // RunningVariance().every)
+    working = INPUTS + runs * (INPUTS + 4 * network.channels + recent)
+    return runs * (activations + 4 * 10 * weights) + 4 * high * wide * working
+
+
+def check_memory(network: Network, image: Tensor, factor: int, runs: int) -> None:
+    """Raises ValueError where the runs need more memory than is free, and names what would fit."""
+    channels, height, width = image.shape
+    needed, free = memory(network, channels, factor * height, factor * width, runs), free_memory(image.device)
+    if free is None or needed <= free:
+        return
+
+    def fits(network: Network, share: float, factor: int, runs: int) -> bool:
+        high, wide = (factor * max(1, int(share * side)) for side in (height, width))
+        return memory(network, channels, high, wide, runs) <= free
+
+    share = math.sqrt(free / needed)
+    halved = [network.channels >> i for i in range(1, network.channels.bit_length())]
+    narrower = next((c for c in halved if fits(replace(network, channels=c), 1.0, factor, runs)), None)
+    smaller = next((f for f in range(factor - 1, 1, -1) if fits(network, 1.0, f, runs)), None)
+    remedies = ["one run at a time"] if runs > 1 and fits(network, 1.0, factor, 1) else []
+    remedies += [f"factor {smaller}"] if smaller else []
+    remedies += [f"{narrower} channels instead of {network.channels}"] if narrower else []
+    if fits(network, share, factor, runs):
+        remedies += [f"a crop of about {int(share * height)} × {int(share * width)} pixels"]
+    raise ValueError(
+        f"Painting {factor * height} × {factor * width} pixels needs about {_bytes(needed)} of memory, and "
+        f"{_bytes(free)} are free. Take {', or '.join(remedies or ['a smaller network'])}."
+    )
+
+
+def _bytes(size: int) -> str:
+    return f"{size / 2**30:,.1f} GiB" if size >= 2**30 else f"{size / 2**20:.1f} MiB"
+
+
+def known_task(task: str) -> str:
+    if task not in TASKS:
+        raise ValueError(f"Unknown task {task!r}. Choose one of {', '.join(TASKS)}.")
+    return task
+
+
+def check_image(image: Tensor, task: str, mask: Tensor | None, factor: int) -> None:
+    if image.dim() != 3 or not image.numel():
+        raise ValueError(f"The image must have shape (C, H, W) and pixels, got {tuple(image.shape)}.")
+    for what, bad in (("finite", ~torch.isfinite(image)), ("in [0, 1]", (image < 0) | (image > 1))):
+        if bool(bad.any()):
+            index = tuple(int(i) for i in bad.nonzero()[0])
+            raise ValueError(
+                f"Pixels must be {what}, got {image[index].item():g} at (channel, row, column) {index} "
+                f"({int(bad.sum())} such values). Repair or rescale the image."
+            )
+    if (mask is not None) != (task == "inpaint"):
+        raise ValueError(f"A mask is for inpainting, and inpainting needs one; the task is {task!r}.")
+    if mask is not None and mask.shape != image.shape[1:]:
+        raise ValueError(f"The mask has {_size(mask.shape)} pixels, but the image has {_size(image.shape[1:])}.")
+    if task == "superresolve" and factor < 2:
+        raise ValueError(f"factor must be at least 2, got {factor}.")
+
+
+def _size(shape: tuple[int, ...]) -> str:
+    return f"{shape[0]} × {shape[1]}"

@@ -1,0 +1,221 @@
+"""The only training loop: closed-form M-steps or any torch optimiser, on Lightning Fabric, resumed bit for bit."""
+
+import os
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from gae.autoencoder import Autoencoder
+from gae.data import Dataset
+from gae.data.files import check_folder
+from gae.inference import LearnsData
+from gae.likelihood import Likelihood
+from gae.training import checkpoint
+from gae.training.history import History, Log
+from gae.training.learners import ClosedFormLearner, GradientLearner, Learner, MakeOptimizer, has_closed_form
+from gae.training.processes import refuse_many_processes
+from gae.training.run import Run, mode
+from gae.training.sampling import Samples, isolated, reseed
+
+if TYPE_CHECKING:
+    import lightning_fabric
+
+DEFAULT_OPTIMIZER = partial(torch.optim.Adam, lr=1e-3)
+
+
+def fit(
+    autoencoder: Autoencoder,
+    data: Dataset | Tensor,
+    *,
+    epochs: int = 10,
+    batch_size: int | None = None,
+    optimizer: MakeOptimizer | None = None,
+    clip: float | None = None,
+    validation: Tensor | float | None = None,
+    patience: int | None = None,
+    tol: float | None = None,
+    seed: int = 0,
+    out: str | os.PathLike[str] | None = None,
+    resume: bool = False,
+    checkpoint_every: int | None = None,
+    progress: bool = True,
+    tensorboard: bool = False,
+    fabric: "lightning_fabric.Fabric | None" = None,
+    describe: dict[str, Any] | None = None,
+) -> History:
+    """Trains an autoencoder in place and returns its history.
+
+    Order of the data and all noise are pure functions of (seed, epoch, step, process): the global generators are left
+    as they were, and a run that was stopped or killed and resumed equals one that was not, bit for bit (on a GPU, as
+    far as its kernels are deterministic).
+
+    Args:
+        autoencoder: trained where it lives, or where ``fabric`` puts it. Layers that are in evaluation mode inside a
+            module in training mode stay so.
+        data: a data set, whose training split is used, or observations (N, *X).
+        epochs: in total, those of a resumed run included.
+        batch_size: 128 unless given; the last, smaller batch is used too, a single sample with the batch before it. For
+            closed-form steps it only bounds memory: chunks of about 12 MB unless given.
+        optimizer: a callable params -> ``torch.optim.Optimizer``, LBFGS included. None: closed-form M-steps where the
+            likelihood has them and the engine has no parameters of its own, else Adam(1e-3).
+        clip: largest norm of the gradient.
+        validation: observations (M, *X), or the fraction of the training data to hold out for it.
+        patience: stop after so many epochs without a lower validation loss, and end with the best parameters.
+        tol: closed-form steps stop when no parameter changes by more than ``tol`` (1e-4 unless given): means and
+            loadings in standard deviations of the data, non-negative parts in units of the largest, logarithms of
+            scales and weights as they are. So offset and scale of the data do not matter.
+        seed: of data order, noise, initialisation and held-out fraction.
+        out: folder for checkpoints and ``metrics.csv``; made if missing.
+        resume: continue the run in ``out``, or begin one if it holds none. A run that stopped early stays stopped.
+        checkpoint_every: also write a checkpoint every so many optimiser steps, not only after each epoch.
+        progress: show a bar on standard error.
+        tensorboard: also log to ``out/tensorboard``.
+        fabric: for devices, precision and many processes; launched before. One device, unless given; needed in
+            processes that were launched together, as by torchrun.
+        describe: JSON-able facts kept in the checkpoints, such as how to build the model; the same for a resumed run.
+
+    Raises:
+        ValueError, TypeError: for data outside the likelihood's support, or options out of range, before anything is
+            written; on ``resume``, for a run of another configuration.
+        FileExistsError: if ``out`` is in use and ``resume`` is not set.
+        FloatingPointError: when the loss or a parameter becomes NaN or infinite.
+
+    >>> from gae.inference import ClosedForm
+    >>> from gae.likelihood import LinearMixture
+    >>> x = torch.randn(100, 5) * torch.tensor([3.0, 2.0, 0.1, 0.1, 0.1])
+    >>> model = Autoencoder(LinearMixture(1, 2, (5,), flat_prior=True), ClosedForm())
+    >>> history = fit(model, x, progress=False)
+    >>> len(history.rows), history.stopped_early, bool((model.reconstruct(x) - x).square().mean() < 0.02)
+    (2, True, True)
+    """
+    _in_range(
+        seed, clip, tol, epochs=epochs, batch_size=batch_size, patience=patience, checkpoint_every=checkpoint_every
+    )
+    samples = Samples(data, validation, seed)
+    _check(autoencoder, samples)
+    if patience is not None and samples.validation is None:
+        raise ValueError("patience needs validation data: give validation=0.1 or a tensor of observations.")
+    log = _open(out, resume, tensorboard, checkpoint_every)
+    if fabric is None:
+        refuse_many_processes("`fit` without a Fabric", "Give fabric=..., launched, so that they train one model.")
+        fabric = _where_it_lives(autoencoder)
+    with isolated(fabric.device), mode(autoencoder, training=True):
+        _prepare(autoencoder, samples, fabric.device, seed)
+        only = {"clip": clip, "checkpoint_every": checkpoint_every, "tol": tol}
+        learner = _learner(autoencoder, fabric, optimizer, batch_size, samples, **only)
+        run = Run(autoencoder, fabric, learner, samples, seed, patience, checkpoint_every, log, describe)
+        if resume:
+            run.resume()
+        return run.train(epochs, progress)
+
+
+def restore(autoencoder: Autoencoder, path: str | os.PathLike[str]) -> checkpoint.Checkpoint:
+    """Loads what ``fit`` wrote into a model built alike, with the parameters that ``fit`` would return at that point.
+
+    Args:
+        autoencoder: of the same structure as the one that was fitted.
+        path: a checkpoint directory or a run's folder; ``state["describe"]`` of the result holds the run's own facts.
+
+    Raises:
+        FileNotFoundError, ValueError: see ``gae.training.checkpoint.load`` and ``gae.training.checkpoint.restore``.
+    """
+    found = checkpoint.load(path)
+    if not isinstance(found.state, dict) or not {"module", "best"} <= found.state.keys():
+        raise ValueError(f"{found.path} was not written by `fit`: it holds no parameters of an autoencoder.")
+    best = found.state["best"]
+    checkpoint.restore(autoencoder, found.state["module"] if best is None else best, str(found.path))
+    return found
+
+
+def _in_range(seed: int, clip: float | None, tol: float | None, **counts: int | None) -> None:
+    for name, count in counts.items():
+        if count is not None and (not isinstance(count, int) or count < 1):
+            raise ValueError(f"{name} must be a whole number of at least 1, got {count}.")
+    for name, value in (("clip", clip), ("tol", tol)):
+        if value is not None and not value > 0:
+            raise ValueError(f"{name} must be positive, got {value}.")
+    if not 0 <= seed < 2**32:
+        raise ValueError(f"seed must lie in [0, 2**32), got {seed}.")
+
+
+def _check(autoencoder: Autoencoder, samples: Samples) -> None:
+    x = samples.epoch(0)
+    autoencoder.likelihood.check(x)
+    if len(x) < 2:
+        raise ValueError(
+            f"fit needs at least 2 training samples, got {len(x)}. To encode one observation, use `encode`."
+        )
+    if samples.validation is not None:
+        try:
+            autoencoder.likelihood.check(samples.validation)
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"In the validation data: {error}") from None
+
+
+def _open(out: str | os.PathLike[str] | None, resume: bool, tensorboard: bool, every: int | None) -> Log | None:
+    if out is None:
+        asked = {"resume": resume, "tensorboard": tensorboard, "checkpoint_every": every}
+        for name in (name for name, value in asked.items() if value):
+            raise ValueError(f"{name}={asked[name]} needs a folder: give out=...")
+        return None
+    folder = Path(out)
+    if folder.exists() and not folder.is_dir():
+        raise FileExistsError(f"out={folder} is a file. Give a folder.")
+    if folder.exists() and any(folder.iterdir()) and not resume:
+        raise FileExistsError(f"out={folder} is not empty. Pass resume=True to continue its run, or another folder.")
+    check_folder(folder)
+    return Log(folder, tensorboard)
+
+
+def _where_it_lives(autoencoder: Autoencoder) -> "lightning_fabric.Fabric":
+    from lightning_fabric import Fabric
+
+    device = next((parameter.device for parameter in autoencoder.parameters()), torch.device("cpu"))
+    return Fabric(accelerator=device.type, devices=1 if device.index is None else [device.index])
+
+
+def _prepare(autoencoder: Autoencoder, samples: Samples, device: torch.device, seed: int) -> None:
+    """A data-dependent start where there is one, and a first forward pass, in which a guide may make its parameters."""
+    autoencoder.to(device)
+    reseed(device, seed, "start")
+    x = samples.epoch(0)
+    initialize = getattr(autoencoder.likelihood, "initialize", None)
+    if initialize is not None:
+        initialize(x.to(device), seed)
+    for part in _own_parts(autoencoder):
+        if isinstance(part, LearnsData):
+            part.initialize(autoencoder.likelihood, x.to(device), seed)
+    with torch.no_grad(), mode(autoencoder, training=False):
+        autoencoder(x[:2].to(device))
+
+
+def _own_parts(module: nn.Module) -> Iterator[nn.Module]:
+    """Everything below a module whose input or output are its observations: nothing inside a likelihood of another."""
+    for child in module.children():
+        if not isinstance(child, Likelihood):
+            yield child
+        if not isinstance(module, Likelihood) or not isinstance(child, Likelihood):
+            yield from _own_parts(child)
+
+
+def _learner(
+    autoencoder: Autoencoder,
+    fabric: "lightning_fabric.Fabric",
+    optimizer: MakeOptimizer | None,
+    batch_size: int | None,
+    samples: Samples,
+    **only: Any,
+) -> Learner:
+    """The learner that fits, after refusing options that it would ignore."""
+    closed = optimizer is None and has_closed_form(autoencoder)
+    for name in ("clip", "checkpoint_every") if closed else ("tol",):
+        if only[name] is not None:
+            kind = "an optimizer, and this model learns in closed form" if closed else "closed-form learning"
+            raise ValueError(f"{name} is for {kind}. Leave {name} out{', or give an optimizer' if closed else ''}.")
+    if closed:
+        return ClosedFormLearner(autoencoder, fabric, only["tol"] or 1e-4, batch_size, samples.epoch(0)[0])
+    return GradientLearner(autoencoder, fabric, optimizer or DEFAULT_OPTIMIZER, only["clip"], batch_size or 128)

@@ -1,0 +1,115 @@
+"""What a run tells while it goes and leaves behind: its history, metrics.csv, TensorBoard events, a progress bar."""
+
+import csv
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, fields
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from gae.data.files import whole
+
+METRICS = "metrics.csv"
+
+Advance = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """One epoch, counted from 1. Losses are means over samples, in nats per sample.
+
+    ``train_loss`` is taken batch by batch before each update, so while parameters move; ``validation_loss`` after the
+    epoch. ``seconds`` is the only entry that differs between two runs of the same seed.
+    """
+
+    epoch: int
+    train_loss: float
+    validation_loss: float | None
+    seconds: float
+
+    @property
+    def loss(self) -> float:
+        """The validation loss, or without validation the training loss."""
+        return self.train_loss if self.validation_loss is None else self.validation_loss
+
+
+@dataclass
+class History:
+    """The epochs of a run, and whether it ended before the number of epochs asked for.
+
+    >>> History([Epoch(1, 3.0, 4.0, 0.1), Epoch(2, 2.0, 3.5, 0.1), Epoch(3, 1.0, 3.7, 0.1)]).best_epoch
+    2
+    """
+
+    rows: list[Epoch] = field(default_factory=list)
+    stopped_early: bool = False
+
+    @property
+    def best_epoch(self) -> int:
+        """The first epoch with the lowest validation loss (without validation: training loss); 0 before any."""
+        return min(self.rows, key=lambda row: row.loss).epoch if self.rows else 0
+
+    def state(self) -> dict[str, Any]:
+        """For a checkpoint."""
+        return {"rows": [asdict(row) for row in self.rows], "stopped_early": self.stopped_early}
+
+    @staticmethod
+    def of(state: dict[str, Any]) -> "History":
+        """The inverse of ``state``."""
+        return History([Epoch(**row) for row in state["rows"]], state["stopped_early"])
+
+
+class Log:
+    """Writes a history to ``metrics.csv`` and, if asked to, to TensorBoard, in a run's folder.
+
+    Raises:
+        ImportError: if TensorBoard is wanted and not installed.
+    """
+
+    def __init__(self, folder: Path, tensorboard: bool):
+        self.folder, self.path = folder, folder / METRICS
+        self.tensorboard = tensorboard
+        self.board: Any = None
+        if tensorboard and not (find_spec("tensorboard") or find_spec("tensorboardX")):
+            raise ImportError("tensorboard=True needs TensorBoard. Install it: pip install 'gae[tensorboard]'.")
+
+    def write(self, history: History) -> None:
+        """Replaces the file by the whole history at once, so that no row is ever partial or double."""
+        with whole(self.path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
+            table = csv.DictWriter(file, [entry.name for entry in fields(Epoch)])
+            table.writeheader()
+            table.writerows(asdict(row) for row in history.rows)
+        if self.tensorboard and history.rows:
+            self._show(history.rows[-1])
+
+    def _show(self, row: Epoch) -> None:
+        from lightning_fabric.loggers import TensorBoardLogger
+
+        if self.board is None:  # purge_step hides what a killed run logged from this epoch on
+            self.board = TensorBoardLogger(self.folder, name="tensorboard", version="", purge_step=row.epoch)
+        values = {name: value for name, value in asdict(row).items() if name != "epoch" and value is not None}
+        self.board.log_metrics(values, row.epoch)
+        self.board.save()
+
+    def __enter__(self) -> "Log":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.board is not None:
+            self.board.finalize("success")
+
+
+@contextmanager
+def progress_bar(shown: bool, total: int, done: int = 0) -> Iterator[Advance]:
+    """A bar on standard error; calling what it yields moves it one step on and sets its text."""
+    if not shown:
+        yield lambda text: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task("", total=total, completed=done)
+        yield lambda text: bar.update(task, advance=1, description=text)

@@ -1,0 +1,195 @@
+"""Deep autoencoders layer by layer, and the classifier on top of one: both are fitted by ``fit``."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int, Num
+from pyro import distributions as dist
+from torch import Size, Tensor, nn
+from torch.distributions import Distribution
+
+from gae.autoencoder import Autoencoder
+from gae.data import Dataset
+from gae.inference import Amortized, LearnsData
+from gae.likelihood import Categorical, Flat, Gaussian, Likelihood
+from gae.objective import joint
+from gae.training import History, fit
+
+
+def pretrain(
+    autoencoder: Autoencoder,
+    data: Dataset | Tensor,
+    *,
+    epochs: int = 10,
+    corruption: nn.Module | None = None,
+    seed: int = 0,
+    **options: Any,
+) -> list[History]:
+    """Fits a deep autoencoder greedily, one layer after another (Hinton & Salakhutdinov 2006; Bengio et al. 2007).
+
+    Layer i of the encoder and the layer that mirrors it in the decoder are an autoencoder of the codes of layer i - 1:
+    the lowest under the autoencoder's own head, at its default scale, the others under squared error. The layers are
+    the autoencoder's own, so that it is changed in place; fine-tune it by ``fit``.
+
+    Args:
+        autoencoder: with a deterministic encoder and a decoder that are ``nn.Sequential``s of equally many layers, such
+            as ``systems.build("stacked-ae", ...)``.
+        data: a data set, whose training split is used as it is drawn for epoch 0, or observations (N, *X).
+        epochs: of each layer.
+        corruption: of each layer's input, as in a stacked denoising autoencoder (Vincent et al. 2010).
+        seed: of each layer's ``fit``.
+        options: all else that ``fit`` takes, but ``out`` and ``resume``.
+
+    Returns:
+        the history of each layer, the lowest first.
+
+    Raises:
+        TypeError: for an autoencoder that has no such layers.
+        ValueError: for ``out`` or ``resume``, which are one run's.
+
+    >>> from gae import systems
+    >>> model = systems.build("stacked-ae", (4,), hidden=(6, 5), latent=2)
+    >>> [len(history.rows) for history in pretrain(model, torch.randn(20, 4), epochs=2, progress=False)]
+    [2, 2, 2]
+    """
+    for name in {"out", "resume"} & options.keys():
+        raise ValueError(f"{name} is for one run, and each layer is one. Leave it out, and give it when fine-tuning.")
+    encoder, decoder, head = _layers(autoencoder)
+    codes = data.epoch(0, seed) if isinstance(data, Dataset) else data
+    autoencoder.likelihood.check(codes)
+    device = next(autoencoder.parameters()).device
+    histories = []
+    for i, (down, up) in enumerate(zip(encoder, reversed(decoder), strict=True)):
+        width = _encoded(down, codes[:1].to(device)).shape[1:]
+        law = head if i == 0 else Gaussian
+        layer = Autoencoder(law(up, width, prior=Flat(*width)), Amortized(down), joint, corruption=corruption)
+        histories.append(fit(layer, codes, epochs=epochs, seed=seed, **options))
+        codes = torch.cat([_encoded(down, part.to(device)) for part in codes.split(1000)])
+    return histories
+
+
+class LabelHead(Categorical):
+    """q(y|z) of a class y: an observation is a row (*pixels, y) of D + 1 values, of which only the last is scored.
+
+    A conditional model: ``log_joint`` is log q(y|z) in nats, with z a function of the pixels, and what it decodes is
+    the label alone. See ``classifier``.
+
+    Args:
+        decoder: codes (N, *Z) to logits (N, C).
+        latent_shape: Z, or an int for vectors.
+        pixels: D, the number of values before the label.
+
+    >>> model = LabelHead(nn.Linear(2, 10), 2, pixels=3)
+    >>> model(torch.zeros(4, 2)).event_shape, model.event_shape
+    (torch.Size([]), torch.Size([4]))
+    """
+
+    def __init__(self, decoder: nn.Module, latent_shape: int | tuple[int, ...] | Size, pixels: int):
+        shape = Size((latent_shape,) if isinstance(latent_shape, int) else latent_shape)
+        super().__init__(decoder, shape, Flat(*shape))
+        if self.event_shape:
+            raise ValueError(
+                f"The decoder must put out logits (N, C), got outputs of shape {tuple(self.output_shape)}."
+            )
+        self.event_shape = Size((pixels + 1,))
+
+    def log_likelihood(
+        self, x: Num[Tensor, "B D"], output: Float[Tensor, "S B C"], k: Int[Tensor, "S _"] | None = None
+    ) -> Float[Tensor, "S B"]:
+        return self.distribution(output).log_prob(x[:, -1])
+
+    def check_support(self, x: Num[Tensor, "B D"]) -> None:
+        """Raises ValueError where the last value of a row is no class."""
+        super().check_support(x[:, -1:])
+
+    def _independent(self, output: Tensor) -> Distribution:
+        return dist.Independent(self.distribution(output), 0, validate_args=False)
+
+
+def classifier(autoencoder: Autoencoder, classes: int, corruption: nn.Module | None = None) -> Autoencoder:
+    """A softmax layer on the codes of an autoencoder, to be fitted to ``labelled`` rows; it trains the encoder too.
+
+    The encoder is shared: fine-tuning the classifier changes the autoencoder's codes.
+
+    Args:
+        autoencoder: whose codes are classified.
+        classes: C.
+        corruption: of the pixels in training; labels are scored as they are.
+
+    Raises:
+        TypeError: for an engine other than ``Amortized``.
+
+    >>> from gae import systems
+    >>> model = classifier(systems.build("stacked-ae", (4,), hidden=(6,), latent=2), classes=3)
+    >>> x, y = torch.randn(30, 4), torch.randint(3, (30,))
+    >>> history = fit(model, labelled(x, y), epochs=2, progress=False)
+    >>> predict(model, x).shape
+    torch.Size([30])
+    """
+    if not isinstance(autoencoder.inference, Amortized) or not isinstance(autoencoder.inference.guide, nn.Module):
+        raise TypeError(
+            f"A classifier needs the codes of an encoder, got `{type(autoencoder.inference).__name__}`. "
+            "Use a system with a deterministic one, such as ae, dae or stacked-ae."
+        )
+    likelihood = autoencoder.likelihood
+    like = next(autoencoder.parameters())
+    top = nn.Sequential(nn.Flatten(), nn.Linear(likelihood.latent_shape.numel(), classes)).to(like)
+    head = LabelHead(top, likelihood.latent_shape, likelihood.event_shape.numel())
+    encoder = _OfPixels(_Pixels(likelihood.event_shape), autoencoder.inference.guide)
+    return Autoencoder(head, Amortized(encoder), joint, corruption=corruption)
+
+
+def labelled(x: Float[Tensor, "N *X"], labels: Int[Tensor, " N"]) -> Float[Tensor, "N D"]:
+    """Each observation as a row, its label appended: what a ``classifier`` is fitted to."""
+    return torch.cat([x.flatten(1), labels.to(x).unsqueeze(1)], 1)
+
+
+@torch.no_grad()
+def predict(model: Autoencoder, x: Float[Tensor, "N *X"]) -> Int[Tensor, " N"]:
+    """The most probable class of each observation, by a ``classifier``."""
+    zeros = torch.zeros(len(x), dtype=torch.long, device=x.device)
+    codes = model.encode(labelled(x, zeros)).point
+    return model.likelihood.point(model.decode(codes)).long()
+
+
+class _Pixels(nn.Module):
+    """Rows (N, D + 1) without their labels, as observations (N, *X)."""
+
+    def __init__(self, event_shape: Size):
+        super().__init__()
+        self.event_shape = event_shape
+
+    def forward(self, x: Float[Tensor, "N D"]) -> Float[Tensor, "N *X"]:
+        return x[:, :-1].unflatten(1, self.event_shape)
+
+
+class _OfPixels(nn.Sequential):
+    """An encoder of observations (N, *X), for rows of their values and their label, which it does not see."""
+
+    def initialize(self, likelihood: Likelihood, x: Float[Tensor, "N D"], seed: int) -> None:
+        """Readies the parts of the encoder that must know the training data."""
+        pixels, encoder = self
+        for part in encoder.modules():
+            if isinstance(part, LearnsData):
+                part.initialize(likelihood, pixels(x), seed)
+
+
+def _layers(autoencoder: Autoencoder) -> tuple[nn.Sequential, nn.Sequential, Callable[..., Likelihood]]:
+    """Encoder and decoder as layers, and the law of the data."""
+    encoder = getattr(autoencoder.inference, "guide", None)
+    decoder = getattr(autoencoder.likelihood, "decoder", None)
+    if isinstance(encoder, nn.Sequential) and isinstance(decoder, nn.Sequential) and len(encoder) == len(decoder):
+        law: Callable[..., Likelihood] = type(autoencoder.likelihood)
+        relative = getattr(autoencoder.likelihood, "relative", False)
+        return encoder, decoder, partial(law, relative=True) if relative else law
+    raise TypeError(
+        "Pre-training needs an encoder and a decoder that are `nn.Sequential`s of equally many layers, each of which "
+        'mirrors one. Use `systems.build("stacked-ae", ...)`.'
+    )
+
+
+@torch.no_grad()
+def _encoded(layer: nn.Module, x: Tensor) -> Tensor:
+    return layer(x)

@@ -1,0 +1,196 @@
+"""One training run: epochs and steps in order, early stopping, checkpoints, and taking a run up again."""
+
+import math
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from gae.autoencoder import Autoencoder
+from gae.training import checkpoint
+from gae.training.history import Advance, Epoch, History, Log, progress_bar
+from gae.training.learners import Learner
+from gae.training.packing import pack
+from gae.training.sampling import Samples, generator, reseed
+
+if TYPE_CHECKING:
+    import lightning_fabric
+
+
+@dataclass
+class Run:
+    """The state of a run, and the loop that advances it; what a checkpoint holds is all that the loop depends on."""
+
+    autoencoder: Autoencoder
+    fabric: "lightning_fabric.Fabric"
+    learner: Learner
+    samples: Samples
+    seed: int
+    patience: int | None
+    checkpoint_every: int | None
+    log: Log | None
+    describe: dict[str, Any] | None
+    history: History = field(default_factory=History)
+    best: dict[str, Any] | None = None
+    epoch: int = 0  # epochs done
+    step: int = 0  # steps done in this epoch
+    total: int = 0  # steps done
+    loss_sum: float = 0.0  # over this epoch's samples so far
+    seconds: float = 0.0  # of this epoch so far
+
+    def __post_init__(self) -> None:
+        self.config: dict[str, Any] = {}
+        if self.log is not None:
+            self.config = self._configuration()
+            pack((self.config, self.describe))  # refuses what a checkpoint could not hold
+
+    def train(self, epochs: int, progress: bool) -> History:
+        for_one = len(self.learner.batches(len(self.samples.epoch(0)), generator(0)))
+        shown = progress and self.fabric.is_global_zero
+        with progress_bar(shown, epochs * for_one, self.total) as advance, self.log or nullcontext():
+            while self.epoch < epochs and not self.history.stopped_early:
+                self._one_epoch(advance)
+        if self.best is not None:
+            self.autoencoder.load_state_dict(self.best)
+        self.fabric.barrier()
+        return self.history
+
+    def _one_epoch(self, advance: Advance) -> None:
+        started = time.perf_counter() - self.seconds
+        x = self.samples.epoch(self.epoch)
+        batches = self.learner.batches(len(x), generator(self.seed, self.epoch))
+        for batch in batches[self.step :]:
+            draw = partial(reseed, self.fabric.device, self.seed, self.epoch, self.step, self.fabric.global_rank)
+            loss = self.learner.step(x, batch, draw, f"epoch {self.epoch + 1}, step {self.step + 1}")
+            self.loss_sum += loss * _size(batch)
+            self.step, self.total = self.step + 1, self.total + 1
+            advance(f"epoch {self.epoch + 1}, loss {loss:.4g} nats")
+            if self.checkpoint_every and self.total % self.checkpoint_every == 0 and self.step < len(batches):
+                self.seconds = time.perf_counter() - started
+                self._keep()
+        converged = self.learner.finish()
+        self._refuse_nonfinite()
+        validation = self._validate()
+        row = Epoch(self.epoch + 1, self.loss_sum / len(x), validation, time.perf_counter() - started)
+        self._end_epoch(row, converged)
+
+    def _end_epoch(self, row: Epoch, converged: bool) -> None:
+        self.history.rows.append(row)
+        self.epoch, self.step, self.loss_sum, self.seconds = self.epoch + 1, 0, 0.0, 0.0
+        if self.patience is not None and self.history.best_epoch == row.epoch:
+            self.best = {name: _copied(value) for name, value in self.autoencoder.state_dict().items()}
+        waited = row.epoch - self.history.best_epoch
+        self.history.stopped_early = converged or (self.patience is not None and waited >= self.patience)
+        self._keep()
+        if self.log is not None and self.fabric.is_global_zero:
+            self.log.write(self.history)
+
+    def _validate(self) -> float | None:
+        x = self.samples.validation
+        if x is None:
+            return None
+        total = 0.0
+        with torch.no_grad(), mode(self.autoencoder, training=False):
+            for i, batch in enumerate(torch.arange(len(x)).split(self.learner.batch_size)):
+                reseed(self.fabric.device, self.seed, "validation", i, self.fabric.global_rank)  # the same each epoch
+                total += self.learner.loss(x, batch) * len(batch)
+        if not math.isfinite(total):
+            raise FloatingPointError(
+                self.learner.advice(f"The validation loss is {total / len(x)}", f"epoch {self.epoch + 1}")
+            )
+        return total / len(x)
+
+    def _refuse_nonfinite(self) -> None:
+        for name, parameter in self.autoencoder.named_parameters():
+            if not torch.isfinite(parameter).all():
+                raise FloatingPointError(self.learner.advice(f"{name} is not finite", f"step {self.total}"))
+
+    def _keep(self) -> None:
+        self._refuse_nonfinite()
+        if self.log is not None and self.fabric.is_global_zero:
+            checkpoint.save(self.log.folder, self.total, self._state())
+
+    def _state(self) -> dict[str, Any]:
+        return {
+            "describe": self.describe,
+            "config": self.config,
+            "module": dict(self.autoencoder.state_dict()),
+            "best": self.best,
+            "learner": self.learner.state(),
+            "history": self.history.state(),
+            "progress": {name: getattr(self, name) for name in ("epoch", "step", "total", "loss_sum", "seconds")},
+        }
+
+    def resume(self) -> None:
+        """Takes up the newest good checkpoint, if there is any."""
+        assert self.log is not None
+        if not checkpoint.checkpoints(self.log.folder):
+            return
+        found = checkpoint.load(self.log.folder)
+        now = {"config": self.config, "describe": self.describe}
+        difference = _difference({name: found.state.get(name) for name in now}, now)
+        if difference:
+            raise ValueError(
+                f"{found.path} is from another configuration: {difference}. Use the same, or another `out` folder."
+            )
+        checkpoint.restore(self.autoencoder, found.state["module"], str(found.path))
+        self.learner.load(found.state["learner"])
+        self.best, self.history = found.state["best"], History.of(found.state["history"])
+        for name, value in found.state["progress"].items():
+            setattr(self, name, value)
+        if self.fabric.is_global_zero:
+            self.log.write(self.history)
+
+    def _configuration(self) -> dict[str, Any]:
+        objective = self.autoencoder.objective
+        return {
+            **self.samples.facts(),
+            "seed": self.seed,
+            "batch_size": self.learner.batch_size,
+            "patience": self.patience,
+            "learner": self.learner.config,
+            "likelihood": type(self.autoencoder.likelihood).__name__,
+            "inference": type(self.autoencoder.inference).__name__,
+            "objective": getattr(getattr(objective, "func", objective), "__name__", type(objective).__name__),
+            "objective options": {name: repr(value) for name, value in getattr(objective, "keywords", {}).items()},
+            "processes": self.fabric.world_size,
+            "precision": type(self.fabric.strategy.precision).__name__,
+        }
+
+
+@contextmanager
+def mode(module: nn.Module, training: bool) -> Iterator[None]:
+    """Puts a module into a mode, and each part back into its own; a part frozen within a training module stays so."""
+    modes = {part: part.training for part in module.modules()}
+    if not training or not module.training:
+        module.train(training)
+    try:
+        yield
+    finally:
+        for part, was in modes.items():
+            part.training = was
+
+
+def _difference(saved: Any, now: Any, where: str = "") -> str | None:
+    """The first place where two nested states differ, in words."""
+    if isinstance(saved, dict) and isinstance(now, dict):
+        parts = [(key, saved.get(key), now.get(key)) for key in {**saved, **now}]
+    elif isinstance(saved, (list, tuple)) and type(saved) is type(now) and len(saved) == len(now):
+        parts = [(i, a, b) for i, (a, b) in enumerate(zip(saved, now, strict=True))]
+    else:
+        return None if saved == now else f"{where} was {saved!r}, now {now!r}"
+    found = (_difference(a, b, f"{where}.{key}" if where else str(key)) for key, a, b in parts)
+    return next((difference for difference in found if difference), None)
+
+
+def _size(batch: Tensor | slice) -> int:
+    return len(batch) if isinstance(batch, Tensor) else batch.stop - batch.start
+
+
+def _copied(value: Any) -> Any:
+    return value.detach().clone() if isinstance(value, Tensor) else value

@@ -1,0 +1,282 @@
+"""The inference gap, against closed forms on linear models and quadrature on a curved one."""
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.distributions import Distribution, Independent, MultivariateNormal, Normal
+from typer.testing import CliRunner
+
+from gae import Autoencoder, nets
+from gae.analysis.inference_gap import inference_gap, lower_bound
+from gae.cli.main import app
+from gae.inference import LBFGS, Amortized, Argmax, Ascent, ClosedForm, Detach, FullCovariance, MeanField, Zeros
+from gae.likelihood import Bernoulli, Flat, Gaussian, LinearMixture
+from gae.systems import NormalEncoder
+
+
+def linear(latent: int = 3, dim: int = 6) -> LinearMixture:
+    model = LinearMixture(1, latent, (dim,), scale=0.7).double()
+    model.loadings.data.normal_()
+    model.means.data.normal_()
+    return model
+
+
+def precision(model: LinearMixture) -> Tensor:
+    loadings = model.loadings.detach()[0]
+    return torch.eye(len(loadings)).double() + loadings @ loadings.T / 0.49
+
+
+class Shifted(nn.Module):
+    """The exact mean-field optimum of a linear model, moved by a known amount."""
+
+    def __init__(self, model: LinearMixture, shift: float):
+        super().__init__()
+        self.model, self.shift = [model], shift
+
+    def forward(self, x: Tensor) -> Distribution:
+        mean = self.model[0].posterior(x).mean[0].detach()
+        return Independent(Normal(mean + self.shift, precision(self.model[0]).diagonal().rsqrt().expand_as(mean)), 1)
+
+
+@pytest.mark.parametrize("latent", [1, 3, 5])
+def test_gaps_of_a_linear_model(latent: int) -> None:
+    """0 for a full covariance; ½(log det diag Λ - log det Λ) for mean field; ½ δᵀΛδ for a mean that is off by δ."""
+    model = linear(latent)
+    x = torch.randn(7, 6).double()
+    gap = inference_gap(Autoencoder(model, Amortized(Shifted(model, 0.2))), x)
+    matrix = precision(model)
+    approximation = 0.5 * (matrix.diagonal().log().sum() - torch.logdet(matrix))
+    shift = torch.full((latent,), 0.2).double()
+    assert gap.approximation("full covariance").abs().max() < 1e-5
+    assert (gap.approximation("mean-field") - approximation).abs().max() < 1e-5
+    assert gap.amortisation is not None
+    assert (gap.amortisation - 0.5 * shift @ matrix @ shift).abs().max() < 1e-5
+    assert not gap.suspicious.any()
+    parts = gap.columns()
+    assert torch.allclose(parts["inference gap"], gap.approximation("mean-field") + gap.amortisation)
+    assert (parts["converged, mean-field"] == 1).all() and (parts["converged, full covariance"] == 1).all()
+
+
+def test_the_best_densities_of_a_linear_model() -> None:
+    model = linear()
+    x = torch.randn(4, 6).double()
+    gap = inference_gap(model, x)
+    mean, matrix = model.posterior(x).mean[0], precision(model)
+    full, field = gap.best["full covariance"].q, gap.best["mean-field"].q
+    assert isinstance(full, MultivariateNormal)
+    assert torch.allclose(full.mean, mean, atol=1e-3) and torch.allclose(field.mean, mean, atol=1e-3)
+    assert torch.allclose(full.covariance_matrix, torch.linalg.inv(matrix).expand(4, 3, 3), atol=1e-3)
+    assert torch.allclose(field.variance, (1 / matrix.diagonal()).expand(4, 3), rtol=1e-2)
+
+
+def curved() -> Bernoulli:
+    return Bernoulli(nn.Sequential(nn.Linear(2, 8), nn.Tanh(), nn.Linear(8, 5)).double(), 2)
+
+
+def test_gaps_of_a_curved_model() -> None:
+    """log p(x) by quadrature; L[q*] ≤ log p(x), full covariance ≥ mean field, and both below by little."""
+    model = curved()
+    with torch.no_grad():
+        x = model(torch.randn(10, 2).double()).sample()
+    gap = inference_gap(model, x, draws=4000)
+    grid = torch.cartesian_prod(*[torch.linspace(-8, 8, 321).double()] * 2)
+    truth = model.log_joint(x, grid.unsqueeze(1).expand(-1, 10, -1)).logsumexp(0).detach() + 2 * math.log(0.05)
+    assert ((gap.evidence.log_p - truth).abs() < 4 * gap.evidence.standard_error + 1e-9).all()
+    full, field = gap.best["full covariance"], gap.best["mean-field"]
+    for bound in (full, field):
+        assert (bound.value < truth + 4 * bound.standard_error).all()
+        assert (truth - bound.value).max() < 0.2
+    slack = 4 * (full.standard_error.square() + field.standard_error.square()).sqrt()
+    assert (full.value > field.value - slack - 2e-3).all()
+    assert gap.encoder is None and gap.amortisation is None and "L[q]" not in gap.columns()
+
+
+def test_bounds_are_unbiased() -> None:
+    """The control variate changes the error of an ELBO, not its mean: against quadrature over q."""
+    model = curved()
+    x = torch.tensor([[1.0, 0, 1, 1, 0]]).double()
+    factor = torch.tensor([[0.8, 0.0], [0.5, 0.4]]).double()
+    q = MultivariateNormal(torch.tensor([[0.3, -0.2]]).double(), scale_tril=factor.unsqueeze(0))
+    grid = torch.cartesian_prod(*[torch.linspace(-7, 7, 561).double()] * 2).unsqueeze(1)
+    log_q = q.log_prob(grid)
+    wanted = float((log_q.exp() * (model.log_joint(x, grid).detach() - log_q)).sum() * 0.025**2)
+    rows = x.expand(2000, -1)
+    many = MultivariateNormal(q.mean.expand(2000, -1), scale_tril=factor.expand(2000, 2, 2))
+    for draws in (4, 50):
+        found = lower_bound(model, rows, many, draws)
+        error = float(found.value.std()) / math.sqrt(2000)
+        assert abs(float(found.value.mean()) - wanted) < 4 * error
+        if draws == 50:
+            assert float(found.standard_error.mean()) == pytest.approx(float(found.value.std()), rel=0.2)
+            plain = model.log_joint(rows, many.sample(torch.Size((50,)))).detach().std(0).mean() / math.sqrt(50)
+            assert float(found.value.std()) < 0.7 * float(plain)
+
+
+def test_bounds_of_other_laws() -> None:
+    """A density that is no normal: plain averages of log q(x, z) - log q(z)."""
+    model = linear(1)
+    x = torch.randn(3, 6).double()
+    q = Independent(torch.distributions.Laplace(torch.zeros(3, 1).double(), 0.5), 1)
+    found = lower_bound(model, x, q, draws=20_000)
+    z = torch.linspace(-12, 12, 4801).double().reshape(-1, 1, 1).expand(-1, 3, 1)
+    log_q = q.log_prob(z)
+    wanted = (log_q.exp() * (model.log_joint(x, z) - log_q)).sum(0) * 0.005
+    assert ((found.value - wanted).abs() < 4 * found.standard_error).all()
+    with pytest.raises(ValueError, match="draws must be at least 4"):
+        lower_bound(model, x, q, draws=3)
+
+
+def test_a_failed_optimisation_is_said() -> None:
+    """No steps from a good encoder's density with too wide a family start: nothing converged."""
+    model = linear()
+    x = torch.randn(5, 6).double()
+    gap = inference_gap(model, x, steps=1)
+    assert gap.columns()["converged, full covariance"].sum() == 0
+
+
+def test_densities_below_their_start_are_suspicious() -> None:
+    from dataclasses import replace
+
+    model = linear()
+    gap = inference_gap(Autoencoder(model, Amortized(Shifted(model, 0.0))), torch.randn(3, 6).double())
+    best = gap.best["mean-field"]
+    lower = replace(best, value=best.value - torch.tensor([0.0, 1.0, 0.0]).double())
+    worse = replace(gap, best={**gap.best, "mean-field": lower})
+    assert worse.suspicious.tolist() == [False, True, False]
+    assert gap.encoder is not None
+    errors = [torch.full((3,), error).double() for error in (0.03, 0.04)]  # together 0.05, of which four are allowed
+    values = [gap.encoder.value - torch.tensor([0.19, 0.21, 0.0]).double(), gap.encoder.value]
+    bounds = [replace(best, value=v, standard_error=e) for v, e in zip(values, errors, strict=True)]
+    noisy = replace(gap, best={"mean-field": bounds[0]}, encoder=bounds[1])
+    assert noisy.suspicious.tolist() == [False, True, False]
+    assert worse.columns()["q* below q"].sum() == 1
+
+
+def test_encoders_of_a_user() -> None:
+    """Plain modules: a decoder under a head, an encoder under a guide; float32."""
+    decoder = nn.Sequential(nn.Linear(2, 16), nn.Tanh(), nn.Linear(16, 9))
+    encoder = NormalEncoder(nets.mlp(9, (16,), 4))
+    x = torch.rand(6, 9)
+    model = Autoencoder(Gaussian(decoder, 2, 0.3), Amortized(encoder))
+    gap = inference_gap(model, x, samples=500, draws=200)
+    assert gap.family == "mean-field" and gap.amortisation is not None
+    assert (gap.amortisation > -1e-2).all()
+    assert gap.encoder is not None and gap.encoder.value.dtype is torch.float32
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_an_encoder_of_another_law_has_no_amortisation_gap() -> None:
+    """Its bound is estimated all the same, and so is the whole inference gap."""
+    model = linear(2)
+
+    def encode(x: Tensor) -> Distribution:
+        return Independent(torch.distributions.Laplace(model.posterior(x).mean[0].detach(), 0.3), 1)
+
+    gap = inference_gap(Autoencoder(model, Amortized(encode)), torch.randn(3, 6).double())
+    assert gap.encoder is not None and gap.family is None and gap.amortisation is None
+    columns = gap.columns()
+    assert "amortisation gap" not in columns and (columns["inference gap"] > 0).all()
+
+
+@pytest.mark.parametrize("engine", [ClosedForm(), Ascent(max_steps=2)])
+def test_engines_with_and_without_a_density(engine: ClosedForm | Ascent) -> None:
+    gap = inference_gap(Autoencoder(linear(), engine), torch.randn(2, 6).double())
+    assert (gap.encoder is None) == isinstance(engine, Ascent)
+    if gap.encoder is not None:
+        assert gap.family == "full covariance"
+
+
+def test_bad_arguments() -> None:
+    model, x = linear(), torch.randn(2, 6).double()
+    with pytest.raises(ValueError, match=r"Unknown family flow\. Choose of mean-field, full covariance"):
+        inference_gap(model, x, families=("flow",))
+    with pytest.raises(ValueError, match="Unknown family"):
+        inference_gap(model, x, families=())
+    with pytest.raises(ValueError, match="flat prior"):
+        inference_gap(Gaussian(nn.Linear(2, 6).double(), 2, prior=Flat(2)), x)
+    with pytest.raises(ValueError, match="samples >= 2"):
+        inference_gap(model, x, samples=1)
+    with pytest.raises(ValueError, match="vector codes"):
+        inference_gap(Gaussian(nn.Sequential(nn.Flatten(), nn.Linear(4, 6)).double(), (2, 2)), x)
+    with pytest.raises(ValueError, match="must be finite"):
+        inference_gap(model, x * torch.tensor(float("nan")))
+    with pytest.raises(ValueError, match="Matched noise needs an even number"):
+        inference_gap(model, x, noise=5)
+
+
+def test_mixtures_have_gaps_too() -> None:
+    """A discrete code is summed out; its engine has no density over z alone."""
+    model = LinearMixture(2, 2, (4,), means=torch.randn(2, 4)).double()
+    gap = inference_gap(Autoencoder(model, Argmax(ClosedForm())), torch.randn(3, 4).double())
+    assert gap.encoder is None
+    assert (gap.approximation("full covariance") > -1e-5).all()
+
+
+def test_matched_noise_has_exact_moments() -> None:
+    for family in (MeanField(8, matched=True), FullCovariance(8, matched=True)):
+        u = torch.zeros(2, 3, 2, 4).double() if type(family) is MeanField else torch.zeros(2, 3, 5, 4).double()
+        noise = family.noise(u)
+        assert noise.shape == (2, 3, 8, 4)
+        assert noise.mean(2).abs().max() < 1e-12
+        assert torch.allclose(noise.mT @ noise / 8, torch.eye(4).double().expand(2, 3, 4, 4))
+    with pytest.raises(ValueError, match="vector codes"):
+        Ascent(family=FullCovariance())(
+            Gaussian(nn.Sequential(nn.Flatten(), nn.Linear(4, 6)), (2, 2)), torch.zeros(1, 6)
+        )
+
+
+def test_matched_noise_is_whitened_row_by_row() -> None:
+    """Each row's noise is a linear map of that row's own draws: the span of the others never enters."""
+    torch.manual_seed(0)
+    noise = MeanField(12, matched=True).noise(torch.zeros(1, 3, 2, 4).double())
+    torch.manual_seed(0)
+    draws = torch.stack([torch.randn(1, 3, 4, dtype=torch.float64) for _ in range(6)], 2)
+    for row in range(3):
+        found, drawn = noise[0, row, :6], draws[0, row]
+        mixing = torch.linalg.lstsq(drawn, found).solution
+        assert torch.allclose(drawn @ mixing, found)
+
+
+def test_full_covariance_starts_from_a_density() -> None:
+    """An ascent of no steps returns the density it began with."""
+    model = linear()
+    x = torch.randn(4, 6).double()
+    for engine in (ClosedForm(), Amortized(Shifted(model, 0.1))):
+        q = Ascent(engine, LBFGS(), 0, family=FullCovariance(2), backprop=Detach())(model, x).q
+        wanted = engine(model, x).q
+        assert q is not None and wanted is not None
+        assert torch.allclose(q.mean.squeeze(0), wanted.mean.reshape(4, 3))
+        assert torch.allclose(q.variance.squeeze(0), wanted.variance.reshape(4, 3))
+    fresh = Ascent(Zeros(), max_steps=0, family=FullCovariance(2, scale=0.3))(model, x).q
+    assert fresh is not None and torch.allclose(fresh.stddev, torch.tensor(0.3).double())
+
+
+def test_command(tmp_path: Path) -> None:
+    runner = CliRunner()
+    small = ("--option", "latent=2", "--option", "hidden=8,8", "--quiet", "--epochs", "1")
+    assert runner.invoke(app, ["fit", "vae", "digits", *small, "--out", str(tmp_path / "vae")]).exit_code == 0
+    few = ["-n", "12", "--samples", "50", "--draws", "20", "--steps", "5"]
+    options = ["gap", str(tmp_path / "vae"), "digits", *few, "--out", str(tmp_path / "gap")]
+    done = runner.invoke(app, options)
+    assert done.exit_code == 0, done.output
+    assert "L[q*], mean-field" in done.output and "amortisation gap" in done.output and "converged" in done.output
+    account = json.loads((tmp_path / "gap" / "gap.json").read_text())
+    with np.load(tmp_path / "gap" / "gap.npz") as stored:
+        assert stored["L[q]"].shape == (12,)
+        assert account["results"]["L[q]"]["mean"] == pytest.approx(float(stored["L[q]"].mean()), rel=1e-5)
+    page = (tmp_path / "gap" / "gap.html").read_text(encoding="utf-8")
+    assert "amortisation gap" in page and "data:image/png" in page and (tmp_path / "gap" / "gap.png").exists()
+    again = json.loads(runner.invoke(app, [*options, "--json"]).stdout)
+    assert again["results"] == account["results"]
+
+
+def test_command_refuses_flat_priors(tmp_path: Path) -> None:
+    runner = CliRunner()
+    runner.invoke(app, ["fit", "pca", "digits", "--option", "latent=2", "--quiet", "--out", str(tmp_path / "pca")])
+    done = runner.invoke(app, ["gap", str(tmp_path / "pca"), "digits", "--out", str(tmp_path / "gap")])
+    assert done.exit_code == 2 and "flat prior" in done.output

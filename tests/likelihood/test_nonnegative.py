@@ -1,0 +1,248 @@
+"""Non-negative factorisation: densities, updates and parts against scipy and scikit-learn."""
+
+import math
+import warnings
+from functools import partial
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from scipy.optimize import nnls
+from scipy.stats import poisson
+from sklearn.decomposition import NMF
+from sklearn.decomposition._nmf import _beta_divergence, _initialize_nmf
+from sklearn.exceptions import ConvergenceWarning
+from torch import Tensor, nn
+
+from gae import Autoencoder, systems
+from gae.data import Dataset
+from gae.inference import Ascent, Detach, Fixed, MeanField, MonotoneAscent
+from gae.likelihood import Flat, Gaussian, NonNegativeGaussian, NonNegativePoisson
+from gae.likelihood.linear.nonnegative import least_squares_sweep
+from gae.training import fit
+
+train = partial(fit, progress=False)
+LAWS = {"gaussian": (1.0, "frobenius", "cd"), "poisson": (16.0, "kullback-leibler", "mu")}
+both = pytest.mark.parametrize("head", LAWS)
+
+
+def counts(*shape: int) -> Tensor:
+    return torch.poisson(torch.full(shape, 3.0)).double()
+
+
+def encode(likelihood: NonNegativeGaussian | NonNegativePoisson, x: Tensor, steps: int) -> Tensor:
+    start = Fixed(torch.ones(likelihood.latent_shape))
+    with torch.no_grad():
+        return Ascent(start, MonotoneAscent(), steps, backprop=Detach())(likelihood, x).z[0]
+
+
+# The densities.
+
+
+def test_the_gaussian_density() -> None:
+    model, x, z = NonNegativeGaussian(3, (2, 4), 0.7).double(), torch.randn(5, 2, 4).double(), torch.rand(2, 5, 3)
+    mean = (z.double() @ model.parts.flatten(1)).unflatten(-1, (2, 4))
+    square = (x - mean).square().sum((-1, -2))
+    wanted = -0.5 * square / 0.49 - 8 * math.log(0.7 * math.sqrt(2 * math.pi))
+    assert torch.allclose(model.log_joint(x, z.double()), wanted)
+
+
+def test_the_poisson_density_is_scipys() -> None:
+    model, x, z = NonNegativePoisson(3, (6,)).double(), counts(5, 6), torch.rand(2, 5, 3).double()
+    rate = (z @ model.parts).detach().numpy()
+    wanted = poisson.logpmf(x.numpy(), rate).sum(-1)
+    for found in (model.log_joint(x, z), model.given(x)(z)):
+        assert np.allclose(found.detach().numpy(), wanted, rtol=1e-12)
+
+
+@pytest.mark.parametrize("build", [NonNegativeGaussian, NonNegativePoisson])
+def test_a_negative_code_has_no_density(build: type[NonNegativePoisson]) -> None:
+    model, x = build(2, (3,)), torch.ones(3, 3)
+    z = torch.tensor([[[1.0, 0.0], [1.0, -1e-6], [-1.0, -1.0]]])
+    for found in (model.log_joint(x, z), model.given(x)(z)):
+        assert found[0].isfinite().tolist() == [True, False, False]
+        assert found[0, 1] == found[0, 2] == -torch.inf
+    assert Flat(2, nonnegative=True)().expand([4]).log_prob(z[0, 1]).tolist() == [-torch.inf] * 4
+
+
+def test_a_rate_of_zero_allows_zero_only() -> None:
+    model = NonNegativePoisson(2, (3,))
+    z = torch.zeros(1, 2, 2, requires_grad=True)
+    found = model.log_joint(torch.tensor([[0.0, 0.0, 0.0], [0.0, 1.0, 0.0]]), z)
+    assert found.tolist() == [[0.0, -torch.inf]]
+    (grad,) = torch.autograd.grad(found[0, 0], z)
+    assert torch.allclose(grad[0, 0], -model.parts.sum(1))
+
+
+def test_parts_stay_non_negative_under_an_optimiser(digits: Dataset) -> None:
+    torch.manual_seed(0)
+    model = systems.build("nmf", digits.event_shape, latent=4, steps=10)
+    history = train(model, digits, epochs=2, optimizer=partial(torch.optim.SGD, lr=1e-2))
+    assert (model.likelihood.parts >= 0).all()
+    assert history.rows[1].train_loss < history.rows[0].train_loss
+
+
+def test_grey_values_are_no_counts(digits: Dataset) -> None:
+    model = systems.build("nmf", digits.event_shape, head="poisson")
+    with pytest.raises(ValueError, match=r"needs x in the counts .* Multiply grey values .*16 for the bundled digits"):
+        model.encode(digits.test)
+    model.encode(16 * digits.test)
+
+
+def test_bad_sizes_and_names() -> None:
+    with pytest.raises(ValueError, match=r"Need latent >= 1 .* got 0 and \(3,\)"):
+        NonNegativeGaussian(0, (3,))
+    with pytest.raises(ValueError, match=r"at least one dimension, got 2 and \(\)"):
+        NonNegativePoisson(2, ())
+    with pytest.raises(ValueError, match=r"Unknown head 'laplace'\. Valid heads: gaussian, poisson"):
+        systems.build("nmf", (4,), head="laplace")
+
+
+# Codes.
+
+
+def test_gaussian_codes_are_scipys() -> None:
+    model, x = NonNegativeGaussian(6, (10,), 0.3).double(), torch.randn(20, 10).double() + 1
+    parts = model.parts.detach().numpy()
+    wanted = np.stack([nnls(parts.T, row)[0] for row in x.numpy()])
+    assert np.allclose(encode(model, x, 1000).numpy(), wanted, atol=1e-7)
+    assert 0.1 < (wanted == 0).mean() < 0.9
+
+
+@pytest.mark.parametrize("scale", [1e-6, 1e-3, 1.0, 1e3])
+def test_codes_of_the_system_at_any_scale(scale: float) -> None:
+    """In nats, data much smaller than the noise scale of 1 leave nothing to gain: a tolerance of nats would stop."""
+    model, x = systems.nmf((10,), latent=4).double(), scale * (torch.randn(20, 10).double() + 1).relu()
+    weights = model.likelihood.decoder.weights  # type: ignore[union-attr]
+    weights.data *= scale
+    wanted = np.stack([nnls(weights.detach().abs().T.numpy(), row)[0] for row in x.numpy()])
+    assert np.allclose(model.encode(x).point.detach().numpy(), wanted, atol=1e-4)
+
+
+def test_poisson_codes_are_optimal() -> None:
+    """A certificate from concavity: no code gains more than Σ_d x_d · max_k ∇_k / Σ_d W_kd, in nats.
+
+    For ∇ · (z* - z) bounds the gain, ∇ · z = 0 after an update, and z* puts out as many counts as there are.
+    """
+    model, x = NonNegativePoisson(4, (10,)).double(), counts(20, 10)
+    z = encode(model, x, 1500).requires_grad_()
+    (grad,) = torch.autograd.grad(model.log_joint(x, z.unsqueeze(0)).sum(), z)
+    assert (z * grad).sum(1).abs().max() < 1e-9
+    gain = x.sum(1) * (grad / model.parts.sum(1)).amax(1).clamp_min(0)
+    assert gain.max() < 0.05 and gain.median() < 1e-3
+    assert 0.1 < (z < 1e-6).double().mean() < 0.9
+
+
+@pytest.mark.parametrize("build", [NonNegativeGaussian, NonNegativePoisson])
+def test_an_update_never_lowers_the_density(build: type[NonNegativePoisson]) -> None:
+    model, x = build(5, (8,)).double(), counts(30, 8)
+    x[0] = 0
+    z = torch.rand(2, 30, 5).double()
+    for _ in range(20):
+        moved = model.improve(x, z)
+        assert (moved >= 0).all()
+        assert (model.log_joint(x, moved) >= model.log_joint(x, z) - 1e-9).all()
+        z = moved
+
+
+def test_a_part_of_zero_changes_no_code() -> None:
+    z = least_squares_sweep(torch.diag(torch.tensor([2.0, 0.0])), torch.tensor([4.0, 0.0]), torch.ones(2))
+    assert z.tolist() == [2.0, 1.0]
+    model = NonNegativePoisson(2, (3,))
+    model.decoder.weights.data[1] = 0
+    assert (model.improve(torch.ones(4, 3), torch.ones(1, 4, 2))[..., 1] == 1).all()
+
+
+def test_monotone_ascent_refuses_what_it_cannot_do() -> None:
+    step = MonotoneAscent()
+    with pytest.raises(TypeError, match=r"needs a likelihood with an update rule, which Gaussian has not"):
+        Ascent(step=step)(Gaussian(nn.Linear(2, 3), 2), torch.zeros(1, 3))
+    with pytest.raises(TypeError, match=r"moves codes, got `MeanField`"):
+        Ascent(Fixed(torch.ones(2)), step, family=MeanField())(NonNegativeGaussian(2, (3,)), torch.zeros(1, 3))
+
+
+# Parts.
+
+
+@pytest.mark.parametrize("latent", [1, 7])
+def test_parts_start_where_scikit_learns_do(digits: Dataset, latent: int) -> None:
+    x = digits.train.double()
+    model = NonNegativeGaussian(latent, digits.event_shape).double()
+    model.initialize(x, 0)
+    _, wanted = _initialize_nmf(x.flatten(1).numpy(), latent, init="nndsvda", random_state=0)
+    assert np.allclose(model.parts.detach().flatten(1).numpy(), wanted, atol=1e-3)
+    before = model.parts.detach().clone()
+    model.initialize(x[:10], 1)
+    assert torch.equal(model.parts, before)
+
+
+def test_more_parts_than_data_start_at_random() -> None:
+    models = [NonNegativeGaussian(5, (3,)) for _ in range(3)]
+    for model, seed in zip(models, (0, 0, 1), strict=True):
+        model.initialize(torch.rand(4, 3), seed=seed) if seed else model.initialize(torch.ones(4, 3), seed=seed)
+    parts = [model.parts for model in models]
+    assert torch.equal(parts[0], parts[1]) and not torch.equal(parts[0], parts[2]) and (parts[0] > 0).all()
+
+
+def test_gaussian_parts_are_scipys_least_squares() -> None:
+    model, x = NonNegativeGaussian(3, (7,)).double(), torch.rand(30, 7).double() - 0.2
+    code = Ascent(Fixed(torch.ones(3)), MonotoneAscent(), 2).infer(model, x)
+    change = model.maximize(
+        model.statistics(x[:9], code_of(code.z[:, :9])) + model.statistics(x[9:], code_of(code.z[:, 9:]))
+    )
+    wanted = np.stack([nnls(code.z[0].detach().numpy(), column)[0] for column in x.T.numpy()], 1)
+    assert np.allclose(model.parts.detach().numpy(), wanted, atol=1e-4)
+    assert change > 0
+
+
+def code_of(z: Tensor) -> object:
+    from gae.inference import Code
+
+    return Code(z)
+
+
+def test_the_poisson_m_step_never_lowers_the_density() -> None:
+    model, x = NonNegativePoisson(3, (7,)).double(), counts(30, 7)
+    x[:, 2] = 0  # parts there go to their floor
+    z = torch.rand(1, 30, 3).double()
+    for _ in range(30):
+        before = model.log_joint(x, z).sum()
+        model.maximize(model.statistics(x, code_of(z)))
+        assert model.log_joint(x, z).sum() >= before - 1e-9
+    assert 0 < model.parts[:, 2].max() < 1e-6 and model.parts.min() > 0
+    assert torch.allclose(model.decoder(z[0]).sum(0), x.sum(0), atol=1e-3)  # as at any stationary point
+
+
+@both
+@pytest.mark.usefixtures("unchecked_types")
+def test_nmf_is_as_good_as_scikit_learns(digits: Dataset, head: str) -> None:
+    """Objectives at most 1.01 of those at equal rank and start; held-out codes at most 1.01 of ``transform``'s."""
+    factor, loss, solver = LAWS[head]
+    x, held_out = factor * digits.train[:500], factor * digits.test[:100]
+    torch.manual_seed(0)
+    model = systems.build("nmf", digits.event_shape, latent=6, head=head, steps=40)
+    history = train(model, x, epochs=60)
+    losses = [row.train_loss for row in history.rows]
+    assert max(b - a for a, b in pairwise(losses)) < 0.02  # nats; codes are solved to a tolerance
+    with torch.no_grad():
+        codes, new = (model.encode(part).z[0].double().numpy() for part in (x, held_out))
+    parts = model.likelihood.parts.detach().flatten(1).double().numpy()
+    assert min(codes.min(), new.min(), parts.min()) >= 0
+    data, test = (part.flatten(1).double().numpy() for part in (x, held_out))
+    oracle = NMF(6, init="nndsvda", solver=solver, beta_loss=loss, random_state=0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # 200 steps, as they are by default
+        theirs = oracle.fit_transform(data)
+    wanted = _beta_divergence(data, theirs, oracle.components_, loss)
+    assert _beta_divergence(data, codes, parts, loss) <= 1.01 * wanted
+    oracle.components_ = parts
+    wanted = _beta_divergence(test, oracle.transform(test), parts, loss)
+    assert _beta_divergence(test, new, parts, loss) <= 1.01 * wanted
+
+
+def test_a_system_of_counts_draws_counts() -> None:
+    model = NonNegativePoisson(2, (3,))
+    drawn = model(torch.rand(5, 2)).sample()
+    model.check(drawn)
+    assert Autoencoder(model, Ascent(Fixed(torch.ones(2)), MonotoneAscent(), 3)).reconstruct(drawn).shape == (5, 3)

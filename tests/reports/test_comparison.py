@@ -1,0 +1,260 @@
+"""The report: complete in itself, true to the results, readable for any data."""
+
+import base64
+import json
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from gae.autoencoder import Autoencoder
+from gae.data import Dataset, load
+from gae.inference import ClosedForm
+from gae.likelihood import LinearMixture
+from gae.reports import comparison as report
+from gae.reports import figures
+from gae.studies import pictures
+from gae.studies.compare import compare
+
+ENGINES = ("detached", "amortised", "semi-amortised")
+FIGURES = {
+    "training",
+    "bounds",
+    "reconstructions",
+    "interpolations",
+    "traversals",
+    "samples",
+    "attributes",
+    "codes",
+}
+
+
+@pytest.fixture(scope="module")
+def out(digits: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    assert digits.train_labels is not None and digits.test_labels is not None
+    small = replace(
+        digits,
+        name="<b>small & odd</b>",
+        train=digits.train[:100],
+        test=digits.test[:30],
+        train_labels=digits.train_labels[:100],
+        test_labels=digits.test_labels[:30],
+    )
+    folder = tmp_path_factory.mktemp("report") / "run"
+    compare(small, folder, engines=ENGINES, epochs=1, latent=2, hidden=(8,), quick=True, progress=False)
+    return folder
+
+
+@pytest.fixture
+def results(out: Path) -> dict[str, Any]:
+    return json.loads((out / "results.json").read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="module")
+def page(out: Path) -> str:
+    return (out / "report.html").read_text(encoding="utf-8")
+
+
+class Balanced(HTMLParser):
+    """Fails on tags that are not closed in order; collects attributes that load something, and the text."""
+
+    VOID = ("meta", "img", "br")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.sources: list[str] = []
+        self.text = ""
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.sources += [value or "" for name, value in attrs if name in ("src", "href", "srcset", "data")]
+        assert tag not in ("script", "link", "iframe")
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+@pytest.fixture(scope="module")
+def parsed(page: str) -> Balanced:
+    parser = Balanced()
+    parser.feed(page)
+    assert not parser.open
+    return parser
+
+
+def test_nothing_outside_is_needed(page: str, parsed: Balanced) -> None:
+    assert not re.search(r"https?:|url\(|@import", page)
+    assert len(parsed.sources) == len(FIGURES)
+    assert all(source.startswith("data:image/png;base64,") for source in parsed.sources)
+
+
+def test_every_figure_is_embedded(out: Path, parsed: Balanced) -> None:
+    stored = {path.stem: path.read_bytes() for path in (out / "figures").glob("*.png")}
+    assert stored.keys() == FIGURES
+    embedded = [base64.b64decode(source.partition(",")[2]) for source in parsed.sources]
+    assert sorted(embedded) == sorted(stored.values())
+
+
+def test_names_are_escaped(page: str) -> None:
+    assert "<b>small" not in page and "&lt;b&gt;small &amp; odd" in page
+
+
+def test_the_header_says_what_was_run(parsed: Balanced, results: dict[str, Any]) -> None:
+    for text in (results["data"]["hash"], results["versions"]["torch"], "--epochs 1 --latent 2", "100 training and 30"):
+        assert text in parsed.text
+
+
+def test_every_number_is_in_the_table(parsed: Balanced, results: dict[str, Any]) -> None:
+    for row in results["cells"] + results["baselines"]:
+        for column in report.COLUMNS:
+            assert column.text(row[column.key]) in parsed.text
+    for reason in {row["elbo"].get("reason") for row in results["cells"] + results["baselines"]} - {None}:
+        assert reason in parsed.text
+
+
+def test_a_report_is_made_from_files_alone(out: Path, page: str) -> None:
+    assert report.write(out).read_text(encoding="utf-8") == page
+
+
+def test_damaged_pictures_are_named(tmp_path: Path) -> None:
+    """A flipped byte or a lost end: no array is altered, or an error says how to go on."""
+    file, arrays = tmp_path / "pictures.npz", {"originals": np.arange(6.0), "labels": np.arange(3)}
+    np.savez(file, **arrays)  # type: ignore[arg-type]
+    content = file.read_bytes()
+    for i in range(0, len(content), 7):
+        for damaged in (content[:i], content[:i] + bytes([content[i] ^ 0x55]) + content[i + 1 :]):
+            file.write_bytes(damaged)
+            try:
+                found = report.load_arrays(file, "Delete it")
+            except ValueError as error:
+                assert re.search(r"pictures.npz is damaged \(.*\). Delete it, and resume", str(error), re.DOTALL)
+            else:
+                assert all((arrays[name] == array).all() for name, array in found.items())
+
+
+def boxes(results: dict[str, Any], key: str) -> list[report.Box]:
+    index = [column.key for column in report.COLUMNS].index(key)
+    return [row.boxes[index] for _, rows in report.table(results).groups for row in rows]
+
+
+def test_the_best_are_marked_among_comparable_numbers(results: dict[str, Any]) -> None:
+    rows = results["cells"] + results["baselines"]
+    for key, best in (("log_p", max), ("elbo", max), ("squared_error", min), ("accuracy", max)):
+        value = best(row[key]["mean"] for row in rows if row[key]["mean"] is not None)
+        assert [box.best for box in boxes(results, key)] == [row[key]["mean"] == value for row in rows]
+    joint = [
+        row in results["cells"]
+        and row["joint"]["mean"] == max(c["joint"]["mean"] for c in results["cells"] if c["decoder"] == row["decoder"])
+        for row in rows
+    ]
+    assert [box.best for box in boxes(results, "joint")] == joint and sum(joint) >= len(ENGINES)
+    assert not any(box.best for key in ("milliseconds", "evaluations") for box in boxes(results, key))
+
+
+def test_masses_are_not_compared_with_densities(results: dict[str, Any]) -> None:
+    results["configuration"]["head"] = "bernoulli"
+    for row in results["baselines"]:
+        row["log_p"] = {"mean": 1e6, "se": 0.0, "method": "exact", "sampling_se": 0.0, "samples": 1}
+        row["squared_error"] = {"mean": -1.0, "se": 0.0}
+    assert not any(box.best for box in boxes(results, "log_p")[-4:])
+    assert all(box.best for box in boxes(results, "squared_error")[-4:])
+
+
+def test_numbers_have_their_unit_and_error() -> None:
+    nats, percent = report.COLUMNS[0], report.COLUMNS[4]
+    assert nats.text({"mean": -1234.56, "se": 0.25}) == "−1,234.6 ± 0.2"
+    assert percent.text({"mean": 0.954, "se": 0.011}) == "95.4 ± 1.1"
+    assert nats.text({"mean": None, "se": None, "reason": "?"}) == "–"
+
+
+def test_highlights_are_true(results: dict[str, Any]) -> None:
+    cells = {(row["decoder"], row["engine"]): row for row in results["cells"]}
+    error, engine, decoder = min(
+        (row["squared_error"]["mean"], row["engine"], row["decoder"]) for row in cells.values()
+    )
+    text = " ".join(report.highlights(results))
+    assert f"{1e3 * error:.2f} × 10⁻³, by {engine} on the decoder trained by {decoder}" in text
+    gain = cells["amortised", "semi-amortised"]["elbo"]["mean"] - cells["amortised", "amortised"]["elbo"]["mean"]
+    assert f"{gain:+.1f} nats on the decoder trained by amortised".replace("-", "−") in text
+    assert "Differentiating through" not in text  # there was no unrolled training to compare with
+
+
+def test_figures_leave_no_state(out: Path, results: dict[str, Any]) -> None:
+    import matplotlib
+    import matplotlib.pyplot as plt
+
+    before = dict(matplotlib.rcParams)
+    with np.load(out / "pictures.npz") as stored:
+        plates = figures.draw(results, dict(stored))
+    assert [plate.name for plate in plates] and {plate.name for plate in plates} == FIGURES
+    assert dict(matplotlib.rcParams) == before and not plt.get_fignums()
+    assert all("nats" in plate.caption or "units" in plate.caption for plate in plates)
+
+
+def test_pictures_show_what_they_say(out: Path, results: dict[str, Any]) -> None:
+    with np.load(out / "pictures.npz") as stored:
+        shown = dict(stored)
+    for name in ENGINES:
+        strip, images = shown[f"interpolation/{name}"], shown[f"reconstruction/{name}"]
+        assert np.allclose(strip[0], images[:2], atol=1e-5) and np.allclose(strip[-1], images[2:4], atol=1e-5)
+        assert shown[f"codes/{name}"].shape == (30, 2) and np.allclose(shown[f"codes/{name}"].mean(0), 0, atol=1e-4)
+        assert float(shown[f"explained/{name}"]) == pytest.approx(1.0)  # two of two dimensions
+        assert shown[f"traversal/{name}"].shape[:2] == (2, 12)  # of a code of width 2
+        assert shown[f"attribute/{name}"].shape[1] == 12
+
+
+def test_strips_of_a_linear_decoder_are_straight_lines() -> None:
+    """Two standard deviations of a code to either side; from one label's mean code to another's, and half as far on."""
+    torch.manual_seed(0)
+    model = Autoencoder(LinearMixture(1, 4, (6,), scale=0.1), ClosedForm())
+    x, labels = torch.randn(40, 6), torch.arange(40) % 3 + 5
+    with torch.no_grad():
+        codes = model.encode(x).point
+        spread, loadings = codes.std(0, correction=0), model.likelihood.loadings[0]
+        widest = spread.argsort(descending=True)[:3]
+        strips = pictures._traversals(model, x[:1], codes)
+        moved = pictures._attribute(model, x, labels)
+        shift = codes[labels == 6].mean(0) - codes[labels == 5].mean(0)
+        torch.testing.assert_close(strips[:, -1] - strips[:, 0], 4 * spread[widest, None] * loadings[widest])
+        torch.testing.assert_close(strips.mean(1), model.reconstruct(x[:1]).expand(3, -1))
+        torch.testing.assert_close(moved[:, 0], model.reconstruct(x[labels == 5][:2]))
+        torch.testing.assert_close(moved[:, -1] - moved[:, 0], (1.5 * shift @ loadings).expand(2, -1))
+
+
+@pytest.mark.parametrize("kind", ["vectors without labels", "colour images, code of width 1"])
+def test_other_data_can_be_reported(kind: str, tmp_path: Path) -> None:
+    if kind == "vectors without labels":
+        whole = load("linear-gaussian")
+        data = replace(whole, train=whole.train[:40], test=whole.test[:10])
+    else:
+        x = torch.rand(30, 3, 4, 5)
+        data = Dataset("colours", x, x[:6], None, None, (0.0, 1.0))
+    latent = 1 if "1" in kind else 2
+    options: dict[str, Any] = {"epochs": 1, "latent": latent, "hidden": (4,), "quick": True, "progress": False}
+    found = compare(data, tmp_path / "run", engines=("detached",), **options)
+    assert {path.stem for path in (tmp_path / "run" / "figures").iterdir()} == FIGURES - {"attributes"}
+    assert found["bounds"]["decoder"] == "detached"
+    assert all(row["accuracy"]["mean"] is None for row in found["cells"] + found["baselines"])
+
+
+def test_a_sheet_of_samples_holds_them_all(tmp_path: Path) -> None:
+    from PIL import Image
+
+    images = np.zeros((5, 1, 4, 4))
+    images[4] = 1
+    figures.sheet(images, (0.0, 1.0), tmp_path / "sheet.png", across=3)
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        grey = np.asarray(sheet.convert("L")).astype(float)
+    rows, columns = grey.shape[0] // 2, grey.shape[1] // 3
+    centres = [[grey[r * rows + rows // 2, c * columns + columns // 2] for c in range(3)] for r in range(2)]
+    assert centres == [[0, 0, 0], [0, 255, 255]]  # five images, then paper

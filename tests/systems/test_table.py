@@ -1,0 +1,144 @@
+"""Every row of the table: it is built, learns (or says that it cannot), encodes, decodes, and can be restored."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from gae import Autoencoder
+from gae.data import Dataset
+from gae.systems import SYSTEMS, build
+from gae.training import fit, restore
+from tests.cases import seed
+
+IMAGE = (1, 8, 8)
+SIZE = 60
+
+
+@dataclass(frozen=True)
+class Example:
+    """What a row needs to be tried: options that keep it small, and observations for rows whose x are no samples."""
+
+    options: dict[str, Any] = field(default_factory=dict)
+    observe: Callable[[Tensor], Tensor] = lambda x: x  # observations out of images (N, 1, 8, 8)
+    event_shape: tuple[int, ...] = IMAGE
+    held_out: int = 5
+    learns: bool = True
+    decodes: bool = True
+
+
+def measured(name: str, **options: Any) -> Callable[[Tensor], Tensor]:
+    """What the row's own operator makes of images; its random part is that of the seed."""
+
+    def observe(x: Tensor) -> Tensor:
+        seed(0)
+        return build(name, IMAGE, **options).likelihood.operator(x)
+
+    return observe
+
+
+SMALL = {"hidden": (16,)}
+FEW = {**SMALL, "steps": 3, "restarts": 2}
+ROWS: Any = {"event_shape": (8,), "observe": lambda x: 1 + (x[:, 0] > 0.5).sum(2).float()}  # the ink of each row
+DATA_SETS: Any = {"observe": lambda x: x.unflatten(0, (5, 12)), "held_out": 1, "learns": False, "decodes": False}
+EXAMPLES = {
+    **{name: Example({"components": 4}) for name in ("kmeans", "gmm")},
+    "llgae": Example({"components": 4, "latent": 2}),
+    **{name: Example(SMALL) for name in ("ae", "vae", "gon", "iwae", "savae", "dae", "cae")},
+    "gan": Example(FEW),
+    "nmf": Example({"latent": 4, "steps": 5}),
+    "glo": Example({**SMALL, "steps": 3}),
+    "stacked-ae": Example({"latent": 4, "hidden": (16, 8)}),
+    "knn": Example({"components": 55}),
+    "smooth-llgae": Example({"components": 4, "latent": 2, "steps": 3}),
+    "ggae": Example({"components": 4, "steps": 3}),
+    "conv-vae": Example({"channels": (4, 4)}),
+    "short-run": Example({**SMALL, "steps": 3}),
+    "sparse-coding": Example({"steps": 5}),
+    "deep-image-prior": Example({"channels": 4, "scales": 1, "steps": 3}, learns=False),
+    "maximal-activation": Example({**SMALL, "steps": 3}, observe=lambda x: torch.arange(len(x)).float() % 10),
+    "compressed-sensing": Example(FEW, observe=measured("compressed-sensing", **FEW)),
+    "inpainting": Example(FEW, observe=measured("inpainting", **FEW)),
+    "sequence-vae": Example({"classes": 10, "end": None, "hidden": 8}, **ROWS),
+    "attention-vae": Example({"classes": 10, "end": None, "width": 8, "heads": 2, "layers": 1}, **ROWS),
+    "linear-regression": Example(learns=False),
+    "tsne": Example({"points": 12, "perplexity": 3.0, "steps": 3, "early_steps": 1}, **DATA_SETS),
+    "lle": Example({"points": 12, "neighbours": 4}, **DATA_SETS),
+    "superresolution": Example(FEW, observe=measured("superresolution", **FEW)),
+}
+
+every_system = pytest.mark.parametrize("name", SYSTEMS)
+every_learner = pytest.mark.parametrize("name", [name for name in SYSTEMS if EXAMPLES.get(name, Example()).learns])
+
+
+def example(name: str, digits: Dataset) -> tuple[Autoencoder, Tensor, Tensor, Example]:
+    """The row's model, what it learns from, and what it has not seen."""
+    chosen = EXAMPLES.get(name, Example())
+    x = chosen.observe(digits.train[:SIZE])
+    seed(0)
+    return build(name, chosen.event_shape, **chosen.options), x[: -chosen.held_out], x[-chosen.held_out :], chosen
+
+
+def taught(model: Autoencoder, x: Tensor, name: str, out: Path | None = None) -> None:
+    fit(model, x, epochs=2, batch_size=24, seed=0, out=out, progress=False, describe={"system": name})
+
+
+def encoded(model: Autoencoder, x: Tensor) -> Any:
+    seed(1)
+    with torch.no_grad():
+        return model.eval().encode(x)
+
+
+def test_examples_are_rows() -> None:
+    assert set(EXAMPLES) <= set(SYSTEMS)
+
+
+@every_system
+def test_a_row_encodes_and_decodes_what_it_has_not_seen(name: str, digits: Dataset) -> None:
+    model, train, held_out, chosen = example(name, digits)
+    if chosen.learns:
+        taught(model, train, name)
+    encoding = encoded(model, held_out)
+    assert encoding.point.shape == (len(held_out), *model.likelihood.latent_shape)
+    assert encoding.log_joint.isfinite().all()
+    decoded = model.decode(encoding.point, encoding.component)
+    if chosen.decodes:
+        assert model.likelihood.point(decoded).shape == held_out.shape
+    else:
+        with pytest.raises(TypeError, match="no map from codes to data"):
+            model.likelihood.point(decoded)
+    joint = model.likelihood.log_joint(
+        held_out,
+        encoding.point.unsqueeze(0),
+        None if encoding.component is None else encoding.component.unsqueeze(0),
+    )
+    assert joint.isfinite().all()
+
+
+@every_system
+def test_a_row_learns(name: str, digits: Dataset) -> None:
+    model, train, _, chosen = example(name, digits)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    if not chosen.learns:
+        with pytest.raises(ValueError, match="nothing to fit"):
+            taught(model, train, name)
+        return
+    taught(model, train, name)
+    after = model.state_dict()
+    assert any(after[key].shape != value.shape or (after[key] != value).any() for key, value in before.items())
+
+
+@every_learner
+def test_a_checkpoint_of_a_row_gives_its_codes_again(name: str, digits: Dataset, tmp_path: Path) -> None:
+    model, train, held_out, chosen = example(name, digits)
+    taught(model, train, name, tmp_path / "run")
+    seed(7)  # other weights to begin with
+    again = build(name, chosen.event_shape, **chosen.options)
+    restore(again, tmp_path / "run")
+    one, other = (encoded(each, held_out) for each in (model, again))
+    assert torch.equal(one.point, other.point)
+    assert torch.equal(one.log_joint, other.log_joint)

@@ -1,0 +1,350 @@
+"""A run that was stopped, killed or spread over processes ends where an undisturbed one does."""
+
+import json
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import file_limit
+from torch import Tensor, nn
+
+from gae import Autoencoder, nets
+from gae.data import load
+from gae.inference import Amortized
+from gae.likelihood import Gaussian
+from gae.systems import ae, gmm, kmeans, savae, vae
+from gae.training import History, checkpoint, fit, restore
+from gae.training.learners import GradientLearner
+from gae.training.packing import pack
+
+PATHS = [str(folder) for folder in Path(__file__).resolve().parents[:3]]  # of this file, of the tests, of gae
+X = torch.randn(50, 5, generator=torch.Generator().manual_seed(0))
+
+adam = partial(torch.optim.Adam, lr=1e-2)
+momentum = partial(torch.optim.SGD, lr=1e-2, momentum=0.9)
+lbfgs = partial(torch.optim.LBFGS, max_iter=3, history_size=4, line_search_fn="strong_wolfe")
+
+
+def noisy() -> Autoencoder:
+    """Dropout draws noise, BatchNorm keeps buffers."""
+    encoder = nn.Sequential(nn.Linear(5, 8), nn.BatchNorm1d(8), nn.Dropout(0.2), nn.Linear(8, 2))
+    return Autoencoder(Gaussian(nets.mlp(2, [8], (5,)), 2), Amortized(encoder))
+
+
+def dynamic() -> dict[str, Any]:
+    return {"data": load("digits", binarize="dynamic"), "batch_size": 500}
+
+
+CASES: dict[str, tuple[Callable[[], Autoencoder], dict[str, Any]]] = {
+    "adam": (lambda: ae((5,), 2, (8,)), {"optimizer": adam}),
+    "momentum": (lambda: ae((5,), 2, (8,)), {"optimizer": momentum, "clip": 0.5}),
+    "lbfgs": (lambda: ae((5,), 2, (8,)), {"optimizer": lbfgs}),
+    "vae": (lambda: vae((5,), 2, (8,), samples=2, analytic=False), {"optimizer": adam}),
+    "savae": (lambda: savae((5,), 2, (8,), steps=2), {"optimizer": adam, "validation": 0.2}),
+    "noisy": (noisy, {"optimizer": momentum, "validation": 0.3, "patience": 2}),
+    "dynamic": (lambda: vae((1, 8, 8), 2, (8,), head="bernoulli"), {"validation": 0.2, "patience": 3}),
+    "kmeans": (lambda: kmeans((5,), 6), {"tol": 1e-9}),
+    "gmm": (lambda: gmm((5,), 3), {"tol": 1e-9, "validation": X[:20]}),
+}
+
+
+def course(name: str, out: Path | str, epochs: int = 4, **options: Any) -> tuple[Autoencoder, History]:
+    build, own = CASES[name]
+    torch.manual_seed(0)
+    model = build()
+    wanted = {"data": X, "batch_size": 16, **own, **(dynamic() if name == "dynamic" else {}), **options}
+    history = fit(model, wanted.pop("data"), epochs=epochs, out=out, progress=False, **wanted)
+    return model, history
+
+
+def fingerprint(out: Path) -> tuple[str, dict[str, bytes]]:
+    """Everything in the newest checkpoint, but for the seconds."""
+    state = checkpoint.load(out).state
+    state["progress"]["seconds"] = 0.0
+    for row in state["history"]["rows"]:
+        row["seconds"] = 0.0
+    tree, tensors = pack(state)
+    return json.dumps(tree), {name: value.numpy().tobytes() for name, value in tensors.items()}
+
+
+def assert_same_end(name: str, out: Path, model: Autoencoder, tmp_path: Path) -> None:
+    undisturbed, history = course(name, tmp_path / "undisturbed")
+    assert fingerprint(out) == fingerprint(tmp_path / "undisturbed")
+    for key, value in undisturbed.state_dict().items():
+        assert torch.equal(model.state_dict()[key], value), key
+    metrics = (out / "metrics.csv").read_text().splitlines()
+    assert [line.rpartition(",")[0] for line in metrics] == [
+        line.rpartition(",")[0] for line in (tmp_path / "undisturbed" / "metrics.csv").read_text().splitlines()
+    ]
+    assert len(metrics) == len(history.rows) + 1
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_stopped_after_an_epoch(name: str, tmp_path: Path) -> None:
+    course(name, tmp_path / "run", epochs=2)
+    model, _ = course(name, tmp_path / "run", resume=True)
+    assert_same_end(name, tmp_path / "run", model, tmp_path)
+
+
+@pytest.mark.parametrize("steps", [3, 7])
+@pytest.mark.parametrize("name", [name for name in CASES if name not in ("kmeans", "gmm")])
+def test_stopped_in_mid_epoch(name: str, steps: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = [0]
+    real = GradientLearner.step
+
+    def step(*args: Any) -> float:
+        calls[0] += 1
+        if calls[0] > steps:
+            raise KeyboardInterrupt
+        return real(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(GradientLearner, "step", step)
+        with pytest.raises(KeyboardInterrupt):
+            course(name, tmp_path / "run", checkpoint_every=3)
+    model, _ = course(name, tmp_path / "run", resume=True, checkpoint_every=2)
+    assert_same_end(name, tmp_path / "run", model, tmp_path)
+
+
+def test_damaged_newest_checkpoint(tmp_path: Path) -> None:
+    course("vae", tmp_path / "run", epochs=3)
+    newest = checkpoint.checkpoints(tmp_path / "run")[-1] / checkpoint.TENSORS
+    newest.write_bytes(newest.read_bytes()[:100])
+    with pytest.warns(UserWarning, match=r"Taking checkpoint-00000008, since .*00000012 is damaged"):
+        model, _ = course("vae", tmp_path / "run", resume=True)
+    assert_same_end("vae", tmp_path / "run", model, tmp_path)
+
+
+def test_damaged_values_of_the_newest_checkpoint(tmp_path: Path) -> None:
+    """One digit of the learning rate, the epoch or a loss: the run goes on from the checkpoint before."""
+    course("vae", tmp_path / "undisturbed")
+    course("vae", tmp_path / "run", epochs=3)
+    newest = checkpoint.checkpoints(tmp_path / "run")[-1] / checkpoint.STATE
+    text = newest.read_text()
+    rates, epochs, losses = (re.findall(rf'"{name}": ([\d.]+)', text) for name in ("lr", "epoch", "train_loss"))
+    assert rates and epochs and losses
+    for name, value in (("lr", rates[-1]), ("epoch", epochs[-1]), ("train_loss", losses[0])):
+        shutil.copytree(tmp_path / "run", tmp_path / name)
+        file = tmp_path / name / newest.parent.name / checkpoint.STATE
+        digit = str((int(value[-1]) + 1) % 10)
+        file.write_text(text.replace(f'"{name}": {value}', f'"{name}": {value[:-1]}{digit}'))
+        with pytest.warns(UserWarning, match=r"Taking checkpoint-00000008, since .*00000012 is damaged"):
+            course("vae", tmp_path / name, resume=True)
+        assert fingerprint(tmp_path / name) == fingerprint(tmp_path / "undisturbed")
+
+
+def test_a_full_disk_costs_one_epoch(tmp_path: Path) -> None:
+    course("adam", tmp_path / "run", epochs=2)
+    with (
+        file_limit(1000),
+        pytest.raises(OSError, match=r"The last good checkpoint is .*checkpoint-00000008\. Make room"),
+    ):
+        course("adam", tmp_path / "run", resume=True)
+    model, _ = course("adam", tmp_path / "run", resume=True)
+    assert_same_end("adam", tmp_path / "run", model, tmp_path)
+
+
+def test_resuming_a_finished_run_changes_nothing(tmp_path: Path) -> None:
+    model, history = course("noisy", tmp_path, epochs=60)
+    assert history.stopped_early
+    before = fingerprint(tmp_path)
+    again, same = course("noisy", tmp_path, epochs=80, resume=True)
+    assert fingerprint(tmp_path) == before and same == history
+    assert all(map(torch.equal, again.state_dict().values(), model.state_dict().values()))
+    loaded = noisy()
+    assert restore(loaded, tmp_path).step == checkpoint.load(tmp_path).step
+    assert all(map(torch.equal, loaded.state_dict().values(), model.state_dict().values()))
+
+
+def test_resume_without_a_checkpoint_begins(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "notes.txt").write_text("mine")
+    model, history = course("adam", tmp_path / "run", resume=True)
+    assert len(history.rows) == 4
+    assert_same_end("adam", tmp_path / "run", model, tmp_path)
+
+
+DIFFERENT: list[tuple[dict[str, Any], str]] = [
+    ({"seed": 1}, "config.seed was 0, now 1"),
+    ({"batch_size": 8}, "config.batch_size was 16, now 8"),
+    ({"clip": 1.0}, "config.learner.clip was None, now 1.0"),
+    ({"optimizer": momentum}, "config.learner.optimizer was 'Adam', now 'SGD'"),
+    ({"optimizer": partial(torch.optim.Adam, lr=0.1)}, "config.learner.groups.0.lr was 0.01, now 0.1"),
+    ({"data": X + 1}, r"config.data was '\w+', now '\w+'"),
+    ({"validation": 0.5}, "config.validation was None, now 0.5"),
+    ({"validation": X[:9], "patience": 2}, r"config.validation was None, now '\w+'"),
+    ({"describe": {"system": "vae"}}, r"describe.system was 'ae', now 'vae'"),
+]
+
+
+@pytest.mark.parametrize("changes,message", DIFFERENT, ids=[message for _, message in DIFFERENT])
+def test_resuming_with_another_configuration(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
+    course("adam", tmp_path, epochs=1, describe={"system": "ae"})
+    before = fingerprint(tmp_path)
+    with pytest.raises(ValueError, match=rf"another configuration: {message}. Use the same, or another `out` folder"):
+        course("adam", tmp_path, resume=True, **{"describe": {"system": "ae"}, **changes})
+    assert fingerprint(tmp_path) == before
+
+
+def test_resuming_another_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    course("vae", tmp_path, epochs=1)
+    monkeypatch.setitem(CASES, "vae", (lambda: vae((5,), 2, (9,), samples=2, analytic=False), {"optimizer": adam}))
+    with pytest.raises(ValueError, match=r"(?s)does not fit Autoencoder.*decoder.0.weight: \(8, 2\).*\(9, 2\)"):
+        course("vae", tmp_path, resume=True)
+    monkeypatch.setitem(CASES, "vae", (lambda: vae((5,), 2, (8,), samples=2, beta=2.0), {"optimizer": adam}))
+    with pytest.raises(ValueError, match=r"config.objective options.beta was '1.0', now '2.0'"):
+        course("vae", tmp_path, resume=True)
+
+
+def test_restore_refuses_what_fit_did_not_write(tmp_path: Path) -> None:
+    checkpoint.save(tmp_path, 1, {"weight": torch.ones(1)})
+    with pytest.raises(ValueError, match="was not written by `fit`"):
+        restore(noisy(), tmp_path)
+
+
+# Imports once, then forks a process for each line [case, folder, operations, calls], which kills itself before so many
+# file operations or function calls (0: never), not after some time, so that it dies at the same point on any machine;
+# answers with its exit code.
+WORKER = """
+import json, os, signal, sys
+sys.path[:0] = json.loads(sys.argv[1])
+import torch
+torch.set_num_threads(1)
+import lightning_fabric, safetensors.torch
+from test_resume import course
+
+def countdown(left):
+    def count():
+        nonlocal left
+        left -= 1
+        if not left:
+            os.kill(os.getpid(), signal.SIGKILL)
+    return count
+
+def die_before(operations, folder):
+    counted, count = {"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir"}, countdown(operations)
+    def hook(event, args):
+        if event in counted and (folder in str(args[0]) or event in ("os.remove", "os.rmdir")):
+            count()
+    sys.addaudithook(hook)
+
+def die_before_call(calls):
+    count = countdown(calls)
+    sys.setprofile(lambda frame, event, argument: count() if event in ("call", "c_call") else None)
+
+print("ready", flush=True)
+for line in sys.stdin:
+    name, folder, operations, calls = json.loads(line)
+    child = os.fork()
+    if not child:
+        if operations:
+            die_before(operations, folder)
+        if calls:
+            die_before_call(calls)
+        course(name, folder, resume=True, checkpoint_every=1)
+        os._exit(0)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
+
+
+class Worker:
+    def __init__(self, process: subprocess.Popen[str]):
+        self.process = process
+
+    def read(self) -> str:
+        assert self.process.stdout is not None
+        return self.process.stdout.readline().strip()
+
+    def attempt(self, name: str, out: Path, operations: int = 0, calls: int = 0) -> bool:
+        """Whether it finished before it was killed."""
+        assert self.process.stdin is not None
+        self.process.stdin.write(json.dumps([name, str(out), operations, calls]) + "\n")
+        self.process.stdin.flush()
+        code = int(self.read())
+        assert code in (0, -signal.SIGKILL)
+        return code == 0
+
+
+@pytest.fixture(scope="module")
+def worker() -> Iterator[Worker]:
+    paths, pipe = json.dumps(PATHS), subprocess.PIPE
+    with subprocess.Popen([sys.executable, "-c", WORKER, paths], stdin=pipe, stdout=pipe, text=True) as process:
+        started = Worker(process)
+        assert started.read() == "ready"
+        yield started
+        assert process.stdin is not None
+        process.stdin.close()
+
+
+def reached(out: Path) -> int:
+    """The step of the newest checkpoint, which must be good; a warning would fail the test."""
+    return checkpoint.load(out).step if checkpoint.checkpoints(out) else 0
+
+
+def test_killed_before_any_file_operation(worker: Worker, tmp_path: Path) -> None:
+    """Each attempt survives one operation longer than the one before, and so dies at every point of a write."""
+    out, steps, operations = tmp_path / "run", [0], 1
+    while not worker.attempt("vae", out, operations=operations):
+        steps.append(reached(out))
+        operations += 1
+    assert steps == sorted(steps) and steps.count(0) > 3 and operations > 15
+    model, _ = course("vae", out, resume=True)
+    assert_same_end("vae", out, model, tmp_path)
+
+
+def test_killed_at_random_moments(worker: Worker, tmp_path: Path) -> None:
+    out, moments, killed = tmp_path / "run", random.Random(0), 0
+    for _ in range(8):
+        killed += not worker.attempt("noisy", out, calls=moments.randrange(1000, 60_000))
+        reached(out)
+    assert killed > 1, "no run was long enough to be killed"
+    model, _ = course("noisy", out, resume=True)
+    assert_same_end("noisy", out, model, tmp_path)
+
+
+UNEVEN = {"data": X[:46], "batch_size": 15}  # shares of 8 and 7, and of the last batch 1 and none
+
+# Two processes, by Fabric's own launcher; the first one writes what they found.
+SPREAD = """
+import json, sys
+sys.path[:0] = json.loads(sys.argv[1])
+import torch
+torch.set_num_threads(1)
+from lightning_fabric import Fabric
+from safetensors.torch import save_file
+from test_resume import UNEVEN, course
+fabric = Fabric(accelerator="cpu", devices=2, strategy="ddp")
+fabric.launch()
+for name in ("adam", "gmm"):
+    for epochs in (2, 4):  # the second continues the first
+        model, history = course(name, sys.argv[2] + "/" + name, epochs, resume=True, fabric=fabric, **UNEVEN)
+    found = {**model.state_dict(), "losses": torch.tensor([row.train_loss for row in history.rows])}
+    if fabric.is_global_zero:
+        save_file(found, sys.argv[2] + "/" + name + ".safetensors")
+"""
+
+
+@pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="this torch has no gloo, its CPU processes' link")
+def test_two_processes_equal_one(tmp_path: Path) -> None:
+    from safetensors.torch import load_file
+
+    paths = json.dumps(PATHS)
+    script = tmp_path / "spread.py"  # a file, because the launcher starts it again
+    script.write_text(SPREAD)
+    done = subprocess.run([sys.executable, script, paths, tmp_path], capture_output=True, text=True, timeout=120)
+    assert not done.returncode, done.stderr
+    for name in ("adam", "gmm"):
+        model, history = course(name, tmp_path / "alone" / name, **UNEVEN)
+        found: dict[str, Tensor] = load_file(tmp_path / f"{name}.safetensors")
+        torch.testing.assert_close(found.pop("losses"), torch.tensor([row.train_loss for row in history.rows]))
+        for key, value in model.state_dict().items():
+            torch.testing.assert_close(found[key], value, rtol=0, atol=1e-5)
