@@ -17,7 +17,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 from benchmarks.common import UnequalResults, agree, first_line, report, row, take_turns
 from benchmarks.mnist_vae import LATENT, images, trained
-from gae.inference import LBFGS, Adam, Ascent, Detach, Fixed, Inference, Prior, Zeros
+from gae.inference import LBFGS, Adam, Ascent, Constant, Detach, Inference, Prior, Zeros
 from gae.inference.ascent.steps.gauss_newton import mean_curvature
 from gae.likelihood import Head
 
@@ -68,7 +68,7 @@ def metric(likelihood: Head, x: Float[Tensor, "B D"]) -> Float[Tensor, "Z Z"]:
 def ours(task: Task, grad_tol: float, steps: int, trace: bool = False) -> Ascent:
     """L-BFGS from the start."""
     step = LBFGS(HISTORY, curvature=task.metric)
-    return Ascent(Fixed(task.start), step, steps, grad_tol=grad_tol, backprop=Detach(), trace=trace)
+    return Ascent(Constant(task.start), step, steps, grad_tol=grad_tol, adjoint=Detach(), trace=trace)
 
 
 @torch.no_grad()
@@ -86,15 +86,15 @@ def long_run(likelihood: Head, x: Tensor, *engines: Inference) -> Float[Tensor, 
     """The best objective that any of the engines reaches, each followed by L-BFGS until nothing moves."""
     found = []
     for engine in engines:
-        polished = Ascent(engine, LBFGS(), LONG, tol=1e-5, backprop=Detach())
+        polished = Ascent(engine, LBFGS(), LONG, tol=1e-5, adjoint=Detach())
         found.append(polished(likelihood, x).log_joint[0])
     return torch.stack(found).amax(0)
 
 
 def task_from(likelihood: Head, x: Tensor, start: Tensor) -> Task:
     """The best of several long runs from the start is what counts as reached."""
-    init = Fixed(start)
-    long = [Ascent(init, Adam(rate), LONG, backprop=Detach()) for rate in LONG_RATES]
+    init = Constant(start)
+    long = [Ascent(init, Adam(rate), LONG, adjoint=Detach()) for rate in LONG_RATES]
     return Task(likelihood, x, start, long_run(likelihood, x, init, *long), metric(likelihood, x))
 
 
@@ -103,7 +103,7 @@ def budget_of_adam(task: Task) -> tuple[float, int]:
     """The rate, and the smallest number of steps, a multiple of 10, that suffices."""
     found = []
     for rate in RATES:
-        engine = Ascent(Fixed(task.start), Adam(rate), LONG, backprop=Detach(), trace=True)
+        engine = Ascent(Constant(task.start), Adam(rate), LONG, adjoint=Detach(), trace=True)
         share = task.share(engine(task.likelihood, task.x).solve.trace[:, 0])
         enough = (share[GRANULARITY::GRANULARITY] >= SHARE).nonzero()
         if len(enough):
@@ -143,7 +143,7 @@ def main() -> None:
     constant = likelihood.log_joint(x, mean.unsqueeze(0))[0] + by_hand(likelihood, x, mean)
     agree("log joint", constant, likelihood.prior.log_prob(torch.zeros_like(mean)), 1e-4)
     torch.manual_seed(0)
-    anywhere = long_run(likelihood, x, Zeros(), Fixed(mean), *(Prior() for _ in range(OTHER_STARTS)))
+    anywhere = long_run(likelihood, x, Zeros(), Constant(mean), *(Prior() for _ in range(OTHER_STARTS)))
     rows = []
     for what, start in (("from zeros", torch.zeros_like(mean)), ("from the amortised mean", mean)):
         task = task_from(likelihood, x, start)

@@ -3,7 +3,7 @@
 P1's decoder (20-200-200-784, tanh, Bernoulli) at its initial weights, batch 128, gradient ascent on the code; a pass
 gives the gradients of all of the decoder's parameters. Memory is counted twice: as the bytes of all tensors alive at
 once, which is exact, and as what a pass adds to the resident set at its peak, in a fresh process after a pass with
-T = 1 (Linux), which also sees a fragmented heap. ``Checkpoint`` keeps T codes, and is flat but for those.
+T = 1 (Linux), which also sees a fragmented heap. ``CheckpointedUnroll`` keeps T codes, and is flat but for those.
 """
 
 import gc
@@ -25,13 +25,13 @@ from torch.utils._pytree import tree_leaves
 from benchmarks.common import agree, first_line, report, row, take_turns
 from benchmarks.mnist_vae import images, untrained
 from gae import Autoencoder
-from gae.inference import Ascent, Backprop, Checkpoint, Detach, GradientAscent, Implicit, OneStep, Unroll
+from gae.inference import Adjoint, Ascent, CheckpointedUnroll, Detach, GradientAscent, Implicit, OneStep, Unroll
 
 BATCH, LONG, SHORT, RATE, ROUNDS = 128, 256, 16, 0.02, 5
 FLAT = 1.1  # the most that 16 times the steps may cost
-MODES: dict[str, Callable[[], Backprop]] = {
+MODES: dict[str, Callable[[], Adjoint]] = {
     "Unroll": Unroll,
-    "Checkpoint": Checkpoint,
+    "Checkpoint": CheckpointedUnroll,
     "Implicit": lambda: Implicit(stationary=math.inf),  # T = 16 is no solution; memory is asked for all the same
     "OneStep": OneStep,
     "Detach": Detach,
@@ -40,7 +40,7 @@ MODES: dict[str, Callable[[], Backprop]] = {
 
 def model(mode: str, steps: int) -> Autoencoder:
     """The decoder under gradient ascent with ``joint`` as its objective."""
-    engine = Ascent(step=GradientAscent(RATE), max_steps=steps, backprop=MODES[mode]())
+    engine = Ascent(step=GradientAscent(RATE), max_steps=steps, adjoint=MODES[mode]())
     return Autoencoder(untrained().likelihood, engine)
 
 

@@ -40,7 +40,7 @@ class AsWritten(nn.Module):
 
 def ours(likelihood: LinearMixture) -> Autoencoder:
     """LLGAE by ascent."""
-    return Autoencoder(likelihood, Argmax(Ascent(Zeros(), GradientAscent(RATE), STEPS, backprop=Unroll())))
+    return Autoencoder(likelihood, Argmax(Ascent(Zeros(), GradientAscent(RATE), STEPS, adjoint=Unroll())))
 
 
 def half_square(model: Autoencoder, x: Float[Tensor, "B D"]) -> Float[Tensor, ""]:

@@ -36,7 +36,7 @@ def generator() -> nn.Sequential:
 def ours(network: nn.Module) -> Autoencoder:
     """With scale √½ the log density is -‖x - f(z)‖² up to a constant."""
     likelihood = Gaussian(network, (LATENT, 1, 1), scale=0.5**0.5, prior=Flat(LATENT, 1, 1))
-    return Autoencoder(likelihood, Ascent(Zeros(), GradientAscent(1.0), max_steps=1, backprop=Unroll()))
+    return Autoencoder(likelihood, Ascent(Zeros(), GradientAscent(1.0), max_steps=1, adjoint=Unroll()))
 
 
 def by_hand(network: nn.Module, x: Float[Tensor, "B 1 32 32"]) -> Float[Tensor, ""]:

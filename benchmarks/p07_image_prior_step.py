@@ -17,7 +17,7 @@ from torch.nn.utils import parameters_to_vector
 
 from benchmarks.common import Row, agree, report, row
 from gae import nets
-from gae.inference import Adam, Ascent, Detach, Fixed, Progress, RunningVariance
+from gae.inference import ESWMV, Adam, Ascent, Constant, Detach, Progress
 from gae.likelihood import Gaussian, WeightLikelihood
 
 SIDE, RATE, JITTER, SCALE = 128, 0.01, 0.05, 25 / 255
@@ -80,7 +80,7 @@ def verify(channels: int, scales: int, name: str) -> None:
     x, seen = torch.rand(1, 1, SIDE, SIDE).double(), 0.1 * torch.rand(32, SIDE, SIDE).double()
     theirs = plain(channels, scales).double()
     start = parameters_to_vector(theirs.parameters()).detach()
-    engine = Ascent(Fixed(start), Adam(RATE, eps=1e-15), EQUAL, backprop=Detach(), trace=True)
+    engine = Ascent(Constant(start), Adam(RATE, eps=1e-15), EQUAL, adjoint=Detach(), trace=True)
     with torch.no_grad():
         nats = -engine.infer(ours(channels, scales, seen, 0.0), x).solve.trace.flatten() / x.numel()
     step = by_hand(theirs, seen, x, eps=1e-15)
@@ -114,8 +114,8 @@ def compare(channels: int, scales: int, ruled: bool) -> Row:
         taken[1].append(since[0] - now)
 
     steps = WARM + BLOCK * BLOCKS
-    stop = RunningVariance() if ruled else None
-    engine = Ascent(Fixed(start), Adam(RATE), steps, backprop=Detach(), stop=stop, watch=turn)
+    stop = ESWMV() if ruled else None
+    engine = Ascent(Constant(start), Adam(RATE), steps, adjoint=Detach(), stop=stop, watch=turn)
     with torch.no_grad():
         engine.infer(ours(channels, scales, seen, JITTER), x)
     mine, others = ([sum(side[i : i + BLOCK]) for i in range(WARM, steps, BLOCK)] for side in taken)

@@ -29,7 +29,18 @@ def cases(wanted: list[str]) -> dict[str, Case]:
     from benchmarks import p03_llgae_step, p04_vae_step, p06_gon_step
     from benchmarks.common import mnist, training
     from gae import Autoencoder, nets
-    from gae.inference import LBFGS, Adam, Argmax, Ascent, Checkpoint, Detach, GradientAscent, OneStep, Unroll, Zeros
+    from gae.inference import (
+        LBFGS,
+        Adam,
+        Argmax,
+        Ascent,
+        CheckpointedUnroll,
+        Detach,
+        GradientAscent,
+        OneStep,
+        Unroll,
+        Zeros,
+    )
     from gae.likelihood import Bernoulli, LinearMixture
     from gae.systems import pca, ppca
     from gae.training import fit
@@ -48,10 +59,10 @@ def cases(wanted: list[str]) -> dict[str, Case]:
 
         return run
 
-    found["p1 LBFGS"] = encode(Ascent(Zeros(), LBFGS(6), 25, grad_tol=1e-3, backprop=Detach()))
-    found["p1 Adam"] = encode(Ascent(Zeros(), Adam(0.1), 20, backprop=Detach()))
-    for way in (Unroll(), Checkpoint(), OneStep()):
-        unrolled = Autoencoder(likelihood, Ascent(Zeros(), GradientAscent(0.01), 64, backprop=way))
+    found["p1 LBFGS"] = encode(Ascent(Zeros(), LBFGS(6), 25, grad_tol=1e-3, adjoint=Detach()))
+    found["p1 Adam"] = encode(Ascent(Zeros(), Adam(0.1), 20, adjoint=Detach()))
+    for way in (Unroll(), CheckpointedUnroll(), OneStep()):
+        unrolled = Autoencoder(likelihood, Ascent(Zeros(), GradientAscent(0.01), 64, adjoint=way))
         found[f"p2 {type(way).__name__}"] = lambda model=unrolled: model(bits[:128]).backward()  # type: ignore[misc]
     means = rows[-p03_llgae_step.COMPONENTS :]
     charts = p03_llgae_step.ours(LinearMixture(len(means), p03_llgae_step.LATENT, (784,), flat_prior=True, means=means))

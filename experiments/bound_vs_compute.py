@@ -90,7 +90,7 @@ def starts(model: Autoencoder) -> dict[str, Inference]:
 
 
 def engine(init: Inference, step: Step, steps: int, trace: bool = False) -> Ascent:
-    return Ascent(init, step, steps, backprop=Detach(), trace=trace)
+    return Ascent(init, step, steps, adjoint=Detach(), trace=trace)
 
 
 @torch.no_grad()
@@ -99,7 +99,7 @@ def values(likelihood: Likelihood, x: Tensor, init: Inference, rule: Rule, step:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         trace = engine(init, step, max(rule.budgets) + 1, True)(likelihood, x).solve.trace[:, 0]
-    if step.searches:  # after T evaluations the best of z_0 ... z_{T-1} is returned, else z_T
+    if step.returns_best:  # after T evaluations the best of z_0 ... z_{T-1} is returned, else z_T
         return trace.cummax(0).values[[budget - 1 for budget in rule.budgets]]
     return trace[list(rule.budgets)]
 
@@ -132,7 +132,7 @@ def best_known(model: Autoencoder, x: Tensor, configuration: Configuration) -> T
     """The highest log joint of long runs from every start, and from further draws of the prior, (B,) in nats."""
     likelihood, inits = model.likelihood, list(starts(model).values())
     others = [Prior() for _ in range(configuration.other_starts)]
-    adam = [Ascent(init, Adam(0.05), 300, backprop=Detach()) for init in inits]
+    adam = [Ascent(init, Adam(0.05), 300, adjoint=Detach()) for init in inits]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(configuration.seed)
         return long_run(likelihood, x, *inits, *others, *adam)

@@ -2,7 +2,7 @@
 
 Bora et al. (2017, arXiv 1703.03208) minimise ‖A G(z) - y‖² + λ ‖z‖² over the code z of a VAE's decoder G, where
 y = A x + noise, A (m, 784) has entries from N(0, 1/m) and the noise a norm of about 0.1. With a standard normal prior
-this is the most probable code of ``Observed(G, A, scale=√λ)``. Here their figure for MNIST becomes a table, of squared
+this is the most probable code of ``Measured(G, A, scale=√λ)``. Here their figure for MNIST becomes a table, of squared
 error per pixel against the clean image, over test images. Must hold: the error falls with m, within its errors, and
 is below that of Lasso for m ≤ 100. (From m = 400 on Lasso on pixels wins: no code gives the image itself.)
 
@@ -34,7 +34,7 @@ from torch import Tensor, nn
 from experiments.common import ROOT, mnist, write
 from gae import Autoencoder, nets
 from gae.inference import LBFGS, Adam, Amortized, Ascent, Detach, Encoding, Prior
-from gae.likelihood import Bernoulli, GaussianProjection, Likelihood, LinearOperator, Mask, Observed
+from gae.likelihood import Bernoulli, GaussianProjection, Likelihood, LinearOperator, Mask, Measured
 from gae.objective import elbo
 from gae.systems import NormalEncoder
 from gae.training import fit
@@ -89,7 +89,7 @@ def train(configuration: Configuration) -> Bernoulli:
 
 
 @dataclass(frozen=True)
-class Measured:
+class Measurements:
     """Images (n, 1, 28, 28), seen as y (n, m) through A, with noise."""
 
     x: Tensor
@@ -97,10 +97,10 @@ class Measured:
     operator: LinearOperator
 
 
-def measure(configuration: Configuration, x: Tensor, m: int, seed: int) -> Measured:
+def measure(configuration: Configuration, x: Tensor, m: int, seed: int) -> Measurements:
     operator = GaussianProjection(m, x.shape[1:], seed)
     noise = torch.randn(len(x), m, generator=torch.Generator().manual_seed(seed + 1))
-    return Measured(x, operator(x) + noise * configuration.noise_norm / math.sqrt(m), operator)
+    return Measurements(x, operator(x) + noise * configuration.noise_norm / math.sqrt(m), operator)
 
 
 def errors(estimate: Tensor, x: Tensor) -> Tensor:
@@ -110,14 +110,14 @@ def errors(estimate: Tensor, x: Tensor) -> Tensor:
 
 @torch.no_grad()
 def decoded(
-    configuration: Configuration, likelihood: Likelihood, seen: Measured, weight: float, rule: str = "lbfgs"
+    configuration: Configuration, likelihood: Likelihood, seen: Measurements, weight: float, rule: str = "lbfgs"
 ) -> tuple[Tensor, Encoding]:
     """Images of the most probable codes for λ = weight, the best of all restarts, and these codes."""
     step, steps, tol = LBFGS(), configuration.steps, configuration.tol
     if rule == "adam":
         step, steps, tol = Adam(configuration.adam_rate), configuration.adam_steps, None
-    engine = Ascent(Prior(), step, steps, tol, restarts=configuration.restarts, backprop=Detach())
-    observed = Observed(likelihood, seen.operator, scale=math.sqrt(weight))
+    engine = Ascent(Prior(), step, steps, tol, restarts=configuration.restarts, adjoint=Detach())
+    observed = Measured(likelihood, seen.operator, scale=math.sqrt(weight))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(configuration.seed)
         found = engine(observed, seen.y)
@@ -125,7 +125,7 @@ def decoded(
 
 
 def lasso(
-    configuration: Configuration, seen: Measured, basis: str, positive: bool, penalties: tuple[float, ...]
+    configuration: Configuration, seen: Measurements, basis: str, positive: bool, penalties: tuple[float, ...]
 ) -> tuple[Tensor, float]:
     """Images (penalties, n, 1, 28, 28) for descending penalties, and the share of unconverged solves at the last."""
     import numpy as np
@@ -152,7 +152,7 @@ def lasso(
     return torch.from_numpy(images).float().clamp(0, 1), float(np.mean(late, 0)[-1])
 
 
-def select(configuration: Configuration, likelihood: Likelihood, seen: Measured) -> dict[str, Table]:
+def select(configuration: Configuration, likelihood: Likelihood, seen: Measurements) -> dict[str, Table]:
     """Mean errors on held-out training images, for every weight and penalty."""
 
     def mean(images: Tensor) -> float:
@@ -169,7 +169,7 @@ def select(configuration: Configuration, likelihood: Likelihood, seen: Measured)
     return found
 
 
-def compare(configuration: Configuration, likelihood: Likelihood, seen: Measured) -> dict[str, Any]:
+def compare(configuration: Configuration, likelihood: Likelihood, seen: Measurements) -> dict[str, Any]:
     """L-BFGS beside the paper's Adam, on held-out training images."""
     results = {}
     for rule in ("lbfgs", "adam"):
@@ -184,7 +184,7 @@ def compare(configuration: Configuration, likelihood: Likelihood, seen: Measured
 
 
 def evaluate(
-    configuration: Configuration, likelihood: Likelihood, seen: Measured, choices: dict[str, dict[str, Any]]
+    configuration: Configuration, likelihood: Likelihood, seen: Measurements, choices: dict[str, dict[str, Any]]
 ) -> tuple[dict[str, Tensor], dict[str, float]]:
     """Images of each method with its choice, and the share of Lasso's solves that did not converge."""
     images = {"decoder": decoded(configuration, likelihood, seen, choices["decoder"]["prior_weight"])[0]}
@@ -216,7 +216,8 @@ def row(m: int, found: dict[str, Tensor], before: dict[str, Tensor] | None) -> d
 def floor(configuration: Configuration, likelihood: Likelihood, x: Tensor) -> Tensor:
     """Errors of the best codes found where the whole image is seen, without noise."""
     whole = Mask(torch.ones(x.shape[1:], dtype=torch.bool), x.shape[1:])
-    return errors(decoded(configuration, likelihood, Measured(x, whole(x), whole), configuration.floor_weight)[0], x)
+    whole_image = Measurements(x, whole(x), whole)
+    return errors(decoded(configuration, likelihood, whole_image, configuration.floor_weight)[0], x)
 
 
 def draw(configuration: Configuration, results: dict[str, Any], pictures: dict[int, dict[str, Tensor]]) -> Any:

@@ -25,7 +25,7 @@ from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from experiments.common import ROOT, mnist, write
-from gae.analysis.metrics import Effort, encode
+from gae.analysis.metrics import EvaluationBudget, encode
 from gae.data import Dataset, load
 from gae.inference import LBFGS, Ascent, Detach, Zeros
 from gae.systems import build
@@ -92,7 +92,7 @@ def system(method: str, data: Dataset, size: int, configuration: Configuration) 
     batch_size = None if closed else configuration.batch_size
     fit(model, data, epochs=epochs, batch_size=batch_size, optimizer=optimizer, seed=configuration.seed, progress=False)
     trained = time.process_time()
-    effort = Effort()
+    effort = EvaluationBudget()
     with torch.no_grad():
         test = encode(model, data.test, effort)
         encoded = time.process_time()
@@ -112,7 +112,7 @@ def searched(model: Any, data: Dataset, configuration: Configuration) -> dict[st
     """The squared error per pixel of 500 test images when a gradient origin network's codes are searched by L-BFGS."""
     x = data.test[:500]
     with torch.no_grad():
-        code = model.encode(x, Ascent(Zeros(), LBFGS(), 100, backprop=Detach()))
+        code = model.encode(x, Ascent(Zeros(), LBFGS(), 100, adjoint=Detach()))
         error = (model.likelihood(code.point).mean - x).square().flatten(1).mean(1).double()
     return {"mean": float(error.mean()), "se": float(error.std() / math.sqrt(len(error)))}
 

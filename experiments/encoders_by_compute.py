@@ -59,15 +59,15 @@ class Configuration:
 
 def engines(encoder: NormalEncoder | None, configuration: Configuration, steps: int) -> dict[str, Inference]:
     """Every engine at a number of steps."""
-    climb = partial(Ascent, step=LBFGS(), max_steps=steps, backprop=Detach())
+    climb = partial(Ascent, step=LBFGS(), max_steps=steps, adjoint=Detach())
     found: dict[str, Inference] = {"MAP from zeros": climb(Zeros()), "MAP from the prior": climb(Prior())}
     noise = Langevin(configuration.langevin_rate, adjusted=True)
-    found["Langevin from zeros"] = Ascent(Zeros(), noise, steps, backprop=Detach())
+    found["Langevin from zeros"] = Ascent(Zeros(), noise, steps, adjoint=Detach())
     if encoder is not None:
         found["MAP from the encoder"] = climb(Amortized(encoder))
         for name, family in {"8 draws": MeanField(8), "100 matched draws": MeanField(100, matched=True)}.items():
             rule = Adam(0.02, (0.8, 0.9))
-            refined = Ascent(Amortized(encoder), rule, steps, family=family, backprop=Detach())
+            refined = Ascent(Amortized(encoder), rule, steps, family=family, adjoint=Detach())
             found[f"mean field from the encoder, {name}"] = refined
     return found
 
@@ -112,7 +112,7 @@ def curves(name: str, data: Any, configuration: Configuration) -> dict[str, Any]
         "label": TRAININGS[name].label,
         "curves": found,
         "crossings": crossings(found),
-        "log_p": {**mean_and_error(log_p.log_p), "effective": float(log_p.effective.mean())},  # type: ignore[union-attr]
+        "log_p": {**mean_and_error(log_p.log_p), "ess": float(log_p.ess.mean())},  # type: ignore[union-attr]
     }
 
 

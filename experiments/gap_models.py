@@ -21,7 +21,7 @@ from torch import nn
 from experiments.common import ROOT, mnist
 from gae import Autoencoder, nets
 from gae.data import Dataset
-from gae.inference import Adam, Amortized, Ascent, Backprop, Detach, Inference, MeanField, Unroll, Zeros
+from gae.inference import Adam, Adjoint, Amortized, Ascent, Detach, Inference, MeanField, Unroll, Zeros
 from gae.likelihood import Bernoulli
 from gae.objective import Objective, elbo, iwae, joint
 from gae.systems import NormalEncoder
@@ -48,18 +48,18 @@ class Training:
         return sum(epochs for _, epochs in self.stages)
 
 
-def map_ascent(backprop: Backprop, steps: int, rate: float) -> Ascent:
+def map_ascent(adjoint: Adjoint, steps: int, rate: float) -> Ascent:
     """MAP codes by Adam from zero, as the decoders are trained with them.
 
     Unrolled, 10 steps of rate 0.3 are enough: the decoder learns to be climbed by them. Detached, it came to ignore
     its code under these within two epochs; 25 smaller steps keep it.
     """
-    return Ascent(Zeros(), Adam(rate, (0.8, 0.9)), steps, backprop=backprop)
+    return Ascent(Zeros(), Adam(rate, (0.8, 0.9)), steps, adjoint=adjoint)
 
 
 def refinement(encoder: NormalEncoder, steps: int = 5, samples: int = 2) -> Ascent:
     """Ascent on the ELBO of a mean-field normal that starts as the encoder's (Kim et al. 2018)."""
-    return Ascent(Amortized(encoder), Adam(0.02, (0.8, 0.9)), steps, family=MeanField(samples), backprop=Unroll())
+    return Ascent(Amortized(encoder), Adam(0.02, (0.8, 0.9)), steps, family=MeanField(samples), adjoint=Unroll())
 
 
 TRAININGS = {

@@ -28,12 +28,12 @@ from torch import Tensor
 from experiments.common import ROOT, mnist, write
 from gae import Autoencoder
 from gae.data import Dataset
-from gae.inference import LBFGS, Ascent, Backprop, Detach, Unroll, Zeros
+from gae.inference import LBFGS, Adjoint, Ascent, Detach, Unroll, Zeros
 from gae.systems import gon, pca
 from gae.training import fit
 
 RUNS = ROOT.parent / "runs" / "gon"
-VARIANTS: dict[str, type[Backprop]] = {"unrolled": Unroll, "detached": Detach}
+VARIANTS: dict[str, type[Adjoint]] = {"unrolled": Unroll, "detached": Detach}
 COLOURS = {
     "unrolled": "tab:blue",
     "detached": "tab:orange",
@@ -64,7 +64,7 @@ def network(configuration: Configuration, variant: str, code_rate: float, seed: 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = gon((1, 28, 28), configuration.latent, configuration.hidden, rate=code_rate)
-    model.inference.backprop = VARIANTS[variant]()
+    model.inference.adjoint = VARIANTS[variant]()
     return model
 
 
@@ -118,7 +118,7 @@ def select(configuration: Configuration, variant: str, data: Dataset) -> list[di
 @torch.no_grad()
 def search(model: Autoencoder, x: Tensor, steps: int) -> list[float]:
     """Mean error of the best code found so far, before each step of L-BFGS from the origin."""
-    engine = Ascent(Zeros(), LBFGS(), steps, backprop=Detach(), trace=True)
+    engine = Ascent(Zeros(), LBFGS(), steps, adjoint=Detach(), trace=True)
     values = model.encode(x, engine).solve.trace[:, 0].cummax(0).values.double()
     return [error_of_loss(-float(value), x[0].numel()) for value in values.mean(1)]
 

@@ -64,15 +64,15 @@ def test_nll(name: str, decoder: Bernoulli, encoder: Any, x: Tensor, configurati
     found = []
     for batch in x.split(250):
         if name in POINT:
-            mode = Ascent(Zeros(), LBFGS(), 100, grad_tol=1e-3, backprop=Detach())(decoder, batch).point
+            mode = Ascent(Zeros(), LBFGS(), 100, grad_tol=1e-3, adjoint=Detach())(decoder, batch).point
             proposal: Any = laplace_approximation(decoder, batch, mode, floor=1.0)
         else:
             proposal = Amortized(encoder)
         found.append(importance(decoder, batch, proposal, configuration.samples, chunk=50))
     entry = mean_and_error(-torch.cat([part.log_p for part in found]))
     error = torch.cat([part.standard_error for part in found])
-    effective = torch.cat([part.effective for part in found])
-    return {**entry, "sampling_se": float(error.mean()), "effective": float(effective.mean()), "images": len(x)}
+    ess = torch.cat([part.ess for part in found])
+    return {**entry, "sampling_se": float(error.mean()), "ess": float(ess.mean()), "images": len(x)}
 
 
 def gaps(name: str, decoder: Bernoulli, encoder: Any, x: Tensor, configuration: Configuration) -> dict[str, Any]:
@@ -104,7 +104,7 @@ def annealed(decoder: Bernoulli, x: Tensor, configuration: Configuration) -> dic
             }
         )
         print(f"sandwich, T = {temperatures}: {float((upper - lower).mean()):.3f} nats", flush=True)
-    entry = {**mean_and_error(found.log_p), "effective": float(found.effective.mean())}  # type: ignore[union-attr]
+    entry = {**mean_and_error(found.log_p), "ess": float(found.ess.mean())}  # type: ignore[union-attr]
     return {"log_p": entry, "images": found.log_p.tolist(), "sandwich": rows}
 
 

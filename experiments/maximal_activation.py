@@ -25,7 +25,7 @@ from torch.nn.functional import cross_entropy, logsigmoid
 from experiments.common import write
 from gae import nets
 from gae.data import Dataset, load
-from gae.inference import Adam, Ascent, Box, Detach, Fixed, Projected, Scheduled, Step
+from gae.inference import Adam, Ascent, Box, Constant, Detach, Projected, Scheduled, Step
 from gae.likelihood import Activation, StandardNormal
 from gae.systems import vae
 from gae.training import fit
@@ -119,9 +119,9 @@ def decoder(data: Dataset, c: Configuration) -> nn.Module:
 def ascended(likelihood: Activation, begin: Tensor, step: Step, c: Configuration) -> tuple[Tensor, Tensor]:
     """Latents (classes, starts, *Z) from the same starts (starts, *Z) for every class, and their log joint, in nats."""
     x = torch.arange(CLASSES, dtype=begin.dtype).repeat_interleave(c.starts)
-    start = Fixed(begin.repeat(CLASSES, *[1] * (begin.dim() - 1)))
+    start = Constant(begin.repeat(CLASSES, *[1] * (begin.dim() - 1)))
     with torch.no_grad():
-        found = Ascent(start, step, c.steps, backprop=Detach())(likelihood, x)
+        found = Ascent(start, step, c.steps, adjoint=Detach())(likelihood, x)
     return found.z[0].unflatten(0, (CLASSES, c.starts)), found.log_joint[0].unflatten(0, (CLASSES, c.starts))
 
 

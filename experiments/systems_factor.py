@@ -82,7 +82,7 @@ def sparse_coding(digits: Dataset) -> Row:
 
     def of(rate: float | None, steps: int) -> float:
         with torch.no_grad():
-            engine = Ascent(Zeros(), ProximalAscent(rate, accelerated=True), steps, backprop=Detach())
+            engine = Ascent(Zeros(), ProximalAscent(rate, accelerated=True), steps, adjoint=Detach())
             return objective(engine(likelihood, x).z[0]) / objective(theirs) - 1
 
     found = {

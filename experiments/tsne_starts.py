@@ -19,7 +19,7 @@ from torch import Tensor
 from experiments.common import ROOT, write
 from gae import systems
 from gae.data import load
-from gae.inference import Exaggerated, Fixed, Initial, PrincipalComponents
+from gae.inference import Constant, DecoderInit, EarlyExaggeration, PrincipalComponents
 from gae.likelihood import TSNE
 
 
@@ -41,7 +41,7 @@ def starts(likelihood: TSNE, x: Tensor, seed: int) -> dict[str, np.ndarray]:
         "components, scikit-learn": components / np.std(components[:, 0]) * 1e-4,
         "components": PrincipalComponents()(likelihood, one).z[0, 0].numpy(),
         "random, scikit-learn": random,
-        "random": Initial()(likelihood, one).z[0, 0].float().numpy(),
+        "random": DecoderInit()(likelihood, one).z[0, 0].float().numpy(),
     }
 
 
@@ -53,8 +53,8 @@ def ends(x: Tensor, perplexity: float, seed: int) -> dict[str, dict[str, float]]
     assert isinstance(likelihood, TSNE)
     found = {}
     for name, start in starts(likelihood, x, seed).items():
-        assert isinstance(engine.init, Exaggerated)  # type: ignore[union-attr]
-        engine.init.engine.init = Fixed(torch.from_numpy(start))  # type: ignore[union-attr]
+        assert isinstance(engine.init, EarlyExaggeration)  # type: ignore[union-attr]
+        engine.init.engine.init = Constant(torch.from_numpy(start))  # type: ignore[union-attr]
         row = {}
         for dtype in (torch.float32, torch.float64):
             one = x.to(dtype).unsqueeze(0)

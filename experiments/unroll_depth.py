@@ -30,7 +30,7 @@ from benchmarks.mnist_vae import EPOCHS, images, untrained
 from experiments.common import ROOT, mnist, write
 from gae import Autoencoder
 from gae.analysis.gradcheck import check_gradient
-from gae.inference import LBFGS, Ascent, Backprop, Detach, Encoding, GradientAscent, Implicit, OneStep, Truncate, Unroll
+from gae.inference import LBFGS, Adjoint, Ascent, Detach, Encoding, GradientAscent, Implicit, OneStep, Truncate, Unroll
 from gae.likelihood import Likelihood
 from gae.training import fit
 
@@ -46,7 +46,7 @@ COLOURS = {
     "Implicit": "tab:red",
     "Detach": "tab:orange",
 }
-MODES: dict[str, Callable[[], Backprop]] = {
+MODES: dict[str, Callable[[], Adjoint]] = {
     "Unroll": Unroll,
     "Truncate(16)": lambda: Truncate(16),
     "Truncate(4)": lambda: Truncate(4),
@@ -90,7 +90,7 @@ def read_out(likelihood: Likelihood, x: Tensor, labels: Tensor) -> tuple[nn.Line
     from sklearn.linear_model import LogisticRegression
 
     with torch.no_grad():
-        codes = Ascent(step=LBFGS(), max_steps=200, tol=1e-3, backprop=Detach())(likelihood, x).z[0]
+        codes = Ascent(step=LBFGS(), max_steps=200, tol=1e-3, adjoint=Detach())(likelihood, x).z[0]
     found = LogisticRegression(max_iter=1000).fit(codes.numpy(), labels.numpy())
     layer = nn.Linear(codes.shape[1], len(found.classes_), dtype=codes.dtype).requires_grad_(False)
     layer.weight.copy_(torch.from_numpy(found.coef_))
@@ -130,9 +130,9 @@ def angle(a: Tensor, b: Tensor) -> float | None:
 
 def optimum(configuration: Configuration, likelihood: Likelihood, x: Tensor) -> tuple[Encoding, Row]:
     """The point that the ascent approaches, differentiated by the implicit function theorem."""
-    ascent = Ascent(step=GradientAscent(configuration.rate), max_steps=configuration.steps[-1], backprop=Detach())
+    ascent = Ascent(step=GradientAscent(configuration.rate), max_steps=configuration.steps[-1], adjoint=Detach())
     implicit = Implicit(tol=1e-10)
-    encoding = Ascent(ascent, LBFGS(), 1000, grad_tol=1e-8, backprop=implicit)(likelihood, x)
+    encoding = Ascent(ascent, LBFGS(), 1000, grad_tol=1e-8, adjoint=implicit)(likelihood, x)
     last = ascent(likelihood, x)
     return encoding, {
         "bound": float(encoding.log_joint.detach().mean()),
@@ -145,7 +145,7 @@ def optimum(configuration: Configuration, likelihood: Likelihood, x: Tensor) -> 
 
 def certificate(configuration: Configuration, likelihood: Likelihood, x: Tensor, wanted: dict[str, Loss]) -> Row:
     """Relative error of the gradient by ``Unroll`` against finite differences."""
-    engine = Ascent(step=GradientAscent(configuration.rate), max_steps=configuration.certified_steps, backprop=Unroll())
+    engine = Ascent(step=GradientAscent(configuration.rate), max_steps=configuration.certified_steps, adjoint=Unroll())
     return {
         name: check_gradient(Autoencoder(likelihood, engine, lambda encoding, loss=loss: -loss(encoding)), x)
         for name, loss in wanted.items()
@@ -159,8 +159,8 @@ def compare(configuration: Configuration, likelihood: Likelihood, x: Tensor, wan
     rows = []
     for steps in configuration.steps:
         unrolled: dict[str, Tensor] = {}
-        for mode, backprop in MODES.items():
-            engine = Ascent(step=GradientAscent(configuration.rate), max_steps=steps, backprop=backprop())
+        for mode, adjoint in MODES.items():
+            engine = Ascent(step=GradientAscent(configuration.rate), max_steps=steps, adjoint=adjoint())
             encoding = engine(likelihood, x)
             if mode == "Implicit":  # the only mode that takes the gradient at z_T itself
                 facts["median_gradient_norm"][steps] = median(encoding.solve.grad_norm.flatten().tolist())

@@ -70,7 +70,7 @@ class Autoencoder(nn.Module):
         seen = x if self.corruption is None else self.corruption(x)
         if self.penalties and not seen.requires_grad:
             seen = seen.detach().requires_grad_()
-        code = replace(self.inference.infer(self.likelihood, seen), score=None)
+        code = replace(self.inference.infer(self.likelihood, seen), log_joint=None)
         encoding = self.inference.scored(self.likelihood, x, code)
         loss = -self.aggregate(self.objective(encoding))
         return sum((penalty(seen, encoding) for penalty in self.penalties), loss)
@@ -93,7 +93,7 @@ class Autoencoder(nn.Module):
     def score(self, x: Num[Tensor, "B *X"], code: Code) -> Float[Tensor, " B"]:
         """The objective of codes already found, (B,) in nats, from the engine's own score where it kept one."""
         with door(self.likelihood, x):
-            log_joint = self.likelihood.log_joint(x, code.z, code.k) if code.score is None else code.score
+            log_joint = self.likelihood.log_joint(x, code.z, code.k) if code.log_joint is None else code.log_joint
         name = type(self.inference).__name__
         return self.objective(Encoding(code.z, code.k, log_joint, code.log_q, code.q, self.likelihood.prior, name))
 

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.distributions import Normal
 
 from gae import nets
-from gae.inference import Ascent, Backprop, Detach, Fixed, GradientAscent, Status, Unroll, Zeros
+from gae.inference import Adjoint, Ascent, Constant, Detach, GradientAscent, Status, Unroll, Zeros
 from gae.ledger.claims import Check, Relation, at_most, check, equal
 from gae.likelihood import Gaussian, LinearMixture
 
@@ -26,7 +26,7 @@ def check_D03() -> Check:
         found = Ascent(Zeros(), GradientAscent(0.95 * limit), max_steps=60, trace=True)(model, x)
         fast = Ascent(Zeros(), GradientAscent(0.5 * limit), max_steps=200)(model, x)
         start = torch.randn(12, 2)
-        wild = Ascent(Fixed(start), GradientAscent(1.05 * limit), max_steps=150)(model, x)
+        wild = Ascent(Constant(start), GradientAscent(1.05 * limit), max_steps=150)(model, x)
     assert found.solve is not None and found.solve.trace is not None and wild.solve is not None
     reached = torch.cat([found.solve.trace.squeeze(1), found.log_joint])
     grown = best + (start - best) @ torch.linalg.matrix_power(torch.eye(2) - 1.05 * limit * precision, 150)
@@ -107,9 +107,9 @@ def _log_joint(model: LinearMixture, x: Tensor, z: Tensor) -> Tensor:
     return Normal(0.0, 1.0).log_prob(z).sum(1) + Normal(mean, scale).log_prob(x).sum(1)
 
 
-def _slope(model: Gaussian, x: Tensor, steps: int, mode: Backprop, direction: list[Tensor]) -> float:
+def _slope(model: Gaussian, x: Tensor, steps: int, mode: Adjoint, direction: list[Tensor]) -> float:
     """The derivative of Σ l(z_t) along a direction in the parameters, by gae."""
-    value = Ascent(Zeros(), GradientAscent(0.1), steps, backprop=mode)(model, x).log_joint.sum()
+    value = Ascent(Zeros(), GradientAscent(0.1), steps, adjoint=mode)(model, x).log_joint.sum()
     gradient = torch.autograd.grad(value, list(model.decoder.parameters()))
     return sum(float((g * d).sum()) for g, d in zip(gradient, direction, strict=True))
 
@@ -146,7 +146,7 @@ def _envelope() -> list[Relation]:
     for steps in (60, 61, 200):
         gradients = []
         for mode in (Unroll(), Detach()):
-            value = Ascent(Zeros(), GradientAscent(step), steps, backprop=mode)(model, x).log_joint.sum()
+            value = Ascent(Zeros(), GradientAscent(step), steps, adjoint=mode)(model, x).log_joint.sum()
             gradients.append(torch.autograd.grad(value, model.loadings)[0])
         gaps.append((gradients[0] - gradients[1]).norm())
     rate = (1 - step * spectrum).abs().max()

@@ -13,7 +13,7 @@ from torch.nn.utils.parametrizations import orthogonal
 
 from gae import systems
 from gae.autoencoder import Autoencoder
-from gae.inference import Amortized, Ascent, ClosedForm, Fixed, GradientAscent, Inference
+from gae.inference import Amortized, Ascent, ClosedForm, Constant, GradientAscent, Inference
 from gae.ledger.claims import Check, at_most, check, equal
 from gae.likelihood import Flat, Gaussian, Likelihood, LinearMixture
 from gae.objective import joint
@@ -41,7 +41,7 @@ def check_D12() -> Check:
         claim=[
             equal("∂/∂z log q(x|z), σ² = ½, by autodiff = 2Wᵀ(x − μ − Wz)", _slope(model, x, z), formula),
             equal("log q(x|z) = −‖x − μ − Wz‖² − D/2 log π", model.log_joint(x, z), -distance - 3 * math.log(math.pi)),
-            equal("the same slope from sufficient statistics", _gradient(model.given(x), z), formula),
+            equal("the same slope from sufficient statistics", _gradient(model.bind(x), z), formula),
             equal("the same slope of a linear network", _slope(network, x, z), formula),
         ],
         correction=[equal("any σ: Wᵀ(x − μ − Wz) / σ²", _slope(noisy, x, z), formula / (2 * 0.3**2))],
@@ -157,7 +157,7 @@ def _slope(model: Likelihood, x: Tensor, z: Tensor) -> Tensor:
 
 def _half_step(model: LinearMixture, x: Tensor, start: Tensor) -> Tensor:
     """Where one step of rate ½ of gae's ascent from given codes (B, E) lands."""
-    return Ascent(Fixed(start), GradientAscent(0.5), max_steps=1)(model, x).z[0].detach()
+    return Ascent(Constant(start), GradientAscent(0.5), max_steps=1)(model, x).z[0].detach()
 
 
 def _value(model: LinearMixture, x: Tensor) -> Tensor:

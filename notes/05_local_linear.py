@@ -114,8 +114,8 @@ class _Counting(LinearMixture):
         self.load_state_dict(model.state_dict())
         self.rows = 0
 
-    def given(self, x: Num[Tensor, "B *X"]) -> LogJoint:
-        log_joint = super().given(x)
+    def bind(self, x: Num[Tensor, "B *X"]) -> LogJoint:
+        log_joint = super().bind(x)
 
         def counted(z: Tensor, k: Tensor | None = None) -> Tensor:
             value = log_joint(z, k)

@@ -7,7 +7,7 @@ import torch
 from scipy.optimize import brentq, linprog
 from torch import Tensor, nn
 
-from gae.inference import LBFGS, Ascent, Fixed, GradientAscent, Status, Zeros
+from gae.inference import LBFGS, Ascent, Constant, GradientAscent, Status, Zeros
 from gae.ledger.claims import Check, Relation, at_most, check, equal
 from gae.likelihood import Categorical, Flat
 
@@ -73,7 +73,7 @@ def check_D18() -> Check:
     line, preferred = torch.tensor([[-1.0], [0.0], [1.0]]), torch.tensor([-3.0, -1.0, 0.0])
     model = _Mixed(line, 1e-3, preferred)
     with torch.no_grad():
-        found = Ascent(Fixed(torch.ones(1)), LBFGS(), 200, grad_tol=1e-10)(model, torch.zeros(1))
+        found = Ascent(Constant(torch.ones(1)), LBFGS(), 200, grad_tol=1e-10)(model, torch.zeros(1))
     assert found.solve is not None and bool((found.solve.status == Status.converged).all())
     return Check(
         claim=[

@@ -13,7 +13,7 @@ from torch.distributions import Categorical as Die
 from torch.distributions import Distribution, Independent, Laplace, kl_divergence
 
 from gae.autoencoder import Autoencoder
-from gae.inference import Amortized, Fixed
+from gae.inference import Amortized, Constant
 from gae.ledger.claims import Check, Relation, at_most, check, equal
 from gae.likelihood import Bernoulli, Categorical, Flat, Gaussian
 from gae.nets import mlp
@@ -126,7 +126,7 @@ def check_D31() -> Check:
     rate, width, dim = 0.3, 4, 9
     decoder, x, z = nn.Linear(width, dim, bias=False), 3 * torch.randn(30, dim), torch.randn(30, width)
     model, loadings = Gaussian(decoder, width, math.sqrt(dim / 2), prior=_Laplace(rate, width)), decoder.weight.detach()
-    log_joint = joint(Fixed(z)(model, x))
+    log_joint = joint(Constant(z)(model, x))
     penalised = (x - z @ loadings.T).square().mean(1) + rate * z.abs().sum(1)
     constant = width * math.log(rate / 2) - dim / 2 * math.log(math.pi * dim)
     orthonormal = torch.linalg.qr(torch.randn(dim, width))[0]
@@ -146,7 +146,7 @@ def check_D31() -> Check:
             at_most(
                 "no step along a coordinate raises log q(x, z) from the lasso's code",
                 model.log_joint(x, code + steps),
-                joint(Fixed(code)(model, x)),
+                joint(Constant(code)(model, x)),
             ),
             equal("Σ z log(z/ρ) + … = Σ KL(Bern(z)‖Bern(ρ))", _penalty(rho, activations), each.sum()),
         ],

@@ -10,7 +10,7 @@ from torch.func import functional_call
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from gae import nets
-from gae.inference import Ascent, Box, Detach, Fixed, GradientAscent, Langevin, Prior, Projected, Zeros
+from gae.inference import Ascent, Box, Constant, Detach, GradientAscent, Langevin, Prior, Projected, Zeros
 from gae.ledger.claims import Check, Relation, check, equal, estimate
 from gae.likelihood import Activation, Gaussian, StandardNormal, WeightLikelihood
 
@@ -27,12 +27,12 @@ def check_D19() -> Check:
     model = WeightLikelihood(net, seen, HALF)
     theta = torch.randn(1, 4, model.latent_shape[0], requires_grad=True)
     log_density = model.log_joint(x, theta) + 2.5 * math.log(math.pi)
-    (slope,) = torch.autograd.grad(model.given(x)(theta).sum(), theta)  # what an ascent climbs
+    (slope,) = torch.autograd.grad(model.bind(x)(theta).sum(), theta)  # what an ascent climbs
     errors = torch.stack([_squared_error(net, seen, *pair) for pair in zip(theta[0].detach(), x, strict=True)])
 
     small, side = WeightLikelihood(nets.mlp(3, [4], 2), seen, HALF), torch.arange(-8.0, 8.0, 0.25)
     plane = torch.cartesian_prod(side, side)
-    volume = small.given(plane)(0.5 * torch.randn(1, 1, small.latent_shape[0])).exp().sum() * 0.25**2
+    volume = small.bind(plane)(0.5 * torch.randn(1, 1, small.latent_shape[0])).exp().sum() * 0.25**2
 
     prior, noise = nets.skip(2, 1, (3, 3), (3, 3), (2, 2)), torch.rand(2, 8, 8)
     return Check(
@@ -111,7 +111,7 @@ def _slopes(net: nn.Module, seen: Tensor, theta: Tensor, x: Tensor) -> Tensor:
 def _climbs(net: nn.Module, seen: Tensor, x: Tensor, rate: float, steps: int) -> tuple[Tensor, Tensor]:
     """Weights after gae's ascent on all x at once, and after plain gradient descent on one network for each x."""
     start = parameters_to_vector(net.parameters()).detach().clone()
-    engine = Ascent(Fixed(start), GradientAscent(rate), steps, backprop=Detach())
+    engine = Ascent(Constant(start), GradientAscent(rate), steps, adjoint=Detach())
     found, wanted = engine(WeightLikelihood(net, seen, HALF), x).z[0], []
     for target in x:
         vector_to_parameters(start.clone(), net.parameters())

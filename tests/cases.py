@@ -17,30 +17,32 @@ import gae.inference
 import gae.likelihood
 from gae import Autoencoder, nets, systems
 from gae.inference import (
+    ESWMV,
     LBFGS,
     Adam,
     Amortized,
     Argmax,
     Ascent,
+    AutoDecoder,
     Box,
     ChartGate,
-    Checkpoint,
+    CheckpointedUnroll,
     Clipped,
     ClosedForm,
+    Constant,
+    DecoderInit,
     Delta,
     DeltaBarDelta,
     Detach,
+    EarlyExaggeration,
     Enumerate,
-    Exaggerated,
-    Fixed,
-    FreeCodes,
     FullCovariance,
     GaussNewton,
     GradientAscent,
     Implicit,
     Inference,
-    Initial,
     Langevin,
+    MaskedStep,
     MeanField,
     Mode,
     Momentum,
@@ -48,12 +50,10 @@ from gae.inference import (
     Nearest,
     NonNegative,
     OneStep,
-    Partial,
     PrincipalComponents,
     Prior,
     Projected,
     ProximalAscent,
-    RunningVariance,
     Scheduled,
     Shortlist,
     Simplex,
@@ -92,9 +92,9 @@ from gae.likelihood import (
     LinearMixture,
     LinearRegression,
     Mask,
+    Measured,
     NonNegativeGaussian,
     NonNegativePoisson,
-    Observed,
     Poisson,
     Relational,
     StandardNormal,
@@ -221,10 +221,10 @@ LIKELIHOODS = [
     LikelihoodCase("activation-channel", lambda: Activation(net(2, (4, 2, 2)), 2, "channel"), classes),
     LikelihoodCase("sequence", lambda: CategoricalSequence(lstm(2), 2, 4, 4, end=1), sequences),
     LikelihoodCase("sequence-parallel", lambda: CategoricalSequence(attention(2), 2, 4, 4), unended),
-    LikelihoodCase("masked", lambda: Observed(Bernoulli(net(2, (1, 2, 2)), 2), masked((1, 2, 2))), binary),
-    LikelihoodCase("downsampled", lambda: Observed(image_head(), Downsample((1, 4, 4), 2))),
-    LikelihoodCase("blurred", lambda: Observed(Bernoulli(net(2, (1, 4, 4)), 2), Blur((1, 4, 4), 1.0), 0.5)),
-    LikelihoodCase("projected-ppca", lambda: Observed(chart(1, 2, (2, 2)), GaussianProjection(3, (2, 2)), 0.5)),
+    LikelihoodCase("masked", lambda: Measured(Bernoulli(net(2, (1, 2, 2)), 2), masked((1, 2, 2))), binary),
+    LikelihoodCase("downsampled", lambda: Measured(image_head(), Downsample((1, 4, 4), 2))),
+    LikelihoodCase("blurred", lambda: Measured(Bernoulli(net(2, (1, 4, 4)), 2), Blur((1, 4, 4), 1.0), 0.5)),
+    LikelihoodCase("projected-ppca", lambda: Measured(chart(1, 2, (2, 2)), GaussianProjection(3, (2, 2)), 0.5)),
     LikelihoodCase("regression", lambda: LinearRegression(torch.randn(5, 2), learn_scale=True)),
     LikelihoodCase("ridge", lambda: LinearRegression(torch.randn(2, 3, 2), 0.7, False, 0.5, learn_scale=True)),
     LikelihoodCase("ridge-intercept", lambda: LinearRegression(torch.randn(5, 2), 0.7, learn_scale=True)),
@@ -234,7 +234,7 @@ LIKELIHOODS = [
     LikelihoodCase("kernel", lambda: GaussianKernel(3, 2, (2, 2), learn_scale=True, prior=StandardNormal(2))),
     LikelihoodCase("kernel-growth", lambda: GaussianKernel(3, 1, (4,), absorbing=0.5, growth=1.0)),
     LikelihoodCase("kernel-free", lambda: GaussianKernel(3, 2, (4,), absorbing=0.0)),
-    LikelihoodCase("cropped-weights", lambda: Observed(drawn_by(), Crop((1, 4, 4), 3, 2))),
+    LikelihoodCase("cropped-weights", lambda: Measured(drawn_by(), Crop((1, 4, 4), 3, 2))),
 ]
 
 
@@ -411,7 +411,7 @@ class Part:
     detached: bool = False
 
 
-EARLY = partial(RunningVariance, window=4, every=2, patience=2, delay=0.1, decay=0.5)
+EARLY = partial(ESWMV, window=4, every=2, patience=2, delay=0.1, decay=0.5)
 
 STEPS = [
     Part("gradient", lambda: GradientAscent(0.05)),
@@ -446,17 +446,17 @@ GUIDES = [
 STARTS = [
     *GUIDES,
     EngineCase("zeros", lambda m: Zeros(), anywhere),
-    EngineCase("fixed", lambda m: Fixed(torch.full(m.latent_shape, 0.3)), apart),
+    EngineCase("fixed", lambda m: Constant(torch.full(m.latent_shape, 0.3)), apart),
     EngineCase("prior", lambda m: Prior(), proper, stochastic=True),
     EngineCase("closed-form", lambda m: ClosedForm(), exact, density=True),
 ]
 
 
-def ascent(step: Part = STEPS[0], family: Part = FAMILIES[0], backprop: Part = BACKPROPS[0]) -> EngineCase:
+def ascent(step: Part = STEPS[0], family: Part = FAMILIES[0], adjoint: Part = BACKPROPS[0]) -> EngineCase:
     def build(likelihood: Likelihood) -> Inference:
-        return Ascent(step=step.build(), max_steps=3, family=family.build(), backprop=backprop.build(), trace=True)
+        return Ascent(step=step.build(), max_steps=3, family=family.build(), adjoint=adjoint.build(), trace=True)
 
-    parts = (step, family, backprop)
+    parts = (step, family, adjoint)
     name = "-".join(["ascent", *(part.name for part in parts)])
     flags = {flag: any(getattr(part, flag) for part in parts) for flag in ("stochastic", "density", "detached")}
     return EngineCase(name, build, lambda m: all(part.suits(m) for part in parts), **flags)
@@ -488,7 +488,7 @@ ENGINES = [
     *STARTS,
     *(ascent(step=step) for step in STEPS),
     *(ascent(family=family) for family in FAMILIES[1:]),
-    *(ascent(family=family, backprop=backprop) for family in FAMILIES for backprop in BACKPROPS[1:]),
+    *(ascent(family=family, adjoint=adjoint) for family in FAMILIES for adjoint in BACKPROPS[1:]),
     *(ascent_from(start) for start in STARTS if start.name not in ("zeros", "amortized-callable", "amortized-module")),
     SEMI_AMORTISED,
     *(
@@ -503,30 +503,30 @@ ENGINES = [
             ("simplex", lambda: Projected(GradientAscent(0.05), Simplex())),
         ]
     ),
-    EngineCase("free-codes", lambda m: FreeCodes(m.latent_shape, Ascent(max_steps=3)).eval()),
+    EngineCase("free-codes", lambda m: AutoDecoder(m.latent_shape, Ascent(max_steps=3)).eval()),
     EngineCase(
         "ascent-monotone",
-        lambda m: Ascent(Fixed(torch.full(m.latent_shape, 0.3)), MonotoneAscent(), max_steps=3),
+        lambda m: Ascent(Constant(torch.full(m.latent_shape, 0.3)), MonotoneAscent(), max_steps=3),
         orthant,
     ),
     EngineCase("ascent-ista", lambda m: Ascent(step=ProximalAscent(0.1), max_steps=3), sparse),
     EngineCase("ascent-fista", lambda m: Ascent(step=ProximalAscent(0.1, accelerated=True), max_steps=4), sparse),
     EngineCase(
         "ascent-fista-backtracking",
-        lambda m: Ascent(step=ProximalAscent(accelerated=True), max_steps=6, backprop=Detach()),
+        lambda m: Ascent(step=ProximalAscent(accelerated=True), max_steps=6, adjoint=Detach()),
         sparse,
         detached=True,
     ),
     EngineCase("ascent-whiten", lambda m: Ascent(Prior(), Projected(GradientAscent(0.05), Whiten()), 2), sets, True),
     EngineCase("ascent-gauss-newton", lambda m: Ascent(step=GaussNewton(), max_steps=2), exact_code),
     EngineCase("ascent-langevin", lambda m: Ascent(step=Langevin(0.01), max_steps=3), stochastic=True),
-    EngineCase("ascent-checkpoint", lambda m: Ascent(max_steps=3, backprop=Checkpoint())),
-    EngineCase("ascent-truncate", lambda m: Ascent(max_steps=3, backprop=Truncate(3))),
-    EngineCase("ascent-one-step", lambda m: Ascent(step=GaussNewton(), max_steps=3, backprop=OneStep()), exact_code),
-    EngineCase("ascent-implicit", lambda m: Ascent(step=GaussNewton(), max_steps=3, backprop=Implicit()), exact_code),
+    EngineCase("ascent-checkpoint", lambda m: Ascent(max_steps=3, adjoint=CheckpointedUnroll())),
+    EngineCase("ascent-truncate", lambda m: Ascent(max_steps=3, adjoint=Truncate(3))),
+    EngineCase("ascent-one-step", lambda m: Ascent(step=GaussNewton(), max_steps=3, adjoint=OneStep()), exact_code),
+    EngineCase("ascent-implicit", lambda m: Ascent(step=GaussNewton(), max_steps=3, adjoint=Implicit()), exact_code),
     EngineCase(
         "ascent-variance",
-        lambda m: Ascent(step=GradientAscent(0.02), max_steps=9, backprop=Detach(), stop=EARLY(), watch=[].append),
+        lambda m: Ascent(step=GradientAscent(0.02), max_steps=9, adjoint=Detach(), stop=EARLY(), watch=[].append),
         one_output,
         detached=True,
     ),
@@ -534,7 +534,7 @@ ENGINES = [
     EngineCase("mode", lambda m: Mode(), best),
     EngineCase(
         "ascent-exaggerated",
-        lambda m: Ascent(Exaggerated(Ascent(PrincipalComponents(0.5), max_steps=2), 4.0), DeltaBarDelta(0.5), 3),
+        lambda m: Ascent(EarlyExaggeration(Ascent(PrincipalComponents(0.5), max_steps=2), 4.0), DeltaBarDelta(0.5), 3),
         layouts,
     ),
     EngineCase(
@@ -542,9 +542,9 @@ ENGINES = [
         lambda m: Ascent(PrincipalComponents(), Projected(GradientAscent(0.05), Whiten()), 2),
         relational,
     ),
-    EngineCase("ascent-initial", lambda m: Ascent(Initial(), Adam(0.05), 3), weights, stochastic=True),
+    EngineCase("ascent-initial", lambda m: Ascent(DecoderInit(), Adam(0.05), 3), weights, stochastic=True),
     EngineCase("ascent-stopping", lambda m: Ascent(step=LBFGS(), max_steps=60, grad_tol=1e-9), exact_code),
-    EngineCase("ascent-no-steps", lambda m: Ascent(Fixed(torch.full(m.latent_shape, 0.3)), max_steps=0)),
+    EngineCase("ascent-no-steps", lambda m: Ascent(Constant(torch.full(m.latent_shape, 0.3)), max_steps=0)),
     EngineCase(
         "amortized-callable-3",
         lambda m: called(Amortized(callable_guide(encoder(m, 2)), 3), m),
@@ -567,7 +567,7 @@ ENGINES = [
     EngineCase("enumerate", lambda m: Enumerate(), points, samples=0),
     EngineCase("argmax-closed-form", lambda m: Argmax(ClosedForm()), charts),
     EngineCase("argmax-ascent", lambda m: Argmax(Ascent(max_steps=3)), charts),
-    EngineCase("argmax-ascent-detach", lambda m: Argmax(Ascent(max_steps=3, backprop=Detach())), charts, detached=True),
+    EngineCase("argmax-ascent-detach", lambda m: Argmax(Ascent(max_steps=3, adjoint=Detach())), charts, detached=True),
     EngineCase("argmax-amortized", lambda m: Argmax(Amortized(encoder(m))), charts),
     EngineCase("enumerate-closed-form", lambda m: Enumerate(ClosedForm()), charts, density=True, samples=0),
     EngineCase("enumerate-ascent", lambda m: Enumerate(Ascent(max_steps=3)), charts, samples=0),
@@ -583,7 +583,7 @@ ENGINES = [
 def gated(likelihood: Likelihood, by: str) -> Inference:
     """The engine of smooth LLGAE."""
     assert isinstance(likelihood, BlendedCharts)
-    return Ascent(ChartGate(2.0, by), Partial(Momentum(0.05), likelihood.coordinates), max_steps=3)
+    return Ascent(ChartGate(2.0, by), MaskedStep(Momentum(0.05), likelihood.coordinates), max_steps=3)
 
 
 ENGINES += [
@@ -591,7 +591,9 @@ ENGINES += [
     EngineCase("shortlist", lambda m: Shortlist(), points),
     EngineCase("shortlist-closed-form", lambda m: Shortlist(ClosedForm()), charts),
     EngineCase("shortlist-ascent", lambda m: Shortlist(Ascent(max_steps=3, trace=True), 2, 3), several),
-    EngineCase("shortlist-checkpoint", lambda m: Shortlist(Ascent(max_steps=3, backprop=Checkpoint()), 2), several),
+    EngineCase(
+        "shortlist-checkpoint", lambda m: Shortlist(Ascent(max_steps=3, adjoint=CheckpointedUnroll()), 2), several
+    ),
     EngineCase("chart-gate", lambda m: ChartGate(), blended),
     EngineCase("gated-residual", lambda m: gated(m, "residual"), blended),
     EngineCase("gated-centre", lambda m: gated(m, "centre"), blended),
@@ -784,7 +786,10 @@ def _things(case: Pair) -> Iterator[Any]:
     yield model.decode(code.z, code.k)
     if getattr(model.inference, "stop", None) is not None:
         progress = model.inference.watch.__self__[-1]
-        yield from (progress, model.inference.stop(progress.signal, model.inference.stop.start(progress.signal), 0))
+        yield from (
+            progress,
+            model.inference.stop(progress.reconstruction, model.inference.stop.start(progress.reconstruction), 0),
+        )
     if encoding.solve is not None:
         yield from (encoding.solve, *(Status(status) for status in encoding.solve.status.flatten().tolist()))
     if isinstance(model.likelihood, ClosedFormLearning) and code.k is not None and len(code.k) == 1:

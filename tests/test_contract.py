@@ -29,7 +29,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from gae import Autoencoder
-from gae.inference import Argmax, ClosedForm, Encoding, Fixed, Inference, Status, Zeros
+from gae.inference import Argmax, ClosedForm, Constant, Encoding, Inference, Status, Zeros
 from gae.likelihood import ClosedFormLearning, ExactPosterior, FlatDistribution, Likelihood, Relational
 
 BATCH = 5
@@ -180,8 +180,8 @@ def test_log_joint_is_that_of_the_model(case: Pair) -> None:
     wanted = likelihood.prior.log_prob(encoding.z) + likelihood(encoding.z, encoding.k).log_prob(x)
     if encoding.k is not None:
         wanted = wanted + likelihood.log_weights[encoding.k]
-    scores = [encoding.log_joint, likelihood.log_joint(x, code.z, code.k), likelihood.given(x)(code.z, code.k)]
-    for score in scores if code.score is None else [*scores, code.score]:
+    scores = [encoding.log_joint, likelihood.log_joint(x, code.z, code.k), likelihood.bind(x)(code.z, code.k)]
+    for score in scores if code.log_joint is None else [*scores, code.log_joint]:
         torch.testing.assert_close(score, wanted, rtol=1e-10, atol=1e-10)
 
 
@@ -364,7 +364,7 @@ def built(case: LikelihoodCase) -> tuple[Likelihood, Tensor]:
 @every_likelihood
 def test_given_is_log_joint(case: LikelihoodCase) -> None:
     likelihood, x = built(case)
-    bound = likelihood.given(x)
+    bound = likelihood.bind(x)
     z = codes_of(likelihood, 3, BATCH)
     wanted = likelihood.prior.log_prob(z) + likelihood(z).log_prob(x)
     for found in (bound(z), likelihood.log_joint(x, z)):
@@ -453,7 +453,9 @@ def test_statistics_add_over_batches(case: LikelihoodCase) -> None:
     if not isinstance(likelihood, ClosedFormLearning):
         return
     inner = ClosedForm() if likelihood.latent_shape.numel() else None
-    engine: Inference = Argmax(inner) if likelihood.components else Fixed(torch.ones(likelihood.latent_shape).double())
+    engine: Inference = (
+        Argmax(inner) if likelihood.components else Constant(torch.ones(likelihood.latent_shape).double())
+    )
     whole, *parts = [likelihood.statistics(part, engine.infer(likelihood, part)) for part in (x, x[:2], x[2:])]
     total = parts[0] + parts[1]
     for name in [field.name for field in fields(whole)]:

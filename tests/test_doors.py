@@ -67,7 +67,7 @@ ENTRIES: dict[str, tuple[Callable[[], Autoencoder], Call]] = {
     "model-evidence": (image_model, lambda m, x: m.log_evidence(x)),
     "score": (image_model, lambda m, x: m.score(x, m.inference.infer(m.likelihood, torch.zeros(len(x), *EVENT)))),
     "log_joint": (image_model, lambda m, x: m.likelihood.log_joint(x, codes(x))),
-    "given": (image_model, lambda m, x: m.likelihood.given(x)(codes(x))),
+    "bind": (image_model, lambda m, x: m.likelihood.bind(x)(codes(x))),
     "engine": (image_model, lambda m, x: Zeros()(m.likelihood, x)),
     "infer": (image_model, lambda m, x: Prior().infer(m.likelihood, x)),
     "ascent": (image_model, lambda m, x: Ascent(max_steps=1)(m.likelihood, x)),

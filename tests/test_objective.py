@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution, Independent, Normal, StudentT, Uniform
 
 from gae import Autoencoder
-from gae.inference import Amortized, Argmax, Ascent, ClosedForm, Encoding, Enumerate, Fixed, Inference, Prior, Zeros
+from gae.inference import Amortized, Argmax, Ascent, ClosedForm, Constant, Encoding, Enumerate, Inference, Prior, Zeros
 from gae.likelihood import Bernoulli, Flat, Gaussian, Likelihood, LinearMixture
 from gae.objective import Objective, elbo, iwae, joint, logsumexp, mean, minimum, soft_minimum
 
@@ -250,7 +250,7 @@ def test_the_loss_is_minus_the_aggregated_objective(aggregate: object) -> None:
 @pytest.mark.parametrize("bound", [elbo, partial(elbo, analytic=True), partial(elbo, beta=0.5), iwae])
 @pytest.mark.parametrize(
     "engine",
-    [Argmax(ClosedForm()), Zeros(), Prior(), Fixed(torch.zeros(2)), Ascent(max_steps=2), Amortized(nn.Linear(3, 2))],
+    [Argmax(ClosedForm()), Zeros(), Prior(), Constant(torch.zeros(2)), Ascent(max_steps=2), Amortized(nn.Linear(3, 2))],
     ids=lambda engine: type(engine).__name__,
 )
 def test_a_bound_needs_a_density(bound: Objective, engine: Inference) -> None:

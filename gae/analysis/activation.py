@@ -9,10 +9,10 @@ from jaxtyping import Float, Num
 from torch import Tensor, nn
 
 from gae.autoencoder import Autoencoder
-from gae.inference import Amortized, Ascent, Detach, Fixed, Inference
+from gae.inference import Amortized, Ascent, Constant, Detach, Inference
 from gae.likelihood import Activation, CategoricalSequence
 from gae.systems import SYSTEMS, NormalEncoder
-from gae.systems.latents import THRESHOLD, within
+from gae.systems.latents import THRESHOLD, boxed_adam
 
 
 @dataclass(frozen=True)
@@ -150,7 +150,7 @@ def maximise(
     begin = (low + (high - low) * draws).to(next(units.parameters()))
     likelihood = Activation(units, shape, kind="logit", threshold=THRESHOLD)
     with torch.no_grad():
-        ascent = Ascent(Fixed(begin), within(low, high, steps), steps, backprop=Detach())
+        ascent = Ascent(Constant(begin), boxed_adam(low, high, steps), steps, adjoint=Detach())
         images = ascent(likelihood, begin.new_full((starts,), unit)).z[0]
         reached = units(images)[:, unit]
         best = int(reached.argmax())

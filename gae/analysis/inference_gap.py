@@ -74,8 +74,8 @@ class Gap:
     def columns(self) -> dict[str, Float[Tensor, " B"]]:
         """Every quantity of each sample, in nats unless its name says otherwise."""
         found = {"log p(x)": self.evidence.log_p, "sampling s.e. of log p(x)": self.evidence.standard_error}
-        if self.evidence.effective is not None:
-            found["effective sample size"] = self.evidence.effective
+        if self.evidence.ess is not None:
+            found["effective sample size"] = self.evidence.ess
         for name, bound in self.best.items():
             found[f"L[q*], {name}"] = bound.value
             found[f"sampling s.e. of L[q*], {name}"] = bound.standard_error
@@ -251,7 +251,7 @@ def one_row(q: Distribution) -> Distribution:
 
 
 def _laplace(likelihood: Likelihood, x: Tensor) -> Distribution:
-    mode = Ascent(Zeros(), LBFGS(), 100, grad_tol=1e-4, backprop=Detach())(likelihood, x)
+    mode = Ascent(Zeros(), LBFGS(), 100, grad_tol=1e-4, adjoint=Detach())(likelihood, x)
     return laplace_approximation(likelihood, x, mode.point)
 
 
@@ -259,7 +259,7 @@ def _best(
     name: str, likelihood: Likelihood, x: Tensor, start: Distribution, noise: int, steps: int, draws: int
 ) -> Bound:
     family: Family = FAMILIES[name](noise, matched=True)
-    engine = Ascent(_Given(start), LBFGS(), steps, tol=1e-5, family=family, backprop=Detach())
+    engine = Ascent(_Given(start), LBFGS(), steps, tol=1e-5, family=family, adjoint=Detach())
     code = engine.infer(likelihood, x)
     assert code.q is not None and code.solve is not None
     bound = lower_bound(likelihood, x, one_row(code.q), draws)

@@ -27,7 +27,7 @@ SAMPLED_AT_ONCE = 250  # observations, of which each has many draws in memory
 
 
 @dataclass(frozen=True)
-class Effort:
+class EvaluationBudget:
     """How many samples each number of a cell uses.
 
     Attributes:
@@ -68,16 +68,16 @@ def mean_and_error(values: Float[Tensor, " N"]) -> Entry:
     error = float(values.std() / math.sqrt(len(values))) if len(values) > 1 else None
     mean = float(values.mean())
     if not math.isfinite(mean):
-        return absent(f"{int((~values.isfinite()).sum())} of {len(values)} values are not finite")
+        return missing(f"{int((~values.isfinite()).sum())} of {len(values)} values are not finite")
     return {"mean": mean, "se": error}
 
 
-def absent(reason: str) -> Entry:
+def missing(reason: str) -> Entry:
     """A number that does not exist, and why."""
     return {"mean": None, "se": None, "reason": reason}
 
 
-def cell(model: Autoencoder, data: Dataset, effort: Effort, seed: int) -> Entry:
+def evaluate(model: Autoencoder, data: Dataset, effort: EvaluationBudget, seed: int) -> Entry:
     """Every number of one engine on one decoder, over the test set: mean ± standard error per sample.
 
     ``joint``, ``elbo`` and ``log_p`` are in nats, ``squared_error`` is per element of x, ``accuracy`` is that of 5
@@ -102,7 +102,7 @@ def cell(model: Autoencoder, data: Dataset, effort: Effort, seed: int) -> Entry:
         return {**values, "active": int((spread > ACTIVE).sum()), "status": dict(points.status)}
 
 
-def encode(model: Autoencoder, x: Num[Tensor, "N *X"], effort: Effort) -> Points:
+def encode(model: Autoencoder, x: Num[Tensor, "N *X"], effort: EvaluationBudget) -> Points:
     """Codes of all x, batch by batch."""
     parts = [_encode(model, batch) for batch in x.split(effort.batch_size)]
     columns = zip(*((part.z, part.mean, part.joint, part.evaluations) for part in parts), strict=True)
@@ -120,13 +120,13 @@ def _encode(model: Autoencoder, x: Tensor) -> Points:
     return Points(z, mean, joint, evaluations, Counter(Status(status).name for status in statuses))
 
 
-def lower_bound(model: Autoencoder, x: Num[Tensor, "N *X"], effort: Effort) -> Entry:
+def lower_bound(model: Autoencoder, x: Num[Tensor, "N *X"], effort: EvaluationBudget) -> Entry:
     """The ELBO of the engine's q(z|x), from fresh draws; absent for a point code and under a flat prior."""
     if isinstance(model.likelihood.prior, FlatDistribution):
-        return absent(NO_EVIDENCE)
+        return missing(NO_EVIDENCE)
     found = [_elbo(model, batch, effort.elbo_samples) for batch in x.split(SAMPLED_AT_ONCE)]
     values = [value for value in found if value is not None]
-    return mean_and_error(torch.cat(values)) if values else absent(NO_DENSITY)
+    return mean_and_error(torch.cat(values)) if values else missing(NO_DENSITY)
 
 
 def _elbo(model: Autoencoder, x: Tensor, samples: int) -> Tensor | None:
@@ -140,36 +140,36 @@ def _elbo(model: Autoencoder, x: Tensor, samples: int) -> Tensor | None:
     return elbo(Encoding(z, None, model.likelihood.log_joint(x, z), log_q, q, encoding.prior, encoding.engine))
 
 
-def log_evidence(model: Autoencoder, x: Num[Tensor, "N *X"], effort: Effort) -> Entry:
+def log_evidence(model: Autoencoder, x: Num[Tensor, "N *X"], effort: EvaluationBudget) -> Entry:
     """log p(x): exact where it is known, else by importance sampling; absent under a flat prior.
 
-    ``sampling_se`` is the mean over x of the standard error of one sample's estimate, ``effective`` that of the
+    ``sampling_se`` is the mean over x of the standard error of one sample's estimate, ``ess`` that of the
     effective sample size of its importance weights.
     """
     if isinstance(model.likelihood.prior, FlatDistribution):
-        return absent(NO_EVIDENCE)
+        return missing(NO_EVIDENCE)
     found = [model.log_evidence(batch, effort.importance_samples) for batch in x.split(SAMPLED_AT_ONCE)]
     spread = torch.cat([part.standard_error for part in found])
     method = "exact" if isinstance(model.likelihood, ExactPosterior) else "importance sampling"
     entry = mean_and_error(torch.cat([part.log_p for part in found]))
-    sizes = [part.effective for part in found if part.effective is not None]
-    effective = float(torch.cat(sizes).mean()) if sizes else None
+    sizes = [part.ess for part in found if part.ess is not None]
+    ess = float(torch.cat(sizes).mean()) if sizes else None
     return {
         **entry,
         "method": method,
         "sampling_se": float(spread.mean()),
-        "effective": effective,
+        "ess": ess,
         "samples": len(x),
     }
 
 
-def accuracy(model: Autoencoder, data: Dataset, points: Points, effort: Effort) -> Entry:
+def accuracy(model: Autoencoder, data: Dataset, points: Points, effort: EvaluationBudget) -> Entry:
     """5-nearest-neighbour accuracy of test codes among training codes, with its binomial standard error.
 
     Codes of a mixture are compared through their decoded means: its charts share no axes.
     """
     if data.train_labels is None or data.test_labels is None:
-        return absent("the data have no labels")
+        return missing("the data have no labels")
     from sklearn.neighbors import KNeighborsClassifier
 
     size = effort.neighbour_samples
@@ -185,14 +185,14 @@ def proportion(rate: float, n: int) -> Entry:
     return {"mean": rate, "se": math.sqrt(rate * (1 - rate) / n)}
 
 
-def milliseconds(model: Autoencoder, x: Num[Tensor, "N *X"], effort: Effort) -> Entry:
+def milliseconds(model: Autoencoder, x: Num[Tensor, "N *X"], effort: EvaluationBudget) -> Entry:
     """Wall-clock time of one code, the median of a few encodes of all x; its spread is their range."""
     seconds = sorted(_seconds(model, x, effort) for _ in range(effort.repeats))
     per_sample = [1000 * value / len(x) for value in seconds]
     return {"mean": statistics.median(per_sample), "se": None, "range": [per_sample[0], per_sample[-1]]}
 
 
-def _seconds(model: Autoencoder, x: Tensor, effort: Effort) -> float:
+def _seconds(model: Autoencoder, x: Tensor, effort: EvaluationBudget) -> float:
     start = time.perf_counter()
     for batch in x.split(effort.batch_size):
         model.encode(batch)

@@ -47,7 +47,7 @@ def restore(
 ) -> Restoration:
     """Restores an image with values in [0, 1] by ascending the weights of untrained networks, which it is shown once.
 
-    Each run stops by itself (``RunningVariance``), and its running average of outputs is its result; several runs are
+    Each run stops by itself (``ESWMV``), and its running average of outputs is its result; several runs are
     averaged. The same seed gives the same picture. Ctrl-C ends the work and returns what the runs had reached.
 
     Args:
@@ -106,14 +106,16 @@ class _Log:
         square = 2 * SCALE**2 * (nats - math.log(SCALE) - 0.5 * math.log(2 * math.pi))
         self.loss.append(square.tolist())
         self.taken = self.taken + progress.running[:, 0]
-        assert progress.signal is not None and progress.average is not None
-        signal, average = (t[..., : self.height, : self.width] for t in (progress.signal, progress.average))
-        self.latest = progress._replace(signal=signal, average=average)
+        assert progress.reconstruction is not None and progress.average is not None
+        reconstruction, average = (
+            t[..., : self.height, : self.width] for t in (progress.reconstruction, progress.average)
+        )
+        self.latest = progress._replace(reconstruction=reconstruction, average=average)
         if self.watch is not None:
             self.watch(self.latest)
 
     def restoration(self) -> Restoration:
-        assert self.latest is not None and self.latest.signal is not None and isinstance(self.taken, Tensor)
-        runs = self.latest.signal[:, 0].clone()
+        assert self.latest is not None and self.latest.reconstruction is not None and isinstance(self.taken, Tensor)
+        runs = self.latest.reconstruction[:, 0].clone()
         settled = (~self.latest.running[:, 0]).tolist()
         return Restoration(runs.mean(0), runs, self.taken.tolist(), settled, self.loss, self.interrupted)

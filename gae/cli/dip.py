@@ -81,8 +81,8 @@ class _Live:
 
         nats = float(progress.objective.mean())
         self.bar.update(self.task, advance=1, objective=f"log joint {nats:,.0f} nats")
-        if self.preview and progress.step % self.preview == self.preview - 1 and progress.signal is not None:
-            write_photo(progress.signal.mean(0)[0].cpu().numpy(), self.folder / "preview.png")
+        if self.preview and progress.step % self.preview == self.preview - 1 and progress.reconstruction is not None:
+            write_photo(progress.reconstruction.mean(0)[0].cpu().numpy(), self.folder / "preview.png")
 
 
 def _bar() -> "Bar":

@@ -267,14 +267,14 @@ app.command()(notes)
 def _test_results(model: "Autoencoder", data: "Dataset", seed: int) -> dict[str, Any]:
     import torch
 
-    from gae.analysis.metrics import Effort, encode, mean_and_error
+    from gae.analysis.metrics import EvaluationBudget, encode, mean_and_error
     from gae.data.text import PADDING
 
     torch.manual_seed(seed)
     model.eval()
     with torch.no_grad():
         loss = sum(float(model(batch)) * len(batch) for batch in data.test.split(1000)) / len(data.test)
-        found = encode(model, data.test, Effort()).mean
+        found = encode(model, data.test, EvaluationBudget()).mean
     if data.vocabulary is not None:  # the difference of two classes means nothing
         right = (found == data.test)[data.test != PADDING].double().mean()
         return {"test loss (nats)": loss, "test tokens restored": float(right)}

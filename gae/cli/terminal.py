@@ -87,7 +87,7 @@ def surveyed(results: dict[str, Any]) -> "Table":
         trust, accuracy = row["trustworthiness"]["mean"], row["accuracy"]["mean"]
         labels = "" if accuracy is None else f", 5-NN accuracy {100 * accuracy:.1f} %"
         shown.caption += f"\n{row['system']} lays out the test set: trustworthiness {trust:.4f}{labels}"
-    for name, reason in results["absent"].items():
+    for name, reason in results["missing"].items():
         shown.caption += f"\nno {name}: {reason}"
     for name, reason in results["failed"].items():
         shown.caption += f"\n{name} failed: {reason}"

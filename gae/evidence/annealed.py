@@ -9,8 +9,8 @@ from jaxtyping import Float, Num
 from torch import Size, Tensor
 from torch.distributions import Distribution
 
-from gae.evidence.base import Evidence, need_proper, unit, weighted
-from gae.inference.ascent.problem import widened
+from gae.evidence.base import Evidence, from_log_weights, need_proper, unit
+from gae.inference.ascent.problem import expand_rows
 from gae.inference.laws import codes_from, need_cover, need_density
 from gae.likelihood import Likelihood
 from gae.likelihood.door import check_codes, checked
@@ -21,7 +21,7 @@ TARGET, CHANGE = 0.65, 1.02  # rate of acceptance, and the factor by which a ste
 
 
 @dataclass(frozen=True)
-class Sandwich:
+class BDMC:
     """Observations drawn from the model itself, and log p(x) of each between two bounds.
 
     ``lower`` is a lower bound in expectation and ``upper`` an upper one. Each lies on the wrong side of log p(x) by
@@ -97,7 +97,9 @@ def ais(
         raise ValueError(f"chains must be at least 2, for a standard error, got {chains}.")
     betas, path = _prepared(likelihood, x, temperatures, chains, leapfrog, schedule, start, pilot)
     sizes = _pilot(path, betas, pilot, leapfrog)
-    return weighted(_forth(path, betas, path.draw(chains), sizes, leapfrog), _cost(betas, chains, pilot, leapfrog))
+    return from_log_weights(
+        _forth(path, betas, path.draw(chains), sizes, leapfrog), _cost(betas, chains, pilot, leapfrog)
+    )
 
 
 @torch.no_grad()
@@ -117,8 +119,8 @@ def reverse_ais(
 
     Such a draw is known where x was made from it: z ~ q(z), x ~ q(x|z) (Grosse et al. 2015). All chains of one draw
     share its place, so that their spread does not tell how far they are off together: ``standard_error`` and
-    ``effective`` compare the means of independent draws, and the standard error of a single draw is NaN, unknown. The
-    mean of ``log_p`` over observations with a draw each still has an error, that of their spread (``Sandwich.gap``).
+    ``ess`` compare the means of independent draws, and the standard error of a single draw is NaN, unknown. The
+    mean of ``log_p`` over observations with a draw each still has an error, that of their spread (``BDMC.gap``).
 
     Args:
         likelihood, x, temperatures, leapfrog, schedule, start, pilot: as for ``ais``.
@@ -142,7 +144,7 @@ def reverse_ais(
     whole = draws.expand(-1, len(x), *likelihood.latent_shape)
     log_weight = _back(path, betas, whole.repeat(chains, *[1] * (whole.dim() - 1)), sizes, leapfrog)
     per_draw = log_weight.unflatten(0, (chains, len(draws))).logsumexp(0) - math.log(chains)
-    found = weighted(per_draw, _cost(betas, chains * len(draws), pilot, leapfrog))
+    found = from_log_weights(per_draw, _cost(betas, chains * len(draws), pilot, leapfrog))
     return replace(found, log_p=-found.log_p)
 
 
@@ -154,7 +156,7 @@ def sandwich(
     chains: int = 16,
     leapfrog: int = 10,
     schedule: Schedule = "sigmoid",
-) -> Sandwich:
+) -> BDMC:
     """Bidirectional Monte Carlo on data simulated from the model: how far ``ais`` is from the truth there.
 
     Raises:
@@ -171,7 +173,7 @@ def sandwich(
     z = likelihood.prior.sample(Size((samples,)))
     x = likelihood(z).sample().to(z.dtype)
     options = (temperatures, chains, leapfrog, schedule)
-    return Sandwich(x, z, ais(likelihood, x, *options), reverse_ais(likelihood, x, z, *options))
+    return BDMC(x, z, ais(likelihood, x, *options), reverse_ais(likelihood, x, z, *options))
 
 
 @dataclass(frozen=True)
@@ -189,7 +191,7 @@ class _State:
 
     def where(self, taken: Tensor, other: "_State") -> "_State":
         pairs = ((self.z, other.z), (self.log_start, other.log_start), (self.log_joint, other.log_joint))
-        return _State(*(torch.where(widened(taken, a), a, b) for a, b in pairs))
+        return _State(*(torch.where(expand_rows(taken, a), a, b) for a, b in pairs))
 
 
 class _Path:
@@ -202,7 +204,7 @@ class _Path:
             need_density(start)
             need_cover(start, likelihood, x)
         self.unit = unit(self.start).to(x)
-        self.log_joint = likelihood.given(x)
+        self.log_joint = likelihood.bind(x)
 
     def draw(self, chains: int) -> Tensor:
         if self.start.batch_shape:
@@ -225,7 +227,7 @@ class _Path:
 
         Step sizes are around (B,), in units of the start's standard deviations.
         """
-        step = self.unit * widened(size * (1 + JITTER * (2 * torch.rand_like(state.log_joint) - 1)), state.z)
+        step = self.unit * expand_rows(size * (1 + JITTER * (2 * torch.rand_like(state.log_joint) - 1)), state.z)
         momentum = torch.randn_like(state.z)
         _, grad = self.force(state.z, beta)
         z, after, kick = state.z, state, momentum + 0.5 * step * grad

@@ -19,7 +19,7 @@ class Evidence:
     Attributes:
         log_p: the estimate.
         standard_error: of sampling, by the delta method for the logarithm of a mean; 0 where nothing is sampled,
-            NaN where it is unknown. It is of use where ``effective`` is large: where one weight outweighs all others
+            NaN where it is unknown. It is of use where ``ess`` is large: where one weight outweighs all others
             both are close to 1, and ``log_p`` may be too low by far more.
         effective: effective sample size of the weights, (Σw)² / Σw²; None where nothing is weighted.
         evaluations: decoder evaluations per sample, the mean over samples where they differ.
@@ -27,17 +27,17 @@ class Evidence:
 
     log_p: Float[Tensor, " B"]
     standard_error: Float[Tensor, " B"]
-    effective: Float[Tensor, " B"] | None = None
+    ess: Float[Tensor, " B"] | None = None
     evaluations: int = 0
 
 
-def weighted(log_weight: Float[Tensor, "S B"], evaluations: int) -> Evidence:
+def from_log_weights(log_weight: Float[Tensor, "S B"], evaluations: int) -> Evidence:
     """log 1/S Σ_s w_s with its standard error sd(w) / (mean(w) √S), from independent unbiased weights of p(x).
 
     The standard error of a single weight is NaN.
 
     >>> found = weighted(torch.zeros(8, 3), 8)
-    >>> found.log_p, found.effective
+    >>> found.log_p, found.ess
     (tensor([0., 0., 0.]), tensor([8., 8., 8.]))
     """
     size = len(log_weight)
@@ -46,9 +46,9 @@ def weighted(log_weight: Float[Tensor, "S B"], evaluations: int) -> Evidence:
     weight = (log_weight - top).exp()  # relative to the largest: ratios are no differences of large logarithms
     mean = weight.mean(0)
     log_p = top + mean.log()
-    effective = weight.sum(0).square() / weight.square().sum(0)
+    ess = weight.sum(0).square() / weight.square().sum(0)
     error = weight.std(0) / (mean * math.sqrt(size)) if size > 1 else torch.full_like(log_p, torch.nan)
-    return Evidence(log_p, error, effective, evaluations)
+    return Evidence(log_p, error, ess, evaluations)
 
 
 @torch.no_grad()

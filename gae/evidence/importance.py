@@ -7,7 +7,7 @@ from jaxtyping import Num
 from torch import Tensor
 from torch.distributions import Distribution
 
-from gae.evidence.base import Evidence, need_proper, weighted
+from gae.evidence.base import Evidence, from_log_weights, need_proper
 from gae.inference import Inference
 from gae.inference.laws import codes_from, need_cover, need_density
 from gae.likelihood import Likelihood
@@ -65,7 +65,7 @@ def importance(
                 "it positive scales, or use `laplace_approximation(likelihood, x, code)`."
             )
         log_weights.append(likelihood.log_joint(x, z.reshape(-1, len(x), *likelihood.latent_shape)) - log_q)
-    return weighted(torch.cat(log_weights), rounds * rows)
+    return from_log_weights(torch.cat(log_weights), rounds * rows)
 
 
 def _density(engine: Inference, likelihood: Likelihood, x: Tensor) -> Distribution:

@@ -89,7 +89,7 @@ def laplace(
         raise ValueError(f"curvature must be 'dense' or 'lanczos', got {curvature!r}.")
     if probes < 2 or iterations < 1:
         raise ValueError(f"Need probes >= 2 and iterations >= 1, got {probes} and {iterations}.")
-    engine = mode or Ascent(Zeros(), LBFGS(), 200, grad_tol=1e-9, backprop=Detach())
+    engine = mode or Ascent(Zeros(), LBFGS(), 200, grad_tol=1e-9, adjoint=Detach())
     with torch.no_grad():
         encoding = engine(likelihood, x)
     z, solve = encoding.point, encoding.solve

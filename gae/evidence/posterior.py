@@ -20,7 +20,7 @@ class PosteriorDraws:
     """Draws of all codes, the effective number of them, and how many transitions diverged."""
 
     z: Float[Tensor, "S B *Z"]
-    effective: Float[Tensor, "B *Z"]
+    ess: Float[Tensor, "B *Z"]
     divergences: int
 
 
@@ -37,7 +37,7 @@ def nuts(likelihood: Likelihood, x: Num[Tensor, "B *X"], samples: int = 1000, wa
     >>> import torch
     >>> from gae.likelihood import LinearMixture
     >>> found = nuts(LinearMixture(1, 2, (5,)), torch.zeros(3, 5), samples=20, warmup=20)
-    >>> found.z.shape, found.effective.shape
+    >>> found.z.shape, found.ess.shape
     (torch.Size([20, 3, 2]), torch.Size([3, 2]))
     """
     need_proper(likelihood)

@@ -4,7 +4,7 @@ from gae.inference.amortized import Amortized, to_pyro
 from gae.inference.ascent.engine import Ascent
 from gae.inference.ascent.family import Delta, Family, FullCovariance, MeanField
 from gae.inference.ascent.gradients.implicit import Implicit
-from gae.inference.ascent.gradients.unrolled import Backprop, Checkpoint, Detach, OneStep, Truncate, Unroll
+from gae.inference.ascent.gradients.unrolled import Adjoint, CheckpointedUnroll, Detach, OneStep, Truncate, Unroll
 from gae.inference.ascent.solver import Progress
 from gae.inference.ascent.steps.first_order import Adam, DeltaBarDelta, GradientAscent, Momentum, Step
 from gae.inference.ascent.steps.gauss_newton import GaussNewton
@@ -15,52 +15,54 @@ from gae.inference.ascent.steps.proximal import ProximalAscent
 from gae.inference.ascent.steps.wrappers import (
     Box,
     Clipped,
+    MaskedStep,
     NonNegative,
-    Partial,
     Projected,
     Scheduled,
     Simplex,
     UnitSphere,
     Whiten,
 )
-from gae.inference.ascent.stopping import RunningVariance, Stopping, Verdict
-from gae.inference.auto_decoder import FreeCodes
+from gae.inference.ascent.stopping import ESWMV, Stopping, Verdict
+from gae.inference.auto_decoder import AutoDecoder
 from gae.inference.base import Code, Encoding, Inference, LearnsData, Solve, Status
 from gae.inference.exact import Argmax, ClosedForm, Enumerate, Mode
 from gae.inference.gates import ChartGate
 from gae.inference.nearest import Nearest, Shortlist
-from gae.inference.starts import Exaggerated, Fixed, Initial, PrincipalComponents, Prior, Zeros
+from gae.inference.starts import Constant, DecoderInit, EarlyExaggeration, PrincipalComponents, Prior, Zeros
 
 __all__ = [
+    "ESWMV",
     "LBFGS",
     "Adam",
+    "Adjoint",
     "Amortized",
     "Argmax",
     "Ascent",
-    "Backprop",
+    "AutoDecoder",
     "Box",
     "ChartGate",
-    "Checkpoint",
+    "CheckpointedUnroll",
     "Clipped",
     "ClosedForm",
     "Code",
+    "Constant",
+    "DecoderInit",
     "Delta",
     "DeltaBarDelta",
     "Detach",
+    "EarlyExaggeration",
     "Encoding",
     "Enumerate",
-    "Exaggerated",
     "Family",
-    "Fixed",
-    "FreeCodes",
     "FullCovariance",
     "GaussNewton",
     "GradientAscent",
     "Implicit",
     "Inference",
-    "Initial",
     "Langevin",
     "LearnsData",
+    "MaskedStep",
     "MeanField",
     "Mode",
     "Momentum",
@@ -68,13 +70,11 @@ __all__ = [
     "Nearest",
     "NonNegative",
     "OneStep",
-    "Partial",
     "PrincipalComponents",
     "Prior",
     "Progress",
     "Projected",
     "ProximalAscent",
-    "RunningVariance",
     "Scheduled",
     "Shortlist",
     "Simplex",

@@ -84,7 +84,7 @@ class Amortized(Inference):
                 f"got {type(found).__name__} and no site."
             )
         _fits(code, likelihood, x)
-        return code if k is None else code.over(k)
+        return code if k is None else code.expand_components(k)
 
     def _sample(self, q: Distribution) -> Tensor:
         return codes_from(q, self.samples) if q.has_rsample else q.sample()

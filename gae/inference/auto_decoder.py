@@ -13,7 +13,7 @@ STRIDE = -7046029254386353131  # 2⁶⁴ / golden ratio, odd: consecutive multip
 ROUNDS = ((30, -4658895280553007687), (27, -7723592293110705685), (31, 1))  # shift, then multiply (SplitMix64)
 
 
-class FreeCodes(Inference):
+class AutoDecoder(Inference):
     """A code of its own for each training observation, learned with the decoder; new data are encoded by ``inner``.
 
     The auto-decoder of DeepSDF (Park et al. 2019, section 4) and GLO (Bojanowski et al. 2018): no encoder. In training
@@ -32,7 +32,7 @@ class FreeCodes(Inference):
 
     >>> from gae.inference import Ascent
     >>> from gae.likelihood import Gaussian
-    >>> model, engine, x = Gaussian(nn.Linear(2, 3), 2), FreeCodes(2, Ascent()), torch.randn(4, 3)
+    >>> model, engine, x = Gaussian(nn.Linear(2, 3), 2), AutoDecoder(2, Ascent()), torch.randn(4, 3)
     >>> engine.initialize(model, x, seed=0)
     >>> bool((engine(model, x[[1, 1, 3]]).z[0] == engine.codes[engine.find(x[[1, 1, 3]])]).all())
     True
@@ -62,7 +62,7 @@ class FreeCodes(Inference):
         """
         if likelihood.latent_shape != self.codes.shape[1:]:
             raise ValueError(
-                f"`FreeCodes` was built for codes of shape {tuple(self.codes.shape[1:])}, but those of "
+                f"`AutoDecoder` was built for codes of shape {tuple(self.codes.shape[1:])}, but those of "
                 f"{type(likelihood).__name__} have {tuple(likelihood.latent_shape)}."
             )
         keys = row_keys(x).unique()
@@ -91,13 +91,13 @@ class FreeCodes(Inference):
         unknown = index < 0
         if bool(unknown.any()):
             raise ValueError(
-                f"`FreeCodes` in training mode has no code for {int(unknown.sum())} of {len(x)} rows, the first at "
+                f"`AutoDecoder` in training mode has no code for {int(unknown.sum())} of {len(x)} rows, the first at "
                 f"index {int(unknown.nonzero()[0])}. To encode new data, call `.eval()` on the autoencoder; to train "
                 "on other data, call `initialize` with them, as `fit` does. Data that are drawn anew in each epoch "
                 '(binarize="dynamic") have no free codes.'
             )
         code = Code(self.codes[index].unsqueeze(0))
-        return code if k is None else code.over(k)
+        return code if k is None else code.expand_components(k)
 
     def _take(self, codes: Tensor, keys: Tensor) -> None:
         """Codes of another number, in the same parameter."""

@@ -38,7 +38,9 @@ class Solve:
     evaluations: Int[Tensor, "S B"]  # decoder evaluations that finding the code took
     grad_norm: Float[Tensor, "S B"]  # ‖∇ objective‖₂ at the last point where it was taken
     trace: Float[Tensor, "T S B"] | None = None  # objective (nats) before each step; -inf where it was not finite
-    signal: Float[Tensor, "S B *X"] | None = None  # running average of the decoder's output where a stopping rule chose
+    reconstruction: Float[Tensor, "S B *X"] | None = (
+        None  # running average of the decoder's output where a stopping rule chose
+    )
     spread: Float[Tensor, "S B"] | None = None  # best minus worst objective (nats) over restarts; inf if one failed
 
     def choose(self, best: Int[Tensor, "S B"], objective: Float[Tensor, "R S B"] | None = None) -> "Solve":
@@ -74,9 +76,9 @@ class Code:
     log_q: Float[Tensor, "S B"] | None = None
     q: Distribution | None = None
     solve: Solve | None = None
-    score: Float[Tensor, "S B"] | None = None
+    log_joint: Float[Tensor, "S B"] | None = None
 
-    def over(self, k: Int[Tensor, "S _"]) -> "Code":
+    def expand_components(self, k: Int[Tensor, "S _"]) -> "Code":
         """The same code on every given branch k (S, 1) or (S, B)."""
         if len(self.z) != 1:
             raise ValueError(f"One code per sample is needed to put on every component, got S={len(self.z)}.")
@@ -176,7 +178,7 @@ class Inference(nn.Module, ABC):
 
     def scored(self, likelihood: Likelihood, x: Num[Tensor, "B *X"], code: Code) -> Encoding:
         """The encoding of a code, with its log density at x."""
-        seen = code.score if likelihood.exact_given else None
+        seen = code.log_joint if likelihood.exact_given else None
         log_joint = likelihood.log_joint(x, code.z, code.k) if seen is None else seen
         return Encoding(
             code.z, code.k, log_joint, code.log_q, code.q, likelihood.prior, type(self).__name__, code.solve

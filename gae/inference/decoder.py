@@ -9,7 +9,7 @@ from jaxtyping import Float, Num
 from torch import Size, Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from gae.likelihood import Likelihood, Observed, Relational, WeightLikelihood
+from gae.likelihood import Likelihood, Measured, Relational, WeightLikelihood
 from gae.likelihood.door import hidden
 
 ROWS = 3  # codes that are decoded to see whether a decoder is a fixed function of each
@@ -105,7 +105,7 @@ def is_piecewise_linear(likelihood: Likelihood, z: Float[Tensor, "S B *Z"]) -> b
 
 
 def _is_network(likelihood: Likelihood) -> bool:
-    inner = likelihood.likelihood if isinstance(likelihood, Observed) else likelihood
+    inner = likelihood.likelihood if isinstance(likelihood, Measured) else likelihood
     return isinstance(inner, WeightLikelihood)
 
 

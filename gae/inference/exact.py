@@ -127,11 +127,11 @@ class Enumerate(Inference):
 
 
 def _scores(likelihood: Likelihood, x: Tensor, code: Code, branches: Tensor) -> Tensor:
-    if code.score is not None:
-        return code.score
+    if code.log_joint is not None:
+        return code.log_joint
     if isinstance(likelihood, LinearMixture):
         return likelihood.scores(x, code.z, branches)
-    return likelihood.given(x)(code.z, branches)
+    return likelihood.bind(x)(code.z, branches)
 
 
 class Argmax(Enumerate):
@@ -150,10 +150,10 @@ class Argmax(Enumerate):
         if self.inner is None and isinstance(likelihood, LinearMixture) and not likelihood.latent_shape.numel():
             self._check(likelihood, k)
             best, score = likelihood.nearest(x)
-            return Code(x.new_zeros(1, len(x), 0), best.unsqueeze(0), score=score.unsqueeze(0))
+            return Code(x.new_zeros(1, len(x), 0), best.unsqueeze(0), log_joint=score.unsqueeze(0))
         branches = super().infer(likelihood, x, k)
-        assert branches.score is not None
-        best = branches.score.argmax(0, keepdim=True)
+        assert branches.log_joint is not None
+        best = branches.log_joint.argmax(0, keepdim=True)
         z = branches.z[best, torch.arange(len(x), device=x.device)]
         solve = None if branches.solve is None else branches.solve.choose(best)
-        return Code(z, best, solve=solve, score=branches.score.gather(0, best))
+        return Code(z, best, solve=solve, log_joint=branches.log_joint.gather(0, best))

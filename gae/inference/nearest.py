@@ -58,7 +58,7 @@ class Nearest(Inference):
             best = self._by_faiss(mixture, x)
             return Code(x.new_zeros(1, len(x), *mixture.latent_shape), best.unsqueeze(0))
         best, score = mixture.nearest(x, entries=self.entries)
-        return Code(x.new_zeros(1, len(x), *mixture.latent_shape), best.unsqueeze(0), score=score.unsqueeze(0))
+        return Code(x.new_zeros(1, len(x), *mixture.latent_shape), best.unsqueeze(0), log_joint=score.unsqueeze(0))
 
     def _by_faiss(self, mixture: LinearMixture, x: Tensor) -> Tensor:
         for name, values in (("weights", mixture.logits), ("scales", mixture.log_scale)):
@@ -120,7 +120,7 @@ class Shortlist(Inference):
                 parts.append(self.choose.infer(part, x[rows % len(x)]))
                 chosen.append(names[_required(parts[-1].k)])
         back, shape = slots.argsort(), (len(near), len(x))
-        score = _in_slots([_required(part.score) for part in parts], back, shape)
+        score = _in_slots([_required(part.log_joint) for part in parts], back, shape)
         best, batch = score.argmax(0, keepdim=True), torch.arange(len(x), device=x.device)
         z = _in_slots([part.z for part in parts], back, shape)[best, batch]
         solve = _merged([part.solve for part in parts], back, shape)
@@ -128,7 +128,7 @@ class Shortlist(Inference):
             z,
             _in_slots(chosen, back, shape)[best, batch],
             solve=None if solve is None else solve.choose(best),
-            score=score.gather(0, best),
+            log_joint=score.gather(0, best),
         )
 
     def compared(self, likelihood: Likelihood, x: Num[Tensor, "B *X"]) -> Int[Tensor, " B"]:

@@ -35,7 +35,7 @@ class Prior(Inference):
         return Code(likelihood.prior.sample(torch.Size(shape)), None if k is None else k.expand(shape))
 
 
-class Initial(Inference):
+class DecoderInit(Inference):
     """Random codes as the likelihood itself would start: for a network's weights, its own initialisation.
 
     Args:
@@ -43,7 +43,7 @@ class Initial(Inference):
 
     >>> from gae import nets
     >>> from gae.likelihood import WeightLikelihood
-    >>> Initial(samples=2)(WeightLikelihood(nets.mlp(2, [8], 3), torch.ones(2)), torch.zeros(1, 3)).z.shape
+    >>> DecoderInit(samples=2)(WeightLikelihood(nets.mlp(2, [8], 3), torch.ones(2)), torch.zeros(1, 3)).z.shape
     torch.Size([2, 1, 51])
     """
 
@@ -59,11 +59,11 @@ class Initial(Inference):
         return Code(z, None if k is None else k.expand(shape))
 
 
-class Fixed(Inference):
+class Constant(Inference):
     """Given codes: one for all samples, shape Z, or one each, shape (B, *Z).
 
     >>> from gae.likelihood import LinearMixture
-    >>> Fixed(torch.ones(2))(LinearMixture(1, 2, (5,)), torch.randn(3, 5)).z.shape
+    >>> Constant(torch.ones(2))(LinearMixture(1, 2, (5,)), torch.randn(3, 5)).z.shape
     torch.Size([1, 3, 2])
     """
 
@@ -77,7 +77,7 @@ class Fixed(Inference):
         shape = (len(x), *likelihood.latent_shape)
         if self.z.shape not in (likelihood.latent_shape, torch.Size(shape)):
             raise ValueError(
-                f"`Fixed` holds codes of shape {tuple(self.z.shape)}, but this batch needs "
+                f"`Constant` holds codes of shape {tuple(self.z.shape)}, but this batch needs "
                 f"{tuple(likelihood.latent_shape)} (one for all) or {shape} (one each)."
             )
         return _code(self.z.to(x).expand(1, *shape), k)
@@ -115,7 +115,7 @@ class PrincipalComponents(Inference):
         flat = x.flatten(2).double()
         if flat.shape[2] < shape[1]:
             raise ValueError(
-                f"{flat.shape[2]} features have no {shape[1]} principal components. Start from `Initial()`."
+                f"{flat.shape[2]} features have no {shape[1]} principal components. Start from `DecoderInit()`."
             )
         left, size, right = torch.linalg.svd(flat - flat.mean(1, keepdim=True), full_matrices=False)
         if bool((size[:, 0] == 0).any()):
@@ -127,7 +127,7 @@ class PrincipalComponents(Inference):
         return _code((self.spread * scores / first[:, None, None]).to(x.dtype).unsqueeze(0), k)
 
 
-class Exaggerated(Inference):
+class EarlyExaggeration(Inference):
     """An engine at work on t-SNE whose attractions are multiplied: early exaggeration, as the ``init`` of an ascent.
 
     Raises:
@@ -135,7 +135,7 @@ class Exaggerated(Inference):
 
     >>> from gae.likelihood import TSNE
     >>> from gae.inference import Ascent, DeltaBarDelta
-    >>> early = Exaggerated(Ascent(PrincipalComponents(), DeltaBarDelta(50.0, momentum=0.5), max_steps=50))
+    >>> early = EarlyExaggeration(Ascent(PrincipalComponents(), DeltaBarDelta(50.0, momentum=0.5), max_steps=50))
     >>> late = Ascent(early, DeltaBarDelta(50.0, momentum=0.8), max_steps=50)
     >>> late(TSNE(20, (5,), perplexity=4.0), torch.randn(1, 20, 5)).solve.evaluations
     tensor([[100]])
@@ -151,8 +151,8 @@ class Exaggerated(Inference):
         if not isinstance(likelihood, TSNE):
             raise TypeError(f"Only t-SNE has attractions to exaggerate, got {type(likelihood).__name__}. Use `TSNE`.")
         code = self.engine.infer(likelihood.exaggerated(self.factor), x, k)
-        return replace(code, score=None)  # which was that of another objective
+        return replace(code, log_joint=None)  # which was that of another objective
 
 
 def _code(z: Tensor, k: Tensor | None) -> Code:
-    return Code(z) if k is None else Code(z).over(k)
+    return Code(z) if k is None else Code(z).expand_components(k)

@@ -8,7 +8,7 @@ from gae.likelihood.linear.mixture import LinearMixture
 from gae.likelihood.linear.moments import Moments
 from gae.likelihood.linear.nonnegative import NonNegativeGaussian, NonNegativeLinear, NonNegativePoisson
 from gae.likelihood.linear.regression import LinearRegression
-from gae.likelihood.measured import Observed
+from gae.likelihood.measured import Measured
 from gae.likelihood.operators import Blur, Crop, Downsample, GaussianProjection, LinearOperator, Mask
 from gae.likelihood.priors import Flat, FlatDistribution, LaplacePrior, StandardNormal
 from gae.likelihood.relational.lle import LLE
@@ -44,12 +44,12 @@ __all__ = [
     "LinearOperator",
     "LinearRegression",
     "Mask",
+    "Measured",
     "Moments",
     "MonotoneCodes",
     "NonNegativeGaussian",
     "NonNegativeLinear",
     "NonNegativePoisson",
-    "Observed",
     "Poisson",
     "Relational",
     "SequenceDistribution",

@@ -80,7 +80,7 @@ class Likelihood(nn.Module, ABC):
     exact_given: bool = True  # whether ``given(x)`` is ``log_joint`` itself, so that its values need no second look
 
     @checked
-    def given(self, x: Num[Tensor, "B *X"]) -> LogJoint:
+    def bind(self, x: Num[Tensor, "B *X"]) -> LogJoint:
         """The function (z, k) -> ``log_joint(x, z, k)`` that an inner loop calls many times for one x."""
         return lambda z, k=None: self.log_joint(x, z, k)
 
@@ -90,7 +90,7 @@ class Likelihood(nn.Module, ABC):
         """The decoder's output, before it becomes a distribution."""
         raise TypeError(f"{type(self).__name__} has no single decoder output.")
 
-    def drawn_outputs(self, z: Float[Tensor, "S B *Z"], k: Int[Tensor, "S _"] | None = None) -> Tensor:
+    def sample_outputs(self, z: Float[Tensor, "S B *Z"], k: Int[Tensor, "S _"] | None = None) -> Tensor:
         """``outputs`` as an inner loop sees them: under noise drawn anew in a ``stochastic`` likelihood."""
         return self.outputs(z, k)
 
@@ -104,7 +104,7 @@ class Likelihood(nn.Module, ABC):
         """log q_r(x|z) as a function of the decoder's output, in nats."""
         raise TypeError(f"{type(self).__name__} has no single decoder output.")
 
-    def signal(self, output: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+    def reconstruction(self, output: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
         """What a decoder output says of the world: its ``point``, before anything is measured of it."""
         return self.point(self.distribution(output))
 
@@ -212,7 +212,7 @@ class ExactMode(Protocol):
 class MonotoneCodes(Protocol):
     """A likelihood with an update rule of its own for codes, such as a coordinate or a multiplicative one."""
 
-    def improve(self, x: Tensor, z: Tensor) -> Tensor:
+    def update_codes(self, x: Tensor, z: Tensor) -> Tensor:
         """Codes (S, B, *Z) whose log joint density is nowhere below that of z; each row by itself."""
 
 

@@ -13,7 +13,7 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 CODES = ("log_joint", "improve", "divergence")  # methods (x, z, ...) of a likelihood that are checked
 OBSERVATIONS = (  # ... and methods (x, ...)
-    *("given", "posterior", "log_responsibilities", "log_evidence", "mode"),
+    *("bind", "posterior", "log_responsibilities", "log_evidence", "mode"),
     *("relation", "log_components", "to_centres", "to_charts"),
 )
 

@@ -71,9 +71,9 @@ class Head(Likelihood):
     ) -> Float[Tensor, "S B"]:
         return self.prior.log_prob(z) + self.log_likelihood(x, self.outputs(z, k), k)
 
-    def given(self, x: Num[Tensor, "B *X"]) -> LogJoint:
+    def bind(self, x: Num[Tensor, "B *X"]) -> LogJoint:
         prior = self.prior
-        return lambda z, k=None: prior.log_prob(z) + self.log_likelihood(x, self.drawn_outputs(z, k), k)
+        return lambda z, k=None: prior.log_prob(z) + self.log_likelihood(x, self.sample_outputs(z, k), k)
 
     def _over_event(self, value: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
         return value.sum(tuple(range(-len(self.event_shape), 0))) if self.event_shape else value
@@ -245,9 +245,9 @@ class Poisson(Head):
     ) -> Float[Tensor, "S B"]:
         return self._over_event(Counts(x).log_prob_at(output))
 
-    def given(self, x: Num[Tensor, "B *X"]) -> LogJoint:
+    def bind(self, x: Num[Tensor, "B *X"]) -> LogJoint:
         prior, counts = self.prior, Counts(x)  # the factorials, once for an inner loop
-        return lambda z, k=None: prior.log_prob(z) + self._over_event(counts.log_prob_at(self.drawn_outputs(z, k)))
+        return lambda z, k=None: prior.log_prob(z) + self._over_event(counts.log_prob_at(self.sample_outputs(z, k)))
 
 
 class Categorical(Head):

@@ -16,7 +16,7 @@ from gae.likelihood.operators import Mask
 Operator = Callable[[Tensor], Tensor]
 
 
-class Observed(Likelihood):
+class Measured(Likelihood):
     """A likelihood whose x is seen through an operator A: y (B, *Y) in the place of x (B, *X); z and its prior stay.
 
     With ``scale``, y ~ N(A(x̂), scale²) for the decoder's mean x̂. Without it, the likelihood's own law holds for y, at
@@ -33,7 +33,7 @@ class Observed(Likelihood):
 
     >>> from gae.likelihood import Gaussian, GaussianProjection
     >>> decoder = Gaussian(nn.Linear(2, 64), 2, scale=0.1)
-    >>> Observed(decoder, GaussianProjection(10, (64,))).event_shape
+    >>> Measured(decoder, GaussianProjection(10, (64,))).event_shape
     torch.Size([10])
     """
 
@@ -85,13 +85,13 @@ class Observed(Likelihood):
     def outputs(self, z: Float[Tensor, "..."], k: Int[Tensor, "..."] | None = None) -> Float[Tensor, "..."]:
         return self.likelihood.outputs(z, k)
 
-    def drawn_outputs(self, z: Float[Tensor, "S B *Z"], k: Int[Tensor, "S _"] | None = None) -> Tensor:
-        return self.likelihood.drawn_outputs(z, k)
+    def sample_outputs(self, z: Float[Tensor, "S B *Z"], k: Int[Tensor, "S _"] | None = None) -> Tensor:
+        return self.likelihood.sample_outputs(z, k)
 
     def distribution(self, output: Float[Tensor, "..."]) -> Distribution:
         if self.scale is None:
             return self.likelihood.distribution(self.operator(output))
-        mean = self.operator(self.likelihood.signal(output))
+        mean = self.operator(self.likelihood.reconstruction(output))
         return Normal(mean, self.scale.expand_as(mean), validate_args=False)
 
     def forward(self, z: Float[Tensor, "..."], k: Int[Tensor, "..."] | None = None) -> Distribution:
@@ -102,20 +102,20 @@ class Observed(Likelihood):
     ) -> Float[Tensor, "S B"]:
         return self._independent(output).log_prob(x)
 
-    def given(self, x: Num[Tensor, "B *Y"]) -> LogJoint:
+    def bind(self, x: Num[Tensor, "B *Y"]) -> LogJoint:
         prior = self.prior
-        return lambda z, k=None: prior.log_prob(z) + self.log_likelihood(x, self.drawn_outputs(z, k), k)
+        return lambda z, k=None: prior.log_prob(z) + self.log_likelihood(x, self.sample_outputs(z, k), k)
 
-    def signal(self, output: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+    def reconstruction(self, output: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
         """The decoder's own x̂, of which y is a measurement."""
-        return self.likelihood.signal(output)
+        return self.likelihood.reconstruction(output)
 
     def initial(self, n: int) -> Float[Tensor, "n *Z"]:
         return self.likelihood.initial(n)
 
     def restored(self, z: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
         """The whole observation that a code stands for: what was hidden, blurred or projected away included."""
-        return self.signal(self.outputs(z))
+        return self.reconstruction(self.outputs(z))
 
     def _independent(self, output: Tensor) -> Distribution:
         return dist.Independent(self.distribution(output), len(self.event_shape), validate_args=False)

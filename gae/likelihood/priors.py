@@ -39,7 +39,7 @@ class FlatDistribution(ImproperUniform):
 
     def rsample(self, *_: Any, **__: Any) -> Tensor:
         raise NotImplementedError(
-            "A flat prior is improper and cannot be sampled. Start from `Zeros()` or `Fixed(z)`, "
+            "A flat prior is improper and cannot be sampled. Start from `Zeros()` or `Constant(z)`, "
             "or give the likelihood a proper prior such as `StandardNormal`."
         )
 

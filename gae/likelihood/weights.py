@@ -73,7 +73,7 @@ class WeightDecoder(nn.Module):
             if not callable(reset := getattr(module, "reset_parameters", None)):
                 raise TypeError(
                     f"{type(module).__name__} ({name!r}) has parameters but no `reset_parameters`, so fresh weights "
-                    "cannot be drawn. Give it one, or start from `Fixed(weights)`."
+                    "cannot be drawn. Give it one, or start from `Constant(weights)`."
                 )
             reset()
         weights = dict(net.named_buffers())
@@ -142,7 +142,7 @@ class WeightLikelihood(Likelihood):
     def outputs(self, z: Float[Tensor, "*L P"], k: Int[Tensor, "..."] | None = None) -> Float[Tensor, "..."]:
         return self.head.outputs(z, k)
 
-    def drawn_outputs(self, z: Float[Tensor, "S B P"], k: Int[Tensor, "S _"] | None = None) -> Tensor:
+    def sample_outputs(self, z: Float[Tensor, "S B P"], k: Int[Tensor, "S _"] | None = None) -> Tensor:
         return self.decoder(z.flatten(0, -2), self.jitter).unflatten(0, z.shape[:-1])
 
     def distribution(self, output: Float[Tensor, "..."]) -> Distribution:
@@ -153,9 +153,9 @@ class WeightLikelihood(Likelihood):
     ) -> Float[Tensor, "S B"]:
         return self.head.log_likelihood(x, output, k)
 
-    def given(self, x: Num[Tensor, "B *X"]) -> LogJoint:
+    def bind(self, x: Num[Tensor, "B *X"]) -> LogJoint:
         prior = self.prior
-        return lambda z, k=None: prior.log_prob(z) + self.log_likelihood(x, self.drawn_outputs(z), k)
+        return lambda z, k=None: prior.log_prob(z) + self.log_likelihood(x, self.sample_outputs(z), k)
 
     def point(self, decoded: Distribution) -> Float[Tensor, "..."]:
         return self.head.point(decoded)

@@ -13,7 +13,7 @@ from zlib import error
 import numpy as np
 
 from gae.data.files import write_text
-from gae.reports.figures import Plate, draw, save
+from gae.reports.figures import Figure, draw, save
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -218,12 +218,12 @@ def write(out: Path) -> Path:
     Reads ``out/results.json`` and ``out/pictures.npz`` only, so that a report can be made again at any time.
     """
     results = json.loads((out / "results.json").read_text(encoding="utf-8"))
-    plates = draw(results, load_arrays(out / "pictures.npz", "Delete it"))
+    figures = draw(results, load_arrays(out / "pictures.npz", "Delete it"))
     folder = out / "figures"
-    for plate in plates:
-        save(plate, folder / f"{plate.name}.png")
+    for figure in figures:
+        save(figure, folder / f"{figure.name}.png")
     page = out / "report.html"
-    write_text(page, render(results, plates, folder))
+    write_text(page, render(results, figures, folder))
     return page
 
 
@@ -236,9 +236,11 @@ def load_arrays(path: Path, remedy: str) -> dict[str, np.ndarray]:
         raise ValueError(f"{path} is damaged ({reason}). {remedy}, and resume with the same options.") from None
 
 
-def render(results: dict[str, Any], plates: list[Plate], folder: Path) -> str:
+def render(results: dict[str, Any], figures: list[Figure], folder: Path) -> str:
     """The HTML page, with every figure inside."""
-    images = {plate.name: base64.b64encode((folder / f"{plate.name}.png").read_bytes()).decode() for plate in plates}
+    images = {
+        figure.name: base64.b64encode((folder / f"{figure.name}.png").read_bytes()).decode() for figure in figures
+    }
     return (
         environment()
         .get_template("report.html")
@@ -250,7 +252,7 @@ def render(results: dict[str, Any], plates: list[Plate], folder: Path) -> str:
             command=command(results["configuration"]),
             statuses={c["engine"]: c["status"] for c in results["cells"] if c["engine"] == c["decoder"]},
             mass=results["configuration"]["head"] in MASSES,
-            plates=plates,
+            figures=figures,
             images=images,
         )
     )

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float, Int, Num
 from torch import Tensor
 
-from gae.analysis.metrics import Effort, encode
+from gae.analysis.metrics import EvaluationBudget, encode
 from gae.autoencoder import Autoencoder
 from gae.data.files import write_text
 
@@ -99,7 +99,7 @@ def explore(
     if size < 2:
         raise ValueError(f"size must be at least 2, got {size}.")
     likelihood.check(x)
-    plane = plane_of(encode(autoencoder, x, Effort()).z.flatten(1))
+    plane = plane_of(encode(autoencoder, x, EvaluationBudget()).z.flatten(1))
     codes = plane.grid(size).flatten(0, 1)
     decoded = [likelihood.point(likelihood(part.unflatten(1, likelihood.latent_shape))) for part in codes.split(256)]
     _write(path, plane, torch.cat(decoded).cpu().numpy(), x.cpu().numpy(), labels, value_range, size, title)

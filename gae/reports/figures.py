@@ -12,7 +12,7 @@ from gae.data.files import whole
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+    from matplotlib.figure import Figure as Canvas
 
 Pictures = dict[str, np.ndarray]
 
@@ -39,21 +39,21 @@ STYLE: Any = {
 
 
 @dataclass(frozen=True)
-class Plate:
+class Figure:
     """A figure, and what a reader sees on it."""
 
     name: str
     title: str
     caption: str
-    figure: "Figure"
+    canvas: "Canvas"
 
 
-def draw(results: dict[str, Any], pictures: Pictures) -> list[Plate]:
+def draw(results: dict[str, Any], pictures: Pictures) -> list[Figure]:
     """All figures of a comparison, in reading order. No global state of matplotlib is touched."""
     from matplotlib import rc_context
 
     with rc_context(STYLE):
-        plates = [
+        figures = [
             training_curves(results),
             bounds(results),
             reconstructions(results, pictures),
@@ -61,19 +61,19 @@ def draw(results: dict[str, Any], pictures: Pictures) -> list[Plate]:
             traversals(results, pictures),
             samples(results, pictures),
         ]
-        plates += [attributes(results, pictures)] if under(pictures, "attribute") else []
-        return [*plates, codes(results, pictures)]
+        figures += [attributes(results, pictures)] if under(pictures, "attribute") else []
+        return [*figures, codes(results, pictures)]
 
 
-def save(plate: Plate, path: Path) -> None:
+def save(figure: Figure, path: Path) -> None:
     """Writes one figure as PNG."""
     from matplotlib import rc_context
 
     with rc_context(STYLE), whole(path) as temporary:
-        plate.figure.savefig(temporary, format="png", metadata={"Software": None})
+        figure.canvas.savefig(temporary, format="png", metadata={"Software": None})
 
 
-def training_curves(results: dict[str, Any]) -> Plate:
+def training_curves(results: dict[str, Any]) -> Figure:
     """Loss against epoch, one line per decoder."""
     figure = canvas(8.0, 3.8)
     axes = figure.subplots()
@@ -88,10 +88,10 @@ def training_curves(results: dict[str, Any]) -> Plate:
         "density at the code for unrolled and detached ascent, and minus the ELBO for amortised and semi-amortised "
         "encoding: two different quantities, so compare shapes, and compare levels only within a pair."
     )
-    return Plate("training", "Training", caption, figure)
+    return Figure("training", "Training", caption, figure)
 
 
-def bounds(results: dict[str, Any]) -> Plate:
+def bounds(results: dict[str, Any]) -> Figure:
     """Joint log density and ELBO against decoder evaluations, on one decoder."""
     found = results["bounds"]
     figure = canvas(9.4, 5.2)
@@ -123,7 +123,7 @@ def bounds(results: dict[str, Any]) -> Plate:
         "afresh, never from the draws that the ascent saw. "
         "The two panels hold different quantities; poor first values may lie below the frame."
     )
-    return Plate("bounds", "Bound against decoder evaluations", caption, figure)
+    return Figure("bounds", "Bound against decoder evaluations", caption, figure)
 
 
 def _numbers(values: Sequence[float | None]) -> list[float]:
@@ -131,7 +131,7 @@ def _numbers(values: Sequence[float | None]) -> list[float]:
     return [math.nan if value is None else value for value in values]
 
 
-def reconstructions(results: dict[str, Any], pictures: Pictures) -> Plate:
+def reconstructions(results: dict[str, Any], pictures: Pictures) -> Figure:
     """The same test samples, a row per decoder and baseline."""
     rows = {"test sample": pictures["originals"], **under(pictures, "reconstruction")}
     caption = (
@@ -139,7 +139,7 @@ def reconstructions(results: dict[str, Any], pictures: Pictures) -> Plate:
         "engine that trained it, and the baselines at equal code size. Grey values are in data units, clipped to "
         f"{_range(results)}."
     )
-    return Plate("reconstructions", "Reconstructions", caption, grid(rows, results["data"]["value_range"]))
+    return Figure("reconstructions", "Reconstructions", caption, grid(rows, results["data"]["value_range"]))
 
 
 def _has_pairs(pictures: Pictures) -> bool:
@@ -147,7 +147,7 @@ def _has_pairs(pictures: Pictures) -> bool:
     return all(strip.size for strip in under(pictures, "interpolation").values())
 
 
-def interpolations(results: dict[str, Any], pictures: Pictures) -> Plate:
+def interpolations(results: dict[str, Any], pictures: Pictures) -> Figure:
     """Decoder means along the line between two codes, a strip per decoder."""
     strips = under(pictures, "interpolation")
     pairs = next(iter(strips.values())).shape[1]
@@ -156,20 +156,20 @@ def interpolations(results: dict[str, Any], pictures: Pictures) -> Plate:
         "Decoder means at equal steps on the straight line between the codes of two test samples (left and right "
         f"end), the same pairs for every decoder. Grey values in data units, clipped to {_range(results)}."
     )
-    return Plate("interpolations", "Interpolation between codes", caption, grid(rows, results["data"]["value_range"]))
+    return Figure("interpolations", "Interpolation between codes", caption, grid(rows, results["data"]["value_range"]))
 
 
-def traversals(results: dict[str, Any], pictures: Pictures) -> Plate:
+def traversals(results: dict[str, Any], pictures: Pictures) -> Figure:
     """One test sample along single axes of its code, a row per axis."""
     caption = (
         "Decoder means where one element of the first test sample's code moves over two standard deviations of the "
         "test codes to either side, a row for each of the three elements that vary most. Grey values in data units, "
         f"clipped to {_range(results)}."
     )
-    return Plate("traversals", "Traversals", caption, _strips(results, under(pictures, "traversal")))
+    return Figure("traversals", "Traversals", caption, _strips(results, under(pictures, "traversal")))
 
 
-def attributes(results: dict[str, Any], pictures: Pictures) -> Plate:
+def attributes(results: dict[str, Any], pictures: Pictures) -> Figure:
     """Test samples of one label, moved towards another."""
     first, second = [int(label) for label in np.unique(pictures["labels"])[:2]]
     caption = (
@@ -177,16 +177,16 @@ def attributes(results: dict[str, Any], pictures: Pictures) -> Plate:
         f"and {first} is added, from none of it (left) to 1.5 times. Labels choose the direction; no training saw "
         f"them. Grey values in data units, clipped to {_range(results)}."
     )
-    return Plate("attributes", "Attribute vectors", caption, _strips(results, under(pictures, "attribute")))
+    return Figure("attributes", "Attribute vectors", caption, _strips(results, under(pictures, "attribute")))
 
 
-def _strips(results: dict[str, Any], strips: Pictures) -> "Figure":
+def _strips(results: dict[str, Any], strips: Pictures) -> "Canvas":
     """Several rows (R, T, *X) for each name, of which the first is named."""
     rows = {f"{name}" + " " * i: row for name, strip in strips.items() for i, row in enumerate(strip)}
     return grid(rows, results["data"]["value_range"])
 
 
-def samples(results: dict[str, Any], pictures: Pictures) -> Plate:
+def samples(results: dict[str, Any], pictures: Pictures) -> Figure:
     """Decoder means at draws from the prior, two rows per decoder."""
     drawn = under(pictures, "sample")
     rows: Pictures = {}
@@ -198,10 +198,10 @@ def samples(results: dict[str, Any], pictures: Pictures) -> Plate:
         "decoder. A decoder trained at point codes was never asked to fill the prior, and may show it here. Grey "
         f"values in data units, clipped to {_range(results)}."
     )
-    return Plate("samples", "Samples from the prior", caption, grid(rows, results["data"]["value_range"]))
+    return Figure("samples", "Samples from the prior", caption, grid(rows, results["data"]["value_range"]))
 
 
-def codes(results: dict[str, Any], pictures: Pictures) -> Plate:
+def codes(results: dict[str, Any], pictures: Pictures) -> Figure:
     """Test codes in their first two principal components, a panel per decoder."""
     clouds = under(pictures, "codes")
     across = min(len(clouds), 2)
@@ -224,7 +224,7 @@ def codes(results: dict[str, Any], pictures: Pictures) -> Plate:
         "title names the share of the codes' variance that the two show, and how many dimensions of the code vary over "
         "the test set at all (variance above 0.01). Axes differ from panel to panel."
     )
-    return Plate("codes", "Codes", caption, figure)
+    return Figure("codes", "Codes", caption, figure)
 
 
 def scatter(axes: "Axes", cloud: np.ndarray, labels: np.ndarray | None, size: float = 30.0) -> None:
@@ -237,11 +237,11 @@ def scatter(axes: "Axes", cloud: np.ndarray, labels: np.ndarray | None, size: fl
         axes.scatter(points[:, 0], points[:, 1], s=size, color=color, marker=f"${int(label)}$", linewidths=0.2)
 
 
-def canvas(width: float, height: float, layout: str = "constrained") -> "Figure":
+def canvas(width: float, height: float, layout: str = "constrained") -> "Canvas":
     """An empty figure, in inches, outside of pyplot's global state."""
-    from matplotlib.figure import Figure
+    from matplotlib.figure import Figure as Canvas
 
-    return Figure(figsize=(width, height), layout=layout)  # type: ignore[arg-type]
+    return Canvas(figsize=(width, height), layout=layout)  # type: ignore[arg-type]
 
 
 def under(pictures: Pictures, kind: str) -> Pictures:
@@ -263,7 +263,7 @@ def sheet(images: np.ndarray, value_range: Sequence[float], path: Path, across: 
         grid(rows, value_range).savefig(temporary, format="png", metadata={"Software": None})
 
 
-def grid(rows: Pictures, value_range: Sequence[float]) -> "Figure":
+def grid(rows: Pictures, value_range: Sequence[float]) -> "Canvas":
     """Rows of images, drawn as one, with their names at the left; a name that ends in a space is not shown."""
     tiles = [[_tile(image, *value_range) for image in images] for images in rows.values()]
     side, across = tiles[0][0].shape[0], max(map(len, tiles))

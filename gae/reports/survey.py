@@ -10,11 +10,11 @@ import numpy as np
 
 from gae.data.files import write_text
 from gae.reports.comparison import Box, Column, Row, box, environment, load_arrays
-from gae.reports.figures import INK, LINES, STYLE, Plate, canvas, grid, save, scatter
+from gae.reports.figures import INK, LINES, STYLE, Figure, canvas, grid, save, scatter
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+    from matplotlib.figure import Figure as Canvas
 
 COLUMNS = (
     Column("squared_error", "squared error", "×10⁻³ per element", 2, 1e3),
@@ -75,11 +75,13 @@ def write(out: Path) -> Path:
     rows = results["rows"] + results["embeddings"]
     pictures = {row["system"]: _pictures(out, row["system"]) for row in rows}
     with rc_context(STYLE):
-        plates = draw(results, pictures)
+        figures = draw(results, pictures)
     folder = out / "figures"
-    for plate in plates:
-        save(plate, folder / f"{plate.name}.png")
-    images = {plate.name: base64.b64encode((folder / f"{plate.name}.png").read_bytes()).decode() for plate in plates}
+    for figure in figures:
+        save(figure, folder / f"{figure.name}.png")
+    images = {
+        figure.name: base64.b64encode((folder / f"{figure.name}.png").read_bytes()).decode() for figure in figures
+    }
     lines, notes = table(results)
     text = (
         environment()
@@ -89,7 +91,7 @@ def write(out: Path) -> Path:
             columns=columns(results),
             rows=lines,
             notes=notes,
-            plates=plates,
+            figures=figures,
             images=images,
         )
     )
@@ -105,19 +107,19 @@ def _pictures(out: Path, system: str) -> dict[str, np.ndarray]:
 Arrays = dict[str, dict[str, np.ndarray]]
 
 
-def draw(results: dict[str, Any], pictures: Arrays) -> list[Plate]:
+def draw(results: dict[str, Any], pictures: Arrays) -> list[Figure]:
     """All figures of a survey, in reading order; none of what it does not hold."""
-    plates, encoded = [], {row["system"]: pictures[row["system"]] for row in results["rows"]}
+    figures, encoded = [], {row["system"]: pictures[row["system"]] for row in results["rows"]}
     if encoded:
-        plates += [overview(results), reconstructions(results, encoded), codes(results, encoded)]
+        figures += [overview(results), reconstructions(results, encoded), codes(results, encoded)]
     if any("sample" in arrays for arrays in encoded.values()):
-        plates.insert(2, samples(results, encoded))
+        figures.insert(2, samples(results, encoded))
     if results["embeddings"]:
-        plates.append(embeddings(results, pictures))
-    return plates
+        figures.append(embeddings(results, pictures))
+    return figures
 
 
-def overview(results: dict[str, Any]) -> Plate:
+def overview(results: dict[str, Any]) -> Figure:
     """Squared error, accuracy and time of every system, ordered by error."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
@@ -144,7 +146,7 @@ def overview(results: dict[str, Any]) -> Plate:
         "error on top; in brackets the size of its code. Wider codes keep more: compare systems of one size. A "
         "system without a number has no dot."
     )
-    return Plate("overview", "What each system keeps, and what a code costs", caption, figure)
+    return Figure("overview", "What each system keeps, and what a code costs", caption, figure)
 
 
 def _dots(axes: "Axes", rows: list[dict[str, Any]], key: str, scale: float, colour: str) -> None:
@@ -155,7 +157,7 @@ def _dots(axes: "Axes", rows: list[dict[str, Any]], key: str, scale: float, colo
             axes.errorbar(scale * mean, place, xerr=spread, fmt="o", ms=4, color=colour, capsize=2)
 
 
-def reconstructions(results: dict[str, Any], pictures: Arrays) -> Plate:
+def reconstructions(results: dict[str, Any], pictures: Arrays) -> Figure:
     """The same test samples by every system."""
     originals = next(iter(pictures.values()))["original"]
     rows = {"test sample": originals, **{name: arrays["reconstruction"] for name, arrays in pictures.items()}}
@@ -163,20 +165,20 @@ def reconstructions(results: dict[str, Any], pictures: Arrays) -> Plate:
         "The same test samples (first row) and the decoder's mean at their codes. Grey values are in data units, "
         f"clipped to {results['data']['value_range']}."
     )
-    return Plate("reconstructions", "Reconstructions", caption, grid(rows, results["data"]["value_range"]))
+    return Figure("reconstructions", "Reconstructions", caption, grid(rows, results["data"]["value_range"]))
 
 
-def samples(results: dict[str, Any], pictures: Arrays) -> Plate:
+def samples(results: dict[str, Any], pictures: Arrays) -> Figure:
     """Decoder means at draws from the prior, of systems whose prior can be drawn from."""
     rows = {name: arrays["sample"] for name, arrays in pictures.items() if "sample" in arrays}
     caption = (
         "Decoder means at codes drawn from each system's prior. Systems with a flat prior have none, and those "
         "trained at point codes were never asked to fill theirs."
     )
-    return Plate("samples", "Samples from the prior", caption, grid(rows, results["data"]["value_range"]))
+    return Figure("samples", "Samples from the prior", caption, grid(rows, results["data"]["value_range"]))
 
 
-def codes(results: dict[str, Any], pictures: Arrays) -> Plate:
+def codes(results: dict[str, Any], pictures: Arrays) -> Figure:
     """Test codes of every system with a continuous code, in their first two principal components."""
     clouds = {name: arrays for name, arrays in pictures.items() if np.ptp(arrays["codes"]) > 0}
     titles = [f"{name}, {100 * float(arrays['explained']):.0f} %" for name, arrays in clouds.items()]
@@ -186,10 +188,10 @@ def codes(results: dict[str, Any], pictures: Arrays) -> Plate:
         "principal components; the title names the share of variance that these show. Charts of a mixture share no "
         "axes, so that their codes overlap here without being alike."
     )
-    return Plate("codes", "Codes", caption, _clouds(list(clouds.values()), titles))
+    return Figure("codes", "Codes", caption, _clouds(list(clouds.values()), titles))
 
 
-def embeddings(results: dict[str, Any], pictures: Arrays) -> Plate:
+def embeddings(results: dict[str, Any], pictures: Arrays) -> Figure:
     """Codes of systems that lay out a whole data set."""
     rows = results["embeddings"]
     titles = [f"{row['system']}, trustworthiness {row['trustworthiness']['mean']:.3f}" for row in rows]
@@ -197,10 +199,10 @@ def embeddings(results: dict[str, Any], pictures: Arrays) -> Plate:
         f"The first {rows[0]['points']} test samples, laid out as one observation by systems that encode a whole data "
         "set; drawn as their labels, which the codes never saw. Axes have no unit."
     )
-    return Plate("embeddings", "Embeddings", caption, _clouds([pictures[row["system"]] for row in rows], titles))
+    return Figure("embeddings", "Embeddings", caption, _clouds([pictures[row["system"]] for row in rows], titles))
 
 
-def _clouds(clouds: list[dict[str, np.ndarray]], titles: list[str]) -> "Figure":
+def _clouds(clouds: list[dict[str, np.ndarray]], titles: list[str]) -> "Canvas":
     across = min(4, max(len(clouds), 2))
     down = max(1, -(-len(clouds) // across))
     side = 12.0 / across

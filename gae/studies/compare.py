@@ -12,15 +12,24 @@ from typing import Any
 
 import torch
 
-from gae.analysis.metrics import Entry, cell
+from gae.analysis.metrics import Entry, evaluate
 from gae.autoencoder import Autoencoder
 from gae.data import Dataset
 from gae.data.files import whole, write_text
 from gae.likelihood import Likelihood
 from gae.reports.comparison import write
 from gae.studies.curves import bounds
-from gae.studies.engines import BASELINES, ENGINES, Configuration, assemble, configure, describe, initial, settle_scale
-from gae.studies.jobs import Phases, facts, one_thread
+from gae.studies.engines import (
+    BASELINES,
+    ENGINES,
+    Configuration,
+    assemble,
+    calibrate_noise,
+    configure,
+    describe,
+    initial,
+)
+from gae.studies.jobs import ResumableJob, facts, one_thread
 from gae.studies.pictures import pictures
 from gae.systems import NormalEncoder
 from gae.training import fit
@@ -86,7 +95,7 @@ def _results(run: "Run", decoder: Likelihood, encoder: NormalEncoder) -> dict[st
             name: {"encoder": found.origin, "curve": found.curve, "encoder_curve": found.encoder_curve}
             for name, found in trained.items()
         },
-        "cells": [run.cell(trained, name, engine) for name in engines for engine in engines],
+        "cells": [run.evaluate(trained, name, engine) for name in engines for engine in engines],
         "baselines": [
             run.phase(f"encode {name}", partial(run.measured, name, model)) for name, model in baselines.items()
         ],
@@ -109,7 +118,7 @@ class Trained:
     encoder_curve: list[float] | None
 
 
-class Run(Phases):
+class Run(ResumableJob):
     """The folder of one comparison."""
 
     def __init__(self, out: Path, configuration: Configuration, data: Dataset, resume: bool, progress: bool):
@@ -155,15 +164,15 @@ class Run(Phases):
         torch.manual_seed(self.configuration.seed)
         model = BASELINES[name](self.data.event_shape, self.configuration)
         fit(model, self.data, epochs=self.configuration.baseline_epochs, seed=self.configuration.seed, progress=False)
-        settle_scale(model, self.data.train, self.configuration.effort)
+        calibrate_noise(model, self.data.train, self.configuration.effort)
         self.seconds[f"fit {name}"] = time.perf_counter() - start
         return model
 
     def measured(self, decoder: str, model: Autoencoder) -> Entry:
         """The numbers of a model with its own engine."""
-        return {"decoder": decoder, **cell(model, self.data, self.configuration.effort, self.configuration.seed)}
+        return {"decoder": decoder, **evaluate(model, self.data, self.configuration.effort, self.configuration.seed)}
 
-    def cell(self, trained: dict[str, Trained], decoder: str, engine: str) -> Entry:
+    def evaluate(self, trained: dict[str, Trained], decoder: str, engine: str) -> Entry:
         """The numbers of a named engine on the decoder that another (or the same) engine trained."""
         found = trained[decoder]
         model = assemble(self.configuration, engine, found.model.likelihood, found.encoder)

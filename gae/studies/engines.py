@@ -11,10 +11,10 @@ from jaxtyping import Num
 from torch import Size, Tensor
 
 from gae import nets
-from gae.analysis.metrics import Effort, encode
+from gae.analysis.metrics import EvaluationBudget, encode
 from gae.autoencoder import Autoencoder
 from gae.data import Dataset
-from gae.inference import Adam, Amortized, Ascent, Backprop, Detach, Inference, MeanField, Unroll, Zeros
+from gae.inference import Adam, Adjoint, Amortized, Ascent, Detach, Inference, MeanField, Unroll, Zeros
 from gae.likelihood import Likelihood, LinearMixture
 from gae.objective import Objective, elbo, joint
 from gae.systems import HEADS, NormalEncoder, build
@@ -58,14 +58,12 @@ class Configuration:
     bound_samples: int = 250
     components: int = 10
     baseline_epochs: int = 30
-    effort: Effort = field(default_factory=Effort)
+    effort: EvaluationBudget = field(default_factory=EvaluationBudget)
 
-    def ascent(
-        self, steps: int | None = None, backprop: Backprop | None = None, init: Inference | None = None
-    ) -> Ascent:
+    def ascent(self, steps: int | None = None, adjoint: Adjoint | None = None, init: Inference | None = None) -> Ascent:
         """MAP ascent on the code, from 0 unless another start is given."""
         steps = self.steps if steps is None else steps
-        return Ascent(init or Zeros(), Adam(self.rate, self.betas), steps, backprop=backprop)
+        return Ascent(init or Zeros(), Adam(self.rate, self.betas), steps, adjoint=adjoint)
 
     def refinement(self, encoder: NormalEncoder, steps: int | None = None, draws: int | None = None) -> Ascent:
         """Ascent on the ELBO of a mean-field normal that starts as the encoder's."""
@@ -97,14 +95,14 @@ ENGINES: dict[str, Engine] = {
     "unrolled": Engine(
         "joint log density at the code, differentiated through every ascent step",
         "ascent on the code, from 0 (MAP)",
-        lambda configuration, encoder: configuration.ascent(backprop=Unroll()),
+        lambda configuration, encoder: configuration.ascent(adjoint=Unroll()),
         joint,
         trains_encoder=False,
     ),
     "detached": Engine(
         "joint log density at the code, the code taken as a constant",
         "ascent on the code, from 0 (MAP)",
-        lambda configuration, encoder: configuration.ascent(backprop=Detach()),
+        lambda configuration, encoder: configuration.ascent(adjoint=Detach()),
         joint,
         trains_encoder=False,
     ),
@@ -171,7 +169,7 @@ def configure(
     )
     if quick:
         chosen = replace(
-            chosen, bound_steps=(0, 1, 2, 4, 8, 16), bound_samples=100, effort=Effort(evidence_samples=100)
+            chosen, bound_steps=(0, 1, 2, 4, 8, 16), bound_samples=100, effort=EvaluationBudget(evidence_samples=100)
         )
     return chosen
 
@@ -197,7 +195,7 @@ def start_scale(decoder: Likelihood, x: Num[Tensor, "N *X"]) -> None:
 
 
 @torch.no_grad()
-def settle_scale(model: Autoencoder, x: Num[Tensor, "N *X"], effort: Effort) -> None:
+def calibrate_noise(model: Autoencoder, x: Num[Tensor, "N *X"], effort: EvaluationBudget) -> None:
     """A linear mixture that does not learn its noise scale gets the root mean square of its residual over x.
 
     Its codes stay as they are, and its nats become comparable. One that has no residual keeps its scale.
@@ -223,6 +221,6 @@ def describe(configuration: Configuration, name: str, data: Dataset) -> dict[str
 def rebuild(description: dict[str, Any]) -> Autoencoder:
     """The autoencoder that ``describe`` describes, with parameters to be restored."""
     stored = dict(description["comparison"])
-    configuration = Configuration(**{**stored, "effort": Effort(**stored["effort"])})
+    configuration = Configuration(**{**stored, "effort": EvaluationBudget(**stored["effort"])})
     likelihood, encoder = initial(configuration, tuple(description["event_shape"]))
     return assemble(configuration, description["engine"], likelihood, encoder)

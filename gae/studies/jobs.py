@@ -19,7 +19,7 @@ from gae.training.packing import dump, verified
 PACKAGES = ("gae", "torch", "pyro-ppl", "numpy", "scikit-learn")
 
 
-class Phases:
+class ResumableJob:
     """The folder of one job. Finished phases are reread when it is resumed.
 
     Args:

@@ -15,15 +15,15 @@ from jaxtyping import Int, Num
 from torch import Tensor
 
 from gae.analysis.metrics import (
-    Effort,
     Entry,
-    absent,
-    cell,
+    EvaluationBudget,
     encode,
+    evaluate,
     log_evidence,
     lower_bound,
     mean_and_error,
     milliseconds,
+    missing,
     proportion,
 )
 from gae.autoencoder import Autoencoder
@@ -32,8 +32,8 @@ from gae.data.files import whole, write_text
 from gae.data.text import PADDING
 from gae.likelihood import FlatDistribution
 from gae.reports.survey import write
-from gae.studies.engines import settle_scale, start_scale
-from gae.studies.jobs import Phases, facts, one_thread
+from gae.studies.engines import calibrate_noise, start_scale
+from gae.studies.jobs import ResumableJob, facts, one_thread
 from gae.studies.pictures import plane
 from gae.systems import SYSTEMS, build, describe, named, options_of
 from gae.training import fit
@@ -64,7 +64,7 @@ class Plan:
     batch_size: int = 64
     learning_rate: float = 3e-3
     clip: float = 50.0
-    effort: Effort = field(default_factory=lambda: Effort(repeats=1))
+    effort: EvaluationBudget = field(default_factory=lambda: EvaluationBudget(repeats=1))
 
 
 def survey(
@@ -110,7 +110,7 @@ def survey(
             "rows": [row for row in found.values() if "squared_error" in row],
             "embeddings": [row for row in found.values() if "trustworthiness" in row],
             "texts": [row for row in found.values() if "tokens" in row],
-            "absent": {name: row["absent"] for name, row in found.items() if "absent" in row},
+            "missing": {name: row["missing"] for name, row in found.items() if "missing" in row},
             "failed": {name: row["failed"] for name, row in found.items() if "failed" in row},
         }
         results["seconds"] = {**run.seconds, "total": sum(run.seconds.values())}
@@ -128,7 +128,7 @@ def surveyed(text: bool = False) -> list[str]:
     return [name for name, row in SYSTEMS.items() if row.observation in observed]
 
 
-class Survey(Phases):
+class Survey(ResumableJob):
     """The folder of one survey."""
 
     def __init__(self, out: Path, plan: Plan, data: Dataset, resume: bool, progress: bool):
@@ -156,7 +156,7 @@ class Survey(Phases):
             x = self._points if whole else self.data.epoch(0, self.plan.seed)[:CODES]
             model.likelihood.check(x.unsqueeze(0) if whole else x)
         except (ValueError, TypeError) as error:
-            return {"absent": str(error)}
+            return {"missing": str(error)}
         if whole:
             return self._embedded(name, model)
         return self._encoded(name, model) if self.data.vocabulary is None else self._read(name, model)
@@ -165,7 +165,7 @@ class Survey(Phases):
         began = time.perf_counter()
         epochs = self._fit(name, model)
         seconds = time.perf_counter() - began
-        numbers = cell(model, self.data, self.plan.effort, self.plan.seed)
+        numbers = evaluate(model, self.data, self.plan.effort, self.plan.seed)
         numbers["log_p"] = _trusted(numbers["log_p"])
         self._draw(name, model)
         return {**_parts(name, model), **numbers, "epochs": epochs, "training_seconds": seconds}
@@ -179,7 +179,7 @@ class Survey(Phases):
         z = model.encode(x.unsqueeze(0)).point[0]
         seconds = time.perf_counter() - began
         trust = float(trustworthiness(x.flatten(1).numpy(), z.numpy(), n_neighbors=5))
-        accuracy = absent("the data have no labels")
+        accuracy = missing("the data have no labels")
         if self.data.test_labels is not None:
             accuracy = left_out(z, self.data.test_labels[: len(z)])
         self._keep(name, {"codes": z})
@@ -231,7 +231,7 @@ class Survey(Phases):
         options |= {"seed": plan.seed, "out": out, "resume": True, "progress": False, "describe": described}
         rows = fit(model, self.data, **options).rows
         model.eval()
-        settle_scale(model, self.data.train, plan.effort)
+        calibrate_noise(model, self.data.train, plan.effort)
         return len(rows)
 
     @torch.no_grad()
@@ -274,10 +274,10 @@ def _parts(name: str, model: Autoencoder) -> Entry:
 
 def _trusted(log_p: Entry) -> Entry:
     """An importance-sampled log p(x), unless its weights rest on a few draws."""
-    effective = log_p.get("effective")
-    if effective is None or effective >= TRUSTED:
+    ess = log_p.get("ess")
+    if ess is None or ess >= TRUSTED:
         return log_p
-    return absent(f"its importance weights rest on fewer than {TRUSTED} draws on average (effective sample size)")
+    return missing(f"its importance weights rest on fewer than {TRUSTED} draws on average (effective sample size)")
 
 
 def _plan(data: Dataset, systems: Sequence[str] | None, epochs: int | None, seed: int, quick: bool) -> Plan:
@@ -296,5 +296,5 @@ def _plan(data: Dataset, systems: Sequence[str] | None, epochs: int | None, seed
         raise ValueError(f"epochs must be at least 1, got {epochs}.")
     if epochs is None:
         epochs = max(1, math.ceil((10_000 if quick else 70_000) / len(data.train)))
-    effort = Effort(repeats=1, evidence_samples=100) if quick else Effort(repeats=1)
+    effort = EvaluationBudget(repeats=1, evidence_samples=100) if quick else EvaluationBudget(repeats=1)
     return Plan(data.name, data.hash, tuple(chosen), epochs, seed, quick, effort=effort)

@@ -28,7 +28,7 @@ def gan(
     generator = decoder_of(
         nets.mlp(latent, hidden, event_shape), latent, event_shape, scale=scale, learn="fixed", default=0.2
     )
-    invert = Ascent(Prior(), LBFGS(), steps, restarts=restarts, backprop=Detach())
+    invert = Ascent(Prior(), LBFGS(), steps, restarts=restarts, adjoint=Detach())
     discriminator = nets.Standardized(nets.mlp(event_shape, hidden[::-1], 1), event_shape)
     noise = nets.InDataUnits(GaussianNoise(0.2), event_shape) if scale is None else GaussianNoise(scale)
     return Adversarial(generator, invert, discriminator, gamma, corruption=noise)

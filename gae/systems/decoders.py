@@ -7,8 +7,8 @@ from gae.autoencoder import Autoencoder
 from gae.inference import (
     Adam,
     Ascent,
+    AutoDecoder,
     Detach,
-    FreeCodes,
     GradientAscent,
     Langevin,
     Prior,
@@ -35,7 +35,7 @@ def gon(
     """
     network = nets.mlp(latent, hidden[::-1], event_shape)
     decoder = decoder_of(network, latent, event_shape, scale=scale, learn="fixed", prior=Flat(latent), default=2.6)
-    return Autoencoder(decoder, Ascent(Zeros(), GradientAscent(rate), max_steps=1, backprop=Unroll()), joint)
+    return Autoencoder(decoder, Ascent(Zeros(), GradientAscent(rate), max_steps=1, adjoint=Unroll()), joint)
 
 
 def sparse_coding(
@@ -56,7 +56,7 @@ def sparse_coding(
     else:
         prior = LaplacePrior(latent, rate=10.0 if rate is None else rate)
         decoder = Gaussian(atoms, latent, 0.1 if scale is None else scale, prior=prior)
-    climb = Ascent(Zeros(), ProximalAscent(accelerated=True), steps, backprop=Detach())
+    climb = Ascent(Zeros(), ProximalAscent(accelerated=True), steps, adjoint=Detach())
     return Autoencoder(decoder, climb, joint)
 
 
@@ -73,8 +73,8 @@ def glo(
     New data are encoded by ``steps`` steps of Adam from the origin.
     """
     decoder = decoder_of(nets.mlp(latent, hidden[::-1], event_shape), latent, event_shape, head)
-    inner = Ascent(Zeros(), Adam(rate), steps, backprop=Detach())
-    return Autoencoder(decoder, FreeCodes(latent, inner), joint)
+    inner = Ascent(Zeros(), Adam(rate), steps, adjoint=Detach())
+    return Autoencoder(decoder, AutoDecoder(latent, inner), joint)
 
 
 def short_run(
@@ -88,4 +88,4 @@ def short_run(
     """Alternating back-propagation (Han et al. 2017): codes by a short run of Langevin dynamics from the prior."""
     network = nets.mlp(latent, hidden[::-1], event_shape)
     decoder = decoder_of(network, latent, event_shape, scale=scale, learn="fixed", default=0.7)
-    return Autoencoder(decoder, Ascent(Prior(), Langevin(rate), steps, backprop=Detach()), joint)
+    return Autoencoder(decoder, Ascent(Prior(), Langevin(rate), steps, adjoint=Detach()), joint)

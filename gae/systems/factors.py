@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 
 from gae.autoencoder import Autoencoder
-from gae.inference import Ascent, Detach, Fixed, MonotoneAscent
+from gae.inference import Ascent, Constant, Detach, MonotoneAscent
 from gae.likelihood import NonNegativeGaussian, NonNegativeLinear, NonNegativePoisson
 from gae.objective import joint
 from gae.systems.parts import Shape
@@ -26,7 +26,7 @@ def nmf(
     """
     if head not in LAWS:
         raise ValueError(f"Unknown head {head!r}. Valid heads: {', '.join(LAWS)}.")
-    start = Fixed(torch.ones(latent))
+    start = Constant(torch.ones(latent))
     return Autoencoder(
-        LAWS[head](latent, event_shape), Ascent(start, MonotoneAscent(), steps, tol=tol, backprop=Detach()), joint
+        LAWS[head](latent, event_shape), Ascent(start, MonotoneAscent(), steps, tol=tol, adjoint=Detach()), joint
     )

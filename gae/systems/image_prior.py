@@ -12,9 +12,9 @@ from torch.autograd.graph import saved_tensors_hooks
 from gae import nets
 from gae.autoencoder import Autoencoder
 from gae.data.memory import free_memory
-from gae.inference import Adam, Ascent, Detach, Initial, RunningVariance
+from gae.inference import ESWMV, Adam, Ascent, DecoderInit, Detach
 from gae.inference.ascent.solver import Watch
-from gae.likelihood import Crop, Downsample, Gaussian, Likelihood, Mask, Observed, WeightLikelihood
+from gae.likelihood import Crop, Downsample, Gaussian, Likelihood, Mask, Measured, WeightLikelihood
 from gae.objective import joint
 from gae.systems.parts import Shape, need_image
 
@@ -103,12 +103,12 @@ def build_likelihood(
         seen = operators[-1](image)
     if grown > 1:
         operators.append(Downsample((channels, height * grown, width * grown), factor))
-    return (Observed(likelihood, nn.Sequential(*operators)) if operators else likelihood), seen
+    return (Measured(likelihood, nn.Sequential(*operators)) if operators else likelihood), seen
 
 
 def self_stopping(steps: int, runs: int = 1, watch: Watch | None = None) -> Ascent:
     """Adam on the weights of so many networks, each of which stops by itself, at most after so many steps."""
-    return Ascent(Initial(runs), Adam(0.01), steps, backprop=Detach(), stop=RunningVariance(), watch=watch)
+    return Ascent(DecoderInit(runs), Adam(0.01), steps, adjoint=Detach(), stop=ESWMV(), watch=watch)
 
 
 def memory(network: Network, channels: int, height: int, width: int, runs: int = 1) -> int:
@@ -134,7 +134,7 @@ def memory(network: Network, channels: int, height: int, width: int, runs: int =
     del output
     weights = sum(parameter.numel() for parameter in net.parameters())
     activations = sum(storage.nbytes() for storage in kept.values()) - 4 * weights
-    recent = channels * (RunningVariance().window // RunningVariance().every)
+    recent = channels * (ESWMV().window // ESWMV().every)
     working = INPUTS + runs * (INPUTS + 4 * network.channels + recent)
     return runs * (activations + 4 * 10 * weights) + 4 * high * wide * working
 

@@ -6,8 +6,8 @@ import torch
 
 from gae import nets
 from gae.autoencoder import Autoencoder
-from gae.inference import LBFGS, Adam, Ascent, Box, Detach, Fixed, Prior, Projected, Scheduled, Step
-from gae.likelihood import Activation, Downsample, GaussianProjection, LinearOperator, Mask, Observed
+from gae.inference import LBFGS, Adam, Ascent, Box, Constant, Detach, Prior, Projected, Scheduled, Step
+from gae.likelihood import Activation, Downsample, GaussianProjection, LinearOperator, Mask, Measured
 from gae.objective import joint
 from gae.systems.parts import Shape, decoder_of, need_image
 
@@ -24,11 +24,11 @@ def maximal_activation(
     """
     network = nets.Standardized(nets.mlp(event_shape, hidden, units), event_shape)
     likelihood = Activation(network, tuple(event_shape), "logit", threshold=THRESHOLD)
-    start = Fixed(torch.full(tuple(event_shape), 0.5))
-    return Autoencoder(likelihood, Ascent(start, within(0.0, 1.0, steps), steps, backprop=Detach()), joint)
+    start = Constant(torch.full(tuple(event_shape), 0.5))
+    return Autoencoder(likelihood, Ascent(start, boxed_adam(0.0, 1.0, steps), steps, adjoint=Detach()), joint)
 
 
-def within(low: float, high: float, steps: int) -> Step:
+def boxed_adam(low: float, high: float, steps: int) -> Step:
     """Adam with a rate that falls from a 20th of the range to 0, projected onto the box."""
     return Projected(Scheduled(Adam(0.05 * (high - low)), lambda t: 1 - t / steps), Box(low, high))
 
@@ -99,5 +99,5 @@ def _observed(
     steps: int,
 ) -> Autoencoder:
     decoder = decoder_of(nets.mlp(latent, hidden[::-1], event_shape), latent, event_shape, head)
-    engine = Ascent(Prior(), LBFGS(), steps, tol=1e-3, restarts=restarts, backprop=Detach())
-    return Autoencoder(Observed(decoder, operator, scale), engine, joint)
+    engine = Ascent(Prior(), LBFGS(), steps, tol=1e-3, restarts=restarts, adjoint=Detach())
+    return Autoencoder(Measured(decoder, operator, scale), engine, joint)

@@ -49,5 +49,5 @@ def llgae(
     """
     latent = directions(event_shape, latent)
     likelihood = LinearMixture(components, latent, event_shape, flat_prior=True)
-    inner = ClosedForm() if steps is None else Ascent(Zeros(), GradientAscent(rate), steps, backprop=Unroll())
+    inner = ClosedForm() if steps is None else Ascent(Zeros(), GradientAscent(rate), steps, adjoint=Unroll())
     return Autoencoder(likelihood, Argmax(inner), joint)

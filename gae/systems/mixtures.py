@@ -1,7 +1,7 @@
 """Variants of mixtures: one component per sample, charts that are blended, codes in a space of kernels."""
 
 from gae.autoencoder import Autoencoder
-from gae.inference import Ascent, ChartGate, GradientAscent, Nearest, Partial, Unroll, Zeros
+from gae.inference import Ascent, ChartGate, GradientAscent, MaskedStep, Nearest, Unroll, Zeros
 from gae.likelihood import BlendedCharts, GaussianKernel, LinearMixture
 from gae.objective import joint
 from gae.systems.parts import Shape, directions
@@ -34,8 +34,8 @@ def smooth_llgae(
     """
     latent = directions(event_shape, latent)
     likelihood = BlendedCharts(components, latent, event_shape)
-    step = Partial(GradientAscent(rate), likelihood.coordinates)
-    return Autoencoder(likelihood, Ascent(ChartGate(temperature, gate), step, steps, backprop=Unroll()), joint)
+    step = MaskedStep(GradientAscent(rate), likelihood.coordinates)
+    return Autoencoder(likelihood, Ascent(ChartGate(temperature, gate), step, steps, adjoint=Unroll()), joint)
 
 
 def ggae(
@@ -52,4 +52,4 @@ def ggae(
     Codes by unrolled ascent from the origin; one learned noise scale.
     """
     likelihood = GaussianKernel(components, latent, event_shape, absorbing=absorbing, growth=growth, learn_scale=True)
-    return Autoencoder(likelihood, Ascent(Zeros(), GradientAscent(rate), steps, backprop=Unroll()), joint)
+    return Autoencoder(likelihood, Ascent(Zeros(), GradientAscent(rate), steps, adjoint=Unroll()), joint)

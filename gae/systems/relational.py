@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from gae.autoencoder import Autoencoder
-from gae.inference import Ascent, ClosedForm, DeltaBarDelta, Detach, Exaggerated, Inference, Initial, Mode
+from gae.inference import Ascent, ClosedForm, DecoderInit, DeltaBarDelta, Detach, EarlyExaggeration, Inference, Mode
 from gae.inference import PrincipalComponents as Components
 from gae.likelihood import LLE, TSNE, LinearRegression
 from gae.objective import joint
@@ -59,10 +59,10 @@ def tsne(
     if not 0 <= early_steps <= steps:
         raise ValueError(f"Need 0 <= early_steps <= steps, got {early_steps} and {steps}.")
     rate = max(points / exaggeration / 4, 50.0) if rate is None else rate
-    start: Inference = Components() if init == "pca" else Initial()
-    early = Ascent(start, DeltaBarDelta(rate, momentum=0.5), early_steps, backprop=Detach())
+    start: Inference = Components() if init == "pca" else DecoderInit()
+    early = Ascent(start, DeltaBarDelta(rate, momentum=0.5), early_steps, adjoint=Detach())
     late = DeltaBarDelta(rate, momentum=0.8)
-    engine = Ascent(Exaggerated(early, exaggeration), late, steps - early_steps, backprop=Detach())
+    engine = Ascent(EarlyExaggeration(early, exaggeration), late, steps - early_steps, adjoint=Detach())
     return Autoencoder(TSNE(points, event_shape, latent, perplexity), engine, joint)
 
 

@@ -86,7 +86,7 @@ SYSTEMS: dict[str, System] = {
         "Hinton & Salakhutdinov 2006; Bengio et al. 2007",
     ),
     "glo": System(
-        glo, "neural head", "N(0, I)", "FreeCodes(Ascent)", "joint", "Bojanowski et al. 2018; Park et al. 2019"
+        glo, "neural head", "N(0, I)", "AutoDecoder(Ascent)", "joint", "Bojanowski et al. 2018; Park et al. 2019"
     ),
     "nmf": System(
         nmf,

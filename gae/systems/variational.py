@@ -70,5 +70,5 @@ def savae(
 ) -> Autoencoder:
     """The semi-amortised VAE (Kim et al. 2018): an encoder's density, refined by unrolled ascent on the ELBO."""
     model = vae(event_shape, latent, hidden, head)
-    refine = Ascent(model.inference, GradientAscent(rate), steps, family=MeanField(samples=2), backprop=Unroll())
+    refine = Ascent(model.inference, GradientAscent(rate), steps, family=MeanField(samples=2), adjoint=Unroll())
     return Autoencoder(model.likelihood, refine, partial(elbo, analytic=True))

@@ -50,7 +50,7 @@ class Adversarial(Autoencoder):
     >>> from gae import nets
     >>> from gae.inference import LBFGS, Ascent, Detach, Prior
     >>> from gae.likelihood import Gaussian
-    >>> invert = Ascent(Prior(), LBFGS(), restarts=4, backprop=Detach())
+    >>> invert = Ascent(Prior(), LBFGS(), restarts=4, adjoint=Detach())
     >>> model = Adversarial(Gaussian(nets.mlp(2, [8], 3), 2, 0.1), invert, nets.mlp(3, [8], 1))
     >>> model(torch.randn(5, 3)).shape, model.eval().reconstruct(torch.randn(5, 3)).shape
     (torch.Size([]), torch.Size([5, 3]))

@@ -16,14 +16,14 @@ from gae import Autoencoder, check_gradient
 from gae.inference import (
     LBFGS,
     Adam,
+    Adjoint,
     Amortized,
     Ascent,
-    Backprop,
-    Checkpoint,
+    CheckpointedUnroll,
     ClosedForm,
+    Constant,
     Detach,
     Encoding,
-    Fixed,
     GaussNewton,
     GradientAscent,
     Implicit,
@@ -59,9 +59,9 @@ def density() -> Amortized:
 
 EXACT: dict[str, Callable[[], Autoencoder]] = {
     "unroll": lambda: model(Ascent(step=GradientAscent(0.05, learn=True), max_steps=6)),
-    "checkpoint": lambda: model(Ascent(step=Adam(0.05), max_steps=6, backprop=Checkpoint())),
-    "all steps kept": lambda: model(Ascent(step=Adam(0.05), max_steps=6, backprop=Truncate(6))),
-    "noise": lambda: model(Ascent(step=Langevin(0.01), max_steps=6, backprop=Checkpoint())),
+    "checkpoint": lambda: model(Ascent(step=Adam(0.05), max_steps=6, adjoint=CheckpointedUnroll())),
+    "all steps kept": lambda: model(Ascent(step=Adam(0.05), max_steps=6, adjoint=Truncate(6))),
+    "noise": lambda: model(Ascent(step=Langevin(0.01), max_steps=6, adjoint=CheckpointedUnroll())),
     "semi-amortised": lambda: model(Ascent(density(), GradientAscent(0.02), 3, family=MeanField(samples=2)), elbo),
     "unrolled search": lambda: model(Ascent(step=LBFGS(), max_steps=8)),
     "guide": lambda: model(density(), elbo),
@@ -79,8 +79,8 @@ def test_exact_gradients_are_certified(name: str) -> None:
     assert check_gradient(EXACT[name](), X) < 1e-6
 
 
-def converged(mode: Backprop, objective: Callable[[Encoding], Tensor] = spread_out) -> Autoencoder:
-    return model(Ascent(step=LBFGS(), max_steps=200, grad_tol=1e-11, backprop=mode), objective)
+def converged(mode: Adjoint, objective: Callable[[Encoding], Tensor] = spread_out) -> Autoencoder:
+    return model(Ascent(step=LBFGS(), max_steps=200, grad_tol=1e-11, adjoint=mode), objective)
 
 
 def test_implicit_is_certified_at_a_solution() -> None:
@@ -94,8 +94,8 @@ def test_detach_is_certified_for_joint_at_a_solution_only() -> None:
 
 
 @pytest.mark.parametrize("mode", [Detach(), Truncate(1), OneStep()], ids=["detach", "truncate", "one step"])
-def test_what_a_mode_leaves_out_shows(mode: Backprop) -> None:
-    assert check_gradient(model(Ascent(step=GradientAscent(0.05), max_steps=8, backprop=mode)), X) > 0.05
+def test_what_a_mode_leaves_out_shows(mode: Adjoint) -> None:
+    assert check_gradient(model(Ascent(step=GradientAscent(0.05), max_steps=8, adjoint=mode)), X) > 0.05
 
 
 def test_a_wrong_gradient_shows_its_size() -> None:
@@ -203,19 +203,19 @@ def caught(call: Callable[[], Any]) -> list[str]:
 
 
 @pytest.mark.parametrize("activation", [nn.ReLU, nn.LeakyReLU, nn.ReLU6, nn.PReLU, nn.Hardtanh, nn.Hardsigmoid])
-@pytest.mark.parametrize("mode", [Unroll, Checkpoint])
-def test_piecewise_linear_decoders_are_named_once(mode: Callable[[], Backprop], activation: type[nn.Module]) -> None:
-    likelihood, engine = bent(activation), Ascent(max_steps=2, backprop=mode())
+@pytest.mark.parametrize("mode", [Unroll, CheckpointedUnroll])
+def test_piecewise_linear_decoders_are_named_once(mode: Callable[[], Adjoint], activation: type[nn.Module]) -> None:
+    likelihood, engine = bent(activation), Ascent(max_steps=2, adjoint=mode())
     messages = caught(lambda: [engine(likelihood, X) for _ in range(3)])
     assert len(messages) == 1
     assert messages[0].startswith(f"{activation.__name__} ('decoder.1') is piecewise linear")
     assert "Use a smooth activation" in messages[0] and "`Detach()`" in messages[0]
-    assert len(caught(lambda: Ascent(max_steps=2, backprop=mode())(likelihood, X))) == 1  # each engine its own
+    assert len(caught(lambda: Ascent(max_steps=2, adjoint=mode())(likelihood, X))) == 1  # each engine its own
 
 
 @pytest.mark.parametrize("mode", [Detach(), OneStep(), Truncate(1)])
-def test_modes_without_unrolled_second_order_terms_do_not_warn(mode: Backprop) -> None:
-    assert caught(lambda: Ascent(max_steps=2, backprop=mode)(bent(), X)) == []
+def test_modes_without_unrolled_second_order_terms_do_not_warn(mode: Adjoint) -> None:
+    assert caught(lambda: Ascent(max_steps=2, adjoint=mode)(bent(), X)) == []
 
 
 def test_smooth_decoders_and_evaluation_do_not_warn() -> None:
@@ -282,9 +282,9 @@ def test_layers_that_move_the_objective_are_refused_until_frozen(decoder: nn.Mod
     likelihood.train()
     for mode in (Unroll(), Detach()):
         with pytest.raises(ValueError, match=rf"{name} \('decoder.*Use GroupNorm or InstanceNorm, or.*`\.eval\(\)`"):
-            Ascent(max_steps=2, backprop=mode)(likelihood, x)
+            Ascent(max_steps=2, adjoint=mode)(likelihood, x)
     likelihood.eval()
-    assert Ascent(max_steps=2, backprop=Detach())(likelihood, x).z.shape == (1, 4, 2)
+    assert Ascent(max_steps=2, adjoint=Detach())(likelihood, x).z.shape == (1, 4, 2)
 
 
 @pytest.mark.parametrize(
@@ -316,6 +316,6 @@ def test_a_frozen_normalisation_is_not_touched() -> None:
 
 
 def test_the_certificate_sees_the_same_refusals() -> None:
-    coupled = Autoencoder(Gaussian(layered(nn.BatchNorm1d(8)), 2), Ascent(Fixed(torch.ones(2)), GaussNewton(), 2))
+    coupled = Autoencoder(Gaussian(layered(nn.BatchNorm1d(8)), 2), Ascent(Constant(torch.ones(2)), GaussNewton(), 2))
     with pytest.raises(ValueError, match="BatchNorm1d"):
         check_gradient(coupled, X)

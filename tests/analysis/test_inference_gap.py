@@ -247,7 +247,7 @@ def test_full_covariance_starts_from_a_density() -> None:
     model = linear()
     x = torch.randn(4, 6).double()
     for engine in (ClosedForm(), Amortized(Shifted(model, 0.1))):
-        q = Ascent(engine, LBFGS(), 0, family=FullCovariance(2), backprop=Detach())(model, x).q
+        q = Ascent(engine, LBFGS(), 0, family=FullCovariance(2), adjoint=Detach())(model, x).q
         wanted = engine(model, x).q
         assert q is not None and wanted is not None
         assert torch.allclose(q.mean.squeeze(0), wanted.mean.reshape(4, 3))

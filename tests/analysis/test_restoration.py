@@ -17,7 +17,7 @@ from gae.data import memory as memories
 from gae.data.memory import free_memory
 from gae.data.photographs import read_mask, read_photo, write_photo
 from gae.inference import Progress
-from gae.likelihood import Observed
+from gae.likelihood import Measured
 from gae.systems import image_prior
 from gae.systems.image_prior import Network, build_likelihood, memory
 
@@ -104,7 +104,7 @@ def test_the_memory_told_is_about_what_a_step_keeps() -> None:
     needed = []
     for side in (64, 128):
         likelihood, _ = build_likelihood(torch.zeros(1, side, side), "denoise", network=SMALL)
-        assert not isinstance(likelihood, Observed)
+        assert not isinstance(likelihood, Measured)
         kept: dict[int, int] = {}
 
         def keep(tensor: Tensor, kept: dict[int, int] = kept) -> Tensor:

@@ -66,7 +66,7 @@ def test_ais_agrees_with_the_evidence(name: str, schedule: str) -> None:
     scores = (found.log_p - truth(model, x)) / found.standard_error
     assert scores.abs().max() < 4
     assert found.standard_error.max() < 0.2
-    assert found.effective is not None and (found.effective <= 100 + 1e-9).all() and (found.effective >= 1).all()
+    assert found.ess is not None and (found.ess <= 100 + 1e-9).all() and (found.ess >= 1).all()
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -93,7 +93,7 @@ def test_the_error_of_reverse_ais_is_that_of_its_exact_draws() -> None:
     found = reverse_ais(model, x, z, temperatures=6, chains=2, leapfrog=3)
     scores = (found.log_p - truth) / found.standard_error
     assert 0.6 < float(scores.square().mean()) < 1.7
-    assert found.effective is not None and bool((found.effective <= 30 + 1e-9).all())
+    assert found.ess is not None and bool((found.ess <= 30 + 1e-9).all())
     naive = reverse_ais(model, x, z.repeat_interleave(8, 0), temperatures=3, chains=2, leapfrog=2)
     honest = reverse_ais(model, x, z, temperatures=3, chains=16, leapfrog=2)
     assert float((naive.standard_error / honest.standard_error).median()) < 0.6
@@ -106,7 +106,7 @@ def test_one_exact_draw_has_no_known_error() -> None:
     for draws in (z, z.unsqueeze(0)):
         found = reverse_ais(model, x, draws, temperatures=3, chains=16)
         assert bool(found.standard_error.isnan().all()) and bool(found.log_p.isfinite().all())
-        assert found.effective is not None and torch.allclose(found.effective, torch.ones(5).double())
+        assert found.ess is not None and torch.allclose(found.ess, torch.ones(5).double())
     both = sandwich(model, 6, temperatures=3, chains=2)
     assert bool(both.upper.standard_error.isnan().all())
     assert torch.equal(both.gap, both.upper.log_p - both.lower.log_p)
@@ -230,7 +230,7 @@ def test_chains_move_in_units_of_their_start() -> None:
     model = LinearRegression(design, prior_scale=1e3, intercept=False, scale=1e3).double()
     y = 1e3 * (torch.randn(4, 3).double() @ design.T + torch.randn(4, 20).double())
     found = ais(model, y, temperatures=200, chains=32)
-    assert (found.effective > 3).all()  # type: ignore[operator]
+    assert (found.ess > 3).all()  # type: ignore[operator]
     assert ((found.log_p - model.log_evidence(y)).abs() < 2).all()
 
 
@@ -337,7 +337,7 @@ def test_importance_accepts_engines() -> None:
     x, _ = drawn(model, 4)
     found = importance(model, x, ClosedForm(), samples=10)
     assert torch.allclose(found.log_p, exact(model, x).log_p)
-    assert found.effective is not None and torch.allclose(found.effective, torch.full((4,), 10.0).double())
+    assert found.ess is not None and torch.allclose(found.ess, torch.full((4,), 10.0).double())
     assert found.evaluations == 10
     with pytest.raises(ValueError, match="`Ascent` returns no density"):
         importance(model, x, Ascent(max_steps=1))
@@ -380,11 +380,11 @@ def test_nuts_finds_the_posterior(name: str) -> None:
     assert found.divergences == 0
     mean, variance = moments(model, x)
     latent = mean.shape[1]
-    error = (variance.diagonal(dim1=1, dim2=2) / found.effective).sqrt()
+    error = (variance.diagonal(dim1=1, dim2=2) / found.ess).sqrt()
     assert ((found.z.mean(0) - mean).abs() < 5 * error).all()  # the errors are estimates too
     centred = found.z - mean
     products = centred.unsqueeze(-1) * centred.unsqueeze(-2)
-    spread = products.std(0) / found.effective.amin(1).sqrt().reshape(-1, 1, 1)
+    spread = products.std(0) / found.ess.amin(1).sqrt().reshape(-1, 1, 1)
     assert ((products.mean(0) - variance).abs() < 5 * spread).all()
     assert found.z.shape == (300, 2, latent)
 

@@ -14,7 +14,7 @@ from torch.distributions import Distribution, Independent, MultivariateNormal, N
 
 from gae import Autoencoder
 from gae.evidence import Evidence, importance, laplace_approximation
-from gae.evidence.base import weighted
+from gae.evidence.base import from_log_weights
 from gae.inference import Amortized, Argmax, Ascent, ClosedForm, GradientAscent, Inference, Zeros
 from gae.likelihood import Bernoulli, Flat, Gaussian, LinearMixture, LinearRegression
 
@@ -120,9 +120,9 @@ def test_every_draw_counts_once(samples: int, chunk: int) -> None:
 def test_weights_of_any_size(level: float) -> None:
     """Their ratios, and with them error and effective size, are not lost beside the height of their logarithms."""
     logs = np.array([[level, level], [level, -np.inf], [level, -np.inf], [-np.inf, -np.inf]], np.float32)
-    found = weighted(torch.from_numpy(logs), 4)
+    found = from_log_weights(torch.from_numpy(logs), 4)
     assert np.allclose(found.log_p.numpy(), log_sum_exp(logs.astype(float), 0) - math.log(4), rtol=1e-6)
-    assert np.allclose(found.effective, [3, 1], rtol=1e-6)
+    assert np.allclose(found.ess, [3, 1], rtol=1e-6)
     weight = np.array([[1, 1], [1, 0], [1, 0], [0, 0]])
     assert np.allclose(found.standard_error, weight.std(0, ddof=1) / weight.mean(0) / 2, rtol=1e-6)
 

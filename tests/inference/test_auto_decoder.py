@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from gae import Autoencoder, systems
 from gae.data import Dataset, load
-from gae.inference import Ascent, Detach, FreeCodes, GradientAscent, Zeros
+from gae.inference import Ascent, AutoDecoder, Detach, GradientAscent, Zeros
 from gae.inference.auto_decoder import row_keys
 from gae.likelihood import Flat, Gaussian
 from gae.training import checkpoint, fit, restore
@@ -20,12 +20,12 @@ train = partial(fit, progress=False)
 
 def model(prior: nn.Module | None = None) -> Autoencoder:
     likelihood = Gaussian(nn.Linear(2, 3), 2, 0.5, prior=prior)
-    inner = Ascent(Zeros(), GradientAscent(0.05), 5, backprop=Detach())
-    return Autoencoder(likelihood, FreeCodes(2, inner))
+    inner = Ascent(Zeros(), GradientAscent(0.05), 5, adjoint=Detach())
+    return Autoencoder(likelihood, AutoDecoder(2, inner))
 
 
-def free(autoencoder: Autoencoder) -> FreeCodes:
-    assert isinstance(autoencoder.inference, FreeCodes)
+def free(autoencoder: Autoencoder) -> AutoDecoder:
+    assert isinstance(autoencoder.inference, AutoDecoder)
     return autoencoder.inference
 
 
@@ -142,7 +142,7 @@ def test_data_drawn_anew_have_no_free_codes() -> None:
 def test_fit_finds_an_engine_inside_another() -> None:
     """The hook is the engine's, wherever it is: here the start of an ascent."""
     likelihood, x = Gaussian(nn.Linear(2, 3), 2, 0.5), torch.randn(20, 3)
-    autoencoder = Autoencoder(likelihood, Ascent(FreeCodes(2, Zeros()), GradientAscent(0.01), 2))
+    autoencoder = Autoencoder(likelihood, Ascent(AutoDecoder(2, Zeros()), GradientAscent(0.01), 2))
     train(autoencoder, x, epochs=1, batch_size=5)
     assert len(autoencoder.inference.init.codes) == 20  # type: ignore[union-attr, arg-type]
 

@@ -13,9 +13,9 @@ from gae.evidence import laplace
 from gae.inference import (
     LBFGS,
     Adam,
+    Adjoint,
     Ascent,
-    Backprop,
-    Checkpoint,
+    CheckpointedUnroll,
     Detach,
     GaussNewton,
     GradientAscent,
@@ -26,7 +26,7 @@ from gae.inference import (
     Zeros,
     decoder,
 )
-from gae.likelihood import Gaussian, Likelihood, LinearMixture, Observed, StandardNormal, WeightLikelihood
+from gae.likelihood import Gaussian, Likelihood, LinearMixture, Measured, StandardNormal, WeightLikelihood
 
 Layer = Callable[[Tensor], Tensor]
 
@@ -91,7 +91,7 @@ def likelihoods(layer: Layer) -> list[Likelihood]:
     whole = Gaussian(Through(layer), 2)
     from gae.likelihood import Mask
 
-    seen = Observed(Gaussian(Through(layer), 2), Mask(torch.tensor([True, True, True, True, False]), (5,)))
+    seen = Measured(Gaussian(Through(layer), 2), Mask(torch.tensor([True, True, True, True, False]), (5,)))
     return [whole.eval(), Custom(layer).eval(), seen.eval()]
 
 
@@ -100,7 +100,7 @@ def test_random_decoders_are_refused(layer: str) -> None:
     """In ``eval()`` too, and one observation at a time; the caller's random stream stays where it was."""
     for model in likelihoods(RANDOM[layer]):
         x = torch.randn(6, *model.event_shape)
-        for batch, engine in ((6, Ascent()), (1, Ascent(backprop=Detach())), (6, Ascent(family=MeanField()))):
+        for batch, engine in ((6, Ascent()), (1, Ascent(adjoint=Detach())), (6, Ascent(family=MeanField()))):
             before = torch.get_rng_state()
             with pytest.raises(
                 ValueError, match=r"fixed function; that of \w+ gives another output each time.*dropout"
@@ -142,10 +142,10 @@ def test_what_the_library_draws_on_purpose_passes() -> None:
     network = nn.Sequential(nn.Conv2d(1, 2, 3, padding=1), nn.Tanh(), nn.Conv2d(2, 1, 3, padding=1))
     model = WeightLikelihood(network, torch.rand(1, 4, 4), jitter=0.1)
     x = torch.rand(1, 1, 4, 4)
-    Ascent(step=Adam(0.1), max_steps=2, backprop=Detach())(model, x)
+    Ascent(step=Adam(0.1), max_steps=2, adjoint=Detach())(model, x)
     dropped = WeightLikelihood(nn.Sequential(network, Dropped()), torch.rand(1, 4, 4))
     with pytest.raises(ValueError, match="another output each time"):
-        Ascent(step=Adam(0.1), max_steps=2, backprop=Detach())(dropped, x)
+        Ascent(step=Adam(0.1), max_steps=2, adjoint=Detach())(dropped, x)
     normed = Gaussian(nn.Sequential(nn.Linear(2, 8), nn.BatchNorm1d(8), nn.Tanh(), nn.Linear(8, 5)), 2).eval()
     Ascent(max_steps=2)(normed, torch.randn(3, 5))
 
@@ -185,11 +185,11 @@ BENT: dict[str, tuple[Layer, bool]] = {
 
 
 @pytest.mark.parametrize("layer", BENT)
-@pytest.mark.parametrize("backprop", [Unroll(), Checkpoint(), Detach()])
-def test_piecewise_linear_decoders_warn(layer: str, backprop: Backprop) -> None:
+@pytest.mark.parametrize("adjoint", [Unroll(), CheckpointedUnroll(), Detach()])
+def test_piecewise_linear_decoders_warn(layer: str, adjoint: Adjoint) -> None:
     """Told by zero curvature and slopes that differ, once for each engine; an affine decoder has nothing to miss."""
     function, bent = BENT[layer]
-    model, engine = Gaussian(Through(function, 8), 2), Ascent(max_steps=1, backprop=backprop)
+    model, engine = Gaussian(Through(function, 8), 2), Ascent(max_steps=1, adjoint=adjoint)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         with torch.no_grad():
@@ -197,7 +197,7 @@ def test_piecewise_linear_decoders_warn(layer: str, backprop: Backprop) -> None:
         assert not caught
         for _ in range(2):
             engine(model, torch.randn(3, 5))
-    expected = bent and not isinstance(backprop, Detach)
+    expected = bent and not isinstance(adjoint, Detach)
     assert [str(warning.message)[:39] for warning in caught] == ["The decoder of Gaussian is piecewise li"] * expected
 
 
@@ -234,9 +234,9 @@ class Attention(nn.Module):
 
 WAYS: dict[str, Callable[[], Ascent]] = {
     "unroll": lambda: Ascent(step=GradientAscent(0.05), max_steps=3),
-    "checkpoint": lambda: Ascent(step=GradientAscent(0.05), max_steps=3, backprop=Checkpoint()),
-    "truncate": lambda: Ascent(step=GradientAscent(0.05), max_steps=3, backprop=Truncate(3)),
-    "implicit": lambda: Ascent(step=LBFGS(), max_steps=200, grad_tol=1e-12, backprop=Implicit()),
+    "checkpoint": lambda: Ascent(step=GradientAscent(0.05), max_steps=3, adjoint=CheckpointedUnroll()),
+    "truncate": lambda: Ascent(step=GradientAscent(0.05), max_steps=3, adjoint=Truncate(3)),
+    "implicit": lambda: Ascent(step=LBFGS(), max_steps=200, grad_tol=1e-12, adjoint=Implicit()),
 }
 
 
@@ -254,7 +254,7 @@ def test_laplace_and_gauss_newton_through_attention() -> None:
     x = torch.randn(2, 5).double()
     found = laplace(model, x, curvature="dense").log_p
     assert torch.allclose(found, laplace(model, x, curvature="lanczos", probes=400).log_p, atol=0.2)
-    mode = Ascent(step=GaussNewton(), max_steps=60, grad_tol=1e-8, backprop=Detach())(model, x)
+    mode = Ascent(step=GaussNewton(), max_steps=60, grad_tol=1e-8, adjoint=Detach())(model, x)
     assert bool((mode.solve.grad_norm < 1e-6).all())  # type: ignore[union-attr]
 
 
@@ -274,8 +274,8 @@ def test_kernels_are_switched_within_the_solve_alone() -> None:
     around = torch.backends.cudnn.enabled, torch.backends.cuda.flash_sdp_enabled()
     model = Gaussian(Recurrent(), 2)
     seen.clear()
-    for backprop in (Unroll(), Checkpoint(), Implicit(stationary=1e9)):
-        found = Ascent(max_steps=2, backprop=backprop).infer(model, torch.randn(3, 5))
+    for adjoint in (Unroll(), CheckpointedUnroll(), Implicit(stationary=1e9)):
+        found = Ascent(max_steps=2, adjoint=adjoint).infer(model, torch.randn(3, 5))
         found.z.sum().backward()
     assert set(seen) == {(False, False)}
     seen.clear()
@@ -310,13 +310,13 @@ def test_a_decoder_without_a_gradient_is_refused(name: str) -> None:
     """Its codes would be the prior's mode, whatever x is."""
     model, x = Gaussian(Cut(CUTS[name]), 2), torch.randn(4, 3)
     with pytest.raises(ValueError, match="No gradient reaches a code through the decoder of Gaussian"):
-        Ascent(Zeros(), LBFGS(), 3, backprop=Detach())(model, x)
+        Ascent(Zeros(), LBFGS(), 3, adjoint=Detach())(model, x)
     Ascent(Zeros(), max_steps=0)(model, x)
 
 
 def test_a_decoder_is_asked_once_for_its_gradient() -> None:
     model, x = Gaussian(nn.Linear(2, 3), 2), torch.randn(4, 3)
-    engine = Ascent(Zeros(), GradientAscent(0.1), 2, backprop=Detach())
+    engine = Ascent(Zeros(), GradientAscent(0.1), 2, adjoint=Detach())
     first = engine(model, x).z
     calls = []
     model.decoder.register_forward_hook(lambda *_: calls.append(1))

@@ -16,15 +16,15 @@ from gae import nets
 from gae.inference import (
     LBFGS,
     Adam,
+    Adjoint,
     Amortized,
     Argmax,
     Ascent,
-    Backprop,
-    Checkpoint,
+    CheckpointedUnroll,
     ClosedForm,
+    Constant,
     Detach,
     Encoding,
-    Fixed,
     GaussNewton,
     GradientAscent,
     Implicit,
@@ -47,9 +47,9 @@ from gae.systems import NormalEncoder
 
 Loss = Callable[[Encoding], Tensor]
 
-MODES: dict[str, Callable[[], Backprop]] = {
+MODES: dict[str, Callable[[], Adjoint]] = {
     "unroll": Unroll,
-    "checkpoint": Checkpoint,
+    "checkpoint": CheckpointedUnroll,
     "truncate": lambda: Truncate(2),
     "implicit": lambda: Implicit(stationary=1e9),
     "one step": OneStep,
@@ -172,7 +172,7 @@ def test_unroll_and_checkpoint_are_exact(decoder: str, rule: str, loss: str, ste
     problem = Problem(likelihood, engine, LOSSES[loss])
     unrolled = problem.gradient()
     assert exact(problem, unrolled)
-    engine.backprop = Checkpoint()
+    engine.adjoint = CheckpointedUnroll()
     assert apart(problem.gradient(), unrolled) < 1e-10
 
 
@@ -185,7 +185,7 @@ def test_rows_that_stop_keep_their_gradient(rule: str, options: dict[str, Any]) 
     assert solve is not None and len(solve.steps.unique()) > 1, "all rows stop together: nothing is tested"
     unrolled = problem.gradient()
     assert exact(problem, unrolled)
-    engine.backprop = Checkpoint()
+    engine.adjoint = CheckpointedUnroll()
     assert apart(problem.gradient(), unrolled) < 1e-10
 
 
@@ -211,11 +211,11 @@ class Rates(Step):
         return u + self.rates[t] * grad, state
 
 
-@pytest.mark.parametrize("mode", [Unroll, Checkpoint])
-def test_parameters_of_single_steps_and_of_all_by_their_formula(mode: Callable[[], Backprop]) -> None:
+@pytest.mark.parametrize("mode", [Unroll, CheckpointedUnroll])
+def test_parameters_of_single_steps_and_of_all_by_their_formula(mode: Callable[[], Adjoint]) -> None:
     """On -½ (z - x)² from 0, z_T = x (1 - Π (1 - r_t)): dz/dx = 1 - Π (1 - r_t), dz/dr_t = x Π over the other steps."""
     rates, x = [0.5, 0.2, 0.9], torch.tensor([[3.0], [-1.0]], dtype=torch.float64, requires_grad=True)
-    engine = Ascent(Zeros(), Rates(rates), 3, backprop=mode()).double()
+    engine = Ascent(Zeros(), Rates(rates), 3, adjoint=mode()).double()
     code = engine(Landscape(lambda x, z: -0.5 * (z - x).square().sum(2)), x).z
     found = torch.autograd.grad(code.sum(), [x, *engine.parameters()])
     left = math.prod(1 - r for r in rates)
@@ -233,8 +233,8 @@ def test_restarts_and_mixtures_pass_the_gradient_of_their_winner() -> None:
     found = Problem(mixture, engine, downstream, batch=8)
     true = Problem(mixture, Argmax(ClosedForm()), downstream, batch=8)
     reference = true.gradient()
-    for mode in (Unroll(), Checkpoint(), Implicit(tol=1e-10), OneStep()):
-        engine.inner.backprop = mode  # type: ignore[union-attr]
+    for mode in (Unroll(), CheckpointedUnroll(), Implicit(tol=1e-10), OneStep()):
+        engine.inner.adjoint = mode  # type: ignore[union-attr]
         assert apart(found.gradient(), reference) < 1e-8
 
 
@@ -262,7 +262,7 @@ class Solved:
 def test_every_mode_at_the_optimum_of_ppca(mode: str, loss: str) -> None:
     """Newton's step makes all of them exact; for the envelope ``joint`` even ``Detach`` is, for a readout never."""
     solved = Solved()
-    engine = Ascent(step=GaussNewton(), max_steps=4, backprop=MODES[mode]())
+    engine = Ascent(step=GaussNewton(), max_steps=4, adjoint=MODES[mode]())
     error = apart(solved.problem(engine, LOSSES[loss]).gradient(), solved.reference(loss))
     if mode == "detach" and loss == "downstream":
         assert error > 0.99
@@ -275,7 +275,7 @@ def test_detach_equals_unroll_for_joint_at_the_optimum_only() -> None:
     for steps, close in ((200, True), (2, False)):
         gradients = []
         for mode in (Detach(), Unroll()):
-            engine = Ascent(step=GradientAscent(0.1), max_steps=steps, backprop=mode)
+            engine = Ascent(step=GradientAscent(0.1), max_steps=steps, adjoint=mode)
             gradients.append(solved.problem(engine, joint).gradient())
         assert (apart(*gradients) < 1e-8) == close
 
@@ -283,17 +283,17 @@ def test_detach_equals_unroll_for_joint_at_the_optimum_only() -> None:
 @pytest.mark.parametrize("rule", ["fixed rate", "lbfgs", "matrix-free"])
 def test_implicit_is_exact_on_ppca(rule: str) -> None:
     solved = Solved()
-    engine = Ascent(step=RULES[rule](()), max_steps=800, grad_tol=1e-8, backprop=Implicit())
+    engine = Ascent(step=RULES[rule](()), max_steps=800, grad_tol=1e-8, adjoint=Implicit())
     problem = solved.problem(engine, downstream)
     assert apart(problem.gradient(), solved.reference("downstream")) < 1e-6
-    residual = engine.backprop.residual
+    residual = engine.adjoint.residual
     assert isinstance(residual, Tensor) and residual.shape == (1, 4) and bool((residual <= 1e-6).all())
 
 
 @pytest.mark.parametrize("loss", LOSSES)
 def test_implicit_is_exact_on_a_network(loss: str) -> None:
     likelihood = neural()
-    engine = ascent(likelihood, "lbfgs", loss, max_steps=300, grad_tol=1e-11, backprop=Implicit(tol=1e-10))
+    engine = ascent(likelihood, "lbfgs", loss, max_steps=300, grad_tol=1e-11, adjoint=Implicit(tol=1e-10))
     problem = Problem(likelihood, engine, LOSSES[loss])
     solve = engine(likelihood, problem.x).solve
     assert solve is not None and solve.summary() == "converged: 4"
@@ -302,7 +302,7 @@ def test_implicit_is_exact_on_a_network(loss: str) -> None:
 
 def test_implicit_warns_with_the_gradient_norm_it_saw() -> None:
     solved = Solved()
-    engine = Ascent(Fixed(torch.ones(3)), max_steps=0, backprop=Implicit()).double()
+    engine = Ascent(Constant(torch.ones(3)), max_steps=0, adjoint=Implicit()).double()
     mean, covariance = posterior(solved.likelihood, solved.x)
     norm = torch.linalg.vector_norm((mean - 1) @ torch.linalg.inv(covariance), dim=1)
     with pytest.warns(UserWarning, match=f"gradient norm is {norm.max().item():.3g} at the worst sample"):
@@ -324,7 +324,7 @@ def test_implicit_damping_and_residual_are_those_of_the_linear_system() -> None:
     damped = precision + 0.7 * torch.eye(3, dtype=torch.float64)
 
     mode = Implicit(damping=0.7, tol=1e-12)
-    problem = solved.problem(Ascent(step=GaussNewton(), max_steps=4, backprop=mode), downstream)
+    problem = solved.problem(Ascent(step=GaussNewton(), max_steps=4, adjoint=mode), downstream)
     assert torch.allclose(problem.gradient()["x"][0], torch.linalg.solve(damped, cotangent.mT).mT @ pull)
 
     mode.iterations = 1
@@ -341,7 +341,7 @@ def test_implicit_stops_at_negative_curvature() -> None:
     flat_at = torch.tensor([[1.0], [2.0]], dtype=torch.float64, requires_grad=True)
     saddle = Landscape(lambda x, z: (z * z).sum(2) + (x * z).sum(2) - x.sum(1)).double()
     mode = Implicit(stationary=1e9)
-    code = Ascent(Fixed(torch.zeros(1)), max_steps=0, backprop=mode).double()(saddle, flat_at).z
+    code = Ascent(Constant(torch.zeros(1)), max_steps=0, adjoint=mode).double()(saddle, flat_at).z
     (gradient,) = torch.autograd.grad(code.sum(), flat_at)
     assert mode.residual is not None
     assert torch.equal(gradient, torch.zeros_like(gradient)) and torch.equal(mode.residual, torch.ones(1, 2).double())
@@ -356,8 +356,8 @@ def test_one_step_and_truncate_are_partial_sums_of_the_neumann_series() -> None:
     (cotangent,) = torch.autograd.grad(readout(leaf.unsqueeze(0)).sum(), leaf)
     contraction = torch.eye(3, dtype=torch.float64) - rate * torch.linalg.inv(covariance)
 
-    def gradient(mode: Backprop, **options: Any) -> Tensor:
-        engine = Ascent(Fixed(mean), step, max_steps=100, backprop=mode, **options)
+    def gradient(mode: Adjoint, **options: Any) -> Tensor:
+        engine = Ascent(Constant(mean), step, max_steps=100, adjoint=mode, **options)
         return solved.problem(engine, downstream).gradient()["x"][0]
 
     errors = []
@@ -376,10 +376,10 @@ def test_one_step_of_gauss_newton_approaches_implicit_as_the_solve_grows() -> No
     likelihood = Gaussian(nets.mlp(2, [6], 5, nn.Tanh), 2, 0.5, prior=Flat(2)).double()
     generator = torch.Generator().manual_seed(2)
     truth = torch.randn(4, 2, generator=generator, dtype=torch.float64)
-    start = Fixed(truth + 0.3)
+    start = Constant(truth + 0.3)
 
-    def gradient(mode: Backprop, steps: int) -> dict[str, list[Tensor]]:
-        problem = Problem(likelihood, Ascent(start, GaussNewton(), max_steps=steps, backprop=mode), downstream)
+    def gradient(mode: Adjoint, steps: int) -> dict[str, list[Tensor]]:
+        problem = Problem(likelihood, Ascent(start, GaussNewton(), max_steps=steps, adjoint=mode), downstream)
         with torch.no_grad():
             problem.x.copy_(likelihood(truth).mean)
         return problem.gradient()
@@ -397,14 +397,14 @@ def test_truncate_keeps_exactly_the_last_steps(rule: str) -> None:
     problem = Problem(likelihood, engine, downstream)
     unrolled = problem.gradient()
     for mode, same in ((Truncate(5), True), (Truncate(9), True), (Truncate(3), False)):
-        engine.backprop = mode
+        engine.adjoint = mode
         assert (apart(problem.gradient(), unrolled) < 1e-12) == same
     assert bool((flat(problem.gradient()["start"]) == 0).all())
     if rule == "learned rate":
         with torch.no_grad():
             engine.max_steps = 2
             reached = engine(likelihood, problem.x).z[0]
-        tail = Ascent(Fixed(reached), engine.step, max_steps=3)
+        tail = Ascent(Constant(reached), engine.step, max_steps=3)
         claimed, true = (Problem(likelihood, e, downstream).gradient() for e in (_at(engine, 5), tail))
         assert apart(claimed, true, ["decoder", "x", "rate"]) < 1e-12
 
@@ -419,7 +419,7 @@ def test_truncated_lbfgs_corrections_converge_to_implicit() -> None:
     reference = solved.reference("downstream")
     errors = []
     for mode in (OneStep(), Truncate(3), Truncate(30)):
-        engine = Ascent(step=LBFGS(), max_steps=100, grad_tol=1e-10, backprop=mode)
+        engine = Ascent(step=LBFGS(), max_steps=100, grad_tol=1e-10, adjoint=mode)
         errors.append(apart(solved.problem(engine, downstream).gradient(), reference))
     assert errors == sorted(errors, reverse=True) and errors[0] < 0.2 and errors[-1] < 1e-6
 
@@ -442,7 +442,7 @@ def test_a_sample_that_fails_leaves_the_gradient_of_the_others_alone(mode: str, 
     """0 · NaN is NaN: a failed row must leave the graph, not only the sum."""
     likelihood = Gaussian(Cliff(), 1, 0.5).double()
     x = torch.tensor([[0.1, 0.2], [50.0, 50.0], [-0.3, 0.1]], dtype=torch.float64)
-    engine = Ascent(step=GradientAscent(0.05, learn=True), max_steps=steps, backprop=MODES[mode]()).double()
+    engine = Ascent(step=GradientAscent(0.05, learn=True), max_steps=steps, adjoint=MODES[mode]()).double()
     parameters = [*likelihood.parameters(), *engine.parameters()]
 
     def gradient(kept: list[int], rows: Tensor) -> Tensor:
@@ -470,7 +470,7 @@ def test_samples_that_overflow_are_constants_and_leave_the_gradient_of_the_other
     start = torch.tensor([[0.5], [5.0], [0.5], [0.5], [-0.5]])
 
     def gradient(rows: list[int]) -> tuple[Tensor, Tensor]:
-        engine = Ascent(Fixed(start[rows]), RULES[rule]((1,)), 4, backprop=MODES[mode]())
+        engine = Ascent(Constant(start[rows]), RULES[rule]((1,)), 4, adjoint=MODES[mode]())
         found = engine(likelihood, x[rows])
         assert found.solve is not None
         loss = (readout(found.z) + found.log_joint[0])[found.solve.status[0] != Status.nonfinite].sum()
@@ -483,7 +483,7 @@ def test_samples_that_overflow_are_constants_and_leave_the_gradient_of_the_other
 
 @pytest.mark.parametrize("mode", [OneStep, lambda: Truncate(1), lambda: Truncate(3)])
 @pytest.mark.parametrize("options", [{}, {"tol": 1e-9}], ids=["last", "best"])
-def test_a_correction_that_falls_is_not_taken(mode: Callable[[], Backprop], options: dict[str, Any]) -> None:
+def test_a_correction_that_falls_is_not_taken(mode: Callable[[], Adjoint], options: dict[str, Any]) -> None:
     """Of -½ a (z - x)² a step of rate 1 multiplies the error by 1 - a: at a = 0.5 a correction helps, at 3 it harms.
 
     Where it is not taken the code is the constant that ``Detach`` returns, and so is its gradient.
@@ -492,13 +492,13 @@ def test_a_correction_that_falls_is_not_taken(mode: Callable[[], Backprop], opti
         return  # the last steps themselves
     model = Landscape(lambda x, z: -0.5 * x[:, 1] * (z[..., 0] - x[:, 0]).square(), 1, (2,))
     x = torch.tensor([[1.0, 0.5], [1.0, 3.0], [1.0, 1e30]], dtype=torch.float64, requires_grad=True)
-    codes, engines = [], [Ascent(Zeros(), GradientAscent(1.0), 2, backprop=m, **options) for m in (mode(), Detach())]
+    codes, engines = [], [Ascent(Zeros(), GradientAscent(1.0), 2, adjoint=m, **options) for m in (mode(), Detach())]
     for engine in engines:
         codes.append(engine.double()(model, x).z[0, :, 0])
     corrected, found = codes
     assert torch.equal(corrected[1:], found[1:]) and corrected[0] > found[0]
     (gradient,) = torch.autograd.grad(corrected.sum(), x)
-    steps = getattr(engines[0].backprop, "steps", 1)
+    steps = getattr(engines[0].adjoint, "steps", 1)
     assert gradient[0, 0].item() == pytest.approx(1 - 0.5**steps) and bool((gradient[1:] == 0).all())
 
 
@@ -517,7 +517,7 @@ def test_rows_of_a_linear_system_that_overflow_are_left_alone() -> None:
 @pytest.mark.parametrize("mode", MODES)
 def test_no_graph_survives_evaluation(mode: str, tol: float | None) -> None:
     likelihood = neural()
-    engine = ascent(likelihood, "learned rate", "elbo", max_steps=3, tol=tol, trace=True, backprop=MODES[mode]())
+    engine = ascent(likelihood, "learned rate", "elbo", max_steps=3, tol=tol, trace=True, adjoint=MODES[mode]())
     problem = Problem(likelihood, engine, elbo)
     with torch.no_grad():
         found = engine(likelihood, problem.x)
@@ -543,7 +543,7 @@ def test_memory_is_flat_over_200_calls() -> None:
     likelihood = neural()
     rules = ("learned rate", "adam", "lbfgs", "lbfgs", "adam", "langevin")
     engines = [
-        ascent(likelihood, rule, "downstream", max_steps=2, backprop=build()).double()
+        ascent(likelihood, rule, "downstream", max_steps=2, adjoint=build()).double()
         for build, rule in zip(MODES.values(), rules, strict=True)
     ]
     x = torch.randn(3, 5, dtype=torch.float64)
@@ -575,10 +575,10 @@ class Kept:
         self.value = value
 
 
-def saved(backprop: Backprop, steps: int) -> int:
+def saved(adjoint: Adjoint, steps: int) -> int:
     """How many tensors the graph of one forward pass holds."""
     likelihood = neural()
-    engine = ascent(likelihood, "learned rate", "downstream", max_steps=steps, backprop=backprop)
+    engine = ascent(likelihood, "learned rate", "downstream", max_steps=steps, adjoint=adjoint)
     x = Problem(likelihood, engine, downstream).x
     alive: weakref.WeakSet[Kept] = weakref.WeakSet()
 
@@ -595,13 +595,13 @@ def saved(backprop: Backprop, steps: int) -> int:
 
 
 def test_checkpoint_keeps_no_graph_of_its_steps() -> None:
-    assert saved(Checkpoint(), 2) == saved(Checkpoint(), 12)
+    assert saved(CheckpointedUnroll(), 2) == saved(CheckpointedUnroll(), 12)
     assert saved(Unroll(), 12) > 5 * saved(Unroll(), 2)
 
 
 def test_checkpoint_replays_without_touching_the_random_stream() -> None:
     likelihood = neural()
-    engine = ascent(likelihood, "adjusted langevin", "downstream", max_steps=4, backprop=Checkpoint())
+    engine = ascent(likelihood, "adjusted langevin", "downstream", max_steps=4, adjoint=CheckpointedUnroll())
     loss = Problem(likelihood, engine, downstream).loss()
     state = torch.get_rng_state()
     torch.autograd.grad(loss, list(likelihood.parameters()))

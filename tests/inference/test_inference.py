@@ -17,11 +17,11 @@ from gae.inference import (
     Argmax,
     Ascent,
     ClosedForm,
+    Constant,
     Delta,
     DeltaBarDelta,
     Detach,
     Enumerate,
-    Fixed,
     GradientAscent,
     Inference,
     MeanField,
@@ -88,7 +88,7 @@ def test_every_step_is_run_to_convergence() -> None:
 @torch.no_grad()
 def test_a_converged_code_is_the_posterior_mean(step: Step, flat_prior: bool, x: Tensor) -> None:
     model = linear(flat_prior=flat_prior)
-    found = Ascent(Fixed(torch.randn(E)), step, max_steps=400)(model, x)
+    found = Ascent(Constant(torch.randn(E)), step, max_steps=400)(model, x)
     torch.testing.assert_close(found.z[0], posterior(model, x)[0], rtol=0, atol=1e-8)
     assert found.solve is not None and found.solve.grad_norm.max() < 1e-7
 
@@ -115,7 +115,7 @@ def test_one_step_follows_the_gradient_of_the_squared_error(x: Tensor) -> None:
     """D12: ∂/∂z -‖x - μ - Wz‖² = 2Wᵀ(x - μ - Wz), for any W."""
     model, start = orthonormal(), torch.randn(B, E)
     model.loadings.data = torch.randn(1, E, D)
-    found = Ascent(Fixed(start), GradientAscent(0.3), max_steps=1)(model, x)
+    found = Ascent(Constant(start), GradientAscent(0.3), max_steps=1)(model, x)
     w = model.loadings[0].T
     gradient = 2 * (x - model.means[0] - start @ w.T) @ w
     torch.testing.assert_close(found.z[0], start + 0.3 * gradient, rtol=1e-12, atol=1e-12)
@@ -128,9 +128,9 @@ def test_half_a_step_lands_on_the_projection_from_anywhere(x: Tensor) -> None:
     model = orthonormal()
     wanted = (x - model.means[0]) @ model.loadings[0].T
     for start in torch.randn(5, B, E):
-        found = Ascent(Fixed(10 * start), GradientAscent(0.5), max_steps=1)(model, x)
+        found = Ascent(Constant(10 * start), GradientAscent(0.5), max_steps=1)(model, x)
         torch.testing.assert_close(found.z[0], wanted, rtol=1e-12, atol=1e-12)
-    again = Ascent(Fixed(wanted), GradientAscent(0.5), max_steps=1)(model, x)
+    again = Ascent(Constant(wanted), GradientAscent(0.5), max_steps=1)(model, x)
     assert again.solve is not None and again.solve.grad_norm.max() < 1e-12
 
 
@@ -153,17 +153,17 @@ def test_llgae_is_the_update_rule_of_the_notes(x: Tensor, steps: int, scale: flo
     torch.testing.assert_close(found.log_joint[0], wanted, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize(("factor", "ascends"), [(0.1, True), (0.99, True), (1.05, False)])
-def test_steps_below_two_over_the_curvature_ascend(x: Tensor, factor: float, ascends: bool) -> None:
+@pytest.mark.parametrize(("factor", "is_monotone"), [(0.1, True), (0.99, True), (1.05, False)])
+def test_steps_below_two_over_the_curvature_ascend(x: Tensor, factor: float, is_monotone: bool) -> None:
     """D03, by the recorded objective."""
     model = linear()
     largest = torch.linalg.eigvalsh(posterior(model, x)[1])[-1].item()
-    solve = Ascent(Fixed(torch.randn(E)), GradientAscent(factor * 2 / largest), max_steps=60, trace=True)(
+    solve = Ascent(Constant(torch.randn(E)), GradientAscent(factor * 2 / largest), max_steps=60, trace=True)(
         model, x
     ).solve
     assert solve is not None and solve.trace is not None
     rises = solve.trace.diff(dim=0)
-    assert (rises > -1e-12).all() if ascends else (rises[-1] < 0).all()
+    assert (rises > -1e-12).all() if is_monotone else (rises[-1] < 0).all()
 
 
 # The account of a solve.
@@ -202,7 +202,7 @@ def rows_decoded(model: Gaussian, infer: Callable[[], Any]) -> int:
     [
         (Ascent(max_steps=0), 0),
         (Ascent(max_steps=7), 7),
-        (Ascent(max_steps=7, backprop=Detach()), 7),
+        (Ascent(max_steps=7, adjoint=Detach()), 7),
         (Ascent(max_steps=7, family=MeanField(samples=3)), 21),
         (Ascent(Ascent(max_steps=2), max_steps=3), 5),
     ],
@@ -236,9 +236,9 @@ def test_a_diverged_code_is_reported(x: Tensor) -> None:
     assert found.solve.summary() == "max_steps: 1, nonfinite: 3"
 
 
-@pytest.mark.parametrize("backprop", [Unroll(), Detach()])
-def test_gradient_mode_does_not_change_the_code(backprop: nn.Module, x: Tensor) -> None:
-    model, engine = curved(), Ascent(max_steps=5, backprop=backprop)
+@pytest.mark.parametrize("adjoint", [Unroll(), Detach()])
+def test_gradient_mode_does_not_change_the_code(adjoint: nn.Module, x: Tensor) -> None:
+    model, engine = curved(), Ascent(max_steps=5, adjoint=adjoint)
     with torch.no_grad():
         still = engine(model, x)
     torch.testing.assert_close(engine(model, x).z, still.z, rtol=1e-12, atol=1e-12)
@@ -258,8 +258,8 @@ def test_unrolled_and_detached_gradients_meet(x: Tensor) -> None:
     gaps = []
     for steps in (2, 10, 20, 30, 100):
         unrolled, detached = (
-            gradients(model, x, Ascent(step=GradientAscent(0.3), max_steps=steps, backprop=backprop))
-            for backprop in (Unroll(), Detach())
+            gradients(model, x, Ascent(step=GradientAscent(0.3), max_steps=steps, adjoint=adjoint))
+            for adjoint in (Unroll(), Detach())
         )
         gaps.append((unrolled - detached).norm().item())
     assert gaps[0] > 1e-3 and gaps[-1] < 1e-12
@@ -294,7 +294,7 @@ def test_unrolled_gradients_are_those_of_many_steps(step: Step, family: nn.Modul
 
 def test_detached_codes_are_constants(x: Tensor) -> None:
     model = curved()
-    encoding = Ascent(Amortized(encoder(model)), max_steps=3, backprop=Detach())(model, x)
+    encoding = Ascent(Amortized(encoder(model)), max_steps=3, adjoint=Detach())(model, x)
     assert not encoding.z.requires_grad and encoding.log_joint.requires_grad
 
 
@@ -313,7 +313,7 @@ def test_steps_are_those_of_torch_optim(
     step: Step, optimizer: type[torch.optim.Optimizer], options: dict[str, Any], steps: int, x: Tensor
 ) -> None:
     model, start = curved(), torch.randn(B, E)
-    found = Ascent(Fixed(start), step, max_steps=steps)(model, x)
+    found = Ascent(Constant(start), step, max_steps=steps)(model, x)
     z = start.clone().requires_grad_()
     other = optimizer([z], maximize=True, **options)
     for _ in range(steps):
@@ -419,7 +419,7 @@ def test_mean_field_improves_on_its_start(x: Tensor) -> None:
 @pytest.mark.parametrize("samples", [1, 2])
 def test_the_mean_field_objective_is_an_unbiased_elbo(samples: int) -> None:
     model, n = linear(), 4000
-    x, start = torch.randn(1, D).expand(n, D), Fixed(torch.randn(E))
+    x, start = torch.randn(1, D).expand(n, D), Constant(torch.randn(E))
     solve = Ascent(start, max_steps=1, family=MeanField(samples, scale=0.3), trace=True)(model, x).solve
     assert solve is not None and solve.trace is not None
     values = solve.trace[0, 0]  # each sample has noise of its own
@@ -432,7 +432,7 @@ def test_mean_field_starts_where_it_is_told(x: Tensor) -> None:
     density = Amortized(Density(encoder(model, 2)))
     q, z = density(model, x).q, torch.randn(E)
     from_density = Ascent(density, max_steps=0, family=MeanField())(model, x).q
-    from_point = Ascent(Fixed(z), max_steps=0, family=MeanField(scale=0.3))(model, x).q
+    from_point = Ascent(Constant(z), max_steps=0, family=MeanField(scale=0.3))(model, x).q
     assert q is not None and from_density is not None and from_point is not None
     torch.testing.assert_close(from_density.mean[0], q.mean, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(from_density.stddev[0], q.stddev, rtol=1e-12, atol=1e-12)
@@ -482,10 +482,10 @@ def test_an_ascent_starts_at_the_mean_of_an_encoder(x: Tensor) -> None:
 
 def test_fixed_codes(x: Tensor) -> None:
     model, each = curved(), torch.randn(B, E)
-    assert torch.equal(Fixed(each)(model, x).z[0], each)
-    assert torch.equal(Fixed(each[0])(model, x).z[0], each[0].expand(B, E))
+    assert torch.equal(Constant(each)(model, x).z[0], each)
+    assert torch.equal(Constant(each[0])(model, x).z[0], each[0].expand(B, E))
     given = each.clone()
-    fixed = Fixed(each)
+    fixed = Constant(each)
     each.zero_()
     assert torch.equal(fixed(model, x).z[0], given), "it keeps a copy"
 
@@ -493,8 +493,8 @@ def test_fixed_codes(x: Tensor) -> None:
 @pytest.mark.parametrize("shape", [(), (1,), (E + 1,), (B + 1, E), (1, B, E)])
 def test_fixed_codes_of_a_wrong_shape(shape: tuple[int, ...], x: Tensor) -> None:
     wanted = r"needs \(2,\) \(one for all\) or \(4, 2\) \(one each\)"
-    with pytest.raises(ValueError, match=f"`Fixed` holds codes of shape .*{wanted}"):
-        Fixed(torch.zeros(shape))(curved(), x)
+    with pytest.raises(ValueError, match=f"`Constant` holds codes of shape .*{wanted}"):
+        Constant(torch.zeros(shape))(curved(), x)
 
 
 def test_zeros(x: Tensor) -> None:

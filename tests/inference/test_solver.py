@@ -15,20 +15,20 @@ from torch import Tensor, nn
 from gae.inference import (
     LBFGS,
     Adam,
+    Adjoint,
     Amortized,
     Argmax,
     Ascent,
-    Backprop,
     Box,
-    Checkpoint,
+    CheckpointedUnroll,
     Clipped,
     ClosedForm,
+    Constant,
     Delta,
     DeltaBarDelta,
     Detach,
     Encoding,
     Family,
-    Fixed,
     FullCovariance,
     GaussNewton,
     GradientAscent,
@@ -70,7 +70,7 @@ QUIET = [name for name in RULES if "langevin" not in name]
 
 
 def solve(step: Step, max_steps: int, init: Inference | None = None, **options: Any) -> Ascent:
-    return Ascent(init, step, max_steps, backprop=Detach(), **options).double()
+    return Ascent(init, step, max_steps, adjoint=Detach(), **options).double()
 
 
 def account(encoding: Encoding) -> Solve:
@@ -106,7 +106,7 @@ def test_a_rate_beyond_twice_the_inverse_curvature_diverges_and_is_reported() ->
 
 def test_a_rate_that_overflows_is_nonfinite_and_its_best_finite_point_comes_back() -> None:
     model, x = bowl(1), torch.tensor([[1.0], [2.0]])
-    engine = Ascent(step=GradientAscent(1e6), max_steps=40, backprop=Detach())  # single precision: 1e6^40
+    engine = Ascent(step=GradientAscent(1e6), max_steps=40, adjoint=Detach())  # single precision: 1e6^40
     found = engine(model, x)
     assert statuses(found) == [["nonfinite", "nonfinite"]]
     assert bool((found.z == 0).all()) and bool(torch.isfinite(found.log_joint).all())
@@ -164,7 +164,7 @@ def test_a_last_step_into_nothing_is_reported_too() -> None:
 def test_a_start_without_value_is_reported_and_the_others_go_on(rule: str) -> None:
     model = Gaussian(_Hole(torch.nan), 1, 0.5).double()
     x = torch.tensor([[0.5], [0.5]], dtype=torch.float64)
-    start = Fixed(torch.tensor([[5.0], [0.0]]))
+    start = Constant(torch.tensor([[5.0], [0.0]]))
     torch.manual_seed(0)
     found = solve(RULES[rule](), 3, start)(model, x)
     assert statuses(found)[0][0] == "nonfinite" and statuses(found)[0][1] != "nonfinite"
@@ -176,7 +176,7 @@ def test_a_start_without_value_is_reported_and_the_others_go_on(rule: str) -> No
 def test_huge_inputs_leave_finite_codes(rule: str) -> None:
     model = neural().float()
     x = torch.tensor([1.0, 1e15, 1e19, 3e38]).unsqueeze(1) * torch.ones(5)
-    found = Ascent(step=SEARCHES[rule](), max_steps=40, tol=1e-3, backprop=Detach())(model, x)
+    found = Ascent(step=SEARCHES[rule](), max_steps=40, tol=1e-3, adjoint=Detach())(model, x)
     assert bool(torch.isfinite(found.z).all())
     assert statuses(found)[0][0] == "converged" and statuses(found)[0][3] == "nonfinite"
     assert torch.allclose(found.z[:, :1], Ascent(step=SEARCHES[rule](), max_steps=40, tol=1e-3)(model, x[:1]).z)
@@ -193,7 +193,7 @@ def test_flat_places_are_left_as_they_are(rule: str, kind: str) -> None:
     start = torch.tensor([0.7, -0.3], dtype=torch.float64)
     x = (start * torch.tensor(scale)).expand(2, 2).clone()
     x[1, 0] += 0.5 * scale[0]
-    found = solve(RULES[rule](), 400, Fixed(start), tol=1e-10)(model, x)
+    found = solve(RULES[rule](), 400, Constant(start), tol=1e-10)(model, x)
     assert statuses(found) == [["converged", "converged"]]
     assert torch.allclose(found.z[0, 0], start) and found.z[0, 1, 1] == start[1]
     if kind != "flat":
@@ -292,7 +292,7 @@ def test_restarts_are_in_the_account(rule: str) -> None:
 
 def test_zero_steps_return_the_start_and_look_at_nothing() -> None:
     x = torch.randn(3, 5, dtype=torch.float64)
-    found = solve(LBFGS(), 0, Fixed(torch.ones(2)))(neural(), x)
+    found = solve(LBFGS(), 0, Constant(torch.ones(2)))(neural(), x)
     assert bool((found.z == 1).all()) and int(account(found).evaluations.sum()) == 0
     assert statuses(found) == [["max_steps"] * 3]
 
@@ -303,7 +303,7 @@ def test_zero_steps_return_the_start_and_look_at_nothing() -> None:
 def test_the_last_point_counts_without_tolerance_and_the_best_with_one() -> None:
     """A rate past the optimum swings between worse points: 1 - 2.1 t of the way at step t."""
     model, x = bowl(1), torch.tensor([[1.0]], dtype=torch.float64)
-    start = Fixed(torch.tensor([0.5]))
+    start = Constant(torch.tensor([0.5]))
     last = solve(GradientAscent(2.1), 3, start)(model, x)
     assert abs(last.z.item() - (1 - 0.5 * (1 - 2.1) ** 3)) < 1e-6
     best = solve(GradientAscent(2.1), 3, start, tol=1e-9)(model, x)
@@ -380,7 +380,7 @@ def test_restarts_keep_the_best_basin_and_report_the_spread(rule: str) -> None:
     spread = account(found).spread
     assert spread is not None and spread.shape == (1, 3)
     torch.manual_seed(1)
-    runs = torch.cat([solve(step, 300, Fixed(z), grad_tol=1e-6)(model, x).log_joint for z in _starts(60)])
+    runs = torch.cat([solve(step, 300, Constant(z), grad_tol=1e-6)(model, x).log_joint for z in _starts(60)])
     assert torch.allclose(spread[0], runs.amax(0) - runs.amin(0), atol=1e-5) and bool((spread > 0.5).all())
 
 
@@ -407,7 +407,7 @@ def test_a_single_solve_has_no_spread_and_one_basin_none_to_report() -> None:
     assert spread is not None and float(spread.max()) < 1e-12
 
 
-@pytest.mark.parametrize("init", [Zeros(), Fixed(torch.ones(2)), Amortized(nn.Linear(5, 2))])
+@pytest.mark.parametrize("init", [Zeros(), Constant(torch.ones(2)), Amortized(nn.Linear(5, 2))])
 def test_restarts_from_one_place_are_refused(init: Inference) -> None:
     with pytest.raises(ValueError, match=f"3 restarts from `{type(init).__name__}` would all be the same.*`Prior()"):
         solve(LBFGS(), 5, init, restarts=3)(neural(), torch.randn(2, 5).double())
@@ -511,7 +511,7 @@ def test_nothing_but_finite_codes_no_worse_than_their_start(
     x = 10**size * torch.randn(batch, 4)
     start = torch.randn(batch, latent)
     before = model.log_joint(x, start.unsqueeze(0))[0].detach()
-    engine = Ascent(Fixed(start), RULES[rule](), 12, tol=1e-3, backprop=Detach())
+    engine = Ascent(Constant(start), RULES[rule](), 12, tol=1e-3, adjoint=Detach())
     found = engine(model, x)
     usable = torch.isfinite(before)
     solved = account(found)
@@ -561,9 +561,9 @@ FAMILIES: dict[str, Callable[[], Family]] = {
     "mean field": lambda: MeanField(samples=2),
     "full covariance": lambda: FullCovariance(samples=2),
 }
-MODES: dict[str, Callable[[], Backprop]] = {
+MODES: dict[str, Callable[[], Adjoint]] = {
     "unroll": Unroll,
-    "checkpoint": Checkpoint,
+    "checkpoint": CheckpointedUnroll,
     "truncate": lambda: Truncate(2),
     "one step": OneStep,
     "implicit": lambda: Implicit(stationary=1e30),
@@ -597,7 +597,7 @@ def wild(choose: random.Random) -> tuple[Likelihood, Tensor, Tensor, Ascent]:
     tolerances = {name: choose.choice([None, 1e-3]) for name in ("tol", "grad_tol")}
     mode = MODES[choose.choice(list(MODES))]()
     engine = Ascent(
-        Fixed(start), step, choose.choice([1, 3, 8]), **tolerances, family=FAMILIES[family](), backprop=mode
+        Constant(start), step, choose.choice([1, 3, 8]), **tolerances, family=FAMILIES[family](), adjoint=mode
     )
     return likelihood, x, start, engine
 
@@ -624,19 +624,19 @@ def test_whatever_is_solved_nothing_fails_or_falls_without_its_status(block: int
         assert not bool(account(found).grad_norm.isnan().any())
         if not isinstance(engine.family, Delta):
             continue
-        first = engine.step.admit(start.unsqueeze(0)).requires_grad_()
+        first = engine.step.project_start(start.unsqueeze(0)).requires_grad_()
         before = likelihood.log_joint(x, first)
         (slope,) = torch.autograd.grad(before.sum(), first)
         before, known = before[0].detach(), before[0].isfinite() & slope[0].norm(dim=1).isfinite()
         assert bool((finite | ~known).all())
-        if engine.step.ascends:
+        if engine.step.is_monotone:
             rounding = 1e-5 * (10 + before.abs())
             fine = (
                 (found.log_joint[0] >= before - rounding) | (status == Status.diverged) | (status == Status.nonfinite)
             )
             assert bool((fine | ~known).all())
             for row in range(2):
-                engine.init = Fixed(start[row : row + 1])
+                engine.init = Constant(start[row : row + 1])
                 alone = engine(likelihood, x[row : row + 1])
                 assert account(alone).status[0, 0] == status[row]
                 assert torch.allclose(alone.z[0, 0], found.z[0, row], rtol=1e-4, equal_nan=True)
@@ -683,14 +683,14 @@ def test_the_point_to_fall_back_on_is_that_of_the_row_alone(others: int) -> None
         return torch.where((at > 2.2) | (x[:, 0] > 0), torch.nan, value)
 
     x = torch.tensor([[0.0], [1.0]])[: 1 + others]
-    found = Ascent(Zeros(), GradientAscent(1.0), 5, backprop=Detach())(Landscape(stairs), x)
+    found = Ascent(Zeros(), GradientAscent(1.0), 5, adjoint=Detach())(Landscape(stairs), x)
     assert statuses(found)[0][0] == "nonfinite" and found.z[0, 0].item() == 1.0
 
 
 def test_an_endless_code_is_not_finite_though_its_density_is() -> None:
     """A decoder that saturates under a flat prior: the objective has a value at infinity, and slope 0."""
     model = Gaussian(nn.Sequential(nn.Tanh()), 1, prior=Flat(1))
-    found = Ascent(Fixed(torch.tensor([0.5])), GradientAscent(3e38), 3)(model, torch.tensor([[20.0], [0.4621172]]))
+    found = Ascent(Constant(torch.tensor([0.5])), GradientAscent(3e38), 3)(model, torch.tensor([[20.0], [0.4621172]]))
     assert bool(found.z.isfinite().all()) and bool(found.log_joint.isfinite().all())
     assert statuses(found)[0][0] == "nonfinite"
 
@@ -706,7 +706,7 @@ def test_steep_objectives_and_huge_rates_leave_finite_codes(rule: Callable[[floa
         with torch.no_grad():
             known = model.log_joint(x, torch.zeros(1, 5, 1)).isfinite()
         for tol in (None, 1e-3):
-            found = Ascent(Zeros(), rule(rate), 20, tol=tol, backprop=Detach())(model, x)
+            found = Ascent(Zeros(), rule(rate), 20, tol=tol, adjoint=Detach())(model, x)
             assert bool(found.z.isfinite().all()) and bool((found.log_joint.isfinite() | ~known).all())
             assert bool((found.log_joint.isfinite() | (account(found).status == Status.nonfinite)).all())
 

@@ -17,8 +17,8 @@ from gae.inference import (
     Ascent,
     Box,
     Clipped,
+    Constant,
     Detach,
-    Fixed,
     FullCovariance,
     GaussNewton,
     GradientAscent,
@@ -41,7 +41,7 @@ from gae.likelihood import Flat, Gaussian, LinearMixture
 
 
 def solve(step: Step, max_steps: int, **options: Any) -> Ascent:
-    return Ascent(options.pop("init", Zeros()), step, max_steps, backprop=Detach(), **options).double()
+    return Ascent(options.pop("init", Zeros()), step, max_steps, adjoint=Detach(), **options).double()
 
 
 def quadratic(curvature: Tensor) -> Landscape:
@@ -80,7 +80,7 @@ def test_rates_by_step_and_element() -> None:
     assert step.log_rate is not None
     step.log_rate.data.copy_(rates.log())
     x = torch.tensor([[1.0, -2.0]])
-    found = Ascent(Zeros(), step, 3, backprop=Detach())(quadratic(torch.ones(2)), x).z[0]
+    found = Ascent(Zeros(), step, 3, adjoint=Detach())(quadratic(torch.ones(2)), x).z[0]
     left = (1 - rates[0]) * (1 - rates[1]) ** 2
     assert torch.allclose(found, x * (1 - left))
 
@@ -109,7 +109,7 @@ def test_gauss_newton_solves_ppca_in_three_iterations(dense: bool, flat_prior: b
         exact = posterior(model, x)[0]
         if flat_prior:
             exact = torch.linalg.lstsq(model.loadings[0].mT, (x - model.means[0]).mT).solution.mT
-    start = Fixed(10 * torch.randn(20, latent, dtype=torch.float64))
+    start = Constant(10 * torch.randn(20, latent, dtype=torch.float64))
     found = solve(GaussNewton(dense=dense), 3, init=start)(model, x)
     assert float((found.z[0] - exact).abs().max()) < 1e-10
 
@@ -133,7 +133,7 @@ def test_gauss_newton_damps_what_would_overshoot(dense: bool, scale: float) -> N
             return torch.atan(z)
 
     model, x = Gaussian(Bend(), 1, scale, prior=Flat(1)).double(), torch.zeros(1, 1, dtype=torch.float64)
-    start = Fixed(torch.tensor([3.0]))
+    start = Constant(torch.tensor([3.0]))
     found = solve(GaussNewton(dense), 30, init=start, grad_tol=1e-6 / scale**2)(model, x)
     assert found.solve is not None and found.solve.summary() == "converged: 1"
     assert abs(found.z.item()) < 1e-5
@@ -195,7 +195,7 @@ def test_lbfgs_climbs_out_of_rosenbrock_s_valley_as_scipy_does() -> None:
 
     x = torch.tensor([[1.0], [-0.5], [2.0]], dtype=torch.float64)
     start = torch.tensor([-1.2, 1.0], dtype=torch.float64)
-    found = solve(LBFGS(), 300, grad_tol=1e-7, init=Fixed(start))(Landscape(objective, 2), x)
+    found = solve(LBFGS(), 300, grad_tol=1e-7, init=Constant(start))(Landscape(objective, 2), x)
     assert found.solve is not None and found.solve.summary() == "converged: 3"
     assert torch.allclose(found.z[0], torch.cat([x, x**2], 1), atol=1e-6)
     for target, evaluations in zip(x.flatten().tolist(), found.solve.evaluations[0].tolist(), strict=True):
@@ -229,7 +229,7 @@ def test_a_trial_of_minus_infinity_is_taken_back(step: Step) -> None:
             return z + 1e20 * (z > 5)
 
     model, x = Gaussian(Wall(), 1, prior=Flat(1)), torch.tensor([[10.0], [3.0]])
-    found = Ascent(step=step, max_steps=100, backprop=Detach())(model, x)
+    found = Ascent(step=step, max_steps=100, adjoint=Detach())(model, x)
     assert 4.9 < found.z[0, 0].item() <= 5 and abs(found.z[0, 1].item() - 3) < 1e-5
     assert found.solve is not None and found.solve.summary() == "max_steps: 2"
 
@@ -246,7 +246,7 @@ def test_langevin_samples_the_posterior_of_ppca(adjusted: bool, rate: float, ste
     chains = 40_000
     rate = rate / float(torch.linalg.eigvalsh(torch.linalg.inv(covariance)).max())
     steps = math.ceil(steps * float(torch.linalg.cond(covariance)))
-    start = Fixed(mean[0] + torch.linalg.cholesky(covariance).sum(1))
+    start = Constant(mean[0] + torch.linalg.cholesky(covariance).sum(1))
     z = solve(Langevin(rate, adjusted), steps, init=start)(model, x.expand(chains, 4)).z[0]
     scale = covariance.diagonal().sqrt()
     assert bool(((z.mean(0) - mean[0]).abs() < 0.05 * scale).all())
@@ -290,7 +290,7 @@ def test_wrappers_nest_and_keep_the_state_of_the_rule_inside() -> None:
 
 
 def constrained(step: Step, onto: torch.nn.Module, start: Tensor, model: LinearMixture, x: Tensor) -> Tensor:
-    return solve(Projected(step, onto), 400, init=Fixed(start))(model, x).z[0]
+    return solve(Projected(step, onto), 400, init=Constant(start))(model, x).z[0]
 
 
 @pytest.mark.parametrize(
@@ -425,7 +425,9 @@ def test_codes_of_several_dimensions_end_inside_of_the_set(name: str) -> None:
     model = Gaussian(torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(6, 4)), (2, 3))
     x, start = torch.randn(8, 4), torch.randn(8, 2, 3) * torch.logspace(-2, 15, 8).view(8, 1, 1)
     for rate in (0.05, 1e12, 1e38):
-        found = Ascent(Fixed(start), Projected(GradientAscent(rate), PROJECTIONS[name]), 4, backprop=Detach())(model, x)
+        found = Ascent(Constant(start), Projected(GradientAscent(rate), PROJECTIONS[name]), 4, adjoint=Detach())(
+            model, x
+        )
         assert found.solve is not None
         assert bool(found.z.isfinite().all()) and bool(found.log_joint.isfinite().all())
         assert torch.allclose(PROJECTIONS[name](found.z), found.z, atol=1e-6)

@@ -9,15 +9,15 @@ from torch import Tensor
 
 from gae import nets
 from gae.inference import (
+    ESWMV,
     LBFGS,
     Adam,
     Ascent,
+    Constant,
+    DecoderInit,
     Detach,
-    Fixed,
-    Initial,
     MeanField,
     Progress,
-    RunningVariance,
     Scheduled,
     Status,
 )
@@ -26,14 +26,16 @@ from gae.likelihood import Gaussian, LinearMixture, WeightLikelihood
 RULE = {"window": 6, "every": 2, "patience": 10, "delay": 0.5, "decay": 0.8}
 
 
-RESTLESS = Scheduled(Adam(0.02), lambda t: 1 + (t / 20) ** 2)  # outputs settle, and then vary more and more
+NONDETERMINISTIC_LAYERS = Scheduled(
+    Adam(0.02), lambda t: 1 + (t / 20) ** 2
+)  # outputs settle, and then vary more and more
 
 
 def by_hand(signals: np.ndarray) -> tuple[int, int, np.ndarray]:
     """Steps at which the rule found its point and ended, and the average at that point, for signals (T, D)."""
     average, averages, lowest, found = signals[0], [], np.inf, 0
-    for t, signal in enumerate(signals):
-        average = signal if t == 0 else 0.8 * average + 0.2 * signal
+    for t, reconstruction in enumerate(signals):
+        average = reconstruction if t == 0 else 0.8 * average + 0.2 * reconstruction
         averages.append(average)
         seen = signals[: t + 1 : 2][-3:]
         if t % 2 == 0 and len(seen) == 3 and seen.var(0).mean() < lowest:
@@ -55,17 +57,17 @@ def signals(rows: int, steps: int = 80) -> Tensor:
 
 
 def test_the_rule_is_the_one_written_down() -> None:
-    rule, given = RunningVariance(**RULE), signals(3)
+    rule, given = ESWMV(**RULE), signals(3)
     state = rule.start(given[0].unsqueeze(0))
     ended: dict[int, tuple[int, Tensor]] = {}
     last_better = [0, 0, 0]
-    for t, signal in enumerate(given):
-        state, better, done = rule(signal.unsqueeze(0), state, t)
+    for t, reconstruction in enumerate(given):
+        state, better, done = rule(reconstruction.unsqueeze(0), state, t)
         for row in range(3):
             if row not in ended and bool(better[0, row]):
                 last_better[row] = t
             if row not in ended and bool(done[0, row]):
-                ended[row] = (t, state["signal"][0, row].clone())
+                ended[row] = (t, state["reconstruction"][0, row].clone())
     for row in range(3):
         kept, end, average = by_hand(given[:, row].numpy())
         assert (last_better[row], ended[row][0]) == (kept, end)
@@ -77,10 +79,10 @@ def test_the_first_full_window_counts(steps: int) -> None:
     """Outputs that vary more from the first step on: the lowest variance is that of steps 0, 2 and 4, found at 4."""
     time = torch.arange(steps, dtype=torch.float64).view(-1, 1, 1)
     given = (0.1 + time) * torch.randn(steps, 1, 5, dtype=torch.float64).abs().add(1) * (-1) ** (time // 2)
-    rule = RunningVariance(**(RULE | {"delay": 0.0}))
+    rule = ESWMV(**(RULE | {"delay": 0.0}))
     state, found = rule.start(given[0].unsqueeze(0)), []
-    for t, signal in enumerate(given):
-        state, better, _ = rule(signal.unsqueeze(0), state, t)
+    for t, reconstruction in enumerate(given):
+        state, better, _ = rule(reconstruction.unsqueeze(0), state, t)
         found += [t] if bool(better) else []
     assert found == [0, 1, 2, 3, 4]
     lowest = given[[0, 2, 4], 0].var(0, unbiased=False).mean()
@@ -93,14 +95,14 @@ def model() -> WeightLikelihood:
 
 def test_rows_stop_one_by_one_and_do_not_see_each_other() -> None:
     likelihood, x = model(), torch.randn(4, 8, dtype=torch.float64)
-    theta = Initial()(likelihood, x).z[0]
-    rule = RunningVariance(window=8, every=2, patience=12, delay=0.1)
+    theta = DecoderInit()(likelihood, x).z[0]
+    rule = ESWMV(window=8, every=2, patience=12, delay=0.1)
 
     def solved(rows: list[int]) -> tuple[Tensor, Tensor, Tensor]:
-        engine = Ascent(Fixed(theta[rows]), RESTLESS, 400, backprop=Detach(), stop=rule)
+        engine = Ascent(Constant(theta[rows]), NONDETERMINISTIC_LAYERS, 400, adjoint=Detach(), stop=rule)
         found = engine(likelihood, x[rows])
-        assert found.solve is not None and found.solve.signal is not None
-        return found.solve.steps[0], found.z[0], found.solve.signal[0]
+        assert found.solve is not None and found.solve.reconstruction is not None
+        return found.solve.steps[0], found.z[0], found.solve.reconstruction[0]
 
     whole = solved([0, 1, 2, 3])
     assert len(whole[0].unique()) > 1
@@ -112,21 +114,21 @@ def test_rows_stop_one_by_one_and_do_not_see_each_other() -> None:
 def test_what_is_returned_is_the_point_of_the_verdict() -> None:
     """The code's own output is among those averaged: with decay 0 the signal is the output of the code returned."""
     likelihood, x = model(), torch.randn(2, 8, dtype=torch.float64)
-    rule = RunningVariance(window=8, every=2, patience=12, decay=0.0)
+    rule = ESWMV(window=8, every=2, patience=12, decay=0.0)
     seen: list[Progress] = []
-    engine = Ascent(Initial(2), RESTLESS, 300, backprop=Detach(), stop=rule, watch=seen.append)
+    engine = Ascent(DecoderInit(2), NONDETERMINISTIC_LAYERS, 300, adjoint=Detach(), stop=rule, watch=seen.append)
     found = engine(likelihood, x)
     solve = found.solve
     assert solve is not None and (solve.status == Status.converged).all()
-    torch.testing.assert_close(solve.signal, likelihood(found.z).mean)
+    torch.testing.assert_close(solve.reconstruction, likelihood(found.z).mean)
     assert [progress.step for progress in seen] == list(range(len(seen)))
     assert len(seen) == int(solve.steps.max()) + 1 and not seen[-1].running.any()
-    assert torch.equal(seen[-1].signal, solve.signal)
+    assert torch.equal(seen[-1].reconstruction, solve.reconstruction)
 
 
 def test_a_row_that_breaks_keeps_its_last_good_average() -> None:
     likelihood, x = model(), torch.randn(2, 8, dtype=torch.float64)
-    theta = Initial()(likelihood, x).z[0]
+    theta = DecoderInit()(likelihood, x).z[0]
 
     class Breaks(Adam):
         def forward(self, problem, u, value, grad, state, t):
@@ -136,30 +138,30 @@ def test_a_row_that_breaks_keeps_its_last_good_average() -> None:
             return moved + bad, state
 
     seen: list[Progress] = []
-    engine = Ascent(Fixed(theta), Breaks(0.05), 40, backprop=Detach(), stop=RunningVariance(**RULE), watch=seen.append)
+    engine = Ascent(Constant(theta), Breaks(0.05), 40, adjoint=Detach(), stop=ESWMV(**RULE), watch=seen.append)
     found = engine(likelihood, x)
     assert found.solve is not None
     assert found.solve.status[0, 0] == Status.nonfinite
-    assert found.z.isfinite().all() and found.solve.signal.isfinite().all()
-    assert torch.equal(found.solve.signal[0, 0], seen[20].signal[0, 0])
+    assert found.z.isfinite().all() and found.solve.reconstruction.isfinite().all()
+    assert torch.equal(found.solve.reconstruction[0, 0], seen[20].reconstruction[0, 0])
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"step": LBFGS()}, "`stop=RunningVariance.*with `LBFGS`, which compares objectives"),
-        ({"backprop": None}, r"with `Unroll`: use `backprop=Detach\(\)`"),
+        ({"step": LBFGS()}, "`stop=ESWMV.*with `LBFGS`, which compares objectives"),
+        ({"adjoint": None}, r"with `Unroll`: use `adjoint=Detach\(\)`"),
         ({"grad_tol": 1.0}, "go by the objective"),
         ({"family": MeanField()}, r"with `MeanField`: use `Delta\(\)`"),
     ],
 )
 def test_parts_that_do_not_go_with_a_rule(options: dict, message: str) -> None:
     with pytest.raises(TypeError, match=message):
-        Ascent(**{"backprop": Detach(), "stop": RunningVariance(), "step": Adam()} | options)
+        Ascent(**{"adjoint": Detach(), "stop": ESWMV(), "step": Adam()} | options)
 
 
 def test_a_mixture_has_no_one_output() -> None:
-    engine = Ascent(step=Adam(), backprop=Detach(), stop=RunningVariance())
+    engine = Ascent(step=Adam(), adjoint=Detach(), stop=ESWMV())
     with pytest.raises(TypeError, match="judges by the decoder's output, and LinearMixture has not one"):
         engine(LinearMixture(2, 1, (3,)), torch.zeros(1, 3))
 
@@ -176,4 +178,4 @@ def test_a_mixture_has_no_one_output() -> None:
 )
 def test_options_out_of_range(options: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        RunningVariance(**options)
+        ESWMV(**options)

@@ -9,18 +9,18 @@ from torch.func import functional_call, grad, jacrev, jvp, vmap
 
 from gae import Autoencoder
 from gae.inference import (
+    ESWMV,
     LBFGS,
     Adam,
     Amortized,
     Ascent,
-    Checkpoint,
+    CheckpointedUnroll,
     Detach,
     GaussNewton,
     Implicit,
     Inference,
     MeanField,
     OneStep,
-    RunningVariance,
     Truncate,
 )
 from gae.likelihood import Gaussian
@@ -30,8 +30,8 @@ ENGINES: dict[str, Callable[[], Inference]] = {
     "adam": lambda: Ascent(step=Adam(0.1), max_steps=3),
     "lbfgs": lambda: Ascent(step=LBFGS(), max_steps=4),
     "gauss-newton": lambda: Ascent(step=GaussNewton(), max_steps=3),
-    "truncate": lambda: Ascent(max_steps=3, backprop=Truncate(2)),
-    "one-step": lambda: Ascent(step=LBFGS(), max_steps=9, backprop=OneStep()),
+    "truncate": lambda: Ascent(max_steps=3, adjoint=Truncate(2)),
+    "one-step": lambda: Ascent(step=LBFGS(), max_steps=9, adjoint=OneStep()),
     "mean-field": lambda: Ascent(step=Adam(0.1), max_steps=3, family=MeanField(2)),
     "warm": lambda: Ascent(Amortized(nn.Linear(4, 2).double()), max_steps=2),
 }
@@ -73,17 +73,17 @@ def test_gradients_by_transforms_are_those_of_autograd(engine: str) -> None:
 
 
 def test_a_detached_code_is_a_constant() -> None:
-    model, x = built(Ascent(max_steps=3, backprop=Detach()))
+    model, x = built(Ascent(max_steps=3, adjoint=Detach()))
     assert bool((grad(lambda x: model.encode(x).point.sum())(x) == 0).all())
 
 
-@pytest.mark.parametrize("backprop", [Checkpoint(), Implicit()])
-def test_gradient_modes_that_transforms_cannot_pass_are_refused(backprop: nn.Module) -> None:
-    model, x = built(Ascent(max_steps=2, backprop=backprop))  # type: ignore[arg-type]
-    with pytest.raises(TypeError, match=rf"Cannot use `{type(backprop).__name__}` inside a transform.*`Unroll\(\)`"):
+@pytest.mark.parametrize("adjoint", [CheckpointedUnroll(), Implicit()])
+def test_gradient_modes_that_transforms_cannot_pass_are_refused(adjoint: nn.Module) -> None:
+    model, x = built(Ascent(max_steps=2, adjoint=adjoint))  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=rf"Cannot use `{type(adjoint).__name__}` inside a transform.*`Unroll\(\)`"):
         grad(lambda x: model.encode(x).point.sum())(x)
-    stopped, x = built(Ascent(step=Adam(0.1), max_steps=2, backprop=Detach(), stop=RunningVariance()))
-    with pytest.raises(TypeError, match=r"Cannot use `RunningVariance` inside a transform"):
+    stopped, x = built(Ascent(step=Adam(0.1), max_steps=2, adjoint=Detach(), stop=ESWMV()))
+    with pytest.raises(TypeError, match=r"Cannot use `ESWMV` inside a transform"):
         grad(lambda x: stopped.encode(x).point.sum())(x)
 
 

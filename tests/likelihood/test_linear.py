@@ -149,7 +149,7 @@ def test_log_joint_of_a_component(problem: Problem) -> None:
         for s in range(3)
     ]
     assert_close(model.log_joint(x, z, k), np.array(wanted))
-    assert_close(model.given(x)(z, k), np.array(wanted))
+    assert_close(model.bind(x)(z, k), np.array(wanted))
 
 
 @given(problems("flat_prior", "learn_weights"))
@@ -163,7 +163,7 @@ def test_log_joint_of_a_branch(problem: Problem) -> None:
         for s, chart in enumerate(charts(model))
     ]
     assert_close(model.log_joint(x, z, k), np.array(wanted))
-    assert_close(model.given(x)(z, k), np.array(wanted))
+    assert_close(model.bind(x)(z, k), np.array(wanted))
 
 
 @given(problems("flat_prior", "learn_weights"))
@@ -178,7 +178,7 @@ def test_log_joint_sums_components_out(problem: Problem) -> None:
         for s in range(2)
     ]
     assert_close(model.log_joint(x, z), np.array(wanted))
-    assert_close(model.given(x)(z), np.array(wanted))
+    assert_close(model.bind(x)(z), np.array(wanted))
 
 
 @given(problems("flat_prior", "learn_weights"))
@@ -690,7 +690,7 @@ def test_what_an_ascent_climbs_is_the_log_joint(case: str, near: bool) -> None:
     if not model.flat_prior:
         wanted = wanted - 0.5 * (z.detach().double().square() + math.log(2 * math.pi)).sum(2)
         slope = slope - z.detach().double()
-    found = model.given(x)(z, branches)
+    found = model.bind(x)(z, branches)
     assert_near(found, array(wanted + model.log_weights.double().unsqueeze(1)), 1.0)
     if model.latent_shape[0]:
         (grad,) = torch.autograd.grad(found.sum(), z)
@@ -705,7 +705,7 @@ def test_given_of_summed_components(case: str) -> None:
     branches = torch.arange(model.components).repeat_interleave(2).unsqueeze(1)
     double = copy.deepcopy(model).double()
     wanted = double.log_joint(x.double(), z.double().repeat(model.components, 1, 1), branches)
-    assert_near(model.given(x)(z), array(wanted.unflatten(0, (-1, 2)).logsumexp(0)), 1.0)
+    assert_near(model.bind(x)(z), array(wanted.unflatten(0, (-1, 2)).logsumexp(0)), 1.0)
 
 
 def test_ppca_of_the_breast_cancer_table_is_scikit_learns() -> None:
@@ -920,12 +920,12 @@ def test_no_tensor_of_all_four_axes() -> None:
     codes = components * max(batch * latent * latent, dim * latent)
     assert codes < batch * components * dim < batch * components * dim * latent
     with at_most(codes):
-        model.given(x)(z, k).sum().backward()
+        model.bind(x)(z, k).sum().backward()
         model.log_evidence(x).sum().backward()
         model.posterior(x, k).log_prob(z).sum().backward()
         Argmax(ClosedForm()).infer(model, x)
     with at_most(batch * components * dim):
-        model.given(x)(z).sum().backward()
+        model.bind(x)(z).sum().backward()
         model.log_joint(x, z, k).sum().backward()
         model.log_joint(x, z[:1]).sum().backward()
         model(z, k).log_prob(x).sum().backward()

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from gae import nets
-from gae.inference import LBFGS, Ascent, Fixed, GaussNewton, Prior
+from gae.inference import LBFGS, Ascent, Constant, GaussNewton, Prior
 from gae.likelihood import (
     Bernoulli,
     Blur,
@@ -23,7 +23,7 @@ from gae.likelihood import (
     LinearMixture,
     LinearOperator,
     Mask,
-    Observed,
+    Measured,
     Poisson,
 )
 
@@ -137,7 +137,7 @@ def test_hidden_entries_are_summed_out() -> None:
     """The law of the entries seen is the marginal: the Bernoulli mass, summed over every value of the others."""
     model = Bernoulli(decoder(4), 2)
     keep = torch.tensor([True, False, True, False])
-    seen = Observed(model, Mask(keep, (4,)))
+    seen = Measured(model, Mask(keep, (4,)))
     z, y = torch.randn(3, 1, 2, dtype=torch.float64), torch.tensor([[1.0, 0.0]], dtype=torch.float64)
     completions = [torch.tensor([[1.0, a, 0.0, b]], dtype=torch.float64) for a in (0.0, 1.0) for b in (0.0, 1.0)]
     wanted = torch.stack([model.log_joint(x, z) for x in completions]).logsumexp(0)
@@ -147,7 +147,7 @@ def test_hidden_entries_are_summed_out() -> None:
 def test_measurement_noise_is_that_of_the_measurement() -> None:
     model = Bernoulli(decoder(*SHAPE), 2)
     operator = OPERATORS["lanczos"]().double()
-    seen = Observed(model, operator, scale=0.2)
+    seen = Measured(model, operator, scale=0.2)
     z = torch.randn(1, 3, 2, dtype=torch.float64)
     y = torch.randn(3, *seen.event_shape, dtype=torch.float64)
     error = (y - operator(model(z[0]).mean)).flatten(1).square().sum(1)
@@ -159,7 +159,7 @@ def test_measurement_noise_is_that_of_the_measurement() -> None:
 def test_map_codes_of_a_projected_linear_decoder_are_ridge_regression() -> None:
     model = LinearMixture(1, 3, (20,)).double()
     operator = GaussianProjection(8, (20,)).double()
-    seen = Observed(model, operator, scale=0.3)
+    seen = Measured(model, operator, scale=0.3)
     y = torch.randn(4, 8, dtype=torch.float64)
     design = operator.matrix @ model.loadings[0].T
     residual = y - operator(model.means[0])
@@ -181,7 +181,7 @@ def test_a_trained_decoder_fills_in_what_is_hidden() -> None:
     fit(model, data, progress=False)
     mask = Mask(torch.rand(8, 8, generator=torch.Generator().manual_seed(0)) > 0.5, data.event_shape)
     x = data.test[:50]
-    seen = Observed(model.likelihood, mask, scale=0.15)
+    seen = Measured(model.likelihood, mask, scale=0.15)
     with torch.no_grad():
         codes = Ascent(step=LBFGS(), max_steps=60, grad_tol=1e-2)(seen, mask(x)).z[0]
         error = (seen.restored(codes) - x).square().mean()
@@ -189,41 +189,41 @@ def test_a_trained_decoder_fills_in_what_is_hidden() -> None:
 
 
 def test_restarts_pick_the_best_code() -> None:
-    seen = Observed(Gaussian(nets.mlp(2, (8,), 10), 2, 0.1), GaussianProjection(4, (10,)))
+    seen = Measured(Gaussian(nets.mlp(2, (8,), 10), 2, 0.1), GaussianProjection(4, (10,)))
     y = torch.randn(3, 4)
     found = Ascent(Prior(), LBFGS(), 20, restarts=4)(seen, y)
     assert (found.log_joint >= seen.log_joint(y, found.z) - 1e-3).all() and (found.solve.spread >= 0).all()
 
 
 def test_any_callable_measures() -> None:
-    seen = Observed(Gaussian(decoder(4), 2, 0.5), lambda x: x.abs().sum(-1, keepdim=True), scale=0.1)
+    seen = Measured(Gaussian(decoder(4), 2, 0.5), lambda x: x.abs().sum(-1, keepdim=True), scale=0.1)
     y = torch.ones(2, 1, dtype=torch.float64)
-    assert Ascent(Fixed(torch.ones(2)), max_steps=2)(seen, y).log_joint.shape == (1, 2)
+    assert Ascent(Constant(torch.ones(2)), max_steps=2)(seen, y).log_joint.shape == (1, 2)
 
 
 @pytest.mark.parametrize(
     ("build", "error", "message"),
     [
         (
-            lambda: Observed(Poisson(decoder(4), 2), Crop((1, 2, 2), 1, 1)),
+            lambda: Measured(Poisson(decoder(4), 2), Crop((1, 2, 2), 1, 1)),
             TypeError,
             "Crop acts on means.* Give the `scale`",
         ),
         (
-            lambda: Observed(LinearMixture(3, 1, (4,)), nn.Identity()),
+            lambda: Measured(LinearMixture(3, 1, (4,)), nn.Identity()),
             TypeError,
             "with 3 components: one decoder output",
         ),
-        (lambda: Observed(Gaussian(decoder(4), 2), nn.Identity(), scale=0.0), ValueError, "scale must be positive"),
+        (lambda: Measured(Gaussian(decoder(4), 2), nn.Identity(), scale=0.0), ValueError, "scale must be positive"),
         (
-            lambda: Observed(
+            lambda: Measured(
                 Gaussian(decoder(4), 2, learn="pixel"), Mask(torch.tensor([True, False, True, True]), (4,))
             ),
             TypeError,
             "does not fit measurements of shape",
         ),
         (
-            lambda: Observed(Categorical(decoder(3, 4), 2), Mask(torch.tensor([True, False, True]), (3,))),
+            lambda: Measured(Categorical(decoder(3, 4), 2), Mask(torch.tensor([True, False, True]), (3,))),
             TypeError,
             "does not fit measurements of shape",
         ),
@@ -235,7 +235,7 @@ def test_laws_that_do_not_fit_are_refused(build, error, message: str) -> None:
 
 
 def test_the_support_of_what_is_seen_is_checked() -> None:
-    seen = Observed(Bernoulli(decoder(4), 2), Mask(torch.tensor([True, False, True, False]), (4,)))
+    seen = Measured(Bernoulli(decoder(4), 2), Mask(torch.tensor([True, False, True, False]), (4,)))
     with pytest.raises(ValueError, match=r"needs x in \{0, 1\}, got 0.5 at index \(0, 1\)"):
         seen.check(torch.tensor([[1.0, 0.5]], dtype=torch.float64))
     bad: Tensor = torch.tensor([[1.0, math.nan]], dtype=torch.float64)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from gae import Autoencoder, systems
 from gae.data import Dataset
-from gae.inference import Ascent, Detach, Fixed, MeanField, MonotoneAscent
+from gae.inference import Ascent, Constant, Detach, MeanField, MonotoneAscent
 from gae.likelihood import Flat, Gaussian, NonNegativeGaussian, NonNegativePoisson
 from gae.likelihood.linear.nonnegative import least_squares_sweep
 from gae.training import fit
@@ -32,9 +32,9 @@ def counts(*shape: int) -> Tensor:
 
 
 def encode(likelihood: NonNegativeGaussian | NonNegativePoisson, x: Tensor, steps: int) -> Tensor:
-    start = Fixed(torch.ones(likelihood.latent_shape))
+    start = Constant(torch.ones(likelihood.latent_shape))
     with torch.no_grad():
-        return Ascent(start, MonotoneAscent(), steps, backprop=Detach())(likelihood, x).z[0]
+        return Ascent(start, MonotoneAscent(), steps, adjoint=Detach())(likelihood, x).z[0]
 
 
 # The densities.
@@ -52,7 +52,7 @@ def test_the_poisson_density_is_scipys() -> None:
     model, x, z = NonNegativePoisson(3, (6,)).double(), counts(5, 6), torch.rand(2, 5, 3).double()
     rate = (z @ model.parts).detach().numpy()
     wanted = poisson.logpmf(x.numpy(), rate).sum(-1)
-    for found in (model.log_joint(x, z), model.given(x)(z)):
+    for found in (model.log_joint(x, z), model.bind(x)(z)):
         assert np.allclose(found.detach().numpy(), wanted, rtol=1e-12)
 
 
@@ -60,7 +60,7 @@ def test_the_poisson_density_is_scipys() -> None:
 def test_a_negative_code_has_no_density(build: type[NonNegativePoisson]) -> None:
     model, x = build(2, (3,)), torch.ones(3, 3)
     z = torch.tensor([[[1.0, 0.0], [1.0, -1e-6], [-1.0, -1.0]]])
-    for found in (model.log_joint(x, z), model.given(x)(z)):
+    for found in (model.log_joint(x, z), model.bind(x)(z)):
         assert found[0].isfinite().tolist() == [True, False, False]
         assert found[0, 1] == found[0, 2] == -torch.inf
     assert Flat(2, nonnegative=True)().expand([4]).log_prob(z[0, 1]).tolist() == [-torch.inf] * 4
@@ -140,7 +140,7 @@ def test_an_update_never_lowers_the_density(build: type[NonNegativePoisson]) -> 
     x[0] = 0
     z = torch.rand(2, 30, 5).double()
     for _ in range(20):
-        moved = model.improve(x, z)
+        moved = model.update_codes(x, z)
         assert (moved >= 0).all()
         assert (model.log_joint(x, moved) >= model.log_joint(x, z) - 1e-9).all()
         z = moved
@@ -151,7 +151,7 @@ def test_a_part_of_zero_changes_no_code() -> None:
     assert z.tolist() == [2.0, 1.0]
     model = NonNegativePoisson(2, (3,))
     model.decoder.weights.data[1] = 0
-    assert (model.improve(torch.ones(4, 3), torch.ones(1, 4, 2))[..., 1] == 1).all()
+    assert (model.update_codes(torch.ones(4, 3), torch.ones(1, 4, 2))[..., 1] == 1).all()
 
 
 def test_monotone_ascent_refuses_what_it_cannot_do() -> None:
@@ -159,7 +159,7 @@ def test_monotone_ascent_refuses_what_it_cannot_do() -> None:
     with pytest.raises(TypeError, match=r"needs a likelihood with an update rule, which Gaussian has not"):
         Ascent(step=step)(Gaussian(nn.Linear(2, 3), 2), torch.zeros(1, 3))
     with pytest.raises(TypeError, match=r"moves codes, got `MeanField`"):
-        Ascent(Fixed(torch.ones(2)), step, family=MeanField())(NonNegativeGaussian(2, (3,)), torch.zeros(1, 3))
+        Ascent(Constant(torch.ones(2)), step, family=MeanField())(NonNegativeGaussian(2, (3,)), torch.zeros(1, 3))
 
 
 # Parts.
@@ -187,7 +187,7 @@ def test_more_parts_than_data_start_at_random() -> None:
 
 def test_gaussian_parts_are_scipys_least_squares() -> None:
     model, x = NonNegativeGaussian(3, (7,)).double(), torch.rand(30, 7).double() - 0.2
-    code = Ascent(Fixed(torch.ones(3)), MonotoneAscent(), 2).infer(model, x)
+    code = Ascent(Constant(torch.ones(3)), MonotoneAscent(), 2).infer(model, x)
     change = model.maximize(
         model.statistics(x[:9], code_of(code.z[:, :9])) + model.statistics(x[9:], code_of(code.z[:, 9:]))
     )
@@ -245,4 +245,4 @@ def test_a_system_of_counts_draws_counts() -> None:
     model = NonNegativePoisson(2, (3,))
     drawn = model(torch.rand(5, 2)).sample()
     model.check(drawn)
-    assert Autoencoder(model, Ascent(Fixed(torch.ones(2)), MonotoneAscent(), 3)).reconstruct(drawn).shape == (5, 3)
+    assert Autoencoder(model, Ascent(Constant(torch.ones(2)), MonotoneAscent(), 3)).reconstruct(drawn).shape == (5, 3)

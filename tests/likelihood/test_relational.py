@@ -26,12 +26,12 @@ from gae.inference import (
     Adam,
     Ascent,
     ClosedForm,
+    Constant,
+    DecoderInit,
     DeltaBarDelta,
     Detach,
-    Exaggerated,
-    Fixed,
+    EarlyExaggeration,
     GradientAscent,
-    Initial,
     Mode,
     PrincipalComponents,
     Projected,
@@ -326,7 +326,7 @@ def test_no_tensor_of_all_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
     """Value and gradient of an ascent step, beyond p itself."""
     monkeypatch.setattr(neighbours, "BLOCK", 2**12)
     model, x = TSNE(300, (4,)), torch.randn(1, 300, 4)
-    log_joint, z = model.given(x), torch.randn(1, 1, 300, 2).requires_grad_()
+    log_joint, z = model.bind(x), torch.randn(1, 1, 300, 2).requires_grad_()
     with Largest() as largest:
         torch.autograd.grad(log_joint(z).sum(), z)
     assert 300 <= largest.size <= 2**12 + 300
@@ -405,7 +405,7 @@ def test_delta_bar_delta_is_scikit_learns_rule() -> None:
     model, x = Gaussian(decoder, 3, 0.7).double(), torch.tensor([[1.0, -2.0, 0.5], [-3.0, 0.3, 2.0]]).double()
     start, rate, momentum, steps = torch.tensor([0.7, -1.1, 0.4]).double(), 0.1, 0.5, 15
     with torch.no_grad():
-        found = Ascent(Fixed(start), DeltaBarDelta(rate, momentum), steps, backprop=Detach())(model, x).z[0].numpy()
+        found = Ascent(Constant(start), DeltaBarDelta(rate, momentum), steps, adjoint=Detach())(model, x).z[0].numpy()
     at = start.expand(2, 3).clone()
     update, gains = np.zeros((2, 3)), np.ones((2, 3))
     for _ in range(steps):
@@ -463,7 +463,7 @@ def test_the_first_steps_are_scikit_learns(init: str, apart: Tensor) -> None:
     model = systems.build("tsne", tuple(apart.shape[1:]), points=60, **options).double()
     likelihood = model.likelihood
     assert isinstance(likelihood, TSNE)
-    engine = PrincipalComponents() if init == "pca" else Initial()
+    engine = PrincipalComponents() if init == "pca" else DecoderInit()
     p = squareform(likelihood.relation(x)[0].numpy(), checks=False)
     with torch.no_grad():
         torch.manual_seed(3)
@@ -485,7 +485,7 @@ def test_tsne_is_as_good_as_scikit_learns(digits: Dataset) -> None:
     model = systems.build("tsne", digits.event_shape, points=10, perplexity=3.0, steps=600).double()
     likelihood, starts = model.likelihood, 1e-4 * torch.randn(48, 10, 2).double()
     assert isinstance(likelihood, TSNE)
-    model.inference.init.engine.init = Fixed(starts)  # type: ignore[union-attr]
+    model.inference.init.engine.init = Constant(starts)  # type: ignore[union-attr]
     copies = x.expand(48, *x.shape)
     with torch.no_grad():
         encoding = model.encode(copies)
@@ -508,8 +508,8 @@ def test_early_exaggeration_is_an_ascent_of_its_own(digits: Dataset) -> None:
     with torch.no_grad():
         found = model.encode(x).z
         start = PrincipalComponents()(likelihood, x).z[0]
-        early = Ascent(Fixed(start), DeltaBarDelta(50.0, 0.5), 8, backprop=Detach())(likelihood.exaggerated(12.0), x)
-        late = Ascent(Fixed(early.z[0]), DeltaBarDelta(50.0, 0.8), 12, backprop=Detach())(likelihood, x)
+        early = Ascent(Constant(start), DeltaBarDelta(50.0, 0.5), 8, adjoint=Detach())(likelihood.exaggerated(12.0), x)
+        late = Ascent(Constant(early.z[0]), DeltaBarDelta(50.0, 0.8), 12, adjoint=Detach())(likelihood, x)
     assert torch.equal(found, late.z)
 
 
@@ -520,7 +520,7 @@ def test_random_layouts_and_restarts(digits: Dataset) -> None:
     assert isinstance(likelihood, TSNE)
     drawn = likelihood.initial(50)
     assert drawn.shape == (50, 60, 2) and float(drawn.std()) == pytest.approx(1e-4, rel=0.05)
-    best = Ascent(Initial(), DeltaBarDelta(50.0), 200, restarts=3, backprop=Detach())
+    best = Ascent(DecoderInit(), DeltaBarDelta(50.0), 200, restarts=3, adjoint=Detach())
     with torch.no_grad():
         found, searched = model.encode(x), model.encode(x, best)
     for encoding in (found, searched):
@@ -558,7 +558,7 @@ def test_codes_do_not_give_data_back(system: str) -> None:
         (lambda: TSNE(20, (3,), perplexity=3.0).exaggerated(0.0), "factor must be positive"),
         (lambda: LLE(20, (3,), neighbours=20), "1 <= neighbours < points = 20, got 20"),
         (lambda: LLE(20, (3,), reg=0.0), "reg and scale must be positive"),
-        (lambda: Exaggerated(Zeros(), 0.0), "factor must be positive"),
+        (lambda: EarlyExaggeration(Zeros(), 0.0), "factor must be positive"),
         (lambda: PrincipalComponents(0.0), "spread must be positive"),
         (lambda: DeltaBarDelta(0.0), "rate must be positive"),
         (lambda: DeltaBarDelta(1.0, momentum=1.0), r"momentum must lie in \[0, 1\)"),
@@ -576,7 +576,7 @@ def test_numbers_out_of_range(build: Callable[[], object], message: str) -> None
 @pytest.mark.parametrize(
     ("engine", "message"),
     [
-        (Exaggerated(Zeros()), "Only t-SNE has attractions to exaggerate, got LinearMixture"),
+        (EarlyExaggeration(Zeros()), "Only t-SNE has attractions to exaggerate, got LinearMixture"),
         (PrincipalComponents(), "gives a code to each point of a data set; LinearMixture has codes"),
         (Mode(), "it knows no best code in closed form. Use `Ascent`, or `ClosedForm`"),
     ],
@@ -651,8 +651,8 @@ def circle() -> tuple[LLE, Tensor]:
 def test_ascent_with_whitening_finds_the_closed_form() -> None:
     model, x = circle()
     codes = Mode()(model, x).point[0].detach()
-    climb = Ascent(PrincipalComponents(1.0), Projected(GradientAscent(0.05), Whiten()), 2000, backprop=Detach())
-    short = Ascent(PrincipalComponents(1.0), Projected(GradientAscent(0.05), Whiten()), 1, backprop=Detach())
+    climb = Ascent(PrincipalComponents(1.0), Projected(GradientAscent(0.05), Whiten()), 2000, adjoint=Detach())
+    short = Ascent(PrincipalComponents(1.0), Projected(GradientAscent(0.05), Whiten()), 1, adjoint=Detach())
     with torch.no_grad():
         found, before = (engine(model, x).point[0] for engine in (climb, short))
     assert sine(found, codes) < 1e-4 < sine(before, codes)
@@ -678,7 +678,7 @@ def test_adam_lays_out_too(digits: Dataset) -> None:
     """Any step rule serves: the engine is a part to swap on the same likelihood."""
     x = digits.train[:50].unsqueeze(0)
     model = Autoencoder(
-        TSNE(50, digits.event_shape, perplexity=8.0), Ascent(Initial(), Adam(0.3), 150, backprop=Detach())
+        TSNE(50, digits.event_shape, perplexity=8.0), Ascent(DecoderInit(), Adam(0.3), 150, adjoint=Detach())
     )
     with torch.no_grad():
         z = model.encode(x).z

@@ -16,7 +16,7 @@ from torch.distributions import Independent, Normal, kl_divergence
 from gae import Autoencoder, systems
 from gae.data import load
 from gae.data.text import LONGEST, Vocabulary
-from gae.inference import LBFGS, Ascent, Detach, Fixed, GaussNewton, GradientAscent, Unroll, Zeros
+from gae.inference import LBFGS, Ascent, Constant, Detach, GaussNewton, GradientAscent, Unroll, Zeros
 from gae.likelihood import CategoricalSequence
 from gae.nets.sequence import LSTMDecoder, LSTMEncoder, TransformerDecoder, TransformerEncoder, WordDropout
 from gae.training import fit, restore
@@ -142,7 +142,7 @@ def test_padding_changes_no_log_joint_and_no_gradient(name: str, autoregressive:
     long = CategoricalSequence(short.decoder, 2, 9, CLASSES, end).double()
     x = torch.tensor([[2, 3, 2, 1], [3, 1, 0, 0], [1, 0, 0, 0]]).double()
     z = torch.randn(2, 3, 2).double().requires_grad_()
-    found = [(m.log_joint(v, z), m.given(v)(z)) for m, v in ((short, x), (long, nn.functional.pad(x, (0, 5))))]
+    found = [(m.log_joint(v, z), m.bind(v)(z)) for m, v in ((short, x), (long, nn.functional.pad(x, (0, 5))))]
     for a, b in zip(*found, strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-12)
     slopes = [torch.autograd.grad(values[0].sum(), [z, *short.decoder.parameters()]) for values in found]
@@ -211,7 +211,7 @@ def test_second_derivatives_in_the_code(name: str, autoregressive: bool) -> None
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_unrolled_ascent_trains(name: str, dtype: torch.dtype) -> None:
     """The fused kernels that have no second derivative differ by type."""
-    model = Autoencoder(sequence(name).to(dtype), Ascent(Zeros(), GradientAscent(0.1), 3, backprop=Unroll()))
+    model = Autoencoder(sequence(name).to(dtype), Ascent(Zeros(), GradientAscent(0.1), 3, adjoint=Unroll()))
     model(ended(3).to(dtype)).backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
 
@@ -222,7 +222,7 @@ def test_ascent_finds_the_mode_on_the_same_decoder(name: str) -> None:
     model, x = sequence(name), ended(3)
     grid = torch.cartesian_prod(*2 * [torch.linspace(-4, 4, 41)]).double()
     value, index = model.log_joint(x, grid.unsqueeze(1).expand(-1, len(x), -1)).detach().max(0)
-    encoding = Autoencoder(model, Ascent(Fixed(grid[index]), LBFGS(), 60, grad_tol=1e-6, backprop=Detach())).encode(x)
+    encoding = Autoencoder(model, Ascent(Constant(grid[index]), LBFGS(), 60, grad_tol=1e-6, adjoint=Detach())).encode(x)
     near = encoding.z + 0.01 * torch.randn(200, len(x), 2).double()
     assert (encoding.log_joint[0] > value).all()
     assert (encoding.log_joint[0] > model.log_joint(x, near)).all()
@@ -540,5 +540,5 @@ def test_system_on_text(system: str, path: Path, tmp_path: Path) -> None:
     )  # of 80; by chance 16
     model.likelihood.check(drawn)
     within("distinct draws", len(set(data.vocabulary.decode(drawn))), above=10)
-    climbed = model.encode(x, Ascent(model.inference, LBFGS(), 10, tol=1e-3, backprop=Detach()))
+    climbed = model.encode(x, Ascent(model.inference, LBFGS(), 10, tol=1e-3, adjoint=Detach()))
     assert climbed.log_joint.mean() > model.likelihood.log_joint(x, encoding.point[None]).mean()

@@ -15,15 +15,15 @@ from gae.inference import (
     Adam,
     Ascent,
     Box,
-    Checkpoint,
+    CheckpointedUnroll,
+    Constant,
+    DecoderInit,
     Detach,
-    Fixed,
     GradientAscent,
-    Initial,
     Projected,
     Unroll,
 )
-from gae.likelihood import Activation, Bernoulli, Gaussian, Observed, StandardNormal, WeightDecoder, WeightLikelihood
+from gae.likelihood import Activation, Bernoulli, Gaussian, Measured, StandardNormal, WeightDecoder, WeightLikelihood
 from gae.likelihood.operators import Crop
 
 
@@ -67,7 +67,7 @@ def test_networks_at_once_are_networks_one_by_one(together: bool) -> None:
 def test_a_batch_of_images_has_the_codes_of_each_alone(jitter: float) -> None:
     net, model = image_model(jitter)
     x = torch.rand(3, 2, 8, 12, dtype=torch.float64)
-    engine = Ascent(Fixed(start(net)), Adam(0.01), 5, backprop=Detach())
+    engine = Ascent(Constant(start(net)), Adam(0.01), 5, adjoint=Detach())
 
     def codes(batch: Tensor) -> Tensor:
         torch.manual_seed(3)
@@ -79,7 +79,7 @@ def test_a_batch_of_images_has_the_codes_of_each_alone(jitter: float) -> None:
 def test_the_ascent_follows_a_plain_loop_of_adam() -> None:
     net, model = image_model()
     x = torch.rand(1, 2, 8, 12, dtype=torch.float64)
-    found = Ascent(Fixed(start(net)), Adam(0.01), 20, backprop=Detach(), trace=True)(model, x)
+    found = Ascent(Constant(start(net)), Adam(0.01), 20, adjoint=Detach(), trace=True)(model, x)
     optimizer, seen = torch.optim.Adam(net.parameters(), 0.01), model.decoder.input.unsqueeze(0)
     losses = []
     for _ in range(20):
@@ -98,7 +98,7 @@ def test_fresh_weights_are_the_networks_own_initialisation() -> None:
     net = nn.Linear(16, 100)
     model = WeightLikelihood(net, torch.ones(16))
     before = start(net)
-    found = Initial(samples=3)(model, torch.zeros(2, 100)).z
+    found = DecoderInit(samples=3)(model, torch.zeros(2, 100)).z
     assert found.shape == (3, 2, 1700)
     assert found.abs().max() <= 0.25
     assert abs(float(found.std()) - 0.25 / 3**0.5) < 0.002
@@ -138,9 +138,9 @@ def test_jitter_is_no_part_of_the_density() -> None:
     x, theta = torch.rand(1, 2, 8, 12, dtype=torch.float64), start(net)[None, None]
     exact = model.log_joint(x, theta).detach()
     assert torch.equal(model.log_joint(x, theta), exact)
-    drawn = torch.stack([model.given(x)(theta) for _ in range(3)])
+    drawn = torch.stack([model.bind(x)(theta) for _ in range(3)])
     assert len(drawn.unique()) == 3 and not bool((drawn == exact).any())
-    assert torch.equal(Ascent(Fixed(theta[0, 0]), max_steps=0, backprop=Detach())(model, x).log_joint.detach(), exact)
+    assert torch.equal(Ascent(Constant(theta[0, 0]), max_steps=0, adjoint=Detach())(model, x).log_joint.detach(), exact)
 
 
 @pytest.mark.filterwarnings("ignore:LeakyReLU")
@@ -148,19 +148,19 @@ def test_jitter_is_no_part_of_the_density() -> None:
     ("options", "message"),
     [
         ({"step": LBFGS()}, "`LBFGS`, which compares objectives"),
-        ({"backprop": Unroll()}, "`Unroll`: use `backprop=Detach"),
-        ({"backprop": Checkpoint()}, "`Checkpoint`: use `backprop=Detach"),
+        ({"adjoint": Unroll()}, "`Unroll`: use `adjoint=Detach"),
+        ({"adjoint": CheckpointedUnroll()}, "`CheckpointedUnroll`: use `adjoint=Detach"),
         ({"tol": 1e-3}, "which go by the objective: leave them out"),
-        ({"restarts": 2, "init": Initial()}, "which go by the objective: leave them out"),
+        ({"restarts": 2, "init": DecoderInit()}, "which go by the objective: leave them out"),
     ],
 )
 def test_what_cannot_climb_a_noisy_objective_is_refused(options: dict, message: str) -> None:
     _, model = image_model(jitter=0.1)
-    engine = Ascent(**{"step": Adam(0.01), "backprop": Detach(), "max_steps": 1} | options)
+    engine = Ascent(**{"step": Adam(0.01), "adjoint": Detach(), "max_steps": 1} | options)
     with pytest.raises(TypeError, match=message):
         engine(model, torch.rand(1, 2, 8, 12, dtype=torch.float64))
     with pytest.raises(TypeError, match=message):
-        engine(Observed(model, Crop((2, 8, 12), 5, 5)), torch.rand(1, 2, 5, 5, dtype=torch.float64))
+        engine(Measured(model, Crop((2, 8, 12), 5, 5)), torch.rand(1, 2, 5, 5, dtype=torch.float64))
 
 
 def test_any_head_and_any_prior() -> None:
@@ -191,7 +191,7 @@ def test_the_maximiser_of_a_linear_unit_is_a_corner_of_the_box(kind: str) -> Non
         net = nn.Sequential(net, nn.Unflatten(1, (2, 1, 1)), nn.Upsample(scale_factor=3))
     model = Activation(net, 3, kind, threshold=50.0)
     step = Projected(GradientAscent(0.5), Box(-1.0, 2.0))
-    found = Ascent(step=step, max_steps=60, backprop=Detach())(model, torch.tensor([0.0, 1.0], dtype=torch.float64))
+    found = Ascent(step=step, max_steps=60, adjoint=Detach())(model, torch.tensor([0.0, 1.0], dtype=torch.float64))
     wanted = torch.where(torch.tensor(ROWS) > 0, 2.0, torch.where(torch.tensor(ROWS) < 0, -1.0, 0.0))
     torch.testing.assert_close(found.z[0], wanted.double())
 

@@ -195,7 +195,7 @@ def test_the_evidence_is_not_the_larger_of_two_estimates(monkeypatch: pytest.Mon
     configuration = engines.Configuration("x", "", "none", (), 1, 2, (4,), "gaussian", 0, True)
     asked = []
 
-    def noisy(model: Autoencoder, x: Tensor, effort: measure.Effort) -> dict[str, float]:
+    def noisy(model: Autoencoder, x: Tensor, effort: measure.EvaluationBudget) -> dict[str, float]:
         asked.append((model.inference, effort.importance_samples))
         return {"mean": next(errors)}
 
@@ -330,7 +330,7 @@ def test_a_cell_against_closed_forms() -> None:
     exact, head = linear_model()
     x = torch.randn(20, 5)
     data = Dataset("normal", x, x, None, None, (-5.0, 5.0))
-    effort = measure.Effort(batch_size=12, evidence_samples=20, elbo_samples=4, repeats=2)
+    effort = measure.EvaluationBudget(batch_size=12, evidence_samples=20, elbo_samples=4, repeats=2)
     ascent = Ascent(step=Adam(0.1, (0.8, 0.9)), max_steps=150)
     found = measure.cell(Autoencoder(head, ascent), data, effort, seed=0)
     known = measure.cell(Autoencoder(exact, ClosedForm()), data, effort, seed=0)
@@ -351,7 +351,9 @@ def test_a_dimension_that_the_decoder_ignores_is_not_active() -> None:
     data = Dataset("normal", x, x, None, None, (-5.0, 5.0))
     for loadings, active in ((torch.ones(2), 2), (torch.tensor([1.0, 0.0]), 1)):
         exact.loadings.data *= loadings[:, None]
-        assert measure.cell(Autoencoder(exact, ClosedForm()), data, measure.Effort(), seed=0)["active"] == active
+        assert (
+            measure.cell(Autoencoder(exact, ClosedForm()), data, measure.EvaluationBudget(), seed=0)["active"] == active
+        )
 
 
 def test_a_mean_that_is_not_finite_is_absent() -> None:

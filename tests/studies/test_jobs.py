@@ -7,13 +7,13 @@ from typing import Any
 import pytest
 from conftest import file_limit
 
-from gae.studies.jobs import Phases
+from gae.studies.jobs import ResumableJob
 
 CONFIGURATION = {"seed": 0, "sizes": (8, 4), "rate": 1e-3}
 
 
-def job(out: Path, resume: bool = False, **changes: Any) -> Phases:
-    return Phases(out, {**CONFIGURATION, **changes}, resume, progress=True)
+def job(out: Path, resume: bool = False, **changes: Any) -> ResumableJob:
+    return ResumableJob(out, {**CONFIGURATION, **changes}, resume, progress=True)
 
 
 def test_a_damaged_phase_is_made_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -16,7 +16,7 @@ from sklearn.manifold import trustworthiness
 from sklearn.neighbors import KNeighborsClassifier
 from torch import nn
 
-from gae.analysis.metrics import Effort, encode
+from gae.analysis.metrics import EvaluationBudget, encode
 from gae.cli import terminal
 from gae.data import Dataset, load
 from gae.reports import survey as survey_report
@@ -59,7 +59,7 @@ def row(results: dict[str, Any], name: str) -> dict[str, Any]:
 
 def test_a_row_for_each_system(results: dict[str, Any]) -> None:
     assert [found["system"] for found in results["rows"]] == list(CHOSEN)
-    assert not results["absent"]
+    assert not results["missing"]
     assert [survey_report.code(found) for found in results["rows"]] == ["8", "1 of 10", "8", "128"]
 
 
@@ -101,7 +101,7 @@ def test_checkpoints_hold_what_was_measured(small: Dataset, out: Path, results: 
     model = build("vae", small.event_shape)
     restore(model, out / "checkpoints" / "vae")
     with torch.no_grad():
-        error = (encode(model, small.test, Effort()).mean - small.test).square().mean()
+        error = (encode(model, small.test, EvaluationBudget()).mean - small.test).square().mean()
     assert float(error) == pytest.approx(row(results, "vae")["squared_error"]["mean"], rel=1e-5)
 
 
@@ -133,7 +133,7 @@ def test_a_system_that_does_not_fit_the_data_says_why(tmp_path: Path) -> None:
     points = torch.randn(60, 5)
     data = Dataset("points", points[:50], points[50:], None, None, (-3.0, 3.0))
     found = survey(data, tmp_path / "run", systems=["ppca", "conv-vae"], epochs=1, quick=True, progress=False)
-    assert "images" in found["absent"]["conv-vae"]
+    assert "images" in found["missing"]["conv-vae"]
     assert [entry["system"] for entry in found["rows"]] == ["ppca"] and found["rows"][0]["width"] == 5
 
 

@@ -148,12 +148,12 @@ def test_contractive_penalty_of_a_curved_encoder() -> None:
 def test_contractive_penalty_through_an_unrolled_ascent() -> None:
     """Any engine whose codes depend on x: here z = W(x - μ)/2 after one step from zero."""
     likelihood = LinearMixture(1, 2, (4,), flat_prior=True).double()
-    engine = Ascent(Zeros(), GradientAscent(0.5), 1, backprop=Unroll())
+    engine = Ascent(Zeros(), GradientAscent(0.5), 1, adjoint=Unroll())
     autoencoder = Autoencoder(likelihood, engine, penalties=[Contractive(1.0)])
     x = torch.randn(3, 4).double()
     found = autoencoder(x) - autoencoder.eval()(x)
     assert torch.allclose(found, 0.25 * likelihood.loadings.square().sum())
-    cut = Autoencoder(likelihood, Ascent(Zeros(), max_steps=1, backprop=Detach()), penalties=[Contractive(1.0)])
+    cut = Autoencoder(likelihood, Ascent(Zeros(), max_steps=1, adjoint=Detach()), penalties=[Contractive(1.0)])
     with pytest.raises(ValueError, match="codes that depend on x"):
         cut(x)
 
@@ -422,6 +422,6 @@ def test_bad_arguments_of_walks() -> None:
         contractive_walk(autoencoder, x, steps=0, scale=1.0)
     with pytest.raises(ValueError, match="scale must be positive"):
         contractive_walk(autoencoder, x, steps=1, scale=0.0)
-    cut = Autoencoder(autoencoder.likelihood, Ascent(max_steps=1, backprop=Detach()))
+    cut = Autoencoder(autoencoder.likelihood, Ascent(max_steps=1, adjoint=Detach()))
     with pytest.raises(ValueError, match="codes that depend on x"):
         contractive_walk(cut, x, steps=1, scale=1.0)

@@ -84,7 +84,9 @@ def test_the_deep_image_prior_paints_what_restore_does() -> None:
         seed(9)
         expected = self_stopping(4).infer(likelihood, seen.unsqueeze(0))
     assert torch.equal(found.z, expected.z) and found.solve is not None and expected.solve is not None
-    assert found.solve.signal is not None and torch.equal(found.solve.signal, expected.solve.signal)
+    assert found.solve.reconstruction is not None and torch.equal(
+        found.solve.reconstruction, expected.solve.reconstruction
+    )
 
 
 def test_maximal_activation_exceeds_every_training_image(digits: Dataset) -> None:

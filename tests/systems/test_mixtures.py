@@ -25,18 +25,18 @@ from gae.inference import (
     Argmax,
     Ascent,
     ChartGate,
-    Checkpoint,
+    CheckpointedUnroll,
     Clipped,
     ClosedForm,
+    Constant,
     Detach,
     Encoding,
-    Fixed,
     GradientAscent,
     Inference,
     Langevin,
+    MaskedStep,
     Momentum,
     Nearest,
-    Partial,
     Shortlist,
     Status,
     Zeros,
@@ -183,9 +183,9 @@ def test_nearest_points_in_float32_are_the_nearest(case: str, engine: Inference)
     model = LinearMixture(len(means), 0, (6,), means=means)
     square = (x.double()[:, None] - means.double()).square().sum(2)
     code = engine.infer(model, x)
-    assert code.k is not None and torch.equal(code.k[0], square.argmin(1)) and code.score is not None
+    assert code.k is not None and torch.equal(code.k[0], square.argmin(1)) and code.log_joint is not None
     wanted = -0.5 * square.amin(1) - 3 * math.log(2 * math.pi) - math.log(len(means))
-    torch.testing.assert_close(code.score[0], wanted, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(code.log_joint[0], wanted, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("entries", [70, 2**22])
@@ -346,8 +346,8 @@ INNER = {
     "closed": lambda: ClosedForm(),
     "ascent": lambda: Ascent(Zeros(), GradientAscent(0.05), 4, trace=True),
     "lbfgs": lambda: Ascent(step=LBFGS(), max_steps=60, grad_tol=1e-8, trace=True),
-    "checkpoint": lambda: Ascent(Zeros(), GradientAscent(0.05), 4, backprop=Checkpoint()),
-    "detached": lambda: Ascent(Zeros(), Momentum(0.05), 4, backprop=Detach()),
+    "checkpoint": lambda: Ascent(Zeros(), GradientAscent(0.05), 4, adjoint=CheckpointedUnroll()),
+    "detached": lambda: Ascent(Zeros(), Momentum(0.05), 4, adjoint=Detach()),
 }
 
 
@@ -488,7 +488,7 @@ def charts(scale: float = 0.5**0.5) -> tuple[LinearMixture, BlendedCharts]:
 
 
 def smooth(model: BlendedCharts, temperature: float, by: str, steps: int = 300) -> Ascent:
-    return Ascent(ChartGate(temperature, by), Partial(GradientAscent(0.25), model.coordinates), steps)
+    return Ascent(ChartGate(temperature, by), MaskedStep(GradientAscent(0.25), model.coordinates), steps)
 
 
 def blended_by_hand(x: Tensor, model: LinearMixture, weights: Tensor) -> tuple[Tensor, Tensor]:
@@ -529,9 +529,9 @@ def test_smooth_llgae_is_the_note_s(by: str, temperature: float) -> None:
     square, z = blended_by_hand(x, mixture, (-distance / temperature).softmax(1))
     start = ChartGate(temperature, by).infer(blend, x).z.detach()
     best = torch.cat([start[0, :, :4], z], 1)
-    climb = Partial(GradientAscent(0.25), blend.coordinates)
+    climb = MaskedStep(GradientAscent(0.25), blend.coordinates)
     with torch.no_grad():
-        there = Ascent(Fixed(best), climb, 1)(blend, x)
+        there = Ascent(Constant(best), climb, 1)(blend, x)
         torch.testing.assert_close(blend.log_joint(x, best.unsqueeze(0))[0], in_nats(square), rtol=1e-10, atol=1e-10)
         torch.testing.assert_close(there.z[0], best, rtol=1e-9, atol=1e-9)  # where ascent stands still
         climbed = joint(Ascent(ChartGate(temperature, by), climb, 100)(blend, x))
@@ -593,16 +593,16 @@ def test_partial_steps_leave_the_rest() -> None:
     x = torch.randn(6, 5).double()
     start = ChartGate(2.0).infer(blend, x).z
     for step in (GradientAscent(0.1), Momentum(0.1), Adam(0.1), Langevin(0.01)):
-        z = Ascent(ChartGate(2.0), Partial(step, blend.coordinates), 5)(blend, x).z
+        z = Ascent(ChartGate(2.0), MaskedStep(step, blend.coordinates), 5)(blend, x).z
         assert torch.equal(z[..., :4], start[..., :4]) and (z[..., 4:] != 0).all()
-    whole = Ascent(Zeros(), Partial(Momentum(0.1), torch.ones(6, dtype=torch.bool)), 5)(blend, x).z
+    whole = Ascent(Zeros(), MaskedStep(Momentum(0.1), torch.ones(6, dtype=torch.bool)), 5)(blend, x).z
     assert torch.equal(whole, Ascent(Zeros(), Momentum(0.1), 5)(blend, x).z)
-    clipped = Ascent(ChartGate(2.0), Partial(Clipped(GradientAscent(1.0), 0.1), blend.coordinates), 1)(blend, x).z
+    clipped = Ascent(ChartGate(2.0), MaskedStep(Clipped(GradientAscent(1.0), 0.1), blend.coordinates), 1)(blend, x).z
     assert torch.allclose(
         (clipped - start)[..., 4:].norm(dim=-1), torch.tensor(0.1).double()
     )  # the others' do not count
     with pytest.raises(ValueError, match=r"points of shape \(5,\), got \(6,\)"):
-        Ascent(Zeros(), Partial(GradientAscent(0.1), torch.ones(5, dtype=torch.bool)), 1)(blend, x)
+        Ascent(Zeros(), MaskedStep(GradientAscent(0.1), torch.ones(5, dtype=torch.bool)), 1)(blend, x)
 
 
 def test_gates_refuse_other_likelihoods() -> None:
@@ -650,7 +650,7 @@ def log_density_by_hand(model: GaussianKernel, x: np.ndarray, z: np.ndarray) -> 
 def test_kernel_density_is_the_sum_over_k(absorbing: float, growth: float) -> None:
     model, x, z = kernels(absorbing, growth, scale=0.7), torch.randn(5, 3).double(), torch.randn(2, 5, 2).double()
     wanted = [[log_density_by_hand(model, x[b].numpy(), z[s, b].numpy()) for b in range(5)] for s in range(2)]
-    for found in (model.log_joint(x, z), model(z).log_prob(x), model(z).expand((2, 5)).log_prob(x), model.given(x)(z)):
+    for found in (model.log_joint(x, z), model(z).log_prob(x), model(z).expand((2, 5)).log_prob(x), model.bind(x)(z)):
         torch.testing.assert_close(found, torch.tensor(wanted, dtype=torch.float64), rtol=1e-12, atol=1e-12)
 
 
@@ -682,7 +682,7 @@ def test_gradient_of_a_kernel_code(absorbing: float) -> None:
     """Central differences, and the corrected formula of ledger D18: 2 Σ_k r_k (B_k - z) - 2 Σ_k q_k (B_k - z)."""
     model, x = kernels(absorbing, scale=0.7), torch.randn(6, 3).double()
     z = torch.randn(1, 6, 2).double().requires_grad_()
-    (found,) = torch.autograd.grad(model.given(x)(z).sum(), z)
+    (found,) = torch.autograd.grad(model.bind(x)(z).sum(), z)
     with torch.no_grad():
         q = model.log_gate(z)
         r = (q + model.log_components(x)).softmax(-1)
@@ -722,7 +722,7 @@ def test_without_absorption_the_code_drifts_off() -> None:
     with torch.no_grad():
         codes = [float(Ascent(Zeros(), GradientAscent(0.5), t)(model, x).z) for t in (10, 100, 1000)]
         slope = torch.autograd.functional.jacobian(
-            lambda v: model.given(x)(v).sum(), torch.full((1, 1, 1), 3.0).double()
+            lambda v: model.bind(x)(v).sum(), torch.full((1, 1, 1), 3.0).double()
         )
     assert float(slope) == pytest.approx(2 / (1 + math.exp(7)), rel=1e-9)
     for before, after in pairwise(codes):
@@ -742,7 +742,7 @@ def test_codes_stay_bounded_with_absorption(absorbing: float, growth: float) -> 
     model, x = kernels(absorbing, growth, count=6), 3 * torch.randn(50, 3).double()
     start = 3 * torch.randn(50, 2).double()
     with torch.no_grad():
-        found = Ascent(Fixed(start), LBFGS(), 300, grad_tol=1e-6)(model, x)
+        found = Ascent(Constant(start), LBFGS(), 300, grad_tol=1e-6)(model, x)
         distance = torch.cdist(found.z[0], model.centres).amin(1)
         assert (distance <= furthest(model, x, start.unsqueeze(0))).all()
     assert found.solve is not None and (found.solve.status == Status.converged).all()

@@ -266,6 +266,6 @@ def test_inversion_finds_its_own_samples(trained: Adversarial) -> None:
     assert isinstance(trained.inference, Ascent) and trained.inference.restarts == 8
     error = (trained.likelihood.point(trained.decode(encoding.point)) - x).square().mean()
     within("squared error of inversions", error, below=1e-2)
-    one = Ascent(Prior(), LBFGS(), 100, backprop=Detach())
+    one = Ascent(Prior(), LBFGS(), 100, adjoint=Detach())
     with torch.no_grad():
         within("nats by restarts", (encoding.log_joint - trained.encode(x, one).log_joint).mean(), above=0)

@@ -12,8 +12,8 @@ from torch.nn.modules.dropout import _DropoutNd
 
 from gae.inference.ascent.family import Delta, Family
 from gae.inference.ascent.gradients.implicit import Implicit
-from gae.inference.ascent.gradients.unrolled import Backprop, Checkpoint, Detach, Unroll
-from gae.inference.ascent.problem import Problem, finite, widened
+from gae.inference.ascent.gradients.unrolled import Adjoint, CheckpointedUnroll, Detach, Unroll
+from gae.inference.ascent.problem import Problem, expand_rows, finite
 from gae.inference.ascent.solver import Solver, Watch
 from gae.inference.ascent.steps.first_order import GradientAscent, Step
 from gae.inference.ascent.stopping import Stopping
@@ -23,12 +23,12 @@ from gae.inference.starts import Zeros
 from gae.likelihood import Likelihood
 from gae.likelihood.door import hidden
 
-RESTLESS = (_BatchNorm, _DropoutNd, nn.RNNBase, nn.MultiheadAttention, nn.RReLU)
+NONDETERMINISTIC_LAYERS = (_BatchNorm, _DropoutNd, nn.RNNBase, nn.MultiheadAttention, nn.RReLU)
 PIECEWISE_LINEAR = (
     *(nn.ReLU, nn.LeakyReLU, nn.ReLU6, nn.PReLU, nn.RReLU, nn.Threshold),
     *(nn.Hardtanh, nn.Hardsigmoid, nn.Hardshrink, nn.Softshrink),
 )
-NOTABLE = (*RESTLESS, *PIECEWISE_LINEAR)
+NOTABLE = (*NONDETERMINISTIC_LAYERS, *PIECEWISE_LINEAR)
 _LINEAR: WeakKeyDictionary[Likelihood, bool] = WeakKeyDictionary()  # whether a decoder is piecewise linear
 _FOLLOWED: WeakSet[Likelihood] = WeakSet()  # those whose decoders a gradient has passed
 
@@ -43,7 +43,7 @@ class Ascent(Inference):
     ``GaussNewton``). Nothing non-finite is returned while a finite point is known.
 
     Args:
-        init: the engine that gives the start: ``Zeros()``, ``Prior()``, ``Fixed(z)``, or any encoder (a warm start).
+        init: the engine that gives the start: ``Zeros()``, ``Prior()``, ``Constant(z)``, or any encoder (a warm start).
         step: the step rule.
         max_steps: T; 0 returns the start.
         tol: a sample has converged when its objective (nats) came within ``tol`` of its best in 2 successive steps.
@@ -82,7 +82,7 @@ class Ascent(Inference):
         grad_tol: float | None = None,
         restarts: int = 1,
         family: Family | None = None,
-        backprop: Backprop | None = None,
+        adjoint: Adjoint | None = None,
         trace: bool = False,
         stop: Stopping | None = None,
         watch: Watch | None = None,
@@ -96,7 +96,7 @@ class Ascent(Inference):
         self.step = step or GradientAscent(0.1)
         self.max_steps, self.tol, self.grad_tol, self.restarts = max_steps, tol, grad_tol, restarts
         self.family = family or Delta()
-        self.backprop = backprop or Unroll()
+        self.adjoint = adjoint or Unroll()
         self.trace, self.stop, self.watch = trace, stop, watch
         self._refuse_family()
         if stop is not None:
@@ -119,7 +119,7 @@ class Ascent(Inference):
         starts = [self.init.infer(likelihood, x, k) for _ in range(self.restarts)]
         self._need_decoder(likelihood, x, starts[0].z)
         k = starts[0].k if k is None else k
-        u = self.step.admit(torch.cat([self.family.start(start) for start in starts]))
+        u = self.step.project_start(torch.cat([self.family.start(start) for start in starts]))
         if self.restarts > 1:
             self._differ(u)
         repeated = k if k is None or self.restarts == 1 else k.repeat(self.restarts, 1)
@@ -128,24 +128,24 @@ class Ascent(Inference):
             *(problem, self.step, self.max_steps, self.tol, self.grad_tol, self.trace, self.restarts > 1),
             *(self.stop, self.watch),
         )
-        last = self.backprop(solver, solver.start(u))
+        last = self.adjoint(solver, solver.start(u))
         points = solver.point(last), last["best"]
         if self.restarts == 1:
             known = self._known(solver, last["best_value"])
             code, score, lost = self._scored(problem, k, *points, known, last["best_value"], last["status"])
             reached = last["value"] if solver.keeps_best or code.log_q is not None else score.detach()
-            solve = solver.account(last, reached)
+            solve = solver.summary(last, reached)
         else:
             runs = last["best_value"].unflatten(0, (self.restarts, -1))
             best = runs.argmax(0)
             known = self._known(solver, runs.amax(0))
             u, fallback, status = (_pick(values, best) for values in (*points, last["status"]))
             code, score, lost = self._scored(problem, k, u, fallback, known, runs.amax(0), status)
-            solve = solver.account(last, last["value"]).choose(best, runs)
+            solve = solver.summary(last, last["value"]).choose(best, runs)
         evaluations = sum((start.solve.evaluations for start in starts if start.solve is not None), solve.evaluations)
         status = torch.where(lost, Status.nonfinite, solve.status)
         solve = replace(solve, status=status, evaluations=evaluations)
-        return replace(code, k=None if k is None else k.expand(score.shape), solve=solve, score=score)
+        return replace(code, k=None if k is None else k.expand(score.shape), solve=solve, log_joint=score)
 
     def _known(self, solver: Solver, best: Tensor) -> Tensor | None:
         """The objective of the best points, if it is their log joint and no graph of it is wanted."""
@@ -171,7 +171,7 @@ class Ascent(Inference):
         score = problem.log_joint(code.z, k) if known is None else known
         lost = (status == Status.nonfinite) | ~_finite(code, score)
         if bool(lost.any()):
-            u = torch.where(widened(lost, u), fallback.detach(), u)
+            u = torch.where(expand_rows(lost, u), fallback.detach(), u)
             code = self.family.code(problem.likelihood, u, draw)
             score = problem.log_joint(code.z, k)
             kept = _finite(code, score) & (~lost | torch.isfinite(best))
@@ -208,12 +208,12 @@ class Ascent(Inference):
 
     def _need_simple(self, what: str) -> None:
         """An objective that is new at each step, or a verdict that is not of it, leaves few ways to climb."""
-        if self.step.proposes or self.step.searches:
+        if self.step.is_trial or self.step.returns_best:
             wrong = (
                 f"`{type(self.step).__name__}`, which compares objectives: use `Adam`, `Momentum` or `GradientAscent`"
             )
-        elif not isinstance(self.backprop, Detach):
-            wrong = f"`{type(self.backprop).__name__}`: use `backprop=Detach()`"
+        elif not isinstance(self.adjoint, Detach):
+            wrong = f"`{type(self.adjoint).__name__}`: use `adjoint=Detach()`"
         elif self.tol is not None or self.grad_tol is not None or self.restarts > 1:
             wrong = "`tol`, `grad_tol` or `restarts`, which go by the objective: leave them out"
         elif not isinstance(self.family, Delta):
@@ -230,8 +230,8 @@ class Ascent(Inference):
                 "separate problems already: give it the whole batch, and loop over models. For gradients of each "
                 "sample, use `torch.func.jacrev` of the samples' objectives."
             )
-        if isinstance(self.backprop, (Checkpoint, Implicit)) or self.stop is not None:
-            part = type(self.stop or self.backprop).__name__
+        if isinstance(self.adjoint, (CheckpointedUnroll, Implicit)) or self.stop is not None:
+            part = type(self.stop or self.adjoint).__name__
             raise TypeError(
                 f"Cannot use `{part}` inside a transform of `torch.func`. Use `Unroll()`, `Truncate(n)`, `OneStep()` "
                 f"or `Detach()` without `stop`, or `torch.autograd.grad` in the place of the transform."
@@ -265,7 +265,7 @@ class Ascent(Inference):
 
     @property
     def _unrolls(self) -> bool:
-        return isinstance(self.backprop, (Unroll, Checkpoint)) and torch.is_grad_enabled()
+        return isinstance(self.adjoint, (Unroll, CheckpointedUnroll)) and torch.is_grad_enabled()
 
     def _warn_once(self, what: str) -> None:
         if not self._warned:

@@ -25,7 +25,9 @@ class Evaluation(NamedTuple):
     grad: Float[Tensor, "S B *U"]
     norm: Float[Tensor, "S B"]  # ‖grad‖₂, without a graph
     usable: Bool[Tensor, "S B"]
-    signal: Float[Tensor, "S B *X"] | None = None  # what the decoder put out, without a graph, where it was asked for
+    reconstruction: Float[Tensor, "S B *X"] | None = (
+        None  # what the decoder put out, without a graph, where it was asked for
+    )
 
 
 @dataclass(frozen=True)
@@ -40,23 +42,23 @@ class Problem:
     log_joint: LogJoint = field(init=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "log_joint", self.likelihood.given(self.x))
+        object.__setattr__(self, "log_joint", self.likelihood.bind(self.x))
 
     def __call__(self, u: Float[Tensor, "S B *U"]) -> Float[Tensor, "S B"]:
         return self.family.objective(u, self.noise, lambda z: self.log_joint(z, self.k))
 
-    def seen(self, u: Float[Tensor, "S B *Z"]) -> Evaluation:
+    def evaluate_with_output(self, u: Float[Tensor, "S B *Z"]) -> Evaluation:
         """``evaluate`` at point codes without a graph, and the decoder's signal from the same pass."""
         likelihood = self.likelihood
         with torch.enable_grad():
             leaf = u.detach().requires_grad_()
-            output = likelihood.drawn_outputs(leaf, self.k)
+            output = likelihood.sample_outputs(leaf, self.k)
             value = likelihood.prior.log_prob(leaf) + likelihood.log_likelihood(self.x, output, self.k)
             (grad,) = torch.autograd.grad(value.sum(), leaf)
         value, norm = value.detach(), torch.linalg.vector_norm(grad.flatten(2), dim=2)
         with torch.no_grad():
-            signal = likelihood.signal(output.detach())
-        return Evaluation(value, grad, norm, finite(u, value + norm), signal)
+            reconstruction = likelihood.reconstruction(output.detach())
+        return Evaluation(value, grad, norm, finite(u, value + norm), reconstruction)
 
     def evaluate(self, u: Float[Tensor, "S B *U"], create_graph: bool) -> Evaluation:
         """The objective and its gradient in u, summed over no samples: each row is its own function.
@@ -101,7 +103,7 @@ class Problem:
             (grad,) = pull(torch.ones_like(value))
         return (value, grad) if create_graph else (value.detach(), grad.detach())
 
-    def rebound(self) -> "Problem":
+    def rebind(self) -> "Problem":
         """The same problem with x bound anew, under the present gradient mode."""
         return Problem(self.likelihood, self.family, self.x, self.k, self.noise)
 
@@ -127,6 +129,6 @@ def rounding(value: Float[Tensor, "S B"]) -> Float[Tensor, "S B"]:
     return 10 * torch.finfo(value.dtype).eps * (10 + value.abs())
 
 
-def widened(rows: Tensor, like: Num[Tensor, "S B *_"]) -> Tensor:
+def expand_rows(rows: Tensor, like: Num[Tensor, "S B *_"]) -> Tensor:
     """One value per row (S, B) with as many trailing dimensions of size 1 as ``like`` has beyond those."""
     return rows.reshape(*rows.shape, *[1] * (like.dim() - 2))

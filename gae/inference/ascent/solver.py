@@ -8,13 +8,13 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from gae.inference.ascent.problem import Evaluation, Problem, rounding, widened
+from gae.inference.ascent.problem import Evaluation, Problem, expand_rows, rounding
 from gae.inference.ascent.steps.first_order import Step
 from gae.inference.ascent.stopping import Stopping
 from gae.inference.base import Solve, Status
 
 RUNNING = -1
-CALM_STEPS = 2  # successive steps within ``tol`` that make a row converged
+PATIENCE = 2  # successive steps within ``tol`` that make a row converged
 PREFIX, JUDGED = "state/", "judged/"  # what the step rule and the stopping rule carry along
 CORRECTED = "corrected"  # what a gradient mode puts in the solution's place; the best point stays to fall back on
 
@@ -43,7 +43,9 @@ class Progress(NamedTuple):
 
     step: int  # from 0
     objective: Float[Tensor, "S B"]  # nats, before the step
-    signal: Float[Tensor, "S B *X"] | None  # the best picture of it so far by the stopping rule, if there is one
+    reconstruction: (
+        Float[Tensor, "S B *X"] | None
+    )  # the best picture of it so far by the stopping rule, if there is one
     average: Float[Tensor, "S B *X"] | None  # that rule's running average, as it stands now
     running: Bool[Tensor, "S B"]
 
@@ -77,7 +79,7 @@ class Solver:
 
     @property
     def keeps_best(self) -> bool:
-        return self.stopping or self.step.searches or self.restarted
+        return self.stopping or self.step.returns_best or self.restarted
 
     def start(self, u: Float[Tensor, "S B *U"]) -> Iterate:
         """The iterate before the first step."""
@@ -93,8 +95,8 @@ class Solver:
         for t in range(begin, end):
             at = self.advance(at, t, create_graph)
             if self.watch is not None:
-                signal, average = (at.rows.get(JUDGED + name) for name in ("signal", "average"))
-                self.watch(Progress(t, at["value"], signal, average, at["status"] == RUNNING))
+                reconstruction, average = (at.rows.get(JUDGED + name) for name in ("reconstruction", "average"))
+                self.watch(Progress(t, at["value"], reconstruction, average, at["status"] == RUNNING))
             if self.finished(at):
                 break
         return at
@@ -111,11 +113,11 @@ class Solver:
         """The point that stands for the solve."""
         if CORRECTED in at.rows:
             return at[CORRECTED]
-        return at["best"] if self.keeps_best else self.step.settled(at["u"], self.state(at))
+        return at["best"] if self.keeps_best else self.step.final_point(at["u"], self.state(at))
 
-    def rebound(self) -> "Solver":
+    def rebind(self) -> "Solver":
         """The same solver with the problem bound anew, under the present gradient mode."""
-        return replace(self, problem=self.problem.rebound(), _bound={})
+        return replace(self, problem=self.problem.rebind(), _bound={})
 
     def advance(self, at: Iterate, t: int, create_graph: bool) -> Iterate:
         """One evaluation and one step of every running row."""
@@ -124,10 +126,12 @@ class Solver:
         if index is not None:
             part = {name: v.flatten(0, 1).index_select(0, index).unsqueeze(0) for name, v in part.items()}
         problem = self.problem if index is None else self._problem(index, at.shape)
-        found = problem.evaluate(part["u"], create_graph) if self.stop is None else problem.seen(part["u"])
+        found = (
+            problem.evaluate(part["u"], create_graph) if self.stop is None else problem.evaluate_with_output(part["u"])
+        )
         intact = at.intact and not self.keeps_best and bool(found.usable.all())
         with torch.set_grad_enabled(create_graph):
-            after = (self._smooth if intact else self._stepped)(problem, part, found, t)
+            after = (self._advance_unmasked if intact else self._advance_masked)(problem, part, found, t)
         trace = at.trace
         if index is not None:
             after = {
@@ -139,8 +143,10 @@ class Solver:
         following = Iterate(after, trace, intact)
         return following if create_graph else following.detach()
 
-    def _smooth(self, problem: Problem, part: dict[str, Tensor], found: Evaluation, t: int) -> dict[str, Tensor]:
-        """``_stepped`` for rows that all run, and whose best point is only to fall back on: most of it is idle then."""
+    def _advance_unmasked(
+        self, problem: Problem, part: dict[str, Tensor], found: Evaluation, t: int
+    ) -> dict[str, Tensor]:
+        """``_advance_masked`` for rows that all run and whose best point is a fallback only: less work."""
         u, plain = part["u"], found.value.detach()
         moved, state = self.step(problem, u, found.value, found.grad, _carried(part, PREFIX), t)
         after = part | {"u": moved, "value": plain, "grad_norm": found.norm, "steps": part["steps"] + 1}
@@ -151,7 +157,9 @@ class Solver:
         after["best_value"] = torch.maximum(plain, part["best_value"])
         return after | _prefixed(state, PREFIX)
 
-    def _stepped(self, problem: Problem, part: dict[str, Tensor], found: Evaluation, t: int) -> dict[str, Tensor]:
+    def _advance_masked(
+        self, problem: Problem, part: dict[str, Tensor], found: Evaluation, t: int
+    ) -> dict[str, Tensor]:
         u, norm, usable = part["u"], found.norm, found.usable
         judged, better, done = self._verdict(part, found, t)
         value = torch.where(usable, found.value, -torch.inf)
@@ -177,11 +185,13 @@ class Solver:
         if self.stop is None:
             better = self._improves(part, found.value.detach(), found.norm)
             return {}, found.usable & better, torch.zeros_like(found.usable)
-        assert found.signal is not None
-        before = _carried(part, JUDGED) or self.stop.start(found.signal)
-        state, better, done = self.stop(found.signal, before, t)
+        assert found.reconstruction is not None
+        before = _carried(part, JUDGED) or self.stop.start(found.reconstruction)
+        state, better, done = self.stop(found.reconstruction, before, t)
         if not bool(found.usable.all()):
-            state = {name: torch.where(widened(found.usable, new), new, before[name]) for name, new in state.items()}
+            state = {
+                name: torch.where(expand_rows(found.usable, new), new, before[name]) for name, new in state.items()
+            }
         return _prefixed(state, JUDGED), found.usable & better, done
 
     @property
@@ -192,7 +202,7 @@ class Solver:
     def _improves(self, part: dict[str, Tensor], value: Tensor, norm: Tensor) -> Tensor:
         """A higher objective; where the best point stands for the solve, also one that rounding cannot tell from the
         best and a smaller gradient."""
-        if not self.keeps_best:  # as in ``_smooth``: a row does not see which of the two its batch takes
+        if not self.keeps_best:  # as in ``_advance_unmasked``: a row does not see which of the two its batch takes
             return value > part["best_value"]
         level = (value >= part["best_value"] - rounding(value)) & (value >= part["first"]) & (norm <= part["grad_norm"])
         return (value > part["best_value"]) | level
@@ -201,12 +211,12 @@ class Solver:
         self, part: dict[str, Tensor], value: Tensor, norm: Tensor, better: Tensor, usable: Tensor, t: int
     ) -> tuple[Tensor, Tensor]:
         status, calm = part["status"], part["calm"]
-        broken = ~usable if t == 0 or not self.step.proposes else torch.zeros_like(usable)
+        broken = ~usable if t == 0 or not self.step.is_trial else torch.zeros_like(usable)
         status = torch.where((status == RUNNING) & broken, Status.nonfinite, status)
         if self.tol is not None and t > 0:
             still = (value - part["best_value"]).abs() <= self.tol
             calm = torch.where(still, calm + 1, 0)
-            status = torch.where((status == RUNNING) & (calm >= CALM_STEPS), Status.converged, status)
+            status = torch.where((status == RUNNING) & (calm >= PATIENCE), Status.converged, status)
         if self.grad_tol is not None:
             flat = (norm <= self.grad_tol) & better
             status = torch.where((status == RUNNING) & flat, Status.converged, status)
@@ -224,21 +234,21 @@ class Solver:
             self._bound = {len(index): self.problem.rows(index, shape)}
         return self._bound[len(index)]
 
-    def account(self, last: Iterate, reached: Float[Tensor, "S B"]) -> Solve:
+    def summary(self, last: Iterate, reached: Float[Tensor, "S B"]) -> Solve:
         """The solve's report, given the objective of the last point."""
         status = last["status"]
-        if self.step.ascends and not self.step.proposes:
+        if self.step.is_monotone and not self.step.is_trial:
             fell = reached < last["first"] - rounding(last["first"])
             status = torch.where((status == RUNNING) & fell, Status.diverged, status)
         status = torch.where(status == RUNNING, Status.max_steps, status)
         trace = torch.stack(last.trace) if last.trace else None
-        signal = last.rows.get(JUDGED + "signal")
-        return Solve(status, last["steps"], last["evaluations"], last["grad_norm"], trace, signal)
+        reconstruction = last.rows.get(JUDGED + "reconstruction")
+        return Solve(status, last["steps"], last["evaluations"], last["grad_norm"], trace, reconstruction)
 
 
 def _chosen(rows: Tensor, points: Tensor, others: Tensor) -> Tensor:
     """One of two points per row; a network's weights are large, and mostly all rows agree."""
-    return points if bool(rows.all()) else torch.where(widened(rows, points), points, others)
+    return points if bool(rows.all()) else torch.where(expand_rows(rows, points), points, others)
 
 
 def _carried(rows: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

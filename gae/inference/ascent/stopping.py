@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from gae.inference.ascent.problem import widened
+from gae.inference.ascent.problem import expand_rows
 from gae.inference.ascent.steps.first_order import State, fraction
 
 
@@ -20,29 +20,30 @@ class Verdict(NamedTuple):
 
 
 class Stopping(nn.Module, ABC):
-    """A rule (signal, state) -> verdict, per row: it never mixes rows. Every state tensor is (S, B, ...).
+    """Early stopping from decoder outputs, without ground truth: (reconstruction, state) -> verdict, for each row.
 
-    Of the state, a caller sees ``signal``, the best picture of the signal so far, and ``average``, the one of now.
+    Rows never mix, and every state tensor is (S, B, ...). Callers read two entries of the state: ``reconstruction``,
+    the best estimate so far, and ``average``, the current one.
     """
 
     @abstractmethod
-    def start(self, signal: Float[Tensor, "S B *X"]) -> State:
-        """The state before the first signal, of which only shape, dtype and device count."""
+    def start(self, reconstruction: Float[Tensor, "S B *X"]) -> State:
+        """The state before the first output, of which only shape, dtype and device count."""
 
     @abstractmethod
-    def forward(self, signal: Float[Tensor, "S B *X"], state: State, t: int) -> Verdict:
-        """The verdict after the signal of step t, from 0; the state may be updated in place."""
+    def forward(self, reconstruction: Float[Tensor, "S B *X"], state: State, t: int) -> Verdict:
+        """The verdict after the output of step t, from 0; the state may be updated in place."""
 
 
-class RunningVariance(Stopping):
+class ESWMV(Stopping):
     """Stops where the outputs of successive steps vary least (Wang et al. 2023, arXiv 2112.06074: ES-WMV).
 
     While a network learns the image its outputs settle; when it begins to fit the noise they vary more again. The
     variance of the outputs of the last ``window`` steps, averaged over pixels, is followed to its lowest value, and a
     row is done when that is ``patience`` steps old.
 
-    What stands for the solve, the code and a running average of the outputs (``Solve.signal``), is taken later than the
-    lowest variance by ``delay`` times the steps to there: the average trails the outputs, and the variance turns before
+    The solve returns the code and a running average of the outputs (``Solve.reconstruction``), both from later
+    than the lowest variance, by ``delay`` times the steps to there: the average trails the outputs, and the variance turns before
     the error does. Window and delay were chosen on four photographs of which ``experiments.dip`` reports none.
 
     Args:
@@ -52,7 +53,7 @@ class RunningVariance(Stopping):
         delay: as a fraction of the steps up to the lowest variance.
         decay: of the average.
 
-    >>> RunningVariance(patience=300).patience
+    >>> ESWMV(patience=300).patience
     300
     """
 
@@ -67,28 +68,34 @@ class RunningVariance(Stopping):
         self.window, self.every, self.patience, self.delay = window, every, patience, delay
         self.decay = fraction("decay", decay)
 
-    def start(self, signal: Float[Tensor, "S B *X"]) -> State:
-        rows = signal.shape[:2]
+    def start(self, reconstruction: Float[Tensor, "S B *X"]) -> State:
+        rows = reconstruction.shape[:2]
         return {
-            "recent": signal.new_zeros(*rows, self.window // self.every, *signal.shape[2:]),
-            "average": torch.zeros_like(signal),
-            "signal": torch.zeros_like(signal),
-            "lowest": torch.full(rows, torch.inf, dtype=signal.dtype, device=signal.device),
-            "found": torch.zeros(rows, dtype=torch.long, device=signal.device),
+            "recent": reconstruction.new_zeros(*rows, self.window // self.every, *reconstruction.shape[2:]),
+            "average": torch.zeros_like(reconstruction),
+            "reconstruction": torch.zeros_like(reconstruction),
+            "lowest": torch.full(rows, torch.inf, dtype=reconstruction.dtype, device=reconstruction.device),
+            "found": torch.zeros(rows, dtype=torch.long, device=reconstruction.device),
         }
 
-    def forward(self, signal: Float[Tensor, "S B *X"], state: State, t: int) -> Verdict:
-        average = signal if t == 0 else torch.lerp(signal, state["average"], self.decay)
+    def forward(self, reconstruction: Float[Tensor, "S B *X"], state: State, t: int) -> Verdict:
+        average = reconstruction if t == 0 else torch.lerp(reconstruction, state["average"], self.decay)
         recent, lowest, found = state["recent"], state["lowest"], state["found"]
         kept, extra = divmod(t, self.every)
         if not extra:
-            recent[:, :, kept % recent.shape[2]] = signal
+            recent[:, :, kept % recent.shape[2]] = reconstruction
             if kept + 1 >= recent.shape[2]:
                 variance = recent.var(2, unbiased=False).reshape(*lowest.shape, -1).mean(2)
                 found = torch.where(variance < lowest, t, found)
                 lowest = torch.minimum(variance, lowest)
         found = torch.where(torch.isfinite(lowest), found, t)
         better = t - found <= self.delay * found
-        signal = torch.where(widened(better, signal), average, state["signal"])
-        after = {"recent": recent, "average": average, "signal": signal, "lowest": lowest, "found": found}
+        reconstruction = torch.where(expand_rows(better, reconstruction), average, state["reconstruction"])
+        after = {
+            "recent": recent,
+            "average": average,
+            "reconstruction": reconstruction,
+            "lowest": lowest,
+            "found": found,
+        }
         return Verdict(after, better, t - found >= self.patience)

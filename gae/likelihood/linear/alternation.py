@@ -75,8 +75,8 @@ class Alternation(Likelihood):
             )
         if self.components == 1 or len(code.k) == 1:
             k = flat.new_zeros(len(flat), dtype=torch.long) if self.components == 1 else code.k[0]
-            return self._hard_moments(flat, k, self._squares(flat, k, code.score))
-        score = self.log_joint(x, code.z, code.k) if code.score is None else code.score
+            return self._hard_moments(flat, k, self._squares(flat, k, code.log_joint))
+        score = self.log_joint(x, code.z, code.k) if code.log_joint is None else code.log_joint
         log_weight = score if code.log_q is None else score - code.log_q
         weight = log_weight.softmax(0)
         share = weight.new_zeros(len(flat), self.components).scatter_add_(1, code.k.expand_as(weight).mT, weight.mT)

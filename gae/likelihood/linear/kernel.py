@@ -100,9 +100,9 @@ class GaussianKernel(Likelihood):
         self, x: Num[Tensor, "B *X"], z: Float[Tensor, "S B Z"], k: Int[Tensor, "S _"] | None = None
     ) -> Float[Tensor, "S B"]:
         """log q_w(z) Σ_k q(k|z) N(x; mean_k, scale² I): the log of a sub-density of x, in nats."""
-        return self.given(x)(z, k)
+        return self.bind(x)(z, k)
 
-    def given(self, x: Num[Tensor, "B *X"]) -> LogJoint:
+    def bind(self, x: Num[Tensor, "B *X"]) -> LogJoint:
         log_p, prior = self.log_components(x), self.prior
 
         def log_joint(z: Tensor, k: Tensor | None = None) -> Tensor:

@@ -114,7 +114,7 @@ class LinearMixture(Alternation):
     def outputs(self, z: Float[Tensor, "*L E"], k: Int[Tensor, "..."] | None = None) -> Float[Tensor, "*L D"]:
         return self._mean(z, self._codes(z, k))
 
-    def signal(self, output: Float[Tensor, "*L D"]) -> Float[Tensor, "..."]:
+    def reconstruction(self, output: Float[Tensor, "*L D"]) -> Float[Tensor, "..."]:
         return output.unflatten(-1, self.event_shape)
 
     def log_likelihood(
@@ -122,7 +122,7 @@ class LinearMixture(Alternation):
     ) -> Float[Tensor, "S B"]:
         return self._log_normal(x.flatten(1) - output, self._codes(output, k))
 
-    def given(self, x: Num[Tensor, "B *X"]) -> LogJoint:
+    def bind(self, x: Num[Tensor, "B *X"]) -> LogJoint:
         return self._bound(x, self._quadratic(x, VALUE * self.means.shape[1]), x.dtype)
 
     def scores(self, x: Num[Tensor, "B *X"], z: Float[Tensor, "S B E"], k: Int[Tensor, "S 1"]) -> Float[Tensor, "S B"]:

@@ -102,7 +102,7 @@ class NonNegativeLinear(Head):
 class NonNegativeGaussian(NonNegativeLinear, Gaussian):
     """x ~ N(zW, scale²), z >= 0, W >= 0: non-negative matrix factorisation by least squares (Lee & Seung 1999).
 
-    Codes (``improve``) and parts (``maximize``) are non-negative least-squares problems of one form, solved one
+    Codes (``update_codes``) and parts (``maximize``) are non-negative least-squares problems of one form, solved one
     coordinate after another, each exactly: HALS (Cichocki & Phan 2009).
 
     Args:
@@ -121,7 +121,7 @@ class NonNegativeGaussian(NonNegativeLinear, Gaussian):
         )
         self._not_initialized()
 
-    def improve(self, x: Num[Tensor, "B *X"], z: Float[Tensor, "S B Z"]) -> Float[Tensor, "S B Z"]:
+    def update_codes(self, x: Num[Tensor, "B *X"], z: Float[Tensor, "S B Z"]) -> Float[Tensor, "S B Z"]:
         """Sweeps over the entries of each code, every one to its best value >= 0 given the others, until it settles.
 
         By its own size, whatever the scale of the data: in nats, small data would always seem to be settled.
@@ -180,14 +180,14 @@ NonNegativeGaussian.
     ) -> Float[Tensor, "S B"]:
         return self._log_mass(Counts(x), output)
 
-    def given(self, x: Num[Tensor, "B *X"]) -> LogJoint:
+    def bind(self, x: Num[Tensor, "B *X"]) -> LogJoint:
         prior, counts = self.prior, Counts(x)  # the factorials, once for an inner loop
         return lambda z, k=None: prior.log_prob(z) + self._log_mass(counts, self.outputs(z, k))
 
     def _log_mass(self, counts: Counts, output: Tensor) -> Tensor:
         return self._over_event(counts.log_prob(output.clamp_min(0)))
 
-    def improve(self, x: Num[Tensor, "B *X"], z: Float[Tensor, "S B Z"]) -> Float[Tensor, "S B Z"]:
+    def update_codes(self, x: Num[Tensor, "B *X"], z: Float[Tensor, "S B Z"]) -> Float[Tensor, "S B Z"]:
         """One multiplicative update of each code; an entry of 0 stays 0."""
         parts = self._matrix()
         return z * _share(_ratio(x.flatten(1), z @ parts) @ parts.mT, parts.sum(1))

@@ -45,13 +45,13 @@ class _Pairs(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         p, z, degrees = ctx.saved_tensors
-        widened = grad[..., None, None]
+        expand_rows = grad[..., None, None]
         of_p = of_z = of_degrees = None
         if ctx.needs_input_grad[0]:
             log_w = [_laws(z, degrees, part)[1] for part in _parts(z)]
-            of_p = widened * ctx.attraction * torch.cat(log_w, -2)
+            of_p = expand_rows * ctx.attraction * torch.cat(log_w, -2)
         if ctx.needs_input_grad[1]:
-            of_z = widened * _point_gradient(p, z, degrees, ctx.attraction)
+            of_z = expand_rows * _point_gradient(p, z, degrees, ctx.attraction)
         if ctx.needs_input_grad[2]:
             of_degrees = (grad * _degrees_gradient(p, z, degrees, ctx.attraction)).sum()
         return of_p, of_z, of_degrees, None

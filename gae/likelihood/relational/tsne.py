@@ -91,9 +91,9 @@ class Relational(Likelihood):
     def log_joint(
         self, x: Num[Tensor, "B N *F"], z: Float[Tensor, "S B N E"], k: Int[Tensor, "S _"] | None = None
     ) -> Float[Tensor, "S B"]:
-        return self.given(x)(z, k)
+        return self.bind(x)(z, k)
 
-    def given(self, x: Num[Tensor, "B N *F"]) -> LogJoint:
+    def bind(self, x: Num[Tensor, "B N *F"]) -> LogJoint:
         relation = self.relation(x)
 
         def log_joint(z: Tensor, k: Tensor | None = None) -> Tensor:
@@ -133,7 +133,7 @@ class TSNE(Relational):
     ``log_joint`` is what the paper minimises.
 
     The affinities are computed once for each ``given(x)``. All N² pairs are evaluated, in chunks of rows. Codes that
-    all coincide have gradient 0: start from ``PrincipalComponents()`` or ``Initial()``, never from ``Zeros()``.
+    all coincide have gradient 0: start from ``PrincipalComponents()`` or ``DecoderInit()``, never from ``Zeros()``.
 
     Args:
         points: N.

@@ -7,14 +7,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from gae.inference.ascent.gradients.unrolled import Backprop, dependencies, replaced
-from gae.inference.ascent.problem import finite, widened
+from gae.inference.ascent.gradients.unrolled import Adjoint, dependencies, replaced
+from gae.inference.ascent.problem import expand_rows, finite
 from gae.inference.ascent.solver import Iterate, Solver
 from gae.inference.ascent.steps.conjugate import Product, conjugate_gradients
 from gae.inference.decoder import twice_differentiable
 
 
-class Implicit(Backprop):
+class Implicit(Adjoint):
     """Differentiates the stationarity condition ∇_u objective = 0 at the solution: dz = (-∇²)⁻¹ ∂_θ∇ dθ.
 
     The linear system is solved per row by conjugate gradients on (-∇² + damping); memory does not depend on T. Right
@@ -46,7 +46,7 @@ class Implicit(Backprop):
         found = solver.problem.evaluate(point, False)
         usable = found.usable & torch.isfinite(found.value.square())  # as in the graph of the backward pass
         norm = torch.where(usable, found.norm, torch.inf)
-        point = torch.where(widened(usable, point), point, at["best"])
+        point = torch.where(expand_rows(usable, point), point, at["best"])
         if not bool((norm <= self.stationary).all()):
             warnings.warn(
                 f"Implicit gradients need a stationary point, but the gradient norm is {norm.max().item():.3g} at the "
@@ -66,7 +66,7 @@ class Implicit(Backprop):
         solution, residual = conjugate_gradients(lambda v: curvature(v) + self.damping * v, right, most, self.tol)
         solved = finite(solution, residual)
         self.residual = torch.where(solved, residual, 1.0)
-        return torch.where(widened(solved, solution), solution, 0.0)
+        return torch.where(expand_rows(solved, solution), solution, 0.0)
 
 
 class _AtSolution(torch.autograd.Function):
@@ -80,7 +80,7 @@ class _AtSolution(torch.autograd.Function):
     def backward(ctx, cotangent):  # type: ignore[no-untyped-def]
         with torch.enable_grad(), twice_differentiable(ctx.solver.problem.likelihood):
             point = ctx.point.detach().requires_grad_()
-            grad = ctx.solver.problem.rebound().evaluate(point, True).grad
+            grad = ctx.solver.problem.rebind().evaluate(point, True).grad
 
         def curvature(v: Tensor) -> Tensor:
             (image,) = torch.autograd.grad(grad, point, -v, retain_graph=True)

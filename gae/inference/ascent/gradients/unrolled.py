@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from gae.inference.ascent.problem import finite, rounding, widened
+from gae.inference.ascent.problem import expand_rows, finite, rounding
 from gae.inference.ascent.solver import CORRECTED, PREFIX, Iterate, Solver
 from gae.inference.base import Status
 from gae.inference.decoder import twice_differentiable
@@ -15,7 +15,7 @@ from gae.inference.decoder import twice_differentiable
 BLOCK = 32  # iterates
 
 
-class Backprop(nn.Module, ABC):
+class Adjoint(nn.Module, ABC):
     """Runs a solver and decides what the result remembers. Without gradient mode no graph is ever built."""
 
     @abstractmethod
@@ -23,17 +23,17 @@ class Backprop(nn.Module, ABC):
         """The last iterate."""
 
 
-class Unroll(Backprop):
+class Unroll(Adjoint):
     """Keeps every step in the graph: the exact gradient of the T-step solve, second-order terms included.
 
-    Graph memory grows with T; ``Checkpoint`` gives the same gradient without that.
+    Graph memory grows with T; ``CheckpointedUnroll`` gives the same gradient without that.
     """
 
     def forward(self, solver: Solver, start: Iterate) -> Iterate:
         return solver.run(start, 0, solver.max_steps, torch.is_grad_enabled())
 
 
-class Detach(Backprop):
+class Detach(Adjoint):
     """Keeps nothing: the code is a constant to the outer loss.
 
     Exact for ``joint`` at a stationary point, by the envelope theorem.
@@ -43,7 +43,7 @@ class Detach(Backprop):
         return solver.run(start.detach(), 0, solver.max_steps, False)
 
 
-class Truncate(Backprop):
+class Truncate(Adjoint):
     """Keeps the last n steps. Where rows stop by themselves, n corrections at the solution take their place.
 
     A correction that would lower a row's objective is not taken: its code stays as it was before.
@@ -70,7 +70,7 @@ class Truncate(Backprop):
         return solver.run(at, tail, solver.max_steps, keep)
 
 
-class OneStep(Backprop):
+class OneStep(Adjoint):
     """Differentiates one step of the rule, taken at the solution (Bolte et al. 2023).
 
     As exact as the rule's step is a Newton step: nearly so for ``GaussNewton`` and ``LBFGS``, to first order in
@@ -83,7 +83,7 @@ class OneStep(Backprop):
         return _corrected(solver, at) if torch.is_grad_enabled() else at
 
 
-class Checkpoint(Backprop):
+class CheckpointedUnroll(Adjoint):
     """The gradient of ``Unroll`` with graph memory that does not grow with T.
 
     Only each step's point and state are kept; the backward pass replays the steps one by one (and draws no noise of
@@ -152,7 +152,7 @@ class _Replay(torch.autograd.Function):
             at = ctx.tape[t]
             leaves = {name: at[name].requires_grad_() for name in flowing}
             with torch.enable_grad(), torch.random.fork_rng(devices=[]):
-                after = ctx.solver.rebound().advance(at, t, True)
+                after = ctx.solver.rebind().advance(at, t, True)
             flows = [after[name].requires_grad for name in flowing]
             outputs = [after[name] for name, flow in zip(flowing, flows, strict=True) if flow]
             received = [cotangent for cotangent, flow in zip(cotangents, flows, strict=True) if flow]
@@ -175,10 +175,10 @@ def _corrected(solver: Solver, at: Iterate) -> Iterate:
     point, problem = solver.point(at), solver.problem
     found = problem.evaluate(point, True)
     usable = found.usable
-    point, grad = (torch.where(widened(usable, point), a, b) for a, b in ((point, at["best"]), (found.grad, 0.0)))
+    point, grad = (torch.where(expand_rows(usable, point), a, b) for a, b in ((point, at["best"]), (found.grad, 0.0)))
     moved = solver.step.correct(problem, point, found.value, grad, solver.state(at), solver.max_steps)
-    taken = usable & _kept_up(solver, found.value.detach(), moved.detach()) if solver.step.ascends else usable
-    return replaced(at, torch.where(widened(taken, point), moved, point), usable)
+    taken = usable & _kept_up(solver, found.value.detach(), moved.detach()) if solver.step.is_monotone else usable
+    return replaced(at, torch.where(expand_rows(taken, point), moved, point), usable)
 
 
 @torch.no_grad()

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from gae.inference.ascent.problem import widened
+from gae.inference.ascent.problem import expand_rows
 
 Product = Callable[[Tensor], Tensor]
 
@@ -27,12 +27,12 @@ def conjugate_gradients(
         going = (square > tol**2 * first) & (bend > 0) & torch.isfinite(bend)
         if not bool(going.any()):
             break
-        length = widened(torch.where(going, square / torch.where(going, bend, 1.0), 0.0), right)
-        image = torch.where(widened(going, right), image, 0.0)
+        length = expand_rows(torch.where(going, square / torch.where(going, bend, 1.0), 0.0), right)
+        image = torch.where(expand_rows(going, right), image, 0.0)
         solution, residual = solution + length * direction, residual - length * image
         following = row_dot(residual, residual)
         ratio = torch.where(going, following / torch.where(going, square, 1.0), 0.0)
-        direction = torch.where(widened(going, right), residual + widened(ratio, right) * direction, direction)
+        direction = torch.where(expand_rows(going, right), residual + expand_rows(ratio, right) * direction, direction)
         square = following
     relative = (square.detach() / first.clamp_min(torch.finfo(first.dtype).tiny)).sqrt()
     return solution, relative

@@ -19,13 +19,13 @@ class Step(nn.Module, ABC):
     Every state tensor is (S, B, ...).
     """
 
-    proposes: bool = False  # its points are trials that it may take back, also non-finite ones
-    searches: bool = False  # the best point seen stands for its solve
+    is_trial: bool = False  # its points are trials that it may take back, also non-finite ones
+    returns_best: bool = False  # the best point seen stands for its solve
     codes_only: bool = False  # it moves codes, and makes no sense of the parameters of a density
-    ascends: bool = True  # it goes uphill, so that an end below the start means that it diverged
+    is_monotone: bool = True  # it goes uphill, so that an end below the start means that it diverged
     evaluations: int = 1  # decoder evaluations per step, in units of one objective value
 
-    def admit(self, u: Float[Tensor, "S B *U"]) -> Float[Tensor, "S B *U"]:
+    def project_start(self, u: Float[Tensor, "S B *U"]) -> Float[Tensor, "S B *U"]:
         """The first point, from the one that was given: for a rule that allows only some."""
         return u
 
@@ -45,7 +45,7 @@ class Step(nn.Module, ABC):
     ) -> tuple[Tensor, State]:
         """The next point and state; value and gradient are those of each row's objective at u; t counts from 0."""
 
-    def settled(self, u: Float[Tensor, "S B *U"], state: State) -> Float[Tensor, "S B *U"]:
+    def final_point(self, u: Float[Tensor, "S B *U"], state: State) -> Float[Tensor, "S B *U"]:
         """The point that stands for a solve that ended at u."""
         return u
 
@@ -67,7 +67,7 @@ class GradientAscent(Step):
 
     Args:
         rate: the step size; its start if it is learned.
-        learn: whether log rate is a parameter, trained with the model through ``Unroll`` or ``Checkpoint``.
+        learn: whether log rate is a parameter, trained with the model through ``Unroll`` or ``CheckpointedUnroll``.
         steps: a learned rate for each of the first ``steps`` steps (the last one holds from there on).
         shape: a learned rate for each element of a point of this shape.
 

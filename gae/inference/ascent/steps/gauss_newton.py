@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.func import jvp, vjp, vmap
 
 from gae.inference.ascent.family import Delta
-from gae.inference.ascent.problem import Problem, rounding, widened
+from gae.inference.ascent.problem import Problem, expand_rows, rounding
 from gae.inference.ascent.steps.conjugate import Product, conjugate_gradients, row_dot
 from gae.inference.ascent.steps.first_order import State, Step
 from gae.likelihood import Likelihood
@@ -28,11 +28,11 @@ class GaussNewton(Step):
         iterations: most conjugate-gradient iterations when not dense.
         damping: relative to the mean curvature, the first value tried after a failure; none is tried before.
 
-    >>> GaussNewton(dense=False, iterations=10).searches
+    >>> GaussNewton(dense=False, iterations=10).returns_best
     True
     """
 
-    proposes = searches = True
+    is_trial = returns_best = True
 
     def __init__(self, dense: bool = True, iterations: int = 50, damping: float = 1.0):
         super().__init__()
@@ -63,7 +63,7 @@ class GaussNewton(Step):
         t: int,
     ) -> tuple[Tensor, State]:
         taken = (value >= state["value"] - rounding(value)) & torch.isfinite(value)
-        wide = widened(taken, u)
+        wide = expand_rows(taken, u)
         point, gradient = torch.where(wide, u, state["point"]), torch.where(wide, grad, state["grad"])
         relaxed = torch.where(state["damping"] <= self.damping / 10, 0.0, state["damping"] / 10)
         tightened = (state["damping"] * 10).clamp_min(self.damping)
@@ -105,7 +105,7 @@ class GaussNewton(Step):
             level = row_dot(grad, product(grad)) / torch.where(square > 0, square, 1.0)
             shift = torch.where(damping > 0, damping * level, 0.0)  # 0 · inf is not 0
         most, tol = min(self.iterations, grad[0, 0].numel() + 10), torch.finfo(grad.dtype).eps ** 0.5
-        return conjugate_gradients(lambda v: product(v) + widened(shift, v) * v, grad, most, tol)[0]
+        return conjugate_gradients(lambda v: product(v) + expand_rows(shift, v) * v, grad, most, tol)[0]
 
 
 def _solve(matrix: Tensor, grad: Tensor, damping: Tensor) -> Tensor:

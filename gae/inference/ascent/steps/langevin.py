@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from gae.inference.ascent.problem import Problem, widened
+from gae.inference.ascent.problem import Problem, expand_rows
 from gae.inference.ascent.steps.first_order import State, Step, positive
 
 
@@ -21,12 +21,12 @@ class Langevin(Step):
     0.01
     """
 
-    ascends = False
+    is_monotone = False
 
     def __init__(self, rate: float, adjusted: bool = False):
         super().__init__()
         self.rate, self.adjusted = positive("rate", rate), adjusted
-        self.proposes = adjusted
+        self.is_trial = adjusted
 
     def start(self, problem: Problem, u: Float[Tensor, "S B *U"]) -> State:
         state = {"noise": torch.randn_like(u)}
@@ -50,7 +50,7 @@ class Langevin(Step):
             following |= {"point": u, "value": value, "grad": grad, "chance": torch.rand_like(value).log()}
         return u + self.rate * grad + math.sqrt(2 * self.rate) * state["noise"], following
 
-    def settled(self, u: Float[Tensor, "S B *U"], state: State) -> Float[Tensor, "S B *U"]:
+    def final_point(self, u: Float[Tensor, "S B *U"], state: State) -> Float[Tensor, "S B *U"]:
         return state["point"] if self.adjusted else u
 
     def _accepted(self, u: Tensor, value: Tensor, grad: Tensor, state: State) -> tuple[Tensor, Tensor, Tensor]:
@@ -58,7 +58,7 @@ class Langevin(Step):
         back = (state["point"] - u - self.rate * grad).square().flatten(2).sum(2)
         ratio = value - state["value"] + (forth - back) / (4 * self.rate)
         taken = (ratio >= state["chance"]) & torch.isfinite(value)
-        wide = widened(taken, u)
+        wide = expand_rows(taken, u)
         return (
             torch.where(wide, u, state["point"]),
             torch.where(taken, value, state["value"]),

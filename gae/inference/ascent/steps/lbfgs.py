@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from gae.inference.ascent.problem import Problem, rounding, widened
+from gae.inference.ascent.problem import Problem, expand_rows, rounding
 from gae.inference.ascent.steps.first_order import State, Step
 
 SUFFICIENT = 1e-4  # Armijo's constant
@@ -26,11 +26,11 @@ class LBFGS(Step):
     Raises:
         ValueError: for a curvature that is not positive definite.
 
-    >>> LBFGS(history=5).searches
+    >>> LBFGS(history=5).returns_best
     True
     """
 
-    proposes = searches = True
+    is_trial = returns_best = True
     metric: Tensor | None
 
     def __init__(self, history: int = 10, curvature: Float[Tensor, "U U"] | None = None):
@@ -134,7 +134,7 @@ def _dot(a: Tensor, b: Tensor) -> Tensor:
 
 def _push(memory: Tensor, new: Tensor, keep: Tensor) -> Tensor:
     shifted = torch.cat([memory[:, :, 1:], new.unsqueeze(2)], 2)
-    return torch.where(widened(keep, memory), shifted, memory)
+    return torch.where(expand_rows(keep, memory), shifted, memory)
 
 
 def _inverse(curvature: Tensor) -> Tensor:

@@ -13,15 +13,15 @@ class MonotoneAscent(Step):
 
     For non-negative factorisation: exact coordinate ascent to a fixed point under the Gaussian law, a multiplicative
     update under the Poisson law. Neither has a rate. A multiplicative update leaves an entry of 0 at 0, so start from
-    positive codes, such as ``Fixed(torch.ones(Z))``.
+    positive codes, such as ``Constant(torch.ones(Z))``.
 
     Raises:
         TypeError: for a likelihood without such a rule, or a family other than ``Delta()``.
 
     >>> import torch
-    >>> from gae.inference import Ascent, Fixed
+    >>> from gae.inference import Ascent, Constant
     >>> from gae.likelihood import NonNegativeGaussian
-    >>> model, start = NonNegativeGaussian(2, (3,)), Fixed(torch.ones(2))
+    >>> model, start = NonNegativeGaussian(2, (3,)), Constant(torch.ones(2))
     >>> bool((Ascent(start, MonotoneAscent(), 50)(model, torch.rand(4, 3)).z >= 0).all())
     True
     """
@@ -43,4 +43,4 @@ class MonotoneAscent(Step):
                 f"`MonotoneAscent` needs a likelihood with an update rule, which {type(problem.likelihood).__name__} "
                 "has not. Use `GradientAscent`, `LBFGS` or another step."
             )
-        return problem.likelihood.improve(problem.x, u), {}
+        return problem.likelihood.update_codes(problem.x, u), {}

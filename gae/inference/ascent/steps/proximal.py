@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from gae.inference.ascent.problem import Problem, rounding, widened
+from gae.inference.ascent.problem import Problem, expand_rows, rounding
 from gae.inference.ascent.steps.first_order import State, Step, positive
 
 MARGIN = 1.1  # by which a curvature that was met is exceeded
@@ -64,11 +64,11 @@ class ProximalAscent(Step):
             point = _shrunk(u + self.rate * smooth, self.rate * penalty)
             return self._ahead(point, state, {}) if self.accelerated else (point, {})
         if t == 0:
-            unit = smooth.detach() / widened(_norm(smooth).clamp_min(torch.finfo(u.dtype).tiny), u)
+            unit = smooth.detach() / expand_rows(_norm(smooth).clamp_min(torch.finfo(u.dtype).tiny), u)
             curvature = _curvature(problem, penalty, u, value, smooth, u + unit)
             measured = (curvature > 0) & curvature.isfinite()
             return u, state | {"curvature": torch.where(measured, curvature, _norm(smooth))}
-        rate = widened(1 / state["curvature"].clamp_min(torch.finfo(u.dtype).tiny), u)
+        rate = expand_rows(1 / state["curvature"].clamp_min(torch.finfo(u.dtype).tiny), u)
         point = _shrunk(u + rate * smooth, rate * penalty)
         met = _curvature(problem, penalty, u, value, smooth, point)
         met = torch.where(met.isfinite(), met, WILD * state["curvature"])
@@ -76,17 +76,17 @@ class ProximalAscent(Step):
         found = {"curvature": torch.where(kept, state["curvature"], MARGIN * met)}
         moved, after = self._ahead(point, state, found) if self.accelerated else (point, found)
         before = state | found
-        return torch.where(widened(kept, u), moved, u), {
-            name: torch.where(widened(kept, new), new, before[name]) for name, new in after.items()
+        return torch.where(expand_rows(kept, u), moved, u), {
+            name: torch.where(expand_rows(kept, new), new, before[name]) for name, new in after.items()
         }
 
     def _ahead(self, point: Tensor, state: State, found: State) -> tuple[Tensor, State]:
         """Where FISTA evaluates next, and what it remembers."""
         weight = 0.5 * (1 + (1 + 4 * state["weight"].square()).sqrt())
-        share = widened((state["weight"] - 1) / weight, point)
+        share = expand_rows((state["weight"] - 1) / weight, point)
         return point + share * (point - state["point"]), found | {"point": point, "weight": weight}
 
-    def settled(self, u: Float[Tensor, "S B *U"], state: State) -> Float[Tensor, "S B *U"]:
+    def final_point(self, u: Float[Tensor, "S B *U"], state: State) -> Float[Tensor, "S B *U"]:
         return state["point"] if self.accelerated else u
 
 

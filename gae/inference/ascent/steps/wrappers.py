@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from gae.inference.ascent.problem import Problem, widened
+from gae.inference.ascent.problem import Problem, expand_rows
 from gae.inference.ascent.steps.first_order import State, Step, positive
 
 Projection = Callable[[Tensor], Tensor]
@@ -15,16 +15,16 @@ Projection = Callable[[Tensor], Tensor]
 class _Around(Step):
     def __init__(self, step: Step):
         super().__init__()
-        if step.proposes:
+        if step.is_trial:
             raise TypeError(
                 f"`{type(self).__name__}` changes the points that `{type(step).__name__}` tests. "
                 "Use it with `GradientAscent`, `Momentum`, `Adam` or unadjusted `Langevin`."
             )
         self.step = step
-        self.ascends, self.codes_only = step.ascends, step.codes_only
+        self.is_monotone, self.codes_only = step.is_monotone, step.codes_only
 
-    def admit(self, u: Float[Tensor, "S B *U"]) -> Float[Tensor, "S B *U"]:
-        return self.step.admit(u)
+    def project_start(self, u: Float[Tensor, "S B *U"]) -> Float[Tensor, "S B *U"]:
+        return self.step.project_start(u)
 
     def start(self, problem: Problem, u: Float[Tensor, "S B *U"]) -> State:
         return self.step.start(problem, u)
@@ -54,7 +54,7 @@ class Clipped(_Around):
         square = grad.flatten(2).square().sum(2)
         large = square > self.norm**2
         factor = torch.where(large, self.norm * torch.where(large, square, 1.0).rsqrt(), 1.0)
-        return self.step(problem, u, value, grad * widened(factor, u), state, t)
+        return self.step(problem, u, value, grad * expand_rows(factor, u), state, t)
 
 
 class Scheduled(_Around):
@@ -97,8 +97,8 @@ class Projected(_Around):
         super().__init__(step)
         self.onto, self.codes_only = onto, True
 
-    def admit(self, u: Float[Tensor, "S B *U"]) -> Float[Tensor, "S B *U"]:
-        return self.onto(self.step.admit(u))
+    def project_start(self, u: Float[Tensor, "S B *U"]) -> Float[Tensor, "S B *U"]:
+        return self.onto(self.step.project_start(u))
 
     def forward(
         self,
@@ -113,7 +113,7 @@ class Projected(_Around):
         return self.onto(moved), state
 
 
-class Partial(_Around):
+class MaskedStep(_Around):
     """The step on some elements of a point alone; the others keep what the start gave them.
 
     Args:
@@ -124,7 +124,7 @@ class Partial(_Around):
         ValueError: at the first step, for points of another shape.
 
     >>> from gae.inference import GradientAscent
-    >>> Partial(GradientAscent(0.1), torch.tensor([False, True])).free
+    >>> MaskedStep(GradientAscent(0.1), torch.tensor([False, True])).free
     tensor([False,  True])
     """
 
@@ -144,7 +144,7 @@ class Partial(_Around):
         t: int,
     ) -> tuple[Tensor, State]:
         if u.shape[2:] != self.free.shape:
-            raise ValueError(f"`Partial` is for points of shape {tuple(self.free.shape)}, got {tuple(u.shape[2:])}.")
+            raise ValueError(f"`MaskedStep` is for points of shape {tuple(self.free.shape)}, got {tuple(u.shape[2:])}.")
         moved, state = self.step(problem, u, value, torch.where(self.free, grad, 0.0), state, t)
         return torch.where(self.free, moved, u), state
 
