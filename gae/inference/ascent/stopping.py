@@ -42,8 +42,8 @@ class ESWMV(Stopping):
     variance of the outputs of the last ``window`` steps, averaged over pixels, is followed to its lowest value, and a
     row is done when that is ``patience`` steps old.
 
-    The solve returns the code and a running average of the outputs (``Solve.reconstruction``), both from later
-    than the lowest variance, by ``delay`` times the steps to there: the average trails the outputs, and the variance turns before
+    The solve returns the code and a running average of the outputs (``Solve.reconstruction``), both later than the
+    lowest variance by ``delay`` times the steps to there: the average trails the outputs, and the variance turns before
     the error does. Window and delay were chosen on four photographs of which ``experiments.dip`` reports none.
 
     Args:
