@@ -222,8 +222,8 @@ def test_strips_of_a_linear_decoder_are_straight_lines() -> None:
         codes = model.encode(x).point
         spread, loadings = codes.std(0, correction=0), model.likelihood.loadings[0]
         widest = spread.argsort(descending=True)[:3]
-        strips = pictures._traversals(model, x[:1], codes)
-        moved = pictures._attribute(model, x, labels)
+        strips = pictures._traversals(model, codes)
+        moved = pictures._attribute(model, codes, labels)
         shift = codes[labels == 6].mean(0) - codes[labels == 5].mean(0)
         torch.testing.assert_close(strips[:, -1] - strips[:, 0], 4 * spread[widest, None] * loadings[widest])
         torch.testing.assert_close(strips.mean(1), model.reconstruct(x[:1]).expand(3, -1))
