@@ -38,7 +38,7 @@ def dip(
     import torch
 
     from gae.analysis.restoration import restore
-    from gae.data.photographs import read_mask, read_photo
+    from gae.data.images import read_mask, read_photo
     from gae.systems.image_prior import TASKS, Network
 
     seen = read_photo(image)
@@ -77,7 +77,7 @@ class _Live:
         self.task = bar.add_task("ascending", total=steps, objective="")
 
     def __call__(self, progress: "Progress") -> None:
-        from gae.data.photographs import write_photo
+        from gae.data.images import write_photo
 
         nats = float(progress.objective.mean())
         self.bar.update(self.task, advance=1, objective=f"log joint {nats:,.0f} nats")
@@ -118,7 +118,7 @@ def _written(
 
     import numpy as np
 
-    from gae.data.photographs import write_photo
+    from gae.data.images import write_photo
     from gae.reports.photographs import loss_curve, side_by_side
 
     restored = found.image.cpu().numpy()

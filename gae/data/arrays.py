@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from gae.data.sizes import need_room
+from gae.data.memory import need_room
 from gae.data.text import Vocabulary
 
 NPZ_KEYS = ("x", "y", "x_train", "y_train", "x_test", "y_test")
@@ -42,7 +42,7 @@ def read_arrays(path: Path) -> Arrays:
     """An ``.npy`` array (N, *X), or an ``.npz`` with x (and y), or with x_train and x_test (and y_train, y_test).
 
     Raises:
-        ValueError: a damaged file, pickled objects, other keys, or more than ``gae.data.sizes.limit()`` bytes.
+        ValueError: a damaged file, pickled objects, other keys, or more than ``gae.data.memory.limit()`` bytes.
     """
     try:
         with path.open("rb") as file:

@@ -14,7 +14,7 @@ import numpy as np
 
 from gae.data.arrays import FLOAT32, Arrays, channels_first, read_arrays
 from gae.data.images import read_image_folder
-from gae.data.sizes import need_room
+from gae.data.memory import need_room
 from gae.data.text import Vocabulary, read_text
 
 OPENML = {"mnist": "mnist_784", "fashion-mnist": "Fashion-MNIST"}
@@ -37,7 +37,7 @@ def read_idx(path: Path, axes: int) -> np.ndarray:
 
     Raises:
         ValueError: truncated, not an idx file, one with another type or number of axes, or one whose header announces
-            more than ``gae.data.sizes.limit()`` bytes.
+            more than ``gae.data.memory.limit()`` bytes.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:

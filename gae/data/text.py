@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Num
 from torch import Tensor
 
-from gae.data.sizes import need_room
+from gae.data.memory import need_room
 
 PADDING, END = 0, 1  # the classes that every vocabulary has; the tokens follow
 LONGEST = 512  # tokens of a line, its end included
@@ -104,7 +104,8 @@ def read_text(path: Path, words: bool = False, vocabulary: Vocabulary | None = N
 
     Raises:
         ValueError: not UTF-8 text, no text, a line of more than 511 tokens, or more bytes than
-            ``gae.data.sizes.limit()``. With a vocabulary or steps: a token or a line that does not fit, with its place.
+            ``gae.data.memory.limit()``. With a vocabulary or steps: a token or a line that does not fit, with its
+            place.
     """
     need_room(IN_LINES * path.stat().st_size, path, f"{path.stat().st_size:,} bytes of text")
     words = words if vocabulary is None else vocabulary.words

@@ -27,9 +27,8 @@ from gae.inference.ascent.stopping import ESWMV, Stopping, Verdict
 from gae.inference.auto_decoder import AutoDecoder
 from gae.inference.base import Code, Encoding, Inference, LearnsData, Solve, Status
 from gae.inference.exact import Argmax, ClosedForm, Enumerate, Mode
-from gae.inference.gates import ChartGate
 from gae.inference.nearest import Nearest, Shortlist
-from gae.inference.starts import Constant, DecoderInit, EarlyExaggeration, PrincipalComponents, Prior, Zeros
+from gae.inference.starts import ChartGate, Constant, DecoderInit, EarlyExaggeration, PrincipalComponents, Prior, Zeros
 
 __all__ = [
     "ESWMV",

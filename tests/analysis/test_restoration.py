@@ -13,9 +13,7 @@ from typer.testing import CliRunner
 
 from gae.analysis.restoration import restore
 from gae.cli.main import app
-from gae.data import memory as memories
-from gae.data.memory import free_memory
-from gae.data.photographs import read_mask, read_photo, write_photo
+from gae.data.images import read_mask, read_photo, write_photo
 from gae.inference import Progress
 from gae.likelihood import Measured
 from gae.systems import image_prior
@@ -153,27 +151,6 @@ def test_sizes_of_networks_are_refused() -> None:
             Network(*sizes)
 
 
-def test_limits_of_control_groups_bound_the_free_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Version 2, nested as containers nest it, and version 1; the machine itself has more."""
-    machine = free_memory(torch.device("cpu"))
-    assert machine is None or 0 < machine < 2**50
-    monkeypatch.setattr(memories, "GROUPS", tmp_path)
-    monkeypatch.setattr(memories, "_available", lambda: 10**6)
-    monkeypatch.setattr(memories, "_own_groups", lambda: {"": "/jobs/mine", "memory": "/old"})
-    assert free_memory(torch.device("cpu")) == 10**6
-    (tmp_path / "jobs" / "mine").mkdir(parents=True)
-    for name, text in {"max": "max\n", "current": "5000\n"}.items():
-        (tmp_path / "jobs" / "mine" / f"memory.{name}").write_text(text)
-    assert free_memory(torch.device("cpu")) == 10**6
-    for name, text in {"max": "90000\n", "current": "20000\n", "stat": "anon 19000\ninactive_file 1000\n"}.items():
-        (tmp_path / "jobs" / f"memory.{name}").write_text(text)
-    assert free_memory(torch.device("cpu")) == 71000
-    (tmp_path / "memory" / "old").mkdir(parents=True)
-    for name, text in {"limit_in_bytes": "8000", "usage_in_bytes": "9000"}.items():
-        (tmp_path / "memory" / "old" / f"memory.{name}").write_text(text)
-    assert free_memory(torch.device("cpu")) == 0
-
-
 @pytest.mark.parametrize(
     ("image", "task", "options", "message"),
     [
@@ -305,14 +282,14 @@ def test_the_command_writes_what_it_found(tmp_path: Path) -> None:
 
 
 def test_ctrl_c_keeps_the_best_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import gae.data.photographs
+    import gae.data.images
 
     def interrupted(image: np.ndarray, path: Path) -> None:
         if path.name == "preview.png":
             raise KeyboardInterrupt
         write_photo(image, path)
 
-    monkeypatch.setattr(gae.data.photographs, "write_photo", interrupted)
+    monkeypatch.setattr(gae.data.images, "write_photo", interrupted)
     options = ["--steps", "50", "--channels", "4", "--scales", "1", "--preview", "5", "--out", str(tmp_path / "out")]
     found = RUNNER.invoke(app, ["dip", str(saved(tmp_path / "a.png", GREY)), *options, "--json"])
     assert found.exit_code == 0, found.output
