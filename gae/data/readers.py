@@ -91,11 +91,11 @@ def read_idx_folder(folder: Path) -> Arrays:
         FileNotFoundError: one of the four is missing.
         ValueError: a damaged file, or as many labels as images are not there.
     """
-    found = find_idx(folder)
-    missing = [stem for stem in IDX_FILES if stem not in found]
+    files = find_idx(folder)
+    missing = [stem for stem in IDX_FILES if stem not in files]
     if missing:
         raise FileNotFoundError(f"{folder} has no {missing[0]} (plain or .gz). It needs all of {', '.join(IDX_FILES)}.")
-    x, y, x_test, y_test = (read_idx(found[stem], axes) for stem, axes in zip(IDX_FILES, (3, 1, 3, 1), strict=True))
+    x, y, x_test, y_test = (read_idx(files[stem], axes) for stem, axes in zip(IDX_FILES, (3, 1, 3, 1), strict=True))
     for images, labels, stems in ((x, y, IDX_FILES[:2]), (x_test, y_test, IDX_FILES[2:])):
         if len(images) != len(labels):
             raise ValueError(

@@ -55,7 +55,7 @@ class Vocabulary:
             ValueError: for a token that the vocabulary has not, or a line that does not fit with its end.
         """
         classes = {token: i + 2 for i, token in enumerate(self.tokens)}
-        found = np.full((len(lines), steps), PADDING)
+        encoded = np.full((len(lines), steps), PADDING)
         for row, line in enumerate(lines):
             tokens = _tokens(line, self.words)
             name = f"line {row + 1 if numbers is None else numbers[row]} ({_short(line)})"
@@ -66,8 +66,8 @@ class Vocabulary:
                 token, kind = tokens[unknown], "word" if self.words else "column"
                 code = "" if self.words else f" (U+{ord(token):04X})"
                 raise ValueError(f"{name} has {token!r}{code} at {kind} {unknown + 1}, which is not in the vocabulary.")
-            found[row, : len(tokens) + 1] = [*(classes[token] for token in tokens), END]
-        return found
+            encoded[row, : len(tokens) + 1] = [*(classes[token] for token in tokens), END]
+        return encoded
 
     def decode(self, x: Num[Tensor, "N T"]) -> list[str]:
         """The text of sequences: what stands before the end or the padding; � for a class without a token.

@@ -208,6 +208,10 @@ class Whiten(nn.Module):
 
     Raises:
         ValueError: for N <= d, where there are no such codes.
+
+    >>> z = Whiten()(torch.randn(50, 2))
+    >>> torch.allclose(z.mT @ z / 50, torch.eye(2), atol=1e-5)
+    True
     """
 
     def forward(self, z: Float[Tensor, "*L N d"]) -> Float[Tensor, "*L N d"]:
