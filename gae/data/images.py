@@ -150,7 +150,7 @@ def _of_known_range(path: Path, pixels: np.ndarray) -> np.ndarray:
 # A folder of images.
 
 
-class _Found(NamedTuple):
+class _Listing(NamedTuple):
     """Image files, relative to their folder and sorted, and the other entries by the reason to pass them over."""
 
     images: list[PurePath]
@@ -196,7 +196,7 @@ def read_image_folder(folder: Path) -> Arrays:
     return Arrays(pixels[0], labels[0], value_range=unit, files=files)
 
 
-def _walk(folder: Path) -> _Found:
+def _walk(folder: Path) -> _Listing:
     images: list[PurePath] = []
     passed: dict[str, list[str]] = {"hidden": [], "linked folders": [], "other suffixes": []}
     for place, folders, files in os.walk(folder, onerror=_raise):
@@ -213,7 +213,7 @@ def _walk(folder: Path) -> _Found:
                 images.append(at / name)
             else:
                 passed["other suffixes"].append(str(at / name))
-    return _Found(sorted(images), passed)
+    return _Listing(sorted(images), passed)
 
 
 def _raise(error: OSError) -> None:
