@@ -204,7 +204,7 @@ def test_files_are_short(module: str) -> None:
     assert len(FILES[module].read_text(encoding="utf-8").splitlines()) <= 320, "split it, or make it simpler"
 
 
-def hazards(tree: ast.Module) -> Iterator[str]:
+def hazards(tree: ast.Module) -> Iterator[str]:  # noqa: C901 (one case for each hazard)
     """Ways to execute code from a file, and the backward pass that leaks its graph."""
     for node in ast.walk(tree):
         match node:
