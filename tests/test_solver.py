@@ -489,7 +489,7 @@ def strongly_concave(latent: int) -> Landscape:
 
 
 BATCH = st.integers(1, 6)
-SETTINGS = {"lbfgs": (LBFGS, 200), "gauss-newton": (GaussNewton, 30), "adam": (lambda: Adam(0.3), 50)}
+SETTINGS = {"lbfgs": (LBFGS, 200), "gauss-newton": (GaussNewton, 30), "adam": (lambda: Adam(0.3), 100)}
 
 
 @pytest.mark.parametrize("rule", SETTINGS)

@@ -99,7 +99,10 @@ class GradientLearner(Learner):
         def closure() -> Tensor:
             reseed()
             self.optimizer.zero_grad()
-            loss = self._loss(x, batch)
+            try:
+                loss = self._loss(x, batch)
+            except FloatingPointError as error:
+                raise FloatingPointError(f"At {where}: {error} {self.remedy}") from error
             values.append(self._reduced(loss))
             if not math.isfinite(values[0]):  # a line search may try worse points by itself
                 raise FloatingPointError(self.advice(f"The loss is {values[0]}", where))

@@ -80,7 +80,7 @@ class NonNegativeLinear(Head):
         More parts than min(N, D) are drawn as √(mean(x) / Z) |N(0, 1)| instead. Does nothing once initialised.
 
         Raises:
-            ValueError: for negative values, which z W >= 0 cannot approximate (scikit-learn's ``NMF`` refuses them too).
+            ValueError: for negative values, as scikit-learn's ``NMF``: z W >= 0 cannot approximate them.
         """
         name, remedy = type(self).__name__, "Subtract each feature's minimum, or use PCA."
         refuse(x, x < 0, f"Negative values in data: {name} factorises x >= 0", remedy)
