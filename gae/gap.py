@@ -1,6 +1,7 @@
 """Where the nats go: log p(x), the best bound of a family, and the bound of an encoder (Cremer et al. 2018)."""
 
 import math
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -10,7 +11,7 @@ from torch import Tensor
 from torch.distributions import Distribution, Independent, MultivariateNormal
 
 from gae.autoencoder import Autoencoder
-from gae.evidence import Evidence, exact, importance, laplace_approximation
+from gae.evidence import Evidence, UnreliableWarning, exact, importance, laplace_approximation
 from gae.evidence.base import need_proper
 from gae.evidence.laplace import expansion
 from gae.inference import (
@@ -87,6 +88,7 @@ class Gap:
         found = {"log p(x)": self.evidence.log_p, "sampling s.e. of log p(x)": self.evidence.standard_error}
         if self.evidence.effective is not None:
             found["effective sample size"] = self.evidence.effective
+            found["unreliable weights"] = self.evidence.unreliable.to(self.evidence.log_p)
         for name, bound in self.best.items():
             found[f"L[q*], {name}"] = bound.value
             found[f"sampling s.e. of L[q*], {name}"] = bound.standard_error
@@ -168,7 +170,9 @@ def _gap(
     if isinstance(likelihood, ExactPosterior):
         evidence = exact(likelihood, x)
     else:
-        evidence = importance(likelihood, x, best[families[-1]].q, samples)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UnreliableWarning)  # the table has a column for it
+            evidence = importance(likelihood, x, best[families[-1]].q, samples)
     return Gap(evidence, best, encoder, _family_of(found, best))
 
 

@@ -11,7 +11,7 @@ from gae.measure import mean_and_error
 if TYPE_CHECKING:
     from torch import Tensor
 
-ASIDE = ("sampling s.e.", "converged", "q* below", "effective")
+ASIDE = ("sampling s.e.", "converged", "q* below", "effective", "unreliable")
 
 
 def rows(results: dict[str, Any]) -> list[tuple[str, str, str, str]]:
