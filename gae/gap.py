@@ -1,7 +1,6 @@
 """Where the nats go: log p(x), the best bound of a family, and the bound of an encoder (Cremer et al. 2018)."""
 
 import math
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -11,8 +10,8 @@ from torch import Tensor
 from torch.distributions import Distribution, Independent, MultivariateNormal
 
 from gae.autoencoder import Autoencoder
-from gae.evidence import Evidence, UnreliableWarning, exact, importance, laplace_approximation
-from gae.evidence.base import need_proper
+from gae.evidence import Evidence, exact, importance, laplace_approximation
+from gae.evidence.base import need_proper, without_warning
 from gae.evidence.laplace import expansion
 from gae.inference import (
     LBFGS,
@@ -167,12 +166,9 @@ def _gap(
     width = likelihood.latent_shape.numel()
     best = {name: _best(name, likelihood, x, start, noise or 4 * width, steps, draws) for name in families}
     encoder = None if found is None else lower_bound(likelihood, x, found, draws)
-    if isinstance(likelihood, ExactPosterior):
-        evidence = exact(likelihood, x)
-    else:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UnreliableWarning)  # the table has a column for it
-            evidence = importance(likelihood, x, best[families[-1]].q, samples)
+    with without_warning():  # the table has a column for it
+        known = isinstance(likelihood, ExactPosterior)
+        evidence = exact(likelihood, x) if known else importance(likelihood, x, best[families[-1]].q, samples)
     return Gap(evidence, best, encoder, _family_of(found, best))
 
 

@@ -3,7 +3,6 @@
 import math
 import statistics
 import time
-import warnings
 from collections import Counter
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +14,7 @@ from torch import Tensor
 
 from gae.autoencoder import Autoencoder
 from gae.data import Dataset
-from gae.evidence import UnreliableWarning
+from gae.evidence.base import without_warning
 from gae.inference import Encoding, Status
 from gae.inference.laws import codes_from
 from gae.likelihood import ExactPosterior, FlatDistribution
@@ -150,8 +149,7 @@ def log_evidence(model: Autoencoder, x: Num[Tensor, "N *X"], effort: Effort) -> 
     """
     if isinstance(model.likelihood.prior, FlatDistribution):
         return absent(NO_EVIDENCE)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UnreliableWarning)  # the entry has their share
+    with without_warning():  # the entry has their share
         found = [model.log_evidence(batch, effort.importance_samples) for batch in x.split(SAMPLED_AT_ONCE)]
     spread = torch.cat([part.standard_error for part in found])
     method = "exact" if isinstance(model.likelihood, ExactPosterior) else "importance sampling"

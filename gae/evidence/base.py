@@ -2,6 +2,8 @@
 
 import math
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -17,6 +19,14 @@ HEAVY, DOMINATED = 0.7, 2.0  # shape and effective size of weights beyond which 
 
 class UnreliableWarning(UserWarning):
     """The standard error of an estimate of log p(x) is too small, since a few weights outweigh all others."""
+
+
+@contextmanager
+def without_warning() -> Iterator[None]:
+    """No ``UnreliableWarning``, for callers that report ``Evidence.unreliable`` themselves."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UnreliableWarning)
+        yield
 
 
 @dataclass(frozen=True)
