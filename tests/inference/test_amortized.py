@@ -23,7 +23,7 @@ from cases import (
 from pyro.infer import MCMC, NUTS, SVI, RenyiELBO, Trace_ELBO
 from pyro.nn import PyroModule, PyroParam
 from torch import Tensor, nn
-from torch.distributions import constraints
+from torch.distributions import AbsTransform, constraints
 
 from gae import Autoencoder
 from gae.inference import Amortized, ClosedForm, Encoding, to_pyro
@@ -414,6 +414,24 @@ REFUSED: list[tuple[str, Any, type[Exception], str]] = [
         site("z", lambda x: dist.Normal(x, 1.0).to_event(1)),
         ValueError,
         r"shape \(8, 3\), but the likelihood needs",
+    ),
+    (
+        "scale-0",
+        lambda x: dist.Normal(x[:, :E], 0 * x[:, :E], validate_args=False).to_event(1),
+        ValueError,
+        "Independent is not finite at its own draws: a scale of it is NaN, infinite, 0",
+    ),
+    (
+        "scale-nan-site",
+        site("z", lambda x: dist.Normal(x[:, :E], torch.nan * x[:, :E], validate_args=False).to_event(1)),
+        ValueError,
+        "not finite at its own draws",
+    ),
+    (
+        "no-bijection",
+        lambda x: dist.TransformedDistribution(dist.Normal(x[:, :E], 1.0).to_event(1), [AbsTransform()]),
+        ValueError,
+        "cannot tell log q.* AbsTransform has no inverse or no Jacobian determinant. Use transforms that are bij",
     ),
     ("half-a-batch", lambda x: x[:4, :E], ValueError, r"shape \(4, 2\), but the likelihood needs \(8, 2\)"),
 ]

@@ -66,6 +66,17 @@ def test_a_negative_code_has_no_density(build: type[NonNegativePoisson]) -> None
     assert Flat(2, nonnegative=True)().expand([4]).log_prob(z[0, 1]).tolist() == [-torch.inf] * 4
 
 
+@both
+def test_negative_data_are_refused(head: str) -> None:
+    """As scikit-learn refuses them; the least-squares parts and codes of such data would be 0."""
+    x = torch.rand(20, 3)
+    x[4, 1] = -1e-3
+    with pytest.raises(ValueError, match="Negative values in data"):
+        NMF(2).fit(x.numpy())
+    with pytest.raises(ValueError, match=r"got -0.001.* at index \(4, 1\)"):
+        train(systems.build("nmf", (3,), latent=2, head=head), x if head == "gaussian" else x.ceil() - (x < 0) * 1e-3)
+
+
 def test_a_rate_of_zero_allows_zero_only() -> None:
     model = NonNegativePoisson(2, (3,))
     z = torch.zeros(1, 2, 2, requires_grad=True)
