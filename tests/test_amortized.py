@@ -275,8 +275,8 @@ def test_svi_trains_any_likelihood(case: LikelihoodCase) -> None:
     svi = SVI(model, guide, pyro.optim.Adam({"lr": 0.01}), Trace_ELBO())
     before = seeded(lambda: svi.evaluate_loss(x))
     start = [p.clone() for p in likelihood.parameters()]
-    for seed in range(20):
-        seeded(lambda: svi.step(x), seed)
+    for _ in range(20):
+        seeded(lambda: svi.step(x))  # the same noise each time, so that the loss is a function of the parameters
     assert seeded(lambda: svi.evaluate_loss(x)) < before
     moved = [not torch.equal(p, q) for p, q in zip(likelihood.parameters(), start, strict=True)]
     assert all(moved), "the store holds the likelihood's own parameters"
