@@ -33,7 +33,9 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE, TESTS = ROOT / "gae", ROOT / "tests"
 TEXT = ("cli", "report", "figures", "page", "pictures", "terminal")  # in the names of modules that make text and pages
-LEFT_OUT = shutil.ignore_patterns(".*", "runs", "build", "dist", "__pycache__", "*.egg-info")
+LEFT_OUT = shutil.ignore_patterns(
+    ".git", ".venv", ".*_cache", ".hypothesis", "runs", "build", "dist", "__pycache__", "*.egg-info"
+)
 
 OPERATORS: dict[type[ast.AST], type[ast.AST]] = {
     ast.Add: ast.Sub,
@@ -227,22 +229,28 @@ def nearest(module: Path) -> list[str]:
     return [str(path.relative_to(ROOT)) for path in (module, *named, *others)]
 
 
-def run(folder: Path, files: list[str], limit: float) -> str:
-    """What became of the tests: passed, failed, or timeout."""
+def run(folder: Path, files: list[str], limit: float) -> tuple[str, str]:
+    """What became of the tests (passed, failed or timeout), and what they printed."""
     command = [sys.executable, "-m", "pytest", "-x", "-q", "-n", "2", "-p", "no:cacheprovider", "--tb=line", *files]
     environment = os.environ | {"PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1"}
     if (ROOT.parent / "shared" / "data").exists():
         environment.setdefault("GAE_DATA", str(ROOT.parent / "shared" / "data"))
-    with tempfile.TemporaryFile() as output:
-        process = subprocess.Popen(
-            command, cwd=folder, env=environment, stdout=output, stderr=output, start_new_session=True
-        )
-        try:
-            return "passed" if process.wait(limit) in (0, 5) else "failed"  # 5: no tests in these files
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-            return "timeout"
+    process = subprocess.Popen(
+        command,
+        cwd=folder,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        printed, _ = process.communicate(timeout=limit)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        printed, _ = process.communicate()
+        return "timeout", printed
+    return "passed" if process.returncode in (0, 5) else "failed", printed  # 5: no tests in these files
 
 
 def judge(folder: Path, mutant: Mutant, limit: float) -> dict[str, Any]:
@@ -250,9 +258,9 @@ def judge(folder: Path, mutant: Mutant, limit: float) -> dict[str, Any]:
     text = target.read_bytes()
     target.write_bytes(mutant.apply(text))
     try:
-        by, outcome = "nearest tests", run(folder, nearest(ROOT / mutant.path), limit)
+        by, (outcome, _) = "nearest tests", run(folder, nearest(ROOT / mutant.path), limit)
         if outcome == "passed":
-            by, outcome = "all tests", run(folder, [], limit)
+            by, (outcome, _) = "all tests", run(folder, [], limit)
     finally:
         target.write_bytes(text)
     end = {"passed": "survived", "failed": f"killed by {by}", "timeout": f"killed by time, {by}"}[outcome]
@@ -295,16 +303,20 @@ def main() -> None:
     if chosen.list:
         print("\n".join(f"{mutant.path}:{mutant.line}: {mutant.old} -> {mutant.new}" for mutant in todo))
         return
-    state = json.loads(chosen.out.read_text()) if chosen.out.exists() else {"sources": sources(), "results": {}}
+    state: dict[str, Any] = {"sources": sources(), "results": {}}
+    if chosen.out.exists():
+        state = json.loads(chosen.out.read_text())
     if state["sources"] != sources():
         parser.error(f"{chosen.out} holds results of other sources: remove it, or give another file with --out")
     chosen.out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as parent:
         folder = Path(parent, "checkout")
         shutil.copytree(ROOT, folder, ignore=LEFT_OUT)
-        if "passes" not in state and run(folder, [], chosen.limit) != "passed":
-            parser.error("the tests fail, or take longer than --limit, before anything is changed")
-        state["passes"] = True
+        if "passes" not in state:
+            outcome, printed = run(folder, [], chosen.limit)
+            if outcome != "passed":
+                parser.error(f"{outcome} before anything was changed (see --limit):\n{printed[-3000:]}")
+            state["passes"] = True
         for mutant in todo:
             if mutant.key not in state["results"]:
                 state["results"][mutant.key] = result = judge(folder, mutant, chosen.limit)
