@@ -103,9 +103,17 @@ def mnist_folder() -> Path:
     pytest.skip(f"no MNIST idx files in {root}: set GAE_DATA to a folder that has them")
 
 
+@contextmanager
+def without_type_checks() -> Iterator[None]:
+    """Without the test suite's own type checks: what a user gets, in half the time."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    try:
+        yield
+    finally:
+        jaxtyping.config.update("jaxtyping_disable", False)
+
+
 @pytest.fixture
 def unchecked_types() -> Iterator[None]:
-    """Without the test suite's own type checks: what a user gets."""
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
+    with without_type_checks():
+        yield

@@ -102,6 +102,7 @@ def test_bad_sizes_and_names() -> None:
 # Codes.
 
 
+@pytest.mark.usefixtures("unchecked_types")
 def test_gaussian_codes_are_scipys() -> None:
     model, x = NonNegativeGaussian(6, (10,), 0.3).double(), torch.randn(20, 10).double() + 1
     parts = model.parts.detach().numpy()
@@ -120,6 +121,7 @@ def test_codes_of_the_system_at_any_scale(scale: float) -> None:
     assert np.allclose(model.encode(x).point.detach().numpy(), wanted, atol=1e-4)
 
 
+@pytest.mark.usefixtures("unchecked_types")
 def test_poisson_codes_are_optimal() -> None:
     """A certificate from concavity: no code gains more than Σ_d x_d · max_k ∇_k / Σ_d W_kd, in nats.
 
