@@ -346,7 +346,7 @@ def test_denoising_autoencoder_beats_the_plain_one_on_noisy_digits(digits: Datas
     noisy = digits.test + 0.3 * torch.randn_like(digits.test)
     found = []
     for autoencoder in (plain, denoising):
-        train(autoencoder, digits, epochs=60, optimizer=Adam)
+        train(autoencoder, digits, epochs=30, optimizer=Adam)
         with torch.no_grad():
             found.append(psnr(autoencoder.reconstruct(noisy) - digits.test))
     within("gain in dB", found[1] - found[0], above=1)
