@@ -6,7 +6,7 @@ BIN := $(VENV)/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-portable lint style types bench clean
+.PHONY: help demo test test-all test-portable lint style types bench clean
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -19,6 +19,9 @@ demo: $(INSTALLED) ## compare encoders on the bundled digits; writes runs/demo/r
 # Two workers of one thread each: the tests are many small computations, which more threads do not speed up.
 test: $(INSTALLED) ## run the tests and the examples in the docstrings
 	$(BIN)/python -m pytest -n 2
+
+test-all: $(INSTALLED) ## run every engine with every likelihood too, and more random examples
+	GAE_FULL=1 $(BIN)/python -m pytest -n 2
 
 # Tests that train or follow a trajectory, whose end rounding may move. For other seeds see tests/seeds.py.
 TRAJECTORIES := $(addprefix tests/,analysis/test_activation.py analysis/test_restoration.py evidence/test_annealed.py \

@@ -144,8 +144,8 @@ def _elbo(model: Autoencoder, x: Tensor, samples: int) -> Tensor | None:
 def log_evidence(model: Autoencoder, x: Num[Tensor, "N *X"], effort: EvaluationBudget) -> Entry:
     """log p(x): exact where it is known, else by importance sampling; absent under a flat prior.
 
-    ``sampling_se`` is the mean over x of the standard error of one sample's estimate, ``effective`` that of the
-    ess sample size of its importance weights; ``unreliable`` is the share of x where both mean little.
+    ``sampling_se`` is the mean over x of the standard error of one sample's estimate, ``ess`` that of the
+    effective sample size of its importance weights; ``unreliable`` is the share of x where both mean little.
     """
     if isinstance(model.likelihood.prior, FlatDistribution):
         return missing(NO_EVIDENCE)

@@ -113,6 +113,7 @@ def test_bad_sizes_and_names() -> None:
 # Codes.
 
 
+@pytest.mark.usefixtures("unchecked_types")
 def test_gaussian_codes_are_scipys() -> None:
     model, x = NonNegativeGaussian(6, (10,), 0.3).double(), torch.randn(20, 10).double() + 1
     parts = model.parts.detach().numpy()
@@ -131,6 +132,7 @@ def test_codes_of_the_system_at_any_scale(scale: float) -> None:
     assert np.allclose(model.encode(x).point.detach().numpy(), wanted, atol=1e-4)
 
 
+@pytest.mark.usefixtures("unchecked_types")
 def test_poisson_codes_are_optimal() -> None:
     """A certificate from concavity: no code gains more than Σ_d x_d · max_k ∇_k / Σ_d W_kd, in nats.
 
@@ -230,7 +232,7 @@ def test_the_poisson_m_step_never_lowers_the_density() -> None:
 def test_nmf_is_as_good_as_scikit_learns(digits: Dataset, head: str) -> None:
     """Objectives at most 1.01 of those at equal rank and start; held-out codes at most 1.01 of ``transform``'s."""
     factor, loss, solver = LAWS[head]
-    x, held_out = factor * digits.train[:500], factor * digits.test[:100]
+    x, held_out = factor * digits.train[:200], factor * digits.test[:50]
     torch.manual_seed(0)
     model = systems.build("nmf", digits.event_shape, latent=6, head=head, steps=40)
     history = train(model, x, epochs=60)
