@@ -13,12 +13,11 @@ from zlib import error
 import numpy as np
 
 from gae.data.files import write_text
+from gae.likelihood import HEADS
 from gae.reports.figures import Figure, draw, save
 
 if TYPE_CHECKING:
     from jinja2 import Environment
-
-MASSES = ("bernoulli", "poisson")  # heads whose nats are of a probability mass, not of a density
 
 
 @dataclass(frozen=True)
@@ -122,9 +121,14 @@ def box(cell: dict[str, Any], column: Column, best: bool, notes: dict[str, str])
     return Box(column.text(entry), detail, best=best)
 
 
+def is_mass(results: dict[str, Any]) -> bool:
+    """Whether the decoders' nats are of a probability mass, which no density's can be compared with."""
+    return HEADS[results["configuration"]["head"]].support.is_discrete
+
+
 def _best(results: dict[str, Any]) -> Iterator[tuple[int, str]]:
     """(cell, column) of the best numbers among those that can be compared."""
-    mass = results["configuration"]["head"] in MASSES
+    mass = is_mass(results)
     for column in COLUMNS:
         if column.best is None:
             continue
@@ -251,7 +255,7 @@ def render(results: dict[str, Any], figures: list[Figure], folder: Path) -> str:
             highlights=highlights(results),
             command=command(results["configuration"]),
             statuses={c["engine"]: c["status"] for c in results["cells"] if c["engine"] == c["decoder"]},
-            mass=results["configuration"]["head"] in MASSES,
+            mass=is_mass(results),
             figures=figures,
             images=images,
         )

@@ -186,15 +186,6 @@ def initial(configuration: Configuration, shape: Size | tuple[int, ...]) -> tupl
 
 
 @torch.no_grad()
-def start_scale(decoder: Likelihood, x: Num[Tensor, "N *X"]) -> None:
-    """A learned noise scale begins at the root mean square deviation of x from its mean, unless it is in units of x."""
-    log_scale = getattr(decoder, "log_scale", None)
-    if isinstance(log_scale, torch.nn.Parameter) and not getattr(decoder, "relative", False):
-        deviation = float((x - x.mean(0)).square().mean().sqrt())
-        log_scale.fill_(math.log(max(deviation, 1e-6)))
-
-
-@torch.no_grad()
 def calibrate_noise(model: Autoencoder, x: Num[Tensor, "N *X"], effort: EvaluationBudget) -> None:
     """A linear mixture that does not learn its noise scale gets the root mean square of its residual over x.
 

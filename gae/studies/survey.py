@@ -30,9 +30,9 @@ from gae.autoencoder import Autoencoder
 from gae.data import Dataset
 from gae.data.files import whole, write_text
 from gae.data.text import PADDING
-from gae.likelihood import FlatDistribution
+from gae.likelihood import FlatDistribution, NoiseScale
 from gae.reports.survey import write
-from gae.studies.engines import calibrate_noise, start_scale
+from gae.studies.engines import calibrate_noise
 from gae.studies.jobs import ResumableJob, facts, one_thread
 from gae.studies.pictures import plane
 from gae.systems import SYSTEMS, build, describe, named, options_of
@@ -221,7 +221,8 @@ class Survey(ResumableJob):
 
     def _fit(self, name: str, model: Autoencoder) -> int:
         plan = self.plan
-        start_scale(model.likelihood, self.data.train)
+        if isinstance(model.likelihood, NoiseScale):
+            model.likelihood.start_scale(self.data.train)
         options: dict[str, Any] = {"epochs": plan.closed_epochs}
         if not has_closed_form(model):
             optimizer = SYSTEMS[name].optimizer or partial(torch.optim.Adam, lr=plan.learning_rate)
