@@ -53,7 +53,7 @@ COLUMNS = (
 
 
 @dataclass(frozen=True)
-class Box:
+class TableCell:
     """One cell of the table as text: the number, a small second line, its footnote mark, and whether it is the best."""
 
     text: str
@@ -65,7 +65,7 @@ class Box:
 @dataclass(frozen=True)
 class Row:
     label: str
-    boxes: list[Box]
+    cells: list[TableCell]
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ def table(results: dict[str, Any]) -> Table:
     groups = []
     for heading, label, cells in _groups(results):
         rows = [
-            Row(cell[label], [box(cell, column, (id(cell), column.key) in best, notes) for column in COLUMNS])
+            Row(cell[label], [format_cell(cell, column, (id(cell), column.key) in best, notes) for column in COLUMNS])
             for cell in cells
         ]
         groups.append((heading, rows))
@@ -108,17 +108,17 @@ def _baselines(configuration: dict[str, Any]) -> str:
     )
 
 
-def box(cell: dict[str, Any], column: Column, best: bool, notes: dict[str, str]) -> Box:
+def format_cell(cell: dict[str, Any], column: Column, best: bool, notes: dict[str, str]) -> TableCell:
     """One number of a cell; the reason of a missing one gets a mark in ``notes`` (reason: mark)."""
     entry = cell[column.key]
     if entry["mean"] is None:
         mark = notes.setdefault(entry["reason"], chr(ord("a") + len(notes)))
-        return Box("–", note=mark)
+        return TableCell("–", note=mark)
     detail = ""
     if "method" in entry:
         sampled = entry["method"] != "exact"
         detail = f"s.e. {entry['sampling_se']:.2f}, ESS {entry['effective']:.0f}" if sampled else "exact"
-    return Box(column.text(entry), detail, best=best)
+    return TableCell(column.text(entry), detail, best=best)
 
 
 def is_mass(results: dict[str, Any]) -> bool:

@@ -204,13 +204,13 @@ def assemble(configuration: Configuration, name: str, likelihood: Likelihood, en
     return Autoencoder(likelihood, engine.build(configuration, encoder), engine.objective)
 
 
-def describe(configuration: Configuration, name: str, data: Dataset) -> dict[str, Any]:
+def describe_engine(configuration: Configuration, name: str, data: Dataset) -> dict[str, Any]:
     """JSON-able facts from which ``rebuild`` builds the same autoencoder, but for its parameters."""
     return {"comparison": asdict(configuration), "engine": name, **data.preparation.note()}
 
 
 def rebuild(description: dict[str, Any]) -> Autoencoder:
-    """The autoencoder that ``describe`` describes, with parameters to be restored."""
+    """The autoencoder that ``describe_engine`` describes, with parameters to be restored."""
     stored = dict(description["comparison"])
     configuration = Configuration(**{**stored, "effort": EvaluationBudget(**stored["effort"])})
     likelihood, encoder = initial(configuration, tuple(description["event_shape"]))
