@@ -81,7 +81,7 @@ def surveyed(results: dict[str, Any]) -> "Table":
     for column in shown.columns[1:]:
         column.justify = "right"
     for line in survey_report.table(results)[0]:
-        shown.add_row(line.label, *(cell.text for cell in line.celles))
+        shown.add_row(line.label, *(cell.text for cell in line.cells))
     shown.caption = "mean ± standard error over test samples; –: does not exist"
     for row in results["embeddings"]:
         trust, accuracy = row["trustworthiness"]["mean"], row["accuracy"]["mean"]

@@ -117,7 +117,7 @@ def format_cell(cell: dict[str, Any], column: Column, best: bool, notes: dict[st
     detail = ""
     if "method" in entry:
         sampled = entry["method"] != "exact"
-        detail = f"s.e. {entry['sampling_se']:.2f}, ESS {entry['effective']:.0f}" if sampled else "exact"
+        detail = f"s.e. {entry['sampling_se']:.2f}, ESS {entry['ess']:.0f}" if sampled else "exact"
     return TableCell(column.text(entry), detail, best=best)
 
 
