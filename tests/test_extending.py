@@ -29,10 +29,11 @@ from conftest import ROOT
 from scipy import stats
 from torch import nn
 
-from gae import nets
+from gae import nets, systems
 from gae.inference import Amortized, Ascent, Encoding, Zeros
-from gae.likelihood import Gaussian, Likelihood, LinearMixture, Measured
+from gae.likelihood import HEADS, Gaussian, Likelihood, LinearMixture, Measured
 from gae.objective import elbo, iwae, joint
+from gae.reports.comparison import is_mass
 
 NOTE = (ROOT / "notes" / "extending.md").read_text(encoding="utf-8")
 SECTION = re.compile(r"^## (?P<title>.+?)$(?P<body>.*?)(?=^## |\Z)", re.MULTILINE | re.DOTALL)
@@ -136,6 +137,16 @@ def test_the_negative_binomial_has_scipys_mass_and_the_mean_that_it_says() -> No
     assert model.log_likelihood(x, model.outputs(z)).item() == pytest.approx(wanted, rel=1e-12)
     torch.testing.assert_close(model(z).mean, z.exp())
     assert type(model).support.is_discrete
+
+
+def test_a_head_of_that_name_is_one_of_every_system_and_its_nats_are_those_of_a_mass(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    head = example("NegativeBinomial")
+    assert not is_mass({"configuration": {"head": "gaussian"}})
+    monkeypatch.setitem(HEADS, "negative-binomial", head)
+    assert isinstance(systems.build("vae", (3,), head="negative-binomial", **SMALL).likelihood, head)
+    assert is_mass({"configuration": {"head": "negative-binomial"}})
 
 
 def test_shifts_are_undone_by_their_adjoint() -> None:
