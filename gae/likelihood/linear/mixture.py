@@ -113,7 +113,7 @@ class LinearMixture(Alternation):
     def distribution(self, output: Float[Tensor, "*L D"], k: Int[Tensor, "..."] | None = None) -> Distribution:
         """N(output, scale_k² I), elementwise; with several components, k says which one the output is of."""
         if k is None and self.components > 1:
-            raise ValueError("The distribution of an output of one of several components needs its k.")
+            raise ValueError("An output of one of several components needs its k. Give the one that `outputs` had.")
         mean = output.unflatten(-1, self.event_shape)
         spread = self._spread(self.log_scale.exp()[self._codes(output, k)])
         return Normal(mean, spread.expand_as(mean), validate_args=False)

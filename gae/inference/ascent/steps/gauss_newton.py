@@ -127,7 +127,7 @@ class _Linearised:
     def __init__(self, problem: Problem, u: Float[Tensor, "S B *Z"]):
         likelihood, x, k = problem.likelihood, problem.x, problem.k
         if not isinstance(likelihood, DecoderLikelihood):
-            raise TypeError(f"{type(likelihood).__name__} has no single decoder output.")
+            raise TypeError(f"{type(likelihood).__name__} has no single decoder output. Use `LBFGS()`.")
         self.u, self.outputs = u, lambda z: likelihood.outputs(z, k)
         output, self._back = vjp(self.outputs, u)  # type: ignore[misc]
         _, self._bend = vjp(_slope(lambda o: likelihood.log_likelihood(x, o, k)), output)  # type: ignore[misc]
