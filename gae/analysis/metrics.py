@@ -49,7 +49,7 @@ class EvaluationBudget:
 
 
 @dataclass(frozen=True)
-class Points:
+class PointEncodings:
     """One code per sample, decoded, and what finding it took."""
 
     z: Float[Tensor, "N *Z"]
@@ -92,8 +92,8 @@ def evaluate(model: Autoencoder, data: Dataset, effort: EvaluationBudget, seed: 
         points = encode(model, data.test, effort)
         values: Entry = {
             "joint": mean_and_error(points.joint),
-            "elbo": lower_bound(model, data.test, effort),
-            "log_p": log_evidence(model, data.test[: effort.evidence_samples], effort),
+            "elbo": mean_elbo(model, data.test, effort),
+            "log_p": mean_log_evidence(model, data.test[: effort.evidence_samples], effort),
             "squared_error": mean_and_error((points.mean - data.test).square().flatten(1).mean(1)),
             "accuracy": accuracy(model, data, points, effort),
             "milliseconds": milliseconds(model, data.test, effort),
@@ -103,25 +103,25 @@ def evaluate(model: Autoencoder, data: Dataset, effort: EvaluationBudget, seed: 
         return {**values, "active": int((spread > ACTIVE).sum()), "status": dict(points.status)}
 
 
-def encode(model: Autoencoder, x: Num[Tensor, "N *X"], effort: EvaluationBudget) -> Points:
+def encode(model: Autoencoder, x: Num[Tensor, "N *X"], effort: EvaluationBudget) -> PointEncodings:
     """Codes of all x, batch by batch."""
     parts = [_encode(model, batch) for batch in x.split(effort.batch_size)]
     columns = zip(*((part.z, part.mean, part.joint, part.evaluations) for part in parts), strict=True)
     z, mean, joint, evaluations = (torch.cat(column) for column in columns)
-    return Points(z, mean, joint, evaluations, sum((part.status for part in parts), Counter()))
+    return PointEncodings(z, mean, joint, evaluations, sum((part.status for part in parts), Counter()))
 
 
-def _encode(model: Autoencoder, x: Tensor) -> Points:
+def _encode(model: Autoencoder, x: Tensor) -> PointEncodings:
     encoding = model.encode(x)
     z, k, solve = encoding.point, encoding.component, encoding.solve
     mean = model.likelihood.point(model.decode(z, k))
     joint = model.likelihood.log_joint(x, z.unsqueeze(0), None if k is None else k.unsqueeze(0))[0]
     evaluations = x.new_zeros(len(x)) if solve is None else solve.evaluations.sum(0).to(x.dtype)
     statuses = [] if solve is None else solve.status.flatten().tolist()
-    return Points(z, mean, joint, evaluations, Counter(Status(status).name for status in statuses))
+    return PointEncodings(z, mean, joint, evaluations, Counter(Status(status).name for status in statuses))
 
 
-def lower_bound(model: Autoencoder, x: Num[Tensor, "N *X"], effort: EvaluationBudget) -> Entry:
+def mean_elbo(model: Autoencoder, x: Num[Tensor, "N *X"], effort: EvaluationBudget) -> Entry:
     """The ELBO of the engine's q(z|x), from fresh draws; absent for a point code and under a flat prior."""
     if isinstance(model.likelihood.prior, FlatDistribution):
         return missing(NO_EVIDENCE)
@@ -141,7 +141,7 @@ def _elbo(model: Autoencoder, x: Tensor, samples: int) -> Tensor | None:
     return elbo(Encoding(z, None, model.likelihood.log_joint(x, z), log_q, q, encoding.prior, encoding.engine))
 
 
-def log_evidence(model: Autoencoder, x: Num[Tensor, "N *X"], effort: EvaluationBudget) -> Entry:
+def mean_log_evidence(model: Autoencoder, x: Num[Tensor, "N *X"], effort: EvaluationBudget) -> Entry:
     """log p(x): exact where it is known, else by importance sampling; absent under a flat prior.
 
     ``sampling_se`` is the mean over x of the standard error of one sample's estimate, ``ess`` that of the
@@ -166,7 +166,7 @@ def log_evidence(model: Autoencoder, x: Num[Tensor, "N *X"], effort: EvaluationB
     }
 
 
-def accuracy(model: Autoencoder, data: Dataset, points: Points, effort: EvaluationBudget) -> Entry:
+def accuracy(model: Autoencoder, data: Dataset, points: PointEncodings, effort: EvaluationBudget) -> Entry:
     """5-nearest-neighbour accuracy of test codes among training codes, with its binomial standard error.
 
     Codes of a mixture are compared through their decoded means: its charts share no axes.

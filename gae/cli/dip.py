@@ -37,7 +37,7 @@ def dip(
     """Restore a photograph with an untrained network (deep image prior); Ctrl-C keeps the best image so far."""
     import torch
 
-    from gae.analysis.restoration import restore
+    from gae.analysis.restoration import restore_image
     from gae.data.images import read_mask, read_photo
     from gae.systems.image_prior import TASKS, Network
 
@@ -51,7 +51,7 @@ def dip(
     with _bar() as bar:
         show = _Live(bar, folder, steps or (TASKS[task].steps if task in TASKS else 0), preview)
         began = time.perf_counter()
-        restoration = restore(
+        restoration = restore_image(
             torch.from_numpy(seen).to(device),
             task,
             mask=hidden,

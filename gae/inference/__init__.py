@@ -23,7 +23,7 @@ from gae.inference.ascent.steps.wrappers import (
     UnitSphere,
     Whiten,
 )
-from gae.inference.ascent.stopping import ESWMV, Stopping, Verdict
+from gae.inference.ascent.stopping import ESWMV, Stopping, StoppingDecision
 from gae.inference.auto_decoder import AutoDecoder
 from gae.inference.base import Code, Encoding, Inference, LearnsData, Solve, Status
 from gae.inference.exact import Argmax, ClosedForm, Enumerate, Mode
@@ -81,10 +81,10 @@ __all__ = [
     "Status",
     "Step",
     "Stopping",
+    "StoppingDecision",
     "Truncate",
     "UnitSphere",
     "Unroll",
-    "Verdict",
     "Whiten",
     "Zeros",
     "to_pyro",

@@ -11,7 +11,7 @@ from torch import Size, Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from gae.likelihood import Likelihood, Measured, Relational, WeightLikelihood
+from gae.likelihood import DecoderLikelihood, Likelihood, Measured, Relational, WeightLikelihood
 from gae.likelihood.door import hidden
 
 ROWS = 3  # codes that are decoded to see whether a decoder is a fixed function of each
@@ -88,7 +88,7 @@ class _RandomCalls(TorchDispatchMode):
 
 def need_gradient(likelihood: Likelihood, z: Float[Tensor, "S B *Z"]) -> None:
     """Raises ValueError where no gradient reaches a code through its decoder: an ascent would climb the prior alone."""
-    if not likelihood.has_outputs or _is_network(likelihood) or not z.shape[2:].numel():
+    if not isinstance(likelihood, DecoderLikelihood) or _is_network(likelihood) or not z.shape[2:].numel():
         return
     with torch.enable_grad(), torch.random.fork_rng(devices=[z.device] if z.is_cuda else []):
         code = z.detach()[0, :1].clone().requires_grad_()
@@ -103,7 +103,7 @@ def need_gradient(likelihood: Likelihood, z: Float[Tensor, "S B *Z"]) -> None:
 
 def is_piecewise_linear(likelihood: Likelihood, z: Float[Tensor, "S B *Z"]) -> bool:
     """Whether the decoder's output has zero curvature everywhere, and yet slopes that differ between codes."""
-    if not likelihood.has_outputs or _is_network(likelihood) or not z.shape[2:].numel():
+    if not isinstance(likelihood, DecoderLikelihood) or _is_network(likelihood) or not z.shape[2:].numel():
         return False
     shape = Size((REGIONS, *z.shape[2:]))
     scale = torch.logspace(-1, 1.5, REGIONS, dtype=z.dtype, device=z.device).reshape(-1, *[1] * (z.dim() - 2))
@@ -142,14 +142,14 @@ def _pattern(shape: Size, dtype: torch.dtype, device: torch.device) -> Tensor:
     return (steps * GOLDEN).frac().to(dtype).view(shape)
 
 
-def _outputs(likelihood: Likelihood, codes: Float[Tensor, "n *Z"]) -> Float[Tensor, "n ..."]:
+def _outputs(likelihood: DecoderLikelihood, codes: Float[Tensor, "n *Z"]) -> Float[Tensor, "n ..."]:
     k = torch.zeros(1, 1, dtype=torch.long, device=codes.device) if likelihood.components else None
     return likelihood.outputs(codes.unsqueeze(0), k)[0]
 
 
 def _decoded(likelihood: Likelihood, x: Tensor, codes: Tensor, index: Sequence[int]) -> Float[Tensor, "n ..."]:
     """Decoder outputs at codes; where a likelihood has none, their log joint density with the x of those indices."""
-    if likelihood.has_outputs:
+    if isinstance(likelihood, DecoderLikelihood):
         return _outputs(likelihood, codes)
     return likelihood.log_joint(x[[i % len(x) for i in index]], codes.unsqueeze(0))[0]
 
