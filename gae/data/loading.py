@@ -12,10 +12,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from gae.data.arrays import Arrays
+from gae.data.checks import refuse
 from gae.data.dataset import Dataset, Rows, draw
 from gae.data.preparation import BINARIZATIONS, Preparation
 from gae.data.readers import NAMES, OPENML, read_mnist, read_path
-from gae.data.values import ceiling, labels, measured, need_float32, observations, refuse
+from gae.data.values import ceiling, labels, measured, need_float32, observations
 
 __all__ = ["BINARIZATIONS", "NAMES", "Dataset", "LinearGaussian", "Rows", "linear_gaussian", "load"]
 

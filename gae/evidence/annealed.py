@@ -9,6 +9,7 @@ from jaxtyping import Float, Num
 from torch import Size, Tensor
 from torch.distributions import Distribution
 
+from gae.data.checks import at_least_one
 from gae.evidence.base import Evidence, from_log_weights, need_proper, unit
 from gae.inference.ascent.problem import expand_rows
 from gae.inference.laws import codes_from, need_cover, need_density
@@ -168,8 +169,7 @@ def sandwich(
     (torch.Size([3, 5]), torch.Size([3]))
     """
     need_proper(likelihood)
-    if samples < 1:
-        raise ValueError(f"samples must be at least 1, got {samples}.")
+    at_least_one("samples", samples)
     z = likelihood.prior.sample(Size((samples,)))
     x = likelihood(z).sample().to(z.dtype)
     options = (temperatures, chains, leapfrog, schedule)

@@ -8,6 +8,7 @@ from torch import Size, Tensor, nn
 
 from gae.inference.base import Code, Inference
 from gae.likelihood import Likelihood
+from gae.nets import as_size
 
 STRIDE = -7046029254386353131  # 2⁶⁴ / golden ratio, odd: consecutive multiples are far apart (SplitMix64)
 ROUNDS = ((30, -4658895280553007687), (27, -7723592293110705685), (31, 1))  # shift, then multiply (SplitMix64)
@@ -47,7 +48,7 @@ class AutoDecoder(Inference):
 
     def __init__(self, latent_shape: int | tuple[int, ...] | Size, inner: Inference):
         super().__init__()
-        shape = (latent_shape,) if isinstance(latent_shape, int) else tuple(latent_shape)
+        shape = as_size(latent_shape)
         self.codes = nn.Parameter(torch.zeros(0, *shape))
         self.register_buffer("keys", torch.zeros(0, dtype=torch.long))
         self.inner = inner

@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Int, Num
 from torch import Tensor
 
-from gae.inference.ascent.steps.first_order import positive
+from gae.data.checks import positive
 from gae.inference.base import Code, Inference
 from gae.likelihood import BlendedCharts, Likelihood
 

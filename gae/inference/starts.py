@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float, Int, Num
 from torch import Tensor
 
+from gae.data.checks import at_least_one, positive
 from gae.inference.base import Code, Inference
 from gae.likelihood import TSNE, Likelihood
 
@@ -49,8 +50,7 @@ class DecoderInit(Inference):
 
     def __init__(self, samples: int = 1):
         super().__init__()
-        if samples < 1:
-            raise ValueError(f"samples must be at least 1, got {samples}.")
+        at_least_one("samples", samples)
         self.samples = samples
 
     def infer(self, likelihood: Likelihood, x: Num[Tensor, "B *X"], k: Int[Tensor, "S _"] | None = None) -> Code:
@@ -101,8 +101,7 @@ class PrincipalComponents(Inference):
 
     def __init__(self, spread: float = 1e-4):
         super().__init__()
-        if not spread > 0:
-            raise ValueError(f"spread must be positive, got {spread}.")
+        positive("spread", spread)
         self.spread = spread
 
     def infer(self, likelihood: Likelihood, x: Num[Tensor, "B *X"], k: Int[Tensor, "S _"] | None = None) -> Code:
@@ -143,8 +142,7 @@ class EarlyExaggeration(Inference):
 
     def __init__(self, engine: Inference, factor: float = 12.0):
         super().__init__()
-        if not factor > 0:
-            raise ValueError(f"factor must be positive, got {factor}.")
+        positive("factor", factor)
         self.engine, self.factor = engine, float(factor)
 
     def infer(self, likelihood: Likelihood, x: Num[Tensor, "B *X"], k: Int[Tensor, "S _"] | None = None) -> Code:

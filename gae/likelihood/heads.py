@@ -2,7 +2,6 @@
 
 import math
 from abc import abstractmethod
-from itertools import chain
 from typing import Literal
 
 import pyro.distributions as dist
@@ -12,11 +11,12 @@ from torch import Size, Tensor, nn
 from torch.distributions import Distribution, constraints
 from torch.nn.functional import binary_cross_entropy_with_logits, softplus
 
+from gae.data.checks import positive
 from gae.likelihood import distributions
 from gae.likelihood.base import Likelihood, LogJoint, parameter_or_buffer
 from gae.likelihood.counts import Counts, LogRatePoisson
 from gae.likelihood.priors import StandardNormal
-from gae.nets import Rescaled
+from gae.nets import Rescaled, as_size, first_tensor
 
 Learn = Literal["fixed", "scalar", "pixel"]
 
@@ -34,9 +34,9 @@ class Head(Likelihood):
     """
 
     def __init__(self, decoder: nn.Module, latent_shape: int | tuple[int, ...] | Size, prior: nn.Module | None = None):
-        shape = Size((latent_shape,) if isinstance(latent_shape, int) else latent_shape)
+        shape = as_size(latent_shape)
         output = _output_shape(decoder, shape)
-        prior = StandardNormal(*shape).to(_like(decoder)) if prior is None else prior
+        prior = StandardNormal(*shape).to(first_tensor(decoder)) if prior is None else prior
         super().__init__(shape, self.event_of(output), prior)
         self.decoder = decoder
         self.output_shape = output
@@ -110,12 +110,11 @@ class _ScaledHead(Head):
         relative: bool = False,
     ):
         super().__init__(decoder, latent_shape, prior)
-        if not scale > 0:
-            raise ValueError(f"scale must be positive, got {scale}.")
+        positive("scale", scale)
         if learn not in ("fixed", "scalar", "pixel"):
             raise ValueError(f"learn must be 'fixed', 'scalar' or 'pixel', got {learn!r}.")
         shape = self.event_shape if learn == "pixel" else Size()
-        log_scale = _like(decoder).new_full(shape, math.log(scale))
+        log_scale = first_tensor(decoder).new_full(shape, math.log(scale))
         parameter_or_buffer(self, "log_scale", log_scale, learn != "fixed")
         # in a tuple, since the layer belongs to the decoder alone
         self._rescale = tuple(part for part in decoder.modules() if isinstance(part, Rescaled))[-1:]
@@ -274,7 +273,7 @@ class Categorical(Head):
 
     def point(self, decoded: Distribution) -> Float[Tensor, "..."]:
         """The most probable classes, (*L, *X): labels have no mean."""
-        return decoded.mode.to(_like(self.decoder).dtype)
+        return decoded.mode.to(first_tensor(self.decoder).dtype)
 
     @property
     def support(self) -> constraints.Constraint:  # type: ignore[override]
@@ -285,15 +284,9 @@ class Categorical(Head):
         return f"the classes 0 ... {self.classes - 1}"
 
 
-def _like(decoder: nn.Module) -> Tensor:
-    """A tensor of the decoder's device and floating-point dtype."""
-    tensors = chain(decoder.parameters(), decoder.buffers())
-    return next((tensor for tensor in tensors if tensor.is_floating_point()), torch.empty(()))
-
-
 def _output_shape(decoder: nn.Module, latent_shape: Size) -> Size:
     modes = [(module, module.training) for module in decoder.modules()]
-    codes = _like(decoder).new_zeros(1, *latent_shape)
+    codes = first_tensor(decoder).new_zeros(1, *latent_shape)
     decoder.eval()
     try:
         with torch.no_grad():

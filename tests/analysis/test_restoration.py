@@ -137,7 +137,7 @@ def test_too_little_memory_is_refused_before_any_is_taken(
     monkeypatch.setattr(image_prior, "free_memory", lambda device: free)
     monkeypatch.setattr(torch, "rand", lambda *sizes, **options: pytest.fail("allocated"))
     network = Network(16, 2)
-    for attempt in (restore, pose):
+    for attempt in (restore, build_likelihood):
         with pytest.raises(ValueError, match=told) as caught:
             attempt(torch.zeros(1, 64, 64), "superresolve", factor=4, network=network)
     if crop := re.search(r"crop of about (\d+) × (\d+)", str(caught.value)):
@@ -219,7 +219,7 @@ def test_images_are_read_as_they_are(tmp_path: Path) -> None:
     deep = read_photo(saved(tmp_path / "deep.png", GREY.astype(np.uint16) * 257))
     float_tiff = read_photo(saved(tmp_path / "float.tiff", GREY.astype(np.float32) / 255))
     np.testing.assert_allclose(grey, GREY[None] / 255, rtol=1e-6)
-    np.testing.assert_allclose(colour, COLOUR.transbuild_likelihood(2, 0, 1) / 255, rtol=1e-6)
+    np.testing.assert_allclose(colour, COLOUR.transpose(2, 0, 1) / 255, rtol=1e-6)
     np.testing.assert_allclose(deep, grey, rtol=1e-6)
     np.testing.assert_allclose(float_tiff, grey, rtol=1e-6)
     assert read_photo(saved(tmp_path / "palette.png", COLOUR, "P")).shape == (3, 5, 7)

@@ -8,6 +8,7 @@ from pyro.distributions import Categorical, Independent, MixtureSameFamily, Mult
 from torch import Size, Tensor, nn
 from torch.distributions import Distribution
 
+from gae.data.checks import positive
 from gae.likelihood.base import LogJoint, parameter_or_buffer
 from gae.likelihood.linear.alternation import Alternation
 from gae.likelihood.linear.quadratic import Charts, Quadratic, peak, precision_factor, quadratic
@@ -68,8 +69,7 @@ class LinearMixture(Alternation):
             raise ValueError("event_shape must have at least one dimension, got (). Use (1,) for scalar observations.")
         if components < 1 or not 0 <= latent <= dim:
             raise ValueError(f"Need components >= 1 and 0 <= latent <= {dim}, got K={components}, E={latent}.")
-        if not scale > 0:
-            raise ValueError(f"scale must be positive, got {scale}.")
+        positive("scale", scale)
         prior = Flat(latent) if flat_prior and latent else StandardNormal(latent)
         super().__init__((latent,), event_shape, prior, components)
         self.flat_prior, self.learn_scale, self.learn_weights = flat_prior, learn_scale, learn_weights

@@ -11,6 +11,7 @@ from pyro.distributions import TorchDistribution
 from torch import Size, Tensor
 from torch.distributions import constraints
 
+from gae.data.checks import positive
 from gae.likelihood.base import Likelihood, LogJoint, parameter_or_buffer
 from gae.likelihood.door import dims
 from gae.likelihood.priors import Flat
@@ -171,8 +172,7 @@ class TSNE(Relational):
                 f"perplexity must lie between 1 and N - 1 = {points - 1}, got {perplexity}. It is a number of "
                 "neighbours: lower it, or give more points."
             )
-        if not degrees > 0:
-            raise ValueError(f"degrees must be positive, got {degrees}.")
+        positive("degrees", degrees)
         self.perplexity, self.exaggeration = float(perplexity), 1.0
         parameter_or_buffer(self, "log_degrees", torch.tensor(math.log(degrees)), learn_degrees)
 
@@ -194,8 +194,7 @@ class TSNE(Relational):
 
     def exaggerated(self, factor: float) -> "TSNE":
         """The same model with attractions Σ_ij p_ij log w_ij times a factor: early exaggeration. No log likelihood."""
-        if not factor > 0:
-            raise ValueError(f"factor must be positive, got {factor}.")
+        positive("factor", factor)
         other = copy.copy(self)
         other.exaggeration = self.exaggeration * float(factor)
         return other

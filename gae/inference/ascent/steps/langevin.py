@@ -6,8 +6,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from gae.data.checks import positive
 from gae.inference.ascent.problem import Problem, row_dot
-from gae.inference.ascent.steps.first_order import State, Step, positive
+from gae.inference.ascent.steps.first_order import State, Step
 from gae.inference.ascent.steps.trials import accept, no_trial
 
 

@@ -4,6 +4,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from gae.data.checks import at_least_one
 from gae.inference.ascent.problem import Problem, expand_rows, rounding, row_dot
 from gae.inference.ascent.steps.first_order import State, Step
 from gae.inference.ascent.steps.trials import accept, no_trial
@@ -36,8 +37,7 @@ class LBFGS(Step):
 
     def __init__(self, history: int = 10, curvature: Float[Tensor, "U U"] | None = None):
         super().__init__()
-        if history < 1:
-            raise ValueError(f"history must be at least 1, got {history}.")
+        at_least_one("history", history)
         self.history = history
         self.register_buffer("metric", None if curvature is None else _inverse(curvature), persistent=False)
 

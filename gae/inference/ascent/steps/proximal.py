@@ -4,8 +4,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from gae.data.checks import positive
 from gae.inference.ascent.problem import Problem, choose_rows, expand_rows, rounding, row_dot, row_norm
-from gae.inference.ascent.steps.first_order import State, Step, positive
+from gae.inference.ascent.steps.first_order import State, Step
 
 MARGIN = 1.1  # by which a curvature that was met is exceeded
 WILD = 10.0  # times the last one: the curvature towards a point where the density is not finite
