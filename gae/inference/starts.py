@@ -9,6 +9,7 @@ from torch import Tensor
 from gae.data.checks import at_least_one, positive
 from gae.inference.base import Code, Inference
 from gae.likelihood import TSNE, Likelihood
+from gae.likelihood.geometry import principal_components
 
 
 class Zeros(Inference):
@@ -116,14 +117,11 @@ class PrincipalComponents(Inference):
             raise ValueError(
                 f"{flat.shape[2]} features have no {shape[1]} principal components. Start from `DecoderInit()`."
             )
-        left, size, right = torch.linalg.svd(flat - flat.mean(1, keepdim=True), full_matrices=False)
+        scores, size, _ = principal_components(flat)
         if bool((size[:, 0] == 0).any()):
             raise ValueError("A data set whose points are all the same has no principal components.")
-        largest = right.abs().argmax(2, keepdim=True)
-        sign = right.gather(2, largest).sign().mT  # of the largest loading: the same on every machine
-        scores = (left * sign * size.unsqueeze(1))[..., : shape[1]]
         first = size[:, 0] / flat.shape[1] ** 0.5
-        return _code((self.spread * scores / first[:, None, None]).to(x.dtype).unsqueeze(0), k)
+        return _code((self.spread * scores[..., : shape[1]] / first[:, None, None]).to(x.dtype).unsqueeze(0), k)
 
 
 class EarlyExaggeration(Inference):

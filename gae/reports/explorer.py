@@ -16,6 +16,7 @@ from torch import Tensor
 from gae.analysis.metrics import EvaluationBudget, encode
 from gae.autoencoder import Autoencoder
 from gae.data.files import write_text
+from gae.likelihood.geometry import explained, principal_components
 
 BARS = 24  # pixels of height of an observation that is no image
 
@@ -64,9 +65,8 @@ def plane_of(codes: Float[Tensor, "N Z"]) -> Plane:
     if codes.shape[1] == 2:
         return Plane(codes.new_zeros(2), torch.eye(2).to(codes), codes, 1.0)
     origin = codes.mean(0)
-    _, values, directions = torch.linalg.svd(codes - origin, full_matrices=False)
-    share = values[:2].square().sum() / values.square().sum().clamp_min(1e-30)
-    return Plane(origin, directions[:2], (codes - origin) @ directions[:2].mT, float(share))
+    scores, size, directions = principal_components(codes)
+    return Plane(origin, directions[:2], scores[:, :2], float(explained(size, 2)))
 
 
 @torch.no_grad()

@@ -8,6 +8,7 @@ from torch import Tensor
 from gae.analysis.metrics import encode
 from gae.autoencoder import Autoencoder
 from gae.data import Dataset
+from gae.likelihood.geometry import explained, principal_components
 from gae.studies.engines import Configuration
 
 if TYPE_CHECKING:
@@ -54,12 +55,11 @@ def pictures(
 
 def plane(codes: Tensor) -> tuple[Tensor, Tensor]:
     """The first two principal components (the second is 0 for codes of width 1), and their share of the variance."""
-    centred = codes - codes.mean(0)
-    _, values, directions = torch.linalg.svd(centred, full_matrices=False)
-    plane = centred @ directions[:2].mT
-    if plane.shape[1] < 2:
-        plane = torch.nn.functional.pad(plane, (0, 2 - plane.shape[1]))
-    return plane, values[:2].square().sum() / values.square().sum().clamp_min(1e-30)
+    if codes.shape[1] == 0:
+        return codes.new_zeros(len(codes), 2), codes.new_zeros(())
+    scores, size, _ = principal_components(codes)
+    points = torch.nn.functional.pad(scores[:, :2], (0, max(0, 2 - scores.shape[1])))
+    return points, explained(size, 2)
 
 
 def _traversals(model: Autoencoder, x: Tensor, codes: Tensor) -> Tensor:
