@@ -2,7 +2,6 @@
 
 import base64
 import io
-import platform
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 import torch
 
+from gae.data.environment import versions
 from gae.data.files import write_text
 from gae.ledger.notes import Claim, Finding, Note
 
@@ -29,7 +29,7 @@ def write(notes: Sequence[Note], findings: Sequence[Finding], seed: int, path: P
             seed=seed,
             seconds=sum(finding.seconds for finding in findings),
             contradictions=[finding.claim.id for finding in findings if not finding.agrees],
-            versions={"torch": torch.__version__, "Python": platform.python_version()},
+            versions=versions(["torch"]),
             markdown=_renderer(),
             number=number,
             picture=_picture,
