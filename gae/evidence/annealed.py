@@ -170,8 +170,7 @@ def sandwich(
     """
     need_proper(likelihood)
     at_least_one("samples", samples)
-    z = likelihood.prior.sample(Size((samples,)))
-    x = likelihood(z).sample().to(z.dtype)
+    x, z = likelihood.sample_joint(samples)
     options = (temperatures, chains, leapfrog, schedule)
     return BDMC(x, z, ais(likelihood, x, *options), reverse_ais(likelihood, x, z, *options))
 

@@ -117,6 +117,15 @@ class Likelihood(nn.Module, ABC):
         """n random codes to start from: draws from the prior, by torch's global generator."""
         return self.prior.sample(Size((n,)))
 
+    def sample_joint(self, n: int, mean: bool = False) -> tuple[Float[Tensor, "n *X"], Float[Tensor, "n *Z"]]:
+        """n draws x ~ q_r(x|z), z ~ q_w(z): observations (with ``mean`` the decoder's ``point`` at z), and their codes.
+
+        Raises NotImplementedError under a flat prior.
+        """
+        z = self.prior.sample(Size((n,)))
+        decoded = self(z)
+        return (self.point(decoded) if mean else decoded.sample().to(z.dtype)), z
+
     def check(self, x: Tensor) -> None:
         """Raises ValueError or TypeError unless x is a finite, non-empty batch (B, *X) inside the support."""
         self.check_shape(x)

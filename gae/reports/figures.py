@@ -216,8 +216,8 @@ def samples(results: dict[str, Any], pictures: Pictures) -> Figure:
         half = len(images) // 2
         rows |= {name: images[:half], name + " ": images[half : 2 * half]}
     caption = (
-        "Decoder means (without observation noise) at codes drawn from the prior N(0, I), the same draws for every "
-        "decoder. A decoder trained at point codes was never asked to fill the prior, and may show it here. Grey "
+        "Decoder means (without observation noise) at codes drawn from the prior, by the same random numbers for "
+        "every decoder. A decoder trained at point codes was never asked to fill the prior, and may show it here. Grey "
         f"values in data units, clipped to {_range(results)}."
     )
     return Figure("samples", "Samples from the prior", caption, grid(rows, results["data"]["value_range"]))

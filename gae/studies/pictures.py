@@ -23,7 +23,7 @@ def pictures(
     """Arrays named ``kind/model``.
 
     ``originals`` (12, *X), ``reconstruction/…`` (12, *X) and ``interpolation/…`` (12 steps, 2 pairs, *X) are of the
-    first test samples; ``sample/…`` (24, *X) are decoder means at draws from the prior, the same for all;
+    first test samples; ``sample/…`` (24, *X) are decoder means at draws from the prior, of one seed;
     ``codes/…`` (M, 2) are the first two principal components of the first 1000 test codes, ``explained/…`` their
     share of the variance, and ``labels`` (M,) their labels, if there are any. ``traversal/…`` (3, 12 steps, *X) moves
     the code of the first test sample along the axes of the largest variance, over two standard deviations of it to
@@ -35,15 +35,15 @@ def pictures(
     found = {"originals": x[:IMAGES]}
     along = torch.linspace(0, 1, STEPS)[:, None, None]
     with torch.random.fork_rng(devices=[]), torch.no_grad():
-        torch.manual_seed(configuration.seed)
-        drawn = torch.randn(DRAWS, configuration.latent)
+        for name, model in models.items():
+            torch.manual_seed(configuration.seed)  # the same random numbers for every decoder
+            found[f"sample/{name}"] = model.sample(DRAWS, mean=True)
         for name, model in {**models, **baselines}.items():
             points = encode(model, x, configuration.effort)
             found[f"reconstruction/{name}"] = points.mean[:IMAGES]
             if name in models:
                 line = torch.lerp(points.z[:pairs], points.z[pairs : 2 * pairs], along)
                 found[f"interpolation/{name}"] = model.likelihood.point(model.decode(line))
-                found[f"sample/{name}"] = model.likelihood.point(model.decode(drawn))
                 found[f"codes/{name}"], found[f"explained/{name}"] = plane(points.z)
                 found[f"traversal/{name}"] = _traversals(model, x[:1], points.z)
                 if labels is not None and len(labels.unique()) > 1:
