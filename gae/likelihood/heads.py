@@ -15,6 +15,7 @@ from gae.data.checks import positive
 from gae.likelihood import distributions
 from gae.likelihood.base import Likelihood, LogJoint, parameter_or_buffer
 from gae.likelihood.counts import Counts, LogRatePoisson
+from gae.likelihood.door import need_no_component
 from gae.likelihood.priors import StandardNormal
 from gae.nets import Rescaled, as_size, first_tensor
 
@@ -55,8 +56,7 @@ class Head(Likelihood):
     has_outputs = True
 
     def outputs(self, z: Float[Tensor, "..."], k: Int[Tensor, "..."] | None = None) -> Float[Tensor, "..."]:
-        if k is not None:
-            raise ValueError(f"{type(self).__name__} has no discrete code, got k. Use a mixture such as LinearMixture.")
+        need_no_component(self, k)
         lead = z.shape[: z.dim() - len(self.latent_shape)]
         output = self.decoder(z.reshape(-1, *self.latent_shape))
         return output.reshape(*lead, *output.shape[1:])

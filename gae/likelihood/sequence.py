@@ -11,6 +11,7 @@ from torch.distributions import constraints
 
 from gae.data.checks import refuse
 from gae.likelihood.base import Likelihood
+from gae.likelihood.door import need_no_component
 from gae.likelihood.priors import StandardNormal
 from gae.nets import as_size, first_tensor
 
@@ -124,8 +125,7 @@ class CategoricalSequence(Likelihood):
             )
 
     def forward(self, z: Float[Tensor, "..."], k: Int[Tensor, "..."] | None = None) -> SequenceDistribution:
-        if k is not None:
-            raise ValueError("CategoricalSequence has no discrete code, got k. Use a mixture such as LinearMixture.")
+        need_no_component(self, k)
 
         def logits(tokens: Tensor) -> Tensor:
             lead, latent = tokens.shape[:-1], self.latent_shape

@@ -13,7 +13,7 @@ from torch.distributions import constraints
 
 from gae.data.checks import positive
 from gae.likelihood.base import Likelihood, LogJoint, parameter_or_buffer
-from gae.likelihood.door import dims
+from gae.likelihood.door import dims, need_no_component
 from gae.likelihood.priors import Flat
 from gae.likelihood.relational.neighbours import affinities
 from gae.likelihood.relational.student_t import pair_log_likelihood
@@ -85,8 +85,7 @@ class Relational(Likelihood):
         """The log likelihood of relations (*L', N, N) at codes (*L, N, E), in nats; L' broadcasts to L."""
 
     def forward(self, z: Float[Tensor, "*L N E"], k: Int[Tensor, "..."] | None = None) -> RelationalLaw:
-        if k is not None:
-            raise ValueError(f"{type(self).__name__} has no discrete code, got k.")
+        need_no_component(self, k)
         return RelationalLaw(self, z)
 
     def log_joint(
@@ -98,8 +97,7 @@ class Relational(Likelihood):
         relation = self.relation(x)
 
         def log_joint(z: Tensor, k: Tensor | None = None) -> Tensor:
-            if k is not None:
-                raise ValueError(f"{type(self).__name__} has no discrete code, got k.")
+            need_no_component(self, k)
             return self.score(relation, z)
 
         return log_joint
