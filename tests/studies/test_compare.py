@@ -235,7 +235,7 @@ def test_finished_phases_are_reread(
     def never(*args: Any) -> None:
         raise AssertionError("computed again")
 
-    for name in ("cell", "pictures"):
+    for name in ("evaluate", "pictures"):
         monkeypatch.setattr(compare, name, never)
     assert timeless(compare.compare(small, out, resume=True, **TINY)) == timeless(results)
 
