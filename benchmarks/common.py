@@ -152,12 +152,17 @@ def first_line(doc: str | None) -> str:
     return " ".join(doc.split("\n\n")[0].split())
 
 
+def mnist_folder() -> Path | None:
+    """The folder with MNIST's idx files, in ``GAE_DATA`` or in a folder ``shared/data`` beside the checkout."""
+    root = Path(os.environ.get("GAE_DATA") or ROOT.parent / "shared" / "data").expanduser()
+    return next((folder for folder in (root / "mnist", root) if any(folder.glob("train-images-idx3-ubyte*"))), None)
+
+
 def mnist(binarised: bool = False) -> tuple[str, Float[Tensor, "60000 1 28 28"]]:
     """The name of the data and the training images: MNIST where its files are, else random images of its shape."""
     from gae import data
 
-    root = Path(os.environ.get("GAE_DATA") or ROOT.parent / "shared" / "data").expanduser()
-    folder = next((f for f in (root / "mnist", root) if any(f.glob("train-images-idx3-ubyte*"))), None)
+    folder = mnist_folder()
     if folder is not None:
         name, images = "MNIST", data.load("mnist", folder=folder).train
     else:

@@ -2,16 +2,15 @@
 
 import json
 import os
-import platform
 import subprocess
 import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from benchmarks.common import ROOT, goal_of
+from gae.data.environment import processor, versions
 
 FOLDER = Path(__file__).resolve().parent
 LIBRARIES = ("torch", "pyro-ppl", "numpy", "scikit-learn", "lightning-fabric")
@@ -38,19 +37,7 @@ def run(module: str) -> Result | None:
 def machine() -> dict[str, Any]:
     """What the ratios were taken on."""
     pages = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return {"cpu": _cpu(), "cores": len(os.sched_getaffinity(0)), "memory_gib": round(pages / 2**30, 1)}
-
-
-def _cpu() -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(names, platform.processor() or platform.machine())
-
-
-def versions() -> dict[str, str]:
-    """Python and the libraries that are compared."""
-    return {"python": platform.python_version(), **{name: version(name) for name in LIBRARIES}}
+    return {"cpu": processor(), "cores": len(os.sched_getaffinity(0)), "memory_gib": round(pages / 2**30, 1)}
 
 
 def page(found: dict[str, Any], failed: list[str]) -> Iterator[str]:
@@ -100,7 +87,7 @@ def main() -> None:
         "command": COMMAND,
         "date": datetime.now(UTC).date().isoformat(),
         "machine": machine(),
-        "versions": versions(),
+        "versions": versions(LIBRARIES),
         "results": [result for result in results.values() if result is not None],
     }
     text = json.dumps(found, indent=1, ensure_ascii=False)

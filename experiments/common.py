@@ -2,7 +2,6 @@
 
 import json
 import os
-import platform
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -10,8 +9,8 @@ from typing import Any
 
 import torch
 
-import gae
 from gae.data import Dataset, load
+from gae.data.environment import processor, versions
 
 ROOT = Path(__file__).resolve().parent
 RESULTS = ROOT / "results"
@@ -31,18 +30,14 @@ def write(claim: str, configuration: Any, results: dict[str, Any], figure: Any) 
         "claim": claim,
         "command": f"python -m experiments.{claim} {' '.join(sys.argv[1:])}".strip(),
         "configuration": asdict(configuration),
-        "machine": {"processor": processor(), "threads": torch.get_num_threads()},
-        "versions": {"python": platform.python_version(), "torch": torch.__version__, "gae": gae.__version__},
+        "machine": {"processor": device(), "threads": torch.get_num_threads()},
+        "versions": versions(["torch", "gae"]),
         "results": results,
     }
     (RESULTS / f"{claim}.json").write_text(json.dumps(record, indent=1, allow_nan=False) + "\n")
     figure.savefig(RESULTS / f"{claim}.png", dpi=120, bbox_inches="tight")
 
 
-def processor() -> str:
-    """The processor's model name."""
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
-    info = Path("/proc/cpuinfo")
-    names = [line.split(":")[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
-    return names[0] if names else platform.processor()
+def device() -> str:
+    """The model name of the accelerator, or else of the processor."""
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else processor()

@@ -25,7 +25,7 @@ from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from experiments.common import ROOT, mnist, write
-from gae.analysis.metrics import EvaluationBudget, encode
+from gae.analysis.metrics import EvaluationBudget, encode, proportion
 from gae.data import Dataset, load
 from gae.inference import LBFGS, Ascent, Detach, Zeros
 from gae.systems import build
@@ -54,8 +54,7 @@ def accuracy(codes: Tensor, labels: Tensor, queries: Tensor, wanted: Tensor) -> 
     from sklearn.neighbors import KNeighborsClassifier
 
     classifier = KNeighborsClassifier(5).fit(codes.flatten(1).numpy(), labels.numpy())
-    rate = float(classifier.score(queries.flatten(1).numpy(), wanted.numpy()))
-    return {"mean": rate, "se": math.sqrt(rate * (1 - rate) / len(queries))}
+    return proportion(float(classifier.score(queries.flatten(1).numpy(), wanted.numpy())), len(queries))
 
 
 def isomap(data: Dataset, size: int, configuration: Configuration) -> dict[str, Any]:

@@ -107,10 +107,12 @@ class Autoencoder(nn.Module):
         return self.likelihood.point(self.decode(encoding.point, encoding.component))
 
     @torch.no_grad()
-    def sample(self, n: int) -> Float[Tensor, "n *X"]:
-        """n draws x ~ q_r(x|z), z ~ q_w(z). Raises NotImplementedError under a flat prior."""
-        z = self.likelihood.prior.sample(torch.Size((n,)))
-        return self.decode(z).sample().to(z.dtype)
+    def sample(self, n: int, mean: bool = False) -> Float[Tensor, "n *X"]:
+        """n draws x ~ q_r(x|z), z ~ q_w(z), or with ``mean`` the decoder's means at draws of z.
+
+        Raises NotImplementedError under a flat prior.
+        """
+        return self.likelihood.sample_joint(n, mean)[0]
 
     def log_evidence(self, x: Num[Tensor, "B *X"], samples: int = 500) -> Evidence:
         """log p(x) in nats: exact where the likelihood knows it, else by importance sampling.

@@ -8,6 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.distributions import kl_divergence
 
+from gae.data.checks import positive
 from gae.inference import Encoding
 
 Objective = Callable[[Encoding], Tensor]
@@ -114,8 +115,7 @@ def soft_minimum(beta: float) -> Aggregate:
     >>> round(float(soft_minimum(1e4)(torch.tensor([1.0, 2.0]))), 3)
     1.0
     """
-    if not beta > 0:
-        raise ValueError(f"beta must be positive, got {beta}.")
+    positive("beta", beta)
 
     def aggregate(values: Float[Tensor, " B"]) -> Float[Tensor, ""]:
         least = values.detach().amin()

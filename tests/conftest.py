@@ -21,7 +21,6 @@ import torch
 
 jaxtyping.install_import_hook("gae", "beartype.beartype")
 
-ROOT = Path(__file__).resolve().parent.parent
 OFFSET = int(os.environ.get("GAE_SEED_OFFSET", 0))  # added to every seed: see tests/seeds.py
 FULL = os.environ.get("GAE_FULL") == "1"  # every engine with every likelihood that suits it, and more examples
 
@@ -96,11 +95,12 @@ def digits() -> Any:
 @pytest.fixture(scope="session")
 def mnist_folder() -> Path:
     """The folder with MNIST's four idx files."""
-    root = Path(os.environ.get("GAE_DATA") or ROOT.parent / "shared" / "data").expanduser()
-    for folder in (root / "mnist", root):
-        if any(folder.glob("train-images-idx3-ubyte*")):
-            return folder
-    pytest.skip(f"no MNIST idx files in {root}: set GAE_DATA to a folder that has them")
+    from benchmarks import common
+
+    folder = common.mnist_folder()
+    if folder is None:
+        pytest.skip("no MNIST idx files: set GAE_DATA to a folder that has them")
+    return folder
 
 
 @contextmanager

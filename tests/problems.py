@@ -1,11 +1,13 @@
-"""Models whose answers are known, for the tests of solvers and of the gradients through them."""
+"""Models whose answers are known, for the tests of solvers and of the gradients through them, and small data."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
 from gae import nets
+from gae.data import Dataset
 from gae.likelihood import Flat, Gaussian, Likelihood, LinearMixture
 
 PROBED = 3 + 2 + 1  # codes that an ascent decodes before it starts, to see whether the decoder is a fixed function
@@ -74,3 +76,15 @@ def difference(loss: Callable[[], Tensor], values: Sequence[Tensor], moves: Sequ
         for value, start in zip(values, kept, strict=True):
             value.copy_(start)
     return (found[0] - found[1]) / (2 * step)
+
+
+def part_of(data: Dataset, train: int, test: int) -> Dataset:
+    """The first observations of both splits, with their labels."""
+    assert data.train_labels is not None and data.test_labels is not None
+    return replace(
+        data,
+        train=data.train[:train],
+        test=data.test[:test],
+        train_labels=data.train_labels[:train],
+        test_labels=data.test_labels[:test],
+    )

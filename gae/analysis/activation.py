@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from gae.autoencoder import Autoencoder
 from gae.inference import Amortized, Ascent, Constant, Detach, Inference
 from gae.likelihood import Activation, CategoricalSequence, DecoderLikelihood
+from gae.likelihood.weights import channel_mean
+from gae.nets import first_tensor
 from gae.systems import SYSTEMS, NormalEncoder
 from gae.systems.latents import THRESHOLD, boxed_adam
 
@@ -63,7 +65,7 @@ class Units(nn.Module):
 
     def forward(self, x: Num[Tensor, "N *X"]) -> Float[Tensor, "N U"]:
         output = self._seen(x, [self.layer])[self.layer]
-        return output.flatten(2).mean(2) if output.dim() > 2 else output
+        return channel_mean(output)
 
     def check(self, unit: int) -> None:
         """Raises ValueError for a unit that the layer has not."""
@@ -82,7 +84,7 @@ class Units(nn.Module):
     def _layers(self) -> dict[str, int]:
         """Layers that an observation passes, in their order, and how many units each has."""
         likelihood = self.model.likelihood
-        like = next(likelihood.parameters(), torch.empty(()))
+        like = first_tensor(likelihood)
         with torch.no_grad():
             seen = self._seen(
                 like.new_zeros(1, *likelihood.event_shape), [name for name, _ in self.model.named_modules()]
@@ -147,7 +149,7 @@ def maximise(
     shape = units.model.likelihood.event_shape
     draws = torch.rand(starts, *shape, generator=torch.Generator().manual_seed(seed))
     draws[0] = 0.5
-    begin = (low + (high - low) * draws).to(next(units.parameters()))
+    begin = (low + (high - low) * draws).to(first_tensor(units))
     likelihood = Activation(units, shape, kind="logit", threshold=THRESHOLD)
     with torch.no_grad():
         ascent = Ascent(Constant(begin), boxed_adam(low, high, steps), steps, adjoint=Detach())

@@ -7,6 +7,7 @@ from jaxtyping import Float, Num
 from torch import Tensor
 
 from gae.autoencoder import Autoencoder
+from gae.data.checks import at_least_one, positive
 from gae.likelihood.door import door
 
 
@@ -34,7 +35,7 @@ def denoising_walk(
     corrupt = corruption or autoencoder.corruption
     if corrupt is None:
         raise ValueError("A denoising walk needs a corruption: give one, or an autoencoder that was trained with one.")
-    _need_steps(steps)
+    at_least_one("steps", steps)
     chain = []
     with door(autoencoder.likelihood, x):
         for _ in range(steps):
@@ -58,9 +59,8 @@ def contractive_walk(
     >>> contractive_walk(cae((6,), latent=3), torch.zeros(2, 6), steps=4, scale=0.1).shape
     torch.Size([4, 2, 6])
     """
-    _need_steps(steps)
-    if not scale > 0:
-        raise ValueError(f"scale must be positive, got {scale}.")
+    at_least_one("steps", steps)
+    positive("scale", scale)
     chain = []
     with door(autoencoder.likelihood, x):
         for _ in range(steps):
@@ -84,8 +84,3 @@ def _linearised(autoencoder: Autoencoder, x: Tensor) -> tuple[Float[Tensor, "B Z
             raise ValueError("A contractive walk needs codes that depend on x. Use an encoder, or `Unroll`.")
         rows = [torch.autograd.grad(column.sum(), leaf, retain_graph=True)[0].flatten(1) for column in z.unbind(1)]
     return z.detach(), torch.stack(rows, 1)
-
-
-def _need_steps(steps: int) -> None:
-    if steps < 1:
-        raise ValueError(f"steps must be at least 1, got {steps}.")

@@ -35,9 +35,7 @@ def sample(
     check_file(output, *kinds)
     torch.manual_seed(seed)
     with torch.no_grad():
-        z = model.likelihood.prior.sample(torch.Size((n,)))
-        decoded = model.decode(z)
-        drawn = model.likelihood.point(decoded) if mean else decoded.sample()
+        drawn, z = model.likelihood.sample_joint(n, mean)
     if output.suffix == ".npz":
         save_arrays(output, {"x": drawn.numpy(), "z": z.numpy()})
     elif vocabulary is not None:

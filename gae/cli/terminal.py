@@ -108,12 +108,8 @@ def print_results(results: dict[str, Any], as_json: bool) -> None:
 
 def plain(value: Any) -> str:
     match value:
-        case {"mean": None, "reason": reason}:
-            return f"– ({reason})"
-        case {"mean": mean, "se": None}:  # of one sample
-            return f"{mean:.5g}"
-        case {"mean": mean, "se": se}:
-            return f"{mean:.5g} ± {se:.2g}"
+        case {"mean": _, "se": _}:
+            return _entry(value)
         case dict():
             return ", ".join(f"{name}={plain(item)}" for name, item in value.items()) or "defaults"
         case list() | tuple():
@@ -121,6 +117,16 @@ def plain(value: Any) -> str:
         case float():
             return f"{value:.5g}"
     return str(value)
+
+
+def _entry(entry: dict[str, Any]) -> str:
+    """A mean and its standard error, or the reason why there is none."""
+    match entry:
+        case {"mean": None}:
+            return f"– ({entry['reason']})"
+        case {"mean": mean, "se": None}:  # of one sample
+            return f"{mean:.5g}"
+    return f"{entry['mean']:.5g} ± {entry['se']:.2g}"
 
 
 def echo_json(value: Any) -> None:

@@ -84,9 +84,14 @@ def write_photo(image: np.ndarray, path: Path) -> None:
     from PIL import Image
 
     pixels = (np.clip(image, 0, 1) * 255).round().astype(np.uint8)
-    picture = Image.fromarray(pixels[0] if len(pixels) == 1 else np.ascontiguousarray(pixels.transpose(1, 2, 0)))
+    picture = Image.fromarray(np.ascontiguousarray(channels_last(pixels)))
     with whole(path) as temporary:
         picture.save(temporary)
+
+
+def channels_last(image: np.ndarray) -> np.ndarray:
+    """An image (C, H, W) as (H, W, C), the layout of Pillow and matplotlib; a grey one as (H, W)."""
+    return image[0] if len(image) == 1 else np.moveaxis(image, 0, -1)
 
 
 @contextmanager

@@ -12,10 +12,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from gae.data.arrays import Arrays
+from gae.data.checks import refuse
 from gae.data.dataset import Dataset, Rows, draw
 from gae.data.preparation import BINARIZATIONS, Preparation
 from gae.data.readers import NAMES, OPENML, read_mnist, read_path
-from gae.data.values import ceiling, labels, measured, need_float32, observations, refuse
+from gae.data.values import ceiling, labels, measured, need_float32, observations
 
 __all__ = ["BINARIZATIONS", "NAMES", "Dataset", "LinearGaussian", "Rows", "linear_gaussian", "load"]
 
@@ -158,6 +159,15 @@ def _source(
 ) -> Arrays:
     if name in OPENML:
         return read_mnist(name, folder)
+    if name in NAMES:
+        return _bundled(name, seed)
+    if like is None:
+        return read_path(name, words, channels)
+    return read_path(name, words, channels, like.vocabulary, like.event_shape)
+
+
+def _bundled(name: str, seed: int) -> Arrays:
+    """A data set that needs no file of its own."""
     match name:
         case "digits":
             from sklearn.datasets import load_digits
@@ -173,11 +183,7 @@ def _source(
             from sklearn.datasets import make_circles
 
             return Arrays(*make_circles(2000, noise=0.05, factor=0.5, random_state=seed))
-        case "linear-gaussian":
-            return Arrays(_linear_gaussian(2000, 2, 10, 0.5, seed)[0])
-    if like is None:
-        return read_path(name, words, channels)
-    return read_path(name, words, channels, like.vocabulary, like.event_shape)
+    return Arrays(_linear_gaussian(2000, 2, 10, 0.5, seed)[0])
 
 
 def _binarized(dataset: Dataset, how: str, seed: int) -> Dataset:

@@ -4,6 +4,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gae.data.checks import refuse
+
 CEILINGS = {"bool": 1, "uint8": 255, "uint16": 65535}  # the stored value that means 1, where the type says so
 EXACT = 2**24  # float32 holds all integers up to here
 TOLERATED = 1e-3  # rounding error, in deviations of a feature
@@ -121,13 +123,6 @@ def _spoiled(columns: np.ndarray) -> tuple[int, str] | None:
             if after < before:
                 return column, f"its {before} different integers would become {after}"
     return None
-
-
-def refuse(x: Tensor, bad: Tensor, what: str, remedy: str) -> None:
-    """Raises ValueError at the first bad value, with its index and the number of bad ones."""
-    if bad.any():
-        index = tuple(int(i) for i in bad.nonzero()[0])
-        raise ValueError(f"{what}, got {x[index].item():g} at index {index} ({int(bad.sum())} such values). {remedy}")
 
 
 def measured(*parts: Tensor) -> tuple[float, float]:

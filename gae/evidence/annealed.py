@@ -9,6 +9,7 @@ from jaxtyping import Float, Num
 from torch import Size, Tensor
 from torch.distributions import Distribution
 
+from gae.data.checks import at_least_one
 from gae.evidence.base import Evidence, from_log_weights, need_proper, unit
 from gae.inference.ascent.problem import expand_rows
 from gae.inference.laws import codes_from, log_density, need_cover, need_density
@@ -168,10 +169,8 @@ def sandwich(
     (torch.Size([3, 5]), torch.Size([3]))
     """
     need_proper(likelihood)
-    if samples < 1:
-        raise ValueError(f"samples must be at least 1, got {samples}.")
-    z = likelihood.prior.sample(Size((samples,)))
-    x = likelihood(z).sample().to(z.dtype)
+    at_least_one("samples", samples)
+    x, z = likelihood.sample_joint(samples)
     options = (temperatures, chains, leapfrog, schedule)
     return BDMC(x, z, ais(likelihood, x, *options), reverse_ais(likelihood, x, z, *options))
 

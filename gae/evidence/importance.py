@@ -7,6 +7,7 @@ from jaxtyping import Num
 from torch import Tensor
 from torch.distributions import Distribution
 
+from gae.data.checks import at_least_one
 from gae.evidence.base import Evidence, from_log_weights, need_proper
 from gae.inference import Inference
 from gae.inference.laws import codes_from, log_density, need_cover, need_density
@@ -46,8 +47,7 @@ def importance(
     """
     if samples < 2:
         raise ValueError(f"samples must be at least 2, for a standard error, got {samples}.")
-    if chunk < 1:
-        raise ValueError(f"chunk must be at least 1, got {chunk}.")
+    at_least_one("chunk", chunk)
     need_proper(likelihood)
     if isinstance(proposal, Inference):
         proposal = _density(proposal, likelihood, x)

@@ -12,6 +12,7 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor, nn
 from torch.distributions import Distribution, biject_to, constraints
 
+from gae.data.checks import at_least_one
 from gae.inference.base import Code, Inference
 from gae.inference.laws import codes_from, is_point, log_density, need_density
 from gae.likelihood import Likelihood
@@ -51,8 +52,7 @@ class Amortized(Inference):
 
     def __init__(self, guide: Callable[[Tensor], Any], samples: int = 1):
         super().__init__()
-        if samples < 1:
-            raise ValueError(f"samples must be at least 1, got {samples}.")
+        at_least_one("samples", samples)
         self.guide = guide
         self.samples = samples
         self.declared = nn.ParameterDict()

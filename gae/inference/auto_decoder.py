@@ -10,6 +10,7 @@ from torch import Size, Tensor, nn
 
 from gae.inference.base import Code, Inference
 from gae.likelihood import Likelihood
+from gae.nets import as_size
 
 
 class AutoDecoder(Inference):
@@ -45,7 +46,7 @@ class AutoDecoder(Inference):
 
     def __init__(self, latent_shape: int | tuple[int, ...] | Size, inner: Inference):
         super().__init__()
-        shape = (latent_shape,) if isinstance(latent_shape, int) else tuple(latent_shape)
+        shape = as_size(latent_shape)
         self.codes = nn.Parameter(torch.zeros(0, *shape))
         self.inner = inner
 

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float, Int, Num
 from torch import Tensor, nn
 
+from gae.data.checks import at_least_one
 from gae.inference.base import Code, Inference, Solve
 from gae.inference.exact import Argmax
 from gae.likelihood import Likelihood, LinearMixture
@@ -41,8 +42,7 @@ class Nearest(Inference):
         super().__init__()
         if index not in ("exact", "faiss"):
             raise ValueError(f"Unknown index {index!r}. Valid indices: exact, faiss.")
-        if entries < 1:
-            raise ValueError(f"entries must be at least 1, got {entries}.")
+        at_least_one("entries", entries)
         self.index, self.entries = index, entries
         self._built = _PerState()
 

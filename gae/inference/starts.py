@@ -6,9 +6,10 @@ import torch
 from jaxtyping import Float, Int, Num
 from torch import Tensor
 
-from gae.inference.ascent.steps.first_order import positive
+from gae.data.checks import at_least_one, positive
 from gae.inference.base import Code, Inference
 from gae.likelihood import TSNE, BlendedCharts, Likelihood
+from gae.likelihood.geometry import principal_components
 
 GATES = ("residual", "centre")
 
@@ -52,8 +53,7 @@ class DecoderInit(Inference):
 
     def __init__(self, samples: int = 1):
         super().__init__()
-        if samples < 1:
-            raise ValueError(f"samples must be at least 1, got {samples}.")
+        at_least_one("samples", samples)
         self.samples = samples
 
     def infer(self, likelihood: Likelihood, x: Num[Tensor, "B *X"], k: Int[Tensor, "S _"] | None = None) -> Code:
@@ -104,8 +104,7 @@ class PrincipalComponents(Inference):
 
     def __init__(self, spread: float = 1e-4):
         super().__init__()
-        if not spread > 0:
-            raise ValueError(f"spread must be positive, got {spread}.")
+        positive("spread", spread)
         self.spread = spread
 
     def infer(self, likelihood: Likelihood, x: Num[Tensor, "B *X"], k: Int[Tensor, "S _"] | None = None) -> Code:
@@ -120,14 +119,11 @@ class PrincipalComponents(Inference):
             raise ValueError(
                 f"{flat.shape[2]} features have no {shape[1]} principal components. Start from `DecoderInit()`."
             )
-        left, size, right = torch.linalg.svd(flat - flat.mean(1, keepdim=True), full_matrices=False)
+        scores, size, _ = principal_components(flat)
         if bool((size[:, 0] == 0).any()):
             raise ValueError("A data set whose points are all the same has no principal components.")
-        largest = right.abs().argmax(2, keepdim=True)
-        sign = right.gather(2, largest).sign().mT  # of the largest loading: the same on every machine
-        scores = (left * sign * size.unsqueeze(1))[..., : shape[1]]
         first = size[:, 0] / flat.shape[1] ** 0.5
-        return _code((self.spread * scores / first[:, None, None]).to(x.dtype).unsqueeze(0), k)
+        return _code((self.spread * scores[..., : shape[1]] / first[:, None, None]).to(x.dtype).unsqueeze(0), k)
 
 
 class EarlyExaggeration(Inference):
@@ -146,8 +142,7 @@ class EarlyExaggeration(Inference):
 
     def __init__(self, engine: Inference, factor: float = 12.0):
         super().__init__()
-        if not factor > 0:
-            raise ValueError(f"factor must be positive, got {factor}.")
+        positive("factor", factor)
         self.engine, self.factor = engine, float(factor)
 
     def infer(self, likelihood: Likelihood, x: Num[Tensor, "B *X"], k: Int[Tensor, "S _"] | None = None) -> Code:

@@ -3,7 +3,6 @@
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from itertools import chain
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -12,8 +11,10 @@ from pyro.distributions import Independent
 from torch import Size, Tensor, nn
 from torch.distributions import Distribution, constraints
 
+from gae.data.checks import refuse
 from gae.likelihood.door import checked, checked_codes, dims, guard, hidden
 from gae.likelihood.priors import StandardNormal
+from gae.nets import first_tensor
 
 LogJoint = Callable[..., Tensor]
 
@@ -90,6 +91,15 @@ class Likelihood(nn.Module, ABC):
         """n random codes to start from: draws from the prior, by torch's global generator."""
         return self.prior.sample(Size((n,)))
 
+    def sample_joint(self, n: int, mean: bool = False) -> tuple[Float[Tensor, "n *X"], Float[Tensor, "n *Z"]]:
+        """n draws x ~ q_r(x|z), z ~ q_w(z): observations (with ``mean`` the decoder's ``point`` at z), and their codes.
+
+        Raises NotImplementedError under a flat prior.
+        """
+        z = self.prior.sample(Size((n,)))
+        decoded = self(z)
+        return (self.point(decoded) if mean else decoded.sample().to(z.dtype)), z
+
     def check(self, x: Tensor) -> None:
         """Raises ValueError or TypeError unless x is a finite, non-empty batch (B, *X) inside the support."""
         self.check_shape(x)
@@ -135,7 +145,7 @@ class Likelihood(nn.Module, ABC):
 
     def _like(self, x: Tensor) -> Tensor:
         """A floating-point tensor of the model; x where it has none."""
-        return next((tensor for tensor in chain(self.parameters(), self.buffers()) if tensor.is_floating_point()), x)
+        return first_tensor(self, x)
 
     def check_support(self, x: Num[Tensor, "B *X"]) -> None:
         """Raises ValueError where x lies outside the support of q_r(x|z), naming the first bad index."""
@@ -226,13 +236,6 @@ def parameter_or_buffer(module: nn.Module, name: str, value: Tensor, learn: bool
         setattr(module, name, nn.Parameter(value))
     else:
         module.register_buffer(name, value)
-
-
-def refuse(x: Tensor, bad: Tensor, what: str, remedy: str) -> None:
-    """Raises ValueError if any element is bad, naming the first index."""
-    if bad.any():
-        index = tuple(int(i) for i in bad.nonzero()[0])
-        raise ValueError(f"{what}, got {x[index].item():g} at index {index} ({int(bad.sum())} such values). {remedy}")
 
 
 @runtime_checkable

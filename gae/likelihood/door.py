@@ -140,6 +140,13 @@ def check_components(likelihood: Any, k: Tensor, batch: int, values: bool) -> No
             raise ValueError(f"k must lie in 0 ... {likelihood.components - 1}, got {low} ... {high}.")
 
 
+def need_no_component(likelihood: Any, k: Tensor | None) -> None:
+    """Raises ValueError for a discrete code k, which this likelihood does not have."""
+    if k is not None:
+        name = type(likelihood).__name__
+        raise ValueError(f"{name} has no discrete code, got k. Use a mixture such as LinearMixture.")
+
+
 def hidden(x: Tensor) -> bool:
     """Whether the values of x cannot be read, because ``torch.vmap`` maps over it."""
     while torch._C._functorch.is_functorch_wrapped_tensor(x):

@@ -1,7 +1,6 @@
 """Neural heads: the output of any ``nn.Module`` decoder becomes the parameters of q_r(x|z)."""
 
 import math
-from itertools import chain
 from typing import Literal
 
 import pyro.distributions as dist
@@ -14,8 +13,9 @@ from torch.nn.functional import binary_cross_entropy_with_logits, softplus
 from gae.likelihood import distributions
 from gae.likelihood.base import DecoderLikelihood, LogJoint, NoiseScale, parameter_or_buffer, positive_scale
 from gae.likelihood.counts import Counts, LogRatePoisson
+from gae.likelihood.door import need_no_component
 from gae.likelihood.priors import StandardNormal
-from gae.nets import Rescaled
+from gae.nets import Rescaled, as_size, first_tensor
 
 Learn = Literal["fixed", "scalar", "pixel"]
 
@@ -33,9 +33,9 @@ class Head(DecoderLikelihood):
     """
 
     def __init__(self, decoder: nn.Module, latent_shape: int | tuple[int, ...] | Size, prior: nn.Module | None = None):
-        shape = Size((latent_shape,) if isinstance(latent_shape, int) else latent_shape)
+        shape = as_size(latent_shape)
         output = _output_shape(decoder, shape)
-        prior = StandardNormal(*shape).to(_like(decoder)) if prior is None else prior
+        prior = StandardNormal(*shape).to(first_tensor(decoder)) if prior is None else prior
         super().__init__(shape, self.event_of(output), prior)
         self.decoder = decoder
         self.output_shape = output
@@ -45,8 +45,7 @@ class Head(DecoderLikelihood):
         return output
 
     def outputs(self, z: Float[Tensor, "..."], k: Int[Tensor, "..."] | None = None) -> Float[Tensor, "..."]:
-        if k is not None:
-            raise ValueError(f"{type(self).__name__} has no discrete code, got k. Use a mixture such as LinearMixture.")
+        need_no_component(self, k)
         lead = z.shape[: z.dim() - len(self.latent_shape)]
         output = self.decoder(z.reshape(-1, *self.latent_shape))
         return output.reshape(*lead, *output.shape[1:])
@@ -90,7 +89,7 @@ class LocationScaleHead(NoiseScale, Head):
         if learn not in ("fixed", "scalar", "pixel"):
             raise ValueError(f"learn must be 'fixed', 'scalar' or 'pixel', got {learn!r}.")
         shape = self.event_shape if learn == "pixel" else Size()
-        log_scale = _like(decoder).new_full(shape, math.log(positive_scale(scale)))
+        log_scale = first_tensor(decoder).new_full(shape, math.log(positive_scale(scale)))
         parameter_or_buffer(self, "log_scale", log_scale, learn != "fixed")
         # in a tuple, since the layer belongs to the decoder alone
         self._rescale = tuple(part for part in decoder.modules() if isinstance(part, Rescaled))[-1:]
@@ -248,7 +247,7 @@ class Categorical(Head):
 
     def point(self, decoded: Distribution) -> Float[Tensor, "..."]:
         """The most probable classes, (*L, *X): labels have no mean."""
-        return decoded.mode.to(_like(self.decoder).dtype)
+        return decoded.mode.to(first_tensor(self.decoder).dtype)
 
     @constraints.dependent_property(is_discrete=True, event_dim=0)
     def support(self) -> constraints.Constraint:
@@ -259,15 +258,9 @@ class Categorical(Head):
         return f"the classes 0 ... {self.classes - 1}"
 
 
-def _like(decoder: nn.Module) -> Tensor:
-    """A tensor of the decoder's device and floating-point dtype."""
-    tensors = chain(decoder.parameters(), decoder.buffers())
-    return next((tensor for tensor in tensors if tensor.is_floating_point()), torch.empty(()))
-
-
 def _output_shape(decoder: nn.Module, latent_shape: Size) -> Size:
     modes = [(module, module.training) for module in decoder.modules()]
-    codes = _like(decoder).new_zeros(1, *latent_shape)
+    codes = first_tensor(decoder).new_zeros(1, *latent_shape)
     decoder.eval()
     try:
         with torch.no_grad():

@@ -1,7 +1,6 @@
 """A decoder seen through a measurement: y = A(x̂) with noise, for inpainting, super-resolution, compressed sensing."""
 
 from collections.abc import Callable
-from itertools import chain
 
 import torch
 from jaxtyping import Float, Int
@@ -11,6 +10,7 @@ from torch.distributions import Distribution
 from gae.likelihood.base import DecoderLikelihood, Likelihood, positive_scale
 from gae.likelihood.distributions import Normal
 from gae.likelihood.operators import Mask
+from gae.nets import first_tensor
 
 Operator = Callable[[Tensor], Tensor]
 
@@ -49,8 +49,7 @@ class Measured(DecoderLikelihood):
                 f"{type(operator).__name__} acts on means, but the output of {type(likelihood).__name__} is none. "
                 "Give the `scale` of the measurement noise."
             )
-        tensors = chain(likelihood.parameters(), likelihood.buffers())
-        tensor = next((t for t in tensors if t.is_floating_point()), torch.empty(()))
+        tensor = first_tensor(likelihood)
         if isinstance(operator, nn.Module):
             operator = operator.to(tensor)
         measured = operator(tensor.new_zeros(1, *likelihood.event_shape))

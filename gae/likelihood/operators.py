@@ -9,6 +9,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Size, Tensor, nn
 
+from gae.data.checks import at_least_one, positive
+
 
 class LinearOperator(nn.Module, ABC):
     """A linear map of observations (*L, *X) to measurements (*L, *Y), with its adjoint."""
@@ -135,8 +137,7 @@ class Blur(_Separable):
     """
 
     def __init__(self, image_shape: Size | tuple[int, ...], sigma: float):
-        if not sigma > 0:
-            raise ValueError(f"sigma must be positive, got {sigma}.")
+        positive("sigma", sigma)
         _, high, wide = image_shape
 
         def bell(distance: Tensor, factor: int) -> Tensor:
@@ -156,8 +157,7 @@ class GaussianProjection(LinearOperator):
 
     def __init__(self, m: int, event_shape: Size | tuple[int, ...], seed: int = 0):
         super().__init__()
-        if m < 1:
-            raise ValueError(f"m must be at least 1, got {m}.")
+        at_least_one("m", m)
         self.event_shape = Size(event_shape)
         generator = torch.Generator().manual_seed(seed)
         self.register_buffer("matrix", torch.randn(m, self.event_shape.numel(), generator=generator) / math.sqrt(m))

@@ -1,7 +1,6 @@
 """Sequences of classes: q_r(x|z) = prod_t q(x_t | x_1 ... x_{t-1}, z), with padding that is no part of a sequence."""
 
 from collections.abc import Callable
-from itertools import chain
 from typing import Any, ClassVar
 
 import torch
@@ -10,8 +9,11 @@ from pyro.distributions import TorchDistribution
 from torch import Size, Tensor, nn
 from torch.distributions import constraints
 
-from gae.likelihood.base import Likelihood, refuse
+from gae.data.checks import refuse
+from gae.likelihood.base import Likelihood
+from gae.likelihood.door import need_no_component
 from gae.likelihood.priors import StandardNormal
+from gae.nets import as_size, first_tensor
 
 Logits = Callable[[Tensor], Tensor]
 
@@ -106,12 +108,12 @@ class CategoricalSequence(Likelihood):
         end: int | None = None,
         prior: nn.Module | None = None,
     ):
-        shape = Size((latent_shape,) if isinstance(latent_shape, int) else latent_shape)
+        shape = as_size(latent_shape)
         if steps < 1 or classes < 2:
             raise ValueError(f"Need at least 1 step and 2 classes, of which 0 is padding, got {steps} and {classes}.")
         if end is not None and not 1 <= end < classes:
             raise ValueError(f"end must be one of the classes 1 ... {classes - 1} or None, got {end}.")
-        like = next(chain(decoder.parameters(), decoder.buffers()), torch.empty(()))
+        like = first_tensor(decoder)
         super().__init__(shape, (steps,), StandardNormal(*shape).to(like) if prior is None else prior)
         self.decoder, self.steps, self.classes, self.end = decoder, steps, classes, end
         with torch.no_grad():
@@ -123,8 +125,7 @@ class CategoricalSequence(Likelihood):
             )
 
     def forward(self, z: Float[Tensor, "..."], k: Int[Tensor, "..."] | None = None) -> SequenceDistribution:
-        if k is not None:
-            raise ValueError("CategoricalSequence has no discrete code, got k. Use a mixture such as LinearMixture.")
+        need_no_component(self, k)
 
         def logits(tokens: Tensor) -> Tensor:
             lead, latent = tokens.shape[:-1], self.latent_shape

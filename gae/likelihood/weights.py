@@ -15,6 +15,7 @@ from torch.nn.functional import logsigmoid
 from gae.likelihood.base import DecoderLikelihood
 from gae.likelihood.heads import Categorical, Gaussian, Head
 from gae.likelihood.priors import Flat
+from gae.nets import as_size
 
 
 class WeightDecoder(nn.Module):
@@ -185,9 +186,6 @@ class Activation(Categorical):
     (10, torch.Size([]))
     """
 
-    kind: str
-    threshold: float
-
     def __init__(
         self,
         net: nn.Module,
@@ -198,12 +196,12 @@ class Activation(Categorical):
     ):
         if kind not in ("log_prob", "logit", "channel"):
             raise ValueError(f"kind must be 'log_prob', 'logit' or 'channel', got {kind!r}.")
-        shape = (latent_shape,) if isinstance(latent_shape, int) else tuple(latent_shape)
+        shape = as_size(latent_shape)
         decoder = nn.Sequential(net, _ChannelMean()) if kind == "channel" else net
         if kind == "log_prob" and threshold:
             raise ValueError(f"A threshold is for binary units, kind='logit' or 'channel'; classes got {threshold}.")
-        self.__dict__ |= {"kind": kind, "threshold": threshold}
         super().__init__(decoder, shape, Flat(*shape) if prior is None else prior)
+        self.kind, self.threshold = kind, threshold
         if len(self.output_shape) != 1:
             raise ValueError(
                 "The network's outputs must have shape (N, U), one number per unit, got "
@@ -223,6 +221,11 @@ class Activation(Categorical):
         return super().distribution(torch.cat([logsigmoid(output), off], -1))  # which divides by U
 
 
+def channel_mean(output: Float[Tensor, "N U ..."]) -> Float[Tensor, "N U"]:
+    """The mean of each channel over its positions; units without positions are their own mean."""
+    return output.flatten(2).mean(2) if output.dim() > 2 else output
+
+
 class _ChannelMean(nn.Module):
     def forward(self, output: Float[Tensor, "N U ..."]) -> Float[Tensor, "N U"]:
-        return output.flatten(2).mean(2) if output.dim() > 2 else output
+        return channel_mean(output)

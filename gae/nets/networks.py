@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from itertools import pairwise
+from itertools import chain, pairwise
 from typing import Any
 
 import torch
@@ -28,7 +28,7 @@ def mlp(
     >>> mlp(2, [16], (1, 8, 8))(torch.zeros(3, 2)).shape
     torch.Size([3, 1, 8, 8])
     """
-    start, end = _shape(inputs), _shape(outputs)
+    start, end = as_size(inputs), as_size(outputs)
     need_sizes(inputs=start, hidden=hidden, outputs=end)
     widths = [math.prod(start), *hidden, math.prod(end)]
     layers: list[nn.Module] = [] if len(start) == 1 else [nn.Flatten() if start else nn.Unflatten(0, (-1, 1))]
@@ -63,7 +63,7 @@ class InDataUnits(nn.Sequential):
 
     def __init__(self, network: nn.Module, shape: int | Sequence[int]):
         super().__init__(*(network if type(network) is nn.Sequential else [network]))
-        shape = _shape(shape)
+        shape = as_size(shape)
         self.register_buffer("loc", torch.zeros(shape))
         self.register_buffer("scale", torch.ones(shape if len(shape) == 1 else ()))
         self.register_buffer("initialized", torch.tensor(False))
@@ -137,7 +137,7 @@ class Dictionary(nn.Module):
 
     def __init__(self, latent: int, outputs: int | Sequence[int]):
         super().__init__()
-        self.shape = _shape(outputs)
+        self.shape = as_size(outputs)
         need_sizes(latent=latent, outputs=self.shape)
         self.atoms = nn.Parameter(torch.randn(latent, math.prod(self.shape)))
 
@@ -212,8 +212,25 @@ def need_sizes(at_least: int = 1, **sizes: int | Sequence[int]) -> None:
             raise ValueError(f"{name} must be {number} of at least {at_least}, got {got}.")
 
 
-def _shape(shape: int | Sequence[int]) -> Size:
+def as_size(shape: int | Sequence[int]) -> Size:
+    """A shape; an int is the length of a vector.
+
+    >>> as_size(3)
+    torch.Size([3])
+    """
     return Size((shape,) if isinstance(shape, int) else shape)
+
+
+def first_tensor(module: nn.Module, default: Tensor | None = None) -> Tensor:
+    """A tensor of the module's floating-point dtype and device: its first parameter or buffer of that kind.
+
+    Args:
+        module: any.
+        default: for a module without any; an empty float32 tensor on the CPU unless given.
+    """
+    tensors = chain(module.parameters(), module.buffers())
+    found = next((tensor for tensor in tensors if tensor.is_floating_point()), default)
+    return torch.empty(()) if found is None else found
 
 
 class ChannelNorm(nn.Module):

@@ -1,23 +1,19 @@
 """Results of a comparison as tables, figures and one HTML page that needs nothing beside itself."""
 
-import base64
 import json
 import shlex
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from zipfile import BadZipFile
 from zlib import error
 
 import numpy as np
 
-from gae.data.files import write_text
 from gae.likelihood import HEADS
-from gae.reports.figures import Figure, draw, save
-
-if TYPE_CHECKING:
-    from jinja2 import Environment
+from gae.reports.figures import draw, save_all
+from gae.reports.pages import write_page
 
 
 @dataclass(frozen=True)
@@ -225,11 +221,20 @@ def write(out: Path) -> Path:
     """
     results = json.loads((out / "results.json").read_text(encoding="utf-8"))
     figures = draw(results, load_arrays(out / "pictures.npz", "Delete it"))
-    folder = out / "figures"
-    for figure in figures:
-        save(figure, folder / f"{figure.name}.png")
-    page = out / "report.html"
-    write_text(page, render(results, figures, folder))
+    page, own = out / "report.html", [cell for cell in results["cells"] if cell["engine"] == cell["decoder"]]
+    write_page(
+        page,
+        "report.html",
+        results=results,
+        columns=COLUMNS,
+        table=table(results),
+        highlights=highlights(results),
+        command=command(results["configuration"]),
+        statuses={cell["engine"]: cell["status"] for cell in own},
+        mass=is_mass(results),
+        figures=figures,
+        images=save_all(figures, out / "figures"),
+    )
     return page
 
 
@@ -240,38 +245,3 @@ def load_arrays(path: Path, remedy: str) -> dict[str, np.ndarray]:
             return dict(stored)
     except (ValueError, KeyError, EOFError, NotImplementedError, BadZipFile, error) as reason:
         raise ValueError(f"{path} is damaged ({reason}). {remedy}, and resume with the same options.") from None
-
-
-def render(results: dict[str, Any], figures: list[Figure], folder: Path) -> str:
-    """The HTML page, with every figure inside."""
-    images = {
-        figure.name: base64.b64encode((folder / f"{figure.name}.png").read_bytes()).decode() for figure in figures
-    }
-    return (
-        environment()
-        .get_template("report.html")
-        .render(
-            results=results,
-            columns=COLUMNS,
-            table=table(results),
-            highlights=highlights(results),
-            command=command(results["configuration"]),
-            statuses={c["engine"]: c["status"] for c in results["cells"] if c["engine"] == c["decoder"]},
-            mass=is_mass(results),
-            figures=figures,
-            images=images,
-        )
-    )
-
-
-def environment() -> "Environment":
-    """Where the templates of all pages are found."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    return Environment(
-        loader=PackageLoader("gae.reports"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )

@@ -1,6 +1,5 @@
 """A page on which a reader moves through a plane of codes and sees what the decoder makes of them."""
 
-import base64
 import io
 import json
 from collections.abc import Sequence
@@ -15,7 +14,10 @@ from torch import Tensor
 
 from gae.analysis.metrics import EvaluationBudget, encode
 from gae.autoencoder import Autoencoder
-from gae.data.files import write_text
+from gae.data.images import channels_last
+from gae.likelihood.geometry import explained, principal_components
+from gae.reports.figures import LABELS, as_image, mosaic
+from gae.reports.pages import embed, write_page
 
 BARS = 24  # pixels of height of an observation that is no image
 
@@ -64,9 +66,8 @@ def plane_of(codes: Float[Tensor, "N Z"]) -> Plane:
     if codes.shape[1] == 2:
         return Plane(codes.new_zeros(2), torch.eye(2).to(codes), codes, 1.0)
     origin = codes.mean(0)
-    _, values, directions = torch.linalg.svd(codes - origin, full_matrices=False)
-    share = values[:2].square().sum() / values.square().sum().clamp_min(1e-30)
-    return Plane(origin, directions[:2], (codes - origin) @ directions[:2].mT, float(share))
+    scores, size, directions = principal_components(codes)
+    return Plane(origin, directions[:2], scores[:, :2], float(explained(size, 2)))
 
 
 @torch.no_grad()
@@ -116,9 +117,6 @@ def _write(
     size: int,
     title: str,
 ) -> None:
-    from gae.reports.comparison import environment
-    from gae.reports.figures import LABELS
-
     low, high = plane.corners
     across = int(np.ceil(np.sqrt(len(x))))
     facts: dict[str, Any] = {
@@ -130,8 +128,9 @@ def _write(
         "labels": None if labels is None else labels.tolist(),
         "colours": LABELS,
     }
-    page = environment().get_template("explore.html")
-    text = page.render(
+    write_page(
+        path,
+        "explore.html",
         title=title,
         facts=json.dumps(facts, allow_nan=False).replace("</", "<\\/"),
         grid=_sprite(decoded, size, value_range),
@@ -141,28 +140,22 @@ def _write(
         explained=plane.explained,
         width=plane.axes.shape[1],
     )
-    write_text(path, text)
 
 
 def _sprite(images: np.ndarray, across: int, value_range: Sequence[float]) -> str:
     """All images in one PNG, row by row, in base64."""
     from PIL import Image
 
-    tiles = np.stack([_pixels(image, *value_range) for image in images])
-    down = -(-len(tiles) // across)
-    blank = np.zeros((across * down - len(tiles), *tiles.shape[1:]), tiles.dtype)
-    rows = np.concatenate([tiles, blank]).reshape(down, across, *tiles.shape[1:])
-    height, width = tiles.shape[1:3]
-    sheet = rows.swapaxes(1, 2).reshape(down * height, across * width, *tiles.shape[3:])
+    tiles = [_pixels(image, *value_range) for image in images]
+    rows = [tiles[start : start + across] for start in range(0, len(tiles), across)]
     stream = io.BytesIO()
-    Image.fromarray(sheet).save(stream, format="png")
-    return base64.b64encode(stream.getvalue()).decode()
+    Image.fromarray(mosaic(rows, background=np.uint8(0))).save(stream, format="png")
+    return embed(stream.getvalue())
 
 
 def _pixels(x: np.ndarray, low: float, high: float) -> np.ndarray:
     """An image (H, W) or (H, W, 3) of bytes; what is no image becomes vertical bars."""
-    scaled = np.clip((x - low) / max(high - low, 1e-12), 0, 1)
-    if scaled.ndim != 3 or scaled.shape[0] not in (1, 3):
-        scaled = np.broadcast_to(scaled.reshape(1, 1, -1), (1, BARS, scaled.size))
-    bytes_ = np.round(255 * scaled).astype(np.uint8)
-    return bytes_[0] if len(bytes_) == 1 else np.moveaxis(bytes_, 0, -1)
+    image = as_image(x, low, high)
+    if image.shape != x.shape:
+        image = np.broadcast_to(image, (1, BARS, x.size))
+    return channels_last(np.round(255 * image).astype(np.uint8))

@@ -1,7 +1,9 @@
 """The figures of a comparison, from its results and pictures: colour-blind-safe, labelled, with their captions."""
 
+import io
 import math
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gae.data.files import whole
+from gae.data.images import channels_last
+from gae.reports.pages import embed
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -50,9 +54,7 @@ class Figure:
 
 def draw(results: dict[str, Any], pictures: Pictures) -> list[Figure]:
     """All figures of a comparison, in reading order. No global state of matplotlib is touched."""
-    from matplotlib import rc_context
-
-    with rc_context(STYLE):
+    with style():
         figures = [
             training_curves(results),
             bounds(results),
@@ -65,12 +67,32 @@ def draw(results: dict[str, Any], pictures: Pictures) -> list[Figure]:
         return [*figures, code_scatter(results, pictures)]
 
 
-def save(figure: Figure, path: Path) -> None:
-    """Writes one figure as PNG."""
+def style() -> AbstractContextManager[None]:
+    """The look that all figures share: draw inside of it."""
     from matplotlib import rc_context
 
-    with rc_context(STYLE), whole(path) as temporary:
-        figure.canvas.savefig(temporary, format="png", metadata={"Software": None})
+    return rc_context(STYLE)
+
+
+def png(canvas: "Canvas") -> bytes:
+    """A figure as a PNG file, the same bytes for the same figure."""
+    stream = io.BytesIO()
+    with style():
+        canvas.savefig(stream, format="png", metadata={"Software": None})
+    return stream.getvalue()
+
+
+def save(canvas: "Canvas", path: Path) -> bytes:
+    """Writes a figure as PNG; returns the file's content."""
+    content = png(canvas)
+    with whole(path) as temporary:
+        temporary.write_bytes(content)
+    return content
+
+
+def save_all(figures: Sequence[Figure], folder: Path) -> dict[str, str]:
+    """Writes figures as ``folder/name.png``; returns them in base64 by their names, for a page."""
+    return {figure.name: embed(save(figure.canvas, folder / f"{figure.name}.png")) for figure in figures}
 
 
 def training_curves(results: dict[str, Any]) -> Figure:
@@ -194,8 +216,8 @@ def samples(results: dict[str, Any], pictures: Pictures) -> Figure:
         half = len(images) // 2
         rows |= {name: images[:half], name + " ": images[half : 2 * half]}
     caption = (
-        "Decoder means (without observation noise) at codes drawn from the prior N(0, I), the same draws for every "
-        "decoder. A decoder trained at point codes was never asked to fill the prior, and may show it here. Grey "
+        "Decoder means (without observation noise) at codes drawn from the prior, by the same random numbers for "
+        "every decoder. A decoder trained at point codes was never asked to fill the prior, and may show it here. Grey "
         f"values in data units, clipped to {_range(results)}."
     )
     return Figure("samples", "Samples from the prior", caption, grid(rows, results["data"]["value_range"]))
@@ -256,27 +278,20 @@ def _range(results: dict[str, Any]) -> str:
 
 def sheet(images: np.ndarray, value_range: Sequence[float], path: Path, across: int = 8) -> None:
     """Writes a PNG of images (N, *X), ``across`` to a row, clipped to the value range."""
-    from matplotlib import rc_context
-
     rows = {" " * (i + 1): images[i : i + across] for i in range(0, len(images), across)}
-    with rc_context(STYLE), whole(path) as temporary:
-        grid(rows, value_range).savefig(temporary, format="png", metadata={"Software": None})
+    with style():
+        save(grid(rows, value_range), path)
 
 
 def grid(rows: Pictures, value_range: Sequence[float]) -> "Canvas":
     """Rows of images, drawn as one, with their names at the left; a name that ends in a space is not shown."""
     tiles = [[_tile(image, *value_range) for image in images] for images in rows.values()]
     side, across = tiles[0][0].shape[0], max(map(len, tiles))
-    step = side + GAP
-    mosaic = np.ones((step * len(tiles) - GAP, step * across - GAP, *tiles[0][0].shape[2:]))
-    for i, line in enumerate(tiles):
-        for j, tile in enumerate(line):
-            mosaic[i * step : i * step + side, j * step : j * step + side] = tile
-    named = {i * step + side / 2: name for i, name in enumerate(rows) if not name.endswith(" ")}
+    named = {i * (side + GAP) + side / 2: name for i, name in enumerate(rows) if not name.endswith(" ")}
     margin, width, height = 1.4 if named else 0.0, 0.64 * across, 0.64 * len(rows)
     figure = canvas(margin + width, height, layout="none")
     axes = figure.add_axes((margin / (margin + width), 0.0, width / (margin + width), 1.0))
-    axes.imshow(mosaic, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+    axes.imshow(mosaic(tiles, GAP, 1.0), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
     axes.set(xticks=[], yticks=list(named), yticklabels=list(named.values()))
     axes.tick_params(length=0)
     axes.grid(False)
@@ -286,12 +301,26 @@ def grid(rows: Pictures, value_range: Sequence[float]) -> "Canvas":
 
 def _tile(x: np.ndarray, low: float, high: float) -> np.ndarray:
     """An observation as a square of pixels with values in [0, 1], grey or RGB; a vector becomes vertical bars."""
-    x = np.clip((x - low) / max(high - low, 1e-12), 0, 1)
-    if x.ndim != 3 or x.shape[0] not in (1, 3):
-        x = x.reshape(1, 1, -1)
-    index = [(np.arange(TILE) * side) // TILE for side in x.shape[1:]]
-    tile = x[:, index[0]][:, :, index[1]]
-    return tile[0] if len(tile) == 1 else np.moveaxis(tile, 0, -1)
+    image = as_image(x, low, high)
+    index = [(np.arange(TILE) * side) // TILE for side in image.shape[1:]]
+    return channels_last(image[:, index[0]][:, :, index[1]])
+
+
+def as_image(x: np.ndarray, low: float, high: float) -> np.ndarray:
+    """An observation as an image (C, H, W) with values in [0, 1]; one that is no image becomes a row of pixels."""
+    scaled = np.clip((x - low) / max(high - low, 1e-12), 0, 1)
+    return scaled if scaled.ndim == 3 and scaled.shape[0] in (1, 3) else scaled.reshape(1, 1, -1)
+
+
+def mosaic(rows: Sequence[Sequence[np.ndarray]], gap: int = 0, background: float | np.generic = 0.0) -> np.ndarray:
+    """Tiles (H, W) or (H, W, 3) of one size in one picture, of the dtype of its background."""
+    height, width = (side + gap for side in rows[0][0].shape[:2])
+    shape = (height * len(rows) - gap, width * max(map(len, rows)) - gap, *rows[0][0].shape[2:])
+    picture = np.full(shape, background)
+    for i, row in enumerate(rows):
+        for j, tile in enumerate(row):
+            picture[i * height : (i + 1) * height - gap, j * width : (j + 1) * width - gap] = tile
+    return picture
 
 
 def _evaluation_axis(axes: "Axes", highest: float) -> None:

@@ -1,17 +1,16 @@
 """The gaps as a picture and as one HTML page: mean bars, and the ladder of bounds of every observation."""
 
-import base64
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gae.analysis.metrics import mean_and_error
-from gae.data.files import whole, write_text
-from gae.reports.figures import INK, LINES, STYLE
+from gae.reports.figures import INK, LINES, canvas, save, style
+from gae.reports.pages import embed, write_page
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-ASIDE = ("sampling s.e.", "converged", "q* below", "ess", "unreliable")
+ASIDE = ("sampling s.e.", "converged", "q* below", "effective sample size", "unreliable")
 
 
 def rows(results: dict[str, Any]) -> list[tuple[str, str, str, str]]:
@@ -32,23 +31,15 @@ def converged(results: dict[str, Any]) -> dict[str, float]:
 
 def write(columns: "dict[str, Tensor]", account: dict[str, Any], folder: Path) -> None:
     """Writes gap.png and gap.html, which needs nothing beside itself."""
-    from gae.reports.comparison import environment
-
-    ladder(columns, folder / "gap.png")
-    image = base64.b64encode((folder / "gap.png").read_bytes()).decode()
-    results = account["results"]
-    page = environment().get_template("gap.html")
-    text = page.render(account=account, rows=rows(results), converged=converged(results), image=image)
-    write_text(folder / "gap.html", text)
+    image, results = embed(ladder(columns, folder / "gap.png")), account["results"]
+    facts = {"account": account, "rows": rows(results), "converged": converged(results), "image": image}
+    write_page(folder / "gap.html", "gap.html", **facts)
 
 
-def ladder(columns: "dict[str, Tensor]", path: Path) -> None:
-    """Writes a PNG: mean gaps ± standard error, and each observation's bounds relative to its log p(x)."""
-    from matplotlib import rc_context
-    from matplotlib.figure import Figure
-
-    with rc_context(STYLE):
-        figure = Figure(figsize=(9.6, 4.0), layout="constrained")
+def ladder(columns: "dict[str, Tensor]", path: Path) -> bytes:
+    """Writes and returns a PNG: mean gaps ± standard error, and each observation's bounds relative to its log p(x)."""
+    with style():
+        figure = canvas(9.6, 4.0)
         left, right = figure.subplots(1, 2, width_ratios=(1, 1.4))
         gaps = [name for name in columns if "gap" in name]
         for i, name in enumerate(gaps):
@@ -67,8 +58,7 @@ def ladder(columns: "dict[str, Tensor]", path: Path) -> None:
         right.axhline(0, color=INK, lw=1, label="log p(x)")
         right.set(xlabel="observations, ordered", ylabel="bound − log p(x)   (nats)", title="every observation")
         right.legend(fontsize=8)
-        with whole(path) as temporary:
-            figure.savefig(temporary, format="png", metadata={"Software": None})
+        return save(figure, path)
 
 
 def _nats(value: float | None) -> str:

@@ -1,8 +1,5 @@
 """The ledger as one HTML page: a table, the notes with their formulas, what every check found, and figures."""
 
-import base64
-import io
-import platform
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -10,32 +7,28 @@ from typing import Any
 
 import torch
 
-from gae.data.files import write_text
+from gae.data.environment import versions
 from gae.ledger.notes import Claim, Finding, Note
+from gae.reports.pages import embed, write_page
 
 FUNCTION = re.compile("(<mi>(?:log|exp|det|tr)</mi>)")  # a named function stands apart from its argument
 
 
 def write(notes: Sequence[Note], findings: Sequence[Finding], seed: int, path: Path) -> None:
     """Writes the page, which needs nothing beside itself."""
-    from gae.reports.comparison import environment
-
-    text = (
-        environment()
-        .get_template("ledger.html")
-        .render(
-            notes=notes,
-            findings={finding.claim.id: finding for finding in findings},
-            seed=seed,
-            seconds=sum(finding.seconds for finding in findings),
-            contradictions=[finding.claim.id for finding in findings if not finding.agrees],
-            versions={"torch": torch.__version__, "Python": platform.python_version()},
-            markdown=_renderer(),
-            number=number,
-            picture=_picture,
-        )
+    write_page(
+        path,
+        "ledger.html",
+        notes=notes,
+        findings={finding.claim.id: finding for finding in findings},
+        seed=seed,
+        seconds=sum(finding.seconds for finding in findings),
+        contradictions=[finding.claim.id for finding in findings if not finding.agrees],
+        versions=versions(["torch"]),
+        markdown=_renderer(),
+        number=number,
+        picture=_picture,
     )
-    write_text(path, text)
 
 
 def number(value: float) -> str:
@@ -47,14 +40,10 @@ def _picture(claim: Claim) -> str | None:
     """The claim's figure as a PNG in base64."""
     if claim.figure is None:
         return None
-    from matplotlib import rc_context
+    from gae.reports.figures import png, style
 
-    from gae.reports.figures import STYLE
-
-    stream = io.BytesIO()
-    with rc_context(STYLE), torch.random.fork_rng(devices=[]):
-        claim.figure().savefig(stream, format="png", metadata={"Software": None})
-    return base64.b64encode(stream.getvalue()).decode()
+    with style(), torch.random.fork_rng(devices=[]):
+        return embed(png(claim.figure()))
 
 
 def _renderer() -> Callable[[str], str]:

@@ -4,39 +4,30 @@ from pathlib import Path
 
 import numpy as np
 
-from gae.data.files import whole
-from gae.reports.figures import LINES, STYLE
+from gae.data.images import channels_last
+from gae.reports.figures import LINES, canvas, save, style
 
 
 def side_by_side(panels: dict[str, np.ndarray], path: Path) -> None:
     """A figure of images (C, H, W) of one size, each with its title."""
-    from matplotlib import rc_context
-    from matplotlib.figure import Figure
-
     height, width = next(iter(panels.values())).shape[1:]
-    with rc_context(STYLE):
-        figure = Figure(figsize=(3.2 * len(panels), 3.2 * height / width + 0.35), layout="constrained")
+    with style():
+        figure = canvas(3.2 * len(panels), 3.2 * height / width + 0.35)
         for axes, (title, image) in zip(np.atleast_1d(figure.subplots(1, len(panels))), panels.items(), strict=True):
-            shown = np.clip(image, 0, 1)
-            axes.imshow(shown[0] if len(shown) == 1 else shown.transpose(1, 2, 0), cmap="gray", vmin=0, vmax=1)
+            axes.imshow(channels_last(np.clip(image, 0, 1)), cmap="gray", vmin=0, vmax=1)
             axes.set_title(title)
             axes.set_axis_off()
-        with whole(path) as temporary:
-            figure.savefig(temporary, format="png", metadata={"Software": None})
+        save(figure, path)
 
 
 def loss_curve(loss: list[list[float]], path: Path) -> None:
     """A figure of squared error per measured value against step, one line per run."""
-    from matplotlib import rc_context
-    from matplotlib.figure import Figure
-
-    with rc_context(STYLE):
-        figure = Figure(figsize=(6.4, 3.4), layout="constrained")
+    with style():
+        figure = canvas(6.4, 3.4)
         axes = figure.subplots()
         for i, values in enumerate(np.array(loss).T):
             axes.plot(range(1, len(values) + 1), values, color=LINES[i % len(LINES)], lw=1, label=f"run {i + 1}")
         axes.set(xlabel="step", ylabel="squared error per measured value", yscale="log")
         if len(loss[0]) > 1:
             axes.legend()
-        with whole(path) as temporary:
-            figure.savefig(temporary, format="png", metadata={"Software": None})
+        save(figure, path)

@@ -1,6 +1,5 @@
 """A survey of systems as a table, figures and one HTML page that needs nothing beside itself."""
 
-import base64
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -8,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gae.data.files import write_text
-from gae.reports.comparison import Column, Row, TableCell, environment, format_cell, load_arrays
-from gae.reports.figures import INK, LINES, STYLE, Figure, canvas, grid, save, scatter
+from gae.reports.comparison import Column, Row, TableCell, format_cell, load_arrays
+from gae.reports.figures import INK, LINES, Figure, canvas, grid, save_all, scatter, style
+from gae.reports.pages import write_page
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -69,34 +68,23 @@ def code(row: dict[str, Any]) -> str:
 
 def write(out: Path) -> Path:
     """Draws the figures of the survey in ``out`` and writes ``out/figures/*.png`` and ``out/report.html``."""
-    from matplotlib import rc_context
-
     results = json.loads((out / "results.json").read_text(encoding="utf-8"))
     rows = results["rows"] + results["embeddings"]
     pictures = {row["system"]: _pictures(out, row["system"]) for row in rows}
-    with rc_context(STYLE):
+    with style():
         figures = draw_survey(results, pictures)
-    folder = out / "figures"
-    for figure in figures:
-        save(figure, folder / f"{figure.name}.png")
-    images = {
-        figure.name: base64.b64encode((folder / f"{figure.name}.png").read_bytes()).decode() for figure in figures
-    }
     lines, notes = table(results)
-    text = (
-        environment()
-        .get_template("survey.html")
-        .render(
-            results=results,
-            columns=columns(results),
-            rows=lines,
-            notes=notes,
-            figures=figures,
-            images=images,
-        )
-    )
     page = out / "report.html"
-    write_text(page, text)
+    write_page(
+        page,
+        "survey.html",
+        results=results,
+        columns=columns(results),
+        rows=lines,
+        notes=notes,
+        figures=figures,
+        images=save_all(figures, out / "figures"),
+    )
     return page
 
 

@@ -6,17 +6,18 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from gae.data import Dataset
+from gae.data.environment import processor, versions
 from gae.data.files import write_text
 from gae.training.packing import dump, verified
 
 PACKAGES = ("gae", "torch", "pyro-ppl", "numpy", "scikit-learn")
+NOT_INSTALLED = "not installed (run from source)"
 
 
 class ResumableJob:
@@ -80,8 +81,8 @@ def facts(configuration: dict[str, Any], data: Dataset) -> dict[str, Any]:
             "value_range": list(data.value_range),
             "binarization": data.binarization,
         },
-        "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
-        "machine": {"cpu": _cpu(), "threads": torch.get_num_threads(), "system": platform.system()},
+        "versions": {name: found or NOT_INSTALLED for name, found in versions(PACKAGES).items()},
+        "machine": {"cpu": processor(), "threads": torch.get_num_threads(), "system": platform.system()},
     }
 
 
@@ -126,17 +127,3 @@ def _claim(out: Path, configuration: dict[str, Any], resume: bool) -> None:
             raise ValueError(f"{out} holds another comparison: {changes}. Use the same options, or another folder.")
     (out / "phases").mkdir(parents=True, exist_ok=True)
     write_text(stored, dump(configuration) + "\n")
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "not installed (run from source)"
-
-
-def _cpu() -> str:
-    information = Path("/proc/cpuinfo")
-    lines = information.read_text(encoding="utf-8").splitlines() if information.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()

@@ -9,6 +9,7 @@ from gae.analysis.metrics import encode
 from gae.analysis.traversal import attribute, interpolate, traverse
 from gae.autoencoder import Autoencoder
 from gae.data import Dataset
+from gae.likelihood.geometry import explained, principal_components
 from gae.studies.engines import Configuration
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ def pictures(
     """Arrays named ``kind/model``.
 
     ``originals`` (12, *X), ``reconstruction/…`` (12, *X) and ``interpolation/…`` (12 steps, 2 pairs, *X) are of the
-    first test samples; ``sample/…`` (24, *X) are decoder means at draws from the prior, the same for all;
+    first test samples; ``sample/…`` (24, *X) are decoder means at draws from the prior, of one seed;
     ``codes/…`` (M, 2) are the first two principal components of the first 1000 test codes, ``explained/…`` their
     share of the variance, and ``labels`` (M,) their labels, if there are any. ``traversal/…`` (3, 12 steps, *X) moves
     the code of the first test sample along the axes of the largest variance, over two standard deviations of it to
@@ -34,15 +35,15 @@ def pictures(
     pairs = min(PAIRS, len(x) // 2)
     arrays = {"originals": x[:IMAGES]}
     with torch.random.fork_rng(devices=[]), torch.no_grad():
-        torch.manual_seed(configuration.seed)
-        drawn = torch.randn(DRAWS, configuration.latent)
+        for name, model in models.items():
+            torch.manual_seed(configuration.seed)  # the same random numbers for every decoder
+            arrays[f"sample/{name}"] = model.sample(DRAWS, mean=True)
         for name, model in {**models, **baselines}.items():
             points = encode(model, x, configuration.effort)
             arrays[f"reconstruction/{name}"] = points.mean[:IMAGES]
             if name in models:
                 ends = points.z[:pairs], points.z[pairs : 2 * pairs]
                 arrays[f"interpolation/{name}"] = interpolate(model, *ends, STEPS)
-                arrays[f"sample/{name}"] = model.likelihood.point(model.decode(drawn))
                 arrays[f"codes/{name}"], arrays[f"explained/{name}"] = plane(points.z)
                 arrays[f"traversal/{name}"] = _traversals(model, points.z)
                 if labels is not None and len(labels.unique()) > 1:
@@ -54,12 +55,11 @@ def pictures(
 
 def plane(codes: Tensor) -> tuple[Tensor, Tensor]:
     """The first two principal components (the second is 0 for codes of width 1), and their share of the variance."""
-    centred = codes - codes.mean(0)
-    _, values, directions = torch.linalg.svd(centred, full_matrices=False)
-    plane = centred @ directions[:2].mT
-    if plane.shape[1] < 2:
-        plane = torch.nn.functional.pad(plane, (0, 2 - plane.shape[1]))
-    return plane, values[:2].square().sum() / values.square().sum().clamp_min(1e-30)
+    if codes.shape[1] == 0:
+        return codes.new_zeros(len(codes), 2), codes.new_zeros(())
+    scores, size, _ = principal_components(codes)
+    points = torch.nn.functional.pad(scores[:, :2], (0, max(0, 2 - scores.shape[1])))
+    return points, explained(size, 2)
 
 
 def _traversals(model: Autoencoder, codes: Tensor) -> Tensor:

@@ -244,8 +244,7 @@ class Survey(ResumableJob):
         arrays: dict[str, Tensor] = {"original": x[:IMAGES], "reconstruction": points.mean[:IMAGES]}
         arrays["codes"], arrays["explained"] = plane(points.z.flatten(1))
         if not isinstance(model.likelihood.prior, FlatDistribution) and model.likelihood.latent_shape.numel():
-            drawn = model.likelihood.prior.sample(torch.Size((DRAWS,)))
-            arrays["sample"] = model.likelihood.point(model.decode(drawn))
+            arrays["sample"] = model.sample(DRAWS, mean=True)
         self._keep(name, arrays)
 
     def _keep(self, name: str, arrays: dict[str, Tensor]) -> None:

@@ -11,6 +11,7 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from gae import nets
 from gae.autoencoder import Autoencoder
+from gae.data.checks import refuse
 from gae.data.memory import free_memory
 from gae.inference import ESWMV, Adam, Ascent, DecoderInit, Detach
 from gae.inference.ascent.solver import Watch
@@ -179,12 +180,7 @@ def check_image(image: Tensor, task: str, mask: Tensor | None, factor: int) -> N
     if image.dim() != 3 or not image.numel():
         raise ValueError(f"The image must have shape (C, H, W) and pixels, got {tuple(image.shape)}.")
     for what, bad in (("finite", ~torch.isfinite(image)), ("in [0, 1]", (image < 0) | (image > 1))):
-        if bool(bad.any()):
-            index = tuple(int(i) for i in bad.nonzero()[0])
-            raise ValueError(
-                f"Pixels must be {what}, got {image[index].item():g} at (channel, row, column) {index} "
-                f"({int(bad.sum())} such values). Repair or rescale the image."
-            )
+        refuse(image, bad, f"Pixels must be {what}", "Repair or rescale the image.", at="(channel, row, column)")
     if (mask is not None) != (task == "inpaint"):
         raise ValueError(f"A mask is for inpainting, and inpainting needs one; the task is {task!r}.")
     if mask is not None and mask.shape != image.shape[1:]:

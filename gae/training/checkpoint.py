@@ -3,18 +3,17 @@
 import hashlib
 import json
 import os
-import platform
 import re
 import shutil
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
+from gae.data.environment import versions
 from gae.data.files import unwritten
 from gae.training.packing import CHECKSUM, dump, pack, unpack, verified
 
@@ -311,10 +310,4 @@ def _sync(path: Path) -> None:
 
 
 def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:  # run from the source tree
-            continue
-    return found
+    return {package: version for package, version in versions(PACKAGES).items() if version is not None}

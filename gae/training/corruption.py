@@ -4,6 +4,8 @@ import torch
 from jaxtyping import Num
 from torch import Tensor, nn
 
+from gae.data.checks import positive
+
 __all__ = ["GaussianNoise", "MaskingNoise", "SaltAndPepper"]
 
 
@@ -16,8 +18,7 @@ class GaussianNoise(nn.Module):
 
     def __init__(self, scale: float):
         super().__init__()
-        if not scale > 0:
-            raise ValueError(f"scale must be positive, got {scale}.")
+        positive("scale", scale)
         self.scale = scale
 
     def forward(self, x: Num[Tensor, "B *X"]) -> Num[Tensor, "B *X"]:

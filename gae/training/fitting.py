@@ -14,6 +14,7 @@ from gae.data import Dataset
 from gae.data.files import check_folder
 from gae.inference import LearnsData
 from gae.likelihood import DataDependentInit, Likelihood
+from gae.nets import first_tensor
 from gae.training import checkpoint
 from gae.training.history import History, Log
 from gae.training.learners import ClosedFormLearner, GradientLearner, Learner, MakeOptimizer, has_closed_form
@@ -174,7 +175,7 @@ def _open(out: str | os.PathLike[str] | None, resume: bool, tensorboard: bool, e
 def _where_it_lives(autoencoder: Autoencoder) -> "lightning_fabric.Fabric":
     from lightning_fabric import Fabric
 
-    device = next((parameter.device for parameter in autoencoder.parameters()), torch.device("cpu"))
+    device = first_tensor(autoencoder).device
     return Fabric(accelerator=device.type, devices=1 if device.index is None else [device.index])
 
 

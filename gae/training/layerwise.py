@@ -14,6 +14,7 @@ from gae.autoencoder import Autoencoder
 from gae.data import Dataset
 from gae.inference import Amortized, LearnsData
 from gae.likelihood import Categorical, Flat, Gaussian, Head, Likelihood, LocationScaleHead
+from gae.nets import as_size, first_tensor
 from gae.objective import joint
 from gae.training import History, fit
 
@@ -59,7 +60,7 @@ def pretrain(
     encoder, decoder, head = _layers(autoencoder)
     codes = data.epoch(0, seed) if isinstance(data, Dataset) else data
     autoencoder.likelihood.check(codes)
-    device = next(autoencoder.parameters()).device
+    device = first_tensor(autoencoder).device
     histories = []
     for i, (down, up) in enumerate(zip(encoder, reversed(decoder), strict=True)):
         width = _encoded(down, codes[:1].to(device)).shape[1:]
@@ -87,7 +88,7 @@ class LabelHead(Categorical):
     """
 
     def __init__(self, decoder: nn.Module, latent_shape: int | tuple[int, ...] | Size, pixels: int):
-        shape = Size((latent_shape,) if isinstance(latent_shape, int) else latent_shape)
+        shape = as_size(latent_shape)
         super().__init__(decoder, shape, Flat(*shape))
         if self.event_shape:
             raise ValueError(
@@ -134,7 +135,7 @@ def classifier(autoencoder: Autoencoder, classes: int, corruption: nn.Module | N
             "Use a system with a deterministic one, such as ae, dae or stacked-ae."
         )
     likelihood = autoencoder.likelihood
-    like = next(autoencoder.parameters())
+    like = first_tensor(autoencoder)
     top = nn.Sequential(nn.Flatten(), nn.Linear(likelihood.latent_shape.numel(), classes)).to(like)
     head = LabelHead(top, likelihood.latent_shape, likelihood.event_shape.numel())
     encoder = _OfPixels(_Pixels(likelihood.event_shape), autoencoder.inference.guide)

@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float, Num
 from torch import Tensor, nn
 
+from gae.data.checks import positive
 from gae.inference import Encoding
 
 __all__ = ["Contractive", "SparseActivity"]
@@ -22,7 +23,7 @@ class Contractive(nn.Module):
 
     def __init__(self, weight: float):
         super().__init__()
-        self.weight = _positive(weight)
+        self.weight = positive("weight", weight)
 
     def forward(self, seen: Num[Tensor, "B *X"], encoding: Encoding) -> Float[Tensor, ""]:
         code = encoding.z.flatten(2).sum(0)  # (B, Z)
@@ -51,7 +52,7 @@ class SparseActivity(nn.Module):
         super().__init__()
         if not 0 < rho < 1:
             raise ValueError(f"rho must lie in (0, 1), got {rho}.")
-        self.weight, self.rho = _positive(weight), rho
+        self.weight, self.rho = positive("weight", weight), rho
 
     def forward(self, seen: Num[Tensor, "B *X"], encoding: Encoding) -> Float[Tensor, ""]:
         activity = encoding.z.flatten(2).mean((0, 1))
@@ -65,9 +66,3 @@ class SparseActivity(nn.Module):
         rho = self.rho
         divergence = rho * (math.log(rho) - mean.log()) + (1 - rho) * (math.log1p(-rho) - (-mean).log1p())
         return self.weight * divergence.sum()
-
-
-def _positive(weight: float) -> float:
-    if not weight > 0:
-        raise ValueError(f"weight must be positive, got {weight}.")
-    return weight

@@ -13,6 +13,7 @@ from margins import within
 from torch import Tensor, nn
 from torch.distributions import Independent, Normal, kl_divergence
 
+from experiments.systems_sequences import names
 from gae import Autoencoder, systems
 from gae.data import load
 from gae.data.text import LONGEST, Vocabulary
@@ -309,20 +310,6 @@ def test_images_are_no_sequences(system: str) -> None:
 
 
 # Text.
-
-
-def names(count: int, seed: int = 0) -> list[str]:
-    """Two to four syllables, all with the vowel of the first: one fact about the whole, and local rules."""
-    generator = torch.Generator().manual_seed(seed)
-
-    def draw(letters: str) -> str:
-        return letters[int(torch.randint(len(letters), (), generator=generator))]
-
-    found = []
-    for _ in range(count):
-        vowel, syllables = draw("aeiou"), int(torch.randint(2, 5, (), generator=generator))
-        found.append("".join(draw("bdklmnrst") + vowel for _ in range(syllables)) + draw("nrs"))
-    return found
 
 
 @pytest.fixture

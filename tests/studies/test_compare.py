@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from problems import part_of
 from sklearn.decomposition import PCA
 from sklearn.neighbors import KNeighborsClassifier
 from torch import Tensor, nn
@@ -30,14 +31,7 @@ NATS = ("joint", "elbo", "log_p")
 
 @pytest.fixture(scope="module")
 def small(digits: Dataset) -> Dataset:
-    assert digits.train_labels is not None and digits.test_labels is not None
-    return replace(
-        digits,
-        train=digits.train[:200],
-        test=digits.test[:60],
-        train_labels=digits.train_labels[:200],
-        test_labels=digits.test_labels[:60],
-    )
+    return part_of(digits, train=200, test=60)
 
 
 @pytest.fixture(scope="module")

@@ -1,13 +1,13 @@
 """The survey of systems against scikit-learn and itself: reread, refused, reported."""
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from command import gae
+from problems import part_of
 from scipy.stats import norm
 from sklearn.cluster import KMeans
 from sklearn.datasets import load_breast_cancer
@@ -29,14 +29,7 @@ CHOSEN = ("pca", "kmeans", "vae", "sparse-coding")
 
 @pytest.fixture(scope="module")
 def small(digits: Dataset) -> Dataset:
-    assert digits.train_labels is not None and digits.test_labels is not None
-    return replace(
-        digits,
-        train=digits.train[:150],
-        test=digits.test[:40],
-        train_labels=digits.train_labels[:150],
-        test_labels=digits.test_labels[:40],
-    )
+    return part_of(digits, train=150, test=40)
 
 
 @pytest.fixture(scope="module")

@@ -250,7 +250,7 @@ def painted(game: Adversarial) -> Tensor:
     """1000 means of the generator, (1000, 2)."""
     torch.manual_seed(1)
     with torch.no_grad():
-        return game.likelihood.point(game.decode(game.likelihood.prior.sample(torch.Size((1000,)))))
+        return game.sample(1000, mean=True)
 
 
 def nearest(x: Tensor, among: Tensor) -> float:

@@ -1,6 +1,6 @@
 """One solve: a deterministic objective per sample, with everything but u bound."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -56,7 +56,7 @@ class Problem:
             output = likelihood.sample_outputs(leaf, self.k)
             value = likelihood.prior.log_prob(leaf) + likelihood.log_likelihood(self.x, output, self.k)
             (grad,) = torch.autograd.grad(value.sum(), leaf)
-        value, norm = value.detach(), torch.linalg.vector_norm(grad.flatten(2), dim=2)
+        value, norm = value.detach(), row_norm(grad)
         with torch.no_grad():
             reconstruction = likelihood.reconstruction(output.detach())
         return Evaluation(value, grad, norm, finite(u, value + norm), reconstruction)
@@ -67,7 +67,7 @@ class Problem:
         A row that is not usable is no part of the graph: 0 · NaN would reach every parameter.
         """
         value, grad = self._differentiated(u, create_graph)
-        norm = torch.linalg.vector_norm(grad.detach().flatten(2), dim=2)
+        norm = row_norm(grad)
         plain = value.detach()
         usable = finite(u, (plain.square() if create_graph else plain) + norm)
         if not create_graph or bool(usable.all()):
@@ -128,6 +128,24 @@ def finite(u: Float[Tensor, "S B *U"], values: Float[Tensor, "S B"]) -> Bool[Ten
 def rounding(value: Float[Tensor, "S B"]) -> Float[Tensor, "S B"]:
     """How far rounding may move an objective, in nats: its terms are larger than a sum that happens to vanish."""
     return 10 * torch.finfo(value.dtype).eps * (10 + value.abs())
+
+
+def row_dot(a: Float[Tensor, "S B *U"], b: Float[Tensor, "S B *U"]) -> Float[Tensor, "S B"]:
+    """The inner product of each row."""
+    product = a * b
+    return (product if product.dim() == 3 else product.flatten(2)).sum(2)
+
+
+def row_norm(a: Float[Tensor, "S B *U"]) -> Float[Tensor, "S B"]:
+    """The Euclidean norm of each row, without a graph."""
+    return torch.linalg.vector_norm(a.detach().flatten(2), dim=2)
+
+
+def choose_rows(
+    rows: Bool[Tensor, "S B"], chosen: Mapping[str, Tensor], others: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """Tensors (S, B, ...) by name: ``chosen`` in the given rows, ``others`` elsewhere."""
+    return {name: torch.where(expand_rows(rows, new), new, others[name]) for name, new in chosen.items()}
 
 
 def expand_rows(rows: Tensor, like: Num[Tensor, "S B *_"]) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from gae.inference.ascent.problem import Evaluation, Problem, expand_rows, rounding
+from gae.inference.ascent.problem import Evaluation, Problem, choose_rows, expand_rows, rounding
 from gae.inference.ascent.steps.first_order import Step
 from gae.inference.ascent.stopping import Stopping
 from gae.inference.base import Solve, Status
@@ -190,9 +190,7 @@ class Solver:
         before = _carried(part, JUDGED) or self.stop.start(found.reconstruction)
         state, better, done = self.stop(found.reconstruction, before, t)
         if not bool(found.usable.all()):
-            state = {
-                name: torch.where(expand_rows(found.usable, new), new, before[name]) for name, new in state.items()
-            }
+            state = choose_rows(found.usable, state, before)
         return _prefixed(state, JUDGED), found.usable & better, done
 
     @property

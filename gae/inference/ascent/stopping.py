@@ -7,8 +7,9 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from gae.data.checks import fraction
 from gae.inference.ascent.problem import expand_rows
-from gae.inference.ascent.steps.first_order import State, fraction
+from gae.inference.ascent.steps.first_order import State
 
 
 class StoppingDecision(NamedTuple):

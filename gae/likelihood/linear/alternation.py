@@ -10,12 +10,12 @@ from jaxtyping import Float, Num
 from torch import Tensor, nn
 
 from gae.likelihood.base import DecoderLikelihood, NoiseScale
+from gae.likelihood.geometry import principal_directions
 from gae.likelihood.linear.moments import (
     Moments,
     chart_moments,
     hard_point_moments,
     point_moments,
-    principal_directions,
     relocated,
     starting_means,
 )

@@ -6,9 +6,9 @@ import torch
 from jaxtyping import Bool, Float, Num
 from torch import Size, Tensor, nn
 
+from gae.likelihood.geometry import squared_distances
 from gae.likelihood.heads import Gaussian, Learn
 from gae.likelihood.linear.mixture import LinearMixture
-from gae.likelihood.linear.moments import squared_distances
 from gae.likelihood.linear.quadratic import Charts, peak, precision_factor, quadratic
 from gae.likelihood.priors import Flat
 
@@ -73,7 +73,7 @@ class BlendedCharts(Gaussian):
 
     def to_centres(self, x: Num[Tensor, "B *X"]) -> Float[Tensor, "B K"]:
         """‖x - mean_k‖², squared data units, in float64: their differences count."""
-        return squared_distances(x.flatten(1), self.means)
+        return squared_distances(x.flatten(1).double(), self.means.double())
 
     def to_charts(self, x: Num[Tensor, "B *X"]) -> Float[Tensor, "B K"]:
         """min_z ‖x - mean_k - z loadings_k‖², squared data units, in float64.

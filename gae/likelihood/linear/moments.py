@@ -9,6 +9,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 
+from gae.likelihood.geometry import squared_distances
+
 LEAF = 128  # columns that are not worth halving
 RUN = 512  # rows that are summed in the data's dtype, before float64
 OFFSET = 8.0  # ‖centre‖² over the mean squared distance from it, from which on it is subtracted
@@ -74,7 +76,8 @@ def point_moments(flat: Float[Tensor, "B D"], means: Float[Tensor, "K D"], weigh
     weight, centre = weight.double(), means.double().mean(0)
     rows, count = flat.double() - centre, weight.sum(0)
     first = weight.mT @ rows - count[:, None] * (means.double() - centre)
-    return Moments(count, first, (weight * squared_distances(flat, means)).sum(0), nothing_far(means))
+    square = squared_distances(flat.double(), means.double())
+    return Moments(count, first, (weight * square).sum(0), nothing_far(means))
 
 
 def hard_point_moments(
@@ -133,17 +136,6 @@ def chart_moments(parts: Sequence[tuple[Tensor, Tensor | None]], means: Float[Te
     return Moments(torch.stack(count), torch.stack(first), second, nothing_far(means))
 
 
-def principal_directions(covariance: Float[Tensor, "K D D"], width: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The leading eigenvalues (K, E), the rest (K, D - E), and the directions (K, E, D), largest entry positive.
-
-    The covariance must be float64: in float32, constant pixels give NaN.
-    """
-    values, vectors = torch.linalg.eigh(covariance)
-    top, directions = values[:, -width:].flip(-1), vectors[..., -width:].flip(-1).mT
-    largest = directions.gather(-1, directions.abs().argmax(-1, keepdim=True))
-    return top, values[:, :-width], directions * torch.where(largest < 0, -1.0, 1.0).to(directions.dtype)
-
-
 def about(flat: Float[Tensor, "B D"], means: Float[Tensor, "K D"]) -> tuple[Float[Tensor, "B D"], Float[Tensor, "K D"]]:
     """x and the means about the centre of the means, where that is far from 0 for their spread; else as they are."""
     centre = means.mean(0)
@@ -151,15 +143,6 @@ def about(flat: Float[Tensor, "B D"], means: Float[Tensor, "K D"]) -> tuple[Floa
     if bool(centre.square().sum() <= OFFSET * centred.square().sum(1).mean()):
         return flat, means
     return flat - centre, centred
-
-
-def squared_distances(flat: Float[Tensor, "B D"], means: Float[Tensor, "K D"]) -> Float[Tensor, "B K"]:
-    """‖x - mean_k‖² by one matrix product about the centre of the means, in float64 whatever the dtype."""
-    flat, means = flat.double(), means.double()
-    centre = means.mean(0)
-    flat, means = flat - centre, means - centre
-    square = flat.square().sum(1, keepdim=True) + means.square().sum(1)
-    return square if len(means) == 1 else torch.addmm(square, flat, means.T, alpha=-2).clamp_min(0)
 
 
 def mean_of(flat: Float[Tensor, "N D"]) -> Float[Tensor, " D"]:

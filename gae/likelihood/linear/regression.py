@@ -10,6 +10,7 @@ from torch import Size, Tensor, nn
 from torch.distributions import Distribution
 
 from gae.likelihood.distributions import Normal
+from gae.likelihood.door import need_no_component
 from gae.likelihood.heads import Gaussian
 from gae.likelihood.priors import Flat, FlatDistribution
 
@@ -76,8 +77,7 @@ class LinearRegression(Gaussian):
 
     def posterior(self, x: Num[Tensor, "B *X"], k: Int[Tensor, "S _"] | None = None) -> Distribution:
         """q(w|y), exactly: batch (1, B), event C; proper also under a flat prior."""
-        if k is not None:
-            raise ValueError("LinearRegression has no discrete code, got k.")
+        need_no_component(self, k)
         pull, factor = self._solved()
         identity = torch.eye(len(factor), dtype=factor.dtype, device=factor.device)
         spread = torch.linalg.solve_triangular(factor, identity, upper=False)

@@ -6,18 +6,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from gae.likelihood.geometry import squared_distances
+
 TOLERANCE = 1e-10  # of an entropy, in nats
 LARGEST = 200.0  # of |log precision|, for squared distances of mean 1
 DIGITS = 1e-9  # relative rounding that a squared distance may have, before it is computed from differences
 BLOCK = 2**18  # elements of a chunk of rows: what fits a processor's cache
-
-
-def squared_distances(a: Float[Tensor, "*L M D"], b: Float[Tensor, "*L N D"]) -> Float[Tensor, "*L M N"]:
-    """‖a_i - b_j‖², by one matrix product about the mean of b."""
-    centre = b.mean(-2, keepdim=True)
-    a, b = a - centre, b - centre
-    square = a.square().sum(-1).unsqueeze(-1) + b.square().sum(-1).unsqueeze(-2)
-    return (square - 2 * a @ b.mT).clamp_min(0)
 
 
 def chunks(rows: int, others: int) -> list[slice]:

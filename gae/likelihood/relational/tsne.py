@@ -11,8 +11,9 @@ from pyro.distributions import TorchDistribution
 from torch import Size, Tensor
 from torch.distributions import constraints
 
+from gae.data.checks import positive
 from gae.likelihood.base import Likelihood, LogJoint, parameter_or_buffer
-from gae.likelihood.door import dims
+from gae.likelihood.door import dims, need_no_component
 from gae.likelihood.priors import Flat
 from gae.likelihood.relational.neighbours import affinities
 from gae.likelihood.relational.student_t import pair_log_likelihood
@@ -84,8 +85,7 @@ class Relational(Likelihood):
         """The log likelihood of relations (*L', N, N) at codes (*L, N, E), in nats; L' broadcasts to L."""
 
     def forward(self, z: Float[Tensor, "*L N E"], k: Int[Tensor, "..."] | None = None) -> RelationalLaw:
-        if k is not None:
-            raise ValueError(f"{type(self).__name__} has no discrete code, got k.")
+        need_no_component(self, k)
         return RelationalLaw(self, z)
 
     def log_joint(
@@ -97,8 +97,7 @@ class Relational(Likelihood):
         relation = self.relation(x)
 
         def log_joint(z: Tensor, k: Tensor | None = None) -> Tensor:
-            if k is not None:
-                raise ValueError(f"{type(self).__name__} has no discrete code, got k.")
+            need_no_component(self, k)
             return self.score(relation, z)
 
         return log_joint
@@ -171,8 +170,7 @@ class TSNE(Relational):
                 f"perplexity must lie between 1 and N - 1 = {points - 1}, got {perplexity}. It is a number of "
                 "neighbours: lower it, or give more points."
             )
-        if not degrees > 0:
-            raise ValueError(f"degrees must be positive, got {degrees}.")
+        positive("degrees", degrees)
         self.perplexity, self.exaggeration = float(perplexity), 1.0
         parameter_or_buffer(self, "log_degrees", torch.tensor(math.log(degrees)), learn_degrees)
 
@@ -194,8 +192,7 @@ class TSNE(Relational):
 
     def exaggerated(self, factor: float) -> "TSNE":
         """The same model with attractions Σ_ij p_ij log w_ij times a factor: early exaggeration. No log likelihood."""
-        if not factor > 0:
-            raise ValueError(f"factor must be positive, got {factor}.")
+        positive("factor", factor)
         other = copy.copy(self)
         other.exaggeration = self.exaggeration * float(factor)
         return other

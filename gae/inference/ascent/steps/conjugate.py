@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from gae.inference.ascent.problem import expand_rows
+from gae.inference.ascent.problem import expand_rows, row_dot
 
 Product = Callable[[Tensor], Tensor]
 
@@ -36,8 +36,3 @@ def conjugate_gradients(
         square = following
     relative = (square.detach() / first.clamp_min(torch.finfo(first.dtype).tiny)).sqrt()
     return solution, relative
-
-
-def row_dot(a: Float[Tensor, "S B *U"], b: Float[Tensor, "S B *U"]) -> Float[Tensor, "S B"]:
-    """The inner product of each row."""
-    return (a * b).flatten(2).sum(2)

@@ -2,12 +2,12 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from gae.data.checks import at_least_one, fraction, positive
 from gae.inference.ascent.problem import Problem
 
 State = dict[str, Tensor]
@@ -77,8 +77,7 @@ class GradientAscent(Step):
 
     def __init__(self, rate: float, learn: bool = False, steps: int = 1, shape: Sequence[int] = ()):
         super().__init__()
-        if steps < 1:
-            raise ValueError(f"steps must be at least 1, got {steps}.")
+        at_least_one("steps", steps)
         if not learn and (steps > 1 or len(shape)):
             raise ValueError("Separate rates are learned: give `learn=True`, or leave `steps` and `shape` out.")
         self.rate = positive("rate", rate)
@@ -189,17 +188,3 @@ class Adam(Step):
         root = (second / (1 - b ** (t + 1))).add_(self.eps**2).sqrt_()
         moved = torch.addcdiv(u, first, root, value=self.rate / (1 - a ** (t + 1)))
         return moved, {"first": first, "second": second}
-
-
-def positive(name: str, value: Any) -> float:
-    """value as a float; ValueError unless it is positive."""
-    if not value > 0:
-        raise ValueError(f"{name} must be positive, got {value}.")
-    return float(value)
-
-
-def fraction(name: str, value: Any) -> float:
-    """value as a float; ValueError unless it lies in [0, 1)."""
-    if not 0 <= value < 1:
-        raise ValueError(f"{name} must lie in [0, 1), got {value}.")
-    return float(value)

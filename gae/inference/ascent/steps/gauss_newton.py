@@ -8,9 +8,10 @@ from torch import Tensor
 from torch.func import jvp, vjp, vmap
 
 from gae.inference.ascent.family import Delta
-from gae.inference.ascent.problem import Problem, expand_rows, rounding
-from gae.inference.ascent.steps.conjugate import Product, conjugate_gradients, row_dot
+from gae.inference.ascent.problem import Problem, expand_rows, rounding, row_dot
+from gae.inference.ascent.steps.conjugate import Product, conjugate_gradients
 from gae.inference.ascent.steps.first_order import State, Step
+from gae.inference.ascent.steps.trials import accept, no_trial
 from gae.likelihood import DecoderLikelihood, Likelihood
 
 
@@ -50,8 +51,7 @@ class GaussNewton(Step):
             raise TypeError(
                 "Cannot use `GaussNewton` with a summed-out component. Use `Argmax(Ascent(...))`, or `LBFGS`."
             )
-        row = u.new_zeros(u.shape[:2])
-        return {"point": u, "value": row - torch.inf, "grad": torch.zeros_like(u), "damping": row}
+        return no_trial(u) | {"damping": u.new_zeros(u.shape[:2])}
 
     def forward(
         self,
@@ -63,21 +63,17 @@ class GaussNewton(Step):
         t: int,
     ) -> tuple[Tensor, State]:
         taken = (value >= state["value"] - rounding(value)) & torch.isfinite(value)
-        wide = expand_rows(taken, u)
-        point, gradient = torch.where(wide, u, state["point"]), torch.where(wide, grad, state["grad"])
+        accepted = accept(taken, u, value, grad, state)
         relaxed = torch.where(state["damping"] <= self.damping / 10, 0.0, state["damping"] / 10)
         tightened = (state["damping"] * 10).clamp_min(self.damping)
         damping = torch.where(taken, relaxed, tightened)
-        reached = torch.where(taken, value, state["value"])
-        following = {"point": point, "value": reached, "grad": gradient, "damping": damping}
-        known = torch.isfinite(reached)
+        following = accepted | {"damping": damping}
+        known, inputs = torch.isfinite(accepted["value"]), (accepted["point"], accepted["grad"], damping)
         if bool(known.all()):
-            return self._moved(problem, point, gradient, damping), following
+            return self._moved(problem, *inputs), following
         # A row without a finite start has no curvature that may be part of a graph.
-        inputs = (point, gradient, damping)
-        return problem.only(known, (point.detach(),), inputs, lambda part, *row: (self._moved(part, *row),))[
-            0
-        ], following
+        (moved,) = problem.only(known, (inputs[0].detach(),), inputs, lambda part, *row: (self._moved(part, *row),))
+        return moved, following
 
     def correct(
         self,

@@ -6,8 +6,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from gae.inference.ascent.problem import Problem, expand_rows
-from gae.inference.ascent.steps.first_order import State, Step, positive
+from gae.data.checks import positive
+from gae.inference.ascent.problem import Problem, row_dot
+from gae.inference.ascent.steps.first_order import State, Step
+from gae.inference.ascent.steps.trials import accept, no_trial
 
 
 class Langevin(Step):
@@ -31,8 +33,7 @@ class Langevin(Step):
     def start(self, problem: Problem, u: Float[Tensor, "S B *U"]) -> State:
         state = {"noise": torch.randn_like(u)}
         if self.adjusted:
-            row = u.new_zeros(u.shape[:2])
-            state |= {"point": u, "value": row - torch.inf, "grad": torch.zeros_like(u), "chance": row}
+            state |= no_trial(u) | {"chance": u.new_zeros(u.shape[:2])}
         return state
 
     def forward(
@@ -46,21 +47,17 @@ class Langevin(Step):
     ) -> tuple[Tensor, State]:
         following = {"noise": torch.randn_like(u)}
         if self.adjusted:
-            u, value, grad = self._accepted(u, value, grad, state)
-            following |= {"point": u, "value": value, "grad": grad, "chance": torch.rand_like(value).log()}
+            ratio = value - state["value"] + self._log_proposals(u, grad, state)
+            accepted = accept((ratio >= state["chance"]) & torch.isfinite(value), u, value, grad, state)
+            u, grad = accepted["point"], accepted["grad"]
+            following |= accepted | {"chance": torch.rand_like(value).log()}
         return u + self.rate * grad + math.sqrt(2 * self.rate) * state["noise"], following
 
     def final_point(self, u: Float[Tensor, "S B *U"], state: State) -> Float[Tensor, "S B *U"]:
         return state["point"] if self.adjusted else u
 
-    def _accepted(self, u: Tensor, value: Tensor, grad: Tensor, state: State) -> tuple[Tensor, Tensor, Tensor]:
-        forth = (u - state["point"] - self.rate * state["grad"]).square().flatten(2).sum(2)
-        back = (state["point"] - u - self.rate * grad).square().flatten(2).sum(2)
-        ratio = value - state["value"] + (forth - back) / (4 * self.rate)
-        taken = (ratio >= state["chance"]) & torch.isfinite(value)
-        wide = expand_rows(taken, u)
-        return (
-            torch.where(wide, u, state["point"]),
-            torch.where(taken, value, state["value"]),
-            torch.where(wide, grad, state["grad"]),
-        )
+    def _log_proposals(self, u: Tensor, grad: Tensor, state: State) -> Tensor:
+        """log density of the proposal back from u over that of u, (S, B)."""
+        forth = u - state["point"] - self.rate * state["grad"]
+        back = state["point"] - u - self.rate * grad
+        return (row_dot(forth, forth) - row_dot(back, back)) / (4 * self.rate)

@@ -4,8 +4,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from gae.inference.ascent.problem import Problem, expand_rows, rounding
+from gae.data.checks import at_least_one
+from gae.inference.ascent.problem import Problem, expand_rows, rounding, row_dot
 from gae.inference.ascent.steps.first_order import State, Step
+from gae.inference.ascent.steps.trials import accept, no_trial
 
 SUFFICIENT = 1e-4  # Armijo's constant
 CURVATURE = 1e-8  # a pair is kept if cos(s, y) exceeds this: the inverse Hessian stays positive definite
@@ -35,20 +37,15 @@ class LBFGS(Step):
 
     def __init__(self, history: int = 10, curvature: Float[Tensor, "U U"] | None = None):
         super().__init__()
-        if history < 1:
-            raise ValueError(f"history must be at least 1, got {history}.")
+        at_least_one("history", history)
         self.history = history
         self.register_buffer("metric", None if curvature is None else _inverse(curvature), persistent=False)
 
     def start(self, problem: Problem, u: Float[Tensor, "S B *U"]) -> State:
         flat = u.flatten(2)
         row, pairs = flat.new_zeros(flat.shape[:2]), flat.new_zeros(*flat.shape[:2], self.history, 2, flat.shape[2])
-        zero = torch.zeros_like(flat)
-        return {
-            "point": flat,
-            "value": row - torch.inf,
-            "grad": zero,
-            "direction": zero,
+        return no_trial(flat) | {
+            "direction": torch.zeros_like(flat),
             "length": row + 1,
             "pairs": pairs,
             "scale": row,
@@ -64,18 +61,16 @@ class LBFGS(Step):
         t: int,
     ) -> tuple[Tensor, State]:
         flat, grad = u.flatten(2), grad.flatten(2)
-        slope = _dot(state["grad"], state["direction"])
+        slope = row_dot(state["grad"], state["direction"])
         taken = value >= state["value"] + SUFFICIENT * state["length"] * slope - rounding(value)
         taken = taken & torch.isfinite(value)
         memory = self._remember(state, taken, flat, grad, t)
-        point = torch.where(taken.unsqueeze(2), flat, state["point"])
-        reached = torch.where(taken, value, state["value"])
-        gradient = torch.where(taken.unsqueeze(2), grad, state["grad"])
-        ascent = self._direction(gradient, memory, min(t, self.history))
+        accepted = accept(taken, flat, value, grad, state)
+        ascent = self._direction(accepted["grad"], memory, min(t, self.history))
         direction = torch.where(taken.unsqueeze(2), ascent, state["direction"])
         length = torch.where(taken, torch.ones_like(value), self._shorter(state, value, slope))
-        following = {"point": point, "value": reached, "grad": gradient, "direction": direction, "length": length}
-        return (point + length.unsqueeze(2) * direction).view_as(u), following | memory
+        moved = accepted["point"] + length.unsqueeze(2) * direction
+        return moved.view_as(u), accepted | {"direction": direction, "length": length} | memory
 
     def correct(
         self,
@@ -91,14 +86,14 @@ class LBFGS(Step):
     def _remember(self, state: State, taken: Tensor, flat: Tensor, grad: Tensor, t: int) -> State:
         """The pairs, each divided by the root of its inner product, and the scale of the first inverse curvature."""
         if t == 0:
-            norm = _dot(grad, grad).clamp_min(1).sqrt()
+            norm = row_dot(grad, grad).clamp_min(1).sqrt()
             return {"pairs": state["pairs"], "scale": 1 / norm if self.metric is None else torch.ones_like(norm)}
         move, change = flat - state["point"], state["grad"] - grad
-        inner, image = _dot(move, change), self._metric(change)
-        keep = taken & (inner > CURVATURE * (_dot(move, move) * _dot(change, change)).clamp_min(0).sqrt())
+        inner, image = row_dot(move, change), self._metric(change)
+        keep = taken & (inner > CURVATURE * (row_dot(move, move) * row_dot(change, change)).clamp_min(0).sqrt())
         safe = torch.where(keep, inner, 1.0)
         root = safe.sqrt().unsqueeze(2)
-        scale = safe / torch.where(keep, _dot(change, image), 1.0)
+        scale = safe / torch.where(keep, row_dot(change, image), 1.0)
         if self.metric is not None:
             scale = scale.sqrt()
         pair = torch.stack([move, change], 2) / root.unsqueeze(3)
@@ -109,11 +104,11 @@ class LBFGS(Step):
         moves, changes = (half.unbind(2)[self.history - pairs :] for half in memory["pairs"].unbind(3))
         q, weights = grad, []
         for s, y in zip(reversed(moves), reversed(changes), strict=True):
-            weights.append(_dot(s, q).unsqueeze(2))
+            weights.append(row_dot(s, q).unsqueeze(2))
             q = torch.addcmul(q, weights[-1], y, value=-1)
         q = memory["scale"].unsqueeze(2) * self._metric(q)
         for s, y, weight in zip(moves, changes, reversed(weights), strict=True):
-            q = torch.addcmul(q, weight - _dot(y, q).unsqueeze(2), s)
+            q = torch.addcmul(q, weight - row_dot(y, q).unsqueeze(2), s)
         return q
 
     def _metric(self, v: Tensor) -> Tensor:
@@ -126,10 +121,6 @@ class LBFGS(Step):
         known = torch.isfinite(drop) & (drop > 0)
         best = length.square() * slope / torch.where(known, drop, 1.0)
         return torch.where(known, best.clamp(min=0.1 * length, max=0.5 * length), 0.1 * length)
-
-
-def _dot(a: Tensor, b: Tensor) -> Tensor:
-    return (a * b).sum(-1)
 
 
 def _push(memory: Tensor, new: Tensor, keep: Tensor) -> Tensor:

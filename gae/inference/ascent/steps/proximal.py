@@ -4,8 +4,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from gae.inference.ascent.problem import Problem, expand_rows, rounding
-from gae.inference.ascent.steps.first_order import State, Step, positive
+from gae.data.checks import positive
+from gae.inference.ascent.problem import Problem, choose_rows, expand_rows, rounding, row_dot, row_norm
+from gae.inference.ascent.steps.first_order import State, Step
 
 MARGIN = 1.1  # by which a curvature that was met is exceeded
 WILD = 10.0  # times the last one: the curvature towards a point where the density is not finite
@@ -64,10 +65,10 @@ class ProximalAscent(Step):
             point = _shrunk(u + self.rate * smooth, self.rate * penalty)
             return self._ahead(point, state, {}) if self.accelerated else (point, {})
         if t == 0:
-            unit = smooth.detach() / expand_rows(_norm(smooth).clamp_min(torch.finfo(u.dtype).tiny), u)
+            unit = smooth.detach() / expand_rows(row_norm(smooth).clamp_min(torch.finfo(u.dtype).tiny), u)
             curvature = _curvature(problem, penalty, u, value, smooth, u + unit)
             measured = (curvature > 0) & curvature.isfinite()
-            return u, state | {"curvature": torch.where(measured, curvature, _norm(smooth))}
+            return u, state | {"curvature": torch.where(measured, curvature, row_norm(smooth))}
         rate = expand_rows(1 / state["curvature"].clamp_min(torch.finfo(u.dtype).tiny), u)
         point = _shrunk(u + rate * smooth, rate * penalty)
         met = _curvature(problem, penalty, u, value, smooth, point)
@@ -76,9 +77,7 @@ class ProximalAscent(Step):
         found = {"curvature": torch.where(kept, state["curvature"], MARGIN * met)}
         moved, after = self._ahead(point, state, found) if self.accelerated else (point, found)
         before = state | found
-        return torch.where(expand_rows(kept, u), moved, u), {
-            name: torch.where(expand_rows(kept, new), new, before[name]) for name, new in after.items()
-        }
+        return torch.where(expand_rows(kept, u), moved, u), choose_rows(kept, after, before)
 
     def _ahead(self, point: Tensor, state: State, found: State) -> tuple[Tensor, State]:
         """Where FISTA evaluates next, and what it remembers."""
@@ -102,19 +101,14 @@ def _curvature(
     """The curvature of the parabola that touches -log q_r(x|·) at u and meets it at another point, less rounding."""
     move = point - u
     there = problem(point)
-    risen = _likelihood(value, penalty, u) - _likelihood(there, penalty, point) + (smooth * move).flatten(2).sum(2)
+    risen = _likelihood(value, penalty, u) - _likelihood(there, penalty, point) + row_dot(smooth, move)
     slack = rounding(value) + rounding(there)
-    square = move.flatten(2).square().sum(2)
-    return 2 * (risen - slack) / square.clamp_min(torch.finfo(u.dtype).tiny)
+    return 2 * (risen - slack) / row_dot(move, move).clamp_min(torch.finfo(u.dtype).tiny)
 
 
 def _likelihood(value: Tensor, penalty: Tensor, u: Tensor) -> Tensor:
     """log q_r(x|u) but for a constant, from the log joint density."""
     return value + (penalty * u.abs()).flatten(2).sum(2)
-
-
-def _norm(grad: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(grad.detach().flatten(2), dim=2)
 
 
 def _rate(problem: Problem) -> Tensor:

@@ -6,8 +6,9 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from gae.data.checks import positive
 from gae.inference.ascent.problem import Problem, expand_rows
-from gae.inference.ascent.steps.first_order import State, Step, positive
+from gae.inference.ascent.steps.first_order import State, Step
 
 Projection = Callable[[Tensor], Tensor]
 

@@ -1,0 +1,57 @@
+"""Distances between points, and their principal components."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+
+def squared_distances(a: Float[Tensor, "*L M D"], b: Float[Tensor, "*L N D"]) -> Float[Tensor, "*L M N"]:
+    """‖a_i - b_j‖² by one matrix product about the mean of b; a batch has at most one dimension.
+
+    >>> squared_distances(torch.tensor([[0.0, 0.0]]), torch.tensor([[3.0, 4.0], [0.0, 1.0]]))
+    tensor([[25.,  1.]])
+    """
+    centre = b.mean(-2, keepdim=True)
+    a, b = a - centre, b - centre
+    square = a.square().sum(-1).unsqueeze(-1) + b.square().sum(-1).unsqueeze(-2)
+    if b.shape[-2] == 1:
+        return square
+    product = torch.addmm if a.dim() == 2 else torch.baddbmm
+    return product(square, a, b.mT, alpha=-2).clamp_min(0)
+
+
+def principal_components(
+    x: Float[Tensor, "*L N D"],
+) -> tuple[Float[Tensor, "*L N R"], Float[Tensor, "*L R"], Float[Tensor, "*L R D"]]:
+    """Scores of points about their mean, singular values, and unit directions whose largest entry is positive.
+
+    The singular value of a component is √N times the standard deviation of its scores.
+
+    >>> scores, size, directions = principal_components(torch.tensor([[-3.0, 0.0], [3.0, 0.0], [0.0, 0.0]]))
+    >>> directions[0]
+    tensor([1., 0.])
+    """
+    left, size, right = torch.linalg.svd(x - x.mean(-2, keepdim=True), full_matrices=False)
+    sign = _sign(right)
+    return left * sign.mT * size.unsqueeze(-2), size, right * sign
+
+
+def explained(size: Float[Tensor, " R"], components: int) -> Float[Tensor, ""]:
+    """The share of the variance that the first components hold, from all singular values."""
+    return size[:components].square().sum() / size.square().sum().clamp_min(1e-30)
+
+
+def principal_directions(covariance: Float[Tensor, "K D D"], width: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The leading eigenvalues (K, E), the rest (K, D - E), and the directions (K, E, D), largest entry positive.
+
+    The covariance must be float64: in float32, constant pixels give NaN.
+    """
+    values, vectors = torch.linalg.eigh(covariance)
+    top, directions = values[:, -width:].flip(-1), vectors[..., -width:].flip(-1).mT
+    return top, values[:, :-width], directions * _sign(directions)
+
+
+def _sign(directions: Float[Tensor, "*L R D"]) -> Float[Tensor, "*L R 1"]:
+    """The sign of the largest entry of each direction: fixed so, directions are the same on every machine."""
+    largest = directions.gather(-1, directions.abs().argmax(-1, keepdim=True))
+    return torch.where(largest < 0, -1.0, 1.0).to(directions.dtype)
