@@ -41,7 +41,7 @@ class AutoDecoder(Inference):
     sized_by_data = (
         "codes",
         "keys",
-    )  # their first dimension is known from data alone; see ``gae.training.checkpoint.restore``
+    )  # their first dimension is known from data alone; see ``gae.storage.checkpoint.restore``
     codes: nn.Parameter
     keys: Tensor
 

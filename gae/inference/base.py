@@ -16,6 +16,7 @@ from torch.distributions import Distribution
 from gae.inference.laws import is_point, need_density
 from gae.likelihood import Likelihood
 from gae.likelihood.door import check_components, door
+from gae.storage import Part
 
 
 class Status(IntEnum):
@@ -155,7 +156,7 @@ class LearnsData(Protocol):
         """Gets ready for all training observations x (N, *X); ``fit`` calls it before it makes the optimiser."""
 
 
-class Inference(nn.Module, ABC):
+class Inference(Part, nn.Module, ABC):
     """An engine that finds codes. It never touches the likelihood's parameters, its inputs, or torch's defaults.
 
     Calling it, or its ``infer``, checks x and k first (``gae.likelihood.door``). A ``Delta`` among the laws q(z|x) that

@@ -12,11 +12,12 @@ from torch.distributions import Distribution, constraints
 
 from gae.likelihood.door import checked, checked_codes, dims, guard, hidden
 from gae.likelihood.priors import StandardNormal
+from gae.storage import Part
 
 LogJoint = Callable[..., Tensor]
 
 
-class Likelihood(nn.Module, ABC):
+class Likelihood(Part, nn.Module, ABC):
     """A decoder q_r(x|z) and a prior q_w(z): what a model is. No encoder and no loss live here.
 
     Shapes: S samples (or branches), B batch, Z latent event, X data event.

@@ -17,6 +17,7 @@ from gae.data import Dataset
 from gae.inference import Adam, Adjoint, Amortized, Ascent, Detach, Inference, MeanField, Unroll, Zeros
 from gae.likelihood import Likelihood, LinearMixture
 from gae.objective import Objective, elbo, joint
+from gae.storage import recorded
 from gae.systems import HEADS, NormalEncoder, build
 from gae.systems.parts import decoder_of, directions
 
@@ -218,6 +219,7 @@ def describe(configuration: Configuration, name: str, data: Dataset) -> dict[str
     return {"comparison": asdict(configuration), "engine": name, **data.preparation.note()}
 
 
+@recorded
 def rebuild(description: dict[str, Any]) -> Autoencoder:
     """The autoencoder that ``describe`` describes, with parameters to be restored."""
     stored = dict(description["comparison"])

@@ -11,6 +11,7 @@ from torch import Size, Tensor, nn
 
 from gae import nets
 from gae.likelihood import Bernoulli, ContinuousBernoulli, Gaussian, Head, Laplace, Poisson
+from gae.storage import Part
 
 Shape = Size | tuple[int, ...]
 
@@ -93,7 +94,7 @@ def directions(event_shape: Shape, latent: int | None) -> int:
     return min(8, Size(event_shape).numel()) if latent is None else latent
 
 
-class NormalEncoder(nn.Module):
+class NormalEncoder(Part, nn.Module):
     """q(z|x) = N(mean(x), scale(x)²), independent over the code: a network with 2 Z outputs, as a Pyro guide.
 
     >>> import torch

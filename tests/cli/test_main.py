@@ -26,7 +26,7 @@ from gae.studies import engines
 from gae.studies.engines import ENGINES
 from gae.systems import SYSTEMS
 from gae.training import fit as train
-from gae.training.packing import dump, verified
+from gae.storage.packing import dump, verified
 
 BESIDE = ("labels", "engine", "index", "split")
 QUICK = ("--quiet", "--epochs", "2")

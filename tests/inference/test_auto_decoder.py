@@ -13,7 +13,8 @@ from gae.data import Dataset, load
 from gae.inference import Ascent, AutoDecoder, Detach, GradientAscent, Zeros
 from gae.inference.auto_decoder import row_keys
 from gae.likelihood import Flat, Gaussian
-from gae.training import checkpoint, fit, restore
+from gae.storage import checkpoint
+from gae.training import fit, restore
 
 train = partial(fit, progress=False)
 

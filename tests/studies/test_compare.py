@@ -21,7 +21,8 @@ from gae.inference import Adam, Amortized, Ascent, ClosedForm
 from gae.likelihood import Gaussian, LinearMixture
 from gae.studies import compare, curves, engines
 from gae.systems import NormalEncoder
-from gae.training import checkpoint, fit, restore
+from gae.storage import checkpoint
+from gae.training import fit, restore
 
 TINY: dict[str, Any] = {"epochs": 2, "latent": 3, "hidden": (16,), "quick": True, "progress": False}
 NAMES = tuple(engines.ENGINES)

@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from gae.inference.base import Code
 from gae.likelihood import Likelihood
 from gae.likelihood.base import LogJoint
+from gae.storage import Part
 
 
-class Family(nn.Module, ABC):
+class Family(Part, nn.Module, ABC):
     """A family of densities q(z; u), with the per-sample objective that its parameters u ascend."""
 
     evaluations: int = 1  # decoder evaluations per objective value
