@@ -58,8 +58,7 @@ class Autoencoder(Part, nn.Module):
         self.aggregate = aggregate
         self.corruption = corruption
         self.penalties = nn.ModuleList(penalties)
-
-    preparation: Preparation | None = None  # of the data set that ``fit`` was given
+        self.preparation: Preparation | None = None  # of the data set that ``fit`` was given
 
     def calls(self) -> list[Call]:
         """The call that built it, or where a part was exchanged since, that of its class with the parts of now."""

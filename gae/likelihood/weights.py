@@ -86,7 +86,9 @@ def _forget(net: nn.Module) -> None:
     for module in net.modules():
         for name, parameter in list(module.named_parameters(recurse=False)):
             delattr(module, name)
-            module.register_buffer(name, seen.setdefault(parameter, torch.zeros_like(parameter, requires_grad=False)), persistent=False)
+            module.register_buffer(
+                name, seen.setdefault(parameter, torch.zeros_like(parameter, requires_grad=False)), persistent=False
+            )
 
 
 class WeightLikelihood(Likelihood):

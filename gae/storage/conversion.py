@@ -21,11 +21,13 @@ def upgraded(state: Any) -> Any:
         return state
     described = state.get("describe") or {}
     kwargs = _arguments(described)
-    call = {"function": REBUILD if "comparison" in described else BUILD, "args": [], "kwargs": kwargs}
+    call: dict[str, Any] = {"function": REBUILD if "comparison" in described else BUILD, "args": [], "kwargs": kwargs}
     return {
         **state,
         "recipe": None if kwargs is None else {"calls": [call]},
-        "unrecorded": None if kwargs is not None else "it was written by gae 0.1.0, which noted systems of its table only",
+        "unrecorded": None
+        if kwargs is not None
+        else "it was written by gae 0.1.0, which noted systems of its table only",
         "preparation": described if "event_shape" in described else None,
     }
 
@@ -36,7 +38,11 @@ def _arguments(described: Mapping[str, Any]) -> dict[str, Any] | None:
         comparison = {**described["comparison"], "effort": effort}
         return {"description": _tagged({**described, "comparison": comparison})}
     if {"system", "options", "event_shape"} <= described.keys():
-        return {"name": described["system"], "event_shape": tuple(described["event_shape"]), **_tagged_values(described["options"])}
+        return {
+            "name": described["system"],
+            "event_shape": tuple(described["event_shape"]),
+            **_tagged_values(described["options"]),
+        }
     return None
 
 

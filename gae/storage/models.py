@@ -1,11 +1,10 @@
-"""Saving a model, and loading one that ``save`` or ``fit`` wrote: its parts by their recorded calls, then its values."""
+"""Saving a model, and loading it again: its parts by their recorded calls, then its parameters and buffers."""
 
 import warnings
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from gae.data.preparation import Preparation

@@ -5,7 +5,7 @@ import inspect
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from functools import partial, wraps
-from types import FunctionType
+from types import FunctionType, MethodType
 from typing import Any, ParamSpec, TypeVar
 
 import torch
@@ -17,6 +17,7 @@ P = ParamSpec("P")
 M = TypeVar("M", bound=nn.Module)
 
 CALL = "built_by"
+NO_SETTINGS = (CALL, "training", "preparation")  # public attributes that are noted by themselves
 FUNCTIONS = "gae.objective"  # whose functions are parts of a model by themselves
 NETWORKS = "torch.nn.modules."  # whose classes may be arguments, such as activations
 
@@ -149,12 +150,11 @@ def restored(model: nn.Module, state: Mapping[str, Any], source: str) -> nn.Modu
 def resolve(reference: str, trusted: Collection[str] = ()) -> Any:
     """The function or class of a ``module:name`` reference that is ours, or that the caller trusts.
 
+    Raises:
+        ValueError: for any other, and one that cannot be imported.
+
     >>> resolve("gae.objective:joint").__name__
     'joint'
-    >>> resolve("os:system")
-    Traceback (most recent call last):
-    ValueError: The model is built by os:system, which is no part of gae, and loading would execute it. If you trust it, \
-pass trusted=['os:system'].
     """
     module, _, name = reference.partition(":")
     ours = module.partition(".")[0] == "gae"
@@ -173,7 +173,9 @@ pass trusted=['os:system'].
             "build=, a function that makes the model."
         ) from None
     if reference not in trusted and not _is_part(found, module):
-        raise ValueError(f"The model is said to be built by {reference}, which is no part of a model. It is not executed.")
+        raise ValueError(
+            f"The model is said to be built by {reference}, which is no part of a model. It is not executed."
+        )
     return found
 
 
@@ -218,7 +220,11 @@ class _Writer:
             case list() | nn.ModuleList():
                 return [self.value(item, f"{where}.{i}") for i, item in enumerate(value)]
             case dict():
-                return {"items": [[self.value(key, where), self.value(item, f"{where}.{key}")] for key, item in value.items()]}
+                return {
+                    "items": [
+                        [self.value(key, where), self.value(item, f"{where}.{key}")] for key, item in value.items()
+                    ]
+                }
             case partial():
                 return {"partial": self.reference(value.func, value.args, value.keywords, where)}
             case type() | FunctionType():
@@ -267,7 +273,7 @@ def reference_to(function: Callable[..., Any], where: str = "") -> str:
     'torch.nn.modules.linear:Linear'
     """
     module, name = getattr(function, "__module__", None), getattr(function, "__qualname__", "<unnamed>")
-    found = None
+    found: Any = None
     if module not in (None, "__main__") and "<" not in name:
         found = importlib.import_module(module)
         for attribute in name.split("."):
@@ -314,8 +320,7 @@ def _contents(value: Any) -> Mapping[Any, Any] | None:
     """The things inside an object that decide its behaviour, by name; None for one that is compared as a whole."""
     match value:
         case nn.Module():
-            own = {name: part for name, part in vars(value).items() if _is_setting(name)}
-            return {**own, **value._parameters, **value._buffers, **value._modules}
+            return {**_settings(vars(value)), **value._parameters, **value._buffers, **value._modules}
         case list() | tuple():
             return dict(enumerate(value))
         case dict():
@@ -325,13 +330,13 @@ def _contents(value: Any) -> Mapping[Any, Any] | None:
         case FunctionType():
             cells = [cell.cell_contents for cell in value.__closure__ or ()]
             return {"name": value.__qualname__, "module": value.__module__, "closure": cells}
+        case MethodType():
+            return {"self": value.__self__, "function": value.__func__}
         case type():
             return None
-    if inspect.ismethod(value):
-        return {"self": value.__self__, "function": value.__func__}
     own = getattr(value, "__dict__", None)
-    return None if own is None else {name: part for name, part in own.items() if _is_setting(name)}
+    return None if own is None else _settings(own)
 
 
-def _is_setting(name: str) -> bool:
-    return not name.startswith("_") and name not in (CALL, "training")
+def _settings(attributes: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: part for name, part in attributes.items() if not name.startswith("_") and name not in NO_SETTINGS}

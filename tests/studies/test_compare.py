@@ -19,9 +19,9 @@ from gae.autoencoder import Autoencoder
 from gae.data import Dataset, load
 from gae.inference import Adam, Amortized, Ascent, ClosedForm
 from gae.likelihood import Gaussian, LinearMixture
+from gae.storage import checkpoint
 from gae.studies import compare, curves, engines
 from gae.systems import NormalEncoder
-from gae.storage import checkpoint
 from gae.training import fit, restore
 
 TINY: dict[str, Any] = {"epochs": 2, "latent": 3, "hidden": (16,), "quick": True, "progress": False}
