@@ -153,13 +153,12 @@ def test_a_row_is_saved_and_loaded(name: str, direct: bool, digits: Dataset, tmp
     model, train, held_out, chosen = example(name, digits)
     if direct:
         model = SYSTEMS[name].build(chosen.event_shape, **chosen.options)
-    if chosen.learns:
+    elif chosen.learns:
         taught(model, train, name, tmp_path / "run")
     model.save(tmp_path / "saved")
     wanted = results(model, held_out)
-    seed(7)
-    before = torch.get_rng_state()
-    for folder in ("saved", "run") if chosen.learns else ("saved",):
+    for folder in ("saved", "run") if (tmp_path / "run").exists() else ("saved",):
+        before = torch.get_rng_state()
         again = load(tmp_path / folder)
         assert torch.equal(torch.get_rng_state(), before)
         assert again.training == (folder == "saved")
