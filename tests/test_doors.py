@@ -416,10 +416,13 @@ def test_codes_of_another_dtype_are_refused(dtype: torch.dtype) -> None:
         Amortized(lambda x: x[:, :2].to(dtype))(gaussian(), torch.randn(3, 4))
 
 
-def test_scales_of_zero_are_refused_as_proposals() -> None:
-    law = torch.distributions.Normal(torch.zeros(3, 2), torch.tensor([1.0, 0.0]), validate_args=False)
-    with pytest.raises(ValueError, match="not finite at its own draws"):
-        importance(gaussian(), torch.randn(3, 4), torch.distributions.Independent(law, 1))
+@pytest.mark.parametrize("scale", [0.0, math.nan])
+def test_scales_of_zero_are_refused_as_proposals_and_starts(scale: float) -> None:
+    law = torch.distributions.Normal(torch.zeros(3, 2), torch.tensor([1.0, scale]), validate_args=False)
+    law, x = torch.distributions.Independent(law, 1), torch.randn(3, 4)
+    for estimate in (lambda: importance(gaussian(), x, law), lambda: ais(gaussian(), x, 4, 2, start=law)):
+        with pytest.raises(ValueError, match="not finite at its own draws"):
+            estimate()
 
 
 @pytest.mark.parametrize(

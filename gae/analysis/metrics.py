@@ -14,6 +14,7 @@ from torch import Tensor
 
 from gae.autoencoder import Autoencoder
 from gae.data import Dataset
+from gae.evidence.base import without_warning
 from gae.inference import Encoding, Status
 from gae.inference.laws import codes_from
 from gae.likelihood import ExactPosterior, FlatDistribution
@@ -144,11 +145,12 @@ def log_evidence(model: Autoencoder, x: Num[Tensor, "N *X"], effort: EvaluationB
     """log p(x): exact where it is known, else by importance sampling; absent under a flat prior.
 
     ``sampling_se`` is the mean over x of the standard error of one sample's estimate, ``ess`` that of the
-    effective sample size of its importance weights.
+    effective sample size of its importance weights; ``unreliable`` is the share of x where both mean little.
     """
     if isinstance(model.likelihood.prior, FlatDistribution):
         return missing(NO_EVIDENCE)
-    found = [model.log_evidence(batch, effort.importance_samples) for batch in x.split(SAMPLED_AT_ONCE)]
+    with without_warning():  # the entry has their share
+        found = [model.log_evidence(batch, effort.importance_samples) for batch in x.split(SAMPLED_AT_ONCE)]
     spread = torch.cat([part.standard_error for part in found])
     method = "exact" if isinstance(model.likelihood, ExactPosterior) else "importance sampling"
     entry = mean_and_error(torch.cat([part.log_p for part in found]))
@@ -159,6 +161,7 @@ def log_evidence(model: Autoencoder, x: Num[Tensor, "N *X"], effort: EvaluationB
         "method": method,
         "sampling_se": float(spread.mean()),
         "ess": ess,
+        "unreliable": float(torch.cat([part.unreliable for part in found]).double().mean()),
         "samples": len(x),
     }
 

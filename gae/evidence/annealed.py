@@ -11,7 +11,7 @@ from torch.distributions import Distribution
 
 from gae.evidence.base import Evidence, from_log_weights, need_proper, unit
 from gae.inference.ascent.problem import expand_rows
-from gae.inference.laws import codes_from, need_cover, need_density
+from gae.inference.laws import codes_from, log_density, need_cover, need_density
 from gae.likelihood import Likelihood
 from gae.likelihood.door import check_codes, checked
 
@@ -207,9 +207,10 @@ class _Path:
         self.log_joint = likelihood.bind(x)
 
     def draw(self, chains: int) -> Tensor:
-        if self.start.batch_shape:
-            return codes_from(self.start, chains)
-        return self.start.sample(Size((chains, len(self.x))))
+        single = not self.start.batch_shape
+        z = self.start.sample(Size((chains, len(self.x)))) if single else codes_from(self.start, chains)
+        log_density(self.start, z)
+        return z
 
     def at(self, z: Tensor) -> _State:
         return _State(z, self.start.log_prob(z), self.log_joint(z))

@@ -23,7 +23,7 @@ class Status(IntEnum):
     """How one sample's solve ended."""
 
     max_steps = 0  # still moving after the last step
-    converged = 1  # gradient norm or change of the objective within tolerance
+    converged = 1  # gradient norm, or change of the objective and the gain of a step, within tolerance
     diverged = 2  # ended below the objective of its start
     nonfinite = 3  # met a non-finite objective or gradient; the best finite point is returned, as a constant
 

@@ -172,6 +172,16 @@ class Likelihood(Part, nn.Module, ABC):
         refuse(x, ~inside, f"{type(self).__name__} needs x in {self.support_text}", self.support_remedy)
 
 
+def positive_scale(value: float) -> float:
+    """value, a scale that float32 can hold and invert; else ValueError."""
+    least = torch.finfo(torch.float32).tiny
+    if not value > 0:
+        raise ValueError(f"scale must be positive, got {value}.")
+    if not least <= value <= 1 / least:
+        raise ValueError(f"scale must lie within {least:.1e} ... {1 / least:.1e}, got {value}. Use another data unit.")
+    return value
+
+
 def parameter_or_buffer(module: nn.Module, name: str, value: Tensor, learn: bool) -> None:
     """Registers a value that is learned, or one that only moves and is saved with the module."""
     if learn:

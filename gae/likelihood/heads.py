@@ -13,7 +13,7 @@ from torch.distributions import Distribution, constraints
 from torch.nn.functional import binary_cross_entropy_with_logits, softplus
 
 from gae.likelihood import distributions
-from gae.likelihood.base import Likelihood, LogJoint, parameter_or_buffer
+from gae.likelihood.base import Likelihood, LogJoint, parameter_or_buffer, positive_scale
 from gae.likelihood.counts import Counts, LogRatePoisson
 from gae.likelihood.priors import StandardNormal
 from gae.nets import Rescaled
@@ -110,12 +110,10 @@ class _ScaledHead(Head):
         relative: bool = False,
     ):
         super().__init__(decoder, latent_shape, prior)
-        if not scale > 0:
-            raise ValueError(f"scale must be positive, got {scale}.")
         if learn not in ("fixed", "scalar", "pixel"):
             raise ValueError(f"learn must be 'fixed', 'scalar' or 'pixel', got {learn!r}.")
         shape = self.event_shape if learn == "pixel" else Size()
-        log_scale = _like(decoder).new_full(shape, math.log(scale))
+        log_scale = _like(decoder).new_full(shape, math.log(positive_scale(scale)))
         parameter_or_buffer(self, "log_scale", log_scale, learn != "fixed")
         # in a tuple, since the layer belongs to the decoder alone
         self._rescale = tuple(part for part in decoder.modules() if isinstance(part, Rescaled))[-1:]

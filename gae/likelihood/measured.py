@@ -9,7 +9,7 @@ from jaxtyping import Float, Int, Num
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
-from gae.likelihood.base import Likelihood, LogJoint
+from gae.likelihood.base import Likelihood, LogJoint, positive_scale
 from gae.likelihood.distributions import Normal
 from gae.likelihood.operators import Mask
 
@@ -46,8 +46,6 @@ class Measured(Likelihood):
                 f"Cannot observe {type(likelihood).__name__} with {likelihood.components} components: one decoder "
                 "output per code is needed. Take a neural head, or a `LinearMixture` of one component."
             )
-        if scale is not None and not scale > 0:
-            raise ValueError(f"scale must be positive, got {scale}.")
         if scale is None and not (likelihood.output_is_mean or isinstance(operator, Mask)):
             raise TypeError(
                 f"{type(operator).__name__} acts on means, but the output of {type(likelihood).__name__} is none. "
@@ -60,7 +58,7 @@ class Measured(Likelihood):
         measured = operator(tensor.new_zeros(1, *likelihood.event_shape))
         super().__init__(likelihood.latent_shape, measured.shape[1:], likelihood.latent_prior)
         self.likelihood, self.operator = likelihood, operator
-        self.register_buffer("scale", None if scale is None else tensor.new_tensor(scale))
+        self.register_buffer("scale", None if scale is None else tensor.new_tensor(positive_scale(scale)))
         if scale is None:
             self.support, self.support_text = likelihood.support, likelihood.support_text
             self.support_remedy = likelihood.support_remedy

@@ -119,6 +119,8 @@ def box(cell: dict[str, Any], column: Column, best: bool, notes: dict[str, str])
     if "method" in entry:
         sampled = entry["method"] != "exact"
         detail = f"s.e. {entry['sampling_se']:.2f}, ESS {entry['ess']:.0f}" if sampled else "exact"
+        if entry.get("unreliable"):
+            detail += f", unreliable for {entry['unreliable']:.0%}"
     return Box(column.text(entry), detail, best=best)
 
 

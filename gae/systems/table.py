@@ -102,7 +102,7 @@ SYSTEMS: dict[str, System] = {
         deep_image_prior,
         "WeightLikelihood(skip network)",
         "flat",
-        "Ascent(Initial, Adam, self-stopping)",
+        "Ascent(DecoderInit, Adam, self-stopping)",
         "joint",
         "Ulyanov et al. 2018",
         "one image",
@@ -118,7 +118,7 @@ SYSTEMS: dict[str, System] = {
     ),
     "compressed-sensing": System(
         compressed_sensing,
-        "Observed(head, projections)",
+        "Measured(head, projections)",
         "N(0, I)",
         "Ascent(Prior, L-BFGS, restarts)",
         "joint",
@@ -127,7 +127,7 @@ SYSTEMS: dict[str, System] = {
     ),
     "inpainting": System(
         inpainting,
-        "Observed(head, mask)",
+        "Measured(head, mask)",
         "N(0, I)",
         "Ascent(Prior, L-BFGS, restarts)",
         "joint",
@@ -136,7 +136,7 @@ SYSTEMS: dict[str, System] = {
     ),
     "superresolution": System(
         superresolution,
-        "Observed(head, downsampling)",
+        "Measured(head, downsampling)",
         "N(0, I)",
         "Ascent(Prior, L-BFGS, restarts)",
         "joint",

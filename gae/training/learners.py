@@ -99,13 +99,18 @@ class GradientLearner(Learner):
         def closure() -> Tensor:
             reseed()
             self.optimizer.zero_grad()
-            loss = self._loss(x, batch)
+            try:
+                loss = self._loss(x, batch)
+            except FloatingPointError as error:
+                raise FloatingPointError(f"At {where}: {error} {self.remedy}") from error
             values.append(self._reduced(loss))
             if not math.isfinite(values[0]):  # a line search may try worse points by itself
                 raise FloatingPointError(self.advice(f"The loss is {values[0]}", where))
             if not loss.requires_grad:
                 raise FloatingPointError(self.advice("All samples' objectives are too large for gradients", where))
             self.fabric.backward(loss)
+            if len(values) == 1:
+                self._refuse_nonfinite(where)
             if self.clip is not None:
                 self.fabric.clip_gradients(self.module, self.optimizer, max_norm=self.clip, error_if_nonfinite=False)
             return loss
@@ -116,6 +121,23 @@ class GradientLearner(Learner):
             closure()
             self.optimizer.step()
         return values[0]
+
+    def _refuse_nonfinite(self, where: str) -> None:
+        """Before the parameters take such a gradient; losses in 16 bits are scaled by who skips such steps himself."""
+        if getattr(self.fabric.strategy.precision, "scaler", None) is not None:
+            return
+        grads = {name: p.grad for name, p in self.module.module.named_parameters() if p.grad is not None}
+        norms = torch.stack(torch._foreach_norm(list(grads.values()))) if grads else torch.zeros(0)
+        if bool(norms.isfinite().all()):
+            return
+        for name, grad in grads.items():
+            if not bool(torch.isfinite(grad).all()):
+                raise FloatingPointError(
+                    f"The loss is finite, but the gradient of {name} is not finite at {where}: a function in its graph "
+                    "overflows or has no slope there. Through an unrolled ascent that explodes, use fewer steps, a "
+                    f"smaller rate, `Clipped`, or `Detach()`. {self.remedy} A run with `out` keeps its last good "
+                    "checkpoint."
+                )
 
     def loss(self, x: Tensor, batch: Batch) -> float:
         return self._reduced(self._loss(x, batch))

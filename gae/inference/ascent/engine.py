@@ -46,11 +46,12 @@ class Ascent(Inference):
         init: the engine that gives the start: ``Zeros()``, ``Prior()``, ``Constant(z)``, or any encoder (a warm start).
         step: the step rule.
         max_steps: T; 0 returns the start.
-        tol: a sample has converged when its objective (nats) came within ``tol`` of its best in 2 successive steps.
+        tol: a sample has converged when, in 2 successive steps, its objective (nats) came within ``tol`` of its best
+            or within rounding, and the gain that its gradient promises for the next step is at most ``tol``.
         grad_tol: ... or when the norm of its gradient (nats per unit of u) is at most this.
         restarts: R starts from ``init``, which must be random; the best end is kept, ``Solve.spread`` tells the rest.
         family: what is ascended: ``Delta()`` the code, ``MeanField()`` a density over codes.
-        backprop: how gradients flow back through the solve.
+        adjoint: how gradients flow back through the solve.
         trace: whether ``Solve.trace`` records the objective before each step.
         stop: a rule that judges by the decoder's output when an ascent that would overfit has done, in the place of
             tolerances; it needs ``Detach()``.

@@ -4,11 +4,12 @@ import math
 
 import torch
 from jaxtyping import Float, Int, Num
-from pyro.distributions import Categorical, Independent, MixtureSameFamily, MultivariateNormal, Normal
+from pyro.distributions import Categorical, Independent, MixtureSameFamily, MultivariateNormal
 from torch import Size, Tensor, nn
 from torch.distributions import Distribution
 
-from gae.likelihood.base import LogJoint, parameter_or_buffer
+from gae.likelihood.base import LogJoint, parameter_or_buffer, positive_scale
+from gae.likelihood.distributions import Normal
 from gae.likelihood.linear.alternation import Alternation
 from gae.likelihood.linear.quadratic import Charts, Quadratic, peak, precision_factor, quadratic
 from gae.likelihood.linear.search import best_points
@@ -68,14 +69,12 @@ class LinearMixture(Alternation):
             raise ValueError("event_shape must have at least one dimension, got (). Use (1,) for scalar observations.")
         if components < 1 or not 0 <= latent <= dim:
             raise ValueError(f"Need components >= 1 and 0 <= latent <= {dim}, got K={components}, E={latent}.")
-        if not scale > 0:
-            raise ValueError(f"scale must be positive, got {scale}.")
         prior = Flat(latent) if flat_prior and latent else StandardNormal(latent)
         super().__init__((latent,), event_shape, prior, components)
         self.flat_prior, self.learn_scale, self.learn_weights = flat_prior, learn_scale, learn_weights
         self.means = nn.Parameter(torch.zeros(components, dim))
         self.loadings = nn.Parameter(torch.linalg.qr(torch.randn(components, dim, latent))[0].mT.contiguous())
-        parameter_or_buffer(self, "log_scale", torch.full((components,), math.log(scale)), learn_scale)
+        parameter_or_buffer(self, "log_scale", torch.full((components,), math.log(positive_scale(scale))), learn_scale)
         parameter_or_buffer(self, "logits", torch.zeros(components), learn_weights)
         self.register_buffer("initialized", torch.tensor(means is not None))
         if means is not None:
@@ -232,8 +231,8 @@ class LinearMixture(Alternation):
         return torch.cat(parts)[order.argsort()].unflatten(0, k.shape)
 
     def _log_normal(self, residual: Tensor, k: Tensor) -> Tensor:
-        square = residual.square().sum(-1)
-        return self._normalizer[k] - self.log_weights[k] - 0.5 * square / (2 * self.log_scale[k]).exp()
+        square = (residual / self.log_scale[k].exp().unsqueeze(-1)).square().sum(-1)  # scale² may be no float
+        return self._normalizer[k] - self.log_weights[k] - 0.5 * square
 
     def _spread(self, scale: Tensor) -> Tensor:
         return scale.reshape(*scale.shape, *[1] * len(self.event_shape))
