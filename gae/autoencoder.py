@@ -120,15 +120,38 @@ class Autoencoder(Part, nn.Module):
         """Whether the training loss is another than that of the objective."""
         return self.corruption is not None or len(self.penalties) > 0
 
-    def encode(self, x: Num[Tensor, "B *X"], inference: Inference | None = None) -> Encoding:
+    def encode(
+        self, x: Num[Tensor, "B *X"], inference: Inference | None = None, *, batch_size: int | None = None
+    ) -> Encoding:
         """Codes of x, by this model's engine or by another one on the same decoder.
 
         Differentiable in parameters and x unless called under ``torch.no_grad()``.
 
+        Args:
+            x: observations.
+            inference: the engine; the model's own unless given.
+            batch_size: find the codes of so many observations at a time, in the order of x and without gradients, so
+                that memory is bounded. Codes do not depend on their batch, but those of random engines (draws of a
+                q(z|x), random starts, Langevin dynamics) are other draws than those of the whole. An observation is
+                never split, so a likelihood of whole data sets (t-SNE, LLE) takes each data set at once.
+
         Raises:
             ValueError, TypeError: for x of a wrong shape, dtype or device, empty, non-finite or outside the support.
+                With ``batch_size``, for a law q(z|x) that cannot be joined.
+
+        >>> from gae.inference import ClosedForm
+        >>> from gae.likelihood import LinearMixture
+        >>> model, x = Autoencoder(LinearMixture(1, 2, (5,)), ClosedForm()), torch.randn(7, 5)
+        >>> model.encode(x, batch_size=3).point.shape
+        torch.Size([7, 2])
         """
-        return (inference or self.inference)(self.likelihood, x)
+        engine = inference or self.inference
+        if batch_size is None:
+            return engine(self.likelihood, x)
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
+        with door(self.likelihood, x), torch.no_grad():
+            return Encoding.join([engine(self.likelihood, batch) for batch in x.split(batch_size)])
 
     def score(self, x: Num[Tensor, "B *X"], code: Code) -> Float[Tensor, " B"]:
         """The objective of codes already found, (B,) in nats, from the engine's own score where it kept one."""
@@ -206,16 +229,18 @@ class Autoencoder(Part, nn.Module):
         if self.likelihood.components > 1:
             raise ValueError(f"{what} need one space of codes; those of different components have no common axes.")
 
-    def log_evidence(self, x: Num[Tensor, "B *X"], samples: int = 500) -> Evidence:
+    def log_evidence(self, x: Num[Tensor, "B *X"], samples: int = 500, encoding: Encoding | None = None) -> Evidence:
         """log p(x) in nats: exact where the likelihood knows it, else by importance sampling.
 
-        The proposal is the engine's own q(z|x); for a point estimate, the Laplace approximation at the code.
+        The proposal is the engine's own q(z|x); for a point estimate, the Laplace approximation at the code. It is that
+        of ``encoding`` where the codes of x are known already.
         """
         with door(self.likelihood, x):
             if isinstance(self.likelihood, ExactPosterior):
                 return exact(self.likelihood, x)
-            with torch.no_grad():
-                encoding = self.inference(self.likelihood, x)
+            if encoding is None:
+                with torch.no_grad():
+                    encoding = self.inference(self.likelihood, x)
             return importance(self.likelihood, x, proposal(self.likelihood, x, encoding), samples)
 
 

@@ -11,6 +11,7 @@ from torch import Size, Tensor, nn
 from torch.distributions import Distribution, constraints
 
 from gae.likelihood.door import checked, checked_codes, dims, guard, hidden
+from gae.likelihood.evidence import Evidence
 from gae.likelihood.priors import StandardNormal
 from gae.storage import Part
 
@@ -207,8 +208,8 @@ class ExactPosterior(Protocol):
     def log_responsibilities(self, x: Tensor) -> Tensor:
         """log q(k|x), (B, K)."""
 
-    def log_evidence(self, x: Tensor) -> Tensor:
-        """log p(x), (B,), in nats."""
+    def log_evidence(self, x: Tensor) -> Evidence:
+        """log p(x) in nats, differentiable, without a sampling error."""
 
 
 @runtime_checkable

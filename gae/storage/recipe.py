@@ -303,7 +303,8 @@ def _difference(saved: Any, again: Any, where: str, seen: set[tuple[int, int]]) 
     seen.add((id(saved), id(again)))
     if isinstance(saved, Tensor) and isinstance(again, Tensor):
         one, other = saved.detach().cpu(), again.detach().cpu()
-        same = one.dtype == other.dtype and one.shape == other.shape and bool(((one == other) | (one != one)).all())
+        same = one.dtype == other.dtype and one.shape == other.shape
+        same = same and bool(((one == other) | (one.isnan() & other.isnan())).all())
         return None if same else f"{where} is another tensor"
     if type(saved) is not type(again):
         return f"{where} is a {type(saved).__name__}, not the {type(again).__name__}"
@@ -327,11 +328,10 @@ def _contents(value: Any) -> Mapping[Any, Any] | None:
             return value
         case partial():
             return {"func": value.func, "args": value.args, "keywords": value.keywords}
-        case FunctionType():
+        case FunctionType() | MethodType():
             cells = [cell.cell_contents for cell in value.__closure__ or ()]
-            return {"name": value.__qualname__, "module": value.__module__, "closure": cells}
-        case MethodType():
-            return {"self": value.__self__, "function": value.__func__}
+            owner = getattr(value, "__self__", None)
+            return {"name": value.__qualname__, "module": value.__module__, "closure": cells, "self": owner}
         case type():
             return None
     own = getattr(value, "__dict__", None)

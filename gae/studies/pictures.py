@@ -1,11 +1,12 @@
 """What the figures of a comparison show, as plain arrays: reconstructions, interpolations, samples, codes."""
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from gae.analysis.metrics import encode
+from gae.analysis.metrics import Points, encode
 from gae.autoencoder import Autoencoder
 from gae.data import Dataset
 from gae.studies.engines import Configuration
@@ -17,7 +18,11 @@ IMAGES, PAIRS, STEPS, DRAWS, CODES, AXES = 12, 2, 12, 24, 1000, 3
 
 
 def pictures(
-    models: dict[str, Autoencoder], baselines: dict[str, Autoencoder], data: Dataset, configuration: Configuration
+    models: dict[str, Autoencoder],
+    baselines: dict[str, Autoencoder],
+    data: Dataset,
+    configuration: Configuration,
+    known: Mapping[str, Points],
 ) -> "dict[str, np.ndarray]":
     """Arrays named ``kind/model``.
 
@@ -37,16 +42,17 @@ def pictures(
         torch.manual_seed(configuration.seed)
         drawn = torch.randn(DRAWS, configuration.latent)
         for name, model in {**models, **baselines}.items():
-            points = encode(model, x, configuration.effort)
+            points = known.get(name) or encode(model, data.test, configuration.effort)
+            codes = points.z[:CODES]
             found[f"reconstruction/{name}"] = points.mean[:IMAGES]
             if name in models:
-                line = torch.lerp(points.z[:pairs], points.z[pairs : 2 * pairs], along)
+                line = torch.lerp(codes[:pairs], codes[pairs : 2 * pairs], along)
                 found[f"interpolation/{name}"] = model.likelihood.point(model.decode(line))
                 found[f"sample/{name}"] = model.likelihood.point(model.decode(drawn))
-                found[f"codes/{name}"], found[f"explained/{name}"] = plane(points.z)
-                found[f"traversal/{name}"] = _traversals(model, x[:1], points.z)
+                found[f"codes/{name}"], found[f"explained/{name}"] = plane(codes)
+                found[f"traversal/{name}"] = _traversals(model, codes)
                 if labels is not None and len(labels.unique()) > 1:
-                    found[f"attribute/{name}"] = _attribute(model, x, labels)
+                    found[f"attribute/{name}"] = _attribute(model, codes, labels)
     if labels is not None:
         found["labels"] = labels
     return {name: value.numpy() for name, value in found.items()}
@@ -62,16 +68,20 @@ def plane(codes: Tensor) -> tuple[Tensor, Tensor]:
     return plane, values[:2].square().sum() / values.square().sum().clamp_min(1e-30)
 
 
-def _traversals(model: Autoencoder, x: Tensor, codes: Tensor) -> Tensor:
-    """One observation along the axes of largest variance, (A, T, *X)."""
+def _traversals(model: Autoencoder, codes: Tensor) -> Tensor:
+    """The first code along the axes of largest variance, (A, T, *X)."""
     spread = codes.std(0, correction=0)
     axes = torch.eye(len(spread)) * spread
-    amounts = torch.linspace(-2, 2, STEPS)
-    return torch.stack([model.traverse(x, axes[i], amounts)[:, 0] for i in spread.argsort(descending=True)[:AXES]])
+    order = spread.argsort(descending=True)[:AXES]
+    return torch.stack([_moved(model, codes[:1], axes[i], torch.linspace(-2, 2, STEPS))[:, 0] for i in order])
 
 
-def _attribute(model: Autoencoder, x: Tensor, labels: Tensor) -> Tensor:
-    """Observations of the lowest label on the way to the next one, (P, T, *X)."""
-    first, second = (x[labels == label] for label in labels.unique()[:2])
-    moved = model.traverse(first[:PAIRS], model.attribute(second, first), torch.linspace(0, 1.5, STEPS))
-    return moved.transpose(0, 1)
+def _attribute(model: Autoencoder, codes: Tensor, labels: Tensor) -> Tensor:
+    """Codes of the lowest label on the way to the next one, (P, T, *X)."""
+    first, second = (codes[labels == label] for label in labels.unique()[:2])
+    return _moved(model, first[:PAIRS], second.mean(0) - first.mean(0), torch.linspace(0, 1.5, STEPS)).transpose(0, 1)
+
+
+def _moved(model: Autoencoder, codes: Tensor, direction: Tensor, amounts: Tensor) -> Tensor:
+    """Decoder means at codes plus amounts of a direction, (T, B, *X)."""
+    return model.likelihood.point(model.decode(codes + amounts.reshape(-1, 1, 1) * direction))

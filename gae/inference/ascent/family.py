@@ -125,7 +125,7 @@ class FullCovariance(MeanField):
     >>> from gae.likelihood import LinearMixture
     >>> model, x = LinearMixture(1, 2, (5,)).double(), torch.randn(3, 5, dtype=torch.float64)
     >>> best = Ascent(Zeros(), LBFGS(), 100, grad_tol=1e-8, family=FullCovariance(4, matched=True))(model, x)
-    >>> bool((best.log_joint - best.log_q - model.log_evidence(x)).abs().max() < 1e-6)
+    >>> bool((best.log_joint - best.log_q - model.log_evidence(x).log_p).abs().max() < 1e-6)
     True
     """
 
