@@ -65,7 +65,7 @@ def fitted(found: Checkpoint) -> Mapping[str, Any]:
     """
     state = found.state
     if not isinstance(state, dict) or not {"module", "best"} <= state.keys():
-        raise ValueError(f"{found.path} holds no parameters of an autoencoder: neither `fit` nor `save` wrote it.")
+        raise ValueError(f"{found.path} was not written by `fit` or `save`: it holds no parameters of an autoencoder.")
     return state["module"] if state["best"] is None else state["best"]
 
 

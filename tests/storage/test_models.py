@@ -229,7 +229,7 @@ BROKEN: dict[str, tuple[Callable[[Path], Any], str]] = {
     "newer": (lambda path: edit(path, lambda d: d.update(version=99)), "format version 99, .* Upgrade gae"),
     "missing value": (lambda path: edit(path, lambda d: d["state"]["module"].popitem()), "missing in .*model"),
     "extra value": (lambda path: edit(path, lambda d: d["state"]["module"].update(new=1)), "new: not in the model"),
-    "no model": (lambda path: edit(path, lambda d: d.update(state={})), "neither `fit` nor `save` wrote it"),
+    "no model": (lambda path: edit(path, lambda d: d.update(state={})), "was not written by `fit` or `save`"),
 }
 
 
