@@ -79,6 +79,7 @@ from gae.likelihood import (
     ClosedFormLearning,
     ContinuousBernoulli,
     Crop,
+    DecoderLikelihood,
     Downsample,
     ExactMode,
     ExactPosterior,
@@ -291,7 +292,7 @@ def exact_code(likelihood: Likelihood) -> bool:
 
 
 def one_output(likelihood: Likelihood) -> bool:
-    return continuous(likelihood) and likelihood.has_outputs and likelihood.components <= 1
+    return continuous(likelihood) and isinstance(likelihood, DecoderLikelihood) and likelihood.components <= 1
 
 
 def sparse(likelihood: Likelihood) -> bool:

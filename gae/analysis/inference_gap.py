@@ -277,7 +277,7 @@ def _normal(q: Distribution) -> MultivariateNormal | None:
     """A normal q with a full covariance; None for any other law."""
     if isinstance(q, MultivariateNormal):
         return q
-    base = getattr(q, "base_dist", None)
+    base = q.base_dist if isinstance(q, torch.distributions.Independent) else None
     if isinstance(base, torch.distributions.Normal) and len(q.event_shape) == 1:
         return MultivariateNormal(base.loc, scale_tril=base.scale.diag_embed(), validate_args=False)
     return None

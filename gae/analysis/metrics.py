@@ -48,7 +48,7 @@ class EvaluationBudget:
 
 
 @dataclass(frozen=True)
-class Points:
+class PointEncodings:
     """One code per sample, decoded, and what finding it took."""
 
     z: Float[Tensor, "N *Z"]
@@ -96,7 +96,7 @@ def missing(reason: str) -> Entry:
 
 
 def evaluate(
-    model: Autoencoder, data: Dataset, effort: EvaluationBudget, seed: int, points: Points | None = None
+    model: Autoencoder, data: Dataset, effort: EvaluationBudget, seed: int, points: PointEncodings | None = None
 ) -> Entry:
     """Every number of one engine on one decoder, over the test set: mean ± standard error per sample.
 
@@ -111,8 +111,8 @@ def evaluate(
         torch.manual_seed(seed)
         values: Entry = {
             "joint": mean_and_error(points.joint),
-            "elbo": lower_bound(model, data.test, points, effort),
-            "log_p": log_evidence(model, data.test, points, effort),
+            "elbo": mean_elbo(model, data.test, points, effort),
+            "log_p": mean_log_evidence(model, data.test, points, effort),
             "squared_error": mean_and_error((points.mean - data.test).square().flatten(1).mean(1)),
             "accuracy": accuracy(model, data, points, effort),
             "milliseconds": points.milliseconds,
@@ -122,24 +122,24 @@ def evaluate(
         return {**values, "active": int((spread > ACTIVE).sum()), "status": dict(points.status)}
 
 
-def held_out(model: Autoencoder, data: Dataset, effort: EvaluationBudget, seed: int) -> Points:
+def held_out(model: Autoencoder, data: Dataset, effort: EvaluationBudget, seed: int) -> PointEncodings:
     """Codes of the test set, without gradients. torch's global generator is left as it was."""
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(seed)
         return encode(model, data.test, effort)
 
 
-def encode(model: Autoencoder, x: Num[Tensor, "N *X"], effort: EvaluationBudget) -> Points:
+def encode(model: Autoencoder, x: Num[Tensor, "N *X"], effort: EvaluationBudget) -> PointEncodings:
     """Codes of all x, batch by batch."""
     parts = [_encode(model, batch) for batch in x.split(effort.batch_size)]
     columns = zip(*((part.z, part.mean, part.joint, part.evaluations) for part in parts), strict=True)
     z, mean, joint, evaluations = (torch.cat(column) for column in columns)
     status = sum((part.status for part in parts), Counter[str]())
     encodings, seconds = [part.encodings[0] for part in parts], [part.seconds[0] for part in parts]
-    return Points(z, mean, joint, evaluations, status, encodings, seconds)
+    return PointEncodings(z, mean, joint, evaluations, status, encodings, seconds)
 
 
-def _encode(model: Autoencoder, x: Tensor) -> Points:
+def _encode(model: Autoencoder, x: Tensor) -> PointEncodings:
     start = time.perf_counter()
     encoding = model.encode(x)
     seconds = time.perf_counter() - start
@@ -149,10 +149,10 @@ def _encode(model: Autoencoder, x: Tensor) -> Points:
     evaluations = x.new_zeros(len(x)) if solve is None else solve.evaluations.sum(0).to(x.dtype)
     statuses = [] if solve is None else solve.status.flatten().tolist()
     status = Counter(Status(status).name for status in statuses)
-    return Points(z, mean, joint, evaluations, status, [encoding], [seconds])
+    return PointEncodings(z, mean, joint, evaluations, status, [encoding], [seconds])
 
 
-def lower_bound(model: Autoencoder, x: Num[Tensor, "N *X"], points: Points, effort: EvaluationBudget) -> Entry:
+def mean_elbo(model: Autoencoder, x: Num[Tensor, "N *X"], points: PointEncodings, effort: EvaluationBudget) -> Entry:
     """The ELBO of the engine's q(z|x), from fresh draws; absent for a point code and under a flat prior."""
     if isinstance(model.likelihood.prior, FlatDistribution):
         return missing(NO_EVIDENCE)
@@ -171,7 +171,9 @@ def _elbo(model: Autoencoder, x: Tensor, encoding: Encoding, samples: int) -> Te
     return elbo(Encoding(z, None, model.likelihood.log_joint(x, z), log_q, q, encoding.prior, encoding.engine))
 
 
-def log_evidence(model: Autoencoder, x: Num[Tensor, "N *X"], points: Points, effort: EvaluationBudget) -> Entry:
+def mean_log_evidence(
+    model: Autoencoder, x: Num[Tensor, "N *X"], points: PointEncodings, effort: EvaluationBudget
+) -> Entry:
     """log p(x) of the first x: exact where it is known, else by importance sampling; absent under a flat prior.
 
     ``sampling_se`` is the mean over x of the standard error of one sample's estimate, ``ess`` that of the
@@ -197,7 +199,7 @@ def log_evidence(model: Autoencoder, x: Num[Tensor, "N *X"], points: Points, eff
     }
 
 
-def accuracy(model: Autoencoder, data: Dataset, points: Points, effort: EvaluationBudget) -> Entry:
+def accuracy(model: Autoencoder, data: Dataset, points: PointEncodings, effort: EvaluationBudget) -> Entry:
     """5-nearest-neighbour accuracy of test codes among training codes, with its binomial standard error.
 
     Codes of a mixture are compared through their decoded means: its charts share no axes.

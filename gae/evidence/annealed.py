@@ -89,8 +89,8 @@ def ais(
 
     >>> from gae.likelihood import LinearMixture
     >>> model, x = LinearMixture(1, 2, (5,)), torch.randn(3, 5)
-    >>> found = ais(model, x, temperatures=100, chains=50)
-    >>> bool(((found.log_p - model.log_evidence(x).log_p).abs() < 4 * found.standard_error + 0.05).all())
+    >>> evidence = ais(model, x, temperatures=100, chains=50)
+    >>> bool(((evidence.log_p - model.log_evidence(x).log_p).abs() < 4 * evidence.standard_error + 0.05).all())
     True
     """
     if chains < 2:
@@ -133,8 +133,8 @@ def reverse_ais(
     >>> from gae.likelihood import LinearMixture
     >>> model, x = LinearMixture(1, 2, (5,)), torch.randn(3, 5)
     >>> several = model.posterior(x).sample((50,)).squeeze(1)
-    >>> found = reverse_ais(model, x, several, temperatures=50, chains=1)
-    >>> bool(((found.log_p - model.log_evidence(x).log_p).abs() < 4 * found.standard_error + 0.05).all())
+    >>> evidence = reverse_ais(model, x, several, temperatures=50, chains=1)
+    >>> bool(((evidence.log_p - model.log_evidence(x).log_p).abs() < 4 * evidence.standard_error + 0.05).all())
     True
     """
     draws = z.unsqueeze(0) if z.dim() == 1 + len(likelihood.latent_shape) else z
@@ -144,8 +144,8 @@ def reverse_ais(
     whole = draws.expand(-1, len(x), *likelihood.latent_shape)
     log_weight = _back(path, betas, whole.repeat(chains, *[1] * (whole.dim() - 1)), sizes, leapfrog)
     per_draw = log_weight.unflatten(0, (chains, len(draws))).logsumexp(0) - math.log(chains)
-    found = from_log_weights(per_draw, _cost(betas, chains * len(draws), pilot, leapfrog))
-    return replace(found, log_p=-found.log_p)
+    evidence = from_log_weights(per_draw, _cost(betas, chains * len(draws), pilot, leapfrog))
+    return replace(evidence, log_p=-evidence.log_p)
 
 
 @torch.no_grad()
@@ -163,8 +163,8 @@ def sandwich(
         ValueError: under a flat prior; for numbers out of range.
 
     >>> from gae.likelihood import LinearMixture
-    >>> found = sandwich(LinearMixture(1, 2, (5,)), 3, temperatures=50, chains=20)
-    >>> found.x.shape, found.upper.log_p.shape
+    >>> bounds = sandwich(LinearMixture(1, 2, (5,)), 3, temperatures=50, chains=20)
+    >>> bounds.x.shape, bounds.gap.shape
     (torch.Size([3, 5]), torch.Size([3]))
     """
     need_proper(likelihood)

@@ -224,7 +224,7 @@ class Inference(Part, nn.Module, ABC):
 
     def scored(self, likelihood: Likelihood, x: Num[Tensor, "B *X"], code: Code) -> Encoding:
         """The encoding of a code, with its log density at x."""
-        seen = code.log_joint if likelihood.exact_given else None
+        seen = None if likelihood.bind_is_surrogate else code.log_joint
         log_joint = likelihood.log_joint(x, code.z, code.k) if seen is None else seen
         return Encoding(
             code.z, code.k, log_joint, code.log_q, code.q, likelihood.prior, type(self).__name__, code.solve

@@ -110,8 +110,9 @@ def need_cover(q: Distribution, likelihood: Likelihood, x: Tensor) -> None:
 
     The random stream is left as it was.
     """
-    bounds = [part.support for part in _nested(q)]
-    bounds += [step.codomain for part in _nested(q) for step in getattr(part, "transforms", ())]
+    parts = list(_nested(q))
+    bounds = [part.support for part in parts]
+    bounds += [step.codomain for part in parts if isinstance(part, TransformedDistribution) for step in part.transforms]
     if all(_elementwise(bound) is constraints.real for bound in bounds):
         return
     with torch.random.fork_rng(devices=[x.device] if x.is_cuda else []):

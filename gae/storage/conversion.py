@@ -24,12 +24,19 @@ def upgraded(state: Any) -> Any:
     call: dict[str, Any] = {"function": REBUILD if "comparison" in described else BUILD, "args": [], "kwargs": kwargs}
     return {
         **state,
+        "module": _without_keys(state["module"]),
+        "best": None if state.get("best") is None else _without_keys(state["best"]),
         "recipe": None if kwargs is None else {"calls": [call]},
         "unrecorded": None
         if kwargs is not None
         else "it was written by gae 0.1.0, which noted systems of its table only",
         "preparation": described if "event_shape" in described else None,
     }
+
+
+def _without_keys(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Without the hashes of rows, by which an auto-decoder knew its training data then; now it knows them by index."""
+    return {name: value for name, value in values.items() if name != "inference.keys"}
 
 
 def _arguments(described: Mapping[str, Any]) -> dict[str, Any] | None:

@@ -12,13 +12,13 @@ from typing import Any
 
 import torch
 
-from gae.analysis.metrics import Entry, Points, evaluate, held_out
+from gae.analysis.metrics import Entry, PointEncodings, evaluate, held_out
 from gae.autoencoder import Autoencoder
 from gae.data import Dataset
 from gae.data.files import whole, write_text
 from gae.likelihood import Likelihood
 from gae.reports.comparison import write
-from gae.studies.curves import bounds
+from gae.studies.curves import bound_curves
 from gae.studies.engines import (
     BASELINES,
     ENGINES,
@@ -26,7 +26,7 @@ from gae.studies.engines import (
     assemble,
     calibrate_noise,
     configure,
-    describe,
+    describe_engine,
     initial,
 )
 from gae.studies.jobs import ResumableJob, facts, one_thread
@@ -77,14 +77,14 @@ def compare(
     decoder.check(data.epoch(0, seed))
     decoder.check(data.test)
     with one_thread(), torch.random.fork_rng(devices=[]):
-        run = Run(Path(out), configuration, data, resume, progress)
+        run = Comparison(Path(out), configuration, data, resume, progress)
         results = _results(run, decoder, encoder)
     run.say("report")
     write(run.out)
     return results
 
 
-def _results(run: "Run", decoder: Likelihood, encoder: NormalEncoder) -> dict[str, Any]:
+def _results(run: "Comparison", decoder: Likelihood, encoder: NormalEncoder) -> dict[str, Any]:
     engines = run.configuration.engines
     baselines = {name: run.baseline(name) for name in BASELINES}
     trained = {name: run.train(name, decoder, encoder) for name in engines}
@@ -118,13 +118,15 @@ class Trained:
     encoder_curve: list[float] | None
 
 
-class Run(ResumableJob):
-    """The folder of one comparison."""
+class Comparison(ResumableJob):
+    """One comparison and its folder."""
 
     def __init__(self, out: Path, configuration: Configuration, data: Dataset, resume: bool, progress: bool):
         super().__init__(out, asdict(configuration), resume, progress)
         self.configuration = configuration
-        self.points: dict[str, Points] = {}  # of the test set by each trained model's own engine, and the baselines
+        self.points: dict[
+            str, PointEncodings
+        ] = {}  # of the test set by each trained model's own engine, and the baselines
         self.source, self.data = data, replace(data, train=data.epoch(0, configuration.seed))  # redrawn, and fixed
 
     def fit(self, name: str, engine: str, model: Autoencoder) -> list[float]:
@@ -142,7 +144,7 @@ class Run(ResumableJob):
             out=self.out / "checkpoints" / name.replace(" ", "-"),
             resume=True,
             progress=self.progress,
-            describe=describe(c, engine, self.data),
+            describe=describe_engine(c, engine, self.data),
         )
         self.seconds[f"train {name}"] = sum(row.seconds for row in history.rows)
         return [row.train_loss for row in history.rows]
@@ -189,7 +191,7 @@ class Run(ResumableJob):
         name = "amortised" if "amortised" in trained else next(iter(trained))
         found = trained[name]
         x = self.data.test[: self.configuration.bound_samples]
-        curves = bounds(found.model.likelihood, found.encoder, x, self.configuration)
+        curves = bound_curves(found.model.likelihood, found.encoder, x, self.configuration)
         return {"decoder": name, "encoder": found.origin, "samples": len(x), **curves}
 
     def draw(self, models: dict[str, Autoencoder], baselines: dict[str, Autoencoder]) -> None:

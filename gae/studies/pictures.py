@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from gae.analysis.metrics import Points, encode
+from gae.analysis.metrics import PointEncodings, encode
+from gae.analysis.traversal import attribute, interpolate, traverse
 from gae.autoencoder import Autoencoder
 from gae.data import Dataset
 from gae.studies.engines import Configuration
@@ -22,7 +23,7 @@ def pictures(
     baselines: dict[str, Autoencoder],
     data: Dataset,
     configuration: Configuration,
-    known: Mapping[str, Points],
+    known: Mapping[str, PointEncodings],
 ) -> "dict[str, np.ndarray]":
     """Arrays named ``kind/model``.
 
@@ -32,30 +33,28 @@ def pictures(
     share of the variance, and ``labels`` (M,) their labels, if there are any. ``traversal/…`` (3, 12 steps, *X) moves
     the code of the first test sample along the axes of the largest variance, over two standard deviations of it to
     either side; ``attribute/…`` (2 pairs, 12 steps, *X) adds the direction from the codes of the first to those of the
-    second of two labels (``Autoencoder.attribute``), from none of it to 1.5 times.
+    second of two labels (``gae.analysis.traversal.attribute``), from none of it to 1.5 times.
     """
     x, labels = data.test[:CODES], None if data.test_labels is None else data.test_labels[:CODES]
     pairs = min(PAIRS, len(x) // 2)
-    found = {"originals": x[:IMAGES]}
-    along = torch.linspace(0, 1, STEPS)[:, None, None]
+    arrays = {"originals": x[:IMAGES]}
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(configuration.seed)
         drawn = torch.randn(DRAWS, configuration.latent)
         for name, model in {**models, **baselines}.items():
             points = known.get(name) or encode(model, data.test, configuration.effort)
             codes = points.z[:CODES]
-            found[f"reconstruction/{name}"] = points.mean[:IMAGES]
+            arrays[f"reconstruction/{name}"] = points.mean[:IMAGES]
             if name in models:
-                line = torch.lerp(codes[:pairs], codes[pairs : 2 * pairs], along)
-                found[f"interpolation/{name}"] = model.likelihood.point(model.decode(line))
-                found[f"sample/{name}"] = model.likelihood.point(model.decode(drawn))
-                found[f"codes/{name}"], found[f"explained/{name}"] = plane(codes)
-                found[f"traversal/{name}"] = _traversals(model, codes)
+                arrays[f"interpolation/{name}"] = interpolate(model, codes[:pairs], codes[pairs : 2 * pairs], STEPS)
+                arrays[f"sample/{name}"] = model.likelihood.point(model.decode(drawn))
+                arrays[f"codes/{name}"], arrays[f"explained/{name}"] = plane(codes)
+                arrays[f"traversal/{name}"] = _traversals(model, codes)
                 if labels is not None and len(labels.unique()) > 1:
-                    found[f"attribute/{name}"] = _attribute(model, codes, labels)
+                    arrays[f"attribute/{name}"] = _attribute(model, codes, labels)
     if labels is not None:
-        found["labels"] = labels
-    return {name: value.numpy() for name, value in found.items()}
+        arrays["labels"] = labels
+    return {name: value.numpy() for name, value in arrays.items()}
 
 
 def plane(codes: Tensor) -> tuple[Tensor, Tensor]:
@@ -72,16 +71,13 @@ def _traversals(model: Autoencoder, codes: Tensor) -> Tensor:
     """The first code along the axes of largest variance, (A, T, *X)."""
     spread = codes.std(0, correction=0)
     axes = torch.eye(len(spread)) * spread
+    amounts = torch.linspace(-2, 2, STEPS)
     order = spread.argsort(descending=True)[:AXES]
-    return torch.stack([_moved(model, codes[:1], axes[i], torch.linspace(-2, 2, STEPS))[:, 0] for i in order])
+    return torch.stack([traverse(model, codes[:1], axes[i], amounts)[:, 0] for i in order])
 
 
 def _attribute(model: Autoencoder, codes: Tensor, labels: Tensor) -> Tensor:
     """Codes of the lowest label on the way to the next one, (P, T, *X)."""
     first, second = (codes[labels == label] for label in labels.unique()[:2])
-    return _moved(model, first[:PAIRS], second.mean(0) - first.mean(0), torch.linspace(0, 1.5, STEPS)).transpose(0, 1)
-
-
-def _moved(model: Autoencoder, codes: Tensor, direction: Tensor, amounts: Tensor) -> Tensor:
-    """Decoder means at codes plus amounts of a direction, (T, B, *X)."""
-    return model.likelihood.point(model.decode(codes + amounts.reshape(-1, 1, 1) * direction))
+    direction = attribute(model, second, first)
+    return traverse(model, first[:PAIRS], direction, torch.linspace(0, 1.5, STEPS)).transpose(0, 1)

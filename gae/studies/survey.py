@@ -17,13 +17,13 @@ from torch import Tensor
 from gae.analysis.metrics import (
     Entry,
     EvaluationBudget,
-    Points,
+    PointEncodings,
     encode,
     evaluate,
     held_out,
-    log_evidence,
-    lower_bound,
     mean_and_error,
+    mean_elbo,
+    mean_log_evidence,
     missing,
     proportion,
 )
@@ -31,9 +31,9 @@ from gae.autoencoder import Autoencoder
 from gae.data import Dataset
 from gae.data.files import whole, write_text
 from gae.data.text import PADDING
-from gae.likelihood import FlatDistribution
+from gae.likelihood import FlatDistribution, NoiseScale
 from gae.reports.survey import write
-from gae.studies.engines import calibrate_noise, start_scale
+from gae.studies.engines import calibrate_noise
 from gae.studies.jobs import ResumableJob, facts, one_thread
 from gae.studies.pictures import plane
 from gae.systems import SYSTEMS, build, describe, named, options_of
@@ -123,7 +123,7 @@ def survey(
     return results
 
 
-def surveyed(text: bool = False) -> list[str]:
+def survey_systems(text: bool = False) -> list[str]:
     """The systems that encode samples, or a data set of them; or those that encode text."""
     observed = ("sequence of classes",) if text else ("sample", "data set")
     return [name for name, row in SYSTEMS.items() if row.observation in observed]
@@ -201,8 +201,8 @@ class Survey(ResumableJob):
             lengths = (x != PADDING).sum(1)
             numbers = {
                 "tokens": mean_and_error(((restored == x) & (x != PADDING)).sum(1) / lengths),
-                "log_p": _trusted(log_evidence(model, x, points, plan.effort)),
-                "elbo": lower_bound(model, x, points, plan.effort),
+                "log_p": _trusted(mean_log_evidence(model, x, points, plan.effort)),
+                "elbo": mean_elbo(model, x, points, plan.effort),
                 "milliseconds": points.milliseconds,
             }
             lines = [vocabulary.decode(part) for part in (x[:IMAGES], restored[:IMAGES], model.sample(DRAWS))]
@@ -224,7 +224,8 @@ class Survey(ResumableJob):
 
     def _fit(self, name: str, model: Autoencoder) -> int:
         plan = self.plan
-        start_scale(model.likelihood, self.data.train)
+        if isinstance(model.likelihood, NoiseScale):
+            model.likelihood.start_scale(self.data.train)
         options: dict[str, Any] = {"epochs": plan.closed_epochs}
         if not has_closed_form(model):
             optimizer = SYSTEMS[name].optimizer or partial(torch.optim.Adam, lr=plan.learning_rate)
@@ -238,7 +239,7 @@ class Survey(ResumableJob):
         return len(rows)
 
     @torch.no_grad()
-    def _draw(self, name: str, model: Autoencoder, points: Points) -> None:
+    def _draw(self, name: str, model: Autoencoder, points: PointEncodings) -> None:
         """What the figures show of one system: reconstructions, samples where the prior has any, codes."""
         x, plan = self.data.test[:CODES], self.plan
         torch.manual_seed(plan.seed)
@@ -283,7 +284,7 @@ def _trusted(log_p: Entry) -> Entry:
 
 
 def _plan(data: Dataset, systems: Sequence[str] | None, epochs: int | None, seed: int, quick: bool) -> Plan:
-    valid = surveyed(text=data.vocabulary is not None)
+    valid = survey_systems(text=data.vocabulary is not None)
     chosen = valid if systems is None else list(systems)
     for name in chosen:
         observation = named(name).observation

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from gae.autoencoder import Autoencoder
+from gae.inference.auto_decoder import training_rows
 from gae.likelihood import ClosedFormLearning
 
 if TYPE_CHECKING:
@@ -146,11 +147,11 @@ class GradientLearner(Learner):
         """This process's share of the loss, scaled so that the mean over processes is the mean over the batch."""
         assert isinstance(batch, Tensor)
         world = self.fabric.world_size
-        if world == 1:
-            return self.module(_rows(x, batch, self.fabric))
         mine = batch[self.fabric.global_rank :: world]
         share = len(mine) * world / len(batch)
-        return self.module(_rows(x, mine if share else batch[:1], self.fabric)) * share
+        rows = mine if share else batch[:1]
+        with training_rows(self.module, rows):
+            return self.module(x[rows.to(x.device)].to(self.fabric.device)) * share
 
     def _reduced(self, loss: Tensor) -> float:
         return _over_processes(loss.detach(), self.fabric, "mean")
@@ -203,12 +204,14 @@ class ClosedFormLearner(Learner):
         return self._visit(x, batch, learn=False)
 
     def _visit(self, x: Tensor, batch: Batch, learn: bool) -> float:
-        chunk = x[batch]
-        rows = chunk[self.fabric.global_rank :: self.fabric.world_size].to(self.fabric.device)
+        mine = slice(self.fabric.global_rank, None, self.fabric.world_size)
+        chunk, indices = x[batch], torch.arange(len(x))[batch][mine]
+        rows = chunk[mine].to(self.fabric.device)
         total = torch.zeros((), dtype=torch.float64, device=self.fabric.device)
         if len(rows):
             likelihood = self.autoencoder.likelihood
-            code = self.autoencoder.inference.infer(likelihood, rows)
+            with training_rows(self.autoencoder, indices):
+                code = self.autoencoder.inference.infer(likelihood, rows)
             total -= len(rows) * self.autoencoder.aggregate(self.autoencoder.score(rows, code))
             if learn:
                 assert isinstance(likelihood, ClosedFormLearning)
@@ -221,8 +224,8 @@ class ClosedFormLearner(Learner):
         likelihood, moments, self.moments = self.autoencoder.likelihood, self.moments, None
         assert isinstance(likelihood, ClosedFormLearning)
         if self.fabric.world_size > 1:
-            found = {field.name: self.fabric.all_gather(getattr(moments, field.name)) for field in fields(moments)}
-            parts = [{name: of_all[i] for name, of_all in found.items()} for i in range(self.fabric.world_size)]
+            gathered = {field.name: self.fabric.all_gather(getattr(moments, field.name)) for field in fields(moments)}
+            parts = [{name: of_all[i] for name, of_all in gathered.items()} for i in range(self.fabric.world_size)]
             moments = reduce(add, [replace(moments, **part) for part in parts])
         return likelihood.maximize(moments) <= self.tol
 
@@ -233,10 +236,6 @@ def has_closed_form(autoencoder: Autoencoder) -> bool:
         parameter.requires_grad for parameter in autoencoder.inference.parameters()
     )
     return isinstance(autoencoder.likelihood, ClosedFormLearning) and not learned_elsewhere
-
-
-def _rows(x: Tensor, batch: Tensor, fabric: "lightning_fabric.Fabric") -> Tensor:
-    return x[batch.to(x.device)].to(fabric.device)
 
 
 def _over_processes(value: Tensor, fabric: "lightning_fabric.Fabric", how: str) -> float:

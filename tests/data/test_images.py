@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from gae.data import load
-from gae.data.photographs import read_photo
+from gae.data.images import read_photo
 
 GREY = np.arange(35, dtype=np.uint8).reshape(5, 7) * 7
 COLOUR = np.stack([GREY, GREY[::-1], GREY[:, ::-1]], -1)

@@ -197,12 +197,12 @@ def test_the_evidence_is_not_the_larger_of_two_estimates(monkeypatch: pytest.Mon
     asked = []
 
     def noisy(
-        model: Autoencoder, x: Tensor, points: measure.Points, effort: measure.EvaluationBudget
+        model: Autoencoder, x: Tensor, points: measure.PointEncodings, effort: measure.EvaluationBudget
     ) -> dict[str, float]:
         asked.append((model.inference, effort.importance_samples))
         return {"mean": next(errors)}
 
-    monkeypatch.setattr(curves, "log_evidence", noisy)
+    monkeypatch.setattr(curves, "mean_log_evidence", noisy)
     monkeypatch.setattr(curves, "encode", lambda *_: None)
     decoder, encoder, x = Gaussian(nn.Linear(2, 3), 2), NormalEncoder(nn.Linear(3, 4)), torch.zeros(2, 3)
     found = [curves._evidence(decoder, encoder, x, configuration)["mean"] for _ in range(1000)]
@@ -277,7 +277,7 @@ def test_finished_phases_are_reread(
     def never(*args: Any) -> None:
         raise AssertionError("computed again")
 
-    for name in ("cell", "pictures"):
+    for name in ("evaluate", "pictures"):
         monkeypatch.setattr(compare, name, never)
     assert timeless(compare.compare(small, out, resume=True, **TINY)) == timeless(results)
 

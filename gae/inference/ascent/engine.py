@@ -20,7 +20,7 @@ from gae.inference.ascent.stopping import Stopping
 from gae.inference.base import Code, Inference, Status
 from gae.inference.decoder import is_piecewise_linear, need_fixed, need_gradient, transformed, twice_differentiable
 from gae.inference.starts import Zeros
-from gae.likelihood import Likelihood
+from gae.likelihood import DecoderLikelihood, Likelihood
 from gae.likelihood.door import hidden
 
 NONDETERMINISTIC_LAYERS = (_BatchNorm, _DropoutNd, nn.RNNBase, nn.MultiheadAttention, nn.RReLU)
@@ -192,9 +192,9 @@ class Ascent(Inference):
     def _refuse_unfit(self, likelihood: Likelihood) -> None:
         """Likelihoods that this ascent's rules are not made for."""
         self._refuse_family()
-        if likelihood.stochastic:
+        if isinstance(likelihood, DecoderLikelihood) and likelihood.stochastic:
             self._need_simple(f"{type(likelihood).__name__} with noise drawn at each step")
-        if self.stop is not None and (not likelihood.has_outputs or likelihood.components > 1):
+        if self.stop is not None and (not isinstance(likelihood, DecoderLikelihood) or likelihood.components > 1):
             raise TypeError(
                 f"`{type(self.stop).__name__}` judges by the decoder's output, and {type(likelihood).__name__} has not "
                 "one. Stop by `tol` or `grad_tol`."

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Num
 from torch import Tensor, nn
 
-from gae.likelihood.base import Likelihood
+from gae.likelihood.base import DecoderLikelihood, NoiseScale
 from gae.likelihood.linear.moments import (
     Moments,
     chart_moments,
@@ -26,12 +26,11 @@ SURE = 256  # units of rounding: noise scales, and variances, below are told to 
 FAR = 32  # components that can be found empty and placed anew after one pass over the data; others wait for the next
 
 
-class Alternation(Likelihood):
+class Alternation(NoiseScale, DecoderLikelihood):
     """The M-steps of ``LinearMixture``, whose parameters these are; moments and eigenvectors are taken in float64."""
 
     means: nn.Parameter
     loadings: nn.Parameter
-    log_scale: Tensor
     logits: Tensor
     initialized: Tensor
     flat_prior: bool

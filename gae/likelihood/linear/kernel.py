@@ -9,7 +9,7 @@ from pyro.distributions import Categorical, Independent, MixtureSameFamily
 from torch import Size, Tensor, nn
 from torch.distributions import Distribution
 
-from gae.likelihood.base import Likelihood, LogJoint, parameter_or_buffer, positive_scale
+from gae.likelihood.base import Likelihood, LogJoint, NoiseScale, parameter_or_buffer, positive_scale
 from gae.likelihood.distributions import Normal
 from gae.likelihood.linear.moments import starting_means
 from gae.likelihood.linear.search import Points, best_points
@@ -18,7 +18,7 @@ from gae.likelihood.priors import Flat
 SPREAD = 2.0  # standard deviation of the starting centres; that of a kernel is √½
 
 
-class GaussianKernel(Likelihood):
+class GaussianKernel(NoiseScale, Likelihood):
     """Σ_k q(k|z) N(x; mean_k, scale² I), q(k|z) = e^(-‖B_k - z‖²) / (b e^(growth ‖z‖²) + Σ_j e^(-‖B_j - z‖²)): GGAE.
 
     The code z is a point among the centres B_k (GAE note; ledger D17 and D18). The absorbing component has the
@@ -48,7 +48,6 @@ class GaussianKernel(Likelihood):
     tensor(0.4314)
     """
 
-    log_scale: Tensor
     initialized: Tensor
 
     def __init__(
@@ -126,7 +125,7 @@ class GaussianKernel(Likelihood):
         if len(flat) < components:
             raise ValueError(f"K={components} components need at least as many samples, got N={len(flat)}.")
         self.means.copy_(starting_means(flat, components, seed))
-        if isinstance(self.log_scale, nn.Parameter):
+        if self.learns_scale:
             _, square = best_points(flat, Points(self.means, *torch.ones(2, components).to(flat)))
             floor = 1e-12 * float(flat.double().square().mean()) or 1e-12
             self.log_scale.copy_(0.5 * (square.mean() / flat.shape[1]).clamp_min(floor).log())

@@ -51,7 +51,7 @@ class LinearMixture(Alternation):
     tensor([-1.3131])
     """
 
-    exact_given = False  # a quadratic in z is good for climbing; residuals are more exact
+    bind_is_surrogate = True  # a quadratic in z is good for climbing; residuals are more exact
 
     def __init__(
         self,
@@ -91,9 +91,7 @@ class LinearMixture(Alternation):
             weights = Categorical(logits=self.log_weights.expand(means.shape[:-1]), validate_args=False)
             return MixtureSameFamily(weights, Independent(parts, event, validate_args=False), validate_args=False)
         k = self._codes(z, k)
-        mean = self._mean(z, k).unflatten(-1, self.event_shape)
-        spread = self._spread(scale[k]).expand_as(mean)
-        return Independent(Normal(mean, spread, validate_args=False), event, validate_args=False)
+        return Independent(self.distribution(self._mean(z, k), k), event, validate_args=False)
 
     def log_joint(
         self, x: Num[Tensor, "B *X"], z: Float[Tensor, "S B E"], k: Int[Tensor, "S _"] | None = None
@@ -109,10 +107,16 @@ class LinearMixture(Alternation):
             residual = residual - self._along(z, k)
         return self.prior.log_prob(z) + self.log_weights[k] + self._log_normal(residual, k)
 
-    has_outputs = True
-
     def outputs(self, z: Float[Tensor, "*L E"], k: Int[Tensor, "..."] | None = None) -> Float[Tensor, "*L D"]:
         return self._mean(z, self._codes(z, k))
+
+    def distribution(self, output: Float[Tensor, "*L D"], k: Int[Tensor, "..."] | None = None) -> Distribution:
+        """N(output, scale_k² I), elementwise; with several components, k says which one the output is of."""
+        if k is None and self.components > 1:
+            raise ValueError("An output of one of several components needs its k. Give the one that `outputs` had.")
+        mean = output.unflatten(-1, self.event_shape)
+        spread = self._spread(self.log_scale.exp()[self._codes(output, k)])
+        return Normal(mean, spread.expand_as(mean), validate_args=False)
 
     def reconstruction(self, output: Float[Tensor, "*L D"]) -> Float[Tensor, "..."]:
         return output.unflatten(-1, self.event_shape)
