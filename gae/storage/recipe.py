@@ -321,7 +321,7 @@ def _contents(value: Any) -> Mapping[Any, Any] | None:
     """The things inside an object that decide its behaviour, by name; None for one that is compared as a whole."""
     match value:
         case nn.Module():
-            return {**_settings(vars(value)), **value._parameters, **value._buffers, **value._modules}
+            return {**_settings(value), **value._parameters, **value._buffers, **value._modules}
         case list() | tuple():
             return dict(enumerate(value))
         case dict():
@@ -334,9 +334,13 @@ def _contents(value: Any) -> Mapping[Any, Any] | None:
             return {"name": value.__qualname__, "module": value.__module__, "closure": cells, "self": owner}
         case type():
             return None
-    own = getattr(value, "__dict__", None)
-    return None if own is None else _settings(own)
+    return _settings(value) if hasattr(value, "__dict__") else None
 
 
-def _settings(attributes: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: part for name, part in attributes.items() if not name.startswith("_") and name not in NO_SETTINGS}
+def _settings(value: Any) -> dict[str, Any]:
+    """Public attributes, without those that are as the class has them."""
+    return {
+        name: part
+        for name, part in vars(value).items()
+        if not name.startswith("_") and name not in NO_SETTINGS and getattr(type(value), name, CALL) is not part
+    }

@@ -225,7 +225,7 @@ def test_held_out_data_are_encoded_once_by_each_engine(
         return real(self, x, *args, **options)
 
     monkeypatch.setattr(Autoencoder, "encode", counted)
-    monkeypatch.setattr(compare, "bounds", lambda *_: {})
+    monkeypatch.setattr(compare, "bound_curves", lambda *_: {})
     monkeypatch.setattr(compare, "write", lambda *_: None)
     names = ["detached", "amortised"]
     compare.compare(small, tmp_path / "run", engines=names, epochs=1, latent=2, hidden=(4,), quick=True, progress=False)
@@ -239,7 +239,7 @@ def test_a_point_of_a_curve_is_one_solve(small: Dataset, monkeypatch: pytest.Mon
     solves: list[int] = []
     real = Autoencoder.encode
     monkeypatch.setattr(Autoencoder, "encode", lambda self, x: solves.append(len(x)) or real(self, x))
-    found = curves.bounds(decoder, encoder, small.test[:5], configuration)
+    found = curves.bound_curves(decoder, encoder, small.test[:5], configuration)
     points = sum(len(curve["mean"]) for curve in found["curves"])
     assert solves == [5] * (points + 2)  # and the two candidates for a proposal
 
