@@ -11,6 +11,7 @@ from gae.autoencoder import Autoencoder
 from gae.inference import Amortized
 from gae.likelihood import Flat
 from gae.objective import joint
+from gae.storage import recorded
 from gae.systems.parts import Shape, decoder_of, has_scale, head_of
 from gae.training.corruption import GaussianNoise, MaskingNoise, SaltAndPepper
 from gae.training.penalty import Contractive, SparseActivity
@@ -40,6 +41,7 @@ def ae(
     return Autoencoder(decoder, Amortized(encoder), joint)
 
 
+@recorded
 def stacked_ae(
     event_shape: Shape, latent: int = 32, hidden: Sequence[int] = (256, 128), head: str = "gaussian"
 ) -> Autoencoder:
@@ -64,6 +66,7 @@ def overcomplete_ae(
     return ae(event_shape, latent, hidden, head)
 
 
+@recorded
 def sparse_ae(
     event_shape: Shape,
     latent: int = 128,

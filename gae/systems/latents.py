@@ -9,11 +9,13 @@ from gae.autoencoder import Autoencoder
 from gae.inference import LBFGS, Adam, Ascent, Box, Constant, Detach, Prior, Projected, Scheduled, Step
 from gae.likelihood import Activation, Downsample, GaussianProjection, LinearOperator, Mask, Measured
 from gae.objective import joint
+from gae.storage import recorded
 from gae.systems.parts import Shape, decoder_of, need_image
 
 THRESHOLD = 1e6  # of a binary unit, far above any activation
 
 
+@recorded
 def maximal_activation(
     event_shape: Shape, units: int = 10, hidden: Sequence[int] = (128, 128), steps: int = 400
 ) -> Autoencoder:

@@ -11,6 +11,7 @@ import torch
 from gae import nets
 from gae.autoencoder import Autoencoder
 from gae.data import Dataset
+from gae.storage import recorded
 from gae.systems.adversarial import gan
 from gae.systems.autoencoders import ae, cae, dae, overcomplete_ae, sparse_ae, stacked_ae
 from gae.systems.decoders import glo, gon, short_run, sparse_coding
@@ -200,6 +201,7 @@ SYSTEMS: dict[str, System] = {
 }
 
 
+@recorded
 def build(name: str, event_shape: Shape, **options: Any) -> Autoencoder:
     """The named system for observations of the given shape.
 
