@@ -60,8 +60,9 @@ def fit(
         epochs: in total, those of a resumed run included.
         batch_size: 128 unless given; the last, smaller batch is used too, a single sample with the batch before it. For
             closed-form steps it only bounds memory: chunks of about 12 MB unless given.
-        optimizer: a callable params -> ``torch.optim.Optimizer``, LBFGS included. None: closed-form M-steps where the
-            likelihood has them and the engine has no parameters of its own, else Adam(1e-3).
+        optimizer: a callable params -> ``torch.optim.Optimizer``, LBFGS included. None: the autoencoder's own if it has
+            one; closed-form M-steps where the likelihood has them and the engine has no parameters of its own; else
+            Adam(1e-3).
         clip: largest norm of the gradient.
         validation: observations (M, *X), or the fraction of the training data to hold out for it.
         patience: stop after so many epochs without a lower validation loss, and end with the best parameters.
@@ -211,6 +212,7 @@ def _learner(
     **only: Any,
 ) -> Learner:
     """The learner that fits, after refusing options that it would ignore."""
+    optimizer = optimizer or autoencoder.optimizer
     closed = optimizer is None and has_closed_form(autoencoder)
     for name in ("clip", "checkpoint_every") if closed else ("tol",):
         if only[name] is not None:
