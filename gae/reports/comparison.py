@@ -118,7 +118,7 @@ def box(cell: dict[str, Any], column: Column, best: bool, notes: dict[str, str])
     detail = ""
     if "method" in entry:
         sampled = entry["method"] != "exact"
-        detail = f"s.e. {entry['sampling_se']:.2f}, ESS {entry['effective']:.0f}" if sampled else "exact"
+        detail = f"s.e. {entry['sampling_se']:.2f}, ESS {entry['ess']:.0f}" if sampled else "exact"
     return Box(column.text(entry), detail, best=best)
 
 
