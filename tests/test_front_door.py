@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 import gae
 from gae.data import Dataset
@@ -17,6 +18,17 @@ from gae.systems.table import TABLE
 from tests.cases import seed
 
 TEXT = ["ada", "alan", "grace", "emmy"] * 5
+
+
+class Constant(nn.Module):
+    """A decoder of one parameter, whatever the code."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.value = nn.Parameter(torch.zeros(1))
+
+    def forward(self, z: torch.Tensor) -> torch.Tensor:
+        return self.value.expand(len(z), 1)
 
 
 @pytest.fixture(scope="module")
@@ -123,6 +135,21 @@ def test_options_are_checked_at_the_door(small: Dataset) -> None:
 def test_a_test_split_outside_the_support_is_refused(small: Dataset) -> None:
     with pytest.raises(ValueError, match=r"In the test data: .*\[0, 1\]"):
         gae.vae(replace(small, test=2 * small.test), head="bernoulli")
+
+
+@pytest.mark.parametrize(("size", "epochs"), [(60, 20), (300, 7), (2000, 3)])
+def test_a_run_is_as_many_steps_unless_told(size: int, epochs: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Here 20 steps in batches of 128, and three epochs at least."""
+    monkeypatch.setattr("gae.training.fitting.STEPS", 20)
+    monkeypatch.setattr("gae.training.fitting.EPOCHS", 3)
+    model = gae.Autoencoder(gae.likelihood.Gaussian(Constant(), 1, 1.0), gae.inference.Zeros())
+    history = gae.fit(model, torch.zeros(size, 1), progress=False)
+    assert len(history.rows) == epochs
+
+
+def test_closed_forms_run_until_they_have_converged() -> None:
+    history = gae.fit(gae.kmeans((2,), components=5), torch.randn(500, 2), progress=False)
+    assert history.stopped_early and 10 < len(history.rows) < 100
 
 
 def test_the_tour(small: Dataset, tmp_path: Path) -> None:
