@@ -26,7 +26,7 @@ from torch.nn.functional import softplus
 
 from gae import Autoencoder, systems
 from gae.data import Dataset, load
-from gae.inference import Amortized, Argmax, Ascent, ClosedForm, Encoding, to_pyro
+from gae.inference import Amortized, Argmax, Ascent, Encoding, to_pyro
 from gae.likelihood import Gaussian, LinearMixture
 from gae.objective import elbo, iwae
 from gae.training import fit
@@ -825,21 +825,3 @@ def test_every_option_is_listed_and_accepted(name: str) -> None:
 def test_convolutions_need_images() -> None:
     with pytest.raises(ValueError, match=r"needs images \(C, H, W\), got shape \(64,\)"):
         systems.build("conv-vae", (64,))
-
-
-@pytest.mark.parametrize(
-    ("name", "engine"),
-    [
-        ("pca", ClosedForm),
-        ("ppca", ClosedForm),
-        ("kmeans", Argmax),
-        ("llgae", Argmax),
-        ("gon", Ascent),
-        ("vae", Amortized),
-    ],
-)
-def test_the_table_says_what_is_built(name: str, engine: type) -> None:
-    row = systems.SYSTEMS[name]
-    model = build(name)
-    assert isinstance(model.inference, engine) and row.inference.startswith(engine.__name__)
-    assert row.prior.startswith("flat") == (type(model.likelihood.latent_prior).__name__ == "Flat") or name == "llgae"
