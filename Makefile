@@ -1,10 +1,12 @@
 PYTHON ?= python3
+# The versions to install; empty for the newest that pip finds.
+CONSTRAINTS ?= constraints.txt
 VENV := .venv
-BIN := $(VENV)/bin
+BIN := $(VENV)/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-portable lint table bench clean
+.PHONY: help demo test test-all test-portable lint style types table bench clean
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -18,6 +20,9 @@ demo: $(INSTALLED) ## compare encoders on the bundled digits; writes runs/demo/r
 test: $(INSTALLED) ## run the tests and the examples in the docstrings
 	$(BIN)/python -m pytest -n 2
 
+test-all: $(INSTALLED) ## run every engine with every likelihood too, and more random examples
+	GAE_FULL=1 $(BIN)/python -m pytest -n 2
+
 # Tests that train or follow a trajectory, whose end rounding may move. For other seeds see tests/seeds.py.
 TRAJECTORIES := $(addprefix tests/,analysis/test_activation.py analysis/test_restoration.py evidence/test_annealed.py \
 	inference/test_amortized.py inference/test_auto_decoder.py inference/test_solver.py inference/test_steps.py \
@@ -27,9 +32,13 @@ TRAJECTORIES := $(addprefix tests/,analysis/test_activation.py analysis/test_res
 test-portable: $(INSTALLED) ## run what trains once more, on the processor's plainest instructions
 	ATEN_CPU_CAPABILITY=default $(BIN)/python -m pytest -n 2 $(TRAJECTORIES)
 
-lint: $(INSTALLED) ## check style (ruff) and types (mypy)
+lint: style types ## check style (ruff) and types (mypy)
+
+style: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+types: $(INSTALLED)
 	$(BIN)/mypy gae notes/[0-9]*.py
 
 table: $(INSTALLED) ## write what the table of systems decides into README.md and the stubs
@@ -42,9 +51,9 @@ clean: ## remove the environment, runs and caches
 	rm -rf $(VENV) runs build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-$(INSTALLED): pyproject.toml constraints.txt
+$(INSTALLED): pyproject.toml $(CONSTRAINTS)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	{ echo 'gae needs Python 3.11 or newer as "$(PYTHON)". Name another: make PYTHON=python3.12 ...' >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --constraint constraints.txt --editable '.[dev,tensorboard]'
+	$(BIN)/python -m pip install $(addprefix --constraint ,$(CONSTRAINTS)) --editable '.[dev,tensorboard]'
 	@touch $@

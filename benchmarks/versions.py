@@ -20,7 +20,7 @@ Case = Callable[[], None]
 TURNS, CALLS = 2, 5
 
 
-def cases(wanted: list[str]) -> dict[str, Case]:
+def cases(wanted: list[str]) -> dict[str, Case]:  # noqa: PLR0915 (one definition for each computation)
     """The computations, built from the checkout in the working directory; all unless some are named."""
     sys.path.insert(0, os.getcwd())
     import torch

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from experiments.common import write
-from gae.analysis.restoration import Progress, restore
+from gae.analysis.restoration import Progress, restore_image
 from gae.likelihood import Downsample
 from gae.systems.image_prior import Network
 
@@ -53,7 +53,7 @@ def photograph(name: str, side: int) -> Tensor:
 
 
 def measured(clean: Tensor, task: str, configuration: Configuration) -> tuple[Tensor, dict[str, Any]]:
-    """What is given of an image, and the options of ``restore`` for it. All seeds see one draw of noise or mask."""
+    """The measured image and the options of ``restore_image`` for it; all seeds see one draw of noise or mask."""
     draw = torch.Generator().manual_seed(0)
     if task == "denoise":
         return (clean + configuration.sigma * torch.randn(clean.shape, generator=draw)).clamp(0, 1), {}
@@ -113,7 +113,7 @@ def run(name: str, task: str, seed: int, configuration: Configuration) -> tuple[
             curve.append((progress.step + 1, quality(progress.average[0, 0], clean)["psnr"]))
 
     network = Network(configuration.channels, configuration.scales)
-    found = restore(given, task, network=network, seed=seed, watch=report, **options)
+    found = restore_image(given, task, network=network, seed=seed, watch=report, **options)
     account = quality(found.image, clean) | {"seed": seed, "steps": found.steps[0], "stopped": found.settled[0]}
     account |= {"best_seen": max(psnr for _, psnr in curve), "curve": curve}
     KEPT.mkdir(parents=True, exist_ok=True)

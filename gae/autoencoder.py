@@ -117,60 +117,6 @@ class Autoencoder(nn.Module):
         z = self.likelihood.prior.sample(torch.Size((n,)))
         return self.decode(z).sample().to(z.dtype)
 
-    @torch.no_grad()
-    def interpolate(
-        self, start: Num[Tensor, "B *X"], end: Num[Tensor, "B *X"], steps: int = 8, spherical: bool = False
-    ) -> Float[Tensor, "steps B *X"]:
-        """Decoder means along the line (or great-circle arc) between the codes of two batches, ends included.
-
-        Raises:
-            ValueError: for a mixture, whose charts have no common line; for fewer than two steps.
-        """
-        self._need_one_chart("Interpolations")
-        if steps < 2:
-            raise ValueError(f"steps must be at least 2, got {steps}.")
-        a, b = self.encode(start).point, self.encode(end).point
-        weights = torch.linspace(0, 1, steps, dtype=a.dtype, device=a.device).reshape(-1, *[1] * a.dim())
-        path = _arc(a, b, weights) if spherical else torch.lerp(a, b, weights)
-        return self.likelihood.point(self.decode(path))
-
-    @torch.no_grad()
-    def attribute(self, having: Num[Tensor, "N *X"], lacking: Num[Tensor, "M *X"]) -> Float[Tensor, "*Z"]:
-        """The direction from observations that lack an attribute to those that have it: the difference of mean codes.
-
-        Raises:
-            ValueError: for a mixture, whose charts share no axes.
-        """
-        self._need_one_chart("Attributes")
-        return self.encode(having).point.mean(0) - self.encode(lacking).point.mean(0)
-
-    @torch.no_grad()
-    def traverse(
-        self, x: Num[Tensor, "B *X"], direction: Float[Tensor, "*Z"], amounts: Float[Tensor, " T"]
-    ) -> Float[Tensor, "T B *X"]:
-        """Decoder means at the codes of x plus amounts of a direction: an attribute added, or one axis varied.
-
-        Raises:
-            ValueError: for a mixture; for a direction of another shape than a code's.
-
-        >>> from gae.inference import ClosedForm
-        >>> from gae.likelihood import LinearMixture
-        >>> model, x = Autoencoder(LinearMixture(1, 2, (5,)), ClosedForm()), torch.randn(3, 5)
-        >>> model.traverse(x, torch.tensor([1.0, 0.0]), torch.linspace(-2, 2, 7)).shape
-        torch.Size([7, 3, 5])
-        """
-        self._need_one_chart("Directions")
-        if direction.shape != self.likelihood.latent_shape:
-            raise ValueError(
-                f"A direction has shape {tuple(self.likelihood.latent_shape)}, got {tuple(direction.shape)}."
-            )
-        moves = amounts.reshape(-1, *[1] * (direction.dim() + 1)).to(direction) * direction
-        return self.likelihood.point(self.decode(self.encode(x).point + moves))
-
-    def _need_one_chart(self, what: str) -> None:
-        if self.likelihood.components > 1:
-            raise ValueError(f"{what} need one space of codes; those of different components have no common axes.")
-
     def log_evidence(self, x: Num[Tensor, "B *X"], samples: int = 500) -> Evidence:
         """log p(x) in nats: exact where the likelihood knows it, else by importance sampling.
 
@@ -187,15 +133,3 @@ class Autoencoder(nn.Module):
 def proposal(likelihood: Likelihood, x: Num[Tensor, "B *X"], encoding: Encoding) -> Distribution:
     """A density over codes to draw from: the encoding's q, or for a point estimate its Laplace approximation."""
     return laplace_approximation(likelihood, x, encoding.point) if encoding.q is None else encoding.q
-
-
-def _arc(a: Tensor, b: Tensor, weights: Tensor) -> Tensor:
-    """Spherical interpolation of directions, with linearly interpolated norms (Shoemake 1985)."""
-    flat_a, flat_b = a.flatten(1), b.flatten(1)
-    norm_a, norm_b = flat_a.norm(dim=1), flat_b.norm(dim=1)
-    cosine = ((flat_a * flat_b).sum(1) / (norm_a * norm_b).clamp_min(1e-12)).clamp(-1 + 1e-7, 1 - 1e-7)
-    shape = [-1, *[1] * (a.dim() - 1)]
-    angle = cosine.acos().reshape(shape)
-    unit_a, unit_b = a / norm_a.clamp_min(1e-12).reshape(shape), b / norm_b.clamp_min(1e-12).reshape(shape)
-    direction = (((1 - weights) * angle).sin() * unit_a + (weights * angle).sin() * unit_b) / angle.sin()
-    return direction * torch.lerp(norm_a.reshape(shape), norm_b.reshape(shape), weights)

@@ -23,6 +23,7 @@ jaxtyping.install_import_hook("gae", "beartype.beartype")
 
 ROOT = Path(__file__).resolve().parent.parent
 OFFSET = int(os.environ.get("GAE_SEED_OFFSET", 0))  # added to every seed: see tests/seeds.py
+FULL = os.environ.get("GAE_FULL") == "1"  # every engine with every likelihood that suits it, and more examples
 
 
 class TorchRandom:
@@ -35,7 +36,9 @@ class TorchRandom:
 
 TORCH_RANDOM = TorchRandom()  # hypothesis keeps a weak reference only
 hypothesis.register_random(TORCH_RANDOM)
-hypothesis.settings.register_profile("gae", derandomize=True, deadline=None, max_examples=25, database=None)
+hypothesis.settings.register_profile(
+    "gae", derandomize=True, deadline=None, max_examples=50 if FULL else 10, database=None
+)
 hypothesis.settings.load_profile("gae")
 
 
@@ -100,9 +103,17 @@ def mnist_folder() -> Path:
     pytest.skip(f"no MNIST idx files in {root}: set GAE_DATA to a folder that has them")
 
 
+@contextmanager
+def without_type_checks() -> Iterator[None]:
+    """Without the test suite's own type checks: what a user gets, in half the time."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    try:
+        yield
+    finally:
+        jaxtyping.config.update("jaxtyping_disable", False)
+
+
 @pytest.fixture
 def unchecked_types() -> Iterator[None]:
-    """Without the test suite's own type checks: what a user gets."""
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
+    with without_type_checks():
+        yield

@@ -1,7 +1,7 @@
-"""The suite under other seeds: no test's verdict may hang on its own.
+"""The suite under other seeds: no test's verdict may depend on its seed.
 
-    python -m tests.seeds --seeds 10                        # all test files, but the product of contracts
-    python -m tests.seeds --seeds 3 tests/inference/test_steps.py     # some of them
+    python -m tests.seeds --seeds 10                        # all test files, but the contracts
+    python -m tests.seeds --seeds 3 tests/inference/test_steps.py  # some of them
     python -m tests.seeds --capability default tests/...    # on the processor's plainest instructions
 
 ``GAE_SEED_OFFSET`` (see conftest.py) is added to every seed, another one in each run. A run that is in the results
@@ -21,7 +21,7 @@ from typing import Any
 from tests.margins import table
 
 ROOT = Path(__file__).resolve().parent.parent
-PRODUCT = "--ignore=tests/test_contract.py"  # 12,000 cases that compare exact numbers
+CONTRACTS = "--ignore=tests/test_contract.py"  # many cases that compare exact numbers
 STEP = 1000  # between offsets, so that no test's seeds meet those of another run
 
 
@@ -34,7 +34,7 @@ def outcome(files: list[str], offset: int, capability: str | None) -> dict[str, 
         if capability:
             settings["ATEN_CPU_CAPABILITY"] = capability
         options = ["-q", "-n", "2", "-p", "no:cacheprovider", "-rfE", "--tb=line"]
-        command = [sys.executable, "-m", "pytest", *options, *(files or ["tests", PRODUCT])]
+        command = [sys.executable, "-m", "pytest", *options, *(files or ["tests", CONTRACTS])]
         done = subprocess.run(command, cwd=ROOT, env=os.environ | settings, capture_output=True, text=True)
         failed = [line.split(" ")[1] for line in done.stdout.splitlines() if line.startswith(("FAILED ", "ERROR "))]
         if done.returncode not in (0, 1) or (done.returncode == 1 and not failed):
@@ -45,7 +45,7 @@ def outcome(files: list[str], offset: int, capability: str | None) -> dict[str, 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
-    parser.add_argument("files", nargs="*", help="test files; all but the product of contracts unless given")
+    parser.add_argument("files", nargs="*", help="test files; all but the contracts unless given")
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--capability", choices=["default", "avx2", "avx512"], help="ATEN_CPU_CAPABILITY")
     parser.add_argument("--out", type=Path, default=ROOT / "runs" / "seeds.json")

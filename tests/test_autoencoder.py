@@ -10,12 +10,9 @@ from torch import Tensor, nn
 from torch.distributions import Distribution, Independent, Normal
 
 from gae import Autoencoder
-from gae.data import Dataset
 from gae.inference import Amortized, Argmax, Ascent, ClosedForm, Enumerate, GradientAscent, Inference, Zeros
 from gae.likelihood import Bernoulli, Flat, Gaussian, Likelihood, LinearMixture
 from gae.objective import elbo, iwae, joint, logsumexp
-from gae.systems import build
-from gae.training import fit
 
 Z, X = 2, (2, 3)
 
@@ -254,140 +251,6 @@ def test_a_flat_prior_has_no_samples() -> None:
         Autoencoder(ppca(flat_prior=True), ClosedForm()).sample(3)
 
 
-# Interpolation.
-
-
-@pytest.mark.parametrize("spherical", [False, True])
-def test_interpolation_starts_and_ends_at_the_reconstructions(spherical: bool) -> None:
-    model = Autoencoder(neural(), Ascent(max_steps=5))
-    a, b = observations(), observations()
-    path = model.interpolate(a, b, steps=6, spherical=spherical)
-    assert path.shape == (6, 5, *X) and not path.requires_grad
-    assert torch.allclose(path[0], model.reconstruct(a), atol=1e-12)
-    assert torch.allclose(path[-1], model.reconstruct(b), atol=1e-12)
-
-
-def test_linear_interpolation_is_a_line_of_codes() -> None:
-    model = Autoencoder(neural(), Ascent(max_steps=5))
-    a, b = observations(), observations()
-    start, end = model.encode(a).point, model.encode(b).point
-    for t, images in enumerate(model.interpolate(a, b, steps=5)):
-        assert torch.allclose(images, model.decode(start + t / 4 * (end - start)).mean, atol=1e-12)
-
-
-def test_default_number_of_steps() -> None:
-    model = Autoencoder(ppca(), ClosedForm())
-    assert len(model.interpolate(observations(), observations())) == 8
-
-
-class Identity(nn.Module):
-    """A decoder that shows the code."""
-
-    def forward(self, z: Tensor) -> Tensor:
-        return z
-
-
-class AsCode(nn.Module):
-    """An encoder that takes the observation as the code."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x
-
-
-@pytest.mark.parametrize("steps", [2, 5, 9])
-def test_spherical_interpolation_is_an_arc(steps: int) -> None:
-    """Equal angles between neighbours, all in the plane of the ends, and norms that change evenly."""
-    model = Autoencoder(Gaussian(Identity(), 3), Amortized(AsCode()))
-    a, b = torch.randn(20, 3), 2 * torch.randn(20, 3)
-    path = model.interpolate(a, b, steps, spherical=True).double()
-    norms = path.norm(dim=-1)
-    even = torch.linspace(0, 1, steps).double()[:, None]
-    assert torch.allclose(norms, (1 - even) * norms[0] + even * norms[-1], atol=1e-5)
-    units = path / norms[..., None]
-    whole = (units[0] * units[-1]).sum(-1).clamp(-1, 1).acos()
-    angles = (units[1:] * units[:-1]).sum(-1).clamp(-1, 1).acos()
-    assert torch.allclose(angles, (whole / (steps - 1)).expand_as(angles), atol=2e-3)
-    assert torch.allclose(
-        torch.linalg.cross(units[:1], units[-1:]).mul(units).sum(-1).abs().max(), torch.zeros(()).double(), atol=1e-5
-    )
-
-
-SPECIAL = {
-    "same": ([1.0, 0.0], [1.0, 0.0]),
-    "parallel": ([1.0, 0.0], [3.0, 0.0]),
-    "opposite": ([1.0, 0.0], [-2.0, 0.0]),
-    "from zero": ([0.0, 0.0], [1.0, 2.0]),
-    "zero": ([0.0, 0.0], [0.0, 0.0]),
-}
-
-
-@pytest.mark.parametrize("case", SPECIAL)
-def test_spherical_interpolation_without_a_unique_arc(case: str) -> None:
-    """Finite, exact at both ends, and never longer than the longer end; a line where the directions agree."""
-    model = Autoencoder(Gaussian(Identity(), 2), Amortized(AsCode()))
-    start, end = (torch.tensor([code]) for code in SPECIAL[case])
-    path = model.interpolate(start, end, 5, spherical=True)
-    assert torch.allclose(path[0], start, atol=1e-6) and torch.allclose(path[-1], end, atol=1e-6)
-    assert path.norm(dim=-1).max() <= max(start.norm(), end.norm()) + 1e-5
-    if case in ("same", "parallel", "zero"):
-        assert torch.allclose(path, torch.lerp(start, end, torch.linspace(0, 1, 5).reshape(5, 1, 1)), atol=1e-5)
-
-
-@pytest.mark.parametrize("steps", [-1, 0, 1])
-def test_interpolation_needs_both_ends(steps: int) -> None:
-    model = Autoencoder(ppca(), ClosedForm())
-    with pytest.raises(ValueError, match=f"steps must be at least 2, got {steps}"):
-        model.interpolate(observations(), observations(), steps)
-
-
-def test_mixtures_have_no_line_between_charts() -> None:
-    model = Autoencoder(ppca(3), Argmax(ClosedForm()))
-    with pytest.raises(ValueError, match="different components have no common axes"):
-        model.interpolate(observations(), observations())
-    with pytest.raises(ValueError, match="Attributes need one space of codes"):
-        model.attribute(observations(), observations())
-    with pytest.raises(ValueError, match="Directions need one space of codes"):
-        model.traverse(observations(), torch.zeros(2).double(), torch.zeros(1).double())
-
-
-def test_an_attribute_is_the_difference_of_mean_codes() -> None:
-    """Added to the codes of those that lack it, it moves their mean reconstruction onto that of the others."""
-    model = Autoencoder(ppca(), ClosedForm())
-    lacking, having = observations(), observations()
-    found = model.attribute(having, lacking)
-    assert not found.requires_grad
-    shifted = model.traverse(lacking, found, torch.tensor([0.0, 1.0]).double())
-    assert torch.allclose(shifted[0], model.reconstruct(lacking))
-    assert torch.allclose(shifted[1].mean(0), model.reconstruct(having).mean(0))  # the decoder is affine
-
-
-def test_attributes_of_digits_add_up(digits: Dataset) -> None:
-    """On held-out digits: a code of a 3 plus the direction from 3 to 8 decodes to what is nearest to an 8."""
-    x, labels = digits.train, digits.train_labels
-    model = build("pca", digits.event_shape, latent=16)
-    fit(model, digits, progress=False)
-    assert labels is not None and digits.test_labels is not None
-    direction = model.attribute(x[labels == 8], x[labels == 3])
-    turned = model.traverse(digits.test[digits.test_labels == 3], direction, torch.ones(1))[0].flatten(1)
-    centres = torch.stack([x[labels == digit].mean(0).flatten() for digit in range(10)])
-    assert (torch.cdist(turned, centres).argmin(1) == 8).float().mean() > 0.8
-
-
-@pytest.mark.parametrize("shape", [(2,), (3, 1)])
-def test_a_traversal_moves_along_one_direction(shape: tuple[int, ...]) -> None:
-    model = Autoencoder(
-        Gaussian(nn.Sequential(nn.Flatten(), nn.Linear(math.prod(shape), 4)), shape), Ascent(max_steps=2)
-    )
-    x, direction, amounts = torch.randn(5, 4), torch.randn(shape), torch.tensor([-1.0, 0.0, 2.5])
-    path = model.traverse(x, direction, amounts)
-    z = model.encode(x).point
-    assert path.shape == (3, 5, 4) and not path.requires_grad
-    for amount, images in zip(amounts, path, strict=True):
-        assert torch.allclose(images, model.decode(z + amount * direction).mean, atol=1e-6)
-    with pytest.raises(ValueError, match="A direction has shape"):
-        model.traverse(x, torch.zeros(7), amounts)
-
-
 # The door.
 
 
@@ -407,16 +270,11 @@ INFINITE = torch.zeros(3, *X).double().index_fill(2, torch.tensor(2), math.inf)
         (INFINITE, ValueError, r"finite, got inf at index \(0, 0, 2\) \(6 such values\)"),
     ],
 )
-@pytest.mark.parametrize("method", ["encode", "reconstruct", "log_evidence", "interpolate"])
+@pytest.mark.parametrize("method", ["encode", "reconstruct", "log_evidence"])
 def test_bad_observations_stop_at_the_door(x: Tensor, error: type[Exception], message: str, method: str) -> None:
     model = Autoencoder(ppca(), ClosedForm())
     with pytest.raises(error, match=message):
-        model.interpolate(x, x) if method == "interpolate" else getattr(model, method)(x)
-
-
-def test_both_ends_pass_the_door() -> None:
-    with pytest.raises(ValueError, match=r"finite, got nan at index \(1, 0, 0\)"):
-        Autoencoder(ppca(), ClosedForm()).interpolate(observations(3), NAN)
+        getattr(model, method)(x)
 
 
 def test_values_outside_the_support_stop_at_the_door() -> None:

@@ -379,16 +379,19 @@ def test_given_is_log_joint(case: LikelihoodCase) -> None:
                 torch.testing.assert_close(found, wanted, rtol=1e-10, atol=1e-10)
 
 
-@every_likelihood
+def has_evidence(likelihood: Likelihood) -> bool:
+    return isinstance(likelihood, ExactPosterior) and not isinstance(likelihood.prior, FlatDistribution)
+
+
+@each([case for case in LIKELIHOODS if has_evidence(case.build())])
 @pytest.mark.parametrize("samples", [None, 4])
 def test_the_exact_posterior_leaves_no_gap(case: LikelihoodCase, samples: int | None) -> None:
     likelihood, x = built(case)
-    flat = isinstance(likelihood.prior, FlatDistribution)
-    if isinstance(likelihood, ExactPosterior) and not flat:
-        encoding = ClosedForm(samples)(likelihood, x)
-        evidence = likelihood.log_evidence(x).expand(samples or 1, BATCH)
-        assert encoding.log_q is not None
-        torch.testing.assert_close(encoding.log_joint - encoding.log_q, evidence, rtol=1e-10, atol=1e-10)
+    assert isinstance(likelihood, ExactPosterior)
+    encoding = ClosedForm(samples)(likelihood, x)
+    evidence = likelihood.log_evidence(x).expand(samples or 1, BATCH)
+    assert encoding.log_q is not None
+    torch.testing.assert_close(encoding.log_joint - encoding.log_q, evidence, rtol=1e-10, atol=1e-10)
 
 
 @every_likelihood
@@ -447,11 +450,10 @@ def test_bridge_has_the_same_density(case: LikelihoodCase, bridge: Callable[...,
     torch.testing.assert_close(trace.log_prob_sum(), wanted, rtol=1e-10, atol=1e-10)
 
 
-@every_likelihood
+@each([case for case in LIKELIHOODS if isinstance(case.build(), ClosedFormLearning)])
 def test_statistics_add_over_batches(case: LikelihoodCase) -> None:
     likelihood, x = built(case)
-    if not isinstance(likelihood, ClosedFormLearning):
-        return
+    assert isinstance(likelihood, ClosedFormLearning)
     inner = ClosedForm() if likelihood.latent_shape.numel() else None
     engine: Inference = (
         Argmax(inner) if likelihood.components else Constant(torch.ones(likelihood.latent_shape).double())

@@ -61,9 +61,6 @@ ENTRIES: dict[str, tuple[Callable[[], Autoencoder], Call]] = {
     "encode": (image_model, lambda m, x: m.encode(x)),
     "encode-by-ascent": (image_model, lambda m, x: m.encode(x, Ascent(max_steps=1))),
     "reconstruct": (image_model, lambda m, x: m.reconstruct(x)),
-    "interpolate": (image_model, lambda m, x: m.interpolate(torch.zeros(len(x), *EVENT), x)),
-    "attribute": (image_model, lambda m, x: m.attribute(torch.zeros(2, *EVENT), x)),
-    "traverse": (image_model, lambda m, x: m.traverse(x, torch.ones(2), torch.ones(3))),
     "model-evidence": (image_model, lambda m, x: m.log_evidence(x)),
     "score": (image_model, lambda m, x: m.score(x, m.inference.infer(m.likelihood, torch.zeros(len(x), *EVENT)))),
     "log_joint": (image_model, lambda m, x: m.likelihood.log_joint(x, codes(x))),
@@ -416,10 +413,13 @@ def test_codes_of_another_dtype_are_refused(dtype: torch.dtype) -> None:
         Amortized(lambda x: x[:, :2].to(dtype))(gaussian(), torch.randn(3, 4))
 
 
-def test_scales_of_zero_are_refused_as_proposals() -> None:
-    law = torch.distributions.Normal(torch.zeros(3, 2), torch.tensor([1.0, 0.0]), validate_args=False)
-    with pytest.raises(ValueError, match="not finite at its own draws"):
-        importance(gaussian(), torch.randn(3, 4), torch.distributions.Independent(law, 1))
+@pytest.mark.parametrize("scale", [0.0, math.nan])
+def test_scales_of_zero_are_refused_as_proposals_and_starts(scale: float) -> None:
+    law = torch.distributions.Normal(torch.zeros(3, 2), torch.tensor([1.0, scale]), validate_args=False)
+    law, x = torch.distributions.Independent(law, 1), torch.randn(3, 4)
+    for estimate in (lambda: importance(gaussian(), x, law), lambda: ais(gaussian(), x, 4, 2, start=law)):
+        with pytest.raises(ValueError, match="not finite at its own draws"):
+            estimate()
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from gae.autoencoder import Autoencoder
 from gae.inference import Amortized, Ascent, Constant, Detach, Inference
-from gae.likelihood import Activation, CategoricalSequence
+from gae.likelihood import Activation, CategoricalSequence, DecoderLikelihood
 from gae.systems import SYSTEMS, NormalEncoder
 from gae.systems.latents import THRESHOLD, boxed_adam
 
@@ -114,7 +114,7 @@ class Units(nn.Module):
         if not isinstance(output, Tensor):
             raise TypeError(f"{self.encoder} returns {type(output).__name__}: a network that returns codes is needed.")
         code = output.chunk(2, -1)[0] if self.density else output
-        if self.model.likelihood.has_outputs:
+        if isinstance(self.model.likelihood, DecoderLikelihood):
             self.model.likelihood.outputs(code.unsqueeze(0))
 
 

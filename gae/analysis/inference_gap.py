@@ -12,7 +12,7 @@ from torch.distributions import Distribution, Independent, MultivariateNormal
 from gae.analysis.metrics import Entry, mean_and_error
 from gae.autoencoder import Autoencoder
 from gae.evidence import Evidence, exact, importance, laplace_approximation
-from gae.evidence.base import need_proper
+from gae.evidence.base import need_proper, without_warning
 from gae.evidence.laplace import expansion
 from gae.inference import LBFGS, Ascent, Code, Detach, Family, FullCovariance, Inference, MeanField, Status, Zeros
 from gae.inference.laws import codes_from, need_density
@@ -92,6 +92,7 @@ class Gap:
         found = {"log p(x)": self.evidence.log_p, "sampling s.e. of log p(x)": self.evidence.standard_error}
         if self.evidence.ess is not None:
             found["effective sample size"] = self.evidence.ess
+            found["unreliable weights"] = self.evidence.unreliable.to(self.evidence.log_p)
         for name, bound in self.best.items():
             found[f"L[q*], {name}"] = bound.value
             found[f"sampling s.e. of L[q*], {name}"] = bound.standard_error
@@ -173,12 +174,11 @@ def _gap(
     width = likelihood.latent_shape.numel()
     best = {name: _best(name, likelihood, x, start, noise or 4 * width, steps, draws) for name in families}
     encoder = None if found is None else lower_bound(likelihood, x, found, draws)
-    if isinstance(likelihood, ExactPosterior):
-        evidence = exact(likelihood, x)
-    else:
-        proposal = best[families[-1]].q
-        assert proposal is not None
-        evidence = importance(likelihood, x, proposal, samples)
+    proposal = best[families[-1]].q
+    assert proposal is not None
+    with without_warning():  # the table has a column for it
+        known = isinstance(likelihood, ExactPosterior)
+        evidence = exact(likelihood, x) if known else importance(likelihood, x, proposal, samples)
     return Gap(evidence, best, encoder, _family_of(found, best))
 
 
@@ -314,7 +314,7 @@ def _normal(q: Distribution) -> MultivariateNormal | None:
     """A normal q with a full covariance; None for any other law."""
     if isinstance(q, MultivariateNormal):
         return q
-    base = getattr(q, "base_dist", None)
+    base = q.base_dist if isinstance(q, torch.distributions.Independent) else None
     if isinstance(base, torch.distributions.Normal) and len(q.event_shape) == 1:
         return MultivariateNormal(base.loc, scale_tril=base.scale.diag_embed(), validate_args=False)
     return None

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from gae.autoencoder import Autoencoder
 from gae.data import Dataset
+from gae.evidence.base import without_warning
 from gae.inference import Encoding, Status
 from gae.inference.laws import codes_from
 from gae.likelihood import ExactPosterior, FlatDistribution
@@ -48,7 +49,7 @@ class EvaluationBudget:
 
 
 @dataclass(frozen=True)
-class Points:
+class PointEncodings:
     """One code per sample, decoded, and what finding it took."""
 
     z: Float[Tensor, "N *Z"]
@@ -91,8 +92,8 @@ def evaluate(model: Autoencoder, data: Dataset, effort: EvaluationBudget, seed: 
         points = encode(model, data.test, effort)
         values: Entry = {
             "joint": mean_and_error(points.joint),
-            "elbo": lower_bound(model, data.test, effort),
-            "log_p": log_evidence(model, data.test[: effort.evidence_samples], effort),
+            "elbo": mean_elbo(model, data.test, effort),
+            "log_p": mean_log_evidence(model, data.test[: effort.evidence_samples], effort),
             "squared_error": mean_and_error((points.mean - data.test).square().flatten(1).mean(1)),
             "accuracy": accuracy(model, data, points, effort),
             "milliseconds": milliseconds(model, data.test, effort),
@@ -102,25 +103,25 @@ def evaluate(model: Autoencoder, data: Dataset, effort: EvaluationBudget, seed: 
         return {**values, "active": int((spread > ACTIVE).sum()), "status": dict(points.status)}
 
 
-def encode(model: Autoencoder, x: Num[Tensor, "N *X"], effort: EvaluationBudget) -> Points:
+def encode(model: Autoencoder, x: Num[Tensor, "N *X"], effort: EvaluationBudget) -> PointEncodings:
     """Codes of all x, batch by batch."""
     parts = [_encode(model, batch) for batch in x.split(effort.batch_size)]
     columns = zip(*((part.z, part.mean, part.joint, part.evaluations) for part in parts), strict=True)
     z, mean, joint, evaluations = (torch.cat(column) for column in columns)
-    return Points(z, mean, joint, evaluations, sum((part.status for part in parts), Counter()))
+    return PointEncodings(z, mean, joint, evaluations, sum((part.status for part in parts), Counter()))
 
 
-def _encode(model: Autoencoder, x: Tensor) -> Points:
+def _encode(model: Autoencoder, x: Tensor) -> PointEncodings:
     encoding = model.encode(x)
     z, k, solve = encoding.point, encoding.component, encoding.solve
     mean = model.likelihood.point(model.decode(z, k))
     joint = model.likelihood.log_joint(x, z.unsqueeze(0), None if k is None else k.unsqueeze(0))[0]
     evaluations = x.new_zeros(len(x)) if solve is None else solve.evaluations.sum(0).to(x.dtype)
     statuses = [] if solve is None else solve.status.flatten().tolist()
-    return Points(z, mean, joint, evaluations, Counter(Status(status).name for status in statuses))
+    return PointEncodings(z, mean, joint, evaluations, Counter(Status(status).name for status in statuses))
 
 
-def lower_bound(model: Autoencoder, x: Num[Tensor, "N *X"], effort: EvaluationBudget) -> Entry:
+def mean_elbo(model: Autoencoder, x: Num[Tensor, "N *X"], effort: EvaluationBudget) -> Entry:
     """The ELBO of the engine's q(z|x), from fresh draws; absent for a point code and under a flat prior."""
     if isinstance(model.likelihood.prior, FlatDistribution):
         return missing(NO_EVIDENCE)
@@ -140,15 +141,16 @@ def _elbo(model: Autoencoder, x: Tensor, samples: int) -> Tensor | None:
     return elbo(Encoding(z, None, model.likelihood.log_joint(x, z), log_q, q, encoding.prior, encoding.engine))
 
 
-def log_evidence(model: Autoencoder, x: Num[Tensor, "N *X"], effort: EvaluationBudget) -> Entry:
+def mean_log_evidence(model: Autoencoder, x: Num[Tensor, "N *X"], effort: EvaluationBudget) -> Entry:
     """log p(x): exact where it is known, else by importance sampling; absent under a flat prior.
 
     ``sampling_se`` is the mean over x of the standard error of one sample's estimate, ``ess`` that of the
-    effective sample size of its importance weights.
+    effective sample size of its importance weights; ``unreliable`` is the share of x where both mean little.
     """
     if isinstance(model.likelihood.prior, FlatDistribution):
         return missing(NO_EVIDENCE)
-    found = [model.log_evidence(batch, effort.importance_samples) for batch in x.split(SAMPLED_AT_ONCE)]
+    with without_warning():  # the entry has their share
+        found = [model.log_evidence(batch, effort.importance_samples) for batch in x.split(SAMPLED_AT_ONCE)]
     spread = torch.cat([part.standard_error for part in found])
     method = "exact" if isinstance(model.likelihood, ExactPosterior) else "importance sampling"
     entry = mean_and_error(torch.cat([part.log_p for part in found]))
@@ -159,11 +161,12 @@ def log_evidence(model: Autoencoder, x: Num[Tensor, "N *X"], effort: EvaluationB
         "method": method,
         "sampling_se": float(spread.mean()),
         "ess": ess,
+        "unreliable": float(torch.cat([part.unreliable for part in found]).double().mean()),
         "samples": len(x),
     }
 
 
-def accuracy(model: Autoencoder, data: Dataset, points: Points, effort: EvaluationBudget) -> Entry:
+def accuracy(model: Autoencoder, data: Dataset, points: PointEncodings, effort: EvaluationBudget) -> Entry:
     """5-nearest-neighbour accuracy of test codes among training codes, with its binomial standard error.
 
     Codes of a mixture are compared through their decoded means: its charts share no axes.

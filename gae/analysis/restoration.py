@@ -33,7 +33,7 @@ class Restoration:
     interrupted: bool
 
 
-def restore(
+def restore_image(
     image: Float[Tensor, "C h w"],
     task: str = "denoise",
     *,
@@ -63,7 +63,7 @@ def restore(
         ValueError: an unknown task, a mask missing, needless, of another size or that hides everything, values outside
             [0, 1] or not finite, or too little memory for this size.
 
-    >>> found = restore(torch.rand(1, 9, 12), steps=2, network=Network(channels=2, scales=1))
+    >>> found = restore_image(torch.rand(1, 9, 12), steps=2, network=Network(channels=2, scales=1))
     >>> found.image.shape, found.steps
     (torch.Size([1, 9, 12]), [2])
     """

@@ -37,8 +37,8 @@ def dip(
     """Restore a photograph with an untrained network (deep image prior); Ctrl-C keeps the best image so far."""
     import torch
 
-    from gae.analysis.restoration import restore
-    from gae.data.photographs import read_mask, read_photo
+    from gae.analysis.restoration import restore_image
+    from gae.data.images import read_mask, read_photo
     from gae.systems.image_prior import TASKS, Network
 
     seen = read_photo(image)
@@ -51,7 +51,7 @@ def dip(
     with _bar() as bar:
         show = _Live(bar, folder, steps or (TASKS[task].steps if task in TASKS else 0), preview)
         began = time.perf_counter()
-        found = restore(
+        restoration = restore_image(
             torch.from_numpy(seen).to(device),
             task,
             mask=hidden,
@@ -65,7 +65,7 @@ def dip(
         seconds = time.perf_counter() - began
     settings = {"image": str(image), "task": task, "mask": str(mask) if mask else None, "factor": factor, "runs": runs}
     settings |= {"channels": channels, "scales": scales, "seed": seed}
-    results = _written(found, seen, None if hidden is None else hidden.numpy(), folder, settings, seconds)
+    results = _written(restoration, seen, None if hidden is None else hidden.numpy(), folder, settings, seconds)
     print_results(results, as_json)
 
 
@@ -77,7 +77,7 @@ class _Live:
         self.task = bar.add_task("ascending", total=steps, objective="")
 
     def __call__(self, progress: "Progress") -> None:
-        from gae.data.photographs import write_photo
+        from gae.data.images import write_photo
 
         nats = float(progress.objective.mean())
         self.bar.update(self.task, advance=1, objective=f"log joint {nats:,.0f} nats")
@@ -106,7 +106,7 @@ def _bar() -> "Bar":
 
 
 def _written(
-    found: "Restoration",
+    restoration: "Restoration",
     seen: "np.ndarray",
     mask: "np.ndarray | None",
     folder: Path,
@@ -118,23 +118,25 @@ def _written(
 
     import numpy as np
 
-    from gae.data.photographs import write_photo
+    from gae.data.images import write_photo
     from gae.reports.photographs import loss_curve, side_by_side
 
-    restored = found.image.cpu().numpy()
+    restored = restoration.image.cpu().numpy()
     write_photo(restored, folder / "result.png")
     shown = seen if mask is None else np.where(mask, seen, 0.5)
     side_by_side({"given": shown, "restored": restored}, folder / "side_by_side.png")
-    loss_curve(found.loss, folder / "curve.png")
+    loss_curve(restoration.loss, folder / "curve.png")
     account = {
         **settings,
         "size": "{2} × {1}, {0} channels".format(*restored.shape),
-        "steps": found.steps,
-        "stopped by its rule": found.settled,
-        "interrupted": found.interrupted,
-        "last squared error per measured value": found.loss[-1],
+        "steps": restoration.steps,
+        "stopped by its rule": restoration.settled,
+        "interrupted": restoration.interrupted,
+        "last squared error per measured value": restoration.loss[-1],
         "seconds": round(seconds, 1),
         "result": str(folder / "result.png"),
     }
-    write_text(folder / "result.json", json.dumps({**account, "loss": found.loss}, indent=1, allow_nan=False) + "\n")
+    write_text(
+        folder / "result.json", json.dumps({**account, "loss": restoration.loss}, indent=1, allow_nan=False) + "\n"
+    )
     return account

@@ -95,4 +95,6 @@ def _print(results: dict[str, Any], observations: int, out: Path) -> None:
         typer.echo(f"For {results['q* below q']['mean']:.0%} of the samples q* came out below q: try more --steps.")
     if "effective sample size" in results:
         typer.echo(f"Importance weights: effective sample size {results['effective sample size']['mean']:.0f}.")
+        if share := results["unreliable weights"]["mean"]:
+            typer.echo(f"For {share:.0%} of the samples a few weights outweigh all others: their s.e. is too small.")
     typer.echo(f"Report: {out / 'gap.html'}")

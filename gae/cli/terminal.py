@@ -65,7 +65,7 @@ def comparison(results: dict[str, Any]) -> "Table":
         shown.add_section()
         shown.add_row(Text(heading.partition(";")[0], style="bold"))
         for row in rows:
-            texts = [Text(box.text, style="bold green" if box.best else "") for box in row.boxes]
+            texts = [Text(cell.text, style="bold green" if cell.best else "") for cell in row.cells]
             shown.add_row(f"  {row.label}", *texts)
     shown.caption = (
         "mean ± standard error over test samples; green: best of those that can be compared; –: does not exist"
@@ -81,7 +81,7 @@ def surveyed(results: dict[str, Any]) -> "Table":
     for column in shown.columns[1:]:
         column.justify = "right"
     for line in survey_report.table(results)[0]:
-        shown.add_row(line.label, *(box.text for box in line.boxes))
+        shown.add_row(line.label, *(cell.text for cell in line.cells))
     shown.caption = "mean ± standard error over test samples; –: does not exist"
     for row in results["embeddings"]:
         trust, accuracy = row["trustworthiness"]["mean"], row["accuracy"]["mean"]

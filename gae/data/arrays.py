@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from gae.data.sizes import need_room
+from gae.data.memory import need_room
 from gae.data.text import Vocabulary
 
 NPZ_KEYS = ("x", "y", "x_train", "y_train", "x_test", "y_test")
@@ -42,7 +42,7 @@ def read_arrays(path: Path) -> Arrays:
     """An ``.npy`` array (N, *X), or an ``.npz`` with x (and y), or with x_train and x_test (and y_train, y_test).
 
     Raises:
-        ValueError: a damaged file, pickled objects, other keys, or more than ``gae.data.sizes.limit()`` bytes.
+        ValueError: a damaged file, pickled objects, other keys, or more than ``gae.data.memory.limit()`` bytes.
     """
     try:
         with path.open("rb") as file:
@@ -161,13 +161,13 @@ def _need_room(size: int, path: Path, what: str) -> None:
         raise _Refused(str(error)) from None
 
 
-def _pick(path: Path, stored: dict[str, np.ndarray], found: list[str]) -> Arrays:
+def _pick(path: Path, stored: dict[str, np.ndarray], names: list[str]) -> Arrays:
     keys = stored.keys()
     if keys == {"x"} or keys == {"x", "y"}:
         return Arrays(stored["x"], stored.get("y"))
     if keys in ({"x_train", "x_test"}, {"x_train", "x_test", "y_train", "y_test"}):
         return Arrays(stored["x_train"], stored.get("y_train"), stored["x_test"], stored.get("y_test"))
     raise _Refused(
-        f"{path} has the keys {', '.join(found) or '(none)'}, but it needs x (with or without y), or x_train and "
+        f"{path} has the keys {', '.join(names) or '(none)'}, but it needs x (with or without y), or x_train and "
         "x_test (with or without both y_train and y_test)."
     )

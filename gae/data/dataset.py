@@ -130,10 +130,10 @@ class Dataset:
             raise ValueError("This data set does not know the rows of its source. Make it with `load`.")
         row, order = torch.cat(known).sort()
         x = torch.cat([x for x, _, _ in chosen])[order]
-        labels = [labels for _, labels, _ in chosen if labels is not None]
-        found = torch.cat(labels)[order] if len(labels) == len(chosen) else None
+        parts = [labels for _, labels, _ in chosen if labels is not None]
+        labels = torch.cat(parts)[order] if len(parts) == len(chosen) else None
         names = np.repeat(SPLITS if split == "all" else split, [len(rows) for rows in known])[order.numpy()]
-        return Rows(x, found, row, names, None if self.files is None else self.files[row.numpy()])
+        return Rows(x, labels, row, names, None if self.files is None else self.files[row.numpy()])
 
     def __repr__(self) -> str:
         return (

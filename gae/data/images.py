@@ -1,4 +1,4 @@
-"""Image files as arrays (C, H, W), one by one or a folder of them, upright and with nothing lost on the way."""
+"""Image files as arrays (C, H, W), upright and with nothing lost on the way: one, a folder, a photograph, a mask."""
 
 import os
 import struct
@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from gae.data.arrays import FLOAT32, Arrays
-from gae.data.sizes import need_room
+from gae.data.files import whole
+from gae.data.memory import need_room
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -34,7 +35,7 @@ def read_image(path: Path) -> np.ndarray:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: no image, one that would take more than ``gae.data.sizes.limit()`` bytes, or of a kind that would
+        ValueError: no image, one that would take more than ``gae.data.memory.limit()`` bytes, or of a kind that would
             lose something: alpha, CMYK, YCbCr, LAB, colour of 16 bits per channel, integers that are not in 0 … 65535,
             several pages, floats that are not finite or outside [0, 1].
     """
@@ -57,6 +58,35 @@ def read_image(path: Path) -> np.ndarray:
         raise ValueError(f"{path} {problem}")
     pixels = pixels[None] if pixels.ndim == 2 else np.moveaxis(pixels, -1, 0)
     return _of_known_range(path, pixels)
+
+
+def read_photo(path: Path) -> np.ndarray:
+    """One photograph (C, H, W), float32 in [0, 1]: ``read_image``, with integers divided by their highest value.
+
+    Raises:
+        FileNotFoundError, ValueError: as ``read_image``.
+    """
+    pixels = read_image(path)
+    return (pixels / {"uint8": 255, "uint16": 65535}.get(pixels.dtype.name, 1)).astype(np.float32)
+
+
+def read_mask(path: Path) -> np.ndarray:
+    """A mask (H, W) from an image as large as the photograph: True, for a pixel that is seen, where it is bright.
+
+    Raises:
+        FileNotFoundError, ValueError: as ``read_photo``.
+    """
+    return read_photo(path).mean(0) > 0.5
+
+
+def write_photo(image: np.ndarray, path: Path) -> None:
+    """Writes (C, H, W) with values in [0, 1] as 8 bits per channel."""
+    from PIL import Image
+
+    pixels = (np.clip(image, 0, 1) * 255).round().astype(np.uint8)
+    picture = Image.fromarray(pixels[0] if len(pixels) == 1 else np.ascontiguousarray(pixels.transpose(1, 2, 0)))
+    with whole(path) as temporary:
+        picture.save(temporary)
 
 
 @contextmanager
@@ -120,7 +150,7 @@ def _of_known_range(path: Path, pixels: np.ndarray) -> np.ndarray:
 # A folder of images.
 
 
-class _Found(NamedTuple):
+class _Listing(NamedTuple):
     """Image files, relative to their folder and sorted, and the other entries by the reason to pass them over."""
 
     images: list[PurePath]
@@ -136,7 +166,7 @@ def read_image_folder(folder: Path) -> Arrays:
 
     Raises:
         ValueError: no image, one that ``read_image`` refuses, one whose size, channels or type differ from the first,
-            one half of a split, or more than ``gae.data.sizes.limit()`` bytes.
+            one half of a split, or more than ``gae.data.memory.limit()`` bytes.
     """
     images, passed = _walk(folder)
     if not images:
@@ -166,7 +196,7 @@ def read_image_folder(folder: Path) -> Arrays:
     return Arrays(pixels[0], labels[0], value_range=unit, files=files)
 
 
-def _walk(folder: Path) -> _Found:
+def _walk(folder: Path) -> _Listing:
     images: list[PurePath] = []
     passed: dict[str, list[str]] = {"hidden": [], "linked folders": [], "other suffixes": []}
     for place, folders, files in os.walk(folder, onerror=_raise):
@@ -183,7 +213,7 @@ def _walk(folder: Path) -> _Found:
                 images.append(at / name)
             else:
                 passed["other suffixes"].append(str(at / name))
-    return _Found(sorted(images), passed)
+    return _Listing(sorted(images), passed)
 
 
 def _raise(error: OSError) -> None:

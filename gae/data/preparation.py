@@ -34,8 +34,8 @@ class Preparation:
         """From the facts that a checkpoint notes; those of earlier versions lack some."""
         value_range = tuple(noted["value_range"]) if "value_range" in noted else None
         binarization = noted.get("binarization", noted.get("comparison", {}).get("binarize"))
-        found = noted.get("vocabulary")
-        vocabulary = None if found is None else Vocabulary(tuple(found["tokens"]), found["words"])
+        stored = noted.get("vocabulary")
+        vocabulary = None if stored is None else Vocabulary(tuple(stored["tokens"]), stored["words"])
         return cls(Size(noted["event_shape"]), value_range, binarization, vocabulary)
 
     def note(self) -> dict[str, Any]:

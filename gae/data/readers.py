@@ -14,7 +14,7 @@ import numpy as np
 
 from gae.data.arrays import FLOAT32, Arrays, channels_first, read_arrays
 from gae.data.images import read_image_folder
-from gae.data.sizes import need_room
+from gae.data.memory import need_room
 from gae.data.text import Vocabulary, read_text
 
 OPENML = {"mnist": "mnist_784", "fashion-mnist": "Fashion-MNIST"}
@@ -37,7 +37,7 @@ def read_idx(path: Path, axes: int) -> np.ndarray:
 
     Raises:
         ValueError: truncated, not an idx file, one with another type or number of axes, or one whose header announces
-            more than ``gae.data.sizes.limit()`` bytes.
+            more than ``gae.data.memory.limit()`` bytes.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -91,11 +91,11 @@ def read_idx_folder(folder: Path) -> Arrays:
         FileNotFoundError: one of the four is missing.
         ValueError: a damaged file, or as many labels as images are not there.
     """
-    found = find_idx(folder)
-    missing = [stem for stem in IDX_FILES if stem not in found]
+    files = find_idx(folder)
+    missing = [stem for stem in IDX_FILES if stem not in files]
     if missing:
         raise FileNotFoundError(f"{folder} has no {missing[0]} (plain or .gz). It needs all of {', '.join(IDX_FILES)}.")
-    x, y, x_test, y_test = (read_idx(found[stem], axes) for stem, axes in zip(IDX_FILES, (3, 1, 3, 1), strict=True))
+    x, y, x_test, y_test = (read_idx(files[stem], axes) for stem, axes in zip(IDX_FILES, (3, 1, 3, 1), strict=True))
     for images, labels, stems in ((x, y, IDX_FILES[:2]), (x_test, y_test, IDX_FILES[2:])):
         if len(images) != len(labels):
             raise ValueError(

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Num
 from torch import Tensor
 
-from gae.data.sizes import need_room
+from gae.data.memory import need_room
 
 PADDING, END = 0, 1  # the classes that every vocabulary has; the tokens follow
 LONGEST = 512  # tokens of a line, its end included
@@ -55,7 +55,7 @@ class Vocabulary:
             ValueError: for a token that the vocabulary has not, or a line that does not fit with its end.
         """
         classes = {token: i + 2 for i, token in enumerate(self.tokens)}
-        found = np.full((len(lines), steps), PADDING)
+        encoded = np.full((len(lines), steps), PADDING)
         for row, line in enumerate(lines):
             tokens = _tokens(line, self.words)
             name = f"line {row + 1 if numbers is None else numbers[row]} ({_short(line)})"
@@ -66,8 +66,8 @@ class Vocabulary:
                 token, kind = tokens[unknown], "word" if self.words else "column"
                 code = "" if self.words else f" (U+{ord(token):04X})"
                 raise ValueError(f"{name} has {token!r}{code} at {kind} {unknown + 1}, which is not in the vocabulary.")
-            found[row, : len(tokens) + 1] = [*(classes[token] for token in tokens), END]
-        return found
+            encoded[row, : len(tokens) + 1] = [*(classes[token] for token in tokens), END]
+        return encoded
 
     def decode(self, x: Num[Tensor, "N T"]) -> list[str]:
         """The text of sequences: what stands before the end or the padding; � for a class without a token.
@@ -104,7 +104,8 @@ def read_text(path: Path, words: bool = False, vocabulary: Vocabulary | None = N
 
     Raises:
         ValueError: not UTF-8 text, no text, a line of more than 511 tokens, or more bytes than
-            ``gae.data.sizes.limit()``. With a vocabulary or steps: a token or a line that does not fit, with its place.
+            ``gae.data.memory.limit()``. With a vocabulary or steps: a token or a line that does not fit, with its
+            place.
     """
     need_room(IN_LINES * path.stat().st_size, path, f"{path.stat().st_size:,} bytes of text")
     words = words if vocabulary is None else vocabulary.words

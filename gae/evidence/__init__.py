@@ -1,7 +1,7 @@
 """log p(x): the value that every bound is a bound of."""
 
 from gae.evidence.annealed import BDMC, ais, inverse_temperatures, reverse_ais, sandwich
-from gae.evidence.base import Evidence, exact
+from gae.evidence.base import Evidence, UnreliableWarning, exact
 from gae.evidence.importance import importance
 from gae.evidence.laplace import laplace, laplace_approximation
 from gae.evidence.posterior import PosteriorDraws, nuts
@@ -10,6 +10,7 @@ __all__ = [
     "BDMC",
     "Evidence",
     "PosteriorDraws",
+    "UnreliableWarning",
     "ais",
     "exact",
     "importance",

@@ -11,7 +11,7 @@ from torch.distributions import Distribution
 
 from gae.evidence.base import Evidence, from_log_weights, need_proper, unit
 from gae.inference.ascent.problem import expand_rows
-from gae.inference.laws import codes_from, need_cover, need_density
+from gae.inference.laws import codes_from, log_density, need_cover, need_density
 from gae.likelihood import Likelihood
 from gae.likelihood.door import check_codes, checked
 
@@ -89,8 +89,8 @@ def ais(
 
     >>> from gae.likelihood import LinearMixture
     >>> model, x = LinearMixture(1, 2, (5,)), torch.randn(3, 5)
-    >>> found = ais(model, x, temperatures=100, chains=50)
-    >>> bool(((found.log_p - model.log_evidence(x)).abs() < 4 * found.standard_error + 0.05).all())
+    >>> evidence = ais(model, x, temperatures=100, chains=50)
+    >>> bool(((evidence.log_p - model.log_evidence(x)).abs() < 4 * evidence.standard_error + 0.05).all())
     True
     """
     if chains < 2:
@@ -133,8 +133,8 @@ def reverse_ais(
     >>> from gae.likelihood import LinearMixture
     >>> model, x = LinearMixture(1, 2, (5,)), torch.randn(3, 5)
     >>> several = model.posterior(x).sample((50,)).squeeze(1)
-    >>> found = reverse_ais(model, x, several, temperatures=50, chains=1)
-    >>> bool(((found.log_p - model.log_evidence(x)).abs() < 4 * found.standard_error + 0.05).all())
+    >>> evidence = reverse_ais(model, x, several, temperatures=50, chains=1)
+    >>> bool(((evidence.log_p - model.log_evidence(x)).abs() < 4 * evidence.standard_error + 0.05).all())
     True
     """
     draws = z.unsqueeze(0) if z.dim() == 1 + len(likelihood.latent_shape) else z
@@ -144,8 +144,8 @@ def reverse_ais(
     whole = draws.expand(-1, len(x), *likelihood.latent_shape)
     log_weight = _back(path, betas, whole.repeat(chains, *[1] * (whole.dim() - 1)), sizes, leapfrog)
     per_draw = log_weight.unflatten(0, (chains, len(draws))).logsumexp(0) - math.log(chains)
-    found = from_log_weights(per_draw, _cost(betas, chains * len(draws), pilot, leapfrog))
-    return replace(found, log_p=-found.log_p)
+    evidence = from_log_weights(per_draw, _cost(betas, chains * len(draws), pilot, leapfrog))
+    return replace(evidence, log_p=-evidence.log_p)
 
 
 @torch.no_grad()
@@ -163,8 +163,8 @@ def sandwich(
         ValueError: under a flat prior; for numbers out of range.
 
     >>> from gae.likelihood import LinearMixture
-    >>> found = sandwich(LinearMixture(1, 2, (5,)), 3, temperatures=50, chains=20)
-    >>> found.x.shape, found.upper.log_p.shape
+    >>> bounds = sandwich(LinearMixture(1, 2, (5,)), 3, temperatures=50, chains=20)
+    >>> bounds.x.shape, bounds.gap.shape
     (torch.Size([3, 5]), torch.Size([3]))
     """
     need_proper(likelihood)
@@ -207,9 +207,10 @@ class _Path:
         self.log_joint = likelihood.bind(x)
 
     def draw(self, chains: int) -> Tensor:
-        if self.start.batch_shape:
-            return codes_from(self.start, chains)
-        return self.start.sample(Size((chains, len(self.x))))
+        single = not self.start.batch_shape
+        z = self.start.sample(Size((chains, len(self.x)))) if single else codes_from(self.start, chains)
+        log_density(self.start, z)
+        return z
 
     def at(self, z: Tensor) -> _State:
         return _State(z, self.start.log_prob(z), self.log_joint(z))

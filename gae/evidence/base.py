@@ -1,15 +1,32 @@
 """What every estimator of log p(x) returns."""
 
 import math
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Num
+from jaxtyping import Bool, Float, Num
 from torch import Tensor
 from torch.distributions import Distribution
 
 from gae.likelihood import ExactPosterior, FlatDistribution, Likelihood
 from gae.likelihood.door import checked
+
+HEAVY, DOMINATED = 0.7, 2.0  # shape and effective size of weights beyond which their mean's standard error is too small
+
+
+class UnreliableWarning(UserWarning):
+    """The standard error of an estimate of log p(x) is too small, since a few weights outweigh all others."""
+
+
+@contextmanager
+def without_warning() -> Iterator[None]:
+    """No ``UnreliableWarning``, for callers that report ``Evidence.unreliable`` themselves."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UnreliableWarning)
+        yield
 
 
 @dataclass(frozen=True)
@@ -19,9 +36,11 @@ class Evidence:
     Attributes:
         log_p: the estimate.
         standard_error: of sampling, by the delta method for the logarithm of a mean; 0 where nothing is sampled,
-            NaN where it is unknown. It is of use where ``ess`` is large: where one weight outweighs all others
-            both are close to 1, and ``log_p`` may be too low by far more.
-        effective: effective sample size of the weights, (Σw)² / Σw²; None where nothing is weighted.
+            NaN where it is unknown. It means nothing where a few weights outweigh all others (``unreliable``): it is
+            never much above 1 nat, and ``log_p`` may be off by far more.
+        ess: effective sample size of the weights, (Σw)² / Σw²; None where nothing is weighted.
+        pareto_k: the shape of a generalised Pareto law fitted to the largest weights (Vehtari et al. 2024): they have
+            1 / k finite moments. NaN for fewer than 100 weights, and where the largest are equal.
         evaluations: decoder evaluations per sample, the mean over samples where they differ.
     """
 
@@ -29,14 +48,22 @@ class Evidence:
     standard_error: Float[Tensor, " B"]
     ess: Float[Tensor, " B"] | None = None
     evaluations: int = 0
+    pareto_k: Float[Tensor, " B"] | None = None
+
+    @property
+    def unreliable(self) -> Bool[Tensor, " B"]:
+        """Where the standard error means nothing: Pareto k > 0.7, or one weight above half of the sum."""
+        if self.ess is None or self.pareto_k is None:
+            return torch.zeros_like(self.log_p, dtype=torch.bool)
+        return (self.pareto_k > HEAVY) | (self.ess < DOMINATED)
 
 
 def from_log_weights(log_weight: Float[Tensor, "S B"], evaluations: int) -> Evidence:
     """log 1/S Σ_s w_s with its standard error sd(w) / (mean(w) √S), from independent unbiased weights of p(x).
 
-    The standard error of a single weight is NaN.
+    The standard error of a single weight is NaN. Warns where those of three or more weights mean nothing.
 
-    >>> found = weighted(torch.zeros(8, 3), 8)
+    >>> found = from_log_weights(torch.zeros(8, 3), 8)
     >>> found.log_p, found.ess
     (tensor([0., 0., 0.]), tensor([8., 8., 8.]))
     """
@@ -48,7 +75,37 @@ def from_log_weights(log_weight: Float[Tensor, "S B"], evaluations: int) -> Evid
     log_p = top + mean.log()
     ess = weight.sum(0).square() / weight.square().sum(0)
     error = weight.std(0) / (mean * math.sqrt(size)) if size > 1 else torch.full_like(log_p, torch.nan)
-    return Evidence(log_p, error, ess, evaluations)
+    found = Evidence(log_p, error, ess, evaluations, pareto_shape(weight))
+    if size > 2 and bool(found.unreliable.any()):
+        warnings.warn(
+            "A few importance weights outweigh all others for some observations (`Evidence.unreliable`): log_p may be "
+            "off by far more than its standard error says. Give more samples, or a proposal with wider tails that is "
+            "closer to the posterior.",
+            UnreliableWarning,
+            stacklevel=5,
+        )
+    return found
+
+
+def pareto_shape(weight: Float[Tensor, "S B"]) -> Float[Tensor, " B"]:
+    """The shape k of a generalised Pareto law fitted to the largest min(S / 5, 3 √S) weights, per column.
+
+    By the empirical Bayes estimator of Zhang & Stephens (2009), with the weak prior around 0.5 of Vehtari et al.
+    (2024). NaN for fewer than 100 weights, and where a quarter of the largest are equal.
+    """
+    size = len(weight)
+    tail = math.ceil(min(size / 5, 3 * math.sqrt(size)))
+    if size < 100:  # too few of them are in a tail
+        return torch.full_like(weight[0], torch.nan)
+    ordered = weight.double().sort(0).values
+    excess = ordered[-tail:] - ordered[-tail - 1]
+    points = 30 + int(math.sqrt(tail))
+    grid = torch.arange(1, points + 1, dtype=excess.dtype, device=excess.device).unsqueeze(1) - 0.5
+    slope = 1 / excess[-1] + (1 - (points / grid).sqrt()) / (3 * excess[int(tail / 4 + 0.5) - 1])
+    shape = torch.log1p(-slope.unsqueeze(1) * excess).mean(1)
+    share = (tail * ((-slope / shape).log() - shape - 1)).softmax(0)
+    best = torch.log1p(-(share * slope).sum(0) * excess).mean(0)
+    return ((tail * best + 5) / (tail + 10)).to(weight)
 
 
 @torch.no_grad()

@@ -9,7 +9,7 @@ from torch.distributions import Distribution
 
 from gae.evidence.base import Evidence, from_log_weights, need_proper
 from gae.inference import Inference
-from gae.inference.laws import codes_from, need_cover, need_density
+from gae.inference.laws import codes_from, log_density, need_cover, need_density
 from gae.likelihood import Likelihood
 from gae.likelihood.door import checked
 
@@ -58,12 +58,7 @@ def importance(
     rounds, step = math.ceil(samples / rows), max(chunk // rows, 1)
     for start in range(0, rounds, step):
         z = codes_from(proposal, min(step, rounds - start))
-        log_q = proposal.log_prob(z).reshape(-1, len(x))
-        if not bool(torch.isfinite(log_q).all()):
-            raise ValueError(
-                "The proposal's log density is not finite at its own draws: a scale of it is 0, infinite or NaN. Give "
-                "it positive scales, or use `laplace_approximation(likelihood, x, code)`."
-            )
+        log_q = log_density(proposal, z).reshape(-1, len(x))
         log_weights.append(likelihood.log_joint(x, z.reshape(-1, len(x), *likelihood.latent_shape)) - log_q)
     return from_log_weights(torch.cat(log_weights), rounds * rows)
 

@@ -23,13 +23,12 @@ from gae.inference.ascent.steps.wrappers import (
     UnitSphere,
     Whiten,
 )
-from gae.inference.ascent.stopping import ESWMV, Stopping, Verdict
+from gae.inference.ascent.stopping import ESWMV, Stopping, StoppingDecision
 from gae.inference.auto_decoder import AutoDecoder
 from gae.inference.base import Code, Encoding, Inference, LearnsData, Solve, Status
 from gae.inference.exact import Argmax, ClosedForm, Enumerate, Mode
-from gae.inference.gates import ChartGate
 from gae.inference.nearest import Nearest, Shortlist
-from gae.inference.starts import Constant, DecoderInit, EarlyExaggeration, PrincipalComponents, Prior, Zeros
+from gae.inference.starts import ChartGate, Constant, DecoderInit, EarlyExaggeration, PrincipalComponents, Prior, Zeros
 
 __all__ = [
     "ESWMV",
@@ -82,10 +81,10 @@ __all__ = [
     "Status",
     "Step",
     "Stopping",
+    "StoppingDecision",
     "Truncate",
     "UnitSphere",
     "Unroll",
-    "Verdict",
     "Whiten",
     "Zeros",
     "to_pyro",

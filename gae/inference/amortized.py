@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution, biject_to, constraints
 
 from gae.inference.base import Code, Inference
-from gae.inference.laws import codes_from
+from gae.inference.laws import codes_from, is_point, log_density, need_density
 from gae.likelihood import Likelihood
 from gae.likelihood.door import door
 
@@ -34,7 +34,8 @@ class Amortized(Inference):
 
     Raises:
         ValueError: when the guide's output does not fit the likelihood's codes, or is a law without a density over all
-            their elements (discrete, on a simplex or a sphere).
+            their elements (discrete, on a simplex or a sphere), or whose density at its own draws is not finite (a
+            scale of 0 or NaN) or unknown (a transform that is no bijection).
         TypeError: on copying or pickling around a plain callable with parameters.
 
     >>> from gae.likelihood import Gaussian
@@ -97,7 +98,11 @@ class Amortized(Inference):
                 f"q(z|x) has batch shape {tuple(q.batch_shape)} and event shape {tuple(q.event_shape)}, needed one "
                 "density per sample. Declare the code dimensions as event, with `.to_event(n)` or `Independent(q, n)`."
             )
-        log_q = q.log_prob(z)
+        if is_point(q):
+            log_q = q.log_prob(z)
+        else:
+            need_density(q)
+            log_q = log_density(q, z)
         if log_q.dim() == 1:
             z, log_q = z.unsqueeze(0), log_q.unsqueeze(0)
         return Code(z, log_q=log_q, q=q)

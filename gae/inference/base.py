@@ -22,7 +22,7 @@ class Status(IntEnum):
     """How one sample's solve ended."""
 
     max_steps = 0  # still moving after the last step
-    converged = 1  # gradient norm or change of the objective within tolerance
+    converged = 1  # gradient norm, or change of the objective and the gain of a step, within tolerance
     diverged = 2  # ended below the objective of its start
     nonfinite = 3  # met a non-finite objective or gradient; the best finite point is returned, as a constant
 
@@ -178,7 +178,7 @@ class Inference(nn.Module, ABC):
 
     def scored(self, likelihood: Likelihood, x: Num[Tensor, "B *X"], code: Code) -> Encoding:
         """The encoding of a code, with its log density at x."""
-        seen = code.log_joint if likelihood.exact_given else None
+        seen = None if likelihood.bind_is_surrogate else code.log_joint
         log_joint = likelihood.log_joint(x, code.z, code.k) if seen is None else seen
         return Encoding(
             code.z, code.k, log_joint, code.log_q, code.q, likelihood.prior, type(self).__name__, code.solve

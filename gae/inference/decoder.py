@@ -3,16 +3,19 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import lru_cache
+from typing import Any
 
 import torch
 from jaxtyping import Float, Num
 from torch import Size, Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from gae.likelihood import Likelihood, Measured, Relational, WeightLikelihood
+from gae.likelihood import DecoderLikelihood, Likelihood, Measured, Relational, WeightLikelihood
 from gae.likelihood.door import hidden
 
 ROWS = 3  # codes that are decoded to see whether a decoder is a fixed function of each
+REPEATS = 30  # decodings that must agree where a decoder draws random numbers: dropout may be rare
 REGIONS = 16  # codes at which a decoder's slope is compared, to tell a piecewise linear one from an affine one
 SLACK, MOST = 1e3, 0.03  # by how many units of rounding, and of the largest output, two decodings may differ
 TENSOR_FLOAT = 2.0**-11  # rounding of float32 products on a GPU that may use TensorFloat-32
@@ -38,8 +41,9 @@ def need_fixed(likelihood: Likelihood, x: Num[Tensor, "B *X"], z: Float[Tensor, 
     """Raises ValueError for a decoder that is random, or whose output for a code depends on the rest of its batch.
 
     Three codes near z are decoded, then two of them in reverse order, and one alone: for a fixed function of each code
-    all agree to rounding. The random stream is left as it was. Networks that are codes themselves are separate by
-    construction and only decoded twice; a relation among points has no decoder.
+    all agree to rounding. A decoder that draws random numbers is decoded more often, since it may use them rarely. The
+    random stream is left as it was. Networks that are codes themselves are separate by construction and only decoded
+    twice; a relation among points has no decoder.
     """
     if isinstance(likelihood, Relational) or hidden(z) or not z.shape[2:].numel():
         return
@@ -47,10 +51,15 @@ def need_fixed(likelihood: Likelihood, x: Num[Tensor, "B *X"], z: Float[Tensor, 
     index = list(range(len(codes)))
     parts = [index[:0:-1], index[:1]] if len(index) > 1 else [index]  # every code is left out of one
     with torch.random.fork_rng(devices=[z.device] if z.is_cuda else []):
-        whole = _decoded(likelihood, x, codes, index)
-        if all(_same(whole[part], _decoded(likelihood, x, codes[part], part)) for part in parts):
+        with _RandomCalls() as calls:
+            whole = _decoded(likelihood, x, codes, index)
+        separate = all(_same(whole[part], _decoded(likelihood, x, codes[part], part)) for part in parts)
+        if separate and not calls.seen:
             return
-        fixed = _same(whole, _decoded(likelihood, x, codes, index))
+        repeats = range(REPEATS if calls.seen else 1)
+        fixed = all(_same(whole, _decoded(likelihood, x, codes, index)) for _ in repeats)
+    if separate and fixed:
+        return
     name = type(likelihood).__name__
     if fixed:
         raise ValueError(
@@ -65,9 +74,21 @@ def need_fixed(likelihood: Likelihood, x: Num[Tensor, "B *X"], z: Float[Tensor, 
     )
 
 
+class _RandomCalls(TorchDispatchMode):
+    """Whether any operation under it draws random numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen = False
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.seen |= torch.Tag.nondeterministic_seeded in func.tags
+        return func(*args, **(kwargs or {}))
+
+
 def need_gradient(likelihood: Likelihood, z: Float[Tensor, "S B *Z"]) -> None:
     """Raises ValueError where no gradient reaches a code through its decoder: an ascent would climb the prior alone."""
-    if not likelihood.has_outputs or _is_network(likelihood) or not z.shape[2:].numel():
+    if not isinstance(likelihood, DecoderLikelihood) or _is_network(likelihood) or not z.shape[2:].numel():
         return
     with torch.enable_grad(), torch.random.fork_rng(devices=[z.device] if z.is_cuda else []):
         code = z.detach()[0, :1].clone().requires_grad_()
@@ -82,7 +103,7 @@ def need_gradient(likelihood: Likelihood, z: Float[Tensor, "S B *Z"]) -> None:
 
 def is_piecewise_linear(likelihood: Likelihood, z: Float[Tensor, "S B *Z"]) -> bool:
     """Whether the decoder's output has zero curvature everywhere, and yet slopes that differ between codes."""
-    if not likelihood.has_outputs or _is_network(likelihood) or not z.shape[2:].numel():
+    if not isinstance(likelihood, DecoderLikelihood) or _is_network(likelihood) or not z.shape[2:].numel():
         return False
     shape = Size((REGIONS, *z.shape[2:]))
     scale = torch.logspace(-1, 1.5, REGIONS, dtype=z.dtype, device=z.device).reshape(-1, *[1] * (z.dim() - 2))
@@ -121,14 +142,14 @@ def _pattern(shape: Size, dtype: torch.dtype, device: torch.device) -> Tensor:
     return (steps * GOLDEN).frac().to(dtype).view(shape)
 
 
-def _outputs(likelihood: Likelihood, codes: Float[Tensor, "n *Z"]) -> Float[Tensor, "n ..."]:
+def _outputs(likelihood: DecoderLikelihood, codes: Float[Tensor, "n *Z"]) -> Float[Tensor, "n ..."]:
     k = torch.zeros(1, 1, dtype=torch.long, device=codes.device) if likelihood.components else None
     return likelihood.outputs(codes.unsqueeze(0), k)[0]
 
 
 def _decoded(likelihood: Likelihood, x: Tensor, codes: Tensor, index: Sequence[int]) -> Float[Tensor, "n ..."]:
     """Decoder outputs at codes; where a likelihood has none, their log joint density with the x of those indices."""
-    if likelihood.has_outputs:
+    if isinstance(likelihood, DecoderLikelihood):
         return _outputs(likelihood, codes)
     return likelihood.log_joint(x[[i % len(x) for i in index]], codes.unsqueeze(0))[0]
 

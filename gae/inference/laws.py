@@ -1,6 +1,7 @@
 """What a law q(z|x) must be: a density over all elements of a code, and as a proposal wherever the prior is one."""
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torch import Size, Tensor
 from torch.distributions import Distribution, TransformedDistribution, biject_to, constraints
 
 from gae.likelihood import Likelihood
+from gae.likelihood.door import hidden
 
 PROBES = 1000  # draws of the prior that show whether a law covers it
 
@@ -61,19 +63,56 @@ def need_density(q: Distribution) -> None:
         )
 
 
+class NotFiniteError(ValueError, FloatingPointError):
+    """A law without a finite density at its own draws: a wrong argument, or in training a diverged encoder."""
+
+
+def log_density(q: Distribution, z: Tensor) -> Tensor:
+    """log q(z) of draws z of q, in nats.
+
+    Raises:
+        ValueError: for a law that cannot tell its density.
+        NotFiniteError: for draws without a finite density, as those of a scale of 0 or NaN.
+    """
+    with _needing_inverses(q):
+        log_q = q.log_prob(z)
+    if not hidden(log_q) and not bool(torch.isfinite(log_q).all()):
+        raise NotFiniteError(
+            f"The log density of {type(q).__name__} is not finite at its own draws: a scale of it is NaN, infinite, 0 "
+            "or so small that its square is. Give it positive scales, or use `laplace_approximation(likelihood, x, "
+            "code)`."
+        )
+    return log_q
+
+
+@contextmanager
+def _needing_inverses(q: Distribution) -> Iterator[None]:
+    try:
+        yield
+    except NotImplementedError as error:
+        names = ", ".join(type(step).__name__ for part in _nested(q) for step in getattr(part, "transforms", ()))
+        raise ValueError(
+            f"{type(q).__name__} cannot tell log q(z|x) of its own draws: {names or 'a part of it'} has no inverse or "
+            "no Jacobian determinant. Use transforms that are bijections and know both."
+        ) from error
+
+
 def need_cover(q: Distribution, likelihood: Likelihood, x: Tensor) -> None:
     """Raises ValueError where draws of the prior lie outside the support of q, which its own draws never reach.
 
     The random stream is left as it was.
     """
-    bounds = [part.support for part in _nested(q)]
-    bounds += [step.codomain for part in _nested(q) for step in getattr(part, "transforms", ())]
+    parts = list(_nested(q))
+    bounds = [part.support for part in parts]
+    bounds += [step.codomain for part in parts if isinstance(part, TransformedDistribution) for step in part.transforms]
     if all(_elementwise(bound) is constraints.real for bound in bounds):
         return
     with torch.random.fork_rng(devices=[x.device] if x.is_cuda else []):
         torch.manual_seed(0)
         z = likelihood.prior.sample(Size((PROBES, *[1] * len(q.batch_shape))))
-    if not _reaches(q, z.expand(PROBES, *q.batch_shape, *likelihood.latent_shape)):
+    with _needing_inverses(q):
+        reached = _reaches(q, z.expand(PROBES, *q.batch_shape, *likelihood.latent_shape))
+    if not reached:
         raise ValueError(
             f"{type(q).__name__} on {q.support} leaves out codes that the prior has, so an average over its draws "
             "misses their part of log p(x). Use a law on the whole support of the prior, such as "

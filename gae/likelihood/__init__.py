@@ -1,7 +1,25 @@
 """q_r(x|z) and q_w(z): what a model is."""
 
-from gae.likelihood.base import ClosedFormLearning, ExactMode, ExactPosterior, Likelihood, MonotoneCodes
-from gae.likelihood.heads import Bernoulli, Categorical, ContinuousBernoulli, Gaussian, Head, Laplace, Poisson
+from gae.likelihood.base import (
+    ClosedFormLearning,
+    DataDependentInit,
+    DecoderLikelihood,
+    ExactMode,
+    ExactPosterior,
+    Likelihood,
+    MonotoneCodes,
+    NoiseScale,
+)
+from gae.likelihood.heads import (
+    Bernoulli,
+    Categorical,
+    ContinuousBernoulli,
+    Gaussian,
+    Head,
+    Laplace,
+    LocationScaleHead,
+    Poisson,
+)
 from gae.likelihood.linear.blended import BlendedCharts
 from gae.likelihood.linear.kernel import GaussianKernel
 from gae.likelihood.linear.mixture import LinearMixture
@@ -16,6 +34,14 @@ from gae.likelihood.relational.tsne import TSNE, Relational
 from gae.likelihood.sequence import CategoricalSequence, SequenceDistribution
 from gae.likelihood.weights import Activation, WeightDecoder, WeightLikelihood
 
+HEADS: dict[str, type[Head]] = {  # by the names that systems and commands take: one output for each element of x
+    "gaussian": Gaussian,
+    "laplace": Laplace,
+    "bernoulli": Bernoulli,
+    "continuous-bernoulli": ContinuousBernoulli,
+    "poisson": Poisson,
+}
+
 __all__ = [
     "LLE",
     "TSNE",
@@ -28,6 +54,8 @@ __all__ = [
     "ClosedFormLearning",
     "ContinuousBernoulli",
     "Crop",
+    "DataDependentInit",
+    "DecoderLikelihood",
     "Downsample",
     "ExactMode",
     "ExactPosterior",
@@ -43,10 +71,12 @@ __all__ = [
     "LinearMixture",
     "LinearOperator",
     "LinearRegression",
+    "LocationScaleHead",
     "Mask",
     "Measured",
     "Moments",
     "MonotoneCodes",
+    "NoiseScale",
     "NonNegativeGaussian",
     "NonNegativeLinear",
     "NonNegativePoisson",

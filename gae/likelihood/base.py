@@ -1,5 +1,6 @@
 """The protocol of a decoder-only model: q_r(x|z) with a prior q_w(z)."""
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from itertools import chain
@@ -7,6 +8,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int, Num
+from pyro.distributions import Independent
 from torch import Size, Tensor, nn
 from torch.distributions import Distribution, constraints
 
@@ -77,40 +79,12 @@ class Likelihood(nn.Module, ABC):
         """log q_w(z) q_r(x|z) (with log q(k) for a given k), a log density in nats with every constant."""
         return self.prior.log_prob(z) + self(z, k).log_prob(x)
 
-    exact_given: bool = True  # whether ``given(x)`` is ``log_joint`` itself, so that its values need no second look
-
     @checked
     def bind(self, x: Num[Tensor, "B *X"]) -> LogJoint:
         """The function (z, k) -> ``log_joint(x, z, k)`` that an inner loop calls many times for one x."""
         return lambda z, k=None: self.log_joint(x, z, k)
 
-    has_outputs: bool = False  # whether the decoder splits at its output, into the five methods below
-
-    def outputs(self, z: Float[Tensor, "S B *Z"], k: Int[Tensor, "S _"] | None = None) -> Float[Tensor, "S B ..."]:
-        """The decoder's output, before it becomes a distribution."""
-        raise TypeError(f"{type(self).__name__} has no single decoder output.")
-
-    def sample_outputs(self, z: Float[Tensor, "S B *Z"], k: Int[Tensor, "S _"] | None = None) -> Tensor:
-        """``outputs`` as an inner loop sees them: under noise drawn anew in a ``stochastic`` likelihood."""
-        return self.outputs(z, k)
-
-    def distribution(self, output: Float[Tensor, "..."]) -> Distribution:
-        """The law of x given a decoder output (*L, ...): elementwise, of batch (*L, *X)."""
-        raise TypeError(f"{type(self).__name__} has no single decoder output.")
-
-    def log_likelihood(
-        self, x: Num[Tensor, "B *X"], output: Float[Tensor, "S B ..."], k: Int[Tensor, "S _"] | None = None
-    ) -> Float[Tensor, "S B"]:
-        """log q_r(x|z) as a function of the decoder's output, in nats."""
-        raise TypeError(f"{type(self).__name__} has no single decoder output.")
-
-    def reconstruction(self, output: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
-        """What a decoder output says of the world: its ``point``, before anything is measured of it."""
-        return self.point(self.distribution(output))
-
-    output_is_mean: bool = False  # whether the decoder's output is the mean of x itself
-
-    stochastic: bool = False  # whether ``given(x)`` draws noise at each call, so that an ascent climbs its expectation
+    bind_is_surrogate: bool = False  # whether ``bind(x)`` is noisier or coarser than ``log_joint``, which then scores
 
     def initial(self, n: int) -> Float[Tensor, "n *Z"]:
         """n random codes to start from: draws from the prior, by torch's global generator."""
@@ -171,6 +145,81 @@ class Likelihood(nn.Module, ABC):
         refuse(x, ~inside, f"{type(self).__name__} needs x in {self.support_text}", self.support_remedy)
 
 
+def positive_scale(value: float) -> float:
+    """value, a scale that float32 can hold and invert; else ValueError."""
+    least = torch.finfo(torch.float32).tiny
+    if not value > 0:
+        raise ValueError(f"scale must be positive, got {value}.")
+    if not least <= value <= 1 / least:
+        raise ValueError(f"scale must lie within {least:.1e} ... {1 / least:.1e}, got {value}. Use another data unit.")
+    return value
+
+
+class DecoderLikelihood(Likelihood):
+    """A likelihood whose decoder has one output for each code, from which the distribution of x follows.
+
+    Subclasses give ``outputs`` and ``distribution``. ``Measured``, and ascents that stop by or linearise the decoder's
+    output, need such a likelihood. Arguments as for ``Likelihood``.
+    """
+
+    output_is_mean: bool = False  # whether the decoder's output is the mean of x itself
+    stochastic: bool = False  # whether ``sample_outputs`` draws noise, so that an ascent climbs an expectation
+
+    @abstractmethod
+    def outputs(self, z: Float[Tensor, "..."], k: Int[Tensor, "..."] | None = None) -> Float[Tensor, "..."]:
+        """The decoder's outputs (*L, ...) at codes (*L, *Z), before they become a distribution."""
+
+    @abstractmethod
+    def distribution(self, output: Float[Tensor, "..."]) -> Distribution:
+        """The distribution of x given decoder outputs (*L, ...): elementwise, of batch (*L, *X)."""
+
+    def sample_outputs(self, z: Float[Tensor, "S B *Z"], k: Int[Tensor, "S _"] | None = None) -> Tensor:
+        """``outputs`` as an inner loop sees them: under fresh noise in a ``stochastic`` likelihood."""
+        return self.outputs(z, k)
+
+    def reconstruction(self, output: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+        """The observation (*L, *X) that a decoder output stands for, before any measurement of it."""
+        return self.point(self.distribution(output))
+
+    def log_likelihood(
+        self, x: Num[Tensor, "B *X"], output: Float[Tensor, "S B ..."], k: Int[Tensor, "S _"] | None = None
+    ) -> Float[Tensor, "S B"]:
+        """log q_r(x|z) as a function of the decoder's output, in nats."""
+        return self._independent(output).log_prob(x)
+
+    def forward(self, z: Float[Tensor, "..."], k: Int[Tensor, "..."] | None = None) -> Distribution:
+        return self._independent(self.outputs(z, k))
+
+    def bind(self, x: Num[Tensor, "B *X"]) -> LogJoint:
+        prior = self.prior
+        return lambda z, k=None: prior.log_prob(z) + self.log_likelihood(x, self.sample_outputs(z, k), k)
+
+    def _independent(self, output: Tensor) -> Distribution:
+        return Independent(self.distribution(output), len(self.event_shape), validate_args=False)
+
+
+class NoiseScale:
+    """A mix-in for likelihoods with a noise scale, fixed or learned: its logarithm, in data units unless ``relative``.
+
+    ``log_scale`` is a parameter where it is learned, and a buffer where it is fixed.
+    """
+
+    log_scale: Tensor
+    relative: bool = False  # whether the scale is in units of the data, so that its start does not depend on them
+
+    @property
+    def learns_scale(self) -> bool:
+        """Whether the scale is learned by gradients or an M-step, rather than fixed."""
+        return isinstance(self.log_scale, nn.Parameter)
+
+    @torch.no_grad()
+    def start_scale(self, x: Num[Tensor, "N *X"]) -> None:
+        """Starts a learned scale in data units at the root mean square deviation of x from its mean."""
+        if self.learns_scale and not self.relative:
+            deviation = float((x - x.mean(0)).square().mean().sqrt())
+            self.log_scale.fill_(math.log(max(deviation, 1e-6)))
+
+
 def parameter_or_buffer(module: nn.Module, name: str, value: Tensor, learn: bool) -> None:
     """Registers a value that is learned, or one that only moves and is saved with the module."""
     if learn:
@@ -217,11 +266,16 @@ class MonotoneCodes(Protocol):
 
 
 @runtime_checkable
-class ClosedFormLearning(Protocol):
-    """A likelihood whose parameters have a closed-form M-step."""
+class DataDependentInit(Protocol):
+    """A likelihood whose parameters start from the training data."""
 
     def initialize(self, x: Tensor, seed: int) -> None:
-        """A data-dependent start; does nothing once initialised."""
+        """Chooses the parameters to start from, given all training observations; does nothing once initialised."""
+
+
+@runtime_checkable
+class ClosedFormLearning(DataDependentInit, Protocol):
+    """A likelihood whose parameters have a closed-form M-step."""
 
     def statistics(self, x: Tensor, code: Any) -> Any:
         """Sufficient statistics of a batch and its codes; they add with ``+``."""

@@ -11,7 +11,7 @@ from torch import Size, Tensor
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
-CODES = ("log_joint", "improve", "divergence")  # methods (x, z, ...) of a likelihood that are checked
+CODES = ("log_joint", "update_codes", "divergence")  # methods (x, z, ...) of a likelihood that are checked
 OBSERVATIONS = (  # ... and methods (x, ...)
     *("bind", "posterior", "log_responsibilities", "log_evidence", "mode"),
     *("relation", "log_components", "to_centres", "to_charts"),

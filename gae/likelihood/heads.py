@@ -1,7 +1,6 @@
 """Neural heads: the output of any ``nn.Module`` decoder becomes the parameters of q_r(x|z)."""
 
 import math
-from abc import abstractmethod
 from itertools import chain
 from typing import Literal
 
@@ -13,7 +12,7 @@ from torch.distributions import Distribution, constraints
 from torch.nn.functional import binary_cross_entropy_with_logits, softplus
 
 from gae.likelihood import distributions
-from gae.likelihood.base import Likelihood, LogJoint, parameter_or_buffer
+from gae.likelihood.base import DecoderLikelihood, LogJoint, NoiseScale, parameter_or_buffer, positive_scale
 from gae.likelihood.counts import Counts, LogRatePoisson
 from gae.likelihood.priors import StandardNormal
 from gae.nets import Rescaled
@@ -24,7 +23,7 @@ FLOOR = math.log(1e-4)  # of a learned scale in units of the data: float32 leave
 SHARPNESS = 10.0  # of the bound: above e^2 times the floor it is not felt
 
 
-class Head(Likelihood):
+class Head(DecoderLikelihood):
     """A decoder network seen as a distribution; leaf classes only say which.
 
     Args:
@@ -45,15 +44,6 @@ class Head(Likelihood):
         """The event shape X that belongs to one decoder output of the given shape."""
         return output
 
-    @abstractmethod
-    def distribution(self, output: Float[Tensor, "..."]) -> Distribution:
-        """Decoder outputs (*L, ...) -> elementwise distribution of batch (*L, *X)."""
-
-    def forward(self, z: Float[Tensor, "..."], k: Int[Tensor, "..."] | None = None) -> Distribution:
-        return self._independent(self.outputs(z, k))
-
-    has_outputs = True
-
     def outputs(self, z: Float[Tensor, "..."], k: Int[Tensor, "..."] | None = None) -> Float[Tensor, "..."]:
         if k is not None:
             raise ValueError(f"{type(self).__name__} has no discrete code, got k. Use a mixture such as LinearMixture.")
@@ -61,29 +51,17 @@ class Head(Likelihood):
         output = self.decoder(z.reshape(-1, *self.latent_shape))
         return output.reshape(*lead, *output.shape[1:])
 
-    def log_likelihood(
-        self, x: Num[Tensor, "B *X"], output: Float[Tensor, "..."], k: Int[Tensor, "..."] | None = None
-    ) -> Float[Tensor, "S B"]:
-        return self._independent(output).log_prob(x)
-
     def log_joint(
         self, x: Num[Tensor, "B *X"], z: Float[Tensor, "S B *Z"], k: Int[Tensor, "S _"] | None = None
     ) -> Float[Tensor, "S B"]:
         return self.prior.log_prob(z) + self.log_likelihood(x, self.outputs(z, k), k)
 
-    def bind(self, x: Num[Tensor, "B *X"]) -> LogJoint:
-        prior = self.prior
-        return lambda z, k=None: prior.log_prob(z) + self.log_likelihood(x, self.sample_outputs(z, k), k)
-
     def _over_event(self, value: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
         return value.sum(tuple(range(-len(self.event_shape), 0))) if self.event_shape else value
 
-    def _independent(self, output: Tensor) -> Distribution:
-        return dist.Independent(self.distribution(output), len(self.event_shape), validate_args=False)
 
-
-class _ScaledHead(Head):
-    """A head with a scale: fixed, one learned scalar, or one learned value per pixel (all in data units).
+class LocationScaleHead(NoiseScale, Head):
+    """A head of a location-scale family: the output is the location; the scale, in data units, is fixed or learned.
 
     Behind a ``nets.Rescaled`` decoder, a learned scale is smoothly bounded from below by 1e-4 of the data's unit: where
     a pixel is constant, a density would otherwise grow without limit, and end a run in NaN.
@@ -97,7 +75,6 @@ class _ScaledHead(Head):
         relative: the scale is in units of the data, which the decoder's ``nets.Rescaled`` knows.
     """
 
-    log_scale: Tensor  # of what is given and learned: in data units, or relative to the data's unit
     output_is_mean = True
 
     def __init__(
@@ -110,12 +87,10 @@ class _ScaledHead(Head):
         relative: bool = False,
     ):
         super().__init__(decoder, latent_shape, prior)
-        if not scale > 0:
-            raise ValueError(f"scale must be positive, got {scale}.")
         if learn not in ("fixed", "scalar", "pixel"):
             raise ValueError(f"learn must be 'fixed', 'scalar' or 'pixel', got {learn!r}.")
         shape = self.event_shape if learn == "pixel" else Size()
-        log_scale = _like(decoder).new_full(shape, math.log(scale))
+        log_scale = _like(decoder).new_full(shape, math.log(positive_scale(scale)))
         parameter_or_buffer(self, "log_scale", log_scale, learn != "fixed")
         # in a tuple, since the layer belongs to the decoder alone
         self._rescale = tuple(part for part in decoder.modules() if isinstance(part, Rescaled))[-1:]
@@ -130,17 +105,16 @@ class _ScaledHead(Head):
 
     def _log_scale(self) -> Float[Tensor, "..."]:
         """In data units, and bounded."""
-        learned = isinstance(self.log_scale, nn.Parameter)
-        if not self._rescale or not (learned or self.relative):
+        if not self._rescale or not (self.learns_scale or self.relative):
             return self.log_scale
         unit = self._rescale[0].scale.log()
-        if not learned:
+        if not self.learns_scale:
             return self.log_scale + unit
         least = FLOOR + unit
         return least + softplus(self.log_scale - (FLOOR if self.relative else least), beta=SHARPNESS)
 
 
-class Gaussian(_ScaledHead):
+class Gaussian(LocationScaleHead):
     """x ~ N(decoder(z), scale²), with a fixed, learned scalar or learned per-pixel variance.
 
     ``scale=c**0.5`` is the decoder variance c of a VAE (Doersch 2016; ledger D26).
@@ -166,7 +140,7 @@ class Gaussian(_ScaledHead):
         return -0.5 * precision * square - (log_scale + 0.5 * math.log(2 * math.pi) * size)
 
 
-class Laplace(_ScaledHead):
+class Laplace(LocationScaleHead):
     """x ~ Laplace(decoder(z), scale): absolute error, robust to outlying pixels.
 
     >>> Laplace(nn.Linear(2, 3), latent_shape=2).event_shape
@@ -276,8 +250,8 @@ class Categorical(Head):
         """The most probable classes, (*L, *X): labels have no mean."""
         return decoded.mode.to(_like(self.decoder).dtype)
 
-    @property
-    def support(self) -> constraints.Constraint:  # type: ignore[override]
+    @constraints.dependent_property(is_discrete=True, event_dim=0)
+    def support(self) -> constraints.Constraint:
         return constraints.integer_interval(0, self.classes - 1)
 
     @property

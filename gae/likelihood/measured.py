@@ -3,20 +3,19 @@
 from collections.abc import Callable
 from itertools import chain
 
-import pyro.distributions as dist
 import torch
-from jaxtyping import Float, Int, Num
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
-from gae.likelihood.base import Likelihood, LogJoint
+from gae.likelihood.base import DecoderLikelihood, Likelihood, positive_scale
 from gae.likelihood.distributions import Normal
 from gae.likelihood.operators import Mask
 
 Operator = Callable[[Tensor], Tensor]
 
 
-class Measured(Likelihood):
+class Measured(DecoderLikelihood):
     """A likelihood whose x is seen through an operator A: y (B, *Y) in the place of x (B, *X); z and its prior stay.
 
     With ``scale``, y ~ N(A(x̂), scale²) for the decoder's mean x̂. Without it, the likelihood's own law holds for y, at
@@ -37,17 +36,14 @@ class Measured(Likelihood):
     torch.Size([10])
     """
 
-    has_outputs = True
     scale: Tensor | None
 
     def __init__(self, likelihood: Likelihood, operator: Operator, scale: float | None = None):
-        if not likelihood.has_outputs or likelihood.components > 1:
+        if not isinstance(likelihood, DecoderLikelihood) or likelihood.components > 1:
             raise TypeError(
                 f"Cannot observe {type(likelihood).__name__} with {likelihood.components} components: one decoder "
                 "output per code is needed. Take a neural head, or a `LinearMixture` of one component."
             )
-        if scale is not None and not scale > 0:
-            raise ValueError(f"scale must be positive, got {scale}.")
         if scale is None and not (likelihood.output_is_mean or isinstance(operator, Mask)):
             raise TypeError(
                 f"{type(operator).__name__} acts on means, but the output of {type(likelihood).__name__} is none. "
@@ -60,11 +56,11 @@ class Measured(Likelihood):
         measured = operator(tensor.new_zeros(1, *likelihood.event_shape))
         super().__init__(likelihood.latent_shape, measured.shape[1:], likelihood.latent_prior)
         self.likelihood, self.operator = likelihood, operator
-        self.register_buffer("scale", None if scale is None else tensor.new_tensor(scale))
+        self.register_buffer("scale", None if scale is None else tensor.new_tensor(positive_scale(scale)))
         if scale is None:
             self.support, self.support_text = likelihood.support, likelihood.support_text
             self.support_remedy = likelihood.support_remedy
-        self.stochastic, self.exact_given = likelihood.stochastic, likelihood.exact_given
+        self.stochastic, self.bind_is_surrogate = likelihood.stochastic, likelihood.bind_is_surrogate
         self.output_is_mean = likelihood.output_is_mean or scale is not None
         self._need_law(tensor)
 
@@ -94,18 +90,6 @@ class Measured(Likelihood):
         mean = self.operator(self.likelihood.reconstruction(output))
         return Normal(mean, self.scale.expand_as(mean), validate_args=False)
 
-    def forward(self, z: Float[Tensor, "..."], k: Int[Tensor, "..."] | None = None) -> Distribution:
-        return self._independent(self.outputs(z, k))
-
-    def log_likelihood(
-        self, x: Num[Tensor, "B *Y"], output: Float[Tensor, "S B ..."], k: Int[Tensor, "S _"] | None = None
-    ) -> Float[Tensor, "S B"]:
-        return self._independent(output).log_prob(x)
-
-    def bind(self, x: Num[Tensor, "B *Y"]) -> LogJoint:
-        prior = self.prior
-        return lambda z, k=None: prior.log_prob(z) + self.log_likelihood(x, self.sample_outputs(z, k), k)
-
     def reconstruction(self, output: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
         """The decoder's own x̂, of which y is a measurement."""
         return self.likelihood.reconstruction(output)
@@ -116,6 +100,3 @@ class Measured(Likelihood):
     def restored(self, z: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
         """The whole observation that a code stands for: what was hidden, blurred or projected away included."""
         return self.reconstruction(self.outputs(z))
-
-    def _independent(self, output: Tensor) -> Distribution:
-        return dist.Independent(self.distribution(output), len(self.event_shape), validate_args=False)

@@ -138,8 +138,8 @@ class CategoricalSequence(Likelihood):
         """Greedy decoding, (*L, T): classes have no mean."""
         return decoded.greedy()
 
-    @property
-    def support(self) -> constraints.Constraint:  # type: ignore[override]
+    @constraints.dependent_property(is_discrete=True, event_dim=0)
+    def support(self) -> constraints.Constraint:
         return constraints.integer_interval(0, self.classes - 1)
 
     @property

@@ -12,7 +12,7 @@ from torch.distributions import Distribution
 from torch.func import functional_call, vmap
 from torch.nn.functional import logsigmoid
 
-from gae.likelihood.base import Likelihood, LogJoint
+from gae.likelihood.base import DecoderLikelihood
 from gae.likelihood.heads import Categorical, Gaussian, Head
 from gae.likelihood.priors import Flat
 
@@ -89,7 +89,7 @@ def _forget(net: nn.Module) -> None:
             module.register_buffer(name, seen.setdefault(parameter, parameter.detach()), persistent=False)
 
 
-class WeightLikelihood(Likelihood):
+class WeightLikelihood(DecoderLikelihood):
     """q_r(x|θ) with a network's weights as the latent: x ~ head(f_θ(input)) (deep image prior; ledger D19).
 
     A code is the flat vector θ (P,) of all parameters. A batch of B observations is B independent networks.
@@ -110,8 +110,6 @@ class WeightLikelihood(Likelihood):
     (torch.Size([51]), torch.Size([3]))
     """
 
-    has_outputs = True
-
     def __init__(
         self,
         net: nn.Module,
@@ -128,7 +126,8 @@ class WeightLikelihood(Likelihood):
         law = head(decoder, size, prior=Flat(size) if prior is None else prior)
         super().__init__(law.latent_shape, law.event_shape, law.latent_prior)
         self.head, self.jitter = law, jitter
-        self.stochastic, self.exact_given = jitter > 0, jitter == 0
+        self.stochastic = self.bind_is_surrogate = jitter > 0
+        self.support = law.support
         self.output_is_mean = law.output_is_mean
 
     @property
@@ -152,10 +151,6 @@ class WeightLikelihood(Likelihood):
         self, x: Num[Tensor, "B *X"], output: Float[Tensor, "..."], k: Int[Tensor, "S _"] | None = None
     ) -> Float[Tensor, "S B"]:
         return self.head.log_likelihood(x, output, k)
-
-    def bind(self, x: Num[Tensor, "B *X"]) -> LogJoint:
-        prior = self.prior
-        return lambda z, k=None: prior.log_prob(z) + self.log_likelihood(x, self.sample_outputs(z), k)
 
     def point(self, decoded: Distribution) -> Float[Tensor, "..."]:
         return self.head.point(decoded)

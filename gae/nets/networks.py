@@ -10,14 +10,17 @@ from jaxtyping import Float
 from torch import Size, Tensor, nn
 from torch.nn.functional import batch_norm, group_norm, interpolate
 
-Activation = type[nn.Module]
+ActivationType = type[nn.Module]
 
 COMMENSURATE = 10.0  # columns whose standard deviations differ by no more share one unit
 LARGEST = 1e12  # deviation from the mean, and the inverse of the least: squares of residuals fit into float32
 
 
 def mlp(
-    inputs: int | Sequence[int], hidden: Sequence[int], outputs: int | Sequence[int], activation: Activation = nn.SiLU
+    inputs: int | Sequence[int],
+    hidden: Sequence[int],
+    outputs: int | Sequence[int],
+    activation: ActivationType = nn.SiLU,
 ) -> nn.Sequential:
     """A fully connected network between two shapes (an int is a vector).
 
@@ -143,7 +146,7 @@ class Dictionary(nn.Module):
 
 
 def conv_encoder(
-    image: Sequence[int], outputs: int, channels: Sequence[int] = (32, 64), activation: Activation = nn.SiLU
+    image: Sequence[int], outputs: int, channels: Sequence[int] = (32, 64), activation: ActivationType = nn.SiLU
 ) -> nn.Sequential:
     """Images (C, H, W) to vectors: stride-2 convolutions, one per entry of ``channels``, then a linear layer.
 
@@ -160,7 +163,7 @@ def conv_encoder(
 
 
 def conv_decoder(
-    latent: int, image: Sequence[int], channels: Sequence[int] = (64, 32), activation: Activation = nn.SiLU
+    latent: int, image: Sequence[int], channels: Sequence[int] = (64, 32), activation: ActivationType = nn.SiLU
 ) -> nn.Sequential:
     """Vectors to images (C, H, W): a linear layer, then stride-2 transposed convolutions; it mirrors ``conv_encoder``.
 

@@ -13,12 +13,11 @@ from zlib import error
 import numpy as np
 
 from gae.data.files import write_text
+from gae.likelihood import HEADS
 from gae.reports.figures import Figure, draw, save
 
 if TYPE_CHECKING:
     from jinja2 import Environment
-
-MASSES = ("bernoulli", "poisson")  # heads whose nats are of a probability mass, not of a density
 
 
 @dataclass(frozen=True)
@@ -54,7 +53,7 @@ COLUMNS = (
 
 
 @dataclass(frozen=True)
-class Box:
+class TableCell:
     """One cell of the table as text: the number, a small second line, its footnote mark, and whether it is the best."""
 
     text: str
@@ -66,7 +65,7 @@ class Box:
 @dataclass(frozen=True)
 class Row:
     label: str
-    boxes: list[Box]
+    cells: list[TableCell]
 
 
 @dataclass(frozen=True)
@@ -84,7 +83,7 @@ def table(results: dict[str, Any]) -> Table:
     groups = []
     for heading, label, cells in _groups(results):
         rows = [
-            Row(cell[label], [box(cell, column, (id(cell), column.key) in best, notes) for column in COLUMNS])
+            Row(cell[label], [format_cell(cell, column, (id(cell), column.key) in best, notes) for column in COLUMNS])
             for cell in cells
         ]
         groups.append((heading, rows))
@@ -109,22 +108,29 @@ def _baselines(configuration: dict[str, Any]) -> str:
     )
 
 
-def box(cell: dict[str, Any], column: Column, best: bool, notes: dict[str, str]) -> Box:
+def format_cell(cell: dict[str, Any], column: Column, best: bool, notes: dict[str, str]) -> TableCell:
     """One number of a cell; the reason of a missing one gets a mark in ``notes`` (reason: mark)."""
     entry = cell[column.key]
     if entry["mean"] is None:
         mark = notes.setdefault(entry["reason"], chr(ord("a") + len(notes)))
-        return Box("–", note=mark)
+        return TableCell("–", note=mark)
     detail = ""
     if "method" in entry:
         sampled = entry["method"] != "exact"
         detail = f"s.e. {entry['sampling_se']:.2f}, ESS {entry['ess']:.0f}" if sampled else "exact"
-    return Box(column.text(entry), detail, best=best)
+        if entry.get("unreliable"):
+            detail += f", unreliable for {entry['unreliable']:.0%}"
+    return TableCell(column.text(entry), detail, best=best)
+
+
+def is_mass(results: dict[str, Any]) -> bool:
+    """Whether the decoders' nats are of a probability mass, which no density's can be compared with."""
+    return HEADS[results["configuration"]["head"]].support.is_discrete
 
 
 def _best(results: dict[str, Any]) -> Iterator[tuple[int, str]]:
     """(cell, column) of the best numbers among those that can be compared."""
-    mass = results["configuration"]["head"] in MASSES
+    mass = is_mass(results)
     for column in COLUMNS:
         if column.best is None:
             continue
@@ -251,7 +257,7 @@ def render(results: dict[str, Any], figures: list[Figure], folder: Path) -> str:
             highlights=highlights(results),
             command=command(results["configuration"]),
             statuses={c["engine"]: c["status"] for c in results["cells"] if c["engine"] == c["decoder"]},
-            mass=results["configuration"]["head"] in MASSES,
+            mass=is_mass(results),
             figures=figures,
             images=images,
         )

@@ -62,7 +62,7 @@ def draw(results: dict[str, Any], pictures: Pictures) -> list[Figure]:
             samples(results, pictures),
         ]
         figures += [attributes(results, pictures)] if under(pictures, "attribute") else []
-        return [*figures, codes(results, pictures)]
+        return [*figures, code_scatter(results, pictures)]
 
 
 def save(figure: Figure, path: Path) -> None:
@@ -201,7 +201,7 @@ def samples(results: dict[str, Any], pictures: Pictures) -> Figure:
     return Figure("samples", "Samples from the prior", caption, grid(rows, results["data"]["value_range"]))
 
 
-def codes(results: dict[str, Any], pictures: Pictures) -> Figure:
+def code_scatter(results: dict[str, Any], pictures: Pictures) -> Figure:
     """Test codes in their first two principal components, a panel per decoder."""
     clouds = under(pictures, "codes")
     across = min(len(clouds), 2)

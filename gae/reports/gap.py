@@ -11,7 +11,7 @@ from gae.reports.figures import INK, LINES, STYLE
 if TYPE_CHECKING:
     from torch import Tensor
 
-ASIDE = ("sampling s.e.", "converged", "q* below", "effective sample size")
+ASIDE = ("sampling s.e.", "converged", "q* below", "effective sample size", "unreliable")
 
 
 def rows(results: dict[str, Any]) -> list[tuple[str, str, str, str]]:

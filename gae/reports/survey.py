@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gae.data.files import write_text
-from gae.reports.comparison import Box, Column, Row, box, environment, load_arrays
+from gae.reports.comparison import Column, Row, TableCell, environment, format_cell, load_arrays
 from gae.reports.figures import INK, LINES, STYLE, Figure, canvas, grid, save, scatter
 
 if TYPE_CHECKING:
@@ -46,13 +46,13 @@ def table(results: dict[str, Any]) -> tuple[list[Row], dict[str, str]]:
 
 
 def _row(row: dict[str, Any], shown: tuple[Column, ...], notes: dict[str, str]) -> Row:
-    boxes = [box(row, column, False, notes) for column in shown]
+    cells = [format_cell(row, column, False, notes) for column in shown]
     if "length" in row:
-        boxes = [_per_token(row, column, found) for column, found in zip(shown, boxes, strict=True)]
-    return Row(row["system"], [Box(code(row)), Box(f"{row['training_seconds']:.1f}"), *boxes])
+        cells = [_per_token(row, column, found) for column, found in zip(shown, cells, strict=True)]
+    return Row(row["system"], [TableCell(code(row)), TableCell(f"{row['training_seconds']:.1f}"), *cells])
 
 
-def _per_token(row: dict[str, Any], column: Column, found: Box) -> Box:
+def _per_token(row: dict[str, Any], column: Column, found: TableCell) -> TableCell:
     """Nats of a line, and beside them those of one of its tokens."""
     mean = row[column.key]["mean"]
     if mean is None or column.unit != "nats per line":
@@ -75,7 +75,7 @@ def write(out: Path) -> Path:
     rows = results["rows"] + results["embeddings"]
     pictures = {row["system"]: _pictures(out, row["system"]) for row in rows}
     with rc_context(STYLE):
-        figures = draw(results, pictures)
+        figures = draw_survey(results, pictures)
     folder = out / "figures"
     for figure in figures:
         save(figure, folder / f"{figure.name}.png")
@@ -107,13 +107,13 @@ def _pictures(out: Path, system: str) -> dict[str, np.ndarray]:
 Arrays = dict[str, dict[str, np.ndarray]]
 
 
-def draw(results: dict[str, Any], pictures: Arrays) -> list[Figure]:
+def draw_survey(results: dict[str, Any], pictures: Arrays) -> list[Figure]:
     """All figures of a survey, in reading order; none of what it does not hold."""
     figures, encoded = [], {row["system"]: pictures[row["system"]] for row in results["rows"]}
     if encoded:
-        figures += [overview(results), reconstructions(results, encoded), codes(results, encoded)]
+        figures += [overview(results), survey_reconstructions(results, encoded), survey_codes(results, encoded)]
     if any("sample" in arrays for arrays in encoded.values()):
-        figures.insert(2, samples(results, encoded))
+        figures.insert(2, survey_samples(results, encoded))
     if results["embeddings"]:
         figures.append(embeddings(results, pictures))
     return figures
@@ -157,7 +157,7 @@ def _dots(axes: "Axes", rows: list[dict[str, Any]], key: str, scale: float, colo
             axes.errorbar(scale * mean, place, xerr=spread, fmt="o", ms=4, color=colour, capsize=2)
 
 
-def reconstructions(results: dict[str, Any], pictures: Arrays) -> Figure:
+def survey_reconstructions(results: dict[str, Any], pictures: Arrays) -> Figure:
     """The same test samples by every system."""
     originals = next(iter(pictures.values()))["original"]
     rows = {"test sample": originals, **{name: arrays["reconstruction"] for name, arrays in pictures.items()}}
@@ -168,7 +168,7 @@ def reconstructions(results: dict[str, Any], pictures: Arrays) -> Figure:
     return Figure("reconstructions", "Reconstructions", caption, grid(rows, results["data"]["value_range"]))
 
 
-def samples(results: dict[str, Any], pictures: Arrays) -> Figure:
+def survey_samples(results: dict[str, Any], pictures: Arrays) -> Figure:
     """Decoder means at draws from the prior, of systems whose prior can be drawn from."""
     rows = {name: arrays["sample"] for name, arrays in pictures.items() if "sample" in arrays}
     caption = (
@@ -178,7 +178,7 @@ def samples(results: dict[str, Any], pictures: Arrays) -> Figure:
     return Figure("samples", "Samples from the prior", caption, grid(rows, results["data"]["value_range"]))
 
 
-def codes(results: dict[str, Any], pictures: Arrays) -> Figure:
+def survey_codes(results: dict[str, Any], pictures: Arrays) -> Figure:
     """Test codes of every system with a continuous code, in their first two principal components."""
     clouds = {name: arrays for name, arrays in pictures.items() if np.ptp(arrays["codes"]) > 0}
     titles = [f"{name}, {100 * float(arrays['explained']):.0f} %" for name, arrays in clouds.items()]

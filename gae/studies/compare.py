@@ -18,7 +18,7 @@ from gae.data import Dataset
 from gae.data.files import whole, write_text
 from gae.likelihood import Likelihood
 from gae.reports.comparison import write
-from gae.studies.curves import bounds
+from gae.studies.curves import bound_curves
 from gae.studies.engines import (
     BASELINES,
     ENGINES,
@@ -26,7 +26,7 @@ from gae.studies.engines import (
     assemble,
     calibrate_noise,
     configure,
-    describe,
+    describe_engine,
     initial,
 )
 from gae.studies.jobs import ResumableJob, facts, one_thread
@@ -77,14 +77,14 @@ def compare(
     decoder.check(data.epoch(0, seed))
     decoder.check(data.test)
     with one_thread(), torch.random.fork_rng(devices=[]):
-        run = Run(Path(out), configuration, data, resume, progress)
+        run = Comparison(Path(out), configuration, data, resume, progress)
         results = _results(run, decoder, encoder)
     run.say("report")
     write(run.out)
     return results
 
 
-def _results(run: "Run", decoder: Likelihood, encoder: NormalEncoder) -> dict[str, Any]:
+def _results(run: "Comparison", decoder: Likelihood, encoder: NormalEncoder) -> dict[str, Any]:
     engines = run.configuration.engines
     baselines = {name: run.baseline(name) for name in BASELINES}
     trained = {name: run.train(name, decoder, encoder) for name in engines}
@@ -118,8 +118,8 @@ class Trained:
     encoder_curve: list[float] | None
 
 
-class Run(ResumableJob):
-    """The folder of one comparison."""
+class Comparison(ResumableJob):
+    """One comparison and its folder."""
 
     def __init__(self, out: Path, configuration: Configuration, data: Dataset, resume: bool, progress: bool):
         super().__init__(out, asdict(configuration), resume, progress)
@@ -141,7 +141,7 @@ class Run(ResumableJob):
             out=self.out / "checkpoints" / name.replace(" ", "-"),
             resume=True,
             progress=self.progress,
-            describe=describe(c, engine, self.data),
+            describe=describe_engine(c, engine, self.data),
         )
         self.seconds[f"train {name}"] = sum(row.seconds for row in history.rows)
         return [row.train_loss for row in history.rows]
@@ -184,7 +184,7 @@ class Run(ResumableJob):
         name = "amortised" if "amortised" in trained else next(iter(trained))
         found = trained[name]
         x = self.data.test[: self.configuration.bound_samples]
-        curves = bounds(found.model.likelihood, found.encoder, x, self.configuration)
+        curves = bound_curves(found.model.likelihood, found.encoder, x, self.configuration)
         return {"decoder": name, "encoder": found.origin, "samples": len(x), **curves}
 
     def draw(self, models: dict[str, Autoencoder], baselines: dict[str, Autoencoder]) -> None:

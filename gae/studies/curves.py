@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Num
 from torch import Tensor
 
-from gae.analysis.metrics import Entry, encode, log_evidence, lower_bound, mean_and_error
+from gae.analysis.metrics import Entry, encode, mean_and_error, mean_elbo, mean_log_evidence
 from gae.autoencoder import Autoencoder
 from gae.inference import Amortized, Inference
 from gae.likelihood import Likelihood
@@ -20,7 +20,9 @@ Engines = Callable[[int], Inference]
 PILOT = 5  # the share of draws that choose a proposal is one to this
 
 
-def bounds(decoder: Likelihood, encoder: NormalEncoder, x: Num[Tensor, "N *X"], configuration: Configuration) -> Entry:
+def bound_curves(
+    decoder: Likelihood, encoder: NormalEncoder, x: Num[Tensor, "N *X"], configuration: Configuration
+) -> Entry:
     """Curves of the joint log density at the code (MAP ascent) and of the ELBO (mean-field ascent), and log p(x).
 
     Each point is a solve of its own with that many steps, from the same seed; its value is computed afresh at the code
@@ -55,14 +57,14 @@ def _evidence(decoder: Likelihood, encoder: NormalEncoder, x: Tensor, configurat
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(c.seed)
         models = [Autoencoder(decoder, engine) for engine in engines]
-        pilots = [log_evidence(model, x, few)["mean"] for model in models]
+        pilots = [mean_log_evidence(model, x, few)["mean"] for model in models]
         best = max(range(len(models)), key=lambda i: -math.inf if pilots[i] is None else pilots[i])
-        return log_evidence(models[best], x, c.effort)
+        return mean_log_evidence(models[best], x, c.effort)
 
 
 def _point(model: Autoencoder, quantity: str, x: Tensor, configuration: Configuration) -> Entry:
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(configuration.seed)
         points = encode(model, x, configuration.effort)
-        value = mean_and_error(points.joint) if quantity == "joint" else lower_bound(model, x, configuration.effort)
+        value = mean_and_error(points.joint) if quantity == "joint" else mean_elbo(model, x, configuration.effort)
     return {**value, "evaluations": float(points.evaluations.mean())}

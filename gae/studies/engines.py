@@ -186,15 +186,6 @@ def initial(configuration: Configuration, shape: Size | tuple[int, ...]) -> tupl
 
 
 @torch.no_grad()
-def start_scale(decoder: Likelihood, x: Num[Tensor, "N *X"]) -> None:
-    """A learned noise scale begins at the root mean square deviation of x from its mean, unless it is in units of x."""
-    log_scale = getattr(decoder, "log_scale", None)
-    if isinstance(log_scale, torch.nn.Parameter) and not getattr(decoder, "relative", False):
-        deviation = float((x - x.mean(0)).square().mean().sqrt())
-        log_scale.fill_(math.log(max(deviation, 1e-6)))
-
-
-@torch.no_grad()
 def calibrate_noise(model: Autoencoder, x: Num[Tensor, "N *X"], effort: EvaluationBudget) -> None:
     """A linear mixture that does not learn its noise scale gets the root mean square of its residual over x.
 
@@ -213,13 +204,13 @@ def assemble(configuration: Configuration, name: str, likelihood: Likelihood, en
     return Autoencoder(likelihood, engine.build(configuration, encoder), engine.objective)
 
 
-def describe(configuration: Configuration, name: str, data: Dataset) -> dict[str, Any]:
+def describe_engine(configuration: Configuration, name: str, data: Dataset) -> dict[str, Any]:
     """JSON-able facts from which ``rebuild`` builds the same autoencoder, but for its parameters."""
     return {"comparison": asdict(configuration), "engine": name, **data.preparation.note()}
 
 
 def rebuild(description: dict[str, Any]) -> Autoencoder:
-    """The autoencoder that ``describe`` describes, with parameters to be restored."""
+    """The autoencoder that ``describe_engine`` describes, with parameters to be restored."""
     stored = dict(description["comparison"])
     configuration = Configuration(**{**stored, "effort": EvaluationBudget(**stored["effort"])})
     likelihood, encoder = initial(configuration, tuple(description["event_shape"]))

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from gae.analysis.metrics import encode
+from gae.analysis.traversal import attribute, interpolate, traverse
 from gae.autoencoder import Autoencoder
 from gae.data import Dataset
 from gae.studies.engines import Configuration
@@ -27,29 +28,28 @@ def pictures(
     share of the variance, and ``labels`` (M,) their labels, if there are any. ``traversal/…`` (3, 12 steps, *X) moves
     the code of the first test sample along the axes of the largest variance, over two standard deviations of it to
     either side; ``attribute/…`` (2 pairs, 12 steps, *X) adds the direction from the codes of the first to those of the
-    second of two labels (``Autoencoder.attribute``), from none of it to 1.5 times.
+    second of two labels (``gae.analysis.traversal.attribute``), from none of it to 1.5 times.
     """
     x, labels = data.test[:CODES], None if data.test_labels is None else data.test_labels[:CODES]
     pairs = min(PAIRS, len(x) // 2)
-    found = {"originals": x[:IMAGES]}
-    along = torch.linspace(0, 1, STEPS)[:, None, None]
+    arrays = {"originals": x[:IMAGES]}
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(configuration.seed)
         drawn = torch.randn(DRAWS, configuration.latent)
         for name, model in {**models, **baselines}.items():
             points = encode(model, x, configuration.effort)
-            found[f"reconstruction/{name}"] = points.mean[:IMAGES]
+            arrays[f"reconstruction/{name}"] = points.mean[:IMAGES]
             if name in models:
-                line = torch.lerp(points.z[:pairs], points.z[pairs : 2 * pairs], along)
-                found[f"interpolation/{name}"] = model.likelihood.point(model.decode(line))
-                found[f"sample/{name}"] = model.likelihood.point(model.decode(drawn))
-                found[f"codes/{name}"], found[f"explained/{name}"] = plane(points.z)
-                found[f"traversal/{name}"] = _traversals(model, x[:1], points.z)
+                ends = points.z[:pairs], points.z[pairs : 2 * pairs]
+                arrays[f"interpolation/{name}"] = interpolate(model, *ends, STEPS)
+                arrays[f"sample/{name}"] = model.likelihood.point(model.decode(drawn))
+                arrays[f"codes/{name}"], arrays[f"explained/{name}"] = plane(points.z)
+                arrays[f"traversal/{name}"] = _traversals(model, points.z)
                 if labels is not None and len(labels.unique()) > 1:
-                    found[f"attribute/{name}"] = _attribute(model, x, labels)
+                    arrays[f"attribute/{name}"] = _attribute(model, points.z, labels)
     if labels is not None:
-        found["labels"] = labels
-    return {name: value.numpy() for name, value in found.items()}
+        arrays["labels"] = labels
+    return {name: value.numpy() for name, value in arrays.items()}
 
 
 def plane(codes: Tensor) -> tuple[Tensor, Tensor]:
@@ -62,16 +62,17 @@ def plane(codes: Tensor) -> tuple[Tensor, Tensor]:
     return plane, values[:2].square().sum() / values.square().sum().clamp_min(1e-30)
 
 
-def _traversals(model: Autoencoder, x: Tensor, codes: Tensor) -> Tensor:
-    """One observation along the axes of largest variance, (A, T, *X)."""
+def _traversals(model: Autoencoder, codes: Tensor) -> Tensor:
+    """The first code along the axes of largest variance, (A, T, *X)."""
     spread = codes.std(0, correction=0)
     axes = torch.eye(len(spread)) * spread
     amounts = torch.linspace(-2, 2, STEPS)
-    return torch.stack([model.traverse(x, axes[i], amounts)[:, 0] for i in spread.argsort(descending=True)[:AXES]])
+    order = spread.argsort(descending=True)[:AXES]
+    return torch.stack([traverse(model, codes[:1], axes[i], amounts)[:, 0] for i in order])
 
 
-def _attribute(model: Autoencoder, x: Tensor, labels: Tensor) -> Tensor:
-    """Observations of the lowest label on the way to the next one, (P, T, *X)."""
-    first, second = (x[labels == label] for label in labels.unique()[:2])
-    moved = model.traverse(first[:PAIRS], model.attribute(second, first), torch.linspace(0, 1.5, STEPS))
-    return moved.transpose(0, 1)
+def _attribute(model: Autoencoder, codes: Tensor, labels: Tensor) -> Tensor:
+    """Codes of the lowest label on the way to the next one, (P, T, *X)."""
+    first, second = (codes[labels == label] for label in labels.unique()[:2])
+    direction = attribute(model, second, first)
+    return traverse(model, first[:PAIRS], direction, torch.linspace(0, 1.5, STEPS)).transpose(0, 1)

@@ -19,9 +19,9 @@ from gae.analysis.metrics import (
     EvaluationBudget,
     encode,
     evaluate,
-    log_evidence,
-    lower_bound,
     mean_and_error,
+    mean_elbo,
+    mean_log_evidence,
     milliseconds,
     missing,
     proportion,
@@ -30,9 +30,9 @@ from gae.autoencoder import Autoencoder
 from gae.data import Dataset
 from gae.data.files import whole, write_text
 from gae.data.text import PADDING
-from gae.likelihood import FlatDistribution
+from gae.likelihood import FlatDistribution, NoiseScale
 from gae.reports.survey import write
-from gae.studies.engines import calibrate_noise, start_scale
+from gae.studies.engines import calibrate_noise
 from gae.studies.jobs import ResumableJob, facts, one_thread
 from gae.studies.pictures import plane
 from gae.systems import SYSTEMS, build, describe, named
@@ -122,7 +122,7 @@ def survey(
     return results
 
 
-def surveyed(text: bool = False) -> list[str]:
+def survey_systems(text: bool = False) -> list[str]:
     """The systems that encode samples, or a data set of them; or those that encode text."""
     observed = ("sequence of classes",) if text else ("sample", "data set")
     return [name for name, row in SYSTEMS.items() if row.observation in observed]
@@ -198,8 +198,8 @@ class Survey(ResumableJob):
             lengths = (x != PADDING).sum(1)
             numbers = {
                 "tokens": mean_and_error(((restored == x) & (x != PADDING)).sum(1) / lengths),
-                "log_p": _trusted(log_evidence(model, x[: plan.effort.evidence_samples], plan.effort)),
-                "elbo": lower_bound(model, x, plan.effort),
+                "log_p": _trusted(mean_log_evidence(model, x[: plan.effort.evidence_samples], plan.effort)),
+                "elbo": mean_elbo(model, x, plan.effort),
                 "milliseconds": milliseconds(model, x, plan.effort),
             }
             lines = [vocabulary.decode(part) for part in (x[:IMAGES], restored[:IMAGES], model.sample(DRAWS))]
@@ -217,7 +217,8 @@ class Survey(ResumableJob):
 
     def _fit(self, name: str, model: Autoencoder) -> int:
         plan = self.plan
-        start_scale(model.likelihood, self.data.train)
+        if isinstance(model.likelihood, NoiseScale):
+            model.likelihood.start_scale(self.data.train)
         options: dict[str, Any] = {"epochs": plan.closed_epochs}
         if not has_closed_form(model):
             optimizer = model.optimizer or partial(torch.optim.Adam, lr=plan.learning_rate)
@@ -277,7 +278,7 @@ def _trusted(log_p: Entry) -> Entry:
 
 
 def _plan(data: Dataset, systems: Sequence[str] | None, epochs: int | None, seed: int, quick: bool) -> Plan:
-    valid = surveyed(text=data.vocabulary is not None)
+    valid = survey_systems(text=data.vocabulary is not None)
     chosen = valid if systems is None else list(systems)
     for name in chosen:
         observation = named(name).observation

@@ -128,7 +128,8 @@ def dae(
     """The denoising autoencoder (Vincent et al. 2010): the encoder sees a corrupted x, the clean one is scored.
 
     ``amount`` is the standard deviation of Gaussian noise, in data units, or the share of elements that are replaced.
-    Unless given, noise has the unit of the data (``nets.InDataUnits``), and the share is 0.3.
+    Unless given, noise has the unit of the data (``nets.InDataUnits``), and the share is 0.3. Samples are drawn by
+    ``gae.analysis.chains.denoising_walk``.
     """
     if corruption not in CORRUPTIONS:
         raise ValueError(f"Unknown corruption {corruption!r}. Valid corruptions: {', '.join(CORRUPTIONS)}.")
@@ -158,6 +159,9 @@ def cae(
     head: str = "gaussian",
     weight: float = 0.1,
 ) -> Autoencoder:
-    """The contractive autoencoder (Rifai et al. 2011): a penalty on the derivative of the code by the input."""
+    """The contractive autoencoder (Rifai et al. 2011): a penalty on the derivative of the code by the input.
+
+    Samples are drawn by ``gae.analysis.chains.contractive_walk``.
+    """
     model = ae(event_shape, latent, hidden, head)
     return Autoencoder(model.likelihood, model.inference, joint, penalties=[Contractive(weight)])

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from functools import partial
-from inspect import signature
 
 import pyro
 import pyro.distributions as dist
@@ -10,18 +9,9 @@ from jaxtyping import Float, Num
 from torch import Size, Tensor, nn
 
 from gae import nets
-from gae.likelihood import Bernoulli, ContinuousBernoulli, Gaussian, Head, Laplace, Poisson
+from gae.likelihood import HEADS, Head, LocationScaleHead
 
 Shape = Size | tuple[int, ...]
-
-HEADS: dict[str, Callable[..., Head]] = {
-    "gaussian": partial(Gaussian, learn="scalar"),
-    "laplace": partial(Laplace, learn="scalar"),
-    "bernoulli": Bernoulli,
-    "continuous-bernoulli": ContinuousBernoulli,
-    "poisson": Poisson,
-}
-
 
 LOG_BOUND = 15.0  # of an encoder's log scale: e^15 and its inverse, which float32 can square
 
@@ -30,7 +20,7 @@ def head_of(name: str, scale: float | None = None, learn: str = "scalar", defaul
     """The named head.
 
     Args:
-        name: a key of ``HEADS``.
+        name: a key of ``gae.likelihood.HEADS``.
         scale: of heads that have one: where a learned scale starts, or what a fixed one is, in data units. The decoder
             variance c of a VAE is its square (ledger D26). None: ``default``, in units of the data.
         learn: of heads that have a scale: "fixed", "scalar" (one learned value) or "pixel" (one for each pixel).
@@ -44,22 +34,23 @@ def head_of(name: str, scale: float | None = None, learn: str = "scalar", defaul
     """
     if name not in HEADS:
         raise ValueError(f"Unknown head {name!r}. Valid heads: {', '.join(HEADS)}.")
+    head: Callable[..., Head] = HEADS[name]
     if has_scale(name):
         relative = scale is None
-        return partial(HEADS[name], scale=default if scale is None else scale, learn=learn, relative=relative)
+        return partial(head, scale=default if scale is None else scale, learn=learn, relative=relative)
     for option, given, ignored in (("scale", scale, None), ("learn", learn, "scalar")):
         if given != ignored:
-            scaled = ", ".join(head for head in HEADS if has_scale(head))
+            scaled = ", ".join(other for other in HEADS if has_scale(other))
             raise ValueError(
                 f"The head {name!r} has no scale: `{option}={given!r}` would do nothing. Leave it out, or "
                 f"choose a head with one: {scaled}."
             )
-    return HEADS[name]
+    return head
 
 
 def has_scale(head: str) -> bool:
     """Whether a head's observations are real numbers, with a noise scale in their unit."""
-    return "scale" in signature(HEADS[head]).parameters
+    return issubclass(HEADS[head], LocationScaleHead)
 
 
 def decoder_of(

@@ -14,7 +14,7 @@ from gae.autoencoder import Autoencoder
 from gae.data import Dataset
 from gae.data.files import check_folder
 from gae.inference import LearnsData
-from gae.likelihood import Likelihood
+from gae.likelihood import DataDependentInit, Likelihood
 from gae.training import checkpoint
 from gae.training.history import History, Log
 from gae.training.learners import ClosedFormLearner, GradientLearner, Learner, MakeOptimizer, has_closed_form
@@ -195,9 +195,8 @@ def _prepare(autoencoder: Autoencoder, samples: Samples, device: torch.device, s
     autoencoder.to(device)
     reseed(device, seed, "start")
     x = samples.epoch(0)
-    initialize = getattr(autoencoder.likelihood, "initialize", None)
-    if initialize is not None:
-        initialize(x.to(device), seed)
+    if isinstance(autoencoder.likelihood, DataDependentInit):
+        autoencoder.likelihood.initialize(x.to(device), seed)
     for part in _own_parts(autoencoder):
         if isinstance(part, LearnsData):
             part.initialize(autoencoder.likelihood, x.to(device), seed)

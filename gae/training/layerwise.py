@@ -13,7 +13,7 @@ from torch.distributions import Distribution
 from gae.autoencoder import Autoencoder
 from gae.data import Dataset
 from gae.inference import Amortized, LearnsData
-from gae.likelihood import Categorical, Flat, Gaussian, Likelihood
+from gae.likelihood import Categorical, Flat, Gaussian, Head, Likelihood, LocationScaleHead
 from gae.objective import joint
 from gae.training import History, fit
 
@@ -178,11 +178,12 @@ class _OfPixels(nn.Sequential):
 
 def _layers(autoencoder: Autoencoder) -> tuple[nn.Sequential, nn.Sequential, Callable[..., Likelihood]]:
     """Encoder and decoder as layers, and the law of the data."""
-    encoder = getattr(autoencoder.inference, "guide", None)
-    decoder = getattr(autoencoder.likelihood, "decoder", None)
+    engine, likelihood = autoencoder.inference, autoencoder.likelihood
+    encoder = engine.guide if isinstance(engine, Amortized) else None
+    decoder = likelihood.decoder if isinstance(likelihood, Head) else None
     if isinstance(encoder, nn.Sequential) and isinstance(decoder, nn.Sequential) and len(encoder) == len(decoder):
-        law: Callable[..., Likelihood] = type(autoencoder.likelihood)
-        relative = getattr(autoencoder.likelihood, "relative", False)
+        law: Callable[..., Likelihood] = type(likelihood)
+        relative = isinstance(likelihood, LocationScaleHead) and likelihood.relative
         return encoder, decoder, partial(law, relative=True) if relative else law
     raise TypeError(
         "Pre-training needs an encoder and a decoder that are `nn.Sequential`s of equally many layers, each of which "

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from gae.autoencoder import Autoencoder
+from gae.inference.auto_decoder import training_rows
 from gae.likelihood import ClosedFormLearning
 
 if TYPE_CHECKING:
@@ -99,13 +100,18 @@ class GradientLearner(Learner):
         def closure() -> Tensor:
             reseed()
             self.optimizer.zero_grad()
-            loss = self._loss(x, batch)
+            try:
+                loss = self._loss(x, batch)
+            except FloatingPointError as error:
+                raise FloatingPointError(f"At {where}: {error} {self.remedy}") from error
             values.append(self._reduced(loss))
             if not math.isfinite(values[0]):  # a line search may try worse points by itself
                 raise FloatingPointError(self.advice(f"The loss is {values[0]}", where))
             if not loss.requires_grad:
                 raise FloatingPointError(self.advice("All samples' objectives are too large for gradients", where))
             self.fabric.backward(loss)
+            if len(values) == 1:
+                self._refuse_nonfinite(where)
             if self.clip is not None:
                 self.fabric.clip_gradients(self.module, self.optimizer, max_norm=self.clip, error_if_nonfinite=False)
             return loss
@@ -117,6 +123,23 @@ class GradientLearner(Learner):
             self.optimizer.step()
         return values[0]
 
+    def _refuse_nonfinite(self, where: str) -> None:
+        """Before the parameters take such a gradient; losses in 16 bits are scaled by who skips such steps himself."""
+        if getattr(self.fabric.strategy.precision, "scaler", None) is not None:
+            return
+        grads = {name: p.grad for name, p in self.module.module.named_parameters() if p.grad is not None}
+        norms = torch.stack(torch._foreach_norm(list(grads.values()))) if grads else torch.zeros(0)
+        if bool(norms.isfinite().all()):
+            return
+        for name, grad in grads.items():
+            if not bool(torch.isfinite(grad).all()):
+                raise FloatingPointError(
+                    f"The loss is finite, but the gradient of {name} is not finite at {where}: a function in its graph "
+                    "overflows or has no slope there. Through an unrolled ascent that explodes, use fewer steps, a "
+                    f"smaller rate, `Clipped`, or `Detach()`. {self.remedy} A run with `out` keeps its last good "
+                    "checkpoint."
+                )
+
     def loss(self, x: Tensor, batch: Batch) -> float:
         return self._reduced(self._loss(x, batch))
 
@@ -124,11 +147,11 @@ class GradientLearner(Learner):
         """This process's share of the loss, scaled so that the mean over processes is the mean over the batch."""
         assert isinstance(batch, Tensor)
         world = self.fabric.world_size
-        if world == 1:
-            return self.module(_rows(x, batch, self.fabric))
         mine = batch[self.fabric.global_rank :: world]
         share = len(mine) * world / len(batch)
-        return self.module(_rows(x, mine if share else batch[:1], self.fabric)) * share
+        rows = mine if share else batch[:1]
+        with training_rows(self.module, rows):
+            return self.module(x[rows.to(x.device)].to(self.fabric.device)) * share
 
     def _reduced(self, loss: Tensor) -> float:
         return _over_processes(loss.detach(), self.fabric, "mean")
@@ -181,12 +204,14 @@ class ClosedFormLearner(Learner):
         return self._visit(x, batch, learn=False)
 
     def _visit(self, x: Tensor, batch: Batch, learn: bool) -> float:
-        chunk = x[batch]
-        rows = chunk[self.fabric.global_rank :: self.fabric.world_size].to(self.fabric.device)
+        mine = slice(self.fabric.global_rank, None, self.fabric.world_size)
+        chunk, indices = x[batch], torch.arange(len(x))[batch][mine]
+        rows = chunk[mine].to(self.fabric.device)
         total = torch.zeros((), dtype=torch.float64, device=self.fabric.device)
         if len(rows):
             likelihood = self.autoencoder.likelihood
-            code = self.autoencoder.inference.infer(likelihood, rows)
+            with training_rows(self.autoencoder, indices):
+                code = self.autoencoder.inference.infer(likelihood, rows)
             total -= len(rows) * self.autoencoder.aggregate(self.autoencoder.score(rows, code))
             if learn:
                 assert isinstance(likelihood, ClosedFormLearning)
@@ -199,8 +224,8 @@ class ClosedFormLearner(Learner):
         likelihood, moments, self.moments = self.autoencoder.likelihood, self.moments, None
         assert isinstance(likelihood, ClosedFormLearning)
         if self.fabric.world_size > 1:
-            found = {field.name: self.fabric.all_gather(getattr(moments, field.name)) for field in fields(moments)}
-            parts = [{name: of_all[i] for name, of_all in found.items()} for i in range(self.fabric.world_size)]
+            gathered = {field.name: self.fabric.all_gather(getattr(moments, field.name)) for field in fields(moments)}
+            parts = [{name: of_all[i] for name, of_all in gathered.items()} for i in range(self.fabric.world_size)]
             moments = reduce(add, [replace(moments, **part) for part in parts])
         return likelihood.maximize(moments) <= self.tol
 
@@ -211,10 +236,6 @@ def has_closed_form(autoencoder: Autoencoder) -> bool:
         parameter.requires_grad for parameter in autoencoder.inference.parameters()
     )
     return isinstance(autoencoder.likelihood, ClosedFormLearning) and not learned_elsewhere
-
-
-def _rows(x: Tensor, batch: Tensor, fabric: "lightning_fabric.Fabric") -> Tensor:
-    return x[batch.to(x.device)].to(fabric.device)
 
 
 def _over_processes(value: Tensor, fabric: "lightning_fabric.Fabric", how: str) -> float:

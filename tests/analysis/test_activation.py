@@ -43,6 +43,7 @@ def corner(weight: Tensor, low: float, high: float) -> Tensor:
     return torch.where(weight > 0, high, low)
 
 
+@pytest.mark.usefixtures("unchecked_types")
 @pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])  # σ of the largest would have no gradient left in float32
 @pytest.mark.parametrize("value_range", [(0.0, 1.0), (-3.0, 5.0)])
 @torch.no_grad()
@@ -91,6 +92,7 @@ def test_a_channel_counts_by_its_mean() -> None:
     assert torch.equal(found.image, corner(weight[0], 0, 1))
 
 
+@pytest.mark.usefixtures("unchecked_types")
 def test_the_best_of_several_starts_is_kept() -> None:
     class Valley(nn.Module):
         def forward(self, x: Tensor) -> Tensor:  # 0.2 at 0 and at most 1 at 1; from 0.5, uphill leads to 0

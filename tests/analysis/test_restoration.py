@@ -11,11 +11,9 @@ from PIL import Image
 from torch import Tensor
 from typer.testing import CliRunner
 
-from gae.analysis.restoration import restore
+from gae.analysis.restoration import restore_image
 from gae.cli.main import app
-from gae.data import memory as memories
-from gae.data.memory import free_memory
-from gae.data.photographs import read_mask, read_photo, write_photo
+from gae.data.images import read_mask, read_photo, write_photo
 from gae.inference import Progress
 from gae.likelihood import Measured
 from gae.systems import image_prior
@@ -43,7 +41,7 @@ def test_any_size_and_task(size: tuple[int, int], channels: int) -> None:
         ("inpaint", {"mask": mask}, 1),
         ("superresolve", {"factor": 2}, 2),
     ):
-        found = restore(image, task, steps=2, network=SMALL, **options)
+        found = restore_image(image, task, steps=2, network=SMALL, **options)
         assert found.image.shape == (channels, grown * size[0], grown * size[1])
         assert ((found.image >= 0) & (found.image <= 1)).all()
         assert (found.steps, found.settled, len(found.loss), found.interrupted) == ([2], [False], 2, False)
@@ -56,7 +54,7 @@ def test_the_loss_is_the_squared_error_of_what_is_seen() -> None:
     def watch(progress: Progress) -> None:
         seen.append(progress.average[0, 0])
 
-    found = restore(image, "inpaint", mask=mask, steps=1, network=SMALL, watch=watch)
+    found = restore_image(image, "inpaint", mask=mask, steps=1, network=SMALL, watch=watch)
     error = (seen[0] - image)[:, mask].square().mean()
     torch.testing.assert_close(torch.tensor(found.loss[0][0]), error, rtol=1e-4, atol=1e-6)
 
@@ -64,7 +62,7 @@ def test_the_loss_is_the_squared_error_of_what_is_seen() -> None:
 def test_the_same_seed_gives_the_same_picture() -> None:
     image = photo(1, 12, 12)
     before = torch.get_rng_state()
-    first, again, other = (restore(image, steps=5, runs=2, network=SMALL, seed=seed) for seed in (0, 0, 1))
+    first, again, other = (restore_image(image, steps=5, runs=2, network=SMALL, seed=seed) for seed in (0, 0, 1))
     assert torch.equal(first.image, again.image) and not torch.equal(first.image, other.image)
     assert torch.equal(torch.get_rng_state(), before)
     torch.testing.assert_close(first.image, first.runs.mean(0))
@@ -75,14 +73,14 @@ def test_it_learns_the_image_and_stops() -> None:
     """A smooth image under noise: better than what was given, and the rule ends the run."""
     clean = photo(1, 32, 32)
     noisy = (clean + 0.15 * torch.randn(clean.shape)).clamp(0, 1)
-    found = restore(noisy, network=Network(8, 3), steps=1500)
+    found = restore_image(noisy, network=Network(8, 3), steps=1500)
     assert found.settled == [True] and found.steps[0] < 1500
     assert (found.image - clean).square().mean() < 0.2 * (noisy - clean).square().mean()
 
 
 def test_hidden_pixels_are_filled_in() -> None:
     clean, mask = photo(1, 24, 24), torch.rand(24, 24) > 0.5
-    found = restore(clean, "inpaint", mask=mask, network=Network(8, 2), steps=300)
+    found = restore_image(clean, "inpaint", mask=mask, network=Network(8, 2), steps=300)
     hidden = ~mask
     mean = clean[:, mask].mean()
     assert (found.image - clean)[:, hidden].square().mean() < 0.1 * (mean - clean[:, hidden]).square().mean()
@@ -93,8 +91,8 @@ def test_an_interruption_keeps_what_was_reached() -> None:
         if progress.step == 4:
             raise KeyboardInterrupt
 
-    found = restore(photo(1, 8, 8), steps=50, network=SMALL, watch=watch)
-    whole = restore(photo(1, 8, 8), steps=5, network=SMALL)
+    found = restore_image(photo(1, 8, 8), steps=50, network=SMALL, watch=watch)
+    whole = restore_image(photo(1, 8, 8), steps=5, network=SMALL)
     assert (found.interrupted, found.steps, len(found.loss)) == (True, [5], 5)
     assert torch.equal(found.image, whole.image)
 
@@ -137,7 +135,7 @@ def test_too_little_memory_is_refused_before_any_is_taken(
     monkeypatch.setattr(image_prior, "free_memory", lambda device: free)
     monkeypatch.setattr(torch, "rand", lambda *sizes, **options: pytest.fail("allocated"))
     network = Network(16, 2)
-    for attempt in (restore, pose):
+    for attempt in (restore_image, build_likelihood):
         with pytest.raises(ValueError, match=told) as caught:
             attempt(torch.zeros(1, 64, 64), "superresolve", factor=4, network=network)
     if crop := re.search(r"crop of about (\d+) × (\d+)", str(caught.value)):
@@ -151,27 +149,6 @@ def test_sizes_of_networks_are_refused() -> None:
     for sizes in ((0, 2), (-1, 2), (4, 0), (4, -1)):
         with pytest.raises(ValueError, match="Need channels >= 1 and scales >= 1"):
             Network(*sizes)
-
-
-def test_limits_of_control_groups_bound_the_free_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Version 2, nested as containers nest it, and version 1; the machine itself has more."""
-    machine = free_memory(torch.device("cpu"))
-    assert machine is None or 0 < machine < 2**50
-    monkeypatch.setattr(memories, "GROUPS", tmp_path)
-    monkeypatch.setattr(memories, "_available", lambda: 10**6)
-    monkeypatch.setattr(memories, "_own_groups", lambda: {"": "/jobs/mine", "memory": "/old"})
-    assert free_memory(torch.device("cpu")) == 10**6
-    (tmp_path / "jobs" / "mine").mkdir(parents=True)
-    for name, text in {"max": "max\n", "current": "5000\n"}.items():
-        (tmp_path / "jobs" / "mine" / f"memory.{name}").write_text(text)
-    assert free_memory(torch.device("cpu")) == 10**6
-    for name, text in {"max": "90000\n", "current": "20000\n", "stat": "anon 19000\ninactive_file 1000\n"}.items():
-        (tmp_path / "jobs" / f"memory.{name}").write_text(text)
-    assert free_memory(torch.device("cpu")) == 71000
-    (tmp_path / "memory" / "old").mkdir(parents=True)
-    for name, text in {"limit_in_bytes": "8000", "usage_in_bytes": "9000"}.items():
-        (tmp_path / "memory" / "old" / f"memory.{name}").write_text(text)
-    assert free_memory(torch.device("cpu")) == 0
 
 
 @pytest.mark.parametrize(
@@ -197,7 +174,7 @@ def test_limits_of_control_groups_bound_the_free_memory(tmp_path: Path, monkeypa
 @pytest.mark.usefixtures("unchecked_types")
 def test_what_cannot_be_restored_is_refused(image: Tensor, task: str, options: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        restore(image, task, network=SMALL, **{"steps": 1} | options)
+        restore_image(image, task, network=SMALL, **{"steps": 1} | options)
 
 
 # Files.
@@ -219,7 +196,7 @@ def test_images_are_read_as_they_are(tmp_path: Path) -> None:
     deep = read_photo(saved(tmp_path / "deep.png", GREY.astype(np.uint16) * 257))
     float_tiff = read_photo(saved(tmp_path / "float.tiff", GREY.astype(np.float32) / 255))
     np.testing.assert_allclose(grey, GREY[None] / 255, rtol=1e-6)
-    np.testing.assert_allclose(colour, COLOUR.transbuild_likelihood(2, 0, 1) / 255, rtol=1e-6)
+    np.testing.assert_allclose(colour, COLOUR.transpose(2, 0, 1) / 255, rtol=1e-6)
     np.testing.assert_allclose(deep, grey, rtol=1e-6)
     np.testing.assert_allclose(float_tiff, grey, rtol=1e-6)
     assert read_photo(saved(tmp_path / "palette.png", COLOUR, "P")).shape == (3, 5, 7)
@@ -305,14 +282,14 @@ def test_the_command_writes_what_it_found(tmp_path: Path) -> None:
 
 
 def test_ctrl_c_keeps_the_best_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import gae.data.photographs
+    import gae.data.images
 
     def interrupted(image: np.ndarray, path: Path) -> None:
         if path.name == "preview.png":
             raise KeyboardInterrupt
         write_photo(image, path)
 
-    monkeypatch.setattr(gae.data.photographs, "write_photo", interrupted)
+    monkeypatch.setattr(gae.data.images, "write_photo", interrupted)
     options = ["--steps", "50", "--channels", "4", "--scales", "1", "--preview", "5", "--out", str(tmp_path / "out")]
     found = RUNNER.invoke(app, ["dip", str(saved(tmp_path / "a.png", GREY)), *options, "--json"])
     assert found.exit_code == 0, found.output

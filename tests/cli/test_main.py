@@ -127,7 +127,7 @@ def on_text(tmp_path_factory: pytest.TempPathFactory) -> Path:
     data = load(folder / "known.txt")
     configuration = engines.configure(data, ["amortised"], epochs=1, latent=2, hidden=(8,))
     model = engines.assemble(configuration, "amortised", *engines.initial(configuration, data.event_shape))
-    described = engines.describe(configuration, "amortised", data)
+    described = engines.describe_engine(configuration, "amortised", data)
     train(model, data, epochs=1, out=folder / "engine", progress=False, describe=described)
     return folder
 

@@ -4,12 +4,13 @@ import os
 from pathlib import Path
 
 import numpy as np
+import PIL
 import pytest
 import torch
 from PIL import Image
 
 from gae.data import load
-from gae.data.photographs import read_photo
+from gae.data.images import read_photo
 
 GREY = np.arange(35, dtype=np.uint8).reshape(5, 7) * 7
 COLOUR = np.stack([GREY, GREY[::-1], GREY[:, ::-1]], -1)
@@ -84,6 +85,11 @@ def transparent() -> Image.Image:
     return image
 
 
+reads_its_own_ycbcr = pytest.mark.skipif(
+    int(PIL.__version__.partition(".")[0]) < 13, reason="older Pillow writes a YCbCr TIFF that it cannot read"
+)
+
+
 @pytest.mark.parametrize(
     ("name", "image", "said"),
     [
@@ -92,7 +98,7 @@ def transparent() -> Image.Image:
         ("a.png", transparent(), "an alpha channel"),
         ("a.tif", Image.fromarray(COLOUR).convert("CMYK"), "colour mode CMYK"),
         ("a.jpg", Image.fromarray(COLOUR).convert("CMYK"), "colour mode CMYK"),
-        ("a.tif", Image.fromarray(COLOUR).convert("YCbCr"), "colour mode YCbCr"),
+        pytest.param("a.tif", Image.fromarray(COLOUR).convert("YCbCr"), "colour mode YCbCr", marks=reads_its_own_ycbcr),
         ("a.tif", Image.fromarray(np.full((5, 7), -1, np.int32)), "values from -1 to -1"),
         ("a.tif", Image.fromarray(np.full((5, 7), 70_000, np.int32)), "values from 70000"),
         ("a.tif", Image.fromarray(np.full((5, 7), 7.0, np.float32)), r"not in \[0, 1\], first 7 at row 0, column 0"),

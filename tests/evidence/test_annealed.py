@@ -224,6 +224,7 @@ def test_step_sizes_follow_the_rate_of_acceptance() -> None:
     assert (torch.stack(rates).mean(0) - 0.65).abs().max() < 0.2
 
 
+@pytest.mark.usefixtures("unchecked_types")
 def test_chains_move_in_units_of_their_start() -> None:
     """Coefficients of some 1000 under a prior of that scale: steps of 1 would leave them where they were drawn."""
     design = torch.randn(20, 3).double()
@@ -372,6 +373,7 @@ def test_exact_refuses_other_models() -> None:
         exact(LinearMixture(1, 2, (4,), flat_prior=True), torch.zeros(2, 4))
 
 
+@pytest.mark.usefixtures("unchecked_types")
 @pytest.mark.parametrize("name", MODELS)
 def test_nuts_finds_the_posterior(name: str) -> None:
     model = MODELS[name][0]()

@@ -8,13 +8,13 @@ import pytest
 import torch
 from scipy import integrate
 from scipy.special import logsumexp as log_sum_exp
-from scipy.stats import multivariate_normal, norm
+from scipy.stats import genpareto, multivariate_normal, norm
 from torch import Tensor, nn
 from torch.distributions import Distribution, Independent, MultivariateNormal, Normal, StudentT
 
 from gae import Autoencoder
-from gae.evidence import Evidence, importance, laplace_approximation
-from gae.evidence.base import from_log_weights
+from gae.evidence import Evidence, UnreliableWarning, importance, laplace_approximation
+from gae.evidence.base import from_log_weights, pareto_shape
 from gae.inference import Amortized, Argmax, Ascent, ClosedForm, GradientAscent, Inference, Zeros
 from gae.likelihood import Bernoulli, Flat, Gaussian, LinearMixture, LinearRegression
 
@@ -127,6 +127,42 @@ def test_weights_of_any_size(level: float) -> None:
     assert np.allclose(found.standard_error, weight.std(0, ddof=1) / weight.mean(0) / 2, rtol=1e-6)
 
 
+@pytest.mark.parametrize("shape", [-0.3, 0.3, 0.7, 1.2])
+def test_the_shape_of_large_weights(shape: float) -> None:
+    """Of draws from a generalised Pareto law, whose tail has its own shape; and the estimate near scipy's likeliest."""
+    weight = genpareto.rvs(shape, size=(4000, 20), random_state=np.random.default_rng(0))
+    found = pareto_shape(torch.from_numpy(weight)).numpy()
+    tail = np.sort(weight, 0)[-190:] - np.sort(weight, 0)[-191]
+    likeliest = np.array([genpareto.fit(column, floc=0)[0] for column in tail.T[:3]])
+    assert np.abs(found[:3] - likeliest).max() < 0.15
+    shrunk = (190 * shape + 5) / 200  # a prior of weight 10 around 0.5
+    assert abs(found.mean() - shrunk) < 4 * (1 + shape) / math.sqrt(190 * 20) + 0.02
+
+
+@pytest.mark.parametrize("variance, trusted", [(0.02, False), (0.6, True), (1.5, True)])
+def test_few_weights_that_outweigh_all_others_are_told(variance: float, trusted: bool) -> None:
+    """Normal draws of variance v under a standard normal posterior have weights of shape 1 - v, v < 1."""
+    model = LinearMixture(1, 1, (1,)).double()
+    model.loadings.data.zero_()
+    law = Independent(Normal(torch.zeros(1, 1, dtype=torch.float64), variance**0.5), 1)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        found = importance(model, torch.zeros(1, 1, dtype=torch.float64), law, 20000)
+    assert found.unreliable.tolist() == [not trusted]
+    assert [warning.category for warning in told] == [UnreliableWarning] * (not trusted)
+    if variance < 1:
+        assert found.pareto_k is not None and abs(found.pareto_k.item() - (1 - variance)) < 0.3
+
+
+def test_one_weight_that_outweighs_all_others_is_told() -> None:
+    """100 nats above the rest: its estimate has a standard error of 1 nat, whatever it misses."""
+    log_weight = torch.zeros(16, 2)
+    log_weight[3, 1] = 100.0
+    with pytest.warns(UnreliableWarning, match="may be off by far more than its standard error"):
+        found = from_log_weights(log_weight, 16)
+    assert found.unreliable.tolist() == [False, True] and abs(found.standard_error[1].item() - 1) < 1e-6
+
+
 @pytest.mark.parametrize("prior_scale, scale", [(1e3, 1e3), (1e4, 1.0), (1e-3, 1.0)])
 def test_laplace_proposals_under_priors_of_any_scale(prior_scale: float, scale: float) -> None:
     """A normal posterior is its own Laplace approximation: a floor of its precision is one of the prior's."""
@@ -200,6 +236,7 @@ def test_never_nan(dtype: torch.dtype) -> None:
         q = cast(q, dtype)
         with warnings.catch_warnings():
             warnings.simplefilter("error")
+            warnings.simplefilter("ignore", UnreliableWarning)
             found = importance(model, far.to(dtype), q, samples=50)
         assert found.log_p.isfinite().all() and found.standard_error.isfinite().all()
         assert (found.standard_error >= 0).all()

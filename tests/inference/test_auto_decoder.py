@@ -1,4 +1,4 @@
-"""Free codes: found by content, learned with the decoder, kept in checkpoints; new data by an ascent."""
+"""The auto-decoder: one code per training row, learned with the decoder, kept in checkpoints; new data by an ascent."""
 
 from functools import partial
 from pathlib import Path
@@ -10,10 +10,11 @@ from torch import Tensor, nn
 
 from gae import Autoencoder, systems
 from gae.data import Dataset, load
-from gae.inference import Ascent, AutoDecoder, Detach, GradientAscent, Zeros
-from gae.inference.auto_decoder import row_keys
-from gae.likelihood import Flat, Gaussian
+from gae.inference import Ascent, AutoDecoder, ClosedForm, Detach, GradientAscent, Zeros
+from gae.inference.auto_decoder import training_rows
+from gae.likelihood import Flat, Gaussian, LinearMixture
 from gae.training import checkpoint, fit, restore
+from gae.training.corruption import GaussianNoise
 
 train = partial(fit, progress=False)
 
@@ -35,90 +36,69 @@ def known(x: Tensor) -> Autoencoder:
     return autoencoder
 
 
-# How rows are found.
-
-
-def test_keys_tell_rows_apart() -> None:
-    """Every row of eight bits, and all neighbours of one row of floats, have keys of their own."""
-    rows = torch.cartesian_prod(*[torch.tensor([0.0, 1.0])] * 12)
-    assert len(row_keys(rows).unique()) == len(rows)
-    start = torch.rand(1, 200).expand(400, 200).clone()
-    start[range(200), range(200)] = torch.nextafter(start[0], torch.tensor(2.0))
-    start[range(200, 400), range(200)] += 0.25
-    assert len(row_keys(start).unique()) == 400
-
-
-def test_keys_look_random() -> None:
-    """Each of the 64 bits is set in half of the keys, and a change of one value flips half of them."""
-    rows = torch.arange(4096.0).unsqueeze(1) * torch.tensor([[1.0, 0.0, 0.5]])
-    bits = (row_keys(rows).unsqueeze(1) >> torch.arange(64)) & 1
-    assert ((bits.double().mean(0) - 0.5).abs() < 4 * 0.5 / 64).all()
-    flipped = (bits[1:] ^ bits[:-1]).double().mean(0)
-    assert ((flipped - 0.5).abs() < 4 * 0.5 / 64).all()
-
-
-def test_keys_depend_on_values_alone() -> None:
-    x = torch.randn(7, 2, 3)
-    x[0] = 0
-    assert torch.equal(row_keys(x), row_keys(x.double()))
-    assert torch.equal(row_keys(x)[2:5], row_keys(x[2:5]))
-    assert torch.equal(row_keys(-x[:1]), row_keys(x[:1]))
-    assert row_keys(x[1:2]) != row_keys(x[1:2].flip(1))
-
-
-def test_no_two_digits_share_a_key(digits: Dataset) -> None:
-    x = torch.cat([digits.train, digits.test])
-    assert len(row_keys(x).unique()) == len(x.flatten(1).unique(dim=0))
-
-
 # Codes in training.
 
 
-def test_equal_rows_share_a_code() -> None:
+def test_each_row_has_a_code_of_its_own() -> None:
     x = torch.randn(6, 3)
     x[4] = x[1]
-    autoencoder = known(x)
-    assert free(autoencoder).codes.shape == (5, 2)
-    z = autoencoder.encode(x).z[0]
-    assert torch.equal(z[4], z[1]) and len(z.detach().unique(dim=0)) == 5
-    order = torch.tensor([3, 1, 0])
-    assert torch.equal(autoencoder.encode(x[order]).z[0], z[order])
+    autoencoder, rows = known(x), torch.tensor([4, 1, 0, 1])
+    codes = free(autoencoder).codes
+    assert codes.shape == (6, 2) and len(codes.detach().unique(dim=0)) == 6
+    with training_rows(autoencoder, rows):
+        assert torch.equal(autoencoder.encode(x[rows]).z[0], codes[rows])
 
 
-def test_gradients_reach_only_the_codes_that_were_looked_up() -> None:
-    x = torch.randn(6, 3)
+def test_gradients_reach_only_the_codes_of_the_batch() -> None:
+    x, rows = torch.randn(6, 3), torch.tensor([4, 1])
     autoencoder = known(x)
-    autoencoder(x[[1, 4]]).backward()
-    codes, used = free(autoencoder).codes, free(autoencoder).find(x[[1, 4]])
+    with training_rows(autoencoder, rows):
+        autoencoder(x[rows]).backward()
+    codes = free(autoencoder).codes
     assert codes.grad is not None
-    touched = codes.grad.abs().sum(1) > 0
-    assert touched.nonzero().flatten().tolist() == sorted(used.tolist())
-    z = codes.detach()[used].requires_grad_()
-    loss = -autoencoder.likelihood.log_joint(x[[1, 4]], z.unsqueeze(0)).mean()
-    assert torch.allclose(codes.grad[used], torch.autograd.grad(loss, z)[0])
+    assert (codes.grad.abs().sum(1) > 0).nonzero().flatten().tolist() == [1, 4]
+    z = codes.detach()[rows].requires_grad_()
+    loss = -autoencoder.likelihood.log_joint(x[rows], z.unsqueeze(0)).mean()
+    assert torch.allclose(codes.grad[rows], torch.autograd.grad(loss, z)[0])
 
 
-def test_unknown_rows_are_refused_in_training_and_encoded_in_evaluation() -> None:
+def test_observations_without_rows_are_refused_in_training_and_encoded_in_evaluation() -> None:
     x = torch.randn(6, 3)
     for autoencoder in (known(x), model()):
-        y = torch.cat([x[:2], x[:3] + 1])
-        with pytest.raises(ValueError, match=r"no code for [35] of 5 rows, the first at index [20]\. .*`\.eval\(\)`"):
-            autoencoder.encode(y)
+        with pytest.raises(ValueError, match=r"not told which: to encode observations, call `\.eval\(\)`"):
+            autoencoder.encode(x)
         inner = free(autoencoder).inner
-        assert torch.equal(autoencoder.eval().encode(y).z, inner(autoencoder.likelihood, y).z)
+        with training_rows(autoencoder.eval(), torch.arange(6)):
+            assert torch.equal(autoencoder.encode(x).z, inner(autoencoder.likelihood, x).z)
 
 
-def test_codes_start_from_the_prior_and_are_kept() -> None:
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([0, 1], "got 3 observations, but `training_rows` names 2"),
+        ([0, 1, 6], r"the rows 0 \.\.\. 5, but `training_rows` names 0 \.\.\. 6"),
+        ([-1, 1, 2], r"names -1 \.\.\. 2"),
+    ],
+)
+def test_rows_that_do_not_fit_the_batch_or_the_codes(rows: list[int], message: str) -> None:
+    x = torch.randn(6, 3)
+    autoencoder = known(x)
+    with training_rows(autoencoder, torch.tensor(rows)), pytest.raises(ValueError, match=message):
+        autoencoder(x[:3])
+    assert free(autoencoder).rows is None
+
+
+def test_codes_start_from_the_prior_and_are_kept_for_as_many_rows() -> None:
     x = torch.randn(4000, 3)
     autoencoder, other = known(x), known(x)
     codes = free(autoencoder).codes
     assert torch.equal(codes, free(other).codes)
     assert codes.std().item() == pytest.approx(1, abs=0.05)
-    before, parameter = autoencoder.encode(x[:10]).z.detach().clone(), codes
-    free(autoencoder).initialize(autoencoder.likelihood, torch.cat([x[:5], x[:7] + 1]), 1)
-    assert free(autoencoder).codes is parameter and len(parameter) == 4007
-    assert torch.equal(autoencoder.encode(x[:10]).z, before)
-    assert (free(autoencoder).keys.diff() > 0).all()
+    before = codes.detach().clone()
+    free(autoencoder).initialize(autoencoder.likelihood, x, 1)
+    assert torch.equal(codes, before)
+    free(autoencoder).initialize(autoencoder.likelihood, x[:7], 1)
+    assert free(autoencoder).codes is codes and len(codes) == 7 and not torch.isin(codes, before).any()
 
 
 def test_what_cannot_be_initialised() -> None:
@@ -129,14 +109,44 @@ def test_what_cannot_be_initialised() -> None:
         free(autoencoder).initialize(Gaussian(nn.Linear(4, 3), 4), x, 0)
 
 
-def test_data_drawn_anew_have_no_free_codes() -> None:
+# Fitting.
+
+
+def test_fit_moves_each_code_to_the_mode_of_its_own_row() -> None:
+    """Under a held linear decoder W with WᵀW = 1.25 I, unit noise and prior N(0, I), that is Wᵀx / 2.25."""
+    x = torch.randn(11, 2)
+    x[7] = x[3]
+    decoder = nn.Linear(2, 2, bias=False).requires_grad_(False)
+    decoder.weight.copy_(torch.tensor([[1.0, 0.5], [-0.5, 1.0]]))
+    autoencoder = Autoencoder(Gaussian(decoder, 2, 1.0, learn="fixed"), AutoDecoder(2, Zeros()))
+    train(autoencoder, x, epochs=15, batch_size=3, optimizer=partial(torch.optim.SGD, lr=1.3))
+    assert torch.allclose(free(autoencoder).codes, x @ decoder.weight / 2.25, atol=1e-3)
+
+
+def test_closed_form_steps_score_the_codes_of_their_chunk() -> None:
+    """The second epoch changes nothing, so its loss is that of the final parameters."""
+    x = torch.randn(40, 3)
+    autoencoder = Autoencoder(LinearMixture(1, 2, (3,)), AutoDecoder(2, ClosedForm()))
+    autoencoder.inference.requires_grad_(False)
+    history = train(autoencoder, x, epochs=2, batch_size=7)
+    with torch.no_grad():
+        expected = -autoencoder.likelihood.log_joint(x, free(autoencoder).codes.unsqueeze(0)).mean()
+    assert history.rows[1].train_loss == pytest.approx(expected.item(), abs=1e-4)
+
+
+def test_rows_are_counted_after_those_held_out() -> None:
+    autoencoder = model()
+    train(autoencoder, torch.randn(20, 3), epochs=1, batch_size=5, validation=0.2)
+    assert len(free(autoencoder).codes) == 16
+
+
+def test_a_row_that_is_drawn_anew_or_corrupted_keeps_its_code() -> None:
     data = load("digits", binarize="dynamic")
     autoencoder = systems.build("glo", data.event_shape, latent=2, hidden=(8,), head="bernoulli", steps=2)
-    with pytest.raises(ValueError, match="Data that are drawn anew in each epoch"):
-        train(autoencoder, data, epochs=2)
-
-
-# Fitting.
+    train(autoencoder, data, epochs=2)
+    assert len(free(autoencoder).codes) == len(data.train)
+    noisy = Autoencoder(model().likelihood, AutoDecoder(2, Zeros()), corruption=GaussianNoise(0.1))
+    train(noisy, torch.randn(20, 3), epochs=2)
 
 
 def test_fit_finds_an_engine_inside_another() -> None:
@@ -157,10 +167,11 @@ def test_a_checkpoint_is_restored_into_a_new_model(tmp_path: Path) -> None:
     train(autoencoder, x, epochs=2, **options(tmp_path / "run"))
     other = model()
     restore(other, tmp_path / "run")
-    assert torch.equal(other.encode(x).z, autoencoder.encode(x).z)
     third = known(torch.randn(4, 3))
     third.load_state_dict(autoencoder.state_dict())
-    assert torch.equal(third.encode(x).z, autoencoder.encode(x).z)
+    for copy in (other, third):
+        assert torch.equal(free(copy).codes, free(autoencoder).codes)
+        assert torch.equal(copy.eval().encode(x).z, autoencoder.eval().encode(x).z)
 
 
 def test_a_resumed_run_is_the_undisturbed_one(tmp_path: Path) -> None:
@@ -197,7 +208,8 @@ def test_glo_encodes_held_out_digits(digits: Dataset) -> None:
         with torch.no_grad():
             return (autoencoder.reconstruct(x) - x).square().mean().item()
 
-    learned = error(digits.train)
+    with training_rows(autoencoder, torch.arange(len(digits.train))):
+        learned = error(digits.train)
     autoencoder.eval()
     seen, held_out = error(digits.train[:360]), error(digits.test)
     mean = (digits.test - digits.train.mean(0)).square().mean().item()

@@ -48,7 +48,7 @@ def noisy(scale: float) -> Layer:
 
 RANDOM: dict[str, Layer] = {
     "dropout": lambda h: functional.dropout(h.tanh(), 0.3),
-    "rare-dropout": lambda h: functional.dropout(h.tanh(), 0.05),
+    "rare-dropout": lambda h: functional.dropout(h.tanh(), 0.02),
     "noise": noisy(1.0),
     "little-noise": noisy(0.01),
     "rrelu": lambda h: functional.rrelu(h, training=True),
@@ -72,6 +72,7 @@ FIXED: dict[str, Layer] = {
     "nan": lambda h: h.log(),
     "infinite": lambda h: (1000 * h.square()).exp(),
     "constant": lambda h: 0 * h,
+    "same-noise": lambda h: h.tanh() + torch.randn(8, generator=torch.Generator().manual_seed(0)),
 }
 
 

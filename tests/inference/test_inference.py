@@ -384,6 +384,7 @@ def exact_elbo(model: LinearMixture, x: Tensor, loc: Tensor, scale: Tensor) -> T
     return expected + (scale.log() + 0.5 * math.log(2 * math.pi * math.e)).sum(-1)
 
 
+@pytest.mark.usefixtures("unchecked_types")
 @pytest.mark.usefixtures("balanced_noise")
 @torch.no_grad()
 def test_mean_field_finds_the_variational_optimum(x: Tensor) -> None:

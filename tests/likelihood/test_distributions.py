@@ -16,7 +16,18 @@ from torch.func import jacfwd, jacrev
 
 from gae import Autoencoder
 from gae.inference import Zeros, to_pyro
-from gae.likelihood import Bernoulli, ContinuousBernoulli, Gaussian, Head, LaplacePrior, NonNegativePoisson, Poisson
+from gae.likelihood import (
+    Bernoulli,
+    ContinuousBernoulli,
+    Gaussian,
+    GaussianKernel,
+    Head,
+    LaplacePrior,
+    LinearMixture,
+    Measured,
+    NonNegativePoisson,
+    Poisson,
+)
 
 mp.mp.dps = 100
 PRECISION = {torch.float32: 2e-7, torch.float64: 1e-11}
@@ -44,6 +55,56 @@ def derivatives(value: Tensor, at: Tensor) -> tuple[Tensor, Tensor]:
     (first,) = torch.autograd.grad(value, at, create_graph=True)
     (second,) = torch.autograd.grad(first, at)
     return first, second
+
+
+# Scales whose squares are no floats.
+
+
+EXTREME = [1e-37, 1e-30, 1e-20, 1e20, 1e30]
+
+
+def charts(latent: int, scale: float) -> LinearMixture:
+    model = LinearMixture(2, latent, (4,), scale=scale)
+    model.means.data[1] = 8 * max(scale, 1)
+    return model
+
+
+@pytest.mark.parametrize("scale", EXTREME)
+def test_normal_densities_of_tiny_and_huge_scales(scale: float) -> None:
+    """At means and a scale away from them, by each way to the density, against scipy in float64."""
+    x = scale * torch.randn(5, 4)
+    x[0] = 0
+    wanted = scipy.stats.norm.logpdf(x.double().numpy(), scale=scale).sum(1)
+    z, k = torch.zeros(1, 5, 2), torch.zeros(1, 5, dtype=torch.long)
+    decoder = nn.Linear(2, 4, bias=False)
+    plain, mixed, points = LinearMixture(1, 2, (4,), scale=scale), charts(2, scale), charts(0, scale)
+    head, kernel = Gaussian(decoder, 2, scale), GaussianKernel(1, 2, (4,), absorbing=0.0, scale=scale)
+    measured = Measured(Gaussian(decoder, 2), nn.Identity(), scale=scale)
+    prior, two = 2 * 0.5 * math.log(2 * math.pi), math.log(2)
+    found = {
+        "head": head.log_joint(x, z) + prior,
+        "measured": measured.log_joint(x, z) + prior,
+        "kernel": kernel.log_joint(x, z),
+        "kernel's law": kernel(z).log_prob(x),
+        "chart": plain.log_joint(x, z) + prior,
+        "bound chart": plain.bind(x)(z) + prior,
+        "chart's law": plain(z).log_prob(x),
+        "charts": mixed.log_joint(x, z, k) + prior + two,
+        "bound charts": mixed.bind(x)(z, k[:, :1]) + prior + two,
+        "charts' output": mixed.log_likelihood(x, mixed.outputs(z, k), k),
+        "charts' law": mixed(z, k).log_prob(x),
+        "points": points.nearest(x)[1] + two,
+    }
+    for name, value in found.items():
+        assert np.allclose(value.detach().double().numpy(), wanted, rtol=1e-5, atol=1e-3), name
+    assert points.nearest(x)[0].tolist() == [0] * 5
+
+
+@pytest.mark.parametrize("scale", [1e-39, 1e39, math.inf])
+def test_scales_that_float32_cannot_invert_are_refused(scale: float) -> None:
+    for build in (lambda: LinearMixture(1, 2, (4,), scale=scale), lambda: Gaussian(nn.Linear(2, 4), 2, scale)):
+        with pytest.raises(ValueError, match="scale must lie within"):
+            build()
 
 
 # The continuous Bernoulli law: exp(logit x) / M, M = (exp(logit) - 1) / logit.

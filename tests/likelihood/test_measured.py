@@ -1,11 +1,12 @@
 """Measurements: adjoints, the densities of what is seen, and what a decoder says of what is not."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
 import torch
+from cases import LIKELIHOODS, LikelihoodCase
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -36,20 +37,32 @@ OPERATORS: dict[str, Callable[[], LinearOperator]] = {
     "blur": lambda: Blur(SHAPE, 1.3),
     "projection": lambda: GaussianProjection(9, SHAPE),
 }
+MEASURED = [case for case in LIKELIHOODS if isinstance(case.build(), Measured)]
 every_operator = pytest.mark.parametrize("name", OPERATORS)
+
+
+def assert_adjoint(operator: LinearOperator, shape: Sequence[int]) -> None:
+    """⟨A x, y⟩ = ⟨x, Aᵀ y⟩, and A is linear: its matrix, column by column, gives what A gives."""
+    operator = operator.double()
+    x = torch.randn(3, *shape, dtype=torch.float64)
+    y = torch.randn_like(operator(x))
+    left, right = (operator(x) * y).flatten(1).sum(1), (x * operator.adjoint(y)).flatten(1).sum(1)
+    torch.testing.assert_close(left, right, rtol=1e-12, atol=1e-12)
+    size = math.prod(shape)
+    matrix = operator(torch.eye(size, dtype=torch.float64).view(size, *shape)).flatten(1).T
+    torch.testing.assert_close(operator(x).flatten(1), x.flatten(1) @ matrix.T, rtol=1e-12, atol=1e-12)
 
 
 @every_operator
 def test_the_adjoint_is_the_transpose(name: str) -> None:
-    """⟨A x, y⟩ = ⟨x, Aᵀ y⟩, and A is linear: its matrix, column by column, gives what A gives."""
-    operator = OPERATORS[name]().double()
-    x = torch.randn(3, *SHAPE, dtype=torch.float64)
-    y = torch.randn_like(operator(x))
-    left, right = (operator(x) * y).flatten(1).sum(1), (x * operator.adjoint(y)).flatten(1).sum(1)
-    torch.testing.assert_close(left, right, rtol=1e-12, atol=1e-12)
-    size = math.prod(SHAPE)
-    matrix = operator(torch.eye(size, dtype=torch.float64).view(size, *SHAPE)).flatten(1).T
-    torch.testing.assert_close(operator(x).flatten(1), x.flatten(1) @ matrix.T, rtol=1e-12, atol=1e-12)
+    assert_adjoint(OPERATORS[name](), SHAPE)
+
+
+@pytest.mark.parametrize("case", MEASURED, ids=[case.name for case in MEASURED])
+def test_the_adjoint_of_a_measured_likelihood_is_the_transpose(case: LikelihoodCase) -> None:
+    measured = case.build()
+    assert isinstance(measured, Measured) and isinstance(measured.operator, LinearOperator)
+    assert_adjoint(measured.operator, measured.likelihood.event_shape)
 
 
 @every_operator

@@ -479,6 +479,7 @@ def test_the_first_steps_are_scikit_learns(init: str, apart: Tensor) -> None:
     assert np.allclose(found, at, rtol=0, atol=1e-7 * np.abs(at).max())
 
 
+@pytest.mark.usefixtures("unchecked_types")
 def test_tsne_is_as_good_as_scikit_learns(digits: Dataset) -> None:
     """The best of many starts: with ten points, a third of the ends are the best layout that there is."""
     x = digits.train[torch.randperm(len(digits.train))[:10]].double()
@@ -648,6 +649,7 @@ def circle() -> tuple[LLE, Tensor]:
     return LLE(12, (3,), neighbours=4, reg=1e-2, scale=0.5).double(), x
 
 
+@pytest.mark.usefixtures("unchecked_types")
 def test_ascent_with_whitening_finds_the_closed_form() -> None:
     model, x = circle()
     codes = Mode()(model, x).point[0].detach()

@@ -142,23 +142,23 @@ def test_damaged_pictures_are_named(tmp_path: Path) -> None:
                 assert all((arrays[name] == array).all() for name, array in found.items())
 
 
-def boxes(results: dict[str, Any], key: str) -> list[report.Box]:
+def table_cells(results: dict[str, Any], key: str) -> list[report.TableCell]:
     index = [column.key for column in report.COLUMNS].index(key)
-    return [row.boxes[index] for _, rows in report.table(results).groups for row in rows]
+    return [row.cells[index] for _, rows in report.table(results).groups for row in rows]
 
 
 def test_the_best_are_marked_among_comparable_numbers(results: dict[str, Any]) -> None:
     rows = results["cells"] + results["baselines"]
     for key, best in (("log_p", max), ("elbo", max), ("squared_error", min), ("accuracy", max)):
         value = best(row[key]["mean"] for row in rows if row[key]["mean"] is not None)
-        assert [box.best for box in boxes(results, key)] == [row[key]["mean"] == value for row in rows]
+        assert [cell.best for cell in table_cells(results, key)] == [row[key]["mean"] == value for row in rows]
     joint = [
         row in results["cells"]
         and row["joint"]["mean"] == max(c["joint"]["mean"] for c in results["cells"] if c["decoder"] == row["decoder"])
         for row in rows
     ]
-    assert [box.best for box in boxes(results, "joint")] == joint and sum(joint) >= len(ENGINES)
-    assert not any(box.best for key in ("milliseconds", "evaluations") for box in boxes(results, key))
+    assert [cell.best for cell in table_cells(results, "joint")] == joint and sum(joint) >= len(ENGINES)
+    assert not any(cell.best for key in ("milliseconds", "evaluations") for cell in table_cells(results, key))
 
 
 def test_masses_are_not_compared_with_densities(results: dict[str, Any]) -> None:
@@ -166,8 +166,8 @@ def test_masses_are_not_compared_with_densities(results: dict[str, Any]) -> None
     for row in results["baselines"]:
         row["log_p"] = {"mean": 1e6, "se": 0.0, "method": "exact", "sampling_se": 0.0, "samples": 1}
         row["squared_error"] = {"mean": -1.0, "se": 0.0}
-    assert not any(box.best for box in boxes(results, "log_p")[-4:])
-    assert all(box.best for box in boxes(results, "squared_error")[-4:])
+    assert not any(cell.best for cell in table_cells(results, "log_p")[-4:])
+    assert all(cell.best for cell in table_cells(results, "squared_error")[-4:])
 
 
 def test_numbers_have_their_unit_and_error() -> None:
@@ -222,8 +222,8 @@ def test_strips_of_a_linear_decoder_are_straight_lines() -> None:
         codes = model.encode(x).point
         spread, loadings = codes.std(0, correction=0), model.likelihood.loadings[0]
         widest = spread.argsort(descending=True)[:3]
-        strips = pictures._traversals(model, x[:1], codes)
-        moved = pictures._attribute(model, x, labels)
+        strips = pictures._traversals(model, codes)
+        moved = pictures._attribute(model, codes, labels)
         shift = codes[labels == 6].mean(0) - codes[labels == 5].mean(0)
         torch.testing.assert_close(strips[:, -1] - strips[:, 0], 4 * spread[widest, None] * loadings[widest])
         torch.testing.assert_close(strips.mean(1), model.reconstruct(x[:1]).expand(3, -1))

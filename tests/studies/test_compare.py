@@ -241,7 +241,7 @@ def test_finished_phases_are_reread(
     def never(*args: Any) -> None:
         raise AssertionError("computed again")
 
-    for name in ("cell", "pictures"):
+    for name in ("evaluate", "pictures"):
         monkeypatch.setattr(compare, name, never)
     assert timeless(compare.compare(small, out, resume=True, **TINY)) == timeless(results)
 
@@ -332,15 +332,15 @@ def test_a_cell_against_closed_forms() -> None:
     data = Dataset("normal", x, x, None, None, (-5.0, 5.0))
     effort = measure.EvaluationBudget(batch_size=12, evidence_samples=20, elbo_samples=4, repeats=2)
     ascent = Ascent(step=Adam(0.1, (0.8, 0.9)), max_steps=150)
-    found = measure.cell(Autoencoder(head, ascent), data, effort, seed=0)
-    known = measure.cell(Autoencoder(exact, ClosedForm()), data, effort, seed=0)
+    found = measure.evaluate(Autoencoder(head, ascent), data, effort, seed=0)
+    known = measure.evaluate(Autoencoder(exact, ClosedForm()), data, effort, seed=0)
     for key in ("joint", "log_p", "squared_error"):
         assert found[key]["mean"] == pytest.approx(known[key]["mean"], abs=1e-3), key
         assert found[key]["se"] == pytest.approx(known[key]["se"], abs=1e-3), key
     assert known["elbo"]["mean"] == pytest.approx(exact.log_evidence(x).mean().item(), abs=1e-4)
     assert found["log_p"]["method"] == "importance sampling" and found["status"] == {"max_steps": 20}
     torch.manual_seed(5)
-    assert measure.cell(Autoencoder(head, ascent), data, effort, seed=0)["log_p"] == found["log_p"]
+    assert measure.evaluate(Autoencoder(head, ascent), data, effort, seed=0)["log_p"] == found["log_p"]
     low, high = found["milliseconds"]["range"]
     assert 0 < low <= found["milliseconds"]["mean"] <= high
 
@@ -352,7 +352,8 @@ def test_a_dimension_that_the_decoder_ignores_is_not_active() -> None:
     for loadings, active in ((torch.ones(2), 2), (torch.tensor([1.0, 0.0]), 1)):
         exact.loadings.data *= loadings[:, None]
         assert (
-            measure.cell(Autoencoder(exact, ClosedForm()), data, measure.EvaluationBudget(), seed=0)["active"] == active
+            measure.evaluate(Autoencoder(exact, ClosedForm()), data, measure.EvaluationBudget(), seed=0)["active"]
+            == active
         )
 
 

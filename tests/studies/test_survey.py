@@ -20,7 +20,7 @@ from gae.analysis.metrics import EvaluationBudget, encode
 from gae.cli import terminal
 from gae.data import Dataset, load
 from gae.reports import survey as survey_report
-from gae.studies.survey import Survey, left_out, survey, surveyed
+from gae.studies.survey import Survey, left_out, survey, survey_systems
 from gae.systems import SYSTEMS, build
 from gae.training import restore
 
@@ -197,7 +197,9 @@ def test_text_is_surveyed_by_systems_of_sequences(tmp_path: Path) -> None:
     (tmp_path / "names.txt").write_text("ada\nalan\ngrace\nemmy\n" * 20, encoding="utf-8")
     data = load(str(tmp_path / "names.txt"))
     found = survey(data, tmp_path / "run", epochs=2, quick=True, progress=False)
-    assert [entry["system"] for entry in found["texts"]] == surveyed(text=True) == ["sequence-vae", "attention-vae"]
+    assert (
+        [entry["system"] for entry in found["texts"]] == survey_systems(text=True) == ["sequence-vae", "attention-vae"]
+    )
     assert found["rows"] == [] and data.vocabulary is not None
     entry = found["texts"][0]
     assert entry["lines"] == data.vocabulary.decode(data.test[:12]) and len(entry["samples"]) == 12
@@ -239,8 +241,8 @@ def test_bad_options(small: Dataset, tmp_path: Path, options: dict[str, Any], me
 
 
 def test_all_are_the_rows_whose_observations_are_samples() -> None:
-    assert set(SYSTEMS) - set(surveyed()) >= {"deep-image-prior", "compressed-sensing"}
-    assert {"pca", "vae", "gon", "sparse-coding"} <= set(surveyed())
+    assert set(SYSTEMS) - set(survey_systems()) >= {"deep-image-prior", "compressed-sensing"}
+    assert {"pca", "vae", "gon", "sparse-coding"} <= set(survey_systems())
 
 
 def test_the_command(tmp_path: Path) -> None:

@@ -204,6 +204,7 @@ def alike(latent: int, dim: int, spread: float) -> Gaussian:
     return likelihood
 
 
+@pytest.mark.usefixtures("unchecked_types")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("accelerated", [False, True])
 def test_backtracking_converges_where_atoms_are_alike(accelerated: bool, dtype: torch.dtype) -> None:
@@ -290,6 +291,7 @@ def test_atoms_have_unit_length() -> None:
 # The systems.
 
 
+@pytest.mark.usefixtures("unchecked_types")
 def test_sparse_autoencoder_reaches_its_activity(digits: Dataset) -> None:
     torch.manual_seed(0)
     autoencoder = systems.build("sparse-ae", digits.event_shape, latent=64, rho=0.05, weight=300.0)
@@ -300,6 +302,7 @@ def test_sparse_autoencoder_reaches_its_activity(digits: Dataset) -> None:
     within("mean error of activities", (activity - 0.05).abs().mean(), below=0.01)
 
 
+@pytest.mark.usefixtures("unchecked_types")
 def test_sparse_coding_solves_the_lasso_of_its_learned_dictionary(digits: Dataset) -> None:
     """Optimal by a dual certificate, by the conditions of Karush, Kuhn and Tucker, and by scikit-learn's solver."""
     torch.manual_seed(0)
@@ -334,6 +337,7 @@ def psnr(error: Tensor) -> float:
     return -10 * math.log10(float(error.square().mean()))
 
 
+@pytest.mark.usefixtures("unchecked_types")
 def test_denoising_autoencoder_beats_the_plain_one_on_noisy_digits(digits: Dataset) -> None:
     torch.manual_seed(0)
     plain = systems.build("ae", digits.event_shape, latent=32, hidden=(128,))
@@ -342,7 +346,7 @@ def test_denoising_autoencoder_beats_the_plain_one_on_noisy_digits(digits: Datas
     noisy = digits.test + 0.3 * torch.randn_like(digits.test)
     found = []
     for autoencoder in (plain, denoising):
-        train(autoencoder, digits, epochs=60, optimizer=Adam)
+        train(autoencoder, digits, epochs=30, optimizer=Adam)
         with torch.no_grad():
             found.append(psnr(autoencoder.reconstruct(noisy) - digits.test))
     within("gain in dB", found[1] - found[0], above=1)
@@ -353,6 +357,7 @@ def jacobian_norm(autoencoder: Autoencoder, x: Tensor) -> float:
     return float(Contractive(1.0)(leaf, autoencoder.encode(leaf)).detach())
 
 
+@pytest.mark.usefixtures("unchecked_types")
 def test_contraction_lowers_the_jacobian(digits: Dataset) -> None:
     norms = []
     for name, options in (("ae", {}), ("cae", {"weight": 5.0})):
@@ -403,6 +408,7 @@ def test_the_contractive_walk_of_a_linear_encoder() -> None:
     assert torch.allclose(moved.T.cov(), 0.49 * gram @ gram, atol=0.03)
 
 
+@pytest.mark.usefixtures("unchecked_types")
 def test_walks_stay_among_digits(digits: Dataset) -> None:
     torch.manual_seed(0)
     autoencoder = systems.build("dae", digits.event_shape, latent=32, hidden=(128,), amount=0.3)

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from conftest import without_type_checks
 from torch import Tensor
 from torch.nn.functional import interpolate
 
@@ -20,7 +21,8 @@ def trained(digits: Dataset) -> Autoencoder:
     """A VAE of digits, whose decoder the rows can load."""
     seed(0)
     model = build("vae", IMAGE)
-    fit(model, digits, epochs=80, batch_size=64, optimizer=lambda p: torch.optim.Adam(p, lr=3e-3), progress=False)
+    with without_type_checks():
+        fit(model, digits, epochs=80, batch_size=64, optimizer=lambda p: torch.optim.Adam(p, lr=3e-3), progress=False)
     return model
 
 

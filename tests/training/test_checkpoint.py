@@ -1,5 +1,6 @@
 """Checkpoints: exact, complete or absent, and never executed."""
 
+import importlib.metadata
 import json
 import os
 import pickle
@@ -86,10 +87,11 @@ OPTIMIZERS = {
     "rmsprop": partial(torch.optim.RMSprop, lr=1e-3, centered=True),
     "adagrad": torch.optim.Adagrad,
     "rprop": torch.optim.Rprop,
-    "adafactor": torch.optim.Adafactor,
     "lbfgs": partial(torch.optim.LBFGS, history_size=3, max_iter=4),
     "wolfe": partial(torch.optim.LBFGS, max_iter=4, line_search_fn="strong_wolfe"),
 }
+if hasattr(torch.optim, "Adafactor"):  # from torch 2.5 on
+    OPTIMIZERS["adafactor"] = torch.optim.Adafactor
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
@@ -128,7 +130,7 @@ def test_last_two_stay(tmp_path: Path) -> None:
     assert [path.name for path in checkpoint.checkpoints(tmp_path)] == ["checkpoint-00000010", "checkpoint-00000011"]
     found = checkpoint.load(tmp_path)
     assert (found.step, found.state) == (11, {"step": 11})
-    assert found.versions["torch"] == torch.__version__
+    assert found.versions["torch"] == importlib.metadata.version("torch")
 
 
 def test_good_checkpoints_are_never_overwritten(tmp_path: Path) -> None:

@@ -475,12 +475,24 @@ def test_divergence_stops_and_keeps_the_last_good(x: Tensor, tmp_path: Path) -> 
     assert all(torch.isfinite(parameter).all() for parameter in model.parameters())  # stopped before the update
 
 
+def test_an_encoder_without_a_density_stops_and_says_where(x: Tensor) -> None:
+    def guide(x: Tensor) -> Any:
+        calls[0] += 1
+        scale = torch.full((2,), 0.0 if calls[0] > 2 else 1.0)
+        return Normal(x[:, :2], scale, validate_args=False).to_event(1)
+
+    calls, model = [0], Autoencoder(small_vae().likelihood, Amortized(guide))
+    with pytest.raises(FloatingPointError, match=r"At epoch 1, step 2: .* own draws.*smaller learning"):
+        quiet(model, x, batch_size=20, optimizer=sgd)
+
+
 def test_parameters_that_blow_up_are_not_saved(x: Tensor, tmp_path: Path) -> None:
     model = small()
     model.objective = lambda encoding: joint(encoding) + (0 * encoding.log_joint[0]).sqrt()  # finite; its slope is not
-    with pytest.raises(FloatingPointError, match=r"is not finite at step 1. Try"):
+    with pytest.raises(FloatingPointError, match=r"the gradient of .* is not finite at epoch 1, step 1: .* rate"):
         quiet(model, x, batch_size=50, out=tmp_path / "run")
     assert not (tmp_path / "run").exists()
+    assert all(torch.isfinite(parameter).all() for parameter in model.parameters())  # stopped before the update
 
 
 def test_best_epoch() -> None:

@@ -20,7 +20,7 @@ from gae.inference.ascent.stopping import Stopping
 from gae.inference.base import Code, Inference, Status
 from gae.inference.decoder import is_piecewise_linear, need_fixed, need_gradient, transformed, twice_differentiable
 from gae.inference.starts import Zeros
-from gae.likelihood import Likelihood
+from gae.likelihood import DecoderLikelihood, Likelihood
 from gae.likelihood.door import hidden
 
 NONDETERMINISTIC_LAYERS = (_BatchNorm, _DropoutNd, nn.RNNBase, nn.MultiheadAttention, nn.RReLU)
@@ -46,11 +46,12 @@ class Ascent(Inference):
         init: the engine that gives the start: ``Zeros()``, ``Prior()``, ``Constant(z)``, or any encoder (a warm start).
         step: the step rule.
         max_steps: T; 0 returns the start.
-        tol: a sample has converged when its objective (nats) came within ``tol`` of its best in 2 successive steps.
+        tol: a sample has converged when, in 2 successive steps, its objective (nats) came within ``tol`` of its best
+            or within rounding, and the gain that its gradient promises for the next step is at most ``tol``.
         grad_tol: ... or when the norm of its gradient (nats per unit of u) is at most this.
         restarts: R starts from ``init``, which must be random; the best end is kept, ``Solve.spread`` tells the rest.
         family: what is ascended: ``Delta()`` the code, ``MeanField()`` a density over codes.
-        backprop: how gradients flow back through the solve.
+        adjoint: how gradients flow back through the solve.
         trace: whether ``Solve.trace`` records the objective before each step.
         stop: a rule that judges by the decoder's output when an ascent that would overfit has done, in the place of
             tolerances; it needs ``Detach()``.
@@ -191,9 +192,9 @@ class Ascent(Inference):
     def _refuse_unfit(self, likelihood: Likelihood) -> None:
         """Likelihoods that this ascent's rules are not made for."""
         self._refuse_family()
-        if likelihood.stochastic:
+        if isinstance(likelihood, DecoderLikelihood) and likelihood.stochastic:
             self._need_simple(f"{type(likelihood).__name__} with noise drawn at each step")
-        if self.stop is not None and (not likelihood.has_outputs or likelihood.components > 1):
+        if self.stop is not None and (not isinstance(likelihood, DecoderLikelihood) or likelihood.components > 1):
             raise TypeError(
                 f"`{type(self.stop).__name__}` judges by the decoder's output, and {type(likelihood).__name__} has not "
                 "one. Stop by `tol` or `grad_tol`."

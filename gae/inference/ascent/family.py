@@ -5,12 +5,13 @@ from abc import ABC, abstractmethod
 
 import torch
 from jaxtyping import Float
-from pyro.distributions import Independent, MultivariateNormal, Normal
+from pyro.distributions import Independent, MultivariateNormal
 from torch import Tensor, nn
 
 from gae.inference.base import Code
 from gae.likelihood import Likelihood
 from gae.likelihood.base import LogJoint
+from gae.likelihood.distributions import Normal
 
 
 class Family(nn.Module, ABC):

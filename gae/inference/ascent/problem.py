@@ -11,7 +11,7 @@ from torch.func import vjp
 
 from gae.inference.ascent.family import Family
 from gae.inference.decoder import transformed
-from gae.likelihood import Likelihood
+from gae.likelihood import DecoderLikelihood, Likelihood
 from gae.likelihood.base import LogJoint
 
 
@@ -50,6 +50,7 @@ class Problem:
     def evaluate_with_output(self, u: Float[Tensor, "S B *Z"]) -> Evaluation:
         """``evaluate`` at point codes without a graph, and the decoder's signal from the same pass."""
         likelihood = self.likelihood
+        assert isinstance(likelihood, DecoderLikelihood)
         with torch.enable_grad():
             leaf = u.detach().requires_grad_()
             output = likelihood.sample_outputs(leaf, self.k)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -170,11 +170,12 @@ class Solver:
         after["value"] = plain
         after["first"] = plain if t == 0 else part["first"]
         after["evaluations"] = part["evaluations"] + self._cost
-        status, after["calm"] = self._judge(part, plain, norm, better, usable, t)
+        moved, state = self.step(problem, u, value, grad, _carried(part, PREFIX), t)
+        still = self._is_still(part, plain, u, moved, grad) if self.tol is not None and t > 0 else None
+        status, after["calm"] = self._judge(part, found, better, still, t)
         status = torch.where((status == RUNNING) & done, Status.converged, status)
         best = plain if self.stop is not None else torch.maximum(plain, part["best_value"])
         after["best_value"] = torch.where(better, best, part["best_value"])
-        moved, state = self.step(problem, u, value, grad, _carried(part, PREFIX), t)
         after["u"] = _chosen(status == RUNNING, moved, after["best"])
         after["steps"] = part["steps"] + (status == RUNNING)
         after["status"] = status
@@ -207,18 +208,26 @@ class Solver:
         level = (value >= part["best_value"] - rounding(value)) & (value >= part["first"]) & (norm <= part["grad_norm"])
         return (value > part["best_value"]) | level
 
+    @torch.no_grad()
+    def _is_still(self, part: dict[str, Tensor], value: Tensor, u: Tensor, moved: Tensor, grad: Tensor) -> Tensor:
+        """Whether the objective has stopped rising: a change below its rounding says nothing, so the step's first-order
+        gain ∇ · move, whose rounding is far smaller, must be within ``tol`` too."""
+        tol = cast(float, self.tol)
+        gain = torch.linalg.vecdot((moved - u).flatten(2), grad.flatten(2)).abs()
+        level = (value - part["best_value"]).abs() <= rounding(value).clamp_min(tol)
+        return level & (gain <= tol) & value.isfinite()
+
     def _judge(
-        self, part: dict[str, Tensor], value: Tensor, norm: Tensor, better: Tensor, usable: Tensor, t: int
+        self, part: dict[str, Tensor], found: Evaluation, better: Tensor, still: Tensor | None, t: int
     ) -> tuple[Tensor, Tensor]:
         status, calm = part["status"], part["calm"]
-        broken = ~usable if t == 0 or not self.step.is_trial else torch.zeros_like(usable)
+        broken = ~found.usable if t == 0 or not self.step.is_trial else torch.zeros_like(found.usable)
         status = torch.where((status == RUNNING) & broken, Status.nonfinite, status)
-        if self.tol is not None and t > 0:
-            still = (value - part["best_value"]).abs() <= self.tol
+        if still is not None:
             calm = torch.where(still, calm + 1, 0)
             status = torch.where((status == RUNNING) & (calm >= PATIENCE), Status.converged, status)
         if self.grad_tol is not None:
-            flat = (norm <= self.grad_tol) & better
+            flat = (found.norm <= self.grad_tol) & better
             status = torch.where((status == RUNNING) & flat, Status.converged, status)
         return status, calm
 

@@ -1,4 +1,4 @@
-"""When an ascent that would overfit has done, judged without ground truth by what the decoder puts out."""
+"""Early stopping from decoder outputs, without ground truth."""
 
 from abc import ABC, abstractmethod
 from typing import NamedTuple
@@ -11,8 +11,8 @@ from gae.inference.ascent.problem import expand_rows
 from gae.inference.ascent.steps.first_order import State, fraction
 
 
-class Verdict(NamedTuple):
-    """What a stopping rule says of each row after one more signal."""
+class StoppingDecision(NamedTuple):
+    """A stopping rule's decision for each row after one more decoder output."""
 
     state: State
     better: Bool[Tensor, "S B"]  # this point stands for the solve, until a better one comes
@@ -20,7 +20,7 @@ class Verdict(NamedTuple):
 
 
 class Stopping(nn.Module, ABC):
-    """Early stopping from decoder outputs, without ground truth: (reconstruction, state) -> verdict, for each row.
+    """Early stopping from decoder outputs, without ground truth: (reconstruction, state) -> decision, for each row.
 
     Rows never mix, and every state tensor is (S, B, ...). Callers read two entries of the state: ``reconstruction``,
     the best estimate so far, and ``average``, the current one.
@@ -31,8 +31,8 @@ class Stopping(nn.Module, ABC):
         """The state before the first output, of which only shape, dtype and device count."""
 
     @abstractmethod
-    def forward(self, reconstruction: Float[Tensor, "S B *X"], state: State, t: int) -> Verdict:
-        """The verdict after the output of step t, from 0; the state may be updated in place."""
+    def forward(self, reconstruction: Float[Tensor, "S B *X"], state: State, t: int) -> StoppingDecision:
+        """The decision after the output of step t, from 0; the state may be updated in place."""
 
 
 class ESWMV(Stopping):
@@ -78,7 +78,7 @@ class ESWMV(Stopping):
             "found": torch.zeros(rows, dtype=torch.long, device=reconstruction.device),
         }
 
-    def forward(self, reconstruction: Float[Tensor, "S B *X"], state: State, t: int) -> Verdict:
+    def forward(self, reconstruction: Float[Tensor, "S B *X"], state: State, t: int) -> StoppingDecision:
         average = reconstruction if t == 0 else torch.lerp(reconstruction, state["average"], self.decay)
         recent, lowest, found = state["recent"], state["lowest"], state["found"]
         kept, extra = divmod(t, self.every)
@@ -98,4 +98,4 @@ class ESWMV(Stopping):
             "lowest": lowest,
             "found": found,
         }
-        return Verdict(after, better, t - found >= self.patience)
+        return StoppingDecision(after, better, t - found >= self.patience)

@@ -2,13 +2,14 @@
 
 import math
 import warnings
+from dataclasses import replace
 from typing import Any
 
 import torch
 from jaxtyping import Float, Num
 from torch import Tensor, nn
 
-from gae.likelihood.base import Likelihood
+from gae.likelihood.base import DecoderLikelihood, NoiseScale
 from gae.likelihood.linear.moments import (
     Moments,
     chart_moments,
@@ -25,12 +26,11 @@ SURE = 256  # units of rounding: noise scales, and variances, below are told to 
 FAR = 32  # components that can be found empty and placed anew after one pass over the data; others wait for the next
 
 
-class Alternation(Likelihood):
+class Alternation(NoiseScale, DecoderLikelihood):
     """The M-steps of ``LinearMixture``, whose parameters these are; moments and eigenvectors are taken in float64."""
 
     means: nn.Parameter
     loadings: nn.Parameter
-    log_scale: Tensor
     logits: Tensor
     initialized: Tensor
     flat_prior: bool
@@ -48,7 +48,13 @@ class Alternation(Likelihood):
         return self.log_weights - dim * (self.log_scale + 0.5 * math.log(2 * math.pi))
 
     def _points(self) -> Points:
-        return Points(self.means.detach(), self._normalizer.detach(), (-2 * self.log_scale.detach()).exp())
+        """In float64 where a precision overflows or underflows in the dtype of the means."""
+        precision = (-2 * self.log_scale.detach().double()).exp()
+        limits = torch.finfo(self.means.dtype)
+        points = Points(self.means.detach(), self._normalizer.detach(), precision)
+        if bool((precision < limits.tiny).any() | (precision > limits.max).any()):
+            return points.double()
+        return replace(points, precision=precision.to(self.means))
 
     def initialize(self, x: Num[Tensor, "N *X"], seed: int) -> None:
         """k-means++ means (the data for K = N, their mean for K = 1), one hard M-step; nothing once initialised."""
@@ -131,7 +137,7 @@ class Alternation(Likelihood):
             rest = top[:, -1:] if width == dim and not self.flat_prior else rest  # the same density as E = D - 1
             self._set_scale(live, rest.sum(1) / (dim if self.flat_prior else max(dim - width, 1)), limits)
         if not self.flat_prior:
-            noise = (2 * self.log_scale[live]).exp().to(top.dtype)
+            noise = (2 * self.log_scale[live].to(top.dtype)).exp()
             directions = directions * (top - noise[:, None]).clamp_min(0).sqrt().unsqueeze(-1)
         self.loadings[live] = directions.to(self.loadings.dtype)
         return top

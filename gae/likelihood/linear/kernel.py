@@ -5,11 +5,12 @@ from typing import Any
 
 import torch
 from jaxtyping import Float, Int, Num
-from pyro.distributions import Categorical, Independent, MixtureSameFamily, Normal
+from pyro.distributions import Categorical, Independent, MixtureSameFamily
 from torch import Size, Tensor, nn
 from torch.distributions import Distribution
 
-from gae.likelihood.base import Likelihood, LogJoint, parameter_or_buffer
+from gae.likelihood.base import Likelihood, LogJoint, NoiseScale, parameter_or_buffer, positive_scale
+from gae.likelihood.distributions import Normal
 from gae.likelihood.linear.moments import starting_means
 from gae.likelihood.linear.search import Points, best_points
 from gae.likelihood.priors import Flat
@@ -17,7 +18,7 @@ from gae.likelihood.priors import Flat
 SPREAD = 2.0  # standard deviation of the starting centres; that of a kernel is √½
 
 
-class GaussianKernel(Likelihood):
+class GaussianKernel(NoiseScale, Likelihood):
     """Σ_k q(k|z) N(x; mean_k, scale² I), q(k|z) = e^(-‖B_k - z‖²) / (b e^(growth ‖z‖²) + Σ_j e^(-‖B_j - z‖²)): GGAE.
 
     The code z is a point among the centres B_k (GAE note; ledger D17 and D18). The absorbing component has the
@@ -47,7 +48,6 @@ class GaussianKernel(Likelihood):
     tensor(0.4314)
     """
 
-    log_scale: Tensor
     initialized: Tensor
 
     def __init__(
@@ -71,13 +71,11 @@ class GaussianKernel(Likelihood):
             raise ValueError(f"Need finite absorbing >= 0 and growth >= 0, got {absorbing} and {growth}.")
         if growth and not absorbing:
             raise ValueError(f"growth={growth} needs an absorbing component, got absorbing=0.")
-        if not 0 < scale < math.inf:
-            raise ValueError(f"scale must be positive and finite, got {scale}.")
         super().__init__((latent,), event_shape, Flat(latent) if prior is None else prior)
         self.absorbing, self.growth = float(absorbing), float(growth)
         self.centres = nn.Parameter(SPREAD * torch.randn(components, latent))
         self.means = nn.Parameter(torch.zeros(components, math.prod(event_shape)))
-        parameter_or_buffer(self, "log_scale", torch.tensor(math.log(scale)), learn_scale)
+        parameter_or_buffer(self, "log_scale", torch.tensor(math.log(positive_scale(scale))), learn_scale)
         self.register_buffer("initialized", torch.tensor(False))
 
     def log_gate(self, z: Float[Tensor, "*L Z"]) -> Float[Tensor, "*L K"]:
@@ -113,9 +111,10 @@ class GaussianKernel(Likelihood):
 
     def log_components(self, x: Num[Tensor, "B *X"]) -> Float[Tensor, "B K"]:
         """log N(x; mean_k, scale² I), in nats. No code enters: an ascent takes it once."""
-        square = torch.stack([(x.flatten(1) - mean).square().sum(1) for mean in self.means], 1)
+        scale = self.log_scale.exp()  # whose square may be no float
+        square = torch.stack([((x.flatten(1) - mean) / scale).square().sum(1) for mean in self.means], 1)
         size = self.means.shape[1]
-        return -0.5 * square * (-2 * self.log_scale).exp() - size * (self.log_scale + 0.5 * math.log(2 * math.pi))
+        return -0.5 * square - size * (self.log_scale + 0.5 * math.log(2 * math.pi))
 
     @torch.no_grad()
     def initialize(self, x: Num[Tensor, "N *X"], seed: int) -> None:
@@ -126,7 +125,7 @@ class GaussianKernel(Likelihood):
         if len(flat) < components:
             raise ValueError(f"K={components} components need at least as many samples, got N={len(flat)}.")
         self.means.copy_(starting_means(flat, components, seed))
-        if isinstance(self.log_scale, nn.Parameter):
+        if self.learns_scale:
             _, square = best_points(flat, Points(self.means, *torch.ones(2, components).to(flat)))
             floor = 1e-12 * float(flat.double().square().mean()) or 1e-12
             self.log_scale.copy_(0.5 * (square.mean() / flat.shape[1]).clamp_min(floor).log())

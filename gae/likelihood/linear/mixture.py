@@ -4,11 +4,12 @@ import math
 
 import torch
 from jaxtyping import Float, Int, Num
-from pyro.distributions import Categorical, Independent, MixtureSameFamily, MultivariateNormal, Normal
+from pyro.distributions import Categorical, Independent, MixtureSameFamily, MultivariateNormal
 from torch import Size, Tensor, nn
 from torch.distributions import Distribution
 
-from gae.likelihood.base import LogJoint, parameter_or_buffer
+from gae.likelihood.base import LogJoint, parameter_or_buffer, positive_scale
+from gae.likelihood.distributions import Normal
 from gae.likelihood.linear.alternation import Alternation
 from gae.likelihood.linear.quadratic import Charts, Quadratic, peak, precision_factor, quadratic
 from gae.likelihood.linear.search import best_points
@@ -49,7 +50,7 @@ class LinearMixture(Alternation):
     tensor([-1.3131])
     """
 
-    exact_given = False  # a quadratic in z is good for climbing; residuals are more exact
+    bind_is_surrogate = True  # a quadratic in z is good for climbing; residuals are more exact
 
     def __init__(
         self,
@@ -68,14 +69,12 @@ class LinearMixture(Alternation):
             raise ValueError("event_shape must have at least one dimension, got (). Use (1,) for scalar observations.")
         if components < 1 or not 0 <= latent <= dim:
             raise ValueError(f"Need components >= 1 and 0 <= latent <= {dim}, got K={components}, E={latent}.")
-        if not scale > 0:
-            raise ValueError(f"scale must be positive, got {scale}.")
         prior = Flat(latent) if flat_prior and latent else StandardNormal(latent)
         super().__init__((latent,), event_shape, prior, components)
         self.flat_prior, self.learn_scale, self.learn_weights = flat_prior, learn_scale, learn_weights
         self.means = nn.Parameter(torch.zeros(components, dim))
         self.loadings = nn.Parameter(torch.linalg.qr(torch.randn(components, dim, latent))[0].mT.contiguous())
-        parameter_or_buffer(self, "log_scale", torch.full((components,), math.log(scale)), learn_scale)
+        parameter_or_buffer(self, "log_scale", torch.full((components,), math.log(positive_scale(scale))), learn_scale)
         parameter_or_buffer(self, "logits", torch.zeros(components), learn_weights)
         self.register_buffer("initialized", torch.tensor(means is not None))
         if means is not None:
@@ -91,9 +90,7 @@ class LinearMixture(Alternation):
             weights = Categorical(logits=self.log_weights.expand(means.shape[:-1]), validate_args=False)
             return MixtureSameFamily(weights, Independent(parts, event, validate_args=False), validate_args=False)
         k = self._codes(z, k)
-        mean = self._mean(z, k).unflatten(-1, self.event_shape)
-        spread = self._spread(scale[k]).expand_as(mean)
-        return Independent(Normal(mean, spread, validate_args=False), event, validate_args=False)
+        return Independent(self.distribution(self._mean(z, k), k), event, validate_args=False)
 
     def log_joint(
         self, x: Num[Tensor, "B *X"], z: Float[Tensor, "S B E"], k: Int[Tensor, "S _"] | None = None
@@ -109,10 +106,16 @@ class LinearMixture(Alternation):
             residual = residual - self._along(z, k)
         return self.prior.log_prob(z) + self.log_weights[k] + self._log_normal(residual, k)
 
-    has_outputs = True
-
     def outputs(self, z: Float[Tensor, "*L E"], k: Int[Tensor, "..."] | None = None) -> Float[Tensor, "*L D"]:
         return self._mean(z, self._codes(z, k))
+
+    def distribution(self, output: Float[Tensor, "*L D"], k: Int[Tensor, "..."] | None = None) -> Distribution:
+        """N(output, scale_k² I), elementwise; with several components, k says which one the output is of."""
+        if k is None and self.components > 1:
+            raise ValueError("An output of one of several components needs its k. Give the one that `outputs` had.")
+        mean = output.unflatten(-1, self.event_shape)
+        spread = self._spread(self.log_scale.exp()[self._codes(output, k)])
+        return Normal(mean, spread.expand_as(mean), validate_args=False)
 
     def reconstruction(self, output: Float[Tensor, "*L D"]) -> Float[Tensor, "..."]:
         return output.unflatten(-1, self.event_shape)
@@ -232,8 +235,8 @@ class LinearMixture(Alternation):
         return torch.cat(parts)[order.argsort()].unflatten(0, k.shape)
 
     def _log_normal(self, residual: Tensor, k: Tensor) -> Tensor:
-        square = residual.square().sum(-1)
-        return self._normalizer[k] - self.log_weights[k] - 0.5 * square / (2 * self.log_scale[k]).exp()
+        square = (residual / self.log_scale[k].exp().unsqueeze(-1)).square().sum(-1)  # scale² may be no float
+        return self._normalizer[k] - self.log_weights[k] - 0.5 * square
 
     def _spread(self, scale: Tensor) -> Tensor:
         return scale.reshape(*scale.shape, *[1] * len(self.event_shape))

@@ -8,7 +8,7 @@ from jaxtyping import Float, Int, Num
 from torch import Size, Tensor, nn
 from torch.distributions import Distribution, constraints
 
-from gae.likelihood.base import LogJoint
+from gae.likelihood.base import LogJoint, refuse
 from gae.likelihood.counts import Counts, Poisson
 from gae.likelihood.heads import Gaussian, Head
 from gae.likelihood.priors import Flat
@@ -78,7 +78,12 @@ class NonNegativeLinear(Head):
         """Parts by NNDSVD with zeros filled by the mean of x (Boutsidis & Gallopoulos 2008, scikit-learn's "nndsvda").
 
         More parts than min(N, D) are drawn as √(mean(x) / Z) |N(0, 1)| instead. Does nothing once initialised.
+
+        Raises:
+            ValueError: for negative values, as scikit-learn's ``NMF``: z W >= 0 cannot approximate them.
         """
+        name, remedy = type(self).__name__, "Subtract each feature's minimum, or use PCA."
+        refuse(x, x < 0, f"Negative values in data: {name} factorises x >= 0", remedy)
         if self.initialized:
             return
         flat, weights = x.flatten(1).double(), self.decoder.weights

@@ -116,8 +116,9 @@ class LinearRegression(Gaussian):
         in reverse order: that makes A lower triangular.
         """
         columns, scale = self._inputs.double(), self.scale.double()
-        spread = getattr(self.latent_prior, "spread", None)
-        penalty = columns.new_zeros(columns.shape[1]) if spread is None else 1 / spread.double()
+        prior = self.latent_prior
+        flat = columns.new_zeros(columns.shape[1])
+        penalty = 1 / prior.spread.double() if isinstance(prior, _CoefficientPrior) else flat
         q, r = torch.linalg.qr(torch.cat([columns / scale, penalty.diag()]).flip(1))
         sign = torch.where(r.diagonal() < 0, -1.0, 1.0)
         return (q * sign).flip(1)[: len(columns)].mT / scale, (sign[:, None] * r).flip(0, 1)

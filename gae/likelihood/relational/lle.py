@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float, Num
 from torch import Size, Tensor
 
-from gae.likelihood.base import parameter_or_buffer
+from gae.likelihood.base import parameter_or_buffer, positive_scale
 from gae.likelihood.relational.neighbours import barycentric_weights, nearest
 from gae.likelihood.relational.tsne import Relational
 
@@ -58,7 +58,7 @@ class LLE(Relational):
         if not (reg > 0 and scale > 0):
             raise ValueError(f"reg and scale must be positive, got {reg} and {scale}.")
         self.neighbours, self.reg = neighbours, reg
-        parameter_or_buffer(self, "log_scale", torch.tensor(math.log(scale)), learn_scale)
+        parameter_or_buffer(self, "log_scale", torch.tensor(math.log(positive_scale(scale))), learn_scale)
 
     def relation(self, x: Num[Tensor, "B N *F"]) -> Float[Tensor, "B N N"]:
         """W, whose rows sum to 1."""
@@ -70,9 +70,9 @@ class LLE(Relational):
         return _spread(barycentric_weights(flat, flat, index, self.reg), index, flat.shape[1])
 
     def score(self, relation: Float[Tensor, "... N N"], z: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
-        square = (z - relation @ z).square().sum((-2, -1))
+        square = ((z - relation @ z) / self.log_scale.exp()).square().sum((-2, -1))  # scale² may be no float
         constant = self.latent_shape.numel() * (self.log_scale + 0.5 * math.log(2 * math.pi))
-        return -0.5 * (-2 * self.log_scale).exp() * square - constant
+        return -0.5 * square - constant
 
     def mode(self, x: Num[Tensor, "B N *F"]) -> Float[Tensor, "B N E"]:
         """The whitened codes of highest ``log_joint``: √N times eigenvectors, in order of their eigenvalues.

@@ -11,7 +11,7 @@ from gae.inference.ascent.family import Delta
 from gae.inference.ascent.problem import Problem, expand_rows, rounding
 from gae.inference.ascent.steps.conjugate import Product, conjugate_gradients, row_dot
 from gae.inference.ascent.steps.first_order import State, Step
-from gae.likelihood import Likelihood
+from gae.likelihood import DecoderLikelihood, Likelihood
 
 
 class GaussNewton(Step):
@@ -41,7 +41,7 @@ class GaussNewton(Step):
         self.dense, self.iterations, self.damping = dense, iterations, damping
 
     def start(self, problem: Problem, u: Float[Tensor, "S B *U"]) -> State:
-        if not isinstance(problem.family, Delta) or not problem.likelihood.has_outputs:
+        if not isinstance(problem.family, Delta) or not isinstance(problem.likelihood, DecoderLikelihood):
             raise TypeError(
                 f"Cannot use `GaussNewton` with {type(problem.likelihood).__name__} and "
                 f"`{type(problem.family).__name__}()`: it needs point codes and a decoder output. Use `LBFGS`."
@@ -126,6 +126,8 @@ class _Linearised:
 
     def __init__(self, problem: Problem, u: Float[Tensor, "S B *Z"]):
         likelihood, x, k = problem.likelihood, problem.x, problem.k
+        if not isinstance(likelihood, DecoderLikelihood):
+            raise TypeError(f"{type(likelihood).__name__} has no single decoder output. Use `LBFGS()`.")
         self.u, self.outputs = u, lambda z: likelihood.outputs(z, k)
         output, self._back = vjp(self.outputs, u)  # type: ignore[misc]
         _, self._bend = vjp(_slope(lambda o: likelihood.log_likelihood(x, o, k)), output)  # type: ignore[misc]

@@ -118,7 +118,8 @@ def _norm(grad: Tensor) -> Tensor:
 
 
 def _rate(problem: Problem) -> Tensor:
-    base = getattr(problem.likelihood.prior, "base_dist", None)
+    prior = problem.likelihood.prior
+    base = prior.base_dist if isinstance(prior, torch.distributions.Independent) else None
     if not isinstance(base, torch.distributions.Laplace) or bool((base.loc != 0).any()):
         raise TypeError(
             "`ProximalAscent` needs a Laplace prior around 0, whose kink it thresholds. "

@@ -150,14 +150,22 @@ class MaskedStep(_Around):
 
 
 class NonNegative(nn.Module):
-    """z >= 0, elementwise."""
+    """z >= 0, elementwise.
+
+    >>> NonNegative()(torch.tensor([-0.5, 1.5]))
+    tensor([0.0000, 1.5000])
+    """
 
     def forward(self, z: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
         return z.clamp_min(0)
 
 
 class Box(nn.Module):
-    """low <= z <= high, elementwise."""
+    """low <= z <= high, elementwise.
+
+    >>> Box(0.0, 1.0)(torch.tensor([-0.5, 0.5, 1.5]))
+    tensor([0.0000, 0.5000, 1.0000])
+    """
 
     def __init__(self, low: float, high: float):
         super().__init__()
@@ -208,6 +216,10 @@ class Whiten(nn.Module):
 
     Raises:
         ValueError: for N <= d, where there are no such codes.
+
+    >>> z = Whiten()(torch.randn(50, 2))
+    >>> torch.allclose(z.mT @ z / 50, torch.eye(2), atol=1e-5)
+    True
     """
 
     def forward(self, z: Float[Tensor, "*L N d"]) -> Float[Tensor, "*L N d"]:

@@ -11,12 +11,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
-from gae.data import load
-from gae.data.photographs import read_photo
+from gae.data import load, memory
+from gae.data.images import read_photo
+from gae.data.memory import DEFAULT, free_memory, limit
 from gae.data.readers import IDX_FILES
-from gae.data.sizes import DEFAULT, limit
 
 HUGE = 10**6
 
@@ -167,3 +168,27 @@ def test_the_limit_is_a_number(monkeypatch: pytest.MonkeyPatch, stated: str) -> 
     monkeypatch.setenv("GAE_MAX_BYTES", stated)
     with pytest.raises(ValueError, match=f"GAE_MAX_BYTES must be a positive number of bytes, got '{stated}'"):
         limit()
+
+
+# Memory that is free.
+
+
+def test_limits_of_control_groups_bound_the_free_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Version 2, nested as containers nest it, and version 1; the machine itself has more."""
+    machine = free_memory(torch.device("cpu"))
+    assert machine is None or 0 < machine < 2**50
+    monkeypatch.setattr(memory, "GROUPS", tmp_path)
+    monkeypatch.setattr(memory, "_available", lambda: 10**6)
+    monkeypatch.setattr(memory, "_own_groups", lambda: {"": "/jobs/mine", "memory": "/old"})
+    assert free_memory(torch.device("cpu")) == 10**6
+    (tmp_path / "jobs" / "mine").mkdir(parents=True)
+    for name, text in {"max": "max\n", "current": "5000\n"}.items():
+        (tmp_path / "jobs" / "mine" / f"memory.{name}").write_text(text)
+    assert free_memory(torch.device("cpu")) == 10**6
+    for name, text in {"max": "90000\n", "current": "20000\n", "stat": "anon 19000\ninactive_file 1000\n"}.items():
+        (tmp_path / "jobs" / f"memory.{name}").write_text(text)
+    assert free_memory(torch.device("cpu")) == 71000
+    (tmp_path / "memory" / "old").mkdir(parents=True)
+    for name, text in {"limit_in_bytes": "8000", "usage_in_bytes": "9000"}.items():
+        (tmp_path / "memory" / "old" / f"memory.{name}").write_text(text)
+    assert free_memory(torch.device("cpu")) == 0

@@ -1,0 +1,329 @@
+"""How many small faults put into the package the tests notice: the mutation score.
+
+    python -m tests.mutate --count 60 --seed 0                   # results in runs/mutations.json
+    python -m tests.mutate --count 60 --out runs/before.json     # of another state of the tests
+
+Each mutant changes one expression of one function: operator, comparison, constant, condition or reduction. At
+most one is made in a function, and the packages of ``gae/`` take turns; commands, reports, messages and annotations are
+left alone. In a copy of the checkout the tests nearest to the module run first, and if they pass, all tests. A mutant
+whose tests fail or take too long is killed; one that survives shows a fault that no test would see, unless the change
+makes no difference. The script may be stopped: mutants that are in the results are not run again.
+"""
+
+import argparse
+import ast
+import copy
+import hashlib
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGE, TESTS = ROOT / "gae", ROOT / "tests"
+TEXT = ("cli", "report", "figures", "page", "pictures", "terminal")  # in the names of modules that make text and pages
+LEFT_OUT = shutil.ignore_patterns(
+    ".git", ".venv", ".*_cache", ".hypothesis", "runs", "build", "dist", "__pycache__", "*.egg-info"
+)
+
+OPERATORS: dict[type[ast.AST], type[ast.AST]] = {
+    ast.Add: ast.Sub,
+    ast.Sub: ast.Add,
+    ast.Mult: ast.Div,
+    ast.Div: ast.Mult,
+    ast.Lt: ast.GtE,
+    ast.GtE: ast.Lt,
+    ast.Gt: ast.LtE,
+    ast.LtE: ast.Gt,
+    ast.Eq: ast.NotEq,
+    ast.NotEq: ast.Eq,
+    ast.Is: ast.IsNot,
+    ast.IsNot: ast.Is,
+    ast.In: ast.NotIn,
+    ast.NotIn: ast.In,
+    ast.And: ast.Or,
+    ast.Or: ast.And,
+}
+SWAPS = [
+    ("min", "max"),
+    ("amin", "amax"),
+    ("argmin", "argmax"),
+    ("minimum", "maximum"),
+    ("any", "all"),
+    ("sum", "mean"),
+]
+NAMES = dict(SWAPS) | {new: old for old, new in SWAPS}
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """``old``, which lies at ``start:end`` of the module's text, is replaced by ``new``."""
+
+    path: str
+    line: int
+    function: str
+    kind: str
+    old: str
+    new: str
+    start: int
+    end: int
+
+    @property
+    def key(self) -> str:
+        return f"{self.path}:{self.line} {self.old} -> {self.new} at {self.start}"
+
+    @property
+    def package(self) -> str:
+        """The folder under the package's root, or nothing for its files."""
+        return Path(self.path).parts[1] if len(Path(self.path).parts) > 2 else ""
+
+    def apply(self, text: bytes) -> bytes:
+        return text[: self.start] + self.new.encode() + text[self.end :]
+
+
+def changed(node: ast.expr) -> Iterator[tuple[str, ast.expr]]:
+    """Kinds of change to this very expression, not to its parts, and the result of each."""
+    other = copy.deepcopy(node)
+    match other:
+        case ast.BinOp(op=op) if type(op) in OPERATORS:
+            other.op = OPERATORS[type(op)]()  # type: ignore[assignment]
+            yield "arithmetic", other
+        case ast.Compare(ops=[op]):
+            other.ops = [OPERATORS[type(op)]()]  # type: ignore[list-item]
+            yield "comparison", other
+        case ast.BoolOp(op=op):
+            other.op = OPERATORS[type(op)]()  # type: ignore[assignment]
+            yield "and/or", other
+        case ast.UnaryOp(op=ast.Not() | ast.USub(), operand=operand) if not isinstance(operand, ast.Constant):
+            yield "sign", operand
+        case ast.Constant(value=bool(value)):
+            yield "constant", ast.Constant(not value)
+        case ast.Constant(value=int(value)):
+            yield "constant", ast.Constant(value + 1)
+        case ast.Constant(value=float(value)):
+            yield "constant", ast.Constant(2 * value or 1.0)
+        case ast.Call(func=ast.Attribute(attr=name) | ast.Name(id=name)) if name in NAMES:
+            setattr(other.func, "attr" if isinstance(other.func, ast.Attribute) else "id", NAMES[name])
+            yield "reduction", other
+
+
+def expressions(node: ast.AST) -> Iterator[ast.expr]:
+    """The expressions of a function's own code: no nested functions, defaults, annotations or messages."""
+    for field, value in ast.iter_fields(node):
+        for child in value if isinstance(value, list) else [value]:
+            apart = isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef | ast.arguments)
+            said = isinstance(child, ast.Raise | ast.JoinedStr) or (isinstance(child, ast.Call) and speaks(child))
+            if not isinstance(child, ast.AST) or apart or said or field in ("annotation", "returns", "decorator_list"):
+                continue
+            if isinstance(child, ast.expr):
+                yield child
+            yield from expressions(child)
+
+
+def speaks(call: ast.Call) -> bool:
+    """A call that takes a message: its arguments are text, or what the text tells."""
+    return any(isinstance(part, ast.JoinedStr) for part in call.args) or ast.unparse(call.func) in (
+        "cast",
+        "warnings.warn",
+    )
+
+
+def conditions(function: ast.AST) -> set[ast.expr]:
+    return {node.test for node in ast.walk(function) if isinstance(node, ast.If | ast.IfExp | ast.While)}
+
+
+def functions(tree: ast.AST, prefix: str = "") -> Iterator[tuple[str, ast.AST]]:
+    for child in ast.iter_child_nodes(tree):
+        name = prefix
+        if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            name = f"{prefix}.{child.name}".lstrip(".")
+        if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef):
+            yield name, child
+        yield from functions(child, name)
+
+
+def mutants(path: Path) -> dict[str, list[Mutant]]:
+    """All mutants of a module, by function."""
+    text = path.read_bytes()
+    lines = text.splitlines(keepends=True)
+    starts = [sum(map(len, lines[:i])) for i in range(len(lines))]
+    found: dict[str, list[Mutant]] = {}
+    for name, function in functions(ast.parse(text)):
+        tests, here = conditions(function), []
+        for node in expressions(function):
+            start = starts[node.lineno - 1] + node.col_offset
+            end = starts[(node.end_lineno or node.lineno) - 1] + (node.end_col_offset or 0)
+            changes = [(kind, ast.unparse(new)) for kind, new in changed(node)]
+            if node in tests and not changes:
+                changes.append(("condition", f"not ({ast.unparse(node)})"))
+            for kind, new in changes:
+                place = path.relative_to(ROOT).as_posix()
+                here.append(Mutant(place, node.lineno, name, kind, ast.unparse(node), new, start, end))
+        if here:
+            found[f"{name}:{here[0].line}"] = here
+    return found
+
+
+def differs(mutant: Mutant) -> bool:
+    """Whether the new text is Python, and other Python: an expression printed anew may need brackets it has not."""
+    text = (ROOT / mutant.path).read_bytes()
+    try:
+        tree = ast.parse(mutant.apply(text))
+    except SyntaxError:
+        return False
+    return ast.dump(tree) != ast.dump(ast.parse(text))
+
+
+def modules() -> list[Path]:
+    paths = sorted(PACKAGE.rglob("*.py"))
+    return [path for path in paths if not any(word in str(path.relative_to(PACKAGE)) for word in TEXT)]
+
+
+def selection(seed: int) -> Iterator[Mutant]:
+    """Packages in turn; of each a function at random, and in it a kind of change and a place; a seed fixes all."""
+    generator = random.Random(seed)
+    packages: dict[str, list[Mutant]] = defaultdict(list)
+    for path in modules():
+        for choices in mutants(path).values():
+            kind = generator.choice(sorted({mutant.kind for mutant in choices}))
+            packages[choices[0].package].append(generator.choice([mutant for mutant in choices if mutant.kind == kind]))
+    for queue in packages.values():
+        generator.shuffle(queue)
+    for turn in zip_longest(*packages.values()):
+        yield from (mutant for mutant in turn if mutant is not None and differs(mutant))
+
+
+def imported(tree: ast.Module) -> Iterator[str]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def nearest(module: Path) -> list[str]:
+    """The module's examples, the test files named after it, then those that import it or a name defined in it."""
+    parts = module.relative_to(ROOT).with_suffix("").parts
+    tree = ast.parse(module.read_text(encoding="utf-8"))
+    defined = {node.name for node in tree.body if isinstance(node, ast.ClassDef | ast.FunctionDef)}
+    names = {".".join([*parts[:depth], name]) for name in defined for depth in range(1, len(parts) + 1)}
+    stem = parts[-2] if parts[-1] == "__init__" else parts[-1]
+    named, others = [], []
+    for path in sorted(TESTS.rglob("test_*.py")):
+        uses = set(imported(ast.parse(path.read_text(encoding="utf-8"))))
+        if stem in path.stem:
+            named.append(path)
+        elif ".".join(parts) in uses or uses & names:
+            others.append(path)
+    return [str(path.relative_to(ROOT)) for path in (module, *named, *others)]
+
+
+def run(folder: Path, files: list[str], limit: float) -> tuple[str, str]:
+    """What became of the tests (passed, failed or timeout), and what they printed."""
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-n", "2", "-p", "no:cacheprovider", "--tb=line", *files]
+    environment = os.environ | {"PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1"}
+    if (ROOT.parent / "shared" / "data").exists():
+        environment.setdefault("GAE_DATA", str(ROOT.parent / "shared" / "data"))
+    process = subprocess.Popen(
+        command,
+        cwd=folder,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        printed, _ = process.communicate(timeout=limit)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        printed, _ = process.communicate()
+        return "timeout", printed
+    return "passed" if process.returncode in (0, 5) else "failed", printed  # 5: no tests in these files
+
+
+def judge(folder: Path, mutant: Mutant, limit: float) -> dict[str, Any]:
+    target, start = folder / mutant.path, time.monotonic()
+    text = target.read_bytes()
+    target.write_bytes(mutant.apply(text))
+    try:
+        by, (outcome, _) = "nearest tests", run(folder, nearest(ROOT / mutant.path), limit)
+        if outcome == "passed":
+            by, (outcome, _) = "all tests", run(folder, [], limit)
+    finally:
+        target.write_bytes(text)
+    end = {"passed": "survived", "failed": f"killed by {by}", "timeout": f"killed by time, {by}"}[outcome]
+    return asdict(mutant) | {"end": end, "seconds": round(time.monotonic() - start)}
+
+
+def sources() -> str:
+    """A digest of the package and the tests: results of other sources are no results."""
+    digest = hashlib.sha256()
+    for path in sorted([*PACKAGE.rglob("*.py"), *TESTS.rglob("*.py")]):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def report(results: list[dict[str, Any]]) -> str:
+    packages: dict[str, list[bool]] = defaultdict(list)
+    for result in results:
+        packages[Mutant(**{name: result[name] for name in Mutant.__annotations__}).package].append(
+            result["end"] != "survived"
+        )
+    rows = ["| package | mutants | killed |", "|---|---|---|"]
+    rows += [f"| `gae/{name}` | {len(ends)} | {sum(ends)} |" for name, ends in sorted(packages.items())]
+    killed = sum(map(sum, packages.values()))
+    rows += ["", f"{killed} of {len(results)} mutants killed: {killed / len(results):.0%}", ""]
+    for result in results:
+        if result["end"] == "survived":
+            rows.append(f"- survived: `{result['path']}:{result['line']}` `{result['old']}` -> `{result['new']}`")
+    return "\n".join(rows)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
+    parser.add_argument("--count", type=int, default=60)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--limit", type=float, default=900, help="seconds for one run of tests")
+    parser.add_argument("--out", type=Path, default=ROOT / "runs" / "mutations.json")
+    parser.add_argument("--list", action="store_true", help="print the mutants and stop")
+    chosen = parser.parse_args()
+    todo = [mutant for mutant, _ in zip(selection(chosen.seed), range(chosen.count), strict=False)]
+    if chosen.list:
+        print("\n".join(f"{mutant.path}:{mutant.line}: {mutant.old} -> {mutant.new}" for mutant in todo))
+        return
+    state: dict[str, Any] = {"sources": sources(), "results": {}}
+    if chosen.out.exists():
+        state = json.loads(chosen.out.read_text())
+    if state["sources"] != sources():
+        parser.error(f"{chosen.out} holds results of other sources: remove it, or give another file with --out")
+    chosen.out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as parent:
+        folder = Path(parent, "checkout")
+        shutil.copytree(ROOT, folder, ignore=LEFT_OUT)
+        if "passes" not in state:
+            outcome, printed = run(folder, [], chosen.limit)
+            if outcome != "passed":
+                parser.error(f"{outcome} before anything was changed (see --limit):\n{printed[-3000:]}")
+            state["passes"] = True
+        for mutant in todo:
+            if mutant.key not in state["results"]:
+                state["results"][mutant.key] = result = judge(folder, mutant, chosen.limit)
+                chosen.out.write_text(json.dumps(state, indent=1) + "\n")
+                print(f"{result['end']}: {mutant.key} ({result['seconds']} s)", flush=True)
+    print(report([state["results"][mutant.key] for mutant in todo]))
+
+
+if __name__ == "__main__":
+    main()
