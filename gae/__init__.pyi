@@ -13,6 +13,7 @@ from . import training as training
 from .analysis.gradcheck import check_gradient as check_gradient
 from .analysis.inference_gap import inference_gap as inference_gap
 from .autoencoder import Autoencoder as Autoencoder
+from .autoencoder import load as load
 from .studies.compare import compare as compare
 from .studies.survey import survey as survey
 from .systems import ae as ae

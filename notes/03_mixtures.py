@@ -72,7 +72,7 @@ def check_D10() -> Check:
     by_gae = []
     for f in weights:
         model.logits.data = f.clamp_min(1e-300).log()
-        by_gae.append(model.log_evidence(x))
+        by_gae.append(model.log_evidence(x).log_p)
     (y, start), new = _three_groups(90), 3 * torch.randn(200, 3)
     theirs = KMeans(3, init=start.numpy(), n_init=1, tol=0.0).fit(y.numpy())
     predicted, misfit = torch.from_numpy(theirs.predict(new.numpy())), theirs.inertia_ / (2 * 0.5**2 * 90)
@@ -131,7 +131,7 @@ def check_D32() -> Check:
     model, x = _gmm(torch.randn(4, 3)), 2 * torch.randn(50, 3)
     model.logits.data, model.log_scale.data = torch.randn(4), 0.3 * torch.randn(4)
     log_joint = _log_joint(x, model.means, model.log_scale.exp(), model.logits.softmax(0)).T  # (B, K)
-    log_p, posterior = model.log_evidence(x), model.log_responsibilities(x).exp()
+    log_p, posterior = model.log_evidence(x).log_p, model.log_responsibilities(x).exp()
     others = torch.cat([Dirichlet(torch.full((4,), shape)).sample((30, 50)) for shape in (0.3, 3.0)])
     others = torch.cat([others, torch.lerp(posterior.expand_as(others), others, 0.03)])
     bound = _elbo(others, log_joint)

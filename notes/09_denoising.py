@@ -156,7 +156,7 @@ def figure_D28() -> "Figure":
     side, fine = torch.linspace(-3.3, 3.3, 14), torch.linspace(-3.6, 3.6, 120)
     points, dense = torch.cartesian_prod(side, side), torch.cartesian_prod(fine, fine)
     for axes, noise in zip(figure.subplots(1, 2, sharey=True), (0.1, 1.0), strict=True):
-        density = _mixture(centres, logits, noise).log_evidence(dense).detach().exp().unflatten(0, (120, 120))
+        density = _mixture(centres, logits, noise).log_evidence(dense).log_p.detach().exp().unflatten(0, (120, 120))
         arrows = (_denoised(centres, logits, noise, points) - points) / noise**2
         axes.contour(fine, fine, density.T, colors="#D55E00", linewidths=0.8, levels=6)
         axes.quiver(*points.T, *arrows.T, color="#0072B2", angles="xy")
@@ -192,14 +192,14 @@ def _conditional_mean(centres: Tensor, logits: Tensor, noise: float, x: Tensor) 
 
 def _score(model: LinearMixture, x: Tensor) -> Tensor:
     x = x.clone().requires_grad_()
-    return torch.autograd.grad(model.log_evidence(x).sum(), x)[0]
+    return torch.autograd.grad(model.log_evidence(x).log_p.sum(), x)[0]
 
 
 def _relative_laplacian(model: LinearMixture, point: Tensor) -> Tensor:
     """Δp/p = Δ log p + ‖∇ log p‖² at one point."""
 
     def log_p(v: Tensor) -> Tensor:
-        return model.log_evidence(v[None])[0]
+        return model.log_evidence(v[None]).log_p[0]
 
     return jacrev(jacrev(log_p))(point).trace() + jacrev(log_p)(point).square().sum()
 

@@ -1,7 +1,7 @@
 """The module a user holds: shapes and values of every method, against formulas and moments."""
 
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -275,6 +275,67 @@ def test_bad_observations_stop_at_the_door(x: Tensor, error: type[Exception], me
     model = Autoencoder(ppca(), ClosedForm())
     with pytest.raises(error, match=message):
         getattr(model, method)(x)
+
+
+LAWS = {
+    "independent": (neural, lambda: Amortized(Density())),
+    "drawn": (neural, lambda: Amortized(Density(), 3)),
+    "exact": (ppca, ClosedForm),
+    "exact, drawn": (ppca, lambda: ClosedForm(samples=4)),
+    "mixture": (lambda: ppca(3), lambda: Enumerate(ClosedForm())),
+    "solves": (neural, lambda: Ascent(Zeros(), GradientAscent(0.05), 30, tol=1e-2, trace=True)),
+}
+
+
+@pytest.mark.parametrize("kind", LAWS)
+def test_batches_join_to_the_encoding_of_the_whole(kind: str) -> None:
+    """In order, with the law q(z|x) and the account of each solve; and rows can be taken out again."""
+    likelihood, engine = (part() for part in LAWS[kind])
+    model, x = Autoencoder(likelihood, engine), observations(7)
+    torch.manual_seed(0)
+    whole = model.encode(x)
+    sizes: list[int] = []
+    model.inference.register_forward_hook(lambda module, given, out: sizes.append(out.z.shape[1]))
+    torch.manual_seed(0)
+    joined = model.encode(x, batch_size=3)
+    assert sizes == [3, 3, 1] and not joined.z.requires_grad
+    some = joined.rows(2, 5)
+    if whole.q is not None:
+        assert joined.q.batch_shape == whole.q.batch_shape
+        probe = whole.q.mean + 0.3
+        assert torch.allclose(joined.q.log_prob(probe), whole.q.log_prob(probe), atol=1e-9)
+        assert torch.allclose(some.q.log_prob(probe[..., 2:5, :]), whole.q.log_prob(probe)[..., 2:5], atol=1e-9)
+    if kind not in ("independent", "drawn", "exact, drawn"):  # other draws
+        assert torch.allclose(joined.log_joint, whole.log_joint, atol=1e-9)
+        assert torch.equal(some.log_joint, joined.log_joint[:, 2:5])
+    assert torch.allclose(joined.point, whole.point, atol=1e-9)
+    if whole.solve is not None:
+        assert torch.equal(joined.solve.evaluations, whole.solve.evaluations)
+        assert torch.equal(joined.solve.status, whole.solve.status)
+    if kind == "solves":
+        assert torch.allclose(joined.solve.trace, whole.solve.trace, atol=1e-9)
+        assert joined.solve.steps.unique().numel() > 1  # batches of other lengths were joined
+
+
+def test_batches_without_a_size_or_a_law_that_joins_are_refused() -> None:
+    class Odd(Normal):
+        arg_constraints: ClassVar[dict[str, Any]] = {}
+
+    model, x = Autoencoder(neural(), Amortized(lambda x: Independent(Odd(x[:, 0, :2], 1.0), 1))), observations(4)
+    with pytest.raises(TypeError, match=r"Laws q\(z\|x\) of the kind Odd cannot be cut or joined.*without batch_size"):
+        model.encode(x, batch_size=2)
+    with pytest.raises(ValueError, match="batch_size must be at least 1, got 0"):
+        model.encode(x, batch_size=0)
+    with pytest.raises(ValueError, match=r"finite, got nan at index \(1, 0, 0\)"):
+        model.encode(NAN, batch_size=1)
+
+
+def test_the_points_of_a_data_set_are_no_batch() -> None:
+    model = build("tsne", (3,), points=12, perplexity=3.0, steps=2, early_steps=1)
+    with pytest.raises(ValueError, match=r"One observation of TSNE is a whole data set of N = 12 points"):
+        model.encode(torch.randn(12, 3), batch_size=4)
+    sets = torch.randn(2, 12, 3)
+    assert model.encode(sets, batch_size=1).point.shape == (2, 12, 2)
 
 
 def test_values_outside_the_support_stop_at_the_door() -> None:

@@ -4,6 +4,7 @@ import math
 import statistics
 import time
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,7 +38,6 @@ class EvaluationBudget:
         evidence_samples: log p(x) is estimated for the first so many test samples.
         elbo_samples: draws from q per observation for the ELBO.
         neighbour_samples: the first so many training samples are the neighbours of the classifier.
-        repeats: encodes of the test set whose median time counts.
     """
 
     batch_size: int = 1000
@@ -45,7 +45,6 @@ class EvaluationBudget:
     evidence_samples: int = 1000
     elbo_samples: int = 32
     neighbour_samples: int = 10_000
-    repeats: int = 3
 
 
 @dataclass(frozen=True)
@@ -57,6 +56,24 @@ class PointEncodings:
     joint: Float[Tensor, " N"]  # log density at the code, nats
     evaluations: Float[Tensor, " N"]
     status: Counter[str]
+    encodings: list[Encoding]  # of each batch
+    seconds: list[float]  # that encoding it took
+
+    @property
+    def milliseconds(self) -> Entry:
+        """Wall-clock time of one code, the median over batches; its spread is their range."""
+        each = sorted(1000 * taken / part.z.shape[1] for taken, part in zip(self.seconds, self.encodings, strict=True))
+        return {"mean": statistics.median(each), "se": None, "range": [each[0], each[-1]]}
+
+    def chunks(self, x: Num[Tensor, "N *X"], limit: int | None = None) -> Iterator[tuple[Tensor, Encoding]]:
+        """The first observations and their encodings, so many as may each have many draws in memory."""
+        first = 0
+        for part in self.encodings:
+            batch = x[first : min(first + part.z.shape[1], len(x) if limit is None else limit)]
+            for start in range(0, len(batch), SAMPLED_AT_ONCE):
+                rows = batch[start : start + SAMPLED_AT_ONCE]
+                yield rows, part.rows(start, start + len(rows))
+            first += part.z.shape[1]
 
 
 def mean_and_error(values: Float[Tensor, " N"]) -> Entry:
@@ -78,29 +95,38 @@ def missing(reason: str) -> Entry:
     return {"mean": None, "se": None, "reason": reason}
 
 
-def evaluate(model: Autoencoder, data: Dataset, effort: EvaluationBudget, seed: int) -> Entry:
+def evaluate(
+    model: Autoencoder, data: Dataset, effort: EvaluationBudget, seed: int, points: PointEncodings | None = None
+) -> Entry:
     """Every number of one engine on one decoder, over the test set: mean ± standard error per sample.
 
     ``joint``, ``elbo`` and ``log_p`` are in nats, ``squared_error`` is per element of x, ``accuracy`` is that of 5
     nearest neighbours on the codes, ``milliseconds`` and ``evaluations`` (of the decoder) are per sample. A number
     that does not exist is null with a reason. ``active`` counts the dimensions of the code whose variance over the
     test set is above 0.01 (the active units of Burda et al. 2016): one that the decoder ignores is not. torch's global
-    generator is left as it was.
+    generator is left as it was. The test set is encoded once, or not at all where its ``points`` are known.
     """
+    points = points or held_out(model, data, effort, seed)
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(seed)
-        points = encode(model, data.test, effort)
         values: Entry = {
             "joint": mean_and_error(points.joint),
-            "elbo": mean_elbo(model, data.test, effort),
-            "log_p": mean_log_evidence(model, data.test[: effort.evidence_samples], effort),
+            "elbo": mean_elbo(model, data.test, points, effort),
+            "log_p": mean_log_evidence(model, data.test, points, effort),
             "squared_error": mean_and_error((points.mean - data.test).square().flatten(1).mean(1)),
             "accuracy": accuracy(model, data, points, effort),
-            "milliseconds": milliseconds(model, data.test, effort),
+            "milliseconds": points.milliseconds,
             "evaluations": mean_and_error(points.evaluations),
         }
         spread = (points.z - points.z.mean(0)).square().mean(0)
         return {**values, "active": int((spread > ACTIVE).sum()), "status": dict(points.status)}
+
+
+def held_out(model: Autoencoder, data: Dataset, effort: EvaluationBudget, seed: int) -> PointEncodings:
+    """Codes of the test set, without gradients. torch's global generator is left as it was."""
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(seed)
+        return encode(model, data.test, effort)
 
 
 def encode(model: Autoencoder, x: Num[Tensor, "N *X"], effort: EvaluationBudget) -> PointEncodings:
@@ -108,30 +134,34 @@ def encode(model: Autoencoder, x: Num[Tensor, "N *X"], effort: EvaluationBudget)
     parts = [_encode(model, batch) for batch in x.split(effort.batch_size)]
     columns = zip(*((part.z, part.mean, part.joint, part.evaluations) for part in parts), strict=True)
     z, mean, joint, evaluations = (torch.cat(column) for column in columns)
-    return PointEncodings(z, mean, joint, evaluations, sum((part.status for part in parts), Counter()))
+    status = sum((part.status for part in parts), Counter[str]())
+    encodings, seconds = [part.encodings[0] for part in parts], [part.seconds[0] for part in parts]
+    return PointEncodings(z, mean, joint, evaluations, status, encodings, seconds)
 
 
 def _encode(model: Autoencoder, x: Tensor) -> PointEncodings:
+    start = time.perf_counter()
     encoding = model.encode(x)
+    seconds = time.perf_counter() - start
     z, k, solve = encoding.point, encoding.component, encoding.solve
     mean = model.likelihood.point(model.decode(z, k))
     joint = model.likelihood.log_joint(x, z.unsqueeze(0), None if k is None else k.unsqueeze(0))[0]
     evaluations = x.new_zeros(len(x)) if solve is None else solve.evaluations.sum(0).to(x.dtype)
     statuses = [] if solve is None else solve.status.flatten().tolist()
-    return PointEncodings(z, mean, joint, evaluations, Counter(Status(status).name for status in statuses))
+    status = Counter(Status(status).name for status in statuses)
+    return PointEncodings(z, mean, joint, evaluations, status, [encoding], [seconds])
 
 
-def mean_elbo(model: Autoencoder, x: Num[Tensor, "N *X"], effort: EvaluationBudget) -> Entry:
+def mean_elbo(model: Autoencoder, x: Num[Tensor, "N *X"], points: PointEncodings, effort: EvaluationBudget) -> Entry:
     """The ELBO of the engine's q(z|x), from fresh draws; absent for a point code and under a flat prior."""
     if isinstance(model.likelihood.prior, FlatDistribution):
         return missing(NO_EVIDENCE)
-    found = [_elbo(model, batch, effort.elbo_samples) for batch in x.split(SAMPLED_AT_ONCE)]
+    found = [_elbo(model, rows, encoding, effort.elbo_samples) for rows, encoding in points.chunks(x)]
     values = [value for value in found if value is not None]
     return mean_and_error(torch.cat(values)) if values else missing(NO_DENSITY)
 
 
-def _elbo(model: Autoencoder, x: Tensor, samples: int) -> Tensor | None:
-    encoding = model.encode(x)
+def _elbo(model: Autoencoder, x: Tensor, encoding: Encoding, samples: int) -> Tensor | None:
     q = encoding.q
     if q is None:
         return None
@@ -141,8 +171,10 @@ def _elbo(model: Autoencoder, x: Tensor, samples: int) -> Tensor | None:
     return elbo(Encoding(z, None, model.likelihood.log_joint(x, z), log_q, q, encoding.prior, encoding.engine))
 
 
-def mean_log_evidence(model: Autoencoder, x: Num[Tensor, "N *X"], effort: EvaluationBudget) -> Entry:
-    """log p(x): exact where it is known, else by importance sampling; absent under a flat prior.
+def mean_log_evidence(
+    model: Autoencoder, x: Num[Tensor, "N *X"], points: PointEncodings, effort: EvaluationBudget
+) -> Entry:
+    """log p(x) of the first x: exact where it is known, else by importance sampling; absent under a flat prior.
 
     ``sampling_se`` is the mean over x of the standard error of one sample's estimate, ``ess`` that of the
     effective sample size of its importance weights; ``unreliable`` is the share of x where both mean little.
@@ -150,7 +182,8 @@ def mean_log_evidence(model: Autoencoder, x: Num[Tensor, "N *X"], effort: Evalua
     if isinstance(model.likelihood.prior, FlatDistribution):
         return missing(NO_EVIDENCE)
     with without_warning():  # the entry has their share
-        found = [model.log_evidence(batch, effort.importance_samples) for batch in x.split(SAMPLED_AT_ONCE)]
+        chunks = points.chunks(x, min(effort.evidence_samples, len(x)))
+        found = [model.log_evidence(rows, effort.importance_samples, encoding) for rows, encoding in chunks]
     spread = torch.cat([part.standard_error for part in found])
     method = "exact" if isinstance(model.likelihood, ExactPosterior) else "importance sampling"
     entry = mean_and_error(torch.cat([part.log_p for part in found]))
@@ -162,7 +195,7 @@ def mean_log_evidence(model: Autoencoder, x: Num[Tensor, "N *X"], effort: Evalua
         "sampling_se": float(spread.mean()),
         "ess": ess,
         "unreliable": float(torch.cat([part.unreliable for part in found]).double().mean()),
-        "samples": len(x),
+        "samples": len(spread),
     }
 
 
@@ -186,20 +219,6 @@ def accuracy(model: Autoencoder, data: Dataset, points: PointEncodings, effort: 
 def proportion(rate: float, n: int) -> Entry:
     """A share of n samples, and its binomial standard error."""
     return {"mean": rate, "se": math.sqrt(rate * (1 - rate) / n)}
-
-
-def milliseconds(model: Autoencoder, x: Num[Tensor, "N *X"], effort: EvaluationBudget) -> Entry:
-    """Wall-clock time of one code, the median of a few encodes of all x; its spread is their range."""
-    seconds = sorted(_seconds(model, x, effort) for _ in range(effort.repeats))
-    per_sample = [1000 * value / len(x) for value in seconds]
-    return {"mean": statistics.median(per_sample), "se": None, "range": [per_sample[0], per_sample[-1]]}
-
-
-def _seconds(model: Autoencoder, x: Tensor, effort: EvaluationBudget) -> float:
-    start = time.perf_counter()
-    for batch in x.split(effort.batch_size):
-        model.encode(batch)
-    return time.perf_counter() - start
 
 
 @torch.no_grad()

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from gae.cli.common import AsJson, CheckpointPath, SameBinarize, load_like, read, save_arrays
+from gae.cli.common import AsJson, CheckpointPath, SameBinarize, in_its_dtype, load_like, prepared, read, save_arrays
 from gae.cli.terminal import print_results, reported
 from gae.data.files import check_file
 
@@ -33,18 +33,18 @@ def activate(
     from gae.analysis.activation import Units, maximise, most_active
 
     check_file(output, ".png", ".npz")
-    model, noted = read(checkpoint)
+    model, _ = read(checkpoint)
     units = Units(model, layer)
     units.check(unit)
     images, compared = {}, {}
     if data is not None:
-        train = load_like(noted, data, binarize).epoch(0)
+        train = in_its_dtype(model, load_like(model, data, binarize).epoch(0))
         if not len(train):
             raise ValueError(f"{data} holds one image only, and none to train on. Give at least two.")
         index, highest = most_active(units, unit, train)
         images = {"training_image": train[index].numpy()}
         compared = {"highest activation of a training image": highest, "training image": index}
-    value_range = noted.get("value_range", (0.0, 1.0))
+    value_range = prepared(model).value_range or (0.0, 1.0)
     found = maximise(units, unit, value_range, steps=steps, seed=seed)
     _write(output, {"image": found.image.numpy(), **images}, value_range)
     results = {

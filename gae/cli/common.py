@@ -8,8 +8,11 @@ import typer
 from gae.data.files import whole
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from gae.autoencoder import Autoencoder
     from gae.data import Dataset
+    from gae.data.preparation import Preparation
 
 DataName = Annotated[
     str,
@@ -34,31 +37,32 @@ def load(name: str, binarize: str) -> "Dataset":
     return data.load(name, binarize=binarize)
 
 
-def load_like(noted: "dict[str, Any]", name: str, binarize: str | None = None) -> "Dataset":
-    """The named data set, prepared as the data of the model of which a checkpoint noted these facts."""
+def load_like(model: "Autoencoder", name: str, binarize: str | None = None) -> "Dataset":
+    """The named data set, prepared as the data that the model was fitted to."""
     from gae import data
+
+    return data.load(name, binarize=binarize, like=prepared(model))
+
+
+def prepared(model: "Autoencoder") -> "Preparation":
+    """How the model's data were prepared; of one that ``fit`` was not given a data set for, their shape alone."""
     from gae.data.preparation import Preparation
 
-    return data.load(name, binarize=binarize, like=Preparation.of(noted))
+    return model.preparation or Preparation(model.likelihood.event_shape, None, None, None)
 
 
-def read(path: Path) -> "tuple[Autoencoder, dict[str, Any]]":
-    """The autoencoder of a checkpoint that `gae fit` or `gae compare` wrote, to be used, and what they noted down."""
-    from gae import systems
-    from gae import training as fit
-    from gae.studies import engines
-    from gae.training import checkpoint
+def read(path: Path) -> "tuple[Autoencoder, str]":
+    """A saved model, in evaluation mode, and its name; for all commands, where it must know how its data look."""
+    from gae.autoencoder import load_with_facts
 
-    state = checkpoint.load(path).state
-    noted = state.get("describe") if isinstance(state, dict) else None
-    if not isinstance(noted, dict) or not {"system", "comparison"} & noted.keys():
-        raise ValueError(f"{path} does not say which system it holds. Only `gae fit` and `gae compare` note that down.")
-    if "comparison" in noted:
-        model = engines.rebuild(noted)
-    else:
-        model = systems.build(noted["system"], noted["event_shape"], **noted["options"])
-    fit.restore(model, path)
-    return model.eval(), noted
+    model, facts = load_with_facts(path)
+    name = facts.get("system") or facts.get("engine") or type(model.likelihood).__name__
+    return model.eval(), name
+
+
+def in_its_dtype(model: "Autoencoder", x: "Tensor") -> "Tensor":
+    """Data sets are float32; x as the model has its numbers."""
+    return x.to(model.likelihood._like(x).dtype)
 
 
 def save_arrays(path: Path, arrays: dict[str, Any]) -> None:

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from gae.cli.common import CheckpointPath, DataName, SameBinarize, load_like, read
+from gae.cli.common import CheckpointPath, DataName, SameBinarize, in_its_dtype, load_like, prepared, read
 from gae.cli.terminal import reported
 from gae.data.files import check_file
 
@@ -25,11 +25,10 @@ def explore(
     from gae.reports.explorer import explore as write
 
     check_file(output, ".html")
-    model, noted = read(checkpoint)
-    found = load_like(noted, data, binarize)
-    x = found.test[:samples]
+    model, name = read(checkpoint)
+    found = load_like(model, data, binarize)
+    x = in_its_dtype(model, found.test[:samples])
     labels = None if found.test_labels is None else found.test_labels[:samples]
-    value_range = noted.get("value_range", found.value_range)
-    name = noted.get("system") or noted.get("engine", "")
+    value_range = prepared(model).value_range or found.value_range
     plane = write(model, x, output, labels, value_range, size, f"{name} on {found.name}")
     typer.echo(f"{len(x)} codes; the plane holds {plane.explained:.0%} of their variance: {output}")

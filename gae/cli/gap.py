@@ -38,9 +38,9 @@ def gap(
     from gae.reports import gap as gap_report
 
     check_folder(out)
-    model, noted = read(checkpoint)
+    model, _ = read(checkpoint)
     model.double()  # in single precision, an optimisation stalls before it has converged
-    x = load_like(noted, data, binarize).test[:size].double()
+    x = load_like(model, data, binarize).test[:size].double()
     torch.manual_seed(seed)
     columns = _columns(model, x, samples, draws, steps)
     account: dict[str, Any] = {

@@ -18,6 +18,7 @@ from gae.cli.common import (
     Resume,
     SameBinarize,
     Seed,
+    in_its_dtype,
     load,
     load_like,
     read,
@@ -187,10 +188,10 @@ def encode(
     from gae.analysis.metrics import codes
 
     check_file(output, ".npz")
-    model, noted = read(checkpoint)
-    rows = load_like(noted, data, binarize).rows(split)
+    model, _ = read(checkpoint)
+    rows = load_like(model, data, binarize).rows(split)
     torch.manual_seed(seed)
-    found = {**codes(model, rows.x), "index": rows.row.numpy(), "split": rows.split}
+    found = {**codes(model, in_its_dtype(model, rows.x)), "index": rows.row.numpy(), "split": rows.split}
     if rows.labels is not None:
         found["labels"] = rows.labels.numpy()
     if rows.files is not None:

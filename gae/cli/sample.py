@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from gae.cli.common import CheckpointPath, Seed, read, save_arrays
+from gae.cli.common import CheckpointPath, Seed, prepared, read, save_arrays
 from gae.cli.terminal import reported
 from gae.data.files import check_file, write_text
 
@@ -26,10 +26,8 @@ def sample(
     """Draw from the model: z from the prior, x from the decoder."""
     import torch
 
-    from gae.data.preparation import Preparation
-
-    model, description = read(checkpoint)
-    vocabulary = Preparation.of(description).vocabulary
+    model, _ = read(checkpoint)
+    vocabulary = prepared(model).vocabulary
     kinds = (".png", ".npz") if vocabulary is None else (".txt", ".npz")
     output = output or Path("samples").with_suffix(kinds[0])
     check_file(output, *kinds)
@@ -45,5 +43,5 @@ def sample(
     else:
         from gae.reports.figures import sheet
 
-        sheet(drawn.numpy(), description.get("value_range", (0.0, 1.0)), output)
+        sheet(drawn.numpy(), prepared(model).value_range or (0.0, 1.0), output)
     typer.echo(f"{n} samples: {output}")

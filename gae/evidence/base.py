@@ -1,20 +1,18 @@
-"""What every estimator of log p(x) returns."""
+"""Evidence from importance weights and in closed form, and what it needs."""
 
 import math
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float, Num
+from jaxtyping import Float, Num
 from torch import Tensor
 from torch.distributions import Distribution
 
 from gae.likelihood import ExactPosterior, FlatDistribution, Likelihood
 from gae.likelihood.door import checked
-
-HEAVY, DOMINATED = 0.7, 2.0  # shape and effective size of weights beyond which their mean's standard error is too small
+from gae.likelihood.evidence import Evidence
 
 
 class UnreliableWarning(UserWarning):
@@ -27,35 +25,6 @@ def without_warning() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UnreliableWarning)
         yield
-
-
-@dataclass(frozen=True)
-class Evidence:
-    """An estimate of log p(x) per sample, in nats, and what it cost.
-
-    Attributes:
-        log_p: the estimate.
-        standard_error: of sampling, by the delta method for the logarithm of a mean; 0 where nothing is sampled,
-            NaN where it is unknown. It means nothing where a few weights outweigh all others (``unreliable``): it is
-            never much above 1 nat, and ``log_p`` may be off by far more.
-        ess: effective sample size of the weights, (Σw)² / Σw²; None where nothing is weighted.
-        pareto_k: the shape of a generalised Pareto law fitted to the largest weights (Vehtari et al. 2024): they have
-            1 / k finite moments. NaN for fewer than 100 weights, and where the largest are equal.
-        evaluations: decoder evaluations per sample, the mean over samples where they differ.
-    """
-
-    log_p: Float[Tensor, " B"]
-    standard_error: Float[Tensor, " B"]
-    ess: Float[Tensor, " B"] | None = None
-    evaluations: int = 0
-    pareto_k: Float[Tensor, " B"] | None = None
-
-    @property
-    def unreliable(self) -> Bool[Tensor, " B"]:
-        """Where the standard error means nothing: Pareto k > 0.7, or one weight above half of the sum."""
-        if self.ess is None or self.pareto_k is None:
-            return torch.zeros_like(self.log_p, dtype=torch.bool)
-        return (self.pareto_k > HEAVY) | (self.ess < DOMINATED)
 
 
 def from_log_weights(log_weight: Float[Tensor, "S B"], evaluations: int) -> Evidence:
@@ -123,8 +92,7 @@ def exact(likelihood: Likelihood, x: Num[Tensor, "B *X"]) -> Evidence:
     """
     if not isinstance(likelihood, ExactPosterior):
         raise TypeError(f"log p(x) of {type(likelihood).__name__} has no closed form. Use `importance` or `ais`.")
-    log_p = likelihood.log_evidence(x)
-    return Evidence(log_p, torch.zeros_like(log_p))
+    return likelihood.log_evidence(x)
 
 
 def need_proper(likelihood: Likelihood) -> None:

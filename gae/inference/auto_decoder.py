@@ -39,7 +39,7 @@ class AutoDecoder(Inference):
     True
     """
 
-    sized_by_data = ("codes",)  # its first dimension is known from data alone; see ``gae.training.checkpoint.restore``
+    sized_by_data = ("codes",)  # its first dimension is known from data alone; see ``gae.storage.checkpoint.restore``
     codes: nn.Parameter
     rows: Tensor | None = None  # of the batch in training
 

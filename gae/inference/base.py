@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from enum import IntEnum
 from functools import wraps
@@ -13,9 +13,10 @@ from jaxtyping import Float, Int, Num
 from torch import Size, Tensor, nn
 from torch.distributions import Distribution
 
-from gae.inference.laws import is_point, need_density
+from gae.inference.laws import is_point, need_density, rearranged
 from gae.likelihood import Likelihood
 from gae.likelihood.door import check_components, door
+from gae.storage import Part
 
 
 class Status(IntEnum):
@@ -140,11 +141,56 @@ class Encoding:
         """The discrete code that belongs to ``point``."""
         return None if self.k is None else self.k[self.best, torch.arange(self.k.shape[1], device=self.k.device)]
 
+    def rows(self, start: int, stop: int) -> "Encoding":
+        """The encoding of the observations from ``start`` to ``stop``, as a slice has them.
+
+        Raises:
+            TypeError: for a law q(z|x) that cannot be cut (``gae.inference.laws.rearranged``).
+        """
+        if start <= 0 and stop >= self.log_joint.shape[1]:
+            return self
+        return _rearranged(
+            [self], lambda values, dimension: values[0].movedim(dimension, 0)[start:stop].movedim(0, dimension)
+        )
+
+    @staticmethod
+    def join(parts: "Sequence[Encoding]") -> "Encoding":
+        """The encoding of all observations from those of batches of them, in order.
+
+        Raises:
+            TypeError: for laws q(z|x) that cannot be joined (``gae.inference.laws.rearranged``).
+        """
+        return _rearranged(parts, lambda values, dimension: torch.cat(values, dimension))
+
     def summary(self) -> str:
         """Engine, shapes and, for an iterative engine, how many samples ended in which status."""
         samples, batch = self.log_joint.shape
         text = f"{self.engine}: S={samples}, B={batch}, mean log_joint {self.log_joint.detach().mean().item():.4f} nats"
         return text if self.solve is None else f"{text}; {self.solve.summary()}"
+
+
+def _rearranged(parts: Sequence[Encoding], combine: Callable[[list[Tensor], int], Tensor]) -> Encoding:
+    """One encoding out of several, with ``combine(tensors, dimension of the observations)`` for each of its tensors."""
+
+    def tensor(owners: Sequence[Any], name: str, dimension: int = 1) -> Any:
+        values = [getattr(owner, name) for owner in owners]
+        return None if values[0] is None else combine(values, dimension)
+
+    first, solves = parts[0], [part.solve for part in parts if part.solve is not None]
+    q = None if first.q is None else rearranged([part.q for part in parts if part.q is not None], combine)
+    solve = None
+    if solves:
+        longest = max(0 if one.trace is None else len(one.trace) for one in solves)
+        solves = [one if one.trace is None else replace(one, trace=_prolonged(one.trace, longest)) for one in solves]
+        names = ("status", "steps", "evaluations", "grad_norm", "reconstruction", "spread")
+        solve = Solve(**{name: tensor(solves, name) for name in names}, trace=tensor(solves, "trace", 2))
+    columns = {name: tensor(parts, name) for name in ("z", "k", "log_joint", "log_q")}
+    return Encoding(**columns, q=q, prior=first.prior, engine=first.engine, solve=solve)
+
+
+def _prolonged(trace: Float[Tensor, "T S B"], length: int) -> Float[Tensor, "L S B"]:
+    """A trace of more steps: a row that has stopped repeats its last value."""
+    return torch.cat([trace, trace[-1:].expand(length - len(trace), *trace.shape[1:])])
 
 
 @runtime_checkable
@@ -155,7 +201,7 @@ class LearnsData(Protocol):
         """Gets ready for all training observations x (N, *X); ``fit`` calls it before it makes the optimiser."""
 
 
-class Inference(nn.Module, ABC):
+class Inference(Part, nn.Module, ABC):
     """An engine that finds codes. It never touches the likelihood's parameters, its inputs, or torch's defaults.
 
     Calling it, or its ``infer``, checks x and k first (``gae.likelihood.door``). A ``Delta`` among the laws q(z|x) that

@@ -19,7 +19,7 @@ class ClosedForm(Inference):
     >>> from gae.likelihood import LinearMixture
     >>> model, x = LinearMixture(1, 2, (5,)), torch.randn(3, 5)
     >>> code = ClosedForm(samples=4)(model, x)
-    >>> bool((code.log_joint - code.log_q - model.log_evidence(x)).abs().max() < 1e-4)
+    >>> bool((code.log_joint - code.log_q - model.log_evidence(x).log_p).abs().max() < 1e-4)
     True
     """
 

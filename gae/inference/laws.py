@@ -1,7 +1,8 @@
 """What a law q(z|x) must be: a density over all elements of a code, and as a proposal wherever the prior is one."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from inspect import signature
 from typing import Any
 
 import torch
@@ -9,7 +10,14 @@ from jaxtyping import Float
 from pyro.distributions import Delta
 from pyro.distributions.torch_distribution import MaskedDistribution
 from torch import Size, Tensor
-from torch.distributions import Distribution, TransformedDistribution, biject_to, constraints
+from torch.distributions import (
+    Distribution,
+    Independent,
+    MultivariateNormal,
+    TransformedDistribution,
+    biject_to,
+    constraints,
+)
 
 from gae.likelihood import Likelihood
 from gae.likelihood.door import hidden
@@ -160,3 +168,38 @@ def _is_narrow(q: Distribution) -> bool:
         return False
     base = q.base_dist
     return (base.batch_shape + base.event_shape).numel() != (q.batch_shape + q.event_shape).numel()
+
+
+def rearranged(laws: Sequence[Distribution], combine: Callable[[list[Tensor], int], Tensor]) -> Distribution:
+    """One law of the kind of several, with ``combine(parameters, dimension of the observations)`` for each parameter.
+
+    Raises:
+        TypeError: for a law that is not given by its parameters alone, such as a transformed one.
+
+    >>> from torch.distributions import Independent, Normal
+    >>> parts = [Independent(Normal(torch.zeros(size, 2), 1.0), 1) for size in (3, 4)]
+    >>> rearranged(parts, torch.cat).batch_shape
+    torch.Size([7])
+    """
+    dimension = len(laws[0].batch_shape) - 1
+    if dimension < 0 or any(type(law) is not type(laws[0]) for law in laws):
+        raise TypeError("Laws q(z|x) of different kinds, or without a batch, cannot become one.")
+    return _rearranged(laws, lambda values: combine(values, dimension))
+
+
+def _rearranged(laws: Sequence[Distribution], combine: Callable[[list[Tensor]], Tensor]) -> Distribution:
+    kind: Any = type(laws[0])
+    if isinstance(laws[0], Independent):
+        base = _rearranged([law.base_dist for law in laws], combine)  # type: ignore[attr-defined]
+        return kind(base, laws[0].reinterpreted_batch_ndims, validate_args=False)
+    if isinstance(laws[0], MultivariateNormal):
+        names = ["loc", "scale_tril"]
+    else:
+        names = [name for name in laws[0].arg_constraints if name in vars(laws[0])]
+    accepted = set(signature(kind).parameters) - {"validate_args"}
+    if not names or not accepted <= laws[0].arg_constraints.keys() | set(names):
+        raise TypeError(
+            f"Laws q(z|x) of the kind {kind.__name__} cannot be cut or joined along the observations. Encode each "
+            "batch by itself, without batch_size."
+        )
+    return kind(**{name: combine([getattr(law, name) for law in laws]) for name in names}, validate_args=False)

@@ -13,12 +13,14 @@ from torch import Size, Tensor, nn
 from torch.distributions import Distribution, constraints
 
 from gae.likelihood.door import checked, checked_codes, dims, guard, hidden
+from gae.likelihood.evidence import Evidence
 from gae.likelihood.priors import StandardNormal
+from gae.storage import Part
 
 LogJoint = Callable[..., Tensor]
 
 
-class Likelihood(nn.Module, ABC):
+class Likelihood(Part, nn.Module, ABC):
     """A decoder q_r(x|z) and a prior q_w(z): what a model is. No encoder and no loss live here.
 
     Shapes: S samples (or branches), B batch, Z latent event, X data event.
@@ -245,8 +247,8 @@ class ExactPosterior(Protocol):
     def log_responsibilities(self, x: Tensor) -> Tensor:
         """log q(k|x), (B, K)."""
 
-    def log_evidence(self, x: Tensor) -> Tensor:
-        """log p(x), (B,), in nats."""
+    def log_evidence(self, x: Tensor) -> Evidence:
+        """log p(x) in nats, differentiable, without a sampling error."""
 
 
 @runtime_checkable

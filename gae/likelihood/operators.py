@@ -9,8 +9,10 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Size, Tensor, nn
 
+from gae.storage import Part
 
-class LinearOperator(nn.Module, ABC):
+
+class LinearOperator(Part, nn.Module, ABC):
     """A linear map of observations (*L, *X) to measurements (*L, *Y), with its adjoint."""
 
     @abstractmethod

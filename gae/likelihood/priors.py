@@ -10,6 +10,8 @@ from pyro.distributions import ImproperUniform, Independent, Laplace, Normal
 from torch import Size, Tensor, nn
 from torch.distributions import Distribution, constraints
 
+from gae.storage import Part
+
 
 class FlatDistribution(ImproperUniform):
     """Improper uniform density q(z) = 1 on R^Z: a log density of 0 nats everywhere, and no samples.
@@ -46,7 +48,7 @@ class FlatDistribution(ImproperUniform):
     sample = rsample
 
 
-class Flat(nn.Module):
+class Flat(Part, nn.Module):
     """The flat (improper) prior: ``log_joint`` is then log q(x|z), and encoding is maximum likelihood.
 
     Args:
@@ -65,7 +67,7 @@ class Flat(nn.Module):
         return self.density
 
 
-class StandardNormal(nn.Module):
+class StandardNormal(Part, nn.Module):
     """The prior N(0, I) over codes of the given shape.
 
     >>> float(StandardNormal(2)().log_prob(torch.zeros(2)))  # -log 2 pi, in nats
@@ -85,7 +87,7 @@ class StandardNormal(nn.Module):
         return _StandardNormal(base, self.loc.dim(), validate_args=False)
 
 
-class LaplacePrior(nn.Module):
+class LaplacePrior(Part, nn.Module):
     """Independent Laplace laws around 0, density (rate / 2) exp(-rate |z|): an L1 penalty in ``joint`` (ledger D31).
 
     >>> float(LaplacePrior(2, rate=2.0)().log_prob(torch.ones(2)))

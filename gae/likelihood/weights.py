@@ -81,12 +81,14 @@ class WeightDecoder(nn.Module):
 
 
 def _forget(net: nn.Module) -> None:
-    """Parameters become buffers that move with the module and are not saved: nothing trains or keeps them."""
+    """Parameters become buffers of zeros that move with the module and are not saved: only their shapes are of use."""
     seen: dict[nn.Parameter, Tensor] = {}
     for module in net.modules():
         for name, parameter in list(module.named_parameters(recurse=False)):
             delattr(module, name)
-            module.register_buffer(name, seen.setdefault(parameter, parameter.detach()), persistent=False)
+            module.register_buffer(
+                name, seen.setdefault(parameter, torch.zeros_like(parameter, requires_grad=False)), persistent=False
+            )
 
 
 class WeightLikelihood(DecoderLikelihood):

@@ -10,12 +10,15 @@ from jaxtyping import Float
 from torch import Size, Tensor, nn
 from torch.nn.functional import batch_norm, group_norm, interpolate
 
+from gae.storage import Part, recorded
+
 ActivationType = type[nn.Module]
 
 COMMENSURATE = 10.0  # columns whose standard deviations differ by no more share one unit
 LARGEST = 1e12  # deviation from the mean, and the inverse of the least: squares of residuals fit into float32
 
 
+@recorded
 def mlp(
     inputs: int | Sequence[int],
     hidden: Sequence[int],
@@ -40,7 +43,7 @@ def mlp(
     return nn.Sequential(*layers)
 
 
-class InDataUnits(nn.Sequential):
+class InDataUnits(Part, nn.Sequential):
     """A network from observations to observations, in the unit of the training data and about their mean.
 
     ``initialize`` stores both; until then the mean is 0 and the unit 1. Elements of an image, or of any array, share
@@ -126,7 +129,7 @@ def _unit(deviation: Tensor, loc: Tensor) -> Tensor:
     return torch.where(varying, deviation, found.median())
 
 
-class Dictionary(nn.Module):
+class Dictionary(Part, nn.Module):
     """A linear map whose columns (one for each element of a code) have unit length: z (N, Z) -> (N, *X).
 
     Under a penalty of the code, a free dictionary would grow without limit while the code shrinks (ledger D31).
@@ -145,6 +148,7 @@ class Dictionary(nn.Module):
         return (z @ nn.functional.normalize(self.atoms, dim=1)).unflatten(1, self.shape)
 
 
+@recorded
 def conv_encoder(
     image: Sequence[int], outputs: int, channels: Sequence[int] = (32, 64), activation: ActivationType = nn.SiLU
 ) -> nn.Sequential:
@@ -162,6 +166,7 @@ def conv_encoder(
     return nn.Sequential(*layers, nn.Flatten(), nn.Linear(channels[-1] * math.prod(sizes[-1]), outputs))
 
 
+@recorded
 def conv_decoder(
     latent: int, image: Sequence[int], channels: Sequence[int] = (64, 32), activation: ActivationType = nn.SiLU
 ) -> nn.Sequential:
@@ -259,6 +264,7 @@ class Skip(nn.Module):
         return self.mix(self.join(up if self.narrow is None else torch.cat([self.narrow(x), up], 1)))
 
 
+@recorded
 def skip(
     inputs: int = 32,
     outputs: int = 3,

@@ -15,9 +15,10 @@ from torch.nn.functional import pad
 from torch.nn.modules.dropout import _DropoutNd
 
 from gae.nets import need_sizes
+from gae.storage import Part
 
 
-class LSTMEncoder(nn.Module):
+class LSTMEncoder(Part, nn.Module):
     """Sequences x (N, T) to vectors (N, outputs): a linear map of an LSTM's state at the last token before padding.
 
     >>> LSTMEncoder(classes=5, outputs=4)(torch.tensor([[3.0, 1.0, 0.0]])).shape
@@ -37,7 +38,7 @@ class LSTMEncoder(nn.Module):
         return self.out(states[torch.arange(len(x), device=x.device), last])
 
 
-class TransformerEncoder(nn.Module):
+class TransformerEncoder(Part, nn.Module):
     """Sequences x (N, T) to vectors (N, outputs): self-attention among tokens that are not padding, then their mean.
 
     Vaswani et al. 2017, with the norm before each layer (Xiong et al. 2020) and sinusoidal positions.
@@ -69,7 +70,7 @@ class WordDropout(_DropoutNd):
         return tokens.masked_fill(torch.rand(tokens.shape, device=tokens.device) < self.p, 0)
 
 
-class SequenceDecoder(nn.Module):
+class SequenceDecoder(Part, nn.Module):
     """What sequence decoders share: codes (N, Z) and classes (N, T) give logits (N, T, C - 1) of the classes 1 ... C-1.
 
     The logits of step t see z and the classes before t; the first step sees class 0 in their place. A parallel decoder

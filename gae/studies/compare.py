@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from gae.analysis.metrics import Entry, evaluate
+from gae.analysis.metrics import Entry, PointEncodings, evaluate, held_out
 from gae.autoencoder import Autoencoder
 from gae.data import Dataset
 from gae.data.files import whole, write_text
@@ -124,6 +124,9 @@ class Comparison(ResumableJob):
     def __init__(self, out: Path, configuration: Configuration, data: Dataset, resume: bool, progress: bool):
         super().__init__(out, asdict(configuration), resume, progress)
         self.configuration = configuration
+        self.points: dict[
+            str, PointEncodings
+        ] = {}  # of the test set by each trained model's own engine, and the baselines
         self.source, self.data = data, replace(data, train=data.epoch(0, configuration.seed))  # redrawn, and fixed
 
     def fit(self, name: str, engine: str, model: Autoencoder) -> list[float]:
@@ -168,15 +171,19 @@ class Comparison(ResumableJob):
         self.seconds[f"fit {name}"] = time.perf_counter() - start
         return model
 
-    def measured(self, decoder: str, model: Autoencoder) -> Entry:
-        """The numbers of a model with its own engine."""
-        return {"decoder": decoder, **evaluate(model, self.data, self.configuration.effort, self.configuration.seed)}
+    def measured(self, decoder: str, model: Autoencoder, own: bool = True) -> Entry:
+        """The numbers of a model; its codes are kept for the pictures where the engine is the decoder's own."""
+        c = self.configuration
+        points = held_out(model, self.data, c.effort, c.seed)
+        if own:
+            self.points[decoder] = replace(points, encodings=[], seconds=[])
+        return {"decoder": decoder, **evaluate(model, self.data, c.effort, c.seed, points)}
 
     def evaluate(self, trained: dict[str, Trained], decoder: str, engine: str) -> Entry:
         """The numbers of a named engine on the decoder that another (or the same) engine trained."""
         found = trained[decoder]
         model = assemble(self.configuration, engine, found.model.likelihood, found.encoder)
-        entry = self.phase(f"encode {decoder} by {engine}", lambda: self.measured(decoder, model))
+        entry = self.phase(f"encode {decoder} by {engine}", lambda: self.measured(decoder, model, engine == decoder))
         return {"engine": engine, **entry}
 
     def bounds(self, trained: dict[str, Trained]) -> Entry:
@@ -194,7 +201,7 @@ class Comparison(ResumableJob):
         start, stored = time.perf_counter(), self.out / "pictures.npz"
         if not stored.exists():
             self.say("pictures")
-            arrays = pictures(models, baselines, self.data, self.configuration)
+            arrays = pictures(models, baselines, self.data, self.configuration, self.points)
             with whole(stored) as path:
                 np.savez(path, **arrays)  # type: ignore[arg-type]
         self.seconds["pictures"] = time.perf_counter() - start

@@ -57,14 +57,17 @@ def _evidence(decoder: Likelihood, encoder: NormalEncoder, x: Tensor, configurat
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(c.seed)
         models = [Autoencoder(decoder, engine) for engine in engines]
-        pilots = [mean_log_evidence(model, x, few)["mean"] for model in models]
+        points = [encode(model, x, few) for model in models]
+        pilots = [mean_log_evidence(model, x, found, few)["mean"] for model, found in zip(models, points, strict=True)]
         best = max(range(len(models)), key=lambda i: -math.inf if pilots[i] is None else pilots[i])
-        return mean_log_evidence(models[best], x, c.effort)
+        return mean_log_evidence(models[best], x, points[best], c.effort)
 
 
 def _point(model: Autoencoder, quantity: str, x: Tensor, configuration: Configuration) -> Entry:
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(configuration.seed)
         points = encode(model, x, configuration.effort)
-        value = mean_and_error(points.joint) if quantity == "joint" else mean_elbo(model, x, configuration.effort)
+        value = (
+            mean_and_error(points.joint) if quantity == "joint" else mean_elbo(model, x, points, configuration.effort)
+        )
     return {**value, "evaluations": float(points.evaluations.mean())}

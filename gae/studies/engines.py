@@ -17,6 +17,7 @@ from gae.data import Dataset
 from gae.inference import Adam, Adjoint, Amortized, Ascent, Detach, Inference, MeanField, Unroll, Zeros
 from gae.likelihood import Likelihood, LinearMixture
 from gae.objective import Objective, elbo, joint
+from gae.storage import recorded
 from gae.systems import HEADS, NormalEncoder, build
 from gae.systems.parts import decoder_of, directions
 
@@ -209,6 +210,7 @@ def describe_engine(configuration: Configuration, name: str, data: Dataset) -> d
     return {"comparison": asdict(configuration), "engine": name, **data.preparation.note()}
 
 
+@recorded
 def rebuild(description: dict[str, Any]) -> Autoencoder:
     """The autoencoder that ``describe_engine`` describes, with parameters to be restored."""
     stored = dict(description["comparison"])

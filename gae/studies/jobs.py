@@ -14,7 +14,7 @@ import torch
 
 from gae.data import Dataset
 from gae.data.files import write_text
-from gae.training.packing import dump, verified
+from gae.storage.packing import dump, verified
 
 PACKAGES = ("gae", "torch", "pyro-ppl", "numpy", "scikit-learn")
 

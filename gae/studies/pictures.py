@@ -1,11 +1,12 @@
 """What the figures of a comparison show, as plain arrays: reconstructions, interpolations, samples, codes."""
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from gae.analysis.metrics import encode
+from gae.analysis.metrics import PointEncodings, encode
 from gae.analysis.traversal import attribute, interpolate, traverse
 from gae.autoencoder import Autoencoder
 from gae.data import Dataset
@@ -18,7 +19,11 @@ IMAGES, PAIRS, STEPS, DRAWS, CODES, AXES = 12, 2, 12, 24, 1000, 3
 
 
 def pictures(
-    models: dict[str, Autoencoder], baselines: dict[str, Autoencoder], data: Dataset, configuration: Configuration
+    models: dict[str, Autoencoder],
+    baselines: dict[str, Autoencoder],
+    data: Dataset,
+    configuration: Configuration,
+    known: Mapping[str, PointEncodings],
 ) -> "dict[str, np.ndarray]":
     """Arrays named ``kind/model``.
 
@@ -37,16 +42,16 @@ def pictures(
         torch.manual_seed(configuration.seed)
         drawn = torch.randn(DRAWS, configuration.latent)
         for name, model in {**models, **baselines}.items():
-            points = encode(model, x, configuration.effort)
+            points = known.get(name) or encode(model, data.test, configuration.effort)
+            codes = points.z[:CODES]
             arrays[f"reconstruction/{name}"] = points.mean[:IMAGES]
             if name in models:
-                ends = points.z[:pairs], points.z[pairs : 2 * pairs]
-                arrays[f"interpolation/{name}"] = interpolate(model, *ends, STEPS)
+                arrays[f"interpolation/{name}"] = interpolate(model, codes[:pairs], codes[pairs : 2 * pairs], STEPS)
                 arrays[f"sample/{name}"] = model.likelihood.point(model.decode(drawn))
-                arrays[f"codes/{name}"], arrays[f"explained/{name}"] = plane(points.z)
-                arrays[f"traversal/{name}"] = _traversals(model, points.z)
+                arrays[f"codes/{name}"], arrays[f"explained/{name}"] = plane(codes)
+                arrays[f"traversal/{name}"] = _traversals(model, codes)
                 if labels is not None and len(labels.unique()) > 1:
-                    arrays[f"attribute/{name}"] = _attribute(model, points.z, labels)
+                    arrays[f"attribute/{name}"] = _attribute(model, codes, labels)
     if labels is not None:
         arrays["labels"] = labels
     return {name: value.numpy() for name, value in arrays.items()}

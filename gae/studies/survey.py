@@ -17,12 +17,13 @@ from torch import Tensor
 from gae.analysis.metrics import (
     Entry,
     EvaluationBudget,
+    PointEncodings,
     encode,
     evaluate,
+    held_out,
     mean_and_error,
     mean_elbo,
     mean_log_evidence,
-    milliseconds,
     missing,
     proportion,
 )
@@ -64,7 +65,7 @@ class Plan:
     batch_size: int = 64
     learning_rate: float = 3e-3
     clip: float = 50.0
-    effort: EvaluationBudget = field(default_factory=lambda: EvaluationBudget(repeats=1))
+    effort: EvaluationBudget = field(default_factory=EvaluationBudget)
 
 
 def survey(
@@ -165,9 +166,10 @@ class Survey(ResumableJob):
         began = time.perf_counter()
         epochs = self._fit(name, model)
         seconds = time.perf_counter() - began
-        numbers = evaluate(model, self.data, self.plan.effort, self.plan.seed)
+        points = held_out(model, self.data, self.plan.effort, self.plan.seed)
+        numbers = evaluate(model, self.data, self.plan.effort, self.plan.seed, points)
         numbers["log_p"] = _trusted(numbers["log_p"])
-        self._draw(name, model)
+        self._draw(name, model, points)
         return {**_parts(name, model), **numbers, "epochs": epochs, "training_seconds": seconds}
 
     @torch.no_grad()
@@ -194,13 +196,14 @@ class Survey(ResumableJob):
         seconds = time.perf_counter() - began
         torch.manual_seed(plan.seed)
         with torch.no_grad():
-            restored = encode(model, x, plan.effort).mean
+            points = encode(model, x, plan.effort)
+            restored = points.mean
             lengths = (x != PADDING).sum(1)
             numbers = {
                 "tokens": mean_and_error(((restored == x) & (x != PADDING)).sum(1) / lengths),
-                "log_p": _trusted(mean_log_evidence(model, x[: plan.effort.evidence_samples], plan.effort)),
-                "elbo": mean_elbo(model, x, plan.effort),
-                "milliseconds": milliseconds(model, x, plan.effort),
+                "log_p": _trusted(mean_log_evidence(model, x, points, plan.effort)),
+                "elbo": mean_elbo(model, x, points, plan.effort),
+                "milliseconds": points.milliseconds,
             }
             lines = [vocabulary.decode(part) for part in (x[:IMAGES], restored[:IMAGES], model.sample(DRAWS))]
         shown = dict(zip(("lines", "restored", "samples"), lines, strict=True))
@@ -232,13 +235,12 @@ class Survey(ResumableJob):
         return len(rows)
 
     @torch.no_grad()
-    def _draw(self, name: str, model: Autoencoder) -> None:
+    def _draw(self, name: str, model: Autoencoder, points: PointEncodings) -> None:
         """What the figures show of one system: reconstructions, samples where the prior has any, codes."""
         x, plan = self.data.test[:CODES], self.plan
         torch.manual_seed(plan.seed)
-        points = encode(model, x, plan.effort)
         arrays: dict[str, Tensor] = {"original": x[:IMAGES], "reconstruction": points.mean[:IMAGES]}
-        arrays["codes"], arrays["explained"] = plane(points.z.flatten(1))
+        arrays["codes"], arrays["explained"] = plane(points.z[:CODES].flatten(1))
         if not isinstance(model.likelihood.prior, FlatDistribution) and model.likelihood.latent_shape.numel():
             drawn = model.likelihood.prior.sample(torch.Size((DRAWS,)))
             arrays["sample"] = model.likelihood.point(model.decode(drawn))
@@ -293,5 +295,5 @@ def _plan(data: Dataset, systems: Sequence[str] | None, epochs: int | None, seed
         raise ValueError(f"epochs must be at least 1, got {epochs}.")
     if epochs is None:
         epochs = max(1, math.ceil((10_000 if quick else 70_000) / len(data.train)))
-    effort = EvaluationBudget(repeats=1, evidence_samples=100) if quick else EvaluationBudget(repeats=1)
+    effort = EvaluationBudget(evidence_samples=100) if quick else EvaluationBudget()
     return Plan(data.name, data.hash, tuple(chosen), epochs, seed, quick, effort=effort)

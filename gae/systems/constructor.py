@@ -10,6 +10,7 @@ from torch import Size
 from gae import nets
 from gae.autoencoder import Autoencoder
 from gae.data import Dataset
+from gae.storage import recorded
 from gae.systems.parts import Shape
 
 P = ParamSpec("P")
@@ -31,6 +32,7 @@ def constructor(
         function: of an event shape and options.
         reads: options that the data decide unless given -> a key of ``FACTS``.
     """
+    function = recorded(function)  # by ``save``, with the shape and the options that data decided
     signature = inspect.signature(function)
     shape, *options = signature.parameters.values()
 

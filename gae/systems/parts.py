@@ -10,6 +10,7 @@ from torch import Size, Tensor, nn
 
 from gae import nets
 from gae.likelihood import HEADS, Head, LocationScaleHead
+from gae.storage import Part
 
 Shape = Size | tuple[int, ...]
 
@@ -84,7 +85,7 @@ def directions(event_shape: Shape, latent: int | None) -> int:
     return min(8, Size(event_shape).numel()) if latent is None else latent
 
 
-class NormalEncoder(nn.Module):
+class NormalEncoder(Part, nn.Module):
     """q(z|x) = N(mean(x), scale(x)²), independent over the code: a network with 2 Z outputs, as a Pyro guide.
 
     >>> import torch

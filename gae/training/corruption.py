@@ -4,10 +4,12 @@ import torch
 from jaxtyping import Num
 from torch import Tensor, nn
 
+from gae.storage import Part
+
 __all__ = ["GaussianNoise", "MaskingNoise", "SaltAndPepper"]
 
 
-class GaussianNoise(nn.Module):
+class GaussianNoise(Part, nn.Module):
     """x + scale · ε, ε ~ N(0, I).
 
     >>> GaussianNoise(0.5)(torch.zeros(2, 3)).shape
@@ -24,7 +26,7 @@ class GaussianNoise(nn.Module):
         return x + self.scale * torch.randn_like(x)
 
 
-class MaskingNoise(nn.Module):
+class MaskingNoise(Part, nn.Module):
     """Every element is set to ``value`` with probability ``rate``, independently.
 
     >>> float(MaskingNoise(0.3)(torch.ones(1000, 10)).mean().round(decimals=1))
@@ -39,7 +41,7 @@ class MaskingNoise(nn.Module):
         return x.masked_fill(torch.rand_like(x) < self.rate, self.value)
 
 
-class SaltAndPepper(nn.Module):
+class SaltAndPepper(Part, nn.Module):
     """Every element is replaced with probability ``rate``, by ``low`` or ``high`` alike.
 
     >>> SaltAndPepper(1.0, low=-1.0)(torch.full((1000, 10), 0.2)).unique()

@@ -15,7 +15,8 @@ from gae.data import Dataset
 from gae.data.files import check_folder
 from gae.inference import LearnsData
 from gae.likelihood import DataDependentInit, Likelihood
-from gae.training import checkpoint
+from gae.storage import checkpoint
+from gae.storage.models import fitted
 from gae.training.history import History, Log
 from gae.training.learners import ClosedFormLearner, GradientLearner, Learner, MakeOptimizer, has_closed_form
 from gae.training.processes import refuse_many_processes
@@ -105,6 +106,8 @@ def fit(
     if patience is not None and samples.validation is None:
         raise ValueError("patience needs validation data: give validation=0.1 or a tensor of observations.")
     log = _open(out, resume, tensorboard, checkpoint_every)
+    if isinstance(data, Dataset):
+        autoencoder.preparation = data.preparation
     if fabric is None:
         refuse_many_processes("`fit` without a Fabric", "Give fabric=..., launched, so that they train one model.")
         fabric = _where_it_lives(autoencoder)
@@ -121,19 +124,18 @@ def fit(
 def restore(autoencoder: Autoencoder, path: str | os.PathLike[str]) -> checkpoint.Checkpoint:
     """Loads what ``fit`` wrote into a model built alike, with the parameters that ``fit`` would return at that point.
 
+    ``gae.load`` builds the model too.
+
     Args:
         autoencoder: of the same structure as the one that was fitted.
         path: a checkpoint directory or a run's folder; ``state["describe"]`` of the result holds the run's own facts.
 
     Raises:
-        FileNotFoundError, ValueError: see ``gae.training.checkpoint.load`` and ``gae.training.checkpoint.restore``.
+        FileNotFoundError, ValueError: see ``gae.storage.checkpoint.load`` and ``gae.storage.checkpoint.restore``.
     """
-    found = checkpoint.load(path)
-    if not isinstance(found.state, dict) or not {"module", "best"} <= found.state.keys():
-        raise ValueError(f"{found.path} was not written by `fit`: it holds no parameters of an autoencoder.")
-    best = found.state["best"]
-    checkpoint.restore(autoencoder, found.state["module"] if best is None else best, str(found.path))
-    return found
+    entry = checkpoint.load(path)
+    checkpoint.restore(autoencoder, fitted(entry), str(entry.path))
+    return entry
 
 
 def _budget(learner: Learner, size: int) -> int:

@@ -7,11 +7,12 @@ from jaxtyping import Float, Num
 from torch import Tensor, nn
 
 from gae.inference import Encoding
+from gae.storage import Part
 
 __all__ = ["Contractive", "SparseActivity"]
 
 
-class Contractive(nn.Module):
+class Contractive(Part, nn.Module):
     """weight · mean over the batch of ‖∂z/∂x‖²_F, the derivative of the code by the input (Rifai et al. 2011).
 
     By the input, not by the weights (ledger D30). It costs one backward pass for each element of a code.
@@ -38,7 +39,7 @@ class Contractive(nn.Module):
         return self.weight * square / (len(encoding.z) * len(seen))
 
 
-class SparseActivity(nn.Module):
+class SparseActivity(Part, nn.Module):
     """weight · Σ_j KL(Bernoulli(ρ) ‖ Bernoulli(mean of z_j over the batch)), in nats (Ng 2011; ledger D31).
 
     For codes in (0, 1), such as those of an encoder that ends in a sigmoid.

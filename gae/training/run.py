@@ -12,10 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from gae.autoencoder import Autoencoder
-from gae.training import checkpoint
+from gae.storage import checkpoint
+from gae.storage.models import structure
+from gae.storage.packing import pack
 from gae.training.history import Advance, Epoch, History, Log, progress_bar
 from gae.training.learners import Learner
-from gae.training.packing import pack
 from gae.training.sampling import Samples, generator, reseed
 
 if TYPE_CHECKING:
@@ -45,8 +46,10 @@ class Run:
 
     def __post_init__(self) -> None:
         self.config: dict[str, Any] = {}
+        self.structure: dict[str, Any] = {}
         if self.log is not None:
             self.config = self._configuration()
+            self.structure = structure(self.autoencoder) if self.fabric.is_global_zero else {}
             pack((self.config, self.describe))  # refuses what a checkpoint could not hold
 
     def train(self, epochs: int, progress: bool) -> History:
@@ -117,6 +120,7 @@ class Run:
 
     def _state(self) -> dict[str, Any]:
         return {
+            **self.structure,
             "describe": self.describe,
             "config": self.config,
             "module": dict(self.autoencoder.state_dict()),

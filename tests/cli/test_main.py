@@ -22,11 +22,11 @@ from gae import __version__
 from gae.cli import main as cli
 from gae.cli import terminal
 from gae.data import Dataset, load
+from gae.storage.packing import dump, verified
 from gae.studies import engines
 from gae.studies.engines import ENGINES
 from gae.systems import SYSTEMS
 from gae.training import fit as train
-from gae.training.packing import dump, verified
 
 BESIDE = ("labels", "engine", "index", "split")
 QUICK = ("--quiet", "--epochs", "2")
@@ -133,8 +133,8 @@ def on_text(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_classes_and_length_come_from_the_text(on_text: Path) -> None:
-    model, noted = cli.read(on_text / "system")
-    assert noted["options"]["classes"] == 7 and model.likelihood.event_shape == (6,)
+    model, name = cli.read(on_text / "system")
+    assert name == "sequence-vae" and model.preparation.vocabulary.classes == 7 and model.likelihood.event_shape == (6,)
     assert model.sample(50).max() <= 6
 
 
@@ -166,11 +166,12 @@ def test_every_command_reads_text_as_the_model_does(
 
 def test_text_checkpoints_without_a_vocabulary_are_refused(on_text: Path, tmp_path: Path) -> None:
     """As earlier versions wrote them."""
-    import shutil
-
     newest = max((on_text / "system").glob("checkpoint-*"))
     old = shutil.copytree(newest, tmp_path / newest.name)
     document = verified(json.loads((old / "state.json").read_text(encoding="utf-8")))
+    document["version"] = 2
+    for fact in ("recipe", "unrecorded", "preparation"):
+        del document["state"][fact]
     for fact in ("vocabulary", "binarization"):
         del document["state"]["describe"][fact]
     (old / "state.json").write_text(dump(document), encoding="utf-8")
@@ -259,7 +260,7 @@ def test_log_p_is_log_joint_minus_log_q_of_ppca(fitted: Path, digits: Dataset, t
     gae("encode", fitted / "ppca", "digits", "-o", tmp_path / "codes.npz", "--split", "test")
     model, _ = cli.read(fitted / "ppca")
     with np.load(tmp_path / "codes.npz") as codes, torch.no_grad():
-        evidence = model.likelihood.log_evidence(digits.rows("test").x)
+        evidence = model.likelihood.log_evidence(digits.rows("test").x).log_p
         assert np.allclose(codes["log_joint"] - codes["log_q"], evidence.numpy(), atol=1e-3)
 
 
@@ -387,10 +388,10 @@ def test_foreign_and_damaged_checkpoints_are_refused(fitted: Path, tmp_path: Pat
     (damaged / "tensors.safetensors").write_bytes(b"short")
     assert "truncated or altered" in gae("sample", damaged, code=2)
     document = verified(json.loads((newest / "state.json").read_text(encoding="utf-8")))
-    document["state"]["describe"] = None
+    document["state"]["recipe"] = None
     (damaged / "state.json").write_text(dump(document), encoding="utf-8")
     shutil.copy(newest / "tensors.safetensors", damaged)
-    assert "does not say which system it holds" in gae("sample", damaged, code=2)
+    assert "does not say which model it holds" in gae("sample", damaged, code=2)
 
 
 def test_existing_folders_are_refused(fitted: Path, compared: Path) -> None:

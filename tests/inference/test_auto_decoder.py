@@ -13,7 +13,8 @@ from gae.data import Dataset, load
 from gae.inference import Ascent, AutoDecoder, ClosedForm, Detach, GradientAscent, Zeros
 from gae.inference.auto_decoder import training_rows
 from gae.likelihood import Flat, Gaussian, LinearMixture
-from gae.training import checkpoint, fit, restore
+from gae.storage import checkpoint
+from gae.training import fit, restore
 from gae.training.corruption import GaussianNoise
 
 train = partial(fit, progress=False)

@@ -17,11 +17,12 @@ from torch import Tensor, nn
 from gae.analysis import metrics as measure
 from gae.autoencoder import Autoencoder
 from gae.data import Dataset, load
-from gae.inference import Adam, Amortized, Ascent, ClosedForm
+from gae.inference import Adam, Amortized, Ascent, ClosedForm, Encoding
 from gae.likelihood import Gaussian, LinearMixture
+from gae.storage import checkpoint
 from gae.studies import compare, curves, engines
 from gae.systems import NormalEncoder
-from gae.training import checkpoint, fit, restore
+from gae.training import fit, restore
 
 TINY: dict[str, Any] = {"epochs": 2, "latent": 3, "hidden": (16,), "quick": True, "progress": False}
 NAMES = tuple(engines.ENGINES)
@@ -195,17 +196,52 @@ def test_the_evidence_is_not_the_larger_of_two_estimates(monkeypatch: pytest.Mon
     configuration = engines.Configuration("x", "", "none", (), 1, 2, (4,), "gaussian", 0, True)
     asked = []
 
-    def noisy(model: Autoencoder, x: Tensor, effort: measure.EvaluationBudget) -> dict[str, float]:
+    def noisy(
+        model: Autoencoder, x: Tensor, points: measure.PointEncodings, effort: measure.EvaluationBudget
+    ) -> dict[str, float]:
         asked.append((model.inference, effort.importance_samples))
         return {"mean": next(errors)}
 
-    monkeypatch.setattr(curves, "log_evidence", noisy)
+    monkeypatch.setattr(curves, "mean_log_evidence", noisy)
+    monkeypatch.setattr(curves, "encode", lambda *_: None)
     decoder, encoder, x = Gaussian(nn.Linear(2, 3), 2), NormalEncoder(nn.Linear(3, 4)), torch.zeros(2, 3)
     found = [curves._evidence(decoder, encoder, x, configuration)["mean"] for _ in range(1000)]
     assert abs(float(np.mean(found))) < 4 / math.sqrt(1000)
     first, second, counted = asked[:3]
     assert first[0] is not second[0] and counted[0] in (first[0], second[0])
     assert first[1] == second[1] == 100 and counted[1] == 500
+
+
+def test_held_out_data_are_encoded_once_by_each_engine(
+    small: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By each cell and each baseline, pictures and all numbers included; the labelled training set once too."""
+    seen: list[tuple[str, int]] = []
+    real = Autoencoder.encode
+
+    def counted(self: Autoencoder, x: Tensor, *args: Any, **options: Any) -> Encoding:
+        if x.shape == small.test.shape and torch.equal(x, small.test):
+            seen.append((type(self.inference).__name__, id(self.likelihood)))
+        return real(self, x, *args, **options)
+
+    monkeypatch.setattr(Autoencoder, "encode", counted)
+    monkeypatch.setattr(compare, "bounds", lambda *_: {})
+    monkeypatch.setattr(compare, "write", lambda *_: None)
+    names = ["detached", "amortised"]
+    compare.compare(small, tmp_path / "run", engines=names, epochs=1, latent=2, hidden=(4,), quick=True, progress=False)
+    assert len(seen) == len(names) ** 2 + len(engines.BASELINES)
+    assert len(set(seen)) == len(seen)  # "detached" and "amortised" on each of two decoders, one for each baseline
+
+
+def test_a_point_of_a_curve_is_one_solve(small: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    configuration = engines.configure(small, NAMES, epochs=1, latent=2, hidden=(4,), quick=True)
+    decoder, encoder = engines.initial(configuration, small.event_shape)
+    solves: list[int] = []
+    real = Autoencoder.encode
+    monkeypatch.setattr(Autoencoder, "encode", lambda self, x: solves.append(len(x)) or real(self, x))
+    found = curves.bounds(decoder, encoder, small.test[:5], configuration)
+    points = sum(len(curve["mean"]) for curve in found["curves"])
+    assert solves == [5] * (points + 2)  # and the two candidates for a proposal
 
 
 class Interrupted(KeyboardInterrupt):
@@ -330,14 +366,14 @@ def test_a_cell_against_closed_forms() -> None:
     exact, head = linear_model()
     x = torch.randn(20, 5)
     data = Dataset("normal", x, x, None, None, (-5.0, 5.0))
-    effort = measure.EvaluationBudget(batch_size=12, evidence_samples=20, elbo_samples=4, repeats=2)
+    effort = measure.EvaluationBudget(batch_size=12, evidence_samples=20, elbo_samples=4)
     ascent = Ascent(step=Adam(0.1, (0.8, 0.9)), max_steps=150)
     found = measure.evaluate(Autoencoder(head, ascent), data, effort, seed=0)
     known = measure.evaluate(Autoencoder(exact, ClosedForm()), data, effort, seed=0)
     for key in ("joint", "log_p", "squared_error"):
         assert found[key]["mean"] == pytest.approx(known[key]["mean"], abs=1e-3), key
         assert found[key]["se"] == pytest.approx(known[key]["se"], abs=1e-3), key
-    assert known["elbo"]["mean"] == pytest.approx(exact.log_evidence(x).mean().item(), abs=1e-4)
+    assert known["elbo"]["mean"] == pytest.approx(exact.log_evidence(x).log_p.mean().item(), abs=1e-4)
     assert found["log_p"]["method"] == "importance sampling" and found["status"] == {"max_steps": 20}
     torch.manual_seed(5)
     assert measure.evaluate(Autoencoder(head, ascent), data, effort, seed=0)["log_p"] == found["log_p"]

@@ -20,8 +20,9 @@ from gae.data import Dataset, linear_gaussian
 from gae.inference import Amortized, Argmax, ClosedForm
 from gae.likelihood import Gaussian, LinearMixture
 from gae.objective import elbo, joint
+from gae.storage import checkpoint
 from gae.systems import ae, gmm, kmeans, llgae, pca, ppca, smooth_llgae, vae
-from gae.training import Epoch, History, checkpoint, fit, learners, restore
+from gae.training import Epoch, History, fit, learners, restore
 
 quiet = partial(fit, progress=False)
 sgd = partial(torch.optim.SGD, lr=1e-3)

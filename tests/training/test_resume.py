@@ -21,10 +21,11 @@ from gae import Autoencoder, nets
 from gae.data import load
 from gae.inference import Amortized
 from gae.likelihood import Gaussian
+from gae.storage import checkpoint
+from gae.storage.packing import pack
 from gae.systems import ae, gmm, kmeans, savae, vae
-from gae.training import History, checkpoint, fit, restore
+from gae.training import History, fit, restore
 from gae.training.learners import GradientLearner
-from gae.training.packing import pack
 
 PATHS = [str(folder) for folder in Path(__file__).resolve().parents[:3]]  # of this file, of the tests, of gae
 X = torch.randn(50, 5, generator=torch.Generator().manual_seed(0))

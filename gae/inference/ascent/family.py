@@ -12,9 +12,10 @@ from gae.inference.base import Code
 from gae.likelihood import Likelihood
 from gae.likelihood.base import LogJoint
 from gae.likelihood.distributions import Normal
+from gae.storage import Part
 
 
-class Family(nn.Module, ABC):
+class Family(Part, nn.Module, ABC):
     """A family of densities q(z; u), with the per-sample objective that its parameters u ascend."""
 
     evaluations: int = 1  # decoder evaluations per objective value
@@ -124,7 +125,7 @@ class FullCovariance(MeanField):
     >>> from gae.likelihood import LinearMixture
     >>> model, x = LinearMixture(1, 2, (5,)).double(), torch.randn(3, 5, dtype=torch.float64)
     >>> best = Ascent(Zeros(), LBFGS(), 100, grad_tol=1e-8, family=FullCovariance(4, matched=True))(model, x)
-    >>> bool((best.log_joint - best.log_q - model.log_evidence(x)).abs().max() < 1e-6)
+    >>> bool((best.log_joint - best.log_q - model.log_evidence(x).log_p).abs().max() < 1e-6)
     True
     """
 

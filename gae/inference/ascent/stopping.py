@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from gae.inference.ascent.problem import expand_rows
 from gae.inference.ascent.steps.first_order import State, fraction
+from gae.storage import Part
 
 
 class StoppingDecision(NamedTuple):
@@ -19,7 +20,7 @@ class StoppingDecision(NamedTuple):
     done: Bool[Tensor, "S B"]
 
 
-class Stopping(nn.Module, ABC):
+class Stopping(Part, nn.Module, ABC):
     """Early stopping from decoder outputs, without ground truth: (reconstruction, state) -> decision, for each row.
 
     Rows never mix, and every state tensor is (S, B, ...). Callers read two entries of the state: ``reconstruction``,

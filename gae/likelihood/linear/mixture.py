@@ -10,6 +10,7 @@ from torch.distributions import Distribution
 
 from gae.likelihood.base import LogJoint, parameter_or_buffer, positive_scale
 from gae.likelihood.distributions import Normal
+from gae.likelihood.evidence import Evidence
 from gae.likelihood.linear.alternation import Alternation
 from gae.likelihood.linear.quadratic import Charts, Quadratic, peak, precision_factor, quadratic
 from gae.likelihood.linear.search import best_points
@@ -46,7 +47,7 @@ class LinearMixture(Alternation):
 
     >>> model = LinearMixture(1, 1, (2,), scale=0.1)
     >>> model.loadings.data, model.means.data = torch.tensor([[[1.0, 2.0]]]), torch.zeros(1, 2)
-    >>> model.log_evidence(torch.tensor([[0.5, 0.7]])).detach()  # ledger D02
+    >>> model.log_evidence(torch.tensor([[0.5, 0.7]])).log_p.detach()  # ledger D02
     tensor([-1.3131])
     """
 
@@ -176,7 +177,7 @@ class LinearMixture(Alternation):
         """log q(k|x), exactly, in nats."""
         return self._log_marginals(x).log_softmax(1).to(x.dtype)
 
-    def log_evidence(self, x: Num[Tensor, "B *X"]) -> Float[Tensor, " B"]:
+    def log_evidence(self, x: Num[Tensor, "B *X"]) -> Evidence:
         """log p(x) = log Σ_k q(k) N(x; mean_k, loadings_kᵀ loadings_k + scale_k² I), exactly, in nats.
 
         Raises:
@@ -184,7 +185,7 @@ class LinearMixture(Alternation):
         """
         if self.flat_prior and self.latent_shape[0]:
             raise ValueError("log p(x) does not exist under a flat prior. Use flat_prior=False (PPCA instead of PCA).")
-        return self._log_marginals(x).logsumexp(1).to(x.dtype)
+        return Evidence.exact(self._log_marginals(x).logsumexp(1).to(x.dtype))
 
     def _log_marginals(self, x: Tensor) -> Tensor:
         """log q(k) ∫ q(z) q(x|z, k) dz, (B, K), by the matrix determinant and inversion lemmas, in float64."""

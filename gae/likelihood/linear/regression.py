@@ -10,6 +10,7 @@ from torch import Size, Tensor, nn
 from torch.distributions import Distribution
 
 from gae.likelihood.distributions import Normal
+from gae.likelihood.evidence import Evidence
 from gae.likelihood.heads import Gaussian
 from gae.likelihood.priors import Flat, FlatDistribution
 
@@ -88,7 +89,7 @@ class LinearRegression(Gaussian):
         """log q(k|y) = 0: there is one component."""
         return x.new_zeros(len(x), 1)
 
-    def log_evidence(self, x: Num[Tensor, "B *X"]) -> Float[Tensor, " B"]:
+    def log_evidence(self, x: Num[Tensor, "B *X"]) -> Evidence:
         """log p(y) = log N(y; 0, prior_scale² design designᵀ + scale² I), exactly, in nats.
 
         Raises:
@@ -107,7 +108,7 @@ class LinearRegression(Gaussian):
         assert isinstance(self.latent_prior, _CoefficientPrior)
         prior = Normal(torch.zeros_like(mean), self.latent_prior.spread.double()).log_prob(mean).sum(1)
         density = factor.diagonal().log().sum() - 0.5 * len(factor) * math.log(2 * math.pi)
-        return (likelihood + prior - density).to(x.dtype)
+        return Evidence.exact((likelihood + prior - density).to(x.dtype))
 
     def _solved(self) -> tuple[Tensor, Tensor]:
         """G (C, N) and lower A (C, C) in float64: the precision of q(w|y) is AᵀA, its mean A⁻¹ G y.

@@ -11,11 +11,12 @@ from gae.inference.ascent.problem import expand_rows, finite, rounding
 from gae.inference.ascent.solver import CORRECTED, PREFIX, Iterate, Solver
 from gae.inference.base import Status
 from gae.inference.decoder import twice_differentiable
+from gae.storage import Part
 
 BLOCK = 32  # iterates
 
 
-class Adjoint(nn.Module, ABC):
+class Adjoint(Part, nn.Module, ABC):
     """Runs a solver and decides what the result remembers. Without gradient mode no graph is ever built."""
 
     @abstractmethod

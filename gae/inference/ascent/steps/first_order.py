@@ -9,11 +9,12 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from gae.inference.ascent.problem import Problem
+from gae.storage import Part
 
 State = dict[str, Tensor]
 
 
-class Step(nn.Module, ABC):
+class Step(Part, nn.Module, ABC):
     """One rule (u_t, value, gradient, state) -> (u_{t+1}, state), per row: it never mixes rows.
 
     Every state tensor is (S, B, ...).

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from gae.inference.ascent.problem import Problem, expand_rows
 from gae.inference.ascent.steps.first_order import State, Step, positive
+from gae.storage import Part
 
 Projection = Callable[[Tensor], Tensor]
 
@@ -149,7 +150,7 @@ class MaskedStep(_Around):
         return torch.where(self.free, moved, u), state
 
 
-class NonNegative(nn.Module):
+class NonNegative(Part, nn.Module):
     """z >= 0, elementwise.
 
     >>> NonNegative()(torch.tensor([-0.5, 1.5]))
@@ -160,7 +161,7 @@ class NonNegative(nn.Module):
         return z.clamp_min(0)
 
 
-class Box(nn.Module):
+class Box(Part, nn.Module):
     """low <= z <= high, elementwise.
 
     >>> Box(0.0, 1.0)(torch.tensor([-0.5, 0.5, 1.5]))
@@ -177,7 +178,7 @@ class Box(nn.Module):
         return z.clamp(self.low, self.high)
 
 
-class UnitSphere(nn.Module):
+class UnitSphere(Part, nn.Module):
     """‖z‖₂ = 1 over the last dimension; the origin, which has no nearest point, goes to the first axis.
 
     >>> UnitSphere()(torch.tensor([3.0, 4.0]))
@@ -193,7 +194,7 @@ class UnitSphere(nn.Module):
         return torch.where(origin, first, scaled * torch.where(origin, 1.0, square).rsqrt())
 
 
-class Simplex(nn.Module):
+class Simplex(Part, nn.Module):
     """z >= 0 with sum 1 over the last dimension (Duchi et al. 2008, figure 1).
 
     >>> Simplex()(torch.tensor([0.5, 1.5]))
@@ -211,7 +212,7 @@ class Simplex(nn.Module):
         return (below - excess.gather(-1, last)).clamp_min(0)
 
 
-class Whiten(nn.Module):
+class Whiten(Part, nn.Module):
     """Codes (N, d) of one whole data set, centred and with identity covariance: the nearest such set of codes.
 
     Raises:

@@ -16,9 +16,10 @@ from typing import Any
 from torch import Tensor, nn
 
 from gae.data.files import unwritten
-from gae.training.packing import CHECKSUM, dump, pack, unpack, verified
+from gae.storage.conversion import upgraded
+from gae.storage.packing import CHECKSUM, dump, pack, unpack, verified
 
-FORMAT, VERSION = "gae-checkpoint", 2
+FORMAT, VERSION = "gae-checkpoint", 3
 FIRST_KEYS = {"format", "version", "step", "versions", "sha256", "state"}  # of version 1, which had no checksum
 TENSORS, STATE = "tensors.safetensors", "state.json"
 PACKAGES = ("gae", "torch", "pyro-ppl", "lightning-fabric", "safetensors", "numpy")
@@ -65,23 +66,53 @@ def save(folder: PathLike, step: int, state: Any, keep: int = 2) -> Path:
     ...     load(folder).state
     {'weight': tensor([1., 1.]), 'lr': 0.001}
     """
-    tree, tensors = pack(state)
-    folder = Path(folder)
+    packed, folder = pack(state), Path(folder)
     target = folder / f"checkpoint-{step:08d}"
-    temporary = folder / f".{target.name}"
     _make_way(folder, step)
-    head = {"format": FORMAT, "version": VERSION, "step": step, "versions": _versions()}
     try:
-        _write(temporary, head, tree, tensors)
-        os.rename(temporary, target)
-        _sync(folder)
+        for stale in folder.glob(".checkpoint-*"):
+            shutil.rmtree(stale)
+        _write_whole(target, folder / f".{target.name}", step, *packed)
     except OSError as error:
-        shutil.rmtree(temporary, ignore_errors=True)
         good = next((path for path in reversed(checkpoints(folder)) if _is_good(path)), None)
         last = "There is no earlier checkpoint" if good is None else f"The last good checkpoint is {good}"
         raise unwritten(target, error, f"{last}. Make room or mend the folder, then resume.") from error
     _prune(folder, keep)
     return target
+
+
+def write(path: PathLike, state: Any) -> Path:
+    """Writes one checkpoint as a folder of its own, whole or not at all, and returns its path.
+
+    Raises:
+        TypeError: as ``save`` does.
+        FileExistsError: if there is anything at the path but an empty folder.
+        OSError: where it cannot be written.
+    """
+    packed, path = pack(state), Path(path)
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise FileExistsError(f"{path} exists. Save in another folder, or remove it first.")
+    temporary = path.parent / f".unfinished-{path.name}"
+    try:
+        if temporary.exists():
+            shutil.rmtree(temporary)
+        if path.exists():
+            path.rmdir()
+        _write_whole(path, temporary, 0, *packed)
+    except OSError as error:
+        raise unwritten(path, error, "Make room, or save in another folder.") from error
+    return path
+
+
+def _write_whole(target: Path, temporary: Path, step: int, tree: Any, tensors: dict[str, Tensor]) -> None:
+    head = {"format": FORMAT, "version": VERSION, "step": step, "versions": _versions()}
+    try:
+        _write(temporary, head, tree, tensors)
+        os.rename(temporary, target)
+        _sync(target.parent)
+    except OSError:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
 
 
 def load(path: PathLike) -> Checkpoint:
@@ -180,8 +211,6 @@ def _write(path: Path, head: dict[str, Any], tree: Any, tensors: dict[str, Tenso
     from safetensors.torch import save_file
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    for stale in path.parent.glob(".checkpoint-*"):
-        shutil.rmtree(stale)
     path.mkdir()
     try:
         save_file(tensors, path / TENSORS)
@@ -197,7 +226,7 @@ def _read(path: Path) -> Checkpoint:
     from safetensors.torch import load_file
 
     document = _verify(path)
-    if document["version"] < VERSION:
+    if document["version"] == 1:
         warnings.warn(
             f"{path} has format version 1, which kept no checksum of {STATE}: damage to its values would go unnoticed.",
             stacklevel=3,
@@ -205,7 +234,9 @@ def _read(path: Path) -> Checkpoint:
     # Copies, because mapped memory keeps the file open and is less aligned than torch's own, which may change rounding
     tensors = {name: tensor.clone() for name, tensor in load_file(path / TENSORS).items()}
     try:
-        return Checkpoint(path, document["step"], document["versions"], unpack(document["state"], tensors))
+        state = unpack(document["state"], tensors)
+        state = upgraded(state) if document["version"] < VERSION else state
+        return Checkpoint(path, document["step"], document["versions"], state)
     except (KeyError, TypeError, ValueError) as error:  # possible in version 1 only
         raise _Damaged(f"{path} is damaged: {STATE} is altered ({error!r})") from None
 

@@ -18,8 +18,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from gae.training import checkpoint
-from gae.training.packing import dump, pack, unpack, verified
+from gae.storage import checkpoint
+from gae.storage.packing import dump, pack, unpack, verified
 
 scalars = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text()
 dtypes = st.sampled_from([torch.float32, torch.float64, torch.bfloat16, torch.int64, torch.uint8, torch.bool])
@@ -274,7 +274,7 @@ def test_foreign_things_are_refused(tmp_path: Path) -> None:
     shutil.rmtree(path)
     path = checkpoint.save(tmp_path, 1, {"weight": torch.ones(1)})
     for changes, message in [
-        ({"version": 3}, r"format version 3, but this gae reads up to 2. Upgrade gae"),
+        ({"version": 4}, r"format version 4, but this gae reads up to 3. Upgrade gae"),
         ({"format": "other"}, r"no checkpoint of gae: its state.json says format 'other'"),
     ]:
         edit(path, **changes)

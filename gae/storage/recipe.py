@@ -1,0 +1,342 @@
+"""How a model was built, as calls by reference: a saved model is built again without executing foreign code."""
+
+import importlib
+import inspect
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
+from functools import partial, wraps
+from types import FunctionType, MethodType
+from typing import Any, ParamSpec, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from gae.storage.checkpoint import restore
+
+P = ParamSpec("P")
+M = TypeVar("M", bound=nn.Module)
+
+CALL = "built_by"
+NO_SETTINGS = (CALL, "training", "preparation")  # public attributes that are noted by themselves
+FUNCTIONS = "gae.objective"  # whose functions are parts of a model by themselves
+NETWORKS = "torch.nn.modules."  # whose classes may be arguments, such as activations
+
+Recipe = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Call:
+    """A function or class and the arguments that it was called with."""
+
+    function: Callable[..., Any]
+    args: tuple[Any, ...] = ()
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Unrecorded(TypeError):
+    """A model, or a part of one, that its record does not build."""
+
+
+class Part:
+    """A part of a model that remembers the arguments of its constructor, so that ``save`` can note them down.
+
+    >>> class Scale(Part, nn.Module):
+    ...     def __init__(self, factor: float):
+    ...         super().__init__()
+    >>> Scale(2.0).calls()[0].args
+    (2.0,)
+    """
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "__init__" in vars(cls):
+            cls.__init__ = _recording(cls.__init__)  # type: ignore[method-assign]
+
+    def calls(self) -> list[Call]:
+        """Calls that may build this part again, to be tried in their order."""
+        return [vars(self).get(CALL, Call(type(self)))]
+
+
+def _recording(init: Callable[..., None]) -> Callable[..., None]:
+    @wraps(init)
+    def recording(self: Part, *args: Any, **kwargs: Any) -> None:
+        vars(self).setdefault(CALL, Call(type(self), args, kwargs))
+        init(self, *args, **kwargs)
+
+    return recording
+
+
+def recorded(function: Callable[P, M]) -> Callable[P, M]:
+    """Decorates a function that builds a model or a part of one, so that ``save`` can note its call down.
+
+    >>> @recorded
+    ... def decoder(width: int = 16) -> nn.Module:
+    ...     return nn.Sequential(nn.Linear(2, width), nn.SiLU(), nn.Linear(width, 3))
+    >>> vars(decoder(width=8))["built_by"].kwargs
+    {'width': 8}
+    """
+
+    @wraps(function)
+    def recording(*args: P.args, **kwargs: P.kwargs) -> M:
+        made = function(*args, **kwargs)
+        vars(made)[CALL] = Call(recording, args, kwargs)
+        return made
+
+    recording.is_recorded = True  # type: ignore[attr-defined]
+    return recording
+
+
+def recipe_of(model: nn.Module) -> Recipe:
+    """The calls that build a module with the structure and the settings of this one, JSON-able but for tensors.
+
+    They are tried: a model built by them, with the same parameters, must agree in every public attribute.
+
+    Raises:
+        TypeError: naming the part that no record builds, or the setting that was changed since.
+    """
+    candidates = model.calls() if isinstance(model, Part) else [vars(model).get(CALL)]
+    problems = []
+    for call in candidates:
+        try:
+            return _tried(model, call)
+        except Unrecorded as error:
+            problems.append(str(error))
+    raise Unrecorded("; ".join(dict.fromkeys(problems)))
+
+
+def _tried(model: nn.Module, call: Call | None) -> Recipe:
+    if call is None:
+        raise Unrecorded(_unknown("the model", model))
+    writer = _Writer()
+    writer.call(call, "")
+    recipe = {"calls": writer.calls}
+    try:
+        again = build(recipe, {entry["function"] for entry in writer.named})
+        restored(again, dict(model.state_dict()), "the model")
+    except (TypeError, ValueError) as error:
+        raise Unrecorded(f"the recorded call of {_name(call.function)} no longer builds it: {error}") from error
+    different = _difference(model, again, "model", set())
+    if different:
+        raise Unrecorded(f"{different} by the recorded call of {_name(call.function)}")
+    return recipe
+
+
+def build(recipe: Recipe, trusted: Collection[str] = ()) -> Any:
+    """The object that the last of the recorded calls returns. torch's global generator is left as it was.
+
+    Raises:
+        ValueError: for a reference outside gae that is not in ``trusted``, or to what is no part of a model; nothing
+            of it is executed, nor its module imported. For one that cannot be imported.
+    """
+    functions = {entry["function"]: resolve(entry["function"], trusted) for entry in _entries(recipe["calls"])}
+    made: list[Any] = []
+    with torch.random.fork_rng(devices=[]):
+        for call in recipe["calls"]:
+            args = [_read(value, made, functions) for value in call["args"]]
+            kwargs = {name: _read(value, made, functions) for name, value in call["kwargs"].items()}
+            made.append(functions[call["function"]](*args, **kwargs))
+    return made[-1]
+
+
+def restored(model: nn.Module, state: Mapping[str, Any], source: str) -> nn.Module:
+    """A model with the dtype and the values of a ``state_dict``; ValueError where they do not fit."""
+    floating = [value for value in state.values() if isinstance(value, Tensor) and value.is_floating_point()]
+    if floating:
+        model.to(floating[0].dtype)
+    restore(model, state, source)
+    return model
+
+
+def resolve(reference: str, trusted: Collection[str] = ()) -> Any:
+    """The function or class of a ``module:name`` reference that is ours, or that the caller trusts.
+
+    Raises:
+        ValueError: for any other, and one that cannot be imported.
+
+    >>> resolve("gae.objective:joint").__name__
+    'joint'
+    """
+    module, _, name = reference.partition(":")
+    ours = module.partition(".")[0] == "gae"
+    if reference not in trusted and not ours and not module.startswith(NETWORKS):
+        raise ValueError(
+            f"The model is built by {reference}, which is no part of gae, and loading would execute it. If you trust "
+            f"it, pass trusted=[{reference!r}]."
+        )
+    try:
+        found = importlib.import_module(module)
+        for attribute in name.split("."):
+            found = getattr(found, attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(
+            f"The model is built by {reference}, which cannot be imported ({error}). Install its package, or load with "
+            "build=, a function that makes the model."
+        ) from None
+    if reference not in trusted and not _is_part(found, module):
+        raise ValueError(
+            f"The model is said to be built by {reference}, which is no part of a model. It is not executed."
+        )
+    return found
+
+
+def _is_part(value: Any, module: str) -> bool:
+    if module.startswith(NETWORKS):
+        return isinstance(value, type) and issubclass(value, nn.Module)
+    if isinstance(value, type):
+        return issubclass(value, Part)
+    return getattr(value, "is_recorded", False) or (isinstance(value, FunctionType) and value.__module__ == FUNCTIONS)
+
+
+@dataclass
+class _Writer:
+    """Values of recorded calls in a form that ``_read`` reads: every dict is a tag, and a shared part is one call."""
+
+    calls: list[dict[str, Any]] = field(default_factory=list)
+    named: list[dict[str, Any]] = field(default_factory=list)  # everything with a reference
+    places: dict[int, int] = field(default_factory=dict)  # of a part already written, by its identity
+
+    def call(self, call: Call, where: str) -> int:
+        self.calls.append(self.reference(call.function, call.args, call.kwargs, where))
+        return len(self.calls) - 1
+
+    def reference(
+        self, function: Callable[..., Any], args: Any, kwargs: Mapping[str, Any], where: str
+    ) -> dict[str, Any]:
+        names = list(inspect.signature(function).parameters) + [str(i) for i in range(len(args))]
+        entry = {
+            "function": reference_to(function, where),
+            "args": [self.value(value, f"{where}.{name}") for name, value in zip(names, args, strict=False)],
+            "kwargs": {name: self.value(value, f"{where}.{name}") for name, value in kwargs.items()},
+        }
+        self.named.append(entry)
+        return entry
+
+    def value(self, value: Any, where: str) -> Any:
+        match value:
+            case None | bool() | int() | float() | str() | Tensor():
+                return value
+            case tuple():
+                return tuple(self.value(item, f"{where}.{i}") for i, item in enumerate(value))
+            case list() | nn.ModuleList():
+                return [self.value(item, f"{where}.{i}") for i, item in enumerate(value)]
+            case dict():
+                return {
+                    "items": [
+                        [self.value(key, where), self.value(item, f"{where}.{key}")] for key, item in value.items()
+                    ]
+                }
+            case partial():
+                return {"partial": self.reference(value.func, value.args, value.keywords, where)}
+            case type() | FunctionType():
+                entry = {"function": reference_to(value, where)}
+                self.named.append(entry)
+                return entry
+        return {"call": self.part(value, where)}
+
+    def part(self, value: Any, where: str) -> int:
+        if id(value) not in self.places:
+            call = value.calls()[0] if isinstance(value, Part) else getattr(value, "__dict__", {}).get(CALL)
+            if call is None:
+                raise Unrecorded(_unknown(where.lstrip("."), value))
+            self.places[id(value)] = self.call(call, where)
+        return self.places[id(value)]
+
+
+def _read(value: Any, made: list[Any], functions: Mapping[str, Any]) -> Any:
+    read = partial(_read, made=made, functions=functions)
+    match value:
+        case list() | tuple():
+            return type(value)(read(item) for item in value)
+        case {"items": pairs}:
+            return {read(key): read(item) for key, item in pairs}
+        case {"partial": {"function": name, "args": args, "kwargs": kwargs}}:
+            return partial(functions[name], *read(args), **{key: read(item) for key, item in kwargs.items()})
+        case {"function": name}:
+            return functions[name]
+        case {"call": index}:
+            return made[index]
+    return value
+
+
+def _entries(tree: Any) -> list[dict[str, Any]]:
+    """Every entry with a reference in the calls of a recipe."""
+    if isinstance(tree, dict):
+        own = [tree] if isinstance(tree.get("function"), str) else []
+        return own + [entry for value in tree.values() for entry in _entries(value)]
+    return [entry for value in tree for entry in _entries(value)] if isinstance(tree, (list, tuple)) else []
+
+
+def reference_to(function: Callable[..., Any], where: str = "") -> str:
+    """``module:name`` of an importable function or class.
+
+    >>> reference_to(nn.Linear)
+    'torch.nn.modules.linear:Linear'
+    """
+    module, name = getattr(function, "__module__", None), getattr(function, "__qualname__", "<unnamed>")
+    found: Any = None
+    if module not in (None, "__main__") and "<" not in name:
+        found = importlib.import_module(module)
+        for attribute in name.split("."):
+            found = getattr(found, attribute, None)
+    if found is None or inspect.unwrap(found) is not inspect.unwrap(function):
+        raise Unrecorded(
+            f"{where.lstrip('.') or 'the model'}: {_name(function)} cannot be imported from a module by its name"
+        )
+    return f"{module}:{name}"
+
+
+def _name(function: Any) -> str:
+    return getattr(function, "__qualname__", repr(function))
+
+
+def _unknown(where: str, value: Any) -> str:
+    return (
+        f"{where} is a {type(value).__name__} of which no call is recorded; decorate the function that makes it with "
+        "`gae.storage.recorded`"
+    )
+
+
+def _difference(saved: Any, again: Any, where: str, seen: set[tuple[int, int]]) -> str | None:
+    """The first public attribute in which two objects of one structure differ, in words."""
+    if saved is again or (id(saved), id(again)) in seen:
+        return None
+    seen.add((id(saved), id(again)))
+    if isinstance(saved, Tensor) and isinstance(again, Tensor):
+        one, other = saved.detach().cpu(), again.detach().cpu()
+        same = one.dtype == other.dtype and one.shape == other.shape
+        same = same and bool(((one == other) | (one.isnan() & other.isnan())).all())
+        return None if same else f"{where} is another tensor"
+    if type(saved) is not type(again):
+        return f"{where} is a {type(saved).__name__}, not the {type(again).__name__}"
+    pairs = _contents(saved), _contents(again)
+    if pairs[0] is None or pairs[1] is None:
+        return None if saved == again else f"{where} is {saved!r}, not the {again!r}"
+    if pairs[0].keys() != pairs[1].keys():
+        return f"{where} has {', '.join(map(str, pairs[0].keys() ^ pairs[1].keys()))}, unlike the one"
+    parts = (_difference(pairs[0][name], pairs[1][name], f"{where}.{name}", seen) for name in pairs[0])
+    return next((part for part in parts if part), None)
+
+
+def _contents(value: Any) -> Mapping[Any, Any] | None:
+    """The things inside an object that decide its behaviour, by name; None for one that is compared as a whole."""
+    match value:
+        case nn.Module():
+            return {**_settings(vars(value)), **value._parameters, **value._buffers, **value._modules}
+        case list() | tuple():
+            return dict(enumerate(value))
+        case dict():
+            return value
+        case partial():
+            return {"func": value.func, "args": value.args, "keywords": value.keywords}
+        case FunctionType() | MethodType():
+            cells = [cell.cell_contents for cell in value.__closure__ or ()]
+            owner = getattr(value, "__self__", None)
+            return {"name": value.__qualname__, "module": value.__module__, "closure": cells, "self": owner}
+        case type():
+            return None
+    own = getattr(value, "__dict__", None)
+    return None if own is None else _settings(own)
+
+
+def _settings(attributes: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: part for name, part in attributes.items() if not name.startswith("_") and name not in NO_SETTINGS}
