@@ -6,7 +6,7 @@ BIN := $(VENV)/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all test-portable lint style types bench clean
+.PHONY: help demo test test-all test-portable lint style types table bench clean
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -40,6 +40,9 @@ style: $(INSTALLED)
 
 types: $(INSTALLED)
 	$(BIN)/mypy gae notes/[0-9]*.py
+
+table: $(INSTALLED) ## write what the table of systems decides into README.md and the stubs
+	$(BIN)/python -m gae.systems
 
 bench: $(INSTALLED) ## run the side-by-side benchmarks; writes benchmarks/RESULTS.md
 	$(BIN)/python -m benchmarks.run

@@ -1,8 +1,6 @@
 """gae: a decoder alone defines a model; encoding is inference."""
 
-from gae import data, evidence, inference, likelihood, nets, objective
-from gae.analysis.gradcheck import check_gradient
-from gae.autoencoder import Autoencoder, load
+import lazy_loader
 
 __version__ = "0.1.0"
-__all__ = ["Autoencoder", "check_gradient", "data", "evidence", "inference", "likelihood", "load", "nets", "objective"]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)  # what it offers: __init__.pyi

@@ -35,12 +35,17 @@ class Autoencoder(Part, nn.Module):
         corruption: what the engine sees of x in training (``gae.training.corruption``); the clean x is scored.
         penalties: terms of the training loss besides (``gae.training.penalty``).
 
+    Attributes:
+        optimizer: parameters -> the optimiser that ``fit`` takes unless given another; None: ``fit`` chooses.
+
     >>> from gae.inference import ClosedForm
     >>> from gae.likelihood import LinearMixture
     >>> model = Autoencoder(LinearMixture(1, 2, (5,)), ClosedForm())
     >>> model.reconstruct(torch.randn(3, 5)).shape
     torch.Size([3, 5])
     """
+
+    optimizer: Callable[..., torch.optim.Optimizer] | None = None
 
     def __init__(
         self,

@@ -26,12 +26,28 @@ TOLERANCE = 1e-3  # ... nor so many nats
 
 @dataclass(frozen=True)
 class Bound:
-    """L[q] of each sample, a lower bound of log p(x) in nats, with the standard error of its estimate."""
+    """L[q] of each sample, a lower bound of log p(x) in nats, with the standard error of its estimate.
+
+    Attributes:
+        q: the densities, of batch (B,); None where the bounds of several batches were joined.
+        status: how the local optimisation of each ended, where there was one.
+    """
 
     value: Float[Tensor, " B"]
     standard_error: Float[Tensor, " B"]
-    q: Distribution
-    status: Int[Tensor, " B"] | None = None  # how the local optimisation ended, where there was one
+    q: Distribution | None
+    status: Int[Tensor, " B"] | None = None
+
+    @staticmethod
+    def join(parts: "Sequence[Bound]") -> "Bound":
+        """The bounds of several batches as those of one."""
+        statuses = [part.status for part in parts if part.status is not None]
+        return Bound(
+            torch.cat([part.value for part in parts]),
+            torch.cat([part.standard_error for part in parts]),
+            parts[0].q if len(parts) == 1 else None,
+            torch.cat(statuses) if statuses else None,
+        )
 
 
 @dataclass(frozen=True)
@@ -75,7 +91,7 @@ class Gap:
         """Every quantity of each sample, in nats unless its name says otherwise."""
         found = {"log p(x)": self.evidence.log_p, "sampling s.e. of log p(x)": self.evidence.standard_error}
         if self.evidence.ess is not None:
-            found["ess sample size"] = self.evidence.ess
+            found["effective sample size"] = self.evidence.ess
             found["unreliable weights"] = self.evidence.unreliable.to(self.evidence.log_p)
         for name, bound in self.best.items():
             found[f"L[q*], {name}"] = bound.value
@@ -106,6 +122,7 @@ def inference_gap(
     draws: int = 1000,
     noise: int | None = None,
     steps: int = 200,
+    batch_size: int = 100,
 ) -> Gap:
     """Approximation and amortisation gap of each observation.
 
@@ -122,6 +139,7 @@ def inference_gap(
         draws: per observation, to estimate each bound.
         noise: draws per objective value of the optimisation; four times the elements of a code unless given.
         steps: of the optimisation, at most.
+        batch_size: observations at a time; it bounds the memory, most of which is for their importance samples.
 
     Raises:
         ValueError: for unknown families, numbers out of range, a flat prior, codes that are no vectors, or x that does
@@ -136,8 +154,9 @@ def inference_gap(
     """
     likelihood, engine = _parts(autoencoder)
     with door(likelihood, x):
-        _check(likelihood, families, samples, draws)
-        return _gap(likelihood, engine, x, families, samples, draws, noise, steps)
+        _check(likelihood, families, samples, draws, batch_size)
+        batches = x.split(batch_size)
+        return _joined([_gap(likelihood, engine, b, families, samples, draws, noise, steps) for b in batches])
 
 
 def _gap(
@@ -155,10 +174,26 @@ def _gap(
     width = likelihood.latent_shape.numel()
     best = {name: _best(name, likelihood, x, start, noise or 4 * width, steps, draws) for name in families}
     encoder = None if found is None else lower_bound(likelihood, x, found, draws)
+    proposal = best[families[-1]].q
+    assert proposal is not None
     with without_warning():  # the table has a column for it
         known = isinstance(likelihood, ExactPosterior)
-        evidence = exact(likelihood, x) if known else importance(likelihood, x, best[families[-1]].q, samples)
+        evidence = exact(likelihood, x) if known else importance(likelihood, x, proposal, samples)
     return Gap(evidence, best, encoder, _family_of(found, best))
+
+
+def _joined(parts: Sequence[Gap]) -> Gap:
+    """The gaps of several batches as those of one."""
+    evidence, encoders = [part.evidence for part in parts], [part.encoder for part in parts if part.encoder is not None]
+    ess = [each.ess for each in evidence if each.ess is not None]
+    joined = Evidence(
+        torch.cat([each.log_p for each in evidence]),
+        torch.cat([each.standard_error for each in evidence]),
+        torch.cat(ess) if ess else None,
+        evidence[0].evaluations,
+    )
+    best = {name: Bound.join([part.best[name] for part in parts]) for name in parts[0].best}
+    return Gap(joined, best, Bound.join(encoders) if encoders else None, parts[0].family)
 
 
 @torch.no_grad()
@@ -212,7 +247,7 @@ def _parts(autoencoder: Autoencoder | Likelihood) -> tuple[Likelihood, Inference
     return autoencoder, None
 
 
-def _check(likelihood: Likelihood, families: Sequence[str], samples: int, draws: int) -> None:
+def _check(likelihood: Likelihood, families: Sequence[str], samples: int, draws: int, batch_size: int) -> None:
     need_proper(likelihood)
     unknown = [name for name in families if name not in FAMILIES]
     if unknown or not families:
@@ -221,6 +256,8 @@ def _check(likelihood: Likelihood, families: Sequence[str], samples: int, draws:
         raise ValueError(f"The gap needs vector codes, but a code here has shape {tuple(likelihood.latent_shape)}.")
     if samples < 2 or draws < 4:
         raise ValueError(f"Need samples >= 2 and draws >= 4, got {samples} and {draws}.")
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
 
 
 def _density(engine: Inference, likelihood: Likelihood, x: Tensor) -> Distribution | None:

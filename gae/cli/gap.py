@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from gae.autoencoder import Autoencoder
 
-AT_ONCE = 100  # observations, of which each has many draws in memory
+AT_ONCE = 100  # observations between two steps of the progress bar
 
 
 @reported

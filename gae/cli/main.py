@@ -81,21 +81,20 @@ def systems(
     as_json: AsJson = False,
 ) -> None:
     """The table of systems: likelihood × prior × inference × objective, what is observed, and the source."""
-    from gae.systems import SYSTEMS, named
-    from gae.systems.options import defaults
+    from gae import systems as offered  # lazy: the table alone needs no torch
 
     columns = ("observation", "likelihood", "prior", "inference", "objective", "source")
-    chosen = SYSTEMS if name is None else {name: named(name)}
+    chosen = offered.SYSTEMS if name is None else {name: offered.named(name)}
     rows = [{"system": each, **{c: getattr(row, c) for c in columns}} for each, row in chosen.items()]
     if as_json:
-        echo_json([{**row, "options": defaults(row["system"])} for row in rows])
+        echo_json([{**row, "options": offered.defaults(row["system"])} for row in rows])
     elif name is None:
         shown = table("system", *columns)
         for row in rows:
             shown.add_row(*row.values())
         console().print(shown)
     else:
-        options = {f"option {key}": plain(value) for key, value in defaults(name).items()}
+        options = {f"option {key}": plain(value) for key, value in offered.defaults(name).items()}
         print_results({**rows[0], **options}, as_json=False)
 
 
@@ -127,7 +126,7 @@ def fit(
     """Train a system on data; print its test results; keep checkpoints that `encode` and `sample` read."""
     import torch
 
-    from gae.systems import build, describe, named, options_of
+    from gae.systems import build, describe
     from gae.systems.options import parse
     from gae.training import fit as train
 
@@ -135,32 +134,28 @@ def fit(
         raise ValueError(f"--lr must be positive and finite, got {lr}.")
     options = parse(system, option or [])
     dataset = load(data, binarize)
-    options = {**options_of(system, dataset), **options}
+    described = describe(system, options, dataset)
     folder = out or Path("runs") / f"{system}-{dataset.name}"
     torch.manual_seed(seed)
-    model = build(system, dataset.event_shape, **options)
-    try:
-        model.likelihood.check(dataset.test)
-    except (TypeError, ValueError) as error:
-        raise type(error)(f"In the test data: {error}") from None
+    model = build(system, dataset, **options)
     history = train(
         model,
         dataset,
         epochs=epochs,
         batch_size=batch_size,
-        optimizer=named(system).optimizer if lr is None else partial(torch.optim.Adam, lr=lr),
+        optimizer=None if lr is None else partial(torch.optim.Adam, lr=lr),
         validation=validation,
         patience=patience,
         seed=seed,
         out=folder,
         resume=resume,
         progress=not quiet,
-        describe=describe(system, options, dataset),
+        describe=described,
     )
     last = history.rows[-1]
     results = {
         "system": system,
-        "options": options,
+        "options": described["options"],
         "data": dataset.name,
         "data hash": dataset.hash,
         "epochs": len(history.rows),

@@ -1,6 +1,5 @@
 """Data sets and readers: arrays, idx files, text, image folders and photographs as tensors."""
 
-from gae.data.dataset import Dataset, Rows
-from gae.data.loading import BINARIZATIONS, NAMES, LinearGaussian, linear_gaussian, load
+import lazy_loader
 
-__all__ = ["BINARIZATIONS", "NAMES", "Dataset", "LinearGaussian", "Rows", "linear_gaussian", "load"]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from typing import Any
 
-BUILD = "gae.systems.table:build"
 REBUILD = "gae.studies.engines:rebuild"
 
 
@@ -15,13 +14,15 @@ def upgraded(state: Any) -> Any:
 
     >>> noted = {"system": "ppca", "options": {"latent": 2}, "event_shape": (5,)}
     >>> upgraded({"module": {}, "best": None, "describe": noted})["recipe"]["calls"][0]["kwargs"]
-    {'name': 'ppca', 'event_shape': (5,), 'latent': 2}
+    {'latent': 2}
     """
     if not isinstance(state, dict) or "module" not in state:
         return state
     described = state.get("describe") or {}
     kwargs = _arguments(described)
-    call: dict[str, Any] = {"function": REBUILD if "comparison" in described else BUILD, "args": [], "kwargs": kwargs}
+    build = REBUILD if "comparison" in described else f"gae.systems:{str(described.get('system')).replace('-', '_')}"
+    args = [] if "comparison" in described else [tuple(described.get("event_shape", ()))]
+    call: dict[str, Any] = {"function": build, "args": args, "kwargs": kwargs}
     return {
         **state,
         "module": _without_keys(state["module"]),
@@ -45,11 +46,7 @@ def _arguments(described: Mapping[str, Any]) -> dict[str, Any] | None:
         comparison = {**described["comparison"], "effort": effort}
         return {"description": _tagged({**described, "comparison": comparison})}
     if {"system", "options", "event_shape"} <= described.keys():
-        return {
-            "name": described["system"],
-            "event_shape": tuple(described["event_shape"]),
-            **_tagged_values(described["options"]),
-        }
+        return _tagged_values(described["options"])
     return None
 
 

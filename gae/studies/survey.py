@@ -36,7 +36,7 @@ from gae.reports.survey import write
 from gae.studies.engines import calibrate_noise
 from gae.studies.jobs import ResumableJob, facts, one_thread
 from gae.studies.pictures import plane
-from gae.systems import SYSTEMS, build, describe, named, options_of
+from gae.systems import SYSTEMS, build, describe, named
 from gae.training import fit
 from gae.training.learners import has_closed_form
 
@@ -153,7 +153,7 @@ class Survey(ResumableJob):
         torch.manual_seed(self.plan.seed)
         whole = SYSTEMS[name].observation == "data set"
         try:
-            model = build(name, self.data.event_shape, **self._options(name))
+            model = build(name, self.data, **self._options(name))
             x = self._points if whole else self.data.epoch(0, self.plan.seed)[:CODES]
             model.likelihood.check(x.unsqueeze(0) if whole else x)
         except (ValueError, TypeError) as error:
@@ -215,12 +215,8 @@ class Survey(ResumableJob):
         return self.data.test[:POINTS]
 
     def _options(self, name: str) -> dict[str, Any]:
-        """The defaults, but for what only the data tell."""
-        if self.data.vocabulary is not None:
-            return options_of(name, self.data)
-        if SYSTEMS[name].observation == "data set":
-            return {"points": len(self._points)}
-        return {"components": len(self.data.train)} if name == "knn" else {}
+        """The defaults, but for systems that lay out the test set."""
+        return {"points": len(self._points)} if SYSTEMS[name].observation == "data set" else {}
 
     def _fit(self, name: str, model: Autoencoder) -> int:
         plan = self.plan
@@ -228,7 +224,7 @@ class Survey(ResumableJob):
             model.likelihood.start_scale(self.data.train)
         options: dict[str, Any] = {"epochs": plan.closed_epochs}
         if not has_closed_form(model):
-            optimizer = SYSTEMS[name].optimizer or partial(torch.optim.Adam, lr=plan.learning_rate)
+            optimizer = model.optimizer or partial(torch.optim.Adam, lr=plan.learning_rate)
             options = {"epochs": plan.epochs, "batch_size": plan.batch_size, "clip": plan.clip, "optimizer": optimizer}
         out = self.out / "checkpoints" / name
         described = describe(name, self._options(name), self.data)

@@ -1,14 +1,25 @@
 """A decoder trained by a classifier; codes by inversion."""
 
 from collections.abc import Sequence
+from functools import partial
+
+import torch
 
 from gae import nets
 from gae.inference import LBFGS, Ascent, Detach, Prior
 from gae.systems.parts import Shape, decoder_of
+from gae.systems.table import System
 from gae.training.adversarial import Adversarial
 from gae.training.corruption import GaussianNoise
 
 
+@System(
+    likelihood="Gaussian head",
+    prior="N(0, I)",
+    inference="Ascent(Prior, L-BFGS, restarts)",
+    objective="adversarial",
+    source="Goodfellow et al. 2014",
+)
 def gan(
     event_shape: Shape,
     latent: int = 8,
@@ -22,8 +33,8 @@ def gan(
 
     The generator's noise of the given scale makes q_r(x|z) a density; the discriminator sees data under the same noise.
     Unless given, in data units, it is a fifth of the data's unit (``nets.InDataUnits``).
-    Codes by inversion: L-BFGS from ``restarts`` draws of the prior, of which the best end is kept. Its row of the table
-    names the optimiser that it was tried with: Adam without momentum, of rate 2e-3.
+    Codes by inversion: L-BFGS from ``restarts`` draws of the prior, of which the best end is kept. Unless given another
+    optimiser, ``fit`` trains it by Adam without momentum, of rate 2e-3.
     """
     generator = decoder_of(
         nets.mlp(latent, hidden, event_shape), latent, event_shape, scale=scale, learn="fixed", default=0.2
@@ -31,4 +42,6 @@ def gan(
     invert = Ascent(Prior(), LBFGS(), steps, restarts=restarts, adjoint=Detach())
     discriminator = nets.Standardized(nets.mlp(event_shape, hidden[::-1], 1), event_shape)
     noise = nets.InDataUnits(GaussianNoise(0.2), event_shape) if scale is None else GaussianNoise(scale)
-    return Adversarial(generator, invert, discriminator, gamma, corruption=noise)
+    model = Adversarial(generator, invert, discriminator, gamma, corruption=noise)
+    model.optimizer = partial(torch.optim.Adam, lr=2e-3, betas=(0.0, 0.99))
+    return model

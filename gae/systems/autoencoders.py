@@ -11,8 +11,8 @@ from gae.autoencoder import Autoencoder
 from gae.inference import Amortized
 from gae.likelihood import Flat
 from gae.objective import joint
-from gae.storage import recorded
 from gae.systems.parts import Shape, decoder_of, has_scale, head_of
+from gae.systems.table import System
 from gae.training.corruption import GaussianNoise, MaskingNoise, SaltAndPepper
 from gae.training.penalty import Contractive, SparseActivity
 
@@ -23,6 +23,13 @@ CORRUPTIONS: dict[str, Callable[[float], nn.Module]] = {
 }
 
 
+@System(
+    likelihood="neural head",
+    prior="flat",
+    inference="Amortized (deterministic)",
+    objective="joint",
+    source="Hinton & Salakhutdinov 2006",
+)
 def ae(
     event_shape: Shape,
     latent: int = 8,
@@ -41,7 +48,13 @@ def ae(
     return Autoencoder(decoder, Amortized(encoder), joint)
 
 
-@recorded
+@System(
+    likelihood="neural head in layers",
+    prior="flat",
+    inference="Amortized (deterministic)",
+    objective="joint",
+    source="Hinton & Salakhutdinov 2006; Bengio et al. 2007",
+)
 def stacked_ae(
     event_shape: Shape, latent: int = 32, hidden: Sequence[int] = (256, 128), head: str = "gaussian"
 ) -> Autoencoder:
@@ -59,6 +72,13 @@ def stacked_ae(
     return Autoencoder(likelihood, Amortized(encoder), joint)
 
 
+@System(
+    likelihood="neural head",
+    prior="flat",
+    inference="Amortized (deterministic)",
+    objective="joint",
+    source="ledger D34",
+)
 def overcomplete_ae(
     event_shape: Shape, latent: int = 128, hidden: Sequence[int] = (), head: str = "gaussian"
 ) -> Autoencoder:
@@ -66,7 +86,13 @@ def overcomplete_ae(
     return ae(event_shape, latent, hidden, head)
 
 
-@recorded
+@System(
+    likelihood="neural head",
+    prior="flat",
+    inference="Amortized (sigmoid)",
+    objective="joint + activity penalty",
+    source="Ng 2011",
+)
 def sparse_ae(
     event_shape: Shape,
     latent: int = 128,
@@ -84,6 +110,13 @@ def sparse_ae(
     return Autoencoder(decoder, Amortized(encoder), joint, penalties=[SparseActivity(weight, rho)])
 
 
+@System(
+    likelihood="neural head",
+    prior="flat",
+    inference="Amortized (corrupted input)",
+    objective="joint of the clean x",
+    source="Vincent et al. 2010",
+)
 def dae(
     event_shape: Shape,
     latent: int = 32,
@@ -112,6 +145,13 @@ def dae(
     return Autoencoder(model.likelihood, model.inference, joint, corruption=noise)
 
 
+@System(
+    likelihood="neural head",
+    prior="flat",
+    inference="Amortized (deterministic)",
+    objective="joint + ‖∂z/∂x‖²",
+    source="Rifai et al. 2011",
+)
 def cae(
     event_shape: Shape,
     latent: int = 32,

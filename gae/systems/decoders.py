@@ -19,8 +19,16 @@ from gae.inference import (
 from gae.likelihood import Flat, Gaussian, Head, LaplacePrior
 from gae.objective import joint
 from gae.systems.parts import Shape, decoder_of
+from gae.systems.table import System
 
 
+@System(
+    likelihood="Gaussian head",
+    prior="flat",
+    inference="Ascent(Zeros, 1 step)",
+    objective="joint",
+    source="Bond-Taylor & Willcocks 2021",
+)
 def gon(
     event_shape: Shape,
     latent: int = 8,
@@ -38,6 +46,13 @@ def gon(
     return Autoencoder(decoder, Ascent(Zeros(), GradientAscent(rate), max_steps=1, adjoint=Unroll()), joint)
 
 
+@System(
+    likelihood="Gaussian, unit atoms",
+    prior="Laplace",
+    inference="Ascent(Zeros, FISTA)",
+    objective="joint",
+    source="Olshausen & Field 1996",
+)
 def sparse_coding(
     event_shape: Shape, latent: int = 128, rate: float | None = None, scale: float | None = None, steps: int = 50
 ) -> Autoencoder:
@@ -60,6 +75,13 @@ def sparse_coding(
     return Autoencoder(decoder, climb, joint)
 
 
+@System(
+    likelihood="neural head",
+    prior="N(0, I)",
+    inference="AutoDecoder(Ascent)",
+    objective="joint",
+    source="Bojanowski et al. 2018; Park et al. 2019",
+)
 def glo(
     event_shape: Shape,
     latent: int = 8,
@@ -77,6 +99,13 @@ def glo(
     return Autoencoder(decoder, AutoDecoder(latent, inner), joint)
 
 
+@System(
+    likelihood="Gaussian head",
+    prior="N(0, I)",
+    inference="Ascent(Prior, Langevin)",
+    objective="joint",
+    source="Han et al. 2017; Nijkamp et al. 2019",
+)
 def short_run(
     event_shape: Shape,
     latent: int = 8,

@@ -9,10 +9,18 @@ from gae.inference import Ascent, Constant, Detach, MonotoneAscent
 from gae.likelihood import NonNegativeGaussian, NonNegativeLinear, NonNegativePoisson
 from gae.objective import joint
 from gae.systems.parts import Shape
+from gae.systems.table import System
 
 LAWS: dict[str, Callable[..., NonNegativeLinear]] = {"gaussian": NonNegativeGaussian, "poisson": NonNegativePoisson}
 
 
+@System(
+    likelihood="NonNegativeGaussian or NonNegativePoisson",
+    prior="flat, z >= 0",
+    inference="Ascent(MonotoneAscent)",
+    objective="joint",
+    source="Lee & Seung 1999, 2001",
+)
 def nmf(
     event_shape: Shape, latent: int = 8, head: str = "gaussian", steps: int = 100, tol: float = 1e-5
 ) -> Autoencoder:

@@ -18,11 +18,20 @@ from gae.inference.ascent.solver import Watch
 from gae.likelihood import Crop, Downsample, Gaussian, Likelihood, Mask, Measured, WeightLikelihood
 from gae.objective import joint
 from gae.systems.parts import Shape, need_image
+from gae.systems.table import System
 
 INPUTS = 32  # channels of the network's input, drawn from U(0, 0.1)
 SCALE = 25 / 255  # standard deviation of the observation noise; Adam's steps do not depend on it
 
 
+@System(
+    likelihood="WeightLikelihood(skip network)",
+    prior="flat",
+    inference="Ascent(DecoderInit, Adam, self-stopping)",
+    objective="joint",
+    source="Ulyanov et al. 2018",
+    observation="one image",
+)
 def deep_image_prior(
     event_shape: Shape, channels: int = 32, scales: int = 4, steps: int = 3000, runs: int = 1
 ) -> Autoencoder:

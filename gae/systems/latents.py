@@ -9,13 +9,20 @@ from gae.autoencoder import Autoencoder
 from gae.inference import LBFGS, Adam, Ascent, Box, Constant, Detach, Prior, Projected, Scheduled, Step
 from gae.likelihood import Activation, Downsample, GaussianProjection, LinearOperator, Mask, Measured
 from gae.objective import joint
-from gae.storage import recorded
 from gae.systems.parts import Shape, decoder_of, need_image
+from gae.systems.table import System
 
 THRESHOLD = 1e6  # of a binary unit, far above any activation
 
 
-@recorded
+@System(
+    likelihood="Activation(network)",
+    prior="flat, in [0, 1]",
+    inference="Ascent(Adam in a box)",
+    objective="joint",
+    source="GAE note",
+    observation="a unit",
+)
 def maximal_activation(
     event_shape: Shape, units: int = 10, hidden: Sequence[int] = (128, 128), steps: int = 400
 ) -> Autoencoder:
@@ -35,6 +42,14 @@ def boxed_adam(low: float, high: float, steps: int) -> Step:
     return Projected(Scheduled(Adam(0.05 * (high - low)), lambda t: 1 - t / steps), Box(low, high))
 
 
+@System(
+    likelihood="Measured(head, projections)",
+    prior="N(0, I)",
+    inference="Ascent(Prior, L-BFGS, restarts)",
+    objective="joint",
+    source="Bora et al. 2017",
+    observation="projections of a sample",
+)
 def compressed_sensing(
     event_shape: Shape,
     measurements: int = 25,
@@ -55,6 +70,14 @@ def compressed_sensing(
     )
 
 
+@System(
+    likelihood="Measured(head, mask)",
+    prior="N(0, I)",
+    inference="Ascent(Prior, L-BFGS, restarts)",
+    objective="joint",
+    source="Bora et al. 2017",
+    observation="seen elements of a sample",
+)
 def inpainting(
     event_shape: Shape,
     seen: float = 0.5,
@@ -75,6 +98,14 @@ def inpainting(
     return _observed(event_shape, operator, latent, hidden, head, scale, restarts, steps)
 
 
+@System(
+    likelihood="Measured(head, downsampling)",
+    prior="N(0, I)",
+    inference="Ascent(Prior, L-BFGS, restarts)",
+    objective="joint",
+    source="Bora et al. 2017",
+    observation="a smaller image",
+)
 def superresolution(
     event_shape: Shape,
     factor: int = 2,

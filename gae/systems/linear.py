@@ -5,8 +5,16 @@ from gae.inference import Argmax, Ascent, ClosedForm, Enumerate, GradientAscent,
 from gae.likelihood import LinearMixture
 from gae.objective import elbo, joint, logsumexp
 from gae.systems.parts import Shape, directions
+from gae.systems.table import System
 
 
+@System(
+    likelihood="LinearMixture(K=1)",
+    prior="flat",
+    inference="ClosedForm",
+    objective="joint",
+    source="Pearson 1901; GAE note, LGAE",
+)
 def pca(event_shape: Shape, latent: int | None = None) -> Autoencoder:
     """Principal component analysis: one linear chart, orthonormal loadings, flat prior.
 
@@ -19,6 +27,13 @@ def pca(event_shape: Shape, latent: int | None = None) -> Autoencoder:
     return Autoencoder(LinearMixture(1, latent, event_shape, flat_prior=True), ClosedForm(), joint)
 
 
+@System(
+    likelihood="LinearMixture(K=1)",
+    prior="N(0, I)",
+    inference="ClosedForm",
+    objective="elbo (tight)",
+    source="Tipping & Bishop 1999",
+)
 def ppca(event_shape: Shape, latent: int | None = None) -> Autoencoder:
     """Probabilistic PCA (Tipping & Bishop 1999): z ~ N(0, I), learned noise; the ELBO is the evidence.
 
@@ -28,17 +43,38 @@ def ppca(event_shape: Shape, latent: int | None = None) -> Autoencoder:
     return Autoencoder(LinearMixture(1, latent, event_shape, learn_scale=True), ClosedForm(), elbo)
 
 
+@System(
+    likelihood="LinearMixture(E=0)",
+    prior="uniform k",
+    inference="Argmax",
+    objective="joint",
+    source="Lloyd 1982; GAE note",
+)
 def kmeans(event_shape: Shape, components: int = 10) -> Autoencoder:
     """k-means as an autoencoder: K points, no continuous code, argmax (the GAE note; ledger D10)."""
     return Autoencoder(LinearMixture(components, 0, event_shape), Argmax(), joint)
 
 
+@System(
+    likelihood="LinearMixture(E=0)",
+    prior="learned k",
+    inference="Enumerate",
+    objective="logsumexp (exact)",
+    source="Dempster et al. 1977",
+)
 def gmm(event_shape: Shape, components: int = 10) -> Autoencoder:
     """A mixture of spherical Gaussians by EM: the evidence is a logsumexp over the components."""
     likelihood = LinearMixture(components, 0, event_shape, learn_scale=True, learn_weights=True)
     return Autoencoder(likelihood, Enumerate(), logsumexp)
 
 
+@System(
+    likelihood="LinearMixture(K, E)",
+    prior="uniform k, flat z",
+    inference="Argmax(ClosedForm or Ascent)",
+    objective="joint",
+    source="GAE note",
+)
 def llgae(
     event_shape: Shape, latent: int | None = None, components: int = 10, steps: int | None = None, rate: float = 0.5
 ) -> Autoencoder:

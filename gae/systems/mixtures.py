@@ -5,8 +5,17 @@ from gae.inference import Ascent, ChartGate, GradientAscent, MaskedStep, Nearest
 from gae.likelihood import BlendedCharts, GaussianKernel, LinearMixture
 from gae.objective import joint
 from gae.systems.parts import Shape, directions
+from gae.systems.table import System
 
 
+@System(
+    likelihood="LinearMixture(E=0, K=N)",
+    prior="uniform k",
+    inference="Nearest",
+    objective="joint",
+    source="GAE note; ledger D11",
+    reads={"components": "observations"},
+)
 def knn(event_shape: Shape, components: int = 10, index: str = "exact") -> Autoencoder:
     """The k-NN limit: as many components as training samples, which become the means (the GAE note; ledger D11).
 
@@ -18,6 +27,13 @@ def knn(event_shape: Shape, components: int = 10, index: str = "exact") -> Autoe
     return Autoencoder(LinearMixture(components, 0, event_shape), Nearest(index), joint)
 
 
+@System(
+    likelihood="BlendedCharts",
+    prior="flat",
+    inference="Ascent(ChartGate, z alone)",
+    objective="joint",
+    source="GAE note; ledger D15",
+)
 def smooth_llgae(
     event_shape: Shape,
     latent: int | None = None,
@@ -38,6 +54,13 @@ def smooth_llgae(
     return Autoencoder(likelihood, Ascent(ChartGate(temperature, gate), step, steps, adjoint=Unroll()), joint)
 
 
+@System(
+    likelihood="GaussianKernel (absorbing)",
+    prior="flat",
+    inference="Ascent(Zeros)",
+    objective="joint (sub-density)",
+    source="GAE note; ledger D17, D18",
+)
 def ggae(
     event_shape: Shape,
     latent: int = 2,

@@ -1,4 +1,4 @@
-"""``KEY=VALUE`` options of a system, parsed by the types in its function's signature."""
+"""Systems by name: built with options, which may be ``KEY=VALUE`` text, and noted so that they can be built again."""
 
 import inspect
 from collections.abc import Callable, Sequence
@@ -6,7 +6,48 @@ from typing import Any
 
 from torch import Tensor
 
-from gae.systems import named
+import gae.systems
+from gae.autoencoder import Autoencoder
+from gae.data import Dataset
+from gae.systems.constructor import facts
+from gae.systems.parts import Shape
+from gae.systems.table import function_name, named
+
+
+def build(name: str, data: Dataset | Shape, **options: Any) -> Autoencoder:
+    """The named system for a data set, or for observations of the given shape.
+
+    Raises:
+        ValueError: for an unknown name or option (the valid ones are listed), and a size that is too small.
+
+    >>> type(build("vae", (1, 8, 8), latent=2).inference).__name__
+    'Amortized'
+    """
+    accepted = defaults(name)
+    unknown = [option for option in options if option not in accepted]
+    if unknown:
+        raise ValueError(f"{name} has no option {unknown[0]!r}. Valid options: {', '.join(accepted)}.")
+    return _constructor(name)(data, **options)
+
+
+def describe(name: str, options: dict[str, Any], data: Dataset) -> dict[str, Any]:
+    """JSON-able facts about a system fitted to data, from which it can be built again and its draws be shown."""
+    return {
+        "system": name,
+        "options": {**facts(named(name).reads, data), **options},
+        "data": data.name,
+        "data_hash": data.hash,
+        **data.preparation.note(),
+    }
+
+
+def defaults(system: str) -> dict[str, Any]:
+    """The options of a system and their default values.
+
+    >>> defaults("kmeans")
+    {'components': 10}
+    """
+    return {name: parameter.default for name, parameter in _parameters(system).items()}
 
 
 def _truth(text: str) -> bool:
@@ -39,15 +80,6 @@ PARSERS: dict[Any, tuple[str, Callable[[str], Any]]] = {
     float | None: ("a number or none", _real_or_none),
     Tensor | None: ("none here, and a tensor in Python", _only_none),
 }
-
-
-def defaults(system: str) -> dict[str, Any]:
-    """The options of a system and their default values.
-
-    >>> defaults("kmeans")
-    {'components': 10}
-    """
-    return {name: parameter.default for name, parameter in _parameters(system).items()}
 
 
 def parse(system: str, pairs: Sequence[str]) -> dict[str, Any]:
@@ -84,5 +116,11 @@ def _parse(system: str, pair: str) -> tuple[str, Any]:
         raise ValueError(f"Option {name} of {system} must be {expected}, got {text!r}.") from None
 
 
+def _constructor(system: str) -> Callable[..., Autoencoder]:
+    named(system)
+    constructor: Callable[..., Autoencoder] = getattr(gae.systems, function_name(system))
+    return constructor
+
+
 def _parameters(system: str) -> dict[str, inspect.Parameter]:
-    return dict(list(inspect.signature(named(system).build).parameters.items())[1:])
+    return dict(list(inspect.signature(_constructor(system)).parameters.items())[1:])

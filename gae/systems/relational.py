@@ -14,8 +14,17 @@ from gae.inference import PrincipalComponents as Components
 from gae.likelihood import LLE, TSNE, LinearRegression
 from gae.objective import joint
 from gae.systems.parts import Shape
+from gae.systems.table import System
 
 
+@System(
+    likelihood="LinearRegression (design)",
+    prior="flat or N(0, s² I)",
+    inference="ClosedForm",
+    objective="joint",
+    source="Legendre 1805",
+    observation="targets of a design",
+)
 def linear_regression(
     event_shape: Shape,
     design: Tensor | None = None,
@@ -38,6 +47,15 @@ def linear_regression(
     return Autoencoder(LinearRegression(design, prior_scale, intercept, scale, learn_scale), ClosedForm(), joint)
 
 
+@System(
+    likelihood="TSNE (pairs of points)",
+    prior="flat",
+    inference="Ascent(EarlyExaggeration, DeltaBarDelta)",
+    objective="joint",
+    source="van der Maaten & Hinton 2008",
+    observation="data set",
+    reads={"points": "observations"},
+)
 def tsne(
     event_shape: Shape,
     points: int = 1000,
@@ -66,6 +84,15 @@ def tsne(
     return Autoencoder(TSNE(points, event_shape, latent, perplexity), engine, joint)
 
 
+@System(
+    likelihood="LLE (neighbour weights)",
+    prior="flat",
+    inference="Mode",
+    objective="joint, whitened codes",
+    source="Roweis & Saul 2000",
+    observation="data set",
+    reads={"points": "observations"},
+)
 def lle(
     event_shape: Shape, points: int = 1000, latent: int = 2, neighbours: int = 10, reg: float = 1e-3
 ) -> Autoencoder:

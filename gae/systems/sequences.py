@@ -10,8 +10,18 @@ from gae.likelihood import CategoricalSequence
 from gae.nets import sequence as sequence_nets
 from gae.objective import elbo
 from gae.systems.parts import NormalEncoder, Shape
+from gae.systems.table import System
 
 
+@System(
+    likelihood="CategoricalSequence (LSTM)",
+    prior="N(0, I)",
+    inference="Amortized (guide)",
+    objective="elbo",
+    source="Bowman et al. 2016",
+    observation="sequence of classes",
+    reads={"classes": "classes"},
+)
 def sequence_vae(
     event_shape: Shape,
     classes: int = 258,
@@ -43,6 +53,15 @@ def sequence_vae(
     return _assembled(decoder, encoder, latent, steps, classes, end, beta)
 
 
+@System(
+    likelihood="CategoricalSequence (transformer)",
+    prior="N(0, I)",
+    inference="Amortized (guide)",
+    objective="elbo",
+    source="Vaswani et al. 2017; Bowman et al. 2016",
+    observation="sequence of classes",
+    reads={"classes": "classes"},
+)
 def attention_vae(
     event_shape: Shape,
     classes: int = 258,

@@ -3,13 +3,21 @@
 from collections.abc import Sequence
 from functools import partial
 
-from gae import nets
+from gae import nets, objective
 from gae.autoencoder import Autoencoder
 from gae.inference import Amortized, Ascent, GradientAscent, MeanField, Unroll
-from gae.objective import elbo, iwae
+from gae.objective import elbo
 from gae.systems.parts import NormalEncoder, Shape, decoder_of
+from gae.systems.table import System
 
 
+@System(
+    likelihood="neural head",
+    prior="N(0, I)",
+    inference="Amortized (guide)",
+    objective="elbo",
+    source="Kingma & Welling 2014",
+)
 def vae(
     event_shape: Shape,
     latent: int = 8,
@@ -35,6 +43,13 @@ def vae(
     return Autoencoder(decoder, Amortized(encoder, samples), partial(elbo, beta=beta, analytic=analytic))
 
 
+@System(
+    likelihood="neural head",
+    prior="N(0, I)",
+    inference="Amortized (guide)",
+    objective="elbo",
+    source="Kingma & Welling 2014",
+)
 def conv_vae(
     event_shape: Shape,
     latent: int = 8,
@@ -52,14 +67,28 @@ def conv_vae(
     return Autoencoder(decoder, Amortized(encoder), partial(elbo, beta=beta, analytic=analytic))
 
 
-def importance_weighted(
+@System(
+    likelihood="neural head",
+    prior="N(0, I)",
+    inference="Amortized (guide), S",
+    objective="iwae",
+    source="Burda et al. 2016",
+)
+def iwae(
     event_shape: Shape, latent: int = 8, hidden: Sequence[int] = (128, 128), head: str = "gaussian", samples: int = 5
 ) -> Autoencoder:
     """The importance-weighted autoencoder (Burda et al. 2016): a VAE's networks under a tighter bound."""
     model = vae(event_shape, latent, hidden, head, samples=samples)
-    return Autoencoder(model.likelihood, model.inference, iwae)
+    return Autoencoder(model.likelihood, model.inference, objective.iwae)
 
 
+@System(
+    likelihood="neural head",
+    prior="N(0, I)",
+    inference="Ascent(Amortized, MeanField)",
+    objective="elbo",
+    source="Kim et al. 2018",
+)
 def savae(
     event_shape: Shape,
     latent: int = 8,

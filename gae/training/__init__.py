@@ -1,6 +1,5 @@
 """Training: one loop for closed-form M-steps and for any torch optimiser."""
 
-from gae.training.fitting import fit, restore
-from gae.training.history import Epoch, History
+import lazy_loader
 
-__all__ = ["Epoch", "History", "fit", "restore"]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,5 +1,6 @@
 """The only training loop: closed-form M-steps or any torch optimiser, on Lightning Fabric, resumed bit for bit."""
 
+import math
 import os
 from collections.abc import Iterator
 from functools import partial
@@ -21,19 +22,21 @@ from gae.training.history import History, Log
 from gae.training.learners import ClosedFormLearner, GradientLearner, Learner, MakeOptimizer, has_closed_form
 from gae.training.processes import refuse_many_processes
 from gae.training.run import Run, mode
-from gae.training.sampling import Samples, isolated, reseed
+from gae.training.sampling import Samples, generator, isolated, reseed
 
 if TYPE_CHECKING:
     import lightning_fabric
 
 DEFAULT_OPTIMIZER = partial(torch.optim.Adam, lr=1e-3)
+STEPS, EPOCHS = 1000, 10  # of an optimiser, unless told: about so many steps, and no fewer epochs
+CLOSED_EPOCHS = 100  # of closed-form learning, which ends by itself when it has converged
 
 
 def fit(
     autoencoder: Autoencoder,
     data: Dataset | Tensor,
     *,
-    epochs: int = 10,
+    epochs: int | None = None,
     batch_size: int | None = None,
     optimizer: MakeOptimizer | None = None,
     clip: float | None = None,
@@ -59,11 +62,13 @@ def fit(
         autoencoder: trained where it lives, or where ``fabric`` puts it. Layers that are in evaluation mode inside a
             module in training mode stay so.
         data: a data set, whose training split is used, or observations (N, *X).
-        epochs: in total, those of a resumed run included.
+        epochs: in total, those of a resumed run included. Unless given, as many as make about 1000 optimiser steps,
+            but at least 10; in closed form at most 100.
         batch_size: 128 unless given; the last, smaller batch is used too, a single sample with the batch before it. For
             closed-form steps it only bounds memory: chunks of about 12 MB unless given.
-        optimizer: a callable params -> ``torch.optim.Optimizer``, LBFGS included. None: closed-form M-steps where the
-            likelihood has them and the engine has no parameters of its own, else Adam(1e-3).
+        optimizer: a callable params -> ``torch.optim.Optimizer``, LBFGS included. None: the autoencoder's own if it has
+            one; closed-form M-steps where the likelihood has them and the engine has no parameters of its own; else
+            Adam(1e-3).
         clip: largest norm of the gradient.
         validation: observations (M, *X), or the fraction of the training data to hold out for it.
         patience: stop after so many epochs without a lower validation loss, and end with the best parameters.
@@ -114,7 +119,7 @@ def fit(
         run = Run(autoencoder, fabric, learner, samples, seed, patience, checkpoint_every, log, describe)
         if resume:
             run.resume()
-        return run.train(epochs, progress)
+        return run.train(epochs or _budget(learner, len(samples.epoch(0))), progress)
 
 
 def restore(autoencoder: Autoencoder, path: str | os.PathLike[str]) -> checkpoint.Checkpoint:
@@ -132,6 +137,13 @@ def restore(autoencoder: Autoencoder, path: str | os.PathLike[str]) -> checkpoin
     entry = checkpoint.load(path)
     checkpoint.restore(autoencoder, fitted(entry), str(entry.path))
     return entry
+
+
+def _budget(learner: Learner, size: int) -> int:
+    """The number of epochs for so many observations."""
+    if isinstance(learner, ClosedFormLearner):
+        return CLOSED_EPOCHS
+    return max(EPOCHS, math.ceil(STEPS / len(learner.batches(size, generator(0)))))
 
 
 def _in_range(seed: int, clip: float | None, tol: float | None, **counts: int | None) -> None:
@@ -213,6 +225,7 @@ def _learner(
     **only: Any,
 ) -> Learner:
     """The learner that fits, after refusing options that it would ignore."""
+    optimizer = optimizer or autoencoder.optimizer
     closed = optimizer is None and has_closed_form(autoencoder)
     for name in ("clip", "checkpoint_every") if closed else ("tol",):
         if only[name] is not None:

@@ -68,10 +68,21 @@ def test_the_best_densities_of_a_linear_model() -> None:
     gap = inference_gap(model, x)
     mean, matrix = model.posterior(x).mean[0], precision(model)
     full, field = gap.best["full covariance"].q, gap.best["mean-field"].q
-    assert isinstance(full, MultivariateNormal)
+    assert isinstance(full, MultivariateNormal) and field is not None
     assert torch.allclose(full.mean, mean, atol=1e-3) and torch.allclose(field.mean, mean, atol=1e-3)
     assert torch.allclose(full.covariance_matrix, torch.linalg.inv(matrix).expand(4, 3, 3), atol=1e-3)
     assert torch.allclose(field.variance, (1 / matrix.diagonal()).expand(4, 3), rtol=1e-2)
+
+
+@pytest.mark.parametrize("engine", [ClosedForm(), None])
+def test_batches_bound_the_memory_and_nothing_else(engine: ClosedForm | None) -> None:
+    """Of a linear model all is exact, whatever is drawn."""
+    model, x = linear(), torch.randn(5, 6).double()
+    subject = model if engine is None else Autoencoder(model, engine)
+    whole, joined = inference_gap(subject, x), inference_gap(subject, x, batch_size=2)
+    assert joined.best["mean-field"].q is None and joined.columns().keys() == whole.columns().keys()
+    for name, values in joined.columns().items():
+        assert torch.allclose(values, whole.columns()[name], atol=1e-5), name
 
 
 def curved() -> Bernoulli:

@@ -5,7 +5,6 @@ import re
 import warnings
 from collections.abc import Callable, Iterator
 from functools import partial
-from inspect import signature
 from typing import Any
 
 import numpy as np
@@ -27,7 +26,7 @@ from torch.nn.functional import softplus
 
 from gae import Autoencoder, systems
 from gae.data import Dataset, load
-from gae.inference import Amortized, Argmax, Ascent, ClosedForm, Encoding, to_pyro
+from gae.inference import Amortized, Argmax, Ascent, Encoding, to_pyro
 from gae.likelihood import Gaussian, LinearMixture
 from gae.objective import elbo, iwae
 from gae.training import fit
@@ -671,7 +670,7 @@ SMALL: dict[str, dict[str, Any]] = {
 def fitted(name: str, x: Tensor) -> Autoencoder:
     """After four steps."""
     model = build(name, tuple(x.shape[1:]), **SMALL[name])
-    optimizer = systems.SYSTEMS[name].optimizer or partial(torch.optim.Adam, lr=3e-3)
+    optimizer = model.optimizer or partial(torch.optim.Adam, lr=3e-3)
     train(model, x, epochs=2, batch_size=50, optimizer=optimizer)
     return model.eval()
 
@@ -817,10 +816,8 @@ def test_every_option_is_listed_and_accepted(name: str) -> None:
     """Each listed option, given its own default, builds the same model."""
     event_shape = (8,) if name in OF_SEQUENCES else (1, 8, 8)
     model = build(name, event_shape)
-    defaults = {option: entry.default for option, entry in signature(systems.SYSTEMS[name].build).parameters.items()}
-    assert list(defaults) == ["event_shape", *systems.option_names(name)]
-    for option in systems.option_names(name):
-        other = build(name, event_shape, **{option: defaults[option]})
+    for option, default in systems.defaults(name).items():
+        other = build(name, event_shape, **{option: default})
         for a, b in zip(model.state_dict().values(), other.state_dict().values(), strict=True):
             assert torch.equal(a, b)
 
@@ -828,21 +825,3 @@ def test_every_option_is_listed_and_accepted(name: str) -> None:
 def test_convolutions_need_images() -> None:
     with pytest.raises(ValueError, match=r"needs images \(C, H, W\), got shape \(64,\)"):
         systems.build("conv-vae", (64,))
-
-
-@pytest.mark.parametrize(
-    ("name", "engine"),
-    [
-        ("pca", ClosedForm),
-        ("ppca", ClosedForm),
-        ("kmeans", Argmax),
-        ("llgae", Argmax),
-        ("gon", Ascent),
-        ("vae", Amortized),
-    ],
-)
-def test_the_table_says_what_is_built(name: str, engine: type) -> None:
-    row = systems.SYSTEMS[name]
-    model = build(name)
-    assert isinstance(model.inference, engine) and row.inference.startswith(engine.__name__)
-    assert row.prior.startswith("flat") == (type(model.likelihood.latent_prior).__name__ == "Flat") or name == "llgae"

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,11 @@ from torch import Tensor
 from gae import Autoencoder
 from gae.autoencoder import load
 from gae.data import Dataset
+from gae.inference import Ascent, Constant
+from gae.likelihood import FlatDistribution, Head
 from gae.systems import SYSTEMS, build
 from gae.training import fit
+from gae.training.adversarial import Adversarial
 from tests.cases import seed
 
 IMAGE = (1, 8, 8)
@@ -117,6 +121,20 @@ def test_a_row_encodes_and_decodes_what_it_has_not_seen(name: str, digits: Datas
         None if encoding.component is None else encoding.component.unsqueeze(0),
     )
     assert joint.isfinite().all()
+
+
+@every_system
+def test_a_row_names_the_parts_of_its_model(name: str, digits: Dataset) -> None:
+    row, model = SYSTEMS[name], example(name, digits)[0]
+    likelihood, inference, objective = model.likelihood, model.inference, model.objective
+    assert type(likelihood).__name__ in row.likelihood or (isinstance(likelihood, Head) and "head" in row.likelihood)
+    assert row.inference.startswith(type(inference).__name__)
+    if isinstance(inference, Ascent):
+        assert type(inference.init).__name__ in row.inference or isinstance(inference.init, Constant)
+    flat = isinstance(likelihood.prior, FlatDistribution)
+    assert row.prior.startswith(("flat", "uniform") if flat else ("N(0, I)", "Laplace", "learned", "uniform"))
+    rule = objective.func if isinstance(objective, partial) else objective
+    assert row.objective.startswith("adversarial" if isinstance(model, Adversarial) else rule.__name__)
 
 
 @every_system

@@ -1,0 +1,7 @@
+from .dataset import Dataset as Dataset
+from .dataset import Rows as Rows
+from .loading import LinearGaussian as LinearGaussian
+from .loading import linear_gaussian as linear_gaussian
+from .loading import load as load
+from .preparation import BINARIZATIONS as BINARIZATIONS
+from .readers import NAMES as NAMES

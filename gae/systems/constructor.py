@@ -1,0 +1,96 @@
+"""Constructors of systems: of a data set, or of the shape of one observation."""
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from functools import wraps
+from typing import Any, Concatenate, ParamSpec, TypeVar
+
+from torch import Size
+
+from gae import nets
+from gae.autoencoder import Autoencoder
+from gae.data import Dataset
+from gae.storage import recorded
+from gae.systems.parts import Shape
+
+P = ParamSpec("P")
+M = TypeVar("M", bound=Autoencoder)
+
+# What a data set says of itself; None where it does not know.
+FACTS: dict[str, Callable[[Dataset], int | None]] = {
+    "classes": lambda data: None if data.vocabulary is None else data.vocabulary.classes,
+    "observations": lambda data: len(data.train),
+}
+
+
+def constructor(
+    function: Callable[Concatenate[Shape, P], M], reads: Mapping[str, str]
+) -> Callable[Concatenate[Dataset | Shape, P], M]:
+    """The function, made to take a data set too, from which it reads the event shape and further options.
+
+    Args:
+        function: of an event shape and options.
+        reads: options that the data decide unless given -> a key of ``FACTS``.
+    """
+    function = recorded(function)  # by ``save``, with the shape and the options that data decided
+    signature = inspect.signature(function)
+    shape, *options = signature.parameters.values()
+
+    @wraps(function)
+    def construct(data: Any, /, *values: P.args, **named: P.kwargs) -> M:
+        event_shape = _event_shape(function.__name__, data)
+        try:
+            bound = signature.bind(event_shape, *values, **named)
+        except TypeError as error:
+            valid = ", ".join(option.name for option in options)
+            raise TypeError(f"{function.__name__}: {error}. Valid options: {valid}.") from None
+        if isinstance(data, Dataset):
+            bound.arguments = {**facts(reads, data), **bound.arguments}
+        _check_sizes(options, bound.arguments)
+        model = function(*bound.args, **bound.kwargs)
+        if isinstance(data, Dataset) and model.likelihood.event_shape == data.event_shape:
+            _check_test(model, data)
+        return model
+
+    first = shape.replace(name="data", kind=shape.POSITIONAL_ONLY, annotation=Dataset | shape.annotation)
+    construct.__signature__ = signature.replace(parameters=[first, *options])  # type: ignore[attr-defined]
+    return construct
+
+
+def facts(reads: Mapping[str, str], data: Dataset) -> dict[str, Any]:
+    """The options that a data set decides."""
+    values = {option: FACTS[fact](data) for option, fact in reads.items()}
+    return {option: value for option, value in values.items() if value is not None}
+
+
+def _event_shape(system: str, data: Any) -> Size:
+    if isinstance(data, Dataset):
+        return data.event_shape
+    if isinstance(data, tuple | list) and all(isinstance(size, int) for size in data):
+        nets.need_sizes(event_shape=data)
+        return Size(data)
+    got, remedy = f"{data!r}", "Load data first: `gae.data.load(...)`."
+    if hasattr(data, "shape"):
+        got = f"a {type(data).__name__} of shape {tuple(data.shape)}"
+        remedy = "For observations (N, *X) in `x` give `tuple(x.shape[1:])`."
+    raise TypeError(
+        f"{system} takes a data set (`gae.data.load`) or the shape of one observation, such as (1, 28, 28), got "
+        f"{got}. {remedy}"
+    )
+
+
+def _check_sizes(options: Sequence[inspect.Parameter], given: Mapping[str, Any]) -> None:
+    """Raises ValueError for sizes and counts that are too small, by name."""
+    for option in options:
+        value = given.get(option.name)
+        is_size = option.annotation in (int, int | None, Sequence[int]) and option.name != "end"
+        if is_size and value is not None:
+            nets.need_sizes(0 if option.name.endswith("steps") else 1, **{option.name: value})
+
+
+def _check_test(model: Autoencoder, data: Dataset) -> None:
+    """Refuses a test split outside the likelihood's support; ``fit`` looks at the training split."""
+    try:
+        model.likelihood.check(data.test)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"In the test data: {error}") from None
