@@ -59,7 +59,7 @@ def draw(results: dict[str, Any], pictures: Pictures) -> list[Figure]:
             training_curves(results),
             bounds(results),
             reconstructions(results, pictures),
-            *([interpolations(results, pictures)] if _has_pairs(pictures) else []),
+            *([interpolations(results, pictures)] if under(pictures, "interpolation") else []),
             traversals(results, pictures),
             samples(results, pictures),
         ]
@@ -162,11 +162,6 @@ def reconstructions(results: dict[str, Any], pictures: Pictures) -> Figure:
         f"{_range(results)}."
     )
     return Figure("reconstructions", "Reconstructions", caption, grid(rows, results["data"]["value_range"]))
-
-
-def _has_pairs(pictures: Pictures) -> bool:
-    """Whether there were two test samples between whose codes a line could be drawn."""
-    return all(strip.size for strip in under(pictures, "interpolation").values())
 
 
 def interpolations(results: dict[str, Any], pictures: Pictures) -> Figure:

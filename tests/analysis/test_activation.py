@@ -164,7 +164,7 @@ def test_the_command_draws(fitted: Path, tmp_path: Path) -> None:
         ),
         (["vae", 0, "-o", "found.gif"], "must end in .png or .npz"),
         (["gon", 0], "has no encoder network"),
-        (["gon", 0], "found by Zeros. Fit a system with an encoder: ae, vae, conv-vae, "),
+        (["gon", 0], "found by Zeros. Fit a system with an encoder: ae, stacked-ae, "),
     ],
 )
 def test_mistakes_are_named(

@@ -406,6 +406,7 @@ def moments(model: Likelihood, x: Tensor) -> tuple[Tensor, Tensor]:
 def test_nuts_leaves_pyro_alone() -> None:
     import pyro
 
+    pyro.clear_param_store()
     model = ppca()
     nuts(model, torch.zeros(1, 6).double(), samples=4, warmup=4)
     assert not list(pyro.get_param_store().keys())

@@ -781,7 +781,10 @@ def test_defaults_fit_every_bundled_data_set_or_say_what_they_need(name: str, da
         needs = r"needs images|must have shape|x must have shape|sequence|needs x in the classes"
         assert re.search(needs, str(error)) and (observed != "sample" or name == "conv-vae"), str(error)
         return
-    if any(parameter.requires_grad for parameter in model.parameters()):
+    if name == "nmf":
+        with pytest.raises(ValueError, match="Negative values in data"):
+            fit(model, x, epochs=1, progress=False)
+    elif any(parameter.requires_grad for parameter in model.parameters()):
         history = fit(model, x, epochs=1, progress=False)
         assert math.isfinite(history.rows[-1].train_loss)
 
