@@ -15,6 +15,7 @@ from .analysis.gradcheck import check_gradient as check_gradient
 from .analysis.inference_gap import inference_gap as inference_gap
 from .autoencoder import Autoencoder as Autoencoder
 from .autoencoder import load as load
+from .autoencoder import log_evidence as log_evidence
 from .studies.compare import compare as compare
 from .studies.survey import survey as survey
 from .systems import ae as ae

@@ -13,6 +13,7 @@ from torch.distributions import Distribution
 
 from gae.data.preparation import Preparation
 from gae.evidence import Evidence, exact, importance, laplace_approximation
+from gae.evidence.base import need_proper
 from gae.inference import Code, Encoding, Inference
 from gae.likelihood import ExactPosterior, Likelihood
 from gae.likelihood.door import door
@@ -191,10 +192,27 @@ class Autoencoder(Part, nn.Module):
         with door(self.likelihood, x):
             if isinstance(self.likelihood, ExactPosterior):
                 return exact(self.likelihood, x)
+            need_proper(self.likelihood)
             if encoding is None:
                 with torch.no_grad():
                     encoding = self.inference(self.likelihood, x)
             return importance(self.likelihood, x, proposal(self.likelihood, x, encoding), samples)
+
+
+def log_evidence(model: Autoencoder, x: Num[Tensor, "N *X"], samples: int = 500, batch_size: int = 100) -> Evidence:
+    """log p(x) of a model in nats, by ``Autoencoder.log_evidence`` in batches, which bound the memory.
+
+    Args:
+        samples: importance samples per observation, where log p(x) is not known exactly.
+
+    Raises:
+        ValueError: under a flat prior, where p(x) does not exist.
+
+    >>> from gae.systems import ppca
+    >>> log_evidence(ppca((5,), latent=2), torch.randn(7, 5), batch_size=3).log_p.shape
+    torch.Size([7])
+    """
+    return Evidence.join([model.log_evidence(batch, samples) for batch in x.split(batch_size)])
 
 
 def load(

@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from cases import seed
 from torch import nn
 
 import gae
 from gae.data import Dataset
 from gae.systems.__main__ import written
 from gae.systems.table import TABLE
-from tests.cases import seed
 
 TEXT = ["ada", "alan", "grace", "emmy"] * 5
 

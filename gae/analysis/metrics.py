@@ -15,6 +15,7 @@ from torch import Tensor
 
 from gae.autoencoder import Autoencoder
 from gae.data import Dataset
+from gae.evidence import Evidence
 from gae.evidence.base import without_warning
 from gae.inference import Encoding, Status
 from gae.inference.laws import codes_from
@@ -183,19 +184,17 @@ def mean_log_evidence(
         return missing(NO_EVIDENCE)
     with without_warning():  # the entry has their share
         chunks = points.chunks(x, min(effort.evidence_samples, len(x)))
-        found = [model.log_evidence(rows, effort.importance_samples, encoding) for rows, encoding in chunks]
-    spread = torch.cat([part.standard_error for part in found])
+        evidence = Evidence.join(
+            [model.log_evidence(rows, effort.importance_samples, encoding) for rows, encoding in chunks]
+        )
     method = "exact" if isinstance(model.likelihood, ExactPosterior) else "importance sampling"
-    entry = mean_and_error(torch.cat([part.log_p for part in found]))
-    sizes = [part.ess for part in found if part.ess is not None]
-    ess = float(torch.cat(sizes).mean()) if sizes else None
     return {
-        **entry,
+        **mean_and_error(evidence.log_p),
         "method": method,
-        "sampling_se": float(spread.mean()),
-        "ess": ess,
-        "unreliable": float(torch.cat([part.unreliable for part in found]).double().mean()),
-        "samples": len(spread),
+        "sampling_se": float(evidence.standard_error.mean()),
+        "ess": None if evidence.ess is None else float(evidence.ess.mean()),
+        "unreliable": float(evidence.unreliable.double().mean()),
+        "samples": len(evidence.log_p),
     }
 
 

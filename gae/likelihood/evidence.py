@@ -1,5 +1,6 @@
 """log p(x) of a model, exact or estimated, with the error of the estimate."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -38,6 +39,24 @@ class Evidence:
         tensor([0.])
         """
         return cls(log_p, torch.zeros_like(log_p))
+
+    @classmethod
+    def join(cls, parts: "Sequence[Evidence]") -> "Evidence":
+        """The evidence of all samples from that of consecutive batches, by one method.
+
+        >>> Evidence.join([Evidence.exact(torch.zeros(2)), Evidence.exact(torch.ones(1))]).log_p
+        tensor([0., 0., 1.])
+        """
+        sizes = [part.ess for part in parts if part.ess is not None]
+        shapes = [part.pareto_k for part in parts if part.pareto_k is not None]
+        rows = sum(len(part.log_p) for part in parts)
+        return cls(
+            torch.cat([part.log_p for part in parts]),
+            torch.cat([part.standard_error for part in parts]),
+            torch.cat(sizes) if sizes else None,
+            round(sum(part.evaluations * len(part.log_p) for part in parts) / max(rows, 1)),
+            torch.cat(shapes) if shapes else None,
+        )
 
     @property
     def unreliable(self) -> Bool[Tensor, " B"]:

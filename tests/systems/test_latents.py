@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from cases import seed
 from conftest import without_type_checks
 from torch import Tensor
 from torch.nn.functional import interpolate
@@ -11,7 +12,6 @@ from gae.data import Dataset
 from gae.systems import build
 from gae.systems.image_prior import Network, build_likelihood, self_stopping
 from gae.training import fit
-from tests.cases import seed
 
 IMAGE, SIZE = (1, 8, 8), 100
 
