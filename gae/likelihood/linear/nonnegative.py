@@ -15,10 +15,7 @@ from gae.likelihood.priors import Flat
 
 FLOOR = 1e-7  # lower bound of Poisson parts, relative to the largest: a rate of 0 would exclude x > 0
 NOTHING = 1e-6  # initial parts below this, relative to the largest entry, count as 0
-SWEEPS, SETTLED = (
-    200,
-    1e-6,
-)  # of least squares: maximum number of sweeps, and relative change of a row at which it stops
+SWEEPS, SETTLED = 200, 1e-6  # of least squares: maximum number of sweeps, and relative change for convergence
 
 
 @dataclass(frozen=True)
