@@ -1,4 +1,4 @@
-"""Arrays from ``.npy`` and ``.npz`` files, whose sizes are read from their headers first."""
+"""Readers of ``.npy`` and ``.npz`` files, which check the size stated in the header first."""
 
 import warnings
 import zipfile
@@ -14,18 +14,18 @@ from gae.data.text import Vocabulary
 
 NPZ_KEYS = ("x", "y", "x_train", "y_train", "x_test", "y_test")
 CHANNELS = (1, 3, 4)  # of images
-FLOAT32 = 4  # bytes of a value once it is in a data set
+FLOAT32 = 4  # bytes per value in a data set
 UNREADABLE = (ValueError, EOFError, OSError, RuntimeError, zipfile.BadZipFile, zlib.error)
 
 
 class Arrays(NamedTuple):
-    """Observations (N, *X) and labels (N,) as stored; ``x_test`` is None where the source has no split of its own.
+    """Observations (N, *X) and labels (N,) as stored; ``x_test`` is None if the source is not split.
 
     Attributes:
-        vocabulary: of text.
-        value_range: that of the source's format, where its types do not tell.
-        rows: (N,) where in the source each observation was, unless it is its place in ``x``.
-        files: the name of each observation's file, those of ``x`` before those of ``x_test``.
+        vocabulary: vocabulary of text.
+        value_range: range of the source's format, if the dtype does not imply it.
+        rows: (N,) row of each observation in the source, if it differs from the row in ``x``.
+        files: file name of each observation, those of ``x`` before those of ``x_test``.
     """
 
     x: np.ndarray
@@ -39,10 +39,10 @@ class Arrays(NamedTuple):
 
 
 def read_arrays(path: Path) -> Arrays:
-    """An ``.npy`` array (N, *X), or an ``.npz`` with x (and y), or with x_train and x_test (and y_train, y_test).
+    """Reads an ``.npy`` array (N, *X), or an ``.npz`` with x (and y), or with x_train and x_test (and y_train, y_test).
 
     Raises:
-        ValueError: a damaged file, pickled objects, other keys, or more than ``gae.data.memory.limit()`` bytes.
+        ValueError: for a damaged file, pickled objects, other keys, or more than ``gae.data.memory.limit()`` bytes.
     """
     try:
         with path.open("rb") as file:
@@ -59,18 +59,18 @@ def read_arrays(path: Path) -> Arrays:
 
 
 def channels_first(arrays: Arrays, channels: str | None = None, event_shape: Sequence[int] | None = None) -> Arrays:
-    """Images (N, C, H, W), also from (N, H, W, C); arrays that are no images stay as they are.
+    """Converts images (N, H, W, C) to (N, C, H, W); other arrays are returned unchanged.
 
-    Of shape (N, A, B, C), the last axis is taken for 1, 3 or 4 channels where the second is none of these numbers, or
-    would leave an image one pixel wide; a warning says so.
+    In an array of shape (N, A, B, C), the last axis is read as channels if its size is 1, 3 or 4 and the second axis
+    has another size, or would leave an image one pixel wide. A warning reports this.
 
     Args:
-        arrays: as read.
-        channels: ``"first"`` or ``"last"`` to decide it.
-        event_shape: of the observations that a model takes, which may decide it too.
+        arrays: arrays as read from the file.
+        channels: ``"first"`` or ``"last"`` to choose the layout.
+        event_shape: shape of one observation of a model, which may also determine the layout.
 
     Raises:
-        ValueError: both readings are possible, or ``"last"`` is given and there are not four axes.
+        ValueError: if both layouts are possible, or if ``"last"`` is given and the array does not have four axes.
     """
     shape = arrays.x.shape
     if channels == "last" and len(shape) != 4:
@@ -107,23 +107,23 @@ def _channels_last(shape: Sequence[int], channels: str | None, event_shape: Sequ
 
 
 class _Refused(ValueError):
-    """A complete message, unlike those of numpy and zipfile."""
+    """An error whose message is complete, unlike those of numpy and zipfile."""
 
 
 def _read_npz(source: Any, path: Path) -> Arrays:
     with zipfile.ZipFile(source) as archive:
         members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
-        wanted = {key: info for key, info in members.items() if key in NPZ_KEYS}
-        _need_room(sum(info.file_size for info in wanted.values()), path, f"{len(wanted)} arrays")
+        selected = {key: info for key, info in members.items() if key in NPZ_KEYS}
+        _need_room(sum(info.file_size for info in selected.values()), path, f"{len(selected)} arrays")
         stored = {}
-        for key, info in wanted.items():
+        for key, info in selected.items():
             with archive.open(info) as file:
                 stored[key] = _read_npy(file, path, info.file_size, f"{key}, ")
     return _pick(path, stored, sorted(members))
 
 
 def _read_npy(file: Any, path: Path, size: int, name: str = "") -> np.ndarray:
-    """The array of a binary file of ``size`` bytes, once its header has been checked."""
+    """Reads an array from a binary file of ``size`` bytes after checking its header."""
     version = np.lib.format.read_magic(file)
     read_header: Any = {
         (1, 0): np.lib.format.read_array_header_1_0,
@@ -131,7 +131,7 @@ def _read_npy(file: Any, path: Path, size: int, name: str = "") -> np.ndarray:
     }.get(version)
     if read_header is None:
         raise ValueError(f"its format is version {version}, and 1.0 and 2.0 are read")
-    _need_room(size, path, f"{name}{size:,} bytes")  # a header may say how long it is itself
+    _need_room(size, path, f"{name}{size:,} bytes")  # the header also states its own length
     shape, column_major, dtype = read_header(file)
     if dtype.hasobject:
         raise ValueError("Object arrays cannot be loaded when allow_pickle=False")
@@ -150,7 +150,7 @@ def _read_npy(file: Any, path: Path, size: int, name: str = "") -> np.ndarray:
 def _exactly(file: Any, size: int) -> bytes:
     raw = file.read(size)
     if len(raw) < size:
-        raise EOFError(f"{size:,} bytes were announced, and {len(raw):,} are there")
+        raise EOFError(f"{size:,} bytes are stated, but the file has {len(raw):,}")
     return raw
 
 

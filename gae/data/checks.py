@@ -1,4 +1,4 @@
-"""Checks of arguments: each raises a ValueError that names the argument and its value."""
+"""Argument checks that raise a ValueError with the argument's name and value."""
 
 from typing import Any
 
@@ -6,14 +6,14 @@ from torch import Tensor
 
 
 def refuse(x: Tensor, bad: Tensor, what: str, remedy: str, at: str = "index") -> None:
-    """Raises ValueError if any element of x is bad, with the first such element, its index and their number."""
+    """Raises ValueError if any element of x is bad, with the first one, its index, and the number of bad elements."""
     if bad.any():
         index = tuple(int(i) for i in bad.nonzero()[0])
         raise ValueError(f"{what}, got {x[index].item():g} at {at} {index} ({int(bad.sum())} such values). {remedy}")
 
 
 def positive(name: str, value: Any) -> float:
-    """value as a float; ValueError unless it is positive.
+    """Returns value as a float; raises ValueError unless it is positive.
 
     >>> positive("rate", -1)
     Traceback (most recent call last):
@@ -25,14 +25,14 @@ def positive(name: str, value: Any) -> float:
 
 
 def fraction(name: str, value: Any) -> float:
-    """value as a float; ValueError unless it lies in [0, 1)."""
+    """Returns value as a float; raises ValueError unless it lies in [0, 1)."""
     if not 0 <= value < 1:
         raise ValueError(f"{name} must lie in [0, 1), got {value}.")
     return float(value)
 
 
 def at_least_one(name: str, value: int) -> int:
-    """value; ValueError unless it is 1 or more."""
+    """Returns value; raises ValueError unless it is at least 1."""
     if value < 1:
         raise ValueError(f"{name} must be at least 1, got {value}.")
     return value

@@ -1,4 +1,4 @@
-"""A data set: observations in two splits, labels, the range of values, and where in the source each row was."""
+"""Data sets: training and test observations, labels, value range, and row numbers in the source."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -22,9 +22,9 @@ class Rows(NamedTuple):
     Attributes:
         x: (N, *X).
         labels: (N,) integers, or None.
-        row: (N,) where each observation is in the source, from 0.
-        split: (N,) whether each is ``"train"`` or ``"test"``.
-        files: (N,) names of their files; None where the source is no folder.
+        row: (N,) row of each observation in the source, from 0.
+        split: (N,) ``"train"`` or ``"test"`` for each observation.
+        files: (N,) file names; None unless the source is a folder.
     """
 
     x: Float[Tensor, "N *X"]
@@ -36,21 +36,21 @@ class Rows(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """Training and test observations, on the CPU, in memory.
+    """Training and test observations in CPU memory.
 
     Attributes:
         train: (N, *X) float32. With dynamic binarisation these are probabilities: take ``epoch`` instead.
         test: (M, *X) float32.
         train_labels: (N,) integers, or None.
         test_labels: (M,) integers, or None.
-        value_range: (lowest, highest) value that the data can take; both splits lie inside.
+        value_range: (lowest, highest) possible value of the data.
         binarization: ``"none"``, ``"threshold"`` or ``"dynamic"``.
-        vocabulary: of text: which class stands for which character or word, and ``decode`` back to text.
-        train_rows: (N,) where in the source each training observation is, from 0: its row, its line in a text file
-            (blank lines counted), its image in the order of their paths. Where the source has a split of its own, rows
-            count through its training part, then through its test part. None where nobody told.
+        vocabulary: for text, the map between classes and characters or words, with ``decode`` back to text.
+        train_rows: (N,) position of each training observation in the source, from 0: the row of an array, the line of
+            a text file (blank lines counted), or the image in path order. If the source is split, rows are numbered
+            through its training part, then its test part. None if unknown.
         test_rows: (M,) likewise.
-        files: names of the source's files, by row, where it is a folder of images.
+        files: file names by row, if the source is a folder of images.
 
     >>> from gae.data import load
     >>> load("digits")
@@ -65,13 +65,13 @@ class Dataset:
     value_range: tuple[float, float]
     binarization: str = "none"
     vocabulary: Vocabulary | None = None
-    train_rows: Tensor | None = None  # of another length after ``dataclasses.replace(train=...)``: then unknown
+    train_rows: Tensor | None = None  # unknown if its length differs, as after ``dataclasses.replace(train=...)``
     test_rows: Tensor | None = None
     files: np.ndarray | None = None
 
     @property
     def preparation(self) -> Preparation:
-        """What a model that is fitted to these data must know of them."""
+        """The facts about these data that a model fitted to them must record."""
         return Preparation(self.event_shape, self.value_range, self.binarization, self.vocabulary)
 
     @property
@@ -81,7 +81,7 @@ class Dataset:
 
     @cached_property
     def hash(self) -> str:
-        """SHA-256 (hex) over binarisation and the shapes, types and bytes of observations and labels."""
+        """SHA-256 (hex) of the binarisation and of the shapes, dtypes and bytes of observations and labels."""
         digest = sha256(self.binarization.encode())
         if self.vocabulary is not None:
             digest.update(repr(self.vocabulary).encode())
@@ -107,13 +107,13 @@ class Dataset:
         return draw(self.train, f"{epoch:d} {seed:d}") if self.binarization == "dynamic" else self.train
 
     def rows(self, split: str = "all") -> Rows:
-        """Observations in the order of the source; with dynamic binarisation, the training ones of epoch 0.
+        """Observations in source order; with dynamic binarisation, training observations are those of epoch 0.
 
         Args:
             split: ``"train"``, ``"test"`` or ``"all"``.
 
         Raises:
-            ValueError: another split, or a data set that does not know its rows.
+            ValueError: for an unknown split, or if the rows of the source are unknown.
 
         >>> from gae.data import load
         >>> rows = load("digits").rows()
@@ -127,7 +127,7 @@ class Dataset:
         chosen = {"train": [train], "test": [test], "all": [train, test]}[split]
         known = [rows for x, _, rows in chosen if rows is not None and len(rows) == len(x)]
         if len(known) < len(chosen):
-            raise ValueError("This data set does not know the rows of its source. Make it with `load`.")
+            raise ValueError("The rows of this data set in its source are unknown. Create the data set with `load`.")
         row, order = torch.cat(known).sort()
         x = torch.cat([x for x, _, _ in chosen])[order]
         parts = [labels for _, labels, _ in chosen if labels is not None]
@@ -144,6 +144,6 @@ class Dataset:
 
 
 def draw(probability: Tensor, key: str) -> Tensor:
-    """x ~ Bernoulli(probability), a pure function of the key."""
+    """Draws x ~ Bernoulli(probability), a pure function of the key."""
     generator = torch.Generator().manual_seed(int.from_bytes(sha256(key.encode()).digest()[:8]))
     return torch.bernoulli(probability, generator=generator)

@@ -1,4 +1,4 @@
-"""The environment of a run: versions of packages and the processor."""
+"""Environment of a run: package versions and processor."""
 
 import platform
 from collections.abc import Iterable
@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def versions(packages: Iterable[str]) -> dict[str, str | None]:
-    """The versions of Python and of some packages; None for a package that is not installed.
+    """Versions of Python and of the given packages; None for a package that is not installed.
 
     >>> list(versions(["torch", "no-such-package"]))
     ['python', 'torch', 'no-such-package']

@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and places that can be written to, checked before long work."""
+"""Atomic file writes, and early checks that a path is writable."""
 
 import os
 from collections.abc import Iterator
@@ -8,10 +8,10 @@ from pathlib import Path
 
 @contextmanager
 def whole(path: Path) -> Iterator[Path]:
-    """A temporary path of the same suffix, which replaces ``path`` when the block ends without an error.
+    """Writes a file atomically: yields a temporary path of the same suffix, which replaces ``path`` on success.
 
     Raises:
-        OSError: where it cannot be written, such as on a full disk; it names ``path``, whose old content stays.
+        OSError: if the file cannot be written, as on a full disk; the message names ``path``, whose content is kept.
 
     >>> from tempfile import TemporaryDirectory
     >>> with TemporaryDirectory() as folder:
@@ -34,7 +34,7 @@ def whole(path: Path) -> Iterator[Path]:
 
 
 def unwritten(path: Path, error: Exception, remedy: str) -> OSError:
-    """The error of a file that could not be written, with the number that the system gave."""
+    """The OSError for a file that could not be written, with the system's error number."""
     number = error.errno if isinstance(error, OSError) else None
     reason = error.strerror if isinstance(error, OSError) and error.strerror else error
     message = f"Cannot write {path} ({reason}). {remedy}"
@@ -42,13 +42,13 @@ def unwritten(path: Path, error: Exception, remedy: str) -> OSError:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a UTF-8 text file whole; characters that UTF-8 lacks (bytes of file names) are written as escapes."""
+    """Writes a UTF-8 text file atomically; characters that UTF-8 cannot encode (bytes of file names) are escaped."""
     with whole(path) as temporary:
         temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def check_file(path: Path, *suffixes: str) -> None:
-    """Raises unless a file can be written there: ValueError for another suffix, else OSError."""
+    """Raises ValueError for a wrong suffix, and OSError if a file cannot be written to ``path``."""
     if path.suffix not in suffixes:
         raise ValueError(f"The output must end in {' or '.join(suffixes)}, got {path}.")
     if path.is_dir():
@@ -57,7 +57,7 @@ def check_file(path: Path, *suffixes: str) -> None:
 
 
 def check_folder(path: Path) -> None:
-    """Raises OSError unless the folder exists or can be made, and files can be written into it."""
+    """Raises OSError unless the folder exists or can be created, and is writable."""
     existing = next(place for place in (path, *path.absolute().parents) if place.exists())
     if not existing.is_dir():
         raise NotADirectoryError(f"{existing} is a file, so nothing can be written to {path}. Name another folder.")

@@ -1,4 +1,4 @@
-"""Image files as arrays (C, H, W), upright and with nothing lost on the way: one, a folder, a photograph, a mask."""
+"""Lossless readers of images, image folders, photographs and masks as arrays (C, H, W)."""
 
 import os
 import struct
@@ -19,25 +19,25 @@ if TYPE_CHECKING:
     from PIL import Image
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
-FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "GIF", "WEBP")  # Pillow would start other programs for some others
+FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "GIF", "WEBP")  # for some others, Pillow starts external programs
 GREY, COLOUR, GREY_16 = ("1", "L"), ("RGB", "P"), ("I;16", "I;16B", "I;16L", "I")
 ALPHA = ("LA", "RGBA", "PA", "La", "RGBa")
 UNREADABLE = (OSError, SyntaxError, ValueError, TypeError, IndexError, KeyError, EOFError, OverflowError)
 SPLITS = ("train", "test")
-HELD_OUT = ("val", "valid", "validation", "dev")  # other names of folders that are splits, not classes
-NAMED = 3  # files that a message names
+HELD_OUT = ("val", "valid", "validation", "dev")  # other folder names that denote splits, not classes
+NAMED = 3  # files listed in a message
 
 
 def read_image(path: Path) -> np.ndarray:
-    """One image (C, H, W) as stored: grey (C = 1) or RGB; bool, uint8, uint16 (grey only) or float32 in [0, 1].
+    """Reads one image (C, H, W) as stored: grey (C = 1) or RGB; bool, uint8, uint16 (grey only) or float32 in [0, 1].
 
-    The orientation tag of a camera is followed, and palettes are resolved.
+    Applies the EXIF orientation, and resolves palettes.
 
     Raises:
-        FileNotFoundError: no such file.
-        ValueError: no image, one that would take more than ``gae.data.memory.limit()`` bytes, or of a kind that would
-            lose something: alpha, CMYK, YCbCr, LAB, colour of 16 bits per channel, integers that are not in 0 … 65535,
-            several pages, floats that are not finite or outside [0, 1].
+        FileNotFoundError: if the file does not exist.
+        ValueError: if the file is not an image, needs more than ``gae.data.memory.limit()`` bytes, or cannot be read
+            without loss: alpha, CMYK, YCbCr, LAB, 16 bits per colour channel, integers outside 0 … 65535, several
+            pages, floats that are not finite or outside [0, 1].
     """
     from PIL import Image, ImageOps
 
@@ -61,7 +61,7 @@ def read_image(path: Path) -> np.ndarray:
 
 
 def read_photo(path: Path) -> np.ndarray:
-    """One photograph (C, H, W), float32 in [0, 1]: ``read_image``, with integers divided by their highest value.
+    """Reads a photograph (C, H, W), float32 in [0, 1]: ``read_image``, with integers divided by their maximum.
 
     Raises:
         FileNotFoundError, ValueError: as ``read_image``.
@@ -71,7 +71,7 @@ def read_photo(path: Path) -> np.ndarray:
 
 
 def read_mask(path: Path) -> np.ndarray:
-    """A mask (H, W) from an image as large as the photograph: True, for a pixel that is seen, where it is bright.
+    """Reads a mask (H, W) from an image of the photograph's size: bright pixels are True (observed).
 
     Raises:
         FileNotFoundError, ValueError: as ``read_photo``.
@@ -80,7 +80,7 @@ def read_mask(path: Path) -> np.ndarray:
 
 
 def write_photo(image: np.ndarray, path: Path) -> None:
-    """Writes (C, H, W) with values in [0, 1] as 8 bits per channel."""
+    """Writes an image (C, H, W) with values in [0, 1] at 8 bits per channel."""
     from PIL import Image
 
     pixels = (np.clip(image, 0, 1) * 255).round().astype(np.uint8)
@@ -90,13 +90,13 @@ def write_photo(image: np.ndarray, path: Path) -> None:
 
 
 def channels_last(image: np.ndarray) -> np.ndarray:
-    """An image (C, H, W) as (H, W, C), the layout of Pillow and matplotlib; a grey one as (H, W)."""
+    """Converts an image (C, H, W) to (H, W, C), the layout of Pillow and matplotlib; a grey one to (H, W)."""
     return image[0] if len(image) == 1 else np.moveaxis(image, 0, -1)
 
 
 @contextmanager
 def _any_size() -> Iterator[None]:
-    """Without Pillow's own limit on pixels, in whose place ``need_room`` stands."""
+    """Disables Pillow's pixel limit, which ``need_room`` replaces."""
     from PIL import Image
 
     before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
@@ -107,7 +107,7 @@ def _any_size() -> Iterator[None]:
 
 
 def _problem(path: Path, image: "Image.Image") -> str | None:
-    """Why an image whose header was read is refused."""
+    """The reason to reject an image, from its header; None to accept it."""
     (width, height), mode = image.size, image.mode
     channels = 3 if mode == "P" else len(image.getbands())
     try:
@@ -115,7 +115,7 @@ def _problem(path: Path, image: "Image.Image") -> str | None:
     except ValueError as error:
         return str(error).removeprefix(f"{path} ")
     if (frames := getattr(image, "n_frames", 1)) > 1:
-        return f"holds {frames} images. Save the one you mean as a file of its own."
+        return f"holds {frames} images. Save the one you need as a separate file."
     if mode in ALPHA or "transparency" in image.info:
         return "has an alpha channel, which would be lost. Flatten it first."
     if _colour_of_16_bits(path, image):
@@ -126,7 +126,7 @@ def _problem(path: Path, image: "Image.Image") -> str | None:
 
 
 def _colour_of_16_bits(path: Path, image: "Image.Image") -> bool:
-    """Pillow reads these as 8 bits without a word; the header of a PNG or TIFF tells."""
+    """Whether a PNG or TIFF header states 16-bit colour, which Pillow silently reads as 8 bits."""
     if image.format == "PNG":
         with path.open("rb") as file:
             header = file.read(26)
@@ -156,22 +156,22 @@ def _of_known_range(path: Path, pixels: np.ndarray) -> np.ndarray:
 
 
 class _Listing(NamedTuple):
-    """Image files, relative to their folder and sorted, and the other entries by the reason to pass them over."""
+    """Sorted image paths relative to their folder, and the skipped entries by reason."""
 
     images: list[PurePath]
     passed: dict[str, list[str]]
 
 
 def read_image_folder(folder: Path) -> Arrays:
-    """All images in a folder and below it, channel-first (N, C, H, W), in the order of their paths.
+    """Reads all images of a folder recursively, channels first (N, C, H, W), in path order.
 
-    If every image lies in a sub-folder, the names of the sub-folders, sorted, become labels 0, 1, …. Folders ``train``
-    and ``test`` are no classes but a split, in each of which sub-folders are labels with one numbering. Files that are
-    no images, hidden files and linked folders are passed over with a warning that counts them.
+    If every image lies in a sub-folder, the sorted sub-folder names become labels 0, 1, …. Folders ``train`` and
+    ``test`` are a split rather than classes; their sub-folders are labels with a common numbering. Other files, hidden
+    files and linked folders are skipped with a warning that counts them.
 
     Raises:
-        ValueError: no image, one that ``read_image`` refuses, one whose size, channels or type differ from the first,
-            one half of a split, or more than ``gae.data.memory.limit()`` bytes.
+        ValueError: if there are no images, ``read_image`` rejects one, one differs from the first in size, channels or
+            dtype, half of a split is missing, or the images need more than ``gae.data.memory.limit()`` bytes.
     """
     images, passed = _walk(folder)
     if not images:
@@ -222,12 +222,12 @@ def _walk(folder: Path) -> _Listing:
 
 
 def _raise(error: OSError) -> None:
-    """A folder that cannot be listed is an error; by itself ``os.walk`` goes on without it."""
+    """Raises the error for a folder that cannot be listed, which ``os.walk`` ignores by default."""
     raise error
 
 
 def _labels(folder: Path, parts: Sequence[list[PurePath]], depth: int) -> list[np.ndarray | None]:
-    """Numbers of the sub-folders at a depth, one numbering for all parts, or None where an image lies in none."""
+    """Label numbers from the sub-folders at a depth, common to all parts; None if any image lies outside of them."""
     stray = [path for part in parts for path in part if len(path.parts) == depth + 1]
     every = [path for part in parts for path in part]
     if stray:
@@ -244,7 +244,7 @@ def _labels(folder: Path, parts: Sequence[list[PurePath]], depth: int) -> list[n
 
 
 def _stack(folder: Path, paths: Sequence[PurePath], first: PurePath) -> np.ndarray:
-    """The images of some paths as (N, C, H, W), all like the first."""
+    """Reads images (N, C, H, W), all of the shape and dtype of the first."""
     like = read_image(folder / first)
     need_room(len(paths) * like.size * FLOAT32, folder, f"{len(paths):,} images of {like.shape}")
     stack = np.empty((len(paths), *like.shape), like.dtype)
@@ -261,8 +261,8 @@ def _stack(folder: Path, paths: Sequence[PurePath], first: PurePath) -> np.ndarr
 
 def _listed(passed: dict[str, list[str]]) -> str:
     """``: hidden 1 (.a), other suffixes 4 (a.txt, b.txt, c.txt, …)``, or nothing."""
-    said = [f"{reason} {len(names)} ({_names(names)})" for reason, names in passed.items() if names]
-    return f": {', '.join(said)}" if said else ""
+    items = [f"{reason} {len(names)} ({_names(names)})" for reason, names in passed.items() if names]
+    return f": {', '.join(items)}" if items else ""
 
 
 def _names(names: Sequence[str]) -> str:

@@ -1,4 +1,4 @@
-"""Data sets by name or path, as tensors (N, *X) with labels, a train/test split, a value range and a content hash."""
+"""Loading of data sets by name or path: tensors (N, *X) with labels, a split, a value range and a content hash."""
 
 import math
 import os
@@ -22,7 +22,7 @@ __all__ = ["BINARIZATIONS", "NAMES", "Dataset", "LinearGaussian", "Rows", "linea
 
 
 class LinearGaussian(NamedTuple):
-    """Draws of x = mean + z loadings + scale ε and the parameters they came from; z and ε are standard normal."""
+    """Samples of x = mean + z loadings + scale ε, with standard normal z and ε, and their true parameters."""
 
     dataset: Dataset
     mean: Float[Tensor, " D"]
@@ -42,7 +42,7 @@ def load(
     channels: str | None = None,
     like: Preparation | None = None,
 ) -> Dataset:
-    """A data set by name, or from a path.
+    """Loads a data set by name or from a path.
 
     ===================  ==========================================================================================
     name                 data
@@ -54,38 +54,36 @@ def load(
     swiss-roll           2000 points (3,), noise 0.05; labels: ten equal segments of the angle
     circles              2000 points (2,), radii 1 and 0.5, noise 0.05; labels: the circle
     linear-gaussian      2000 points (10,): ``linear_gaussian(2000, 2, 10, 0.5, seed).dataset``
-    path of an ``.npy``  (N, *X); images (N, C, H, W) or, which is recognised, (N, H, W, C)
+    path of an ``.npy``  (N, *X); images (N, C, H, W), or (N, H, W, C), which is recognised
     path of an ``.npz``  x (and y); or x_train and x_test (and y_train and y_test)
-    path of a ``.txt``   one sequence (T,) per line: 2, 3, … for its characters, 1 for its end, 0 for padding
+    path of a ``.txt``   one sequence (T,) per line: 2, 3, … for characters, 1 for the end, 0 for padding
     path of a folder     images of one size; sub-folders' names become labels if all images lie in sub-folders;
                          ``train`` and ``test`` are a split, in which sub-folders are the labels
     ===================  ==========================================================================================
 
-    uint8 and uint16 are divided by 255 and 65535; all other numbers keep their values. Data that would take more than
-    4 GiB of memory by what their headers state are refused, unless the environment variable ``GAE_MAX_BYTES`` allows
-    more.
+    uint8 and uint16 are divided by 255 and 65535; all other numbers keep their values. Data whose headers state more
+    than 4 GiB of memory are rejected, unless the environment variable ``GAE_MAX_BYTES`` allows more.
 
     Args:
         name: see above.
-        folder: where the idx files of mnist or fashion-mnist are.
+        folder: folder of the idx files of mnist or fashion-mnist.
         binarize: ``"threshold"``: 1 where x > 0.5, else 0. ``"dynamic"``: x ~ Bernoulli(pixel), the test set drawn
-            once, the training set anew in each ``Dataset.epoch``. ``"none"`` unless given, or as ``like`` says.
-        value_range: declares the range of the data, which must lie inside; otherwise it is [0, 1] for uint8, uint16
-            and bool, and measured for other types.
-        test_fraction: share of test observations, where the data have no split of their own. The split keeps the
-            shares of the labels where every label is frequent enough.
-        seed: of synthetic data, of the split, and of the binarised test set.
-        words: the tokens of a text are words, not characters; the vocabulary of ``like`` decides it too.
-        channels: ``"first"`` or ``"last"``: which axis of four in an array is the channels, where its shape does not
-            tell.
-        like: how the data of a model were prepared (``preparation`` of those; its checkpoint notes it), to read other
-            data for that model: text in its vocabulary, padded to its length, with its binarisation. A single
-            observation becomes the test set.
+            once, the training set anew in each ``Dataset.epoch``. Defaults to that of ``like``, else ``"none"``.
+        value_range: (lowest, highest) possible value, which must cover the data; by default [0, 1] for uint8, uint16
+            and bool, and the observed range for other dtypes.
+        test_fraction: fraction of test observations, if the data are not split. The split is stratified by label if
+            every label is frequent enough.
+        seed: seed of synthetic data, of the split, and of the binarised test set.
+        words: whether the tokens of a text are words rather than characters; overridden by the vocabulary of ``like``.
+        channels: ``"first"`` or ``"last"``: the channel axis of an array with four axes, if its shape is ambiguous.
+        like: the preparation of a model's data (``Dataset.preparation``, stored in its checkpoint), to read new data
+            for that model: text in its vocabulary, padded to its length, with its binarisation. A single observation
+            becomes the test set.
 
     Raises:
-        ValueError: an unknown name or option, or data that cannot be used; the message names the first bad index.
-            With ``like``, also tokens, lengths, shapes or values that the model does not know.
-        FileNotFoundError: a file or folder is missing, or OpenML cannot be reached.
+        ValueError: for an unknown name or option, or unusable data; the message names the first bad index. With
+            ``like``, also for tokens, lengths, shapes or values that the model does not accept.
+        FileNotFoundError: if a file or folder is missing, or OpenML cannot be reached.
 
     >>> load("digits", binarize="threshold").train.unique()
     tensor([0., 1.])
@@ -117,18 +115,18 @@ def load(
 def linear_gaussian(
     n: int, latent: int, dim: int, scale: float, seed: int = 0, test_fraction: float = 0.2
 ) -> LinearGaussian:
-    """n draws (D,) of the probabilistic PCA model with known parameters (Tipping and Bishop, 1999, eq. 2).
+    """Draws n observations (D,) from a probabilistic PCA model with known parameters (Tipping and Bishop, 1999, eq. 2).
 
     Args:
-        n: observations, training and test together.
+        n: number of observations, training and test together.
         latent: E, the width of z.
         dim: D, the width of x.
         scale: noise standard deviation in data units.
-        seed: of the parameters, the draws and the split.
-        test_fraction: share of test observations.
+        seed: seed of the parameters, the draws and the split.
+        test_fraction: fraction of test observations.
 
     Raises:
-        ValueError: sizes or scale out of range.
+        ValueError: for sizes or a scale out of range.
 
     >>> truth = linear_gaussian(100, latent=2, dim=5, scale=0.1)
     >>> truth.dataset.train.shape, truth.mean.shape, truth.loadings.shape
@@ -167,7 +165,7 @@ def _source(
 
 
 def _bundled(name: str, seed: int) -> Arrays:
-    """A data set that needs no file of its own."""
+    """A data set that is bundled or synthetic, and needs no file."""
     match name:
         case "digits":
             from sklearn.datasets import load_digits
@@ -218,8 +216,8 @@ def _assemble(
         train_labels, test_labels = labels(y, len(x), "y_train"), labels(y_test, len(x_test), "y_test")
         if train.shape[1:] != test.shape[1:] or ceiling(x) != ceiling(x_test):
             raise ValueError(
-                f"x_train is {x.dtype} {x.shape} but x_test is {x_test.dtype} {x_test.shape}. Give both one type and "
-                "one shape of observation."
+                f"x_train is {x.dtype} {x.shape} but x_test is {x_test.dtype} {x_test.shape}. Give both the same dtype "
+                "and the same shape of one observation."
             )
         need_float32("x", x, x_test)
         train_rows, test_rows = np.arange(len(x)), np.arange(len(x), len(x) + len(x_test))
@@ -255,7 +253,7 @@ def _split(labels: Tensor | None, n: int, test_fraction: float, seed: int, lone:
     if n == 1 and lone:
         return np.arange(0), np.arange(1)
     if n < 2:
-        raise ValueError("There is one observation only, but training and test need at least one each.")
+        raise ValueError("The data have one observation, but training and test need at least one each. Add more data.")
     n_test = min(n - 1, math.ceil(test_fraction * n))
     if labels is not None:
         counts = labels.unique(return_counts=True)[1]

@@ -1,4 +1,4 @@
-"""Memory: the limit for a file's contents before any of them is unpacked, and how much is free to this process."""
+"""Memory limits: the largest file to unpack, and the memory available to this process."""
 
 import os
 from collections.abc import Iterator
@@ -12,10 +12,10 @@ GROUPS = Path("/sys/fs/cgroup")
 
 
 def limit() -> int:
-    """The most bytes that the contents of one file or folder may take in memory: ``GAE_MAX_BYTES``, or 4 GiB.
+    """The maximum size in memory of one file or folder, in bytes: ``GAE_MAX_BYTES``, or 4 GiB.
 
     Raises:
-        ValueError: the environment variable is no positive whole number.
+        ValueError: if the environment variable is not a positive whole number.
     """
     stated = os.environ.get(VARIABLE, "")
     if not stated:
@@ -26,15 +26,15 @@ def limit() -> int:
 
 
 def need_room(size: int, path: Path, what: str) -> None:
-    """Refuses contents that would take more than ``limit()``.
+    """Raises ValueError for contents larger than ``limit()``.
 
     Args:
         size: bytes in memory.
-        path: of the file or folder.
-        what: the contents, as its header states them.
+        path: file or folder.
+        what: description of the contents, as stated in the header.
 
     Raises:
-        ValueError: they would take more; the message names both numbers and the environment variable.
+        ValueError: if they are larger; the message names both numbers and the environment variable.
 
     >>> need_room(10**15, Path("bomb.npy"), "an array of shape (1000000, 125000000)")
     Traceback (most recent call last):
@@ -50,7 +50,7 @@ memory; the limit is 4,294,967,296. If this is no mistake, set the environment v
 
 
 def free_memory(device: torch.device) -> int | None:
-    """Bytes that can still be allocated on a device, or None where the system does not tell."""
+    """Free memory of a device in bytes, or None if unknown."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     known = [size for size in (_available(), *_in_groups()) if size is not None]
@@ -58,7 +58,7 @@ def free_memory(device: torch.device) -> int | None:
 
 
 def _available() -> int | None:
-    """Of the machine; without /proc (macOS) all of its memory, since how much is free is not known."""
+    """Available memory of the machine in bytes; without /proc (macOS), its total memory."""
     info = Path("/proc/meminfo")
     if info.exists():
         line = next((line for line in info.read_text().splitlines() if line.startswith("MemAvailable:")), None)
@@ -70,7 +70,7 @@ def _available() -> int | None:
 
 
 def _in_groups() -> Iterator[int]:
-    """What each control group from this process's own up to the root leaves; the cache of files can be given back."""
+    """Bytes left in each control group from this process up to the root; file cache counts as free."""
     own = _own_groups()
     layouts = (
         (GROUPS, own.get(""), "memory.max", "memory.current", "inactive_file"),
@@ -85,14 +85,14 @@ def _in_groups() -> Iterator[int]:
 
 
 def _own_groups() -> dict[str, str]:
-    """The paths of this process's control groups by controller; that of version 2 by the empty name."""
+    """Control groups of this process by controller; version 2 has the empty name."""
     own = Path("/proc/self/cgroup")
     lines = [line.split(":", 2) for line in own.read_text().splitlines()] if own.exists() else []
     return {kind: path for _, kinds, path in lines for kind in kinds.split(",")}
 
 
 def _number(path: Path) -> int | None:
-    """The one number in a file; None for "max", or without the file."""
+    """The number in a file; None for "max" or a missing file."""
     try:
         text = path.read_text().strip()
     except OSError:

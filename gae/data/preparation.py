@@ -1,4 +1,4 @@
-"""How the data of a model were prepared: noted in its checkpoints, and asked of all data that it is given later."""
+"""Data preparation of a model: stored in its checkpoints, and required of all data that it is given later."""
 
 import warnings
 from collections.abc import Mapping
@@ -10,18 +10,18 @@ from torch import Size
 from gae.data.text import Vocabulary
 
 BINARIZATIONS = ("none", "threshold", "dynamic")
-NARROW = 0.1  # of the width of a value range: data that span less are probably in other units
+NARROW = 0.1  # of the value range: data that span less are probably in other units
 
 
 @dataclass(frozen=True)
 class Preparation:
-    """The facts on which the meaning of a model's numbers rests.
+    """Shape, range, binarisation and vocabulary of a model's training data.
 
     Attributes:
         event_shape: X, the shape of one observation.
-        value_range: (lowest, highest) value of its data; None where an old checkpoint does not tell.
-        binarization: ``"none"``, ``"threshold"`` or ``"dynamic"``; None where an old checkpoint does not tell.
-        vocabulary: of text, else None.
+        value_range: (lowest, highest) value of the data; None if an old checkpoint does not record it.
+        binarization: ``"none"``, ``"threshold"`` or ``"dynamic"``; None if an old checkpoint does not record it.
+        vocabulary: vocabulary of text, else None.
     """
 
     event_shape: Size
@@ -30,16 +30,16 @@ class Preparation:
     vocabulary: Vocabulary | None
 
     @classmethod
-    def of(cls, noted: Mapping[str, Any]) -> "Preparation":
-        """From the facts that a checkpoint notes; those of earlier versions lack some."""
-        value_range = tuple(noted["value_range"]) if "value_range" in noted else None
-        binarization = noted.get("binarization", noted.get("comparison", {}).get("binarize"))
-        stored = noted.get("vocabulary")
+    def of(cls, record: Mapping[str, Any]) -> "Preparation":
+        """Creates a preparation from a checkpoint's record; records of earlier versions are incomplete."""
+        value_range = tuple(record["value_range"]) if "value_range" in record else None
+        binarization = record.get("binarization", record.get("comparison", {}).get("binarize"))
+        stored = record.get("vocabulary")
         vocabulary = None if stored is None else Vocabulary(tuple(stored["tokens"]), stored["words"])
-        return cls(Size(noted["event_shape"]), value_range, binarization, vocabulary)
+        return cls(Size(record["event_shape"]), value_range, binarization, vocabulary)
 
     def note(self) -> dict[str, Any]:
-        """JSON-able facts, from which ``of`` makes the same again.
+        """A JSON-serialisable record, from which ``of`` restores the preparation.
 
         >>> prepared = Preparation(Size((2,)), (0.0, 3.0), "none", Vocabulary(("a", "b")))
         >>> Preparation.of(prepared.note()) == prepared
@@ -52,47 +52,47 @@ class Preparation:
             "vocabulary": None if self.vocabulary is None else asdict(self.vocabulary),
         }
 
-    def binarize(self, asked: str | None) -> str:
-        """The binarisation of new data: the model's own.
+    def binarize(self, requested: str | None) -> str:
+        """The binarisation of new data, which must be that of the model.
 
         Raises:
-            ValueError: another one is asked for.
+            ValueError: if another one is requested.
         """
         if self.binarization is None:
             warnings.warn(
-                f"The model does not say how its data were binarised. Taken as {asked or 'none'!r}.", stacklevel=3
+                f"The binarization of the model's data is unknown; assuming {requested or 'none'!r}.", stacklevel=3
             )
-            return asked or "none"
-        if asked not in (None, self.binarization):
+            return requested or "none"
+        if requested not in (None, self.binarization):
             raise ValueError(
-                f"The model was trained with binarization {self.binarization!r}, got {asked!r}. Leave the option out."
+                f"The model was trained with binarization {self.binarization!r}, got {requested!r}. Omit the option."
             )
         return self.binarization
 
     def check_source(self, name: str, text: bool) -> None:
-        """Refuses text for a model without a vocabulary, and other data for one with a vocabulary.
+        """Checks that a model with a vocabulary is given text, and any other model other data.
 
         Raises:
-            ValueError: the one or the other.
+            ValueError: if they do not match.
         """
         if text and self.vocabulary is None:
             raise ValueError(
-                f"{name} is text, but the model notes no vocabulary: it was trained on other data, or by an earlier "
-                "version. Train it again on text, so that its classes keep their meaning."
+                f"{name} is text, but the model has no vocabulary: it was trained on other data, or by an earlier "
+                "version. Train it again on text."
             )
         if not text and self.vocabulary is not None:
-            raise ValueError(f"The model was trained on text, but {name} is none. Give a .txt file.")
+            raise ValueError(f"The model was trained on text, but {name} is not text. Give a .txt file.")
 
     def check(self, name: str, event_shape: Size, value_range: tuple[float, float]) -> None:
-        """Refuses observations of another shape, or of another range where the model's is [0, 1]; else warns of it.
+        """Checks the shape and range of new observations; warns of another range unless the model's is [0, 1].
 
         Raises:
-            ValueError: the one or the other.
+            ValueError: for another shape, or for values outside [0, 1] if that is the model's range.
         """
         if event_shape != self.event_shape:
             raise ValueError(
                 f"The model takes observations of shape {tuple(self.event_shape)}, but those of {name} have shape "
-                f"{tuple(event_shape)}."
+                f"{tuple(event_shape)}. Reshape the data, or train a model on data of this shape."
             )
         if self.vocabulary is not None or self.value_range is None:
             return

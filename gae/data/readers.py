@@ -1,4 +1,4 @@
-"""Where data come from: idx files, OpenML, and whatever lies at a path. Nothing that a file holds is executed."""
+"""Readers of idx files, OpenML data sets and paths. They never execute the contents of a file."""
 
 import gzip
 import math
@@ -29,15 +29,15 @@ IDX_FILES = (
 
 
 def read_idx(path: Path, axes: int) -> np.ndarray:
-    """The unsigned bytes of an idx file, plain or gzipped (LeCun et al., the MNIST page).
+    """Reads the unsigned bytes of an idx file, plain or gzipped (LeCun et al., the MNIST page).
 
     Args:
         path: the file.
-        axes: how many axes it must have: 3 for images (N, H, W), 1 for labels (N,).
+        axes: required number of axes: 3 for images (N, H, W), 1 for labels (N,).
 
     Raises:
-        ValueError: truncated, not an idx file, one with another type or number of axes, or one whose header announces
-            more than ``gae.data.memory.limit()`` bytes.
+        ValueError: if the file is truncated, is not an idx file, has another dtype or number of axes, or its header
+            states more than ``gae.data.memory.limit()`` bytes.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -68,28 +68,28 @@ def read_idx(path: Path, axes: int) -> np.ndarray:
 
 
 def _announced(path: Path, head: bytes, axes: int) -> int:
-    """The number of values that the first bytes of an idx file state; 0 where they are cut short."""
-    magic, wanted = head[:4].hex(), bytes([0, 0, 8, axes]).hex()
-    if len(head) >= 4 and magic != wanted:
+    """The number of values stated in an idx header; 0 if the header is truncated."""
+    magic, expected = head[:4].hex(), bytes([0, 0, 8, axes]).hex()
+    if len(head) >= 4 and magic != expected:
         raise ValueError(
             f"{path} starts with the magic number 0x{magic}, but an idx file of unsigned bytes with {axes} axes "
-            f"starts with 0x{wanted}. Are image and label files swapped, or is it another format?"
+            f"starts with 0x{expected}. Are image and label files swapped, or is it another format?"
         )
     return math.prod(struct.unpack(f">{axes}I", head[4:])) if len(head) == 4 + 4 * axes else 0
 
 
 def find_idx(folder: Path) -> dict[str, Path]:
-    """Which of MNIST's four files a folder has, plain or with ``.gz``."""
+    """The MNIST files that a folder contains, plain or with ``.gz``, by name."""
     candidates = [(stem, folder / f"{stem}{end}") for stem in IDX_FILES for end in (".gz", "")]
     return {stem: path for stem, path in candidates if path.is_file()}
 
 
 def read_idx_folder(folder: Path) -> Arrays:
-    """MNIST's four idx files: images (N, 1, H, W), labels and the standard split.
+    """Reads the four idx files of MNIST: images (N, 1, H, W), labels and the standard split.
 
     Raises:
-        FileNotFoundError: one of the four is missing.
-        ValueError: a damaged file, or as many labels as images are not there.
+        FileNotFoundError: if one of the four is missing.
+        ValueError: for a damaged file, or if the numbers of images and labels differ.
     """
     files = find_idx(folder)
     missing = [stem for stem in IDX_FILES if stem not in files]
@@ -112,18 +112,18 @@ def read_path(
     vocabulary: Vocabulary | None = None,
     event_shape: Sequence[int] | None = None,
 ) -> Arrays:
-    """Whatever lies at a path; see ``read_arrays``, ``read_text`` and ``read_image_folder``.
+    """Reads an array file, a text file or an image folder; see ``read_arrays``, ``read_text``, ``read_image_folder``.
 
     Args:
         name: the path.
         words: whether the tokens of text are words.
-        channels: of arrays, as for ``channels_first``.
-        vocabulary: of text, if a model has one already.
-        event_shape: of the observations that a model takes, if there is one already.
+        channels: layout of arrays, as for ``channels_first``.
+        vocabulary: vocabulary of an existing model, for text.
+        event_shape: shape of one observation of an existing model.
 
     Raises:
-        FileNotFoundError: nothing there.
-        ValueError: nothing readable there, or neither a path nor a known name.
+        FileNotFoundError: if the path does not exist.
+        ValueError: if the path cannot be read, or is neither a path nor a known name.
     """
     paths = "a path to an .npy file, an .npz file, a .txt file or a folder of images"
     if not name.strip():
@@ -148,28 +148,28 @@ def read_path(
 
 
 def read_mnist(name: str, folder: str | os.PathLike[str] | None = None) -> Arrays:
-    """MNIST or Fashion-MNIST from idx files in a folder, in that named by GAE_DATA, or from OpenML.
+    """Reads MNIST or Fashion-MNIST from idx files in a folder, in the folder named by GAE_DATA, or from OpenML.
 
     Raises:
-        FileNotFoundError: no such folder, no idx files in it, or OpenML cannot be reached.
-        ValueError: damaged files, or those of the other data set.
+        FileNotFoundError: if the folder is missing or has no idx files, or OpenML cannot be reached.
+        ValueError: for damaged files, or those of the other data set.
     """
     given = folder if folder is not None else os.environ.get("GAE_DATA")
     if given:
         root = Path(given).expanduser()
         origin = "GAE_DATA" if folder is None else "folder"
         if not root.is_dir():
-            raise FileNotFoundError(f"{origin} names {root}, which is no folder. Name one with {name}'s idx files.")
+            raise FileNotFoundError(f"{origin} is {root}, which is not a folder. Name one with idx files of {name}.")
         for place in (root / name, root):
             if find_idx(place):
                 return _verified(name, place)
         if folder is not None:
-            raise FileNotFoundError(f"No idx files of {name} in {root} or in {root / name}.")
+            raise FileNotFoundError(f"No idx files of {name} in {root} or {root / name}. Give the folder with them.")
     return _openml(name)
 
 
 def _verified(name: str, place: Path) -> Arrays:
-    """The idx files of a folder, unless they are another data set's: MNIST and Fashion-MNIST share file names."""
+    """Reads idx files and checks whose they are: MNIST and Fashion-MNIST share file names."""
     arrays = read_idx_folder(place)
     first = arrays.y[:5].tolist() if arrays.y is not None and len(arrays.y) == 60000 else []
     for other in FIRST_LABELS.keys() - {name}:
@@ -181,7 +181,7 @@ def _verified(name: str, place: Path) -> Arrays:
 def _openml(name: str) -> Arrays:
     from sklearn.datasets import fetch_openml
 
-    # pandas parses MNIST many times faster than scikit-learn's own parser, but is no dependency of ours
+    # pandas parses MNIST many times faster than scikit-learn, but is an optional dependency
     parser = "pandas" if find_spec("pandas") else "liac-arff"
     try:
         x, y = fetch_openml(OPENML[name], version=1, as_frame=False, return_X_y=True, parser=parser)

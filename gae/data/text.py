@@ -1,4 +1,4 @@
-"""Text as sequences of classes: one line of a file is one sequence, ended by a token of its own, then padded."""
+"""Text as sequences of classes: each line of a file is one sequence, with an end token and padding."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,19 +11,19 @@ from torch import Tensor
 
 from gae.data.memory import need_room
 
-PADDING, END = 0, 1  # the classes that every vocabulary has; the tokens follow
-LONGEST = 512  # tokens of a line, its end included
+PADDING, END = 0, 1  # classes of every vocabulary; the tokens follow
+LONGEST = 512  # tokens per line, including the end
 UNKNOWN = "\N{REPLACEMENT CHARACTER}"
-IN_LINES = 24  # bytes of memory that a byte of text takes as Python strings, if all lines are short
+IN_LINES = 24  # bytes of memory per byte of text as Python strings, if all lines are short
 
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """Which class stands for which token: 0 is padding, 1 the end of a sequence, i + 2 the i-th token.
+    """Map between tokens and classes: 0 is padding, 1 the end of a sequence, i + 2 the i-th token.
 
     Attributes:
-        tokens: characters, or words.
-        words: whether they are words; these are joined by blanks.
+        tokens: characters or words.
+        words: whether the tokens are words, which are joined by spaces.
 
     >>> names = Vocabulary.of(["ada", "alan"])
     >>> names.classes, names.encode(["ada"], steps=5)
@@ -35,24 +35,24 @@ class Vocabulary:
 
     @classmethod
     def of(cls, lines: Sequence[str], words: bool = False) -> "Vocabulary":
-        """All tokens of some lines, sorted."""
+        """The vocabulary of all tokens in some lines, sorted."""
         return cls(tuple(sorted({token for line in lines for token in _tokens(line, words)})), words)
 
     @property
     def classes(self) -> int:
-        """C, padding and end included."""
+        """C, including padding and end."""
         return len(self.tokens) + 2
 
     def encode(self, lines: Sequence[str], steps: int, numbers: Sequence[int] | None = None) -> np.ndarray:
-        """Lines as classes (N, steps): the tokens, the end, padding.
+        """Encodes lines as classes (N, steps): the tokens, the end, padding.
 
         Args:
-            lines: of text.
-            steps: T, in which each line must fit with its end.
-            numbers: those by which errors name the lines, 1, 2, … unless given.
+            lines: lines of text.
+            steps: T, the length of an encoded line, including its end.
+            numbers: line numbers in error messages; 1, 2, … by default.
 
         Raises:
-            ValueError: for a token that the vocabulary has not, or a line that does not fit with its end.
+            ValueError: for a token outside the vocabulary, or a line that is too long.
         """
         classes = {token: i + 2 for i, token in enumerate(self.tokens)}
         encoded = np.full((len(lines), steps), PADDING)
@@ -70,7 +70,7 @@ class Vocabulary:
         return encoded
 
     def decode(self, x: Num[Tensor, "N T"]) -> list[str]:
-        """The text of sequences: what stands before the end or the padding; � for a class without a token.
+        """Decodes sequences to text, up to the end or the padding; � for a class without a token.
 
         >>> import torch
         >>> names = Vocabulary.of(["ada", "alan"])
@@ -86,7 +86,7 @@ class Vocabulary:
 
 
 class Text(NamedTuple):
-    """Lines as classes (N, T), the vocabulary that they are written in, and where each line is in its file, from 0."""
+    """Lines as classes (N, T), their vocabulary, and the line numbers in the file, from 0."""
 
     classes: np.ndarray
     vocabulary: Vocabulary
@@ -94,30 +94,30 @@ class Text(NamedTuple):
 
 
 def read_text(path: Path, words: bool = False, vocabulary: Vocabulary | None = None, steps: int | None = None) -> Text:
-    """The lines of a UTF-8 file as classes; blank lines are left out.
+    """Reads the lines of a UTF-8 file as classes; blank lines are skipped.
 
     Args:
-        path: of the file.
-        words: whether tokens are words; a vocabulary that is given decides it.
-        vocabulary: all tokens of the file, unless given.
-        steps: T, one more than the tokens of the longest line unless given; lines are padded to it.
+        path: the file.
+        words: whether tokens are words; a given vocabulary overrides it.
+        vocabulary: defaults to all tokens of the file.
+        steps: T, to which lines are padded; defaults to the number of tokens of the longest line plus one.
 
     Raises:
-        ValueError: not UTF-8 text, no text, a line of more than 511 tokens, or more bytes than
-            ``gae.data.memory.limit()``. With a vocabulary or steps: a token or a line that does not fit, with its
-            place.
+        ValueError: if the file is not UTF-8 text, is empty, has a line of more than 511 tokens, or needs more than
+            ``gae.data.memory.limit()`` bytes. With a vocabulary or steps, also for a token or a line that does not
+            fit; the message names its place.
     """
     need_room(IN_LINES * path.stat().st_size, path, f"{path.stat().st_size:,} bytes of text")
     words = words if vocabulary is None else vocabulary.words
     numbers, lines = _lines(path)
     if not lines:
-        raise ValueError(f"{path} holds no text: it is empty, or all of its lines are blank.")
+        raise ValueError(f"{path} holds no text: it is empty, or all of its lines are blank. Give a file with text.")
     lengths = [len(_tokens(line, words)) for line in lines]
     longest = int(np.argmax(lengths))
     most = LONGEST if steps is None else steps
     if lengths[longest] + 1 > most:
         kind = "words" if words else "characters"
-        why = "each step of the longest line is a step of all" if steps is None else "the model has no more steps"
+        why = "all lines are padded to the longest" if steps is None else "the model has no more steps"
         raise ValueError(
             f"{path} has a line of {lengths[longest]} {kind}, line {numbers[longest]} ({_short(lines[longest])}). At "
             f"most {most - 1} are read, because {why}. Split or shorten such lines."
@@ -132,7 +132,7 @@ def read_text(path: Path, words: bool = False, vocabulary: Vocabulary | None = N
 
 
 def _lines(path: Path) -> tuple[list[int], list[str]]:
-    """Numbers, from 1, and text of the lines that are not blank."""
+    """Line numbers, from 1, and text of the lines that are not blank."""
     raw = path.read_bytes()
     try:
         text = raw.decode("utf-8-sig")

@@ -1,4 +1,4 @@
-"""Stored arrays as tensors: what is no observation or label, or would not survive float32, is refused."""
+"""Conversion of stored arrays to tensors, with checks of dtypes, shapes and float32 precision."""
 
 import numpy as np
 import torch
@@ -6,24 +6,25 @@ from torch import Tensor
 
 from gae.data.checks import refuse
 
-CEILINGS = {"bool": 1, "uint8": 255, "uint16": 65535}  # the stored value that means 1, where the type says so
-EXACT = 2**24  # float32 holds all integers up to here
-TOLERATED = 1e-3  # rounding error, in deviations of a feature
-NOISE = 1e-12  # deviation, relative to the largest value, that float64 computations leave on a constant
-AT_ONCE = 2**22  # values that are compared at a time
+CEILINGS = {"bool": 1, "uint8": 255, "uint16": 65535}  # the stored value that represents 1, by dtype
+EXACT = 2**24  # float32 represents all integers up to this
+TOLERATED = 1e-3  # rounding error, in standard deviations of a feature
+NOISE = 1e-12  # relative standard deviation that float64 rounding leaves on a constant
+AT_ONCE = 2**22  # values compared at a time
 
 
 def ceiling(array: np.ndarray) -> int | None:
-    """The stored value that means 1, where the type says so."""
+    """The stored value that represents 1, or None if the dtype does not define it."""
     return CEILINGS.get(array.dtype.name)
 
 
 def observations(array: np.ndarray, what: str) -> Tensor:
-    """An array (N, *X) of real numbers as float32; unsigned integers of 8 and 16 bits are divided by their highest.
+    """Converts an array (N, *X) of real numbers to float32; uint8 and uint16 are divided by 255 and 65535.
 
     Raises:
-        TypeError: no real numbers.
-        ValueError: another shape, nothing, values that are not finite in float32, or bytes that are 0 and 1 only.
+        TypeError: for an array that does not hold real numbers.
+        ValueError: for another shape, an empty array, values that are not finite in float32, or unsigned integers that
+            are all 0 or 1.
     """
     if array.dtype.kind not in "biuf":
         raise TypeError(f"{what} must hold real numbers, got {array.dtype}. Convert it with `astype`.")
@@ -41,11 +42,11 @@ def observations(array: np.ndarray, what: str) -> Tensor:
 
 
 def labels(array: np.ndarray | None, n: int, what: str) -> Tensor | None:
-    """Labels (N,) as integers of 64 bits.
+    """Converts labels (N,) to int64.
 
     Raises:
-        TypeError: no integers.
-        ValueError: another shape, or integers that need more.
+        TypeError: for labels that are not integers.
+        ValueError: for another shape, or integers that int64 cannot represent.
     """
     if array is None:
         return None
@@ -65,15 +66,15 @@ def labels(array: np.ndarray | None, n: int, what: str) -> Tensor | None:
 
 
 def need_float32(what: str, *parts: np.ndarray) -> None:
-    """Refuses features (elements of X) that float32 would spoil.
+    """Raises ValueError for features (elements of X) that lose precision in float32.
 
-    Of floats, the rounding error must stay below a thousandth of the feature's standard deviation, and the median error
-    below a thousandth of its median deviation from the median (a few outliers hide a loss from the former). Features
-    that are constant but for noise of float64 pass. Of integers, different values must also stay different.
+    For floats, the rounding error must be below a thousandth of the feature's standard deviation, and the median error
+    below a thousandth of its median deviation from the median (outliers would hide a loss from the first test).
+    Features that are constant up to float64 rounding pass. For integers, distinct values must also remain distinct.
 
     Args:
         what: name of the data in messages.
-        parts: their arrays (N, *X), all finite.
+        parts: arrays (N, *X), all finite.
 
     Raises:
         ValueError: names the first such feature, and the remedy.
@@ -97,7 +98,7 @@ def need_float32(what: str, *parts: np.ndarray) -> None:
 
 
 def _spoiled(columns: np.ndarray) -> tuple[int, str] | None:
-    """The first column that float32 would spoil, and how."""
+    """The first column that loses precision in float32, and a description of the loss."""
     exact = columns.astype(np.float64)
     with np.errstate(over="ignore", under="ignore"):
         rounded = columns.astype(np.float32)
@@ -126,6 +127,6 @@ def _spoiled(columns: np.ndarray) -> tuple[int, str] | None:
 
 
 def measured(*parts: Tensor) -> tuple[float, float]:
-    """The lowest and highest value of some tensors, of which one at least has any."""
+    """The lowest and highest value of some tensors, of which at least one is not empty."""
     values = [part for part in parts if len(part)]
     return min(part.min().item() for part in values), max(part.max().item() for part in values)

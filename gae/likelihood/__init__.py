@@ -1,4 +1,4 @@
-"""q_r(x|z) and q_w(z): what a model is."""
+"""Models: likelihoods q_r(x|z) and priors q_w(z)."""
 
 from gae.likelihood.base import (
     ClosedFormLearning,
@@ -34,7 +34,7 @@ from gae.likelihood.relational.tsne import TSNE, Relational
 from gae.likelihood.sequence import CategoricalSequence, SequenceDistribution
 from gae.likelihood.weights import Activation, WeightDecoder, WeightLikelihood
 
-HEADS: dict[str, type[Head]] = {  # by the names that systems and commands take: one output for each element of x
+HEADS: dict[str, type[Head]] = {  # heads with one output per element of x, by command-line name
     "gaussian": Gaussian,
     "laplace": Laplace,
     "bernoulli": Bernoulli,

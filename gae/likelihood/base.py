@@ -1,4 +1,4 @@
-"""The protocol of a decoder-only model: q_r(x|z) with a prior q_w(z)."""
+"""Base classes of decoder-only models: a likelihood q_r(x|z) with a prior q_w(z)."""
 
 import math
 from abc import ABC, abstractmethod
@@ -22,16 +22,16 @@ LogJoint = Callable[..., Tensor]
 
 
 class Likelihood(Part, nn.Module, ABC):
-    """A decoder q_r(x|z) and a prior q_w(z): what a model is. No encoder and no loss live here.
+    """Base class of models: a decoder q_r(x|z) and a prior q_w(z), without encoder or loss.
 
     Shapes: S samples (or branches), B batch, Z latent event, X data event.
 
     Args:
         latent_shape: Z, the shape of one code.
         event_shape: X, the shape of one observation.
-        prior: a module without arguments that returns the distribution of z (batch ``()``, event Z);
-            N(0, I) unless given.
-        components: number of values of a discrete code k; 0 when there is none.
+        prior: a module whose call without arguments returns the distribution of z (batch ``()``, event Z); defaults to
+            N(0, I).
+        components: number of values of a discrete code k; 0 for none.
     """
 
     support: constraints.Constraint = constraints.real
@@ -39,7 +39,7 @@ class Likelihood(Part, nn.Module, ABC):
     support_remedy = "Rescale the data or choose another likelihood."
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
-        """Checks the arguments of the methods that a subclass defines, as far as they come from outside."""
+        """Adds argument checks to the public methods that a subclass defines."""
         super().__init_subclass__(**kwargs)
         guard(cls)
 
@@ -55,9 +55,9 @@ class Likelihood(Part, nn.Module, ABC):
         self.event_shape = Size(event_shape)
         self.components = components
         self.latent_prior = StandardNormal(*self.latent_shape) if prior is None else prior
-        found = self.prior.event_shape
-        if found != self.latent_shape:
-            raise ValueError(f"The prior's event shape is {tuple(found)}, but a code has {tuple(self.latent_shape)}.")
+        shape = self.prior.event_shape
+        if shape != self.latent_shape:
+            raise ValueError(f"The prior's event shape is {tuple(shape)}, but a code has {tuple(self.latent_shape)}.")
 
     @property
     def prior(self) -> Distribution:
@@ -66,13 +66,13 @@ class Likelihood(Part, nn.Module, ABC):
 
     @abstractmethod
     def forward(self, z: Float[Tensor, "..."], k: Int[Tensor, "..."] | None = None) -> Distribution:
-        """q_r(x|z): codes (*L, *Z) give a distribution of batch L and event X.
+        """The distribution q_r(x|z) at codes (*L, *Z), of batch L and event X.
 
-        A discrete code k (broadcastable to L) picks a component; without it, components are summed out.
+        A discrete code k (broadcastable to L) selects a component; without it, components are marginalised.
         """
 
     def point(self, decoded: Distribution) -> Float[Tensor, "..."]:
-        """The observation that stands for a decoded q_r(x|z): its mean, (*L, *X)."""
+        """Point estimate of x under a decoded q_r(x|z): its mean, (*L, *X)."""
         return decoded.mean
 
     @checked_codes
@@ -87,16 +87,17 @@ class Likelihood(Part, nn.Module, ABC):
         """The function (z, k) -> ``log_joint(x, z, k)`` that an inner loop calls many times for one x."""
         return lambda z, k=None: self.log_joint(x, z, k)
 
-    bind_is_surrogate: bool = False  # whether ``bind(x)`` is noisier or coarser than ``log_joint``, which then scores
+    bind_is_surrogate: bool = False  # whether ``bind(x)`` is less exact than ``log_joint``; scores use the latter
 
     def initial(self, n: int) -> Float[Tensor, "n *Z"]:
-        """n random codes to start from: draws from the prior, by torch's global generator."""
+        """n initial codes, drawn from the prior with torch's global generator."""
         return self.prior.sample(Size((n,)))
 
     def sample_joint(self, n: int, mean: bool = False) -> tuple[Float[Tensor, "n *X"], Float[Tensor, "n *Z"]]:
-        """n draws x ~ q_r(x|z), z ~ q_w(z): observations (with ``mean`` the decoder's ``point`` at z), and their codes.
+        """Draws n pairs x ~ q_r(x|z), z ~ q_w(z): observations (with ``mean``, the decoder's ``point`` at z) and codes.
 
-        Raises NotImplementedError under a flat prior.
+        Raises:
+            NotImplementedError: under a flat prior.
         """
         z = self.prior.sample(Size((n,)))
         decoded = self(z)
@@ -121,7 +122,7 @@ class Likelihood(Part, nn.Module, ABC):
             )
 
     def check_values(self, x: Tensor) -> None:
-        """Raises TypeError or ValueError unless x is not empty, finite, and of the model's dtype."""
+        """Raises TypeError or ValueError unless x is non-empty, finite, and of the model's dtype."""
         if len(x) == 0:
             raise ValueError("x is empty: a batch needs at least one observation.")
         if not x.is_floating_point():
@@ -146,11 +147,11 @@ class Likelihood(Part, nn.Module, ABC):
             )
 
     def _like(self, x: Tensor) -> Tensor:
-        """A floating-point tensor of the model; x where it has none."""
+        """A floating-point tensor of the model, or x if it has none."""
         return first_tensor(self, x)
 
     def check_support(self, x: Num[Tensor, "B *X"]) -> None:
-        """Raises ValueError where x lies outside the support of q_r(x|z), naming the first bad index."""
+        """Raises ValueError if x lies outside the support of q_r(x|z), naming the first bad index."""
         if self.support is constraints.real:
             return
         inside = self.support.check(x)
@@ -158,7 +159,7 @@ class Likelihood(Part, nn.Module, ABC):
 
 
 def positive_scale(value: float) -> float:
-    """value, a scale that float32 can hold and invert; else ValueError."""
+    """Returns value, a scale; raises ValueError unless float32 can represent it and its inverse."""
     least = torch.finfo(torch.float32).tiny
     if not value > 0:
         raise ValueError(f"scale must be positive, got {value}.")
@@ -168,14 +169,14 @@ def positive_scale(value: float) -> float:
 
 
 class DecoderLikelihood(Likelihood):
-    """A likelihood whose decoder has one output for each code, from which the distribution of x follows.
+    """Base class of likelihoods that map each code to one decoder output, which parameterises the distribution of x.
 
-    Subclasses give ``outputs`` and ``distribution``. ``Measured``, and ascents that stop by or linearise the decoder's
-    output, need such a likelihood. Arguments as for ``Likelihood``.
+    Subclasses implement ``outputs`` and ``distribution``. ``Measured``, and ascents that linearise the decoder's output
+    or stop by it, need such a likelihood. Arguments as for ``Likelihood``.
     """
 
-    output_is_mean: bool = False  # whether the decoder's output is the mean of x itself
-    stochastic: bool = False  # whether ``sample_outputs`` draws noise, so that an ascent climbs an expectation
+    output_is_mean: bool = False  # whether the decoder's output is the mean of x
+    stochastic: bool = False  # whether ``sample_outputs`` is noisy, so that an ascent maximises an expectation
 
     @abstractmethod
     def outputs(self, z: Float[Tensor, "..."], k: Int[Tensor, "..."] | None = None) -> Float[Tensor, "..."]:
@@ -183,14 +184,14 @@ class DecoderLikelihood(Likelihood):
 
     @abstractmethod
     def distribution(self, output: Float[Tensor, "..."]) -> Distribution:
-        """The distribution of x given decoder outputs (*L, ...): elementwise, of batch (*L, *X)."""
+        """The elementwise distribution of x given decoder outputs (*L, ...), of batch (*L, *X)."""
 
     def sample_outputs(self, z: Float[Tensor, "S B *Z"], k: Int[Tensor, "S _"] | None = None) -> Tensor:
-        """``outputs`` as an inner loop sees them: under fresh noise in a ``stochastic`` likelihood."""
+        """``outputs`` for an inner loop: with fresh noise in a ``stochastic`` likelihood."""
         return self.outputs(z, k)
 
     def reconstruction(self, output: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
-        """The observation (*L, *X) that a decoder output stands for, before any measurement of it."""
+        """The observation (*L, *X) reconstructed from a decoder output, before any measurement."""
         return self.point(self.distribution(output))
 
     def log_likelihood(
@@ -211,13 +212,13 @@ class DecoderLikelihood(Likelihood):
 
 
 class NoiseScale:
-    """A mix-in for likelihoods with a noise scale, fixed or learned: its logarithm, in data units unless ``relative``.
+    """Mix-in for likelihoods with a fixed or learned noise scale, in data units unless ``relative``.
 
-    ``log_scale`` is a parameter where it is learned, and a buffer where it is fixed.
+    ``log_scale`` is a parameter if it is learned, and a buffer if it is fixed.
     """
 
     log_scale: Tensor
-    relative: bool = False  # whether the scale is in units of the data, so that its start does not depend on them
+    relative: bool = False  # whether the scale is in units of the data; its start then needs no data
 
     @property
     def learns_scale(self) -> bool:
@@ -226,14 +227,14 @@ class NoiseScale:
 
     @torch.no_grad()
     def start_scale(self, x: Num[Tensor, "N *X"]) -> None:
-        """Starts a learned scale in data units at the root mean square deviation of x from its mean."""
+        """Initialises a learned scale in data units to the root mean square deviation of x from its mean."""
         if self.learns_scale and not self.relative:
             deviation = float((x - x.mean(0)).square().mean().sqrt())
             self.log_scale.fill_(math.log(max(deviation, 1e-6)))
 
 
 def parameter_or_buffer(module: nn.Module, name: str, value: Tensor, learn: bool) -> None:
-    """Registers a value that is learned, or one that only moves and is saved with the module."""
+    """Registers a value as a parameter if it is learned, else as a buffer."""
     if learn:
         setattr(module, name, nn.Parameter(value))
     else:
@@ -242,7 +243,7 @@ def parameter_or_buffer(module: nn.Module, name: str, value: Tensor, learn: bool
 
 @runtime_checkable
 class ExactPosterior(Protocol):
-    """A likelihood whose posterior over codes is known in closed form."""
+    """A likelihood with a closed-form posterior over codes."""
 
     def posterior(self, x: Tensor, k: Tensor | None = None) -> Distribution:
         """q(z|x, k): batch (S, B), event Z."""
@@ -256,34 +257,34 @@ class ExactPosterior(Protocol):
 
 @runtime_checkable
 class ExactMode(Protocol):
-    """A likelihood whose best code is known in closed form, though its posterior may not be."""
+    """A likelihood with a closed-form mode over codes; its posterior may be intractable."""
 
     def mode(self, x: Tensor) -> Tensor:
-        """The code of highest ``log_joint`` among those that the likelihood admits, (B, *Z)."""
+        """The admissible code of highest ``log_joint``, (B, *Z)."""
 
 
 @runtime_checkable
 class MonotoneCodes(Protocol):
-    """A likelihood with an update rule of its own for codes, such as a coordinate or a multiplicative one."""
+    """A likelihood with a monotone update rule for codes, such as a coordinate or multiplicative update."""
 
     def update_codes(self, x: Tensor, z: Tensor) -> Tensor:
-        """Codes (S, B, *Z) whose log joint density is nowhere below that of z; each row by itself."""
+        """Updated codes (S, B, *Z), whose ``log_joint`` is at least that of z; rows are independent."""
 
 
 @runtime_checkable
 class DataDependentInit(Protocol):
-    """A likelihood whose parameters start from the training data."""
+    """A likelihood whose parameters are initialised from the training data."""
 
     def initialize(self, x: Tensor, seed: int) -> None:
-        """Chooses the parameters to start from, given all training observations; does nothing once initialised."""
+        """Initialises the parameters from all training observations; does nothing once initialised."""
 
 
 @runtime_checkable
 class ClosedFormLearning(DataDependentInit, Protocol):
-    """A likelihood whose parameters have a closed-form M-step."""
+    """A likelihood with a closed-form M-step for its parameters."""
 
     def statistics(self, x: Tensor, code: Any) -> Any:
-        """Sufficient statistics of a batch and its codes; they add with ``+``."""
+        """Sufficient statistics of a batch and its codes, which add over batches with ``+``."""
 
     def maximize(self, moments: Any) -> float:
         """Sets the parameters to their optimum; returns the largest change, free of the data's offset and scale."""

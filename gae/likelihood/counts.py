@@ -1,4 +1,4 @@
-"""Poisson laws of a rate or of a log rate, accurate over the whole range of floats."""
+"""Poisson distributions by rate or log rate, accurate over the whole range of floats."""
 
 import math
 from typing import Any
@@ -8,14 +8,14 @@ import torch
 from jaxtyping import Float, Num
 from torch import Size, Tensor
 
-FEW = 16  # counts below have their factorial from lgamma, others from Stirling's series, both to 1e-16
-MANY = 2.0**30  # rates above are drawn from the normal limit: beyond 32 bits torch's counts overflow, on some devices
-NONE = 1e-100  # in the place of a count of 0, which has no logarithm
-LARGE = 1e300  # an infinite log rate counts as this: inf - inf is no number
+FEW = 16  # smaller counts use lgamma for the factorial, others Stirling's series, both accurate to 1e-16
+MANY = 2.0**30  # larger rates are sampled from the normal limit: torch's 32-bit counts overflow on some devices
+NONE = 1e-100  # replaces a count of 0, which has no logarithm
+LARGE = 1e300  # replaces an infinite log rate, since inf - inf is NaN
 
 
 class Poisson(dist.Poisson):
-    """A Poisson law of a given rate, without the cancellation of x log(rate) - rate - log x! (Loader 2000).
+    """Poisson distribution by rate, without the cancellation of x log(rate) - rate - log x! (Loader 2000).
 
     >>> Poisson(torch.tensor(1e6)).log_prob(torch.tensor(1e6))
     tensor(-7.8267)
@@ -26,10 +26,10 @@ class Poisson(dist.Poisson):
 
     @torch.no_grad()
     def sample(self, sample_shape: Any = ()) -> Float[Tensor, "..."]:
-        """Counts as floats; for rates above 2^30 by the normal limit, rounded.
+        """Draws counts as floats; for rates above 2^30, from the normal limit, rounded.
 
         Raises:
-            ValueError: where the rate is not finite.
+            ValueError: if a rate is not finite.
         """
         rate = self.rate.expand(self._extended_shape(sample_shape))
         if not bool(rate.isfinite().all()):
@@ -45,7 +45,7 @@ class Poisson(dist.Poisson):
 
 
 class LogRatePoisson(Poisson):
-    """A Poisson law of a given log rate: exact also where the rate itself rounds to 0.
+    """Poisson distribution by log rate, exact even if the rate underflows to 0.
 
     >>> LogRatePoisson(torch.tensor(-120.0)).log_prob(torch.tensor(5.0))
     tensor(-604.7875)
@@ -63,11 +63,11 @@ class LogRatePoisson(Poisson):
 
 
 class Counts:
-    """Counts x, and the parts of their Poisson log density that depend on x alone, in float64.
+    """Counts x with the terms of their Poisson log density that depend only on x, in float64.
 
     log Poisson(x; rate) = log Poisson(x; x) - D, D = x (exp(d) - 1 - d) >= 0, d = log(rate / x) (Loader 2000, "Fast and
-    accurate computation of binomial probabilities"): neither term is a small difference of large ones. For a count of
-    0, x is 1e-100 in D, which is then the rate to all digits.
+    accurate computation of binomial probabilities"): neither term is a small difference of large numbers. For a count
+    of 0, D uses x = 1e-100, and equals the rate to full precision.
     """
 
     def __init__(self, x: Num[Tensor, "..."]):
@@ -87,13 +87,13 @@ class Counts:
         return (self.log_mode - (exact - self.x - self.x * ratio.clamp_max(LARGE))).to(rate.dtype)
 
     def log_prob_at(self, log_rate: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
-        """log Poisson(x; exp(log_rate)), elementwise in nats; -inf where the rate overflows."""
+        """log Poisson(x; exp(log_rate)), elementwise in nats; -inf if the rate overflows."""
         ratio = log_rate.double() - self.log
         return (self.log_mode - self.x * (torch.expm1(ratio) - ratio.clamp_max(LARGE))).to(log_rate.dtype)
 
 
 def _log_mass_at_mean(n: Tensor, log: Tensor) -> Tensor:
-    """log Poisson(n; n) = n log n - n - log n! in float64, by Stirling's series where n is not small."""
+    """log Poisson(n; n) = n log n - n - log n! in float64, by Stirling's series unless n is small."""
     few = n < FEW
     inverse = 1 / n.clamp_min(FEW)
     square = inverse.square()

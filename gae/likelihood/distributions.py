@@ -1,7 +1,7 @@
-"""Elementwise distributions in the parameters that decoders put out, accurate over the whole range of floats.
+"""Elementwise distributions parameterised by decoder outputs, accurate over the whole range of floats.
 
-torch's own clamp probabilities, and square scales that underflow. These are subclasses of Pyro's, with the same
-parameters, whose densities, moments and draws agree with each other.
+torch clamps probabilities, and squares scales, which underflow. These subclasses of Pyro's distributions have the same
+parameters, and consistent densities, moments and samples.
 """
 
 import math
@@ -15,16 +15,16 @@ from torch.distributions import register_kl
 from torch.distributions.utils import lazy_property
 from torch.nn.functional import softplus
 
-NEAR = 0.03  # logits closer to 0 than this go by series
+NEAR = 0.03  # logits closer to 0 than this use the series
 EVEN = (
     1 / 24,
     -1 / 2880,
     1 / 181440,
-)  # of log(sinh(h) / h) in (2h)²: the next is below 1e-15 of the sum for |2h| < NEAR
+)  # series of log(sinh(h) / h) in (2h)²: the next term is below 1e-15 of the sum for |2h| < NEAR
 
 
 class Normal(dist.Normal):
-    """A normal law whose residual is divided by the scale before it is squared: scale² may underflow or overflow.
+    """Normal distribution that divides by the scale before squaring, since scale² may underflow or overflow.
 
     >>> Normal(torch.tensor(0.0), torch.tensor(1e-30)).log_prob(torch.tensor(0.0))
     tensor(68.1586)
@@ -36,7 +36,7 @@ class Normal(dist.Normal):
 
 
 class Bernoulli(dist.Bernoulli):
-    """A Bernoulli law of given logits, whose variance and entropy do not round to 0 where its mean rounds to 1.
+    """Bernoulli distribution by logits, whose variance and entropy do not round to 0 if its mean rounds to 1.
 
     >>> Bernoulli(logits=torch.tensor([-50.0, 50.0])).variance
     tensor([1.9287e-22, 1.9287e-22])
@@ -52,10 +52,10 @@ class Bernoulli(dist.Bernoulli):
 
 
 class ContinuousBernoulli(dist.ContinuousBernoulli):
-    """The density exp(logit x) / M on [0, 1], M = (exp(logit) - 1) / logit (Loaiza-Ganem & Cunningham 2019).
+    """Continuous Bernoulli distribution by logits (Loaiza-Ganem & Cunningham 2019).
 
-    In float64 inside: near 0 by a series in the logit, elsewhere in terms of its absolute value a, since the density
-    that falls from 0 on is the mirror image of that which rises to 1.
+    Its density is exp(logit x) / M on [0, 1], M = (exp(logit) - 1) / logit. Computed in float64: for logits near 0 by a
+    series, elsewhere from the absolute value a, since the densities of a and -a are mirror images.
 
     >>> q = ContinuousBernoulli(logits=torch.tensor([-0.004, 100.0]))
     >>> q.mean, q.variance
@@ -64,7 +64,7 @@ class ContinuousBernoulli(dist.ContinuousBernoulli):
 
     @lazy_property
     def probs(self) -> Tensor:
-        """The sigmoid of the logits: no probability and no mean, but torch's other parameter."""
+        """The sigmoid of the logits: torch's other parameter, neither a probability nor the mean."""
         return self.logits.sigmoid()
 
     @property
@@ -94,7 +94,7 @@ class ContinuousBernoulli(dist.ContinuousBernoulli):
         return (logits * (value - end) - log_mass).to(self.logits)
 
     def entropy(self) -> Tensor:
-        """Differential entropy in nats: at most 0, that of the uniform law."""
+        """Differential entropy in nats: at most 0, that of the uniform distribution."""
         near, small, a = _split(self.logits.double())
         by_series = _even(small) - small.square() * _even(small, 1)
         return torch.where(near, by_series, _log_mass(a) + a * _distance(a)).to(self.logits)
@@ -124,13 +124,13 @@ class ContinuousBernoulli(dist.ContinuousBernoulli):
 
 
 def _split(logits: Tensor, bound: float = NEAR) -> tuple[Tensor, Tensor, Tensor]:
-    """Where a logit is near 0; the logit there, or 0; its absolute value elsewhere, or 1: no branch harms the other."""
+    """Masks of logits near 0, with safe values for both branches: the logit or 0, and its absolute value or 1."""
     near = logits.abs() < bound
     return near, torch.where(near, logits, 0), torch.where(near, 1, logits.abs())
 
 
 def _even(logits: Tensor, order: int = 0) -> Tensor:
-    """log M - logit / 2 by its series, or a derivative of it: the first is divided by the logit."""
+    """Series of log M - logit / 2, or of a derivative; the first derivative is divided by the logit."""
     first, second, third = (c * math.perm(2 * n, order) for n, c in enumerate(EVEN, 1))
     square = logits.square()
     value = (third * square + second) * square + first
@@ -148,19 +148,19 @@ def _odds(a: Tensor) -> Tensor:
 
 
 def _distance(a: Tensor) -> Tensor:
-    """The mean's distance from the end where the density is highest."""
+    """Distance of the mean from the end of highest density."""
     return a.reciprocal() - _odds(a)
 
 
 def _near_quantile(logits: Tensor, u: Tensor) -> Tensor:
-    """log(1 - u + u exp(logit)) / logit as a series: Σ_n κ_n logit^(n-1) / n!, with the cumulants κ_n of a coin."""
+    """Series of log(1 - u + u exp(logit)) / logit: Σ_n κ_n logit^(n-1) / n!, with Bernoulli cumulants κ_n."""
     spread, skew = u * (1 - u), 1 - 2 * u
     cubic, quartic = spread * skew / 6, spread * (1 - 6 * spread) / 24
     return u + logits * (spread / 2 + logits * (cubic + logits * (quartic + logits * cubic * (1 - 12 * spread) / 20)))
 
 
 def _far_quantile(rising: Tensor, a: Tensor, u: Tensor) -> Tensor:
-    """The same for logits far from 0, counted from the end of [0, 1] where the density is highest."""
+    """log(1 - u + u exp(logit)) / logit far from 0, measured from the end of [0, 1] of highest density."""
     here, there = torch.where(rising, u, 1 - u), torch.where(rising, 1 - u, u)
     change = there * torch.expm1(-a)
     deep = change < -0.5
@@ -171,5 +171,5 @@ def _far_quantile(rising: Tensor, a: Tensor, u: Tensor) -> Tensor:
 
 @register_kl(ContinuousBernoulli, ContinuousBernoulli)
 def _kl_continuous_bernoulli(p: ContinuousBernoulli, q: ContinuousBernoulli) -> Tensor:
-    """-H(p) - E_p log q: torch's own takes clamped probabilities."""
+    """-H(p) - E_p log q, without the clamped probabilities of torch."""
     return -p.entropy() - q.log_prob(p.mean)

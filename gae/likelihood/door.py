@@ -1,4 +1,4 @@
-"""Argument checks of every public call: shapes always, values once, however many public calls it makes itself."""
+"""Argument checks of public calls: shapes in every call, values only in the outermost one."""
 
 import threading
 from collections.abc import Callable
@@ -19,7 +19,7 @@ OBSERVATIONS = (  # ... and methods (x, ...)
 
 
 class _Call(threading.local):
-    """Whether a checked call is under way in this thread."""
+    """Whether a checked call is active in this thread."""
 
     inside = False
 
@@ -28,15 +28,15 @@ _CALL = _Call()
 
 
 class door:
-    """``with door(likelihood, x):`` checks x on entry; inside, other doors check shapes alone.
+    """Context manager that checks x on entry; nested doors check only shapes.
 
-    The outermost door of a thread makes one pass over the values of x. Inner loops and nested calls pay for a
-    comparison of shapes. Values are not looked at under ``torch.vmap``, which hides them.
+    The outermost door of a thread makes one pass over the values of x. Inner loops and nested calls only compare
+    shapes. Values are not checked under ``torch.vmap``, which hides them.
 
     Args:
-        likelihood: says which shapes, dtypes and values it takes.
+        likelihood: defines the accepted shapes, dtypes and values.
         x: (B, *X).
-        support: whether values must also lie in the support of q_r(x|z), as they must wherever x is scored.
+        support: whether values must lie in the support of q_r(x|z), as required to score x.
 
     Raises:
         ValueError, TypeError: for x of a wrong shape, dtype or device, empty, non-finite or outside the support.
@@ -64,7 +64,7 @@ class door:
 
 
 def checked(function: Function) -> Function:
-    """A function (likelihood, x, ...) or a likelihood's method (x, ...) behind a ``door``."""
+    """Decorator that checks x in a function (likelihood, x, ...) or a likelihood's method (x, ...)."""
 
     @wraps(function)
     def guarded(likelihood: Any, x: Tensor, *args: Any, **kwargs: Any) -> Any:
@@ -75,7 +75,7 @@ def checked(function: Function) -> Function:
 
 
 def checked_codes(function: Function) -> Function:
-    """A likelihood's method (x, z, k) behind a ``door``, with the codes checked too."""
+    """Decorator that checks x and the codes in a likelihood's method (x, z, k)."""
 
     @wraps(function)
     def guarded(likelihood: Any, x: Tensor, z: Tensor, *args: Any, **kwargs: Any) -> Any:
@@ -87,22 +87,22 @@ def checked_codes(function: Function) -> Function:
 
 
 def checked_decoding(function: Function) -> Function:
-    """A likelihood's ``forward`` (z, k), which refuses codes whose last dimensions are not Z."""
+    """Decorator of a likelihood's ``forward`` (z, k), which rejects codes whose last dimensions are not Z."""
 
     @wraps(function)
     def guarded(likelihood: Any, z: Tensor, *args: Any, **kwargs: Any) -> Any:
-        wanted = likelihood.latent_shape
+        expected = likelihood.latent_shape
         if not isinstance(z, Tensor):
-            raise TypeError(f"Codes must be a torch.Tensor of shape (*L, {dims(wanted)}), got {type(z).__name__}.")
-        if z.dim() < len(wanted) or z.shape[z.dim() - len(wanted) :] != wanted:
-            raise ValueError(f"Codes must have shape (*L, {dims(wanted)}), got {tuple(z.shape)}.")
+            raise TypeError(f"Codes must be a torch.Tensor of shape (*L, {dims(expected)}), got {type(z).__name__}.")
+        if z.dim() < len(expected) or z.shape[z.dim() - len(expected) :] != expected:
+            raise ValueError(f"Codes must have shape (*L, {dims(expected)}), got {tuple(z.shape)}.")
         return function(likelihood, z, *args, **kwargs)
 
     return guarded  # type: ignore[return-value]
 
 
 def guard(kind: type) -> None:
-    """Puts the methods that a class defines, and that take observations or codes from outside, behind their doors."""
+    """Decorates the methods of a class that accept observations or codes with their argument checks."""
     wrappers = {
         "forward": checked_decoding,
         **dict.fromkeys(CODES, checked_codes),
@@ -115,12 +115,16 @@ def guard(kind: type) -> None:
 
 def check_codes(likelihood: Any, z: Tensor, k: Tensor | None, batch: int, values: bool) -> None:
     """Raises ValueError or TypeError unless z is (S, B, *Z) and k (S, B), or broadcasts to it, with 0 <= k < K."""
-    wanted = likelihood.latent_shape
+    expected = likelihood.latent_shape
     if not isinstance(z, Tensor):
-        raise TypeError(f"z must be a torch.Tensor of shape (S, B, {dims(wanted)}), got {type(z).__name__}.")
-    if z.dim() != len(wanted) + 2 or z.shape[2:] != wanted or (z.shape[1] != batch and 1 not in (z.shape[1], batch)):
+        raise TypeError(f"z must be a torch.Tensor of shape (S, B, {dims(expected)}), got {type(z).__name__}.")
+    if (
+        z.dim() != len(expected) + 2
+        or z.shape[2:] != expected
+        or (z.shape[1] != batch and 1 not in (z.shape[1], batch))
+    ):
         raise ValueError(
-            f"z must have shape (S, B, {dims(wanted)}) with B = {batch}, got {tuple(z.shape)}. "
+            f"z must have shape (S, B, {dims(expected)}) with B = {batch}, got {tuple(z.shape)}. "
             "One code per observation becomes S = 1 by `z.unsqueeze(0)`."
         )
     if k is not None:
@@ -130,8 +134,8 @@ def check_codes(likelihood: Any, z: Tensor, k: Tensor | None, batch: int, values
 def check_components(likelihood: Any, k: Tensor, batch: int, values: bool) -> None:
     """Raises ValueError or TypeError unless k holds whole numbers 0 ... K - 1 in a shape (S, 1) or (S, B)."""
     if not isinstance(k, Tensor) or k.dtype != torch.long:
-        found = k.dtype if isinstance(k, Tensor) else type(k).__name__
-        raise TypeError(f"k must be a torch.Tensor of dtype torch.long, got {found}.")
+        kind = k.dtype if isinstance(k, Tensor) else type(k).__name__
+        raise TypeError(f"k must be a torch.Tensor of dtype torch.long, got {kind}.")
     if k.dim() != 2 or (k.shape[1] not in (1, batch) and batch != 1):
         raise ValueError(f"k must have shape (S, 1) or (S, B) with B = {batch}, got {tuple(k.shape)}.")
     if values and likelihood.components and k.numel() and not hidden(k):
@@ -141,14 +145,14 @@ def check_components(likelihood: Any, k: Tensor, batch: int, values: bool) -> No
 
 
 def need_no_component(likelihood: Any, k: Tensor | None) -> None:
-    """Raises ValueError for a discrete code k, which this likelihood does not have."""
+    """Raises ValueError if a discrete code k is given to a likelihood without one."""
     if k is not None:
         name = type(likelihood).__name__
-        raise ValueError(f"{name} has no discrete code, got k. Use a mixture such as LinearMixture.")
+        raise ValueError(f"{name} has no discrete code, got k. Omit k, or use a mixture such as LinearMixture.")
 
 
 def hidden(x: Tensor) -> bool:
-    """Whether the values of x cannot be read, because ``torch.vmap`` maps over it."""
+    """Whether ``torch.vmap`` hides the values of x."""
     while torch._C._functorch.is_functorch_wrapped_tensor(x):
         if torch._C._functorch.is_batchedtensor(x):
             return True

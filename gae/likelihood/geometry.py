@@ -1,4 +1,4 @@
-"""Distances between points, and their principal components."""
+"""Distances between points, and principal components."""
 
 import torch
 from jaxtyping import Float
@@ -6,7 +6,7 @@ from torch import Tensor
 
 
 def squared_distances(a: Float[Tensor, "*L M D"], b: Float[Tensor, "*L N D"]) -> Float[Tensor, "*L M N"]:
-    """‖a_i - b_j‖² by one matrix product about the mean of b; a batch has at most one dimension.
+    """Pairwise squared distances ‖a_i - b_j‖² by one matrix product about the mean of b; L has at most one dimension.
 
     >>> squared_distances(torch.tensor([[0.0, 0.0]]), torch.tensor([[3.0, 4.0], [0.0, 1.0]]))
     tensor([[25.,  1.]])
@@ -23,7 +23,7 @@ def squared_distances(a: Float[Tensor, "*L M D"], b: Float[Tensor, "*L N D"]) ->
 def principal_components(
     x: Float[Tensor, "*L N D"],
 ) -> tuple[Float[Tensor, "*L N R"], Float[Tensor, "*L R"], Float[Tensor, "*L R D"]]:
-    """Scores of points about their mean, singular values, and unit directions whose largest entry is positive.
+    """Principal component scores, singular values, and unit directions whose largest entry is positive.
 
     The singular value of a component is √N times the standard deviation of its scores.
 
@@ -37,12 +37,12 @@ def principal_components(
 
 
 def explained(size: Float[Tensor, " R"], components: int) -> Float[Tensor, ""]:
-    """The share of the variance that the first components hold, from all singular values."""
+    """Fraction of the variance explained by the first components, from all singular values."""
     return size[:components].square().sum() / size.square().sum().clamp_min(1e-30)
 
 
 def principal_directions(covariance: Float[Tensor, "K D D"], width: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The leading eigenvalues (K, E), the rest (K, D - E), and the directions (K, E, D), largest entry positive.
+    """Leading eigenvalues (K, E), the other eigenvalues (K, D - E), and directions (K, E, D), largest entry positive.
 
     The covariance must be float64: in float32, constant pixels give NaN.
     """
@@ -52,6 +52,6 @@ def principal_directions(covariance: Float[Tensor, "K D D"], width: int) -> tupl
 
 
 def _sign(directions: Float[Tensor, "*L R D"]) -> Float[Tensor, "*L R 1"]:
-    """The sign of the largest entry of each direction: fixed so, directions are the same on every machine."""
+    """The sign of the largest entry of each direction, which makes directions reproducible across machines."""
     largest = directions.gather(-1, directions.abs().argmax(-1, keepdim=True))
     return torch.where(largest < 0, -1.0, 1.0).to(directions.dtype)

@@ -1,4 +1,4 @@
-"""Neural heads: the output of any ``nn.Module`` decoder becomes the parameters of q_r(x|z)."""
+"""Neural heads, which interpret the output of any ``nn.Module`` decoder as parameters of q_r(x|z)."""
 
 import math
 from typing import Literal
@@ -19,17 +19,17 @@ from gae.nets import Rescaled, as_size, first_tensor
 
 Learn = Literal["fixed", "scalar", "pixel"]
 
-FLOOR = math.log(1e-4)  # of a learned scale in units of the data: float32 leaves three digits of such a residual
-SHARPNESS = 10.0  # of the bound: above e^2 times the floor it is not felt
+FLOOR = math.log(1e-4)  # of a learned scale relative to the data's unit: float32 leaves three digits of such a residual
+SHARPNESS = 10.0  # of the smooth bound, which is negligible above e^2 times the floor
 
 
 class Head(DecoderLikelihood):
-    """A decoder network seen as a distribution; leaf classes only say which.
+    """Base class of likelihoods whose distribution of x is parameterised by a decoder network.
 
     Args:
-        decoder: maps codes (N, *Z) to outputs (N, ...). It is run once on a zero code, to learn the event shape.
+        decoder: maps codes (N, *Z) to outputs (N, ...). It is evaluated once, on a zero code, to infer the event shape.
         latent_shape: Z, or an int for vectors.
-        prior: see ``Likelihood``; N(0, I) unless given.
+        prior: see ``Likelihood``; defaults to N(0, I).
     """
 
     def __init__(self, decoder: nn.Module, latent_shape: int | tuple[int, ...] | Size, prior: nn.Module | None = None):
@@ -41,7 +41,7 @@ class Head(DecoderLikelihood):
         self.output_shape = output
 
     def event_of(self, output: Size) -> Size:
-        """The event shape X that belongs to one decoder output of the given shape."""
+        """The event shape X for one decoder output of the given shape."""
         return output
 
     def outputs(self, z: Float[Tensor, "..."], k: Int[Tensor, "..."] | None = None) -> Float[Tensor, "..."]:
@@ -60,18 +60,18 @@ class Head(DecoderLikelihood):
 
 
 class LocationScaleHead(NoiseScale, Head):
-    """A head of a location-scale family: the output is the location; the scale, in data units, is fixed or learned.
+    """Base class of location-scale heads: the output is the location; the scale, in data units, is fixed or learned.
 
-    Behind a ``nets.Rescaled`` decoder, a learned scale is smoothly bounded from below by 1e-4 of the data's unit: where
-    a pixel is constant, a density would otherwise grow without limit, and end a run in NaN.
+    With a ``nets.Rescaled`` decoder, a learned scale is smoothly bounded from below by 1e-4 of the data's unit:
+    otherwise the density of a constant pixel would grow without limit, and the loss would become NaN.
 
     Args:
         decoder: see ``Head``.
         latent_shape: see ``Head``.
-        scale: where a learned scale starts, or what a fixed one is.
+        scale: the scale, or its initial value if it is learned.
         learn: "fixed", "scalar" or "pixel".
         prior: see ``Head``.
-        relative: the scale is in units of the data, which the decoder's ``nets.Rescaled`` knows.
+        relative: whether the scale is relative to the data's unit, stored in the decoder's ``nets.Rescaled``.
     """
 
     output_is_mean = True
@@ -91,11 +91,11 @@ class LocationScaleHead(NoiseScale, Head):
         shape = self.event_shape if learn == "pixel" else Size()
         log_scale = first_tensor(decoder).new_full(shape, math.log(positive_scale(scale)))
         parameter_or_buffer(self, "log_scale", log_scale, learn != "fixed")
-        # in a tuple, since the layer belongs to the decoder alone
+        # in a tuple, so that the layer is registered only in the decoder
         self._rescale = tuple(part for part in decoder.modules() if isinstance(part, Rescaled))[-1:]
         self.relative = relative
         if relative and not self._rescale:
-            raise ValueError("A scale in units of the data needs a decoder that is `nets.Rescaled`.")
+            raise ValueError("relative=True needs a decoder that is `nets.Rescaled`, got none. Wrap the decoder in it.")
 
     @property
     def scale(self) -> Float[Tensor, "..."]:
@@ -103,7 +103,7 @@ class LocationScaleHead(NoiseScale, Head):
         return self._log_scale().exp()
 
     def _log_scale(self) -> Float[Tensor, "..."]:
-        """In data units, and bounded."""
+        """Log scale in data units, with its lower bound."""
         if not self._rescale or not (self.learns_scale or self.relative):
             return self.log_scale
         unit = self._rescale[0].scale.log()
@@ -114,7 +114,7 @@ class LocationScaleHead(NoiseScale, Head):
 
 
 class Gaussian(LocationScaleHead):
-    """x ~ N(decoder(z), scale²), with a fixed, learned scalar or learned per-pixel variance.
+    """Gaussian likelihood x ~ N(decoder(z), scale²), with a fixed, learned scalar or learned per-pixel variance.
 
     ``scale=c**0.5`` is the decoder variance c of a VAE (Doersch 2016; ledger D26).
 
@@ -129,10 +129,10 @@ class Gaussian(LocationScaleHead):
     def log_likelihood(
         self, x: Num[Tensor, "B *X"], output: Float[Tensor, "..."], k: Int[Tensor, "..."] | None = None
     ) -> Float[Tensor, "S B"]:
-        # One sum of squares: an elementwise log density, differentiated twice, costs a small decoder's step 10 %.
+        # One sum of squares: an elementwise log density, differentiated twice, slows a small decoder's step by 10 %.
         scale = self._log_scale()
         size, pixel = self.event_shape.numel(), scale.dim() > 0
-        unit = scale if pixel else scale.detach()  # the ratio is squared: scale² may be no float
+        unit = scale if pixel else scale.detach()  # the ratio is squared: scale² may underflow or overflow
         square = self._over_event(((x - output) * (-unit).exp()).square())
         precision = 1.0 if pixel else (2 * (unit - scale)).exp()  # 1, with the gradient of a learned scale
         log_scale = scale.sum() if pixel else size * scale
@@ -140,7 +140,7 @@ class Gaussian(LocationScaleHead):
 
 
 class Laplace(LocationScaleHead):
-    """x ~ Laplace(decoder(z), scale): absolute error, robust to outlying pixels.
+    """Laplace likelihood x ~ Laplace(decoder(z), scale): absolute error, robust to outliers.
 
     >>> Laplace(nn.Linear(2, 3), latent_shape=2).event_shape
     torch.Size([3])
@@ -151,7 +151,7 @@ class Laplace(LocationScaleHead):
 
 
 class Bernoulli(Head):
-    """x ~ Bernoulli(sigmoid(decoder(z))) for x in {0, 1}; a probability mass, so grey values are refused.
+    """Bernoulli likelihood x ~ Bernoulli(sigmoid(decoder(z))) for x in {0, 1}; grey values are rejected.
 
     >>> Bernoulli(nn.Linear(2, 3), latent_shape=2).check(torch.tensor([[0.0, 1.0, 0.5]]))
     Traceback (most recent call last):
@@ -171,19 +171,19 @@ class Bernoulli(Head):
         return distributions.Bernoulli(logits=output, validate_args=False)
 
     def check_support(self, x: Num[Tensor, "B *X"]) -> None:
-        if not torch.equal(x, x.square()):  # of finite numbers, only 0 and 1 are their own square
+        if not torch.equal(x, x.square()):  # only 0 and 1 equal their square
             super().check_support(x)
 
     def log_likelihood(
         self, x: Num[Tensor, "B *X"], output: Float[Tensor, "..."], k: Int[Tensor, "..."] | None = None
     ) -> Float[Tensor, "S B"]:
-        # Summed before it is negated: this is the largest tensor of an ascent, and a pass over it is felt.
+        # Summed before it is negated: each pass over this tensor, the largest of an ascent, is costly.
         entropy = binary_cross_entropy_with_logits(output, x.expand_as(output), reduction="none")
         return -self._over_event(entropy)
 
 
 class ContinuousBernoulli(Head):
-    """x ~ CB(sigmoid(decoder(z))) for x in [0, 1], with its normaliser (Loaiza-Ganem & Cunningham 2019, eq. 4).
+    """Continuous Bernoulli likelihood for x in [0, 1], with its normaliser (Loaiza-Ganem & Cunningham 2019, eq. 4).
 
     >>> ContinuousBernoulli(nn.Linear(2, 3), latent_shape=2).event_shape
     torch.Size([3])
@@ -198,9 +198,10 @@ class ContinuousBernoulli(Head):
 
 
 class Poisson(Head):
-    """x ~ Poisson(exp(decoder(z))) for counts x = 0, 1, 2, ...
+    """Poisson likelihood x ~ Poisson(exp(decoder(z))) for counts x = 0, 1, 2, ...
 
-    Densities are computed from the log rates; where a rate overflows they are -inf, means inf, and draws refused.
+    Densities are computed from log rates. If a rate overflows, the density is -inf, the mean inf, and sampling raises
+    ValueError.
 
     >>> Poisson(nn.Linear(2, 3), latent_shape=2).event_shape
     torch.Size([3])
@@ -242,11 +243,11 @@ class Categorical(Head):
         return self.output_shape[-1]
 
     def distribution(self, output: Float[Tensor, "..."]) -> Distribution:
-        # Normalised relative to their maximum: torch subtracts a logsumexp, which has the rounding of large logits.
+        # Normalised relative to the maximum: torch subtracts a logsumexp, which inherits the rounding of large logits.
         return dist.Categorical(logits=output.log_softmax(-1), validate_args=False)
 
     def point(self, decoded: Distribution) -> Float[Tensor, "..."]:
-        """The most probable classes, (*L, *X): labels have no mean."""
+        """The most probable classes, (*L, *X), since labels have no mean."""
         return decoded.mode.to(first_tensor(self.decoder).dtype)
 
     @constraints.dependent_property(is_discrete=True, event_dim=0)
@@ -271,8 +272,6 @@ def _output_shape(decoder: nn.Module, latent_shape: Size) -> Size:
         for module, mode in modes:
             module.training = mode
     if not isinstance(output, Tensor) or output.dtype != codes.dtype:
-        found = f"a {output.dtype} tensor" if isinstance(output, Tensor) else type(output).__name__
-        raise TypeError(
-            f"The decoder must return a {codes.dtype} tensor, as its parameters and codes are; got {found}."
-        )
+        kind = f"a {output.dtype} tensor" if isinstance(output, Tensor) else type(output).__name__
+        raise TypeError(f"The decoder must return a {codes.dtype} tensor, as its parameters and codes are; got {kind}.")
     return output.shape[1:]

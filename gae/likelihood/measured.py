@@ -1,4 +1,4 @@
-"""A decoder seen through a measurement: y = A(x̂) with noise, for inpainting, super-resolution, compressed sensing."""
+"""Noisy measurements y = A(x̂) of a decoder, for inpainting, super-resolution and compressed sensing."""
 
 from collections.abc import Callable
 
@@ -16,19 +16,19 @@ Operator = Callable[[Tensor], Tensor]
 
 
 class Measured(DecoderLikelihood):
-    """A likelihood whose x is seen through an operator A: y (B, *Y) in the place of x (B, *X); z and its prior stay.
+    """Likelihood of measurements y = A(x) (B, *Y) instead of observations x (B, *X), with the same z and prior.
 
-    With ``scale``, y ~ N(A(x̂), scale²) for the decoder's mean x̂. Without it, the likelihood's own law holds for y, at
-    A(decoder output): with a ``Mask`` that is the law of the entries seen, whatever the head; otherwise the output must
-    be the mean itself (``Gaussian``, ``Laplace``), and its noise is then that of the measurement.
+    With ``scale``, y ~ N(A(x̂), scale²) for the decoder's mean x̂. Without it, y follows the likelihood's distribution
+    at A(decoder output). With a ``Mask`` this is the distribution of the observed entries, for any head; otherwise the
+    output must be the mean (``Gaussian``, ``Laplace``), and its noise becomes that of the measurement.
 
     Args:
         likelihood: a trained decoder, a network's weights, or any other likelihood with a decoder output.
-        operator: a ``LinearOperator``, or any callable from (*L, *X) to (*L, *Y) that torch can differentiate.
+        operator: a ``LinearOperator``, or any differentiable callable from (*L, *X) to (*L, *Y).
         scale: standard deviation of the measurement noise, in units of y.
 
     Raises:
-        TypeError: for a likelihood without a decoder output, or whose output is no mean and no ``scale`` is given.
+        TypeError: if the likelihood has no decoder output, or ``scale`` is omitted and the output is not a mean.
 
     >>> from gae.likelihood import Gaussian, GaussianProjection
     >>> decoder = Gaussian(nn.Linear(2, 64), 2, scale=0.1)
@@ -41,12 +41,12 @@ class Measured(DecoderLikelihood):
     def __init__(self, likelihood: Likelihood, operator: Operator, scale: float | None = None):
         if not isinstance(likelihood, DecoderLikelihood) or likelihood.components > 1:
             raise TypeError(
-                f"Cannot observe {type(likelihood).__name__} with {likelihood.components} components: one decoder "
-                "output per code is needed. Take a neural head, or a `LinearMixture` of one component."
+                f"Cannot measure {type(likelihood).__name__} with {likelihood.components} components: one decoder "
+                "output per code is needed. Use a neural head, or a `LinearMixture` of one component."
             )
         if scale is None and not (likelihood.output_is_mean or isinstance(operator, Mask)):
             raise TypeError(
-                f"{type(operator).__name__} acts on means, but the output of {type(likelihood).__name__} is none. "
+                f"{type(operator).__name__} acts on means, but the output of {type(likelihood).__name__} is not one. "
                 "Give the `scale` of the measurement noise."
             )
         tensor = first_tensor(likelihood)
@@ -61,20 +61,20 @@ class Measured(DecoderLikelihood):
             self.support_remedy = likelihood.support_remedy
         self.stochastic, self.bind_is_surrogate = likelihood.stochastic, likelihood.bind_is_surrogate
         self.output_is_mean = likelihood.output_is_mean or scale is not None
-        self._need_law(tensor)
+        self._check_distribution(tensor)
 
     @torch.no_grad()
-    def _need_law(self, like: Tensor) -> None:
-        """Tries the law once: it may not fit what the operator leaves of an output."""
+    def _check_distribution(self, like: Tensor) -> None:
+        """Evaluates the distribution once, to check that it fits the operator's output."""
         try:
-            law = self(like.new_zeros(1, *self.latent_shape))
-            fits = law.batch_shape == (1,) and law.event_shape == self.event_shape
+            decoded = self(like.new_zeros(1, *self.latent_shape))
+            fits = decoded.batch_shape == (1,) and decoded.event_shape == self.event_shape
         except RuntimeError:
             fits = False
         if not fits:
             raise TypeError(
-                f"The law of {type(self.likelihood).__name__} does not fit measurements of shape "
-                f"{tuple(self.event_shape)}: it is of one element each. Give the `scale` of the measurement noise."
+                f"The distribution of {type(self.likelihood).__name__} does not fit measurements of shape "
+                f"{tuple(self.event_shape)}. Give the `scale` of the measurement noise."
             )
 
     def outputs(self, z: Float[Tensor, "..."], k: Int[Tensor, "..."] | None = None) -> Float[Tensor, "..."]:
@@ -90,12 +90,12 @@ class Measured(DecoderLikelihood):
         return Normal(mean, self.scale.expand_as(mean), validate_args=False)
 
     def reconstruction(self, output: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
-        """The decoder's own x̂, of which y is a measurement."""
+        """The decoder's x̂, of which y is a measurement."""
         return self.likelihood.reconstruction(output)
 
     def initial(self, n: int) -> Float[Tensor, "n *Z"]:
         return self.likelihood.initial(n)
 
     def restored(self, z: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
-        """The whole observation that a code stands for: what was hidden, blurred or projected away included."""
+        """The complete observation decoded from a code, including masked, blurred or projected parts."""
         return self.reconstruction(self.outputs(z))

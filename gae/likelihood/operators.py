@@ -1,4 +1,4 @@
-"""What is seen of an observation: linear maps of images, and their adjoints."""
+"""Linear measurement operators on images, with their adjoints."""
 
 import math
 from abc import ABC, abstractmethod
@@ -14,7 +14,7 @@ from gae.storage import Part
 
 
 class LinearOperator(Part, nn.Module, ABC):
-    """A linear map of observations (*L, *X) to measurements (*L, *Y), with its adjoint."""
+    """Base class of linear maps from observations (*L, *X) to measurements (*L, *Y), with an adjoint."""
 
     @abstractmethod
     def forward(self, x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
@@ -26,14 +26,15 @@ class LinearOperator(Part, nn.Module, ABC):
 
 
 class Mask(LinearOperator):
-    """The entries of x (*L, *X) that a mask keeps, as a vector (*L, n).
+    """Selects the observed entries of x (*L, *X), as a vector (*L, n).
 
     Args:
-        keep: True where x is seen; X, or its last dimensions (one mask (H, W) for all channels).
+        keep: True for observed entries; of shape X, or its last dimensions (one mask (H, W) for all channels).
         event_shape: X.
 
     Raises:
-        ValueError: a mask of another size, or one that keeps nothing.
+        TypeError: for a mask that is not boolean.
+        ValueError: for a mask of another shape, or one without observed entries.
 
     >>> Mask(torch.tensor([True, False, True]), (3,))(torch.tensor([1.0, 2.0, 3.0]))
     tensor([1., 3.])
@@ -45,11 +46,11 @@ class Mask(LinearOperator):
         super().__init__()
         shape = Size(event_shape)
         if keep.dtype != torch.bool:
-            raise TypeError(f"A mask must be boolean (True where x is seen), got {keep.dtype}. Use `mask > 0.5`.")
+            raise TypeError(f"A mask must be boolean (True for observed entries), got {keep.dtype}. Use `mask > 0.5`.")
         if keep.shape != shape[len(shape) - keep.dim() :]:
             raise ValueError(f"The mask has shape {tuple(keep.shape)}, but observations have {tuple(shape)}.")
         if not bool(keep.any()):
-            raise ValueError("The mask hides everything: there is nothing to learn from. Keep at least one entry.")
+            raise ValueError("The mask hides every entry. Keep at least one.")
         self.event_shape = shape
         self.register_buffer("index", keep.expand(shape).flatten().nonzero().squeeze(1))
 
@@ -62,7 +63,7 @@ class Mask(LinearOperator):
 
 
 class Crop(LinearOperator):
-    """The upper left (height, width) of images (*L, C, H, W): what of a padded canvas is seen.
+    """Crops images (*L, C, H, W) to their upper left (height, width).
 
     >>> Crop((1, 8, 8), 5, 6)(torch.zeros(1, 8, 8)).shape
     torch.Size([1, 5, 6])
@@ -83,7 +84,7 @@ class Crop(LinearOperator):
 
 
 class _Separable(LinearOperator):
-    """rows x columnsᵀ for every channel of images (*L, C, H, W)."""
+    """Separable operator: rows x columnsᵀ for each channel of images (*L, C, H, W)."""
 
     rows: Tensor
     columns: Tensor
@@ -102,13 +103,13 @@ class _Separable(LinearOperator):
 
 
 class Downsample(_Separable):
-    """Images (*L, C, H, W) at a whole fraction of their size, (*L, C, H / factor, W / factor).
+    """Downsamples images (*L, C, H, W) by an integer factor, to (*L, C, H / factor, W / factor).
 
-    ``"average"`` takes the mean of factor × factor pixels. ``"lanczos"`` takes the Lanczos kernel of two lobes,
-    stretched by the factor, as the deep-image-prior paper does; past the border, pixels are mirrored.
+    ``"average"`` averages factor × factor pixels. ``"lanczos"`` applies the Lanczos kernel of two lobes, stretched by
+    the factor, as in the deep-image-prior paper; pixels are mirrored at the border.
 
     Raises:
-        ValueError: a factor that does not divide both sides.
+        ValueError: if the factor does not divide both sides.
 
     >>> Downsample((3, 8, 8), 4)(torch.ones(3, 8, 8))[0]
     tensor([[1., 1.],
@@ -131,7 +132,7 @@ class Downsample(_Separable):
 
 
 class Blur(_Separable):
-    """Gaussian blur of images (*L, C, H, W), with a standard deviation in pixels; the border is mirrored.
+    """Gaussian blur of images (*L, C, H, W), with sigma in pixels and mirrored borders.
 
     >>> Blur((1, 8, 8), 1.5)(torch.ones(1, 8, 8)).std() < 1e-6
     tensor(True)
@@ -148,7 +149,7 @@ class Blur(_Separable):
 
 
 class GaussianProjection(LinearOperator):
-    """m random projections of x (*L, *X), with entries drawn from N(0, 1/m) by a seed of their own (*L, m).
+    """Random projection of x (*L, *X) to (*L, m), with seeded matrix entries from N(0, 1/m).
 
     >>> GaussianProjection(20, (1, 8, 8))(torch.zeros(5, 1, 8, 8)).shape
     torch.Size([5, 20])
@@ -173,9 +174,9 @@ class GaussianProjection(LinearOperator):
 def _resampling(
     side: int, factor: int, profile: Callable[[Tensor, int], Tensor], reach: float
 ) -> Float[Tensor, "small side"]:
-    """The matrix that takes one axis to side / factor pixels, by weights of the distance between pixel centres.
+    """The matrix that resamples one axis to side / factor pixels, with weights by distance between pixel centres.
 
-    Rows sum to 1; a weight that falls past the border counts for the mirrored pixel.
+    Rows sum to 1; weights past the border are added to the mirrored pixel.
     """
     count, span = side // factor, math.ceil(reach) + factor
     centres = (torch.arange(count, dtype=torch.float64) + 0.5) * factor - 0.5

@@ -1,4 +1,4 @@
-"""Priors q_w(z): modules that return a distribution, so that they move with ``.to()`` and may have parameters."""
+"""Priors q_w(z): modules that return a distribution, and support ``.to()`` and learned parameters."""
 
 import math
 from collections.abc import Sequence
@@ -14,9 +14,9 @@ from gae.storage import Part
 
 
 class FlatDistribution(ImproperUniform):
-    """Improper uniform density q(z) = 1 on R^Z: a log density of 0 nats everywhere, and no samples.
+    """Improper uniform density q(z) = 1 on R^Z: a log density of 0 nats everywhere. It cannot be sampled.
 
-    With ``nonnegative`` it is 1 where no entry of z is negative, and 0 elsewhere: -inf nats.
+    With ``nonnegative``, codes with a negative entry have density 0: -inf nats.
 
     >>> FlatDistribution(torch.Size([2])).log_prob(torch.ones(3, 2))
     tensor([0., 0., 0.])
@@ -49,11 +49,11 @@ class FlatDistribution(ImproperUniform):
 
 
 class Flat(Part, nn.Module):
-    """The flat (improper) prior: ``log_joint`` is then log q(x|z), and encoding is maximum likelihood.
+    """The flat (improper) prior, under which ``log_joint`` is log q(x|z) and encoding is maximum likelihood.
 
     Args:
         shape: Z.
-        nonnegative: flat on the codes without a negative entry; all others have density 0.
+        nonnegative: whether codes with a negative entry have density 0.
 
     >>> Flat(2)().event_shape
     torch.Size([2])
@@ -88,7 +88,7 @@ class StandardNormal(Part, nn.Module):
 
 
 class LaplacePrior(Part, nn.Module):
-    """Independent Laplace laws around 0, density (rate / 2) exp(-rate |z|): an L1 penalty in ``joint`` (ledger D31).
+    """Independent zero-mean Laplace prior, density (rate / 2) exp(-rate |z|): an L1 penalty in ``joint`` (ledger D31).
 
     >>> float(LaplacePrior(2, rate=2.0)().log_prob(torch.ones(2)))
     -4.0
@@ -109,7 +109,7 @@ class LaplacePrior(Part, nn.Module):
 
 
 class _StandardNormal(Independent):
-    """Its log density by one sum of squares: inner loops ask for it at every step."""
+    """Standard normal whose log density is one sum of squares, for speed in inner loops."""
 
     def log_prob(self, value: Num[Tensor, "..."]) -> Num[Tensor, "..."]:
         size, dims = self.event_shape.numel(), len(self.event_shape)
@@ -119,5 +119,5 @@ class _StandardNormal(Independent):
 
 
 def _broadcast(lead: Size, batch_shape: Size) -> Size:
-    """torch's version is slow, and an inner loop has no batch shape to broadcast with."""
+    """Skips torch's slow broadcast if there is no batch shape, as in inner loops."""
     return torch.broadcast_shapes(lead, batch_shape) if batch_shape else lead

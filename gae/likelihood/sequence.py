@@ -1,4 +1,4 @@
-"""Sequences of classes: q_r(x|z) = prod_t q(x_t | x_1 ... x_{t-1}, z), with padding that is no part of a sequence."""
+"""Likelihoods of padded sequences of classes: q_r(x|z) = prod_t q(x_t | x_1 ... x_{t-1}, z)."""
 
 from collections.abc import Callable
 from typing import Any, ClassVar
@@ -19,19 +19,19 @@ Logits = Callable[[Tensor], Tensor]
 
 
 class SequenceDistribution(TorchDistribution):
-    """A mass over sequences (T,) of the classes 1 ... C-1, given as whole floats and padded by 0.
+    """Autoregressive distribution over sequences (T,) of the classes 1 ... C-1, as whole floats padded with 0.
 
-    A step's class is drawn given the classes before it. After the class ``end`` there is padding only, with probability
-    1, so that the masses of all sequences of up to T steps sum to 1; one that has not ended by step T counts as cut
-    there. Without ``end``, the length is given, not modelled: the masses of all sequences of one length sum to 1.
+    After the class ``end`` only padding follows, with probability 1, so that the probabilities of all sequences of up
+    to T steps sum to 1; a sequence that does not end by step T is truncated. Without ``end``, the length is given, not
+    modelled: the probabilities of all sequences of one length sum to 1.
 
     Args:
-        logits: classes (*L, t) -> logits (*L, t, C - 1) of the classes 1 ... C-1, where those of a step depend on the
-            classes before it only.
+        logits: maps classes (*L, t) to logits (*L, t, C - 1) of the classes 1 ... C-1; those of a step depend only on
+            the classes before it.
         batch_shape: L.
         steps: T.
         end: the class that ends a sequence, or None.
-        like: a tensor of the dtype and device of what is drawn.
+        like: a tensor with the dtype and device of the samples.
     """
 
     arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {}
@@ -45,49 +45,51 @@ class SequenceDistribution(TorchDistribution):
         return SequenceDistribution(self.logits, Size(batch_shape), self.event_shape[0], self.end, self.like)
 
     def log_prob(self, value: Num[Tensor, "..."]) -> Float[Tensor, "..."]:
-        """In nats; a padded step adds exactly 0."""
+        """Log probability in nats; a padded step adds exactly 0."""
         tokens = value.long().expand(*torch.broadcast_shapes(value.shape[:-1], self.batch_shape), -1)
         chosen = (tokens - 1).clamp_min(0).unsqueeze(-1)
         density = self.logits(tokens).log_softmax(-1).gather(-1, chosen).squeeze(-1)
         return torch.where(tokens > 0, density, 0).sum(-1)
 
     def sample(self, sample_shape: Any = ()) -> Float[Tensor, "..."]:
-        """Step by step, each class given those drawn before it."""
-        return self._written(Size(sample_shape), lambda logits: torch.distributions.Categorical(logits=logits).sample())
+        """Ancestral sampling, step by step."""
+        return self._generate(
+            Size(sample_shape), lambda logits: torch.distributions.Categorical(logits=logits).sample()
+        )
 
     def greedy(self) -> Float[Tensor, "..."]:
-        """Step by step the most probable class, (*L, T). For independent steps without an end this is the mode."""
-        return self._written(Size(), lambda logits: logits.argmax(-1))
+        """Greedy decoding, (*L, T). The mode if the steps are independent and have no end."""
+        return self._generate(Size(), lambda logits: logits.argmax(-1))
 
     @torch.no_grad()
-    def _written(self, sample_shape: Size, pick: Callable[[Tensor], Tensor]) -> Tensor:
+    def _generate(self, sample_shape: Size, pick: Callable[[Tensor], Tensor]) -> Tensor:
         tokens = torch.zeros(self._extended_shape(sample_shape), dtype=torch.long, device=self.like.device)
         ended = torch.zeros(tokens.shape[:-1], dtype=torch.bool, device=tokens.device)
         for t in range(tokens.shape[-1]):
-            found = pick(self.logits(tokens[..., : t + 1])[..., t, :]) + 1
-            tokens[..., t] = found.masked_fill(ended, 0)
-            ended |= found == self.end
+            token = pick(self.logits(tokens[..., : t + 1])[..., t, :]) + 1
+            tokens[..., t] = token.masked_fill(ended, 0)
+            ended |= token == self.end
             if bool(ended.all()):
                 break
         return tokens.to(self.like.dtype)
 
 
 class CategoricalSequence(Likelihood):
-    """Sequences of classes with a code: q_r(x|z) = prod_t q(x_t | x_1 ... x_{t-1}, z) (Bowman et al. 2016).
+    """Autoregressive sequence likelihood q_r(x|z) = prod_t q(x_t | x_1 ... x_{t-1}, z) (Bowman et al. 2016).
 
     x (B, T) holds whole floats: the classes 1 ... C-1 of the sequence, then 0 for padding, which adds exactly 0 nats.
-    Scoring runs the decoder once, on the observed classes (teacher forcing); sampling and reconstructing run it once
-    for each step. A decoder that ignores the classes makes the steps independent given z.
+    Scoring evaluates the decoder once, on the observed classes (teacher forcing); sampling and reconstruction evaluate
+    it once per step. If the decoder ignores the classes, the steps are independent given z.
 
     Args:
-        decoder: maps codes (N, *Z) and integer classes (N, t) to logits (N, t, C - 1) of the classes 1 ... C-1, those
-            of a step from z and the classes before it. See ``gae.nets.sequence``.
+        decoder: maps codes (N, *Z) and integer classes (N, t) to logits (N, t, C - 1) of the classes 1 ... C-1; those
+            of a step depend on z and the classes before it. See ``gae.nets.sequence``.
         latent_shape: Z, or an int for vectors.
-        steps: T, the length of an observation, padding included.
-        classes: C, padding included.
-        end: the class that ends a sequence. With it, masses over sequences of up to T steps sum to 1; without it
-            (None), over those of a given length.
-        prior: see ``Likelihood``; N(0, I) unless given.
+        steps: T, the length of an observation, including padding.
+        classes: C, including padding.
+        end: the class that ends a sequence. With it, probabilities of sequences of up to T steps sum to 1; without it
+            (None), those of sequences of a given length.
+        prior: see ``Likelihood``; defaults to N(0, I).
 
     Raises:
         ValueError: for sizes out of range, or a decoder whose logits have another shape.
@@ -117,11 +119,11 @@ class CategoricalSequence(Likelihood):
         super().__init__(shape, (steps,), StandardNormal(*shape).to(like) if prior is None else prior)
         self.decoder, self.steps, self.classes, self.end = decoder, steps, classes, end
         with torch.no_grad():
-            found = self(like.new_zeros(1, *shape)).logits(torch.zeros(1, 1, dtype=torch.long, device=like.device))
-        if found.shape != (1, 1, classes - 1):
+            logits = self(like.new_zeros(1, *shape)).logits(torch.zeros(1, 1, dtype=torch.long, device=like.device))
+        if logits.shape != (1, 1, classes - 1):
             raise ValueError(
-                f"The decoder must give logits (N, t, C - 1) of the classes 1 ... {classes - 1}, padding left out: "
-                f"for one code and one step {(1, 1, classes - 1)}, got {tuple(found.shape)}."
+                f"The decoder must return logits (N, t, C - 1) of the classes 1 ... {classes - 1}, without padding: "
+                f"for one code and one step {(1, 1, classes - 1)}, got {tuple(logits.shape)}."
             )
 
     def forward(self, z: Float[Tensor, "..."], k: Int[Tensor, "..."] | None = None) -> SequenceDistribution:
@@ -130,13 +132,13 @@ class CategoricalSequence(Likelihood):
         def logits(tokens: Tensor) -> Tensor:
             lead, latent = tokens.shape[:-1], self.latent_shape
             codes = z.expand(*lead, *latent).reshape(-1, *latent)
-            found = self.decoder(codes, tokens.reshape(-1, tokens.shape[-1]))
-            return found.reshape(*tokens.shape, *found.shape[2:])
+            output = self.decoder(codes, tokens.reshape(-1, tokens.shape[-1]))
+            return output.reshape(*tokens.shape, *output.shape[2:])
 
         return SequenceDistribution(logits, z.shape[: z.dim() - len(self.latent_shape)], self.steps, self.end, z)
 
     def point(self, decoded: SequenceDistribution) -> Float[Tensor, "..."]:  # type: ignore[override]
-        """Greedy decoding, (*L, T): classes have no mean."""
+        """Greedy decoding, (*L, T), since classes have no mean."""
         return decoded.greedy()
 
     @constraints.dependent_property(is_discrete=True, event_dim=0)
@@ -147,7 +149,7 @@ class CategoricalSequence(Likelihood):
     def support_text(self) -> str:  # type: ignore[override]
         return f"the classes 0 ... {self.classes - 1}"
 
-    support_remedy = "Give the tokens the classes 1, 2, ..., with 0 for padding, and tell the model how many there are."
+    support_remedy = "Number the tokens 1, 2, ..., with 0 for padding, and set `classes` to their number plus 1."
 
     def check_support(self, x: Num[Tensor, "B T"]) -> None:
         super().check_support(x)

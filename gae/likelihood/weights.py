@@ -1,4 +1,4 @@
-"""The latent is a network, or its input: deep image prior, maximal activation."""
+"""Likelihoods with a network's weights or input as the latent: deep image prior, activation maximisation."""
 
 import copy
 from collections.abc import Callable
@@ -19,13 +19,13 @@ from gae.nets import as_size
 
 
 class WeightDecoder(nn.Module):
-    """Weights (N, P) to outputs (N, *X): N networks of one architecture, each with its own weights, on one input.
+    """Maps weights (N, P) to outputs (N, *X): N networks of one architecture on a common input.
 
     Args:
-        net: the architecture; it is copied, and the weights it has play no part.
-        input: one input, without a batch dimension; the network sees a batch of one.
-        together: whether all N networks are evaluated at once, by ``vmap``. Unless given, they are, except a network
-            with convolutions on the CPU, where one after another is faster but for small images.
+        net: the architecture; it is copied, and its weights are ignored.
+        input: one input, without a batch dimension; the network receives a batch of one.
+        together: whether to evaluate all N networks at once, with ``vmap``. Defaults to True, except for convolutional
+            networks on the CPU, where sequential evaluation is faster unless images are small.
     """
 
     input: Tensor
@@ -34,7 +34,7 @@ class WeightDecoder(nn.Module):
         super().__init__()
         self.net = copy.deepcopy(net)
         self.named = {name: parameter.shape for name, parameter in self.net.named_parameters()}
-        _forget(self.net)
+        _freeze(self.net)
         self.register_buffer("input", input.detach().clone())
         self.together = together
         self.sizes = [shape.numel() for shape in self.named.values()]
@@ -43,31 +43,31 @@ class WeightDecoder(nn.Module):
             raise ValueError(f"{type(net).__name__} has no parameters, so there are no weights to infer.")
 
     def forward(self, weights: Float[Tensor, "N P"], jitter: float = 0.0) -> Float[Tensor, "N ..."]:
-        """Outputs (N, *X); jitter is the standard deviation of Gaussian noise on the input, one draw for all."""
-        seen = self.input + jitter * torch.randn_like(self.input) if jitter else self.input
-        seen = seen.unsqueeze(0)
+        """Outputs (N, *X); jitter is the standard deviation of Gaussian input noise, shared by all networks."""
+        inputs = self.input + jitter * torch.randn_like(self.input) if jitter else self.input
+        inputs = inputs.unsqueeze(0)
         together = self.together if self.together is not None else not (self.convolves and weights.device.type == "cpu")
         if together and len(weights) > 1:
-            return vmap(partial(self._one, seen))(weights)
-        if seen.dim() == 4:  # a batch of one image: convolutions are faster with channels last
-            seen = seen.contiguous(memory_format=torch.channels_last)
-        return torch.stack([self._one(seen, row) for row in weights.unbind(0)])
+            return vmap(partial(self._one, inputs))(weights)
+        if inputs.dim() == 4:  # a batch of one image: convolutions are faster with channels last
+            inputs = inputs.contiguous(memory_format=torch.channels_last)
+        return torch.stack([self._one(inputs, row) for row in weights.unbind(0)])
 
-    def _one(self, seen: Tensor, weights: Float[Tensor, " P"]) -> Float[Tensor, "..."]:
+    def _one(self, inputs: Tensor, weights: Float[Tensor, " P"]) -> Float[Tensor, "..."]:
         parts = weights.split(self.sizes)
         named = {name: part.view(shape) for (name, shape), part in zip(self.named.items(), parts, strict=True)}
-        return functional_call(self.net, named, (seen,)).squeeze(0)
+        return functional_call(self.net, named, (inputs,)).squeeze(0)
 
     def initial(self, n: int) -> Float[Tensor, "n P"]:
-        """n draws of the weights by the network's own initialisation (``reset_parameters``).
+        """n weight vectors drawn by the network's initialisation (``reset_parameters``).
 
         Raises:
-            TypeError: where a module with parameters has none.
+            TypeError: if a module with parameters has no ``reset_parameters``.
         """
         net = copy.deepcopy(self.net)
-        return torch.stack([self._drawn(net) for _ in range(n)])
+        return torch.stack([self._draw(net) for _ in range(n)])
 
-    def _drawn(self, net: nn.Module) -> Float[Tensor, " P"]:
+    def _draw(self, net: nn.Module) -> Float[Tensor, " P"]:
         for name, module in net.named_modules():
             if not any(f"{name}.{own}".lstrip(".") in self.named for own, _ in module.named_buffers(recurse=False)):
                 continue
@@ -81,30 +81,28 @@ class WeightDecoder(nn.Module):
         return torch.cat([weights[name].flatten() for name in self.named])
 
 
-def _forget(net: nn.Module) -> None:
-    """Parameters become buffers of zeros that move with the module and are not saved: only their shapes are of use."""
-    seen: dict[nn.Parameter, Tensor] = {}
+def _freeze(net: nn.Module) -> None:
+    """Replaces parameters by non-persistent buffers, which are neither trained nor saved."""
+    buffers: dict[nn.Parameter, Tensor] = {}
     for module in net.modules():
         for name, parameter in list(module.named_parameters(recurse=False)):
             delattr(module, name)
-            module.register_buffer(
-                name, seen.setdefault(parameter, torch.zeros_like(parameter, requires_grad=False)), persistent=False
-            )
+            module.register_buffer(name, buffers.setdefault(parameter, parameter.detach()), persistent=False)
 
 
 class WeightLikelihood(DecoderLikelihood):
-    """q_r(x|θ) with a network's weights as the latent: x ~ head(f_θ(input)) (deep image prior; ledger D19).
+    """Likelihood x ~ head(f_θ(input)) with a network's weights θ as the latent (deep image prior; ledger D19).
 
     A code is the flat vector θ (P,) of all parameters. A batch of B observations is B independent networks.
 
     Args:
-        net: f, for instance ``nets.skip``; it is copied.
+        net: f, such as ``nets.skip``; it is copied.
         input: the fixed input of f, without a batch dimension.
-        head: builds the law of x from a decoder, as ``Gaussian`` or ``partial(Gaussian, scale=0.1)`` do.
-        prior: of θ; flat unless given.
-        jitter: standard deviation of the noise that an inner loop adds to the input, drawn anew at each step and shared
-            by all networks (Ulyanov et al. 2018). An ascent then climbs the expectation of ``log_joint`` over it, while
-            ``log_joint`` itself stays free of noise.
+        head: builds the likelihood of x from a decoder, such as ``Gaussian`` or ``partial(Gaussian, scale=0.1)``.
+        prior: prior of θ; defaults to flat.
+        jitter: standard deviation of input noise in inner loops, redrawn at each step and shared by all networks
+            (Ulyanov et al. 2018). An ascent then maximises the expectation of ``log_joint`` over this noise;
+            ``log_joint`` is noise-free.
         together: see ``WeightDecoder``.
 
     >>> from gae import nets
@@ -126,16 +124,16 @@ class WeightLikelihood(DecoderLikelihood):
             raise ValueError(f"jitter must not be negative, got {jitter}.")
         decoder = WeightDecoder(net, input, together)
         size = sum(decoder.sizes)
-        law = head(decoder, size, prior=Flat(size) if prior is None else prior)
-        super().__init__(law.latent_shape, law.event_shape, law.latent_prior)
-        self.head, self.jitter = law, jitter
+        likelihood = head(decoder, size, prior=Flat(size) if prior is None else prior)
+        super().__init__(likelihood.latent_shape, likelihood.event_shape, likelihood.latent_prior)
+        self.head, self.jitter = likelihood, jitter
         self.stochastic = self.bind_is_surrogate = jitter > 0
-        self.support = law.support
-        self.output_is_mean = law.output_is_mean
+        self.support = likelihood.support
+        self.output_is_mean = likelihood.output_is_mean
 
     @property
     def decoder(self) -> WeightDecoder:
-        """The networks."""
+        """The decoder of weights."""
         return self.head.decoder  # type: ignore[return-value]
 
     def forward(self, z: Float[Tensor, "*L P"], k: Int[Tensor, "..."] | None = None) -> Distribution:
@@ -162,26 +160,26 @@ class WeightLikelihood(DecoderLikelihood):
         self.head.check_support(x)
 
     def initial(self, n: int) -> Float[Tensor, "n P"]:
-        """n draws of the weights by the network's own initialisation, by torch's global generator."""
+        """n weight vectors drawn by the network's initialisation, with torch's global generator."""
         return self.decoder.initial(n)
 
 
 class Activation(Categorical):
-    """A unit's activation as a likelihood: the latent is a network's input, the observation x () says which unit is on.
+    """Activation of a unit as a likelihood: the latent is a network's input, and x () is the index of the active unit.
 
     ``"log_prob"``: units are classes, and log q(x|z) is the log softmax of the outputs (N, U). ``"logit"``: each output
-    is the logit of a binary unit; one of the U units is looked at, and x is the one that was found on, or U if it was
-    off. So log q(x|z) = log σ(output x - threshold) - log U rises with the bare activation of unit x whatever the
-    others do, and under a flat prior both have the same maximisers. Far below the threshold it is that activation but
-    for a constant; above, it levels off, and an ascent comes to a halt. ``"channel"``: the same for the means of
-    channels, from outputs (N, U, ...). Data and latent change places against an autoencoder (ledger D20).
+    is the logit of a binary unit; one of the U units is inspected at random, and x is its index if it is on, or U if it
+    is off. Then log q(x|z) = log σ(output x - threshold) - log U increases with the activation of unit x regardless of
+    the other units; under a flat prior both have the same maximisers. Far below the threshold it equals the activation
+    up to a constant; above, it saturates, and an ascent stops. ``"channel"``: the same for channel means, from outputs
+    (N, U, ...). Data and latent are swapped relative to an autoencoder (ledger D20).
 
     Args:
-        net: inputs (N, *Z) to outputs (N, U) or (N, U, ...).
+        net: maps inputs (N, *Z) to outputs (N, U) or (N, U, ...).
         latent_shape: Z, the shape of one input.
         kind: see above.
-        prior: of the input; flat unless given.
-        threshold: the activation at which a binary unit is on and off equally often.
+        prior: prior of the input; defaults to flat.
+        threshold: the activation at which a binary unit is on with probability ½.
 
     >>> model = Activation(nn.Linear(4, 10), (4,))
     >>> model.classes, model.event_shape
@@ -201,7 +199,7 @@ class Activation(Categorical):
         shape = as_size(latent_shape)
         decoder = nn.Sequential(net, _ChannelMean()) if kind == "channel" else net
         if kind == "log_prob" and threshold:
-            raise ValueError(f"A threshold is for binary units, kind='logit' or 'channel'; classes got {threshold}.")
+            raise ValueError(f"threshold is for kind='logit' or 'channel', got {threshold} with kind='log_prob'.")
         super().__init__(decoder, shape, Flat(*shape) if prior is None else prior)
         self.kind, self.threshold = kind, threshold
         if len(self.output_shape) != 1:
@@ -212,7 +210,7 @@ class Activation(Categorical):
 
     @property
     def classes(self) -> int:
-        """The number of values of x: one for each unit, and for binary units one for "off"."""
+        """The number of values of x: one per unit, plus one for "off" with binary units."""
         return self.output_shape[-1] + (self.kind != "log_prob")
 
     def distribution(self, output: Float[Tensor, "*L U"]) -> Distribution:
@@ -220,11 +218,11 @@ class Activation(Categorical):
             return super().distribution(output)
         output = output - self.threshold
         off = logsigmoid(-output).logsumexp(-1, keepdim=True)
-        return super().distribution(torch.cat([logsigmoid(output), off], -1))  # which divides by U
+        return super().distribution(torch.cat([logsigmoid(output), off], -1))  # normalised by U
 
 
 def channel_mean(output: Float[Tensor, "N U ..."]) -> Float[Tensor, "N U"]:
-    """The mean of each channel over its positions; units without positions are their own mean."""
+    """The mean of each channel over its positions; outputs without positions are unchanged."""
     return output.flatten(2).mean(2) if output.dim() > 2 else output
 
 

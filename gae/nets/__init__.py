@@ -1,4 +1,4 @@
-"""Neural networks without any probability: feedforward, convolutional, skip and sequence networks."""
+"""Neural networks, without distributions: feedforward, convolutional, skip and sequence networks."""
 
 from gae.nets.networks import (
     ChannelNorm,

@@ -1,4 +1,4 @@
-"""Network builders. Smooth activations by default: a ReLU has no second derivative for an unrolled ascent to use."""
+"""Network builders, with smooth activations by default: unrolled ascents need second derivatives."""
 
 import math
 from collections.abc import Sequence
@@ -14,8 +14,8 @@ from gae.storage import Part, recorded
 
 ActivationType = type[nn.Module]
 
-COMMENSURATE = 10.0  # columns whose standard deviations differ by no more share one unit
-LARGEST = 1e12  # deviation from the mean, and the inverse of the least: squares of residuals fit into float32
+COMMENSURATE = 10.0  # columns whose standard deviations differ by at most this factor share one unit
+LARGEST = 1e12  # largest deviation from the mean, and inverse of the smallest: their squares fit into float32
 
 
 @recorded
@@ -44,15 +44,16 @@ def mlp(
 
 
 class InDataUnits(Part, nn.Sequential):
-    """A network from observations to observations, in the unit of the training data and about their mean.
+    """A network from observations to observations that standardises its input and restores the units of its output.
 
-    ``initialize`` stores both; until then the mean is 0 and the unit 1. Elements of an image, or of any array, share
-    one unit: the root mean square deviation from their means. Columns of a table have units of their own where their
-    standard deviations differ by more than a factor of ten; a column without variance takes the median of the others.
+    ``initialize`` stores the mean and the unit of the training data; until then they are 0 and 1. Elements of an image,
+    or of any array, share one unit: the root mean square deviation from their means. Columns of a table have separate
+    units if their standard deviations differ by more than a factor of ten; a column without variance takes the median
+    of the others.
 
     Args:
-        network: its layers keep their names.
-        shape: X, that of one observation.
+        network: the network, whose layers keep their names.
+        shape: X, the shape of one observation.
 
     >>> clipped = InDataUnits(nn.Hardtanh(-2, 2), (2,))
     >>> clipped.initialize(None, torch.tensor([[1.0, 2000.0], [3.0, 6000.0]]), seed=0)
@@ -73,10 +74,10 @@ class InDataUnits(Part, nn.Sequential):
 
     @torch.no_grad()
     def initialize(self, likelihood: object, x: Float[Tensor, "N *X"], seed: int) -> None:
-        """Stores the mean and the unit of all training data x (N, *X); ``fit`` calls it. Once is enough.
+        """Stores mean and unit of the training data x (N, *X); called by ``fit``. Does nothing once initialised.
 
         Raises:
-            ValueError: for deviations from the mean that are too large or too small to be squared in float32.
+            ValueError: for deviations from the mean that are too large or too small to square in float32.
         """
         if self.initialized:
             return
@@ -87,7 +88,7 @@ class InDataUnits(Part, nn.Sequential):
         self.initialized.fill_(True)
 
     def __getitem__(self, index: Any) -> Any:
-        """A layer, or several as a plain ``nn.Sequential`` without the change of unit."""
+        """A layer, or a slice as a plain ``nn.Sequential`` without the change of units."""
         layers = list(self)[index]
         return nn.Sequential(*layers) if isinstance(index, slice) else layers
 
@@ -96,27 +97,27 @@ class InDataUnits(Part, nn.Sequential):
 
 
 class Standardized(InDataUnits):
-    """An encoder that sees observations x (N, *X) as (x - mean) / unit of the training data."""
+    """An encoder of standardised observations (x - mean) / unit (N, *X), with statistics of the training data."""
 
     def forward(self, x: Float[Tensor, "N *X"]) -> Float[Tensor, "N ..."]:
         return nn.Sequential.forward(self, (x - self.loc) / self.scale)
 
 
 class Rescaled(InDataUnits):
-    """A decoder whose output y becomes mean + unit · y (N, *X) of the training data."""
+    """A decoder whose output y is rescaled to mean + unit · y (N, *X), with statistics of the training data."""
 
     def forward(self, z: Float[Tensor, "N ..."]) -> Float[Tensor, "N *X"]:
         return torch.addcmul(self.loc, self.scale, nn.Sequential.forward(self, z))
 
 
 def _unit(deviation: Tensor, loc: Tensor) -> Tensor:
-    """The unit of each column of a table, X; or of a whole array, ()."""
-    varying = deviation > 1e-6 * loc.abs()  # less is the rounding of a constant in float32
+    """The unit of each column of a table, X, or of an entire array, ()."""
+    varying = deviation > 1e-6 * loc.abs()  # smaller deviations are float32 rounding of a constant
     if not varying.any():
         return deviation.new_ones(deviation.shape if deviation.dim() == 1 else ())
-    found = deviation[varying]
-    low, high = float(found.min()), float(found.max())
-    common = found.square().sum().div(deviation.numel()).sqrt()
+    nonzero = deviation[varying]
+    low, high = float(nonzero.min()), float(nonzero.max())
+    common = nonzero.square().sum().div(deviation.numel()).sqrt()
     if not 1 / LARGEST <= float(common) <= LARGEST or (deviation.dim() == 1 and low < 1 / LARGEST):
         raise ValueError(
             f"The standard deviations of the data lie between {low:.3g} and {high:.3g}, beyond {1 / LARGEST:g} or "
@@ -126,13 +127,14 @@ def _unit(deviation: Tensor, loc: Tensor) -> Tensor:
         return common
     if high <= COMMENSURATE * low:
         return common.expand_as(deviation)
-    return torch.where(varying, deviation, found.median())
+    return torch.where(varying, deviation, nonzero.median())
 
 
 class Dictionary(Part, nn.Module):
-    """A linear map whose columns (one for each element of a code) have unit length: z (N, Z) -> (N, *X).
+    """A linear decoder with unit-norm atoms, one per element of a code: z (N, Z) -> (N, *X).
 
-    Under a penalty of the code, a free dictionary would grow without limit while the code shrinks (ledger D31).
+    With a penalty on the code, an unconstrained dictionary would grow without limit while the code shrinks (ledger
+    D31).
 
     >>> Dictionary(3, (1, 8, 8))(torch.zeros(2, 3)).shape
     torch.Size([2, 1, 8, 8])
@@ -170,9 +172,9 @@ def conv_encoder(
 def conv_decoder(
     latent: int, image: Sequence[int], channels: Sequence[int] = (64, 32), activation: ActivationType = nn.SiLU
 ) -> nn.Sequential:
-    """Vectors to images (C, H, W): a linear layer, then stride-2 transposed convolutions; it mirrors ``conv_encoder``.
+    """Vectors to images (C, H, W): a linear layer, then stride-2 transposed convolutions, mirroring ``conv_encoder``.
 
-    No normalisation layer, which would couple samples or hide a scale from the inner loop.
+    It has no normalisation layers, which would couple samples or hide a scale from the inner loop.
 
     >>> import torch
     >>> conv_decoder(10, (1, 28, 28))(torch.zeros(3, 10)).shape
@@ -194,7 +196,7 @@ def _pyramid(image: Sequence[int], channels: Sequence[int]) -> list[tuple[int, .
             f"A convolutional network needs images (C, H, W), got shape {tuple(image)}. Use `mlp`, or vae for conv-vae."
         )
     if not channels:
-        raise ValueError("channels needs one entry for each convolution, at least one, got none.")
+        raise ValueError("channels needs one entry per convolution, got none. Give at least one.")
     need_sizes(image=image, channels=channels)
     sizes = [tuple(image[1:])]
     for _ in channels:
@@ -203,7 +205,7 @@ def _pyramid(image: Sequence[int], channels: Sequence[int]) -> list[tuple[int, .
 
 
 def need_sizes(at_least: int = 1, **sizes: int | Sequence[int]) -> None:
-    """Raises ValueError, with its name, for a size or an entry of several that is no whole number or too small.
+    """Raises ValueError for a size, or an entry of a sequence of sizes, that is not a whole number or is too small.
 
     >>> need_sizes(latent=2, hidden=[16, 0])
     Traceback (most recent call last):
@@ -218,7 +220,7 @@ def need_sizes(at_least: int = 1, **sizes: int | Sequence[int]) -> None:
 
 
 def as_size(shape: int | Sequence[int]) -> Size:
-    """A shape; an int is the length of a vector.
+    """Converts an int (the length of a vector) or a sequence to a shape.
 
     >>> as_size(3)
     torch.Size([3])
@@ -227,19 +229,19 @@ def as_size(shape: int | Sequence[int]) -> Size:
 
 
 def first_tensor(module: nn.Module, default: Tensor | None = None) -> Tensor:
-    """A tensor of the module's floating-point dtype and device: its first parameter or buffer of that kind.
+    """The first floating-point parameter or buffer of a module, which has the module's dtype and device.
 
     Args:
-        module: any.
-        default: for a module without any; an empty float32 tensor on the CPU unless given.
+        module: any module.
+        default: returned if there is none; defaults to a float32 scalar on the CPU.
     """
     tensors = chain(module.parameters(), module.buffers())
-    found = next((tensor for tensor in tensors if tensor.is_floating_point()), default)
-    return torch.empty(()) if found is None else found
+    first = next((tensor for tensor in tensors if tensor.is_floating_point()), default)
+    return torch.empty(()) if first is None else first
 
 
 class ChannelNorm(nn.Module):
-    """Each channel of each image with mean 0 and variance 1 over its pixels, then scaled and shifted by learned values.
+    """Normalises each channel of each image over its pixels, followed by a learned scale and shift.
 
     For one image this is the batch normalisation of the deep-image-prior paper; several images are not coupled.
     """
@@ -251,7 +253,7 @@ class ChannelNorm(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Scale 1 and shift 0."""
+        """Sets the scale to 1 and the shift to 0."""
         nn.init.ones_(self.weight)
         nn.init.zeros_(self.bias)
 
@@ -262,7 +264,7 @@ class ChannelNorm(nn.Module):
 
 
 class Skip(nn.Module):
-    """One scale of ``skip``: a narrow branch at full size beside everything at half the size, joined."""
+    """One scale of ``skip``: a narrow branch at full resolution, joined with all coarser scales."""
 
     def __init__(self, inputs: int, channels: int, narrow: int, outputs: int, inner: "Skip | None"):
         super().__init__()
@@ -291,15 +293,15 @@ def skip(
 ) -> nn.Sequential:
     """The encoder-decoder with skip connections of the deep image prior (Ulyanov et al. 2018, arXiv 1711.10925).
 
-    Images (N, inputs, H, W) give images (N, outputs, H, W) in [0, 1]; both sides must be multiples of 2^scales, and at
-    least 2^(scales + 1). Its defaults are the paper's, with 2,217,831 parameters for 32 input channels.
+    Maps images (N, inputs, H, W) to images (N, outputs, H, W) in [0, 1]; H and W must be multiples of 2^scales, and at
+    least 2^(scales + 1). The defaults are the paper's, with 2,217,831 parameters for 32 input channels.
 
     Args:
-        inputs: channels of the input.
-        outputs: channels of the image.
-        down: channels of each scale on the way down, from the largest to the smallest.
-        up: channels of each scale on the way up, in the same order.
-        narrow: channels of each skip connection; 0 leaves it out.
+        inputs: input channels.
+        outputs: output channels.
+        down: channels of each scale of the downsampling path, from the finest to the coarsest.
+        up: channels of each scale of the upsampling path, in the same order.
+        narrow: channels of each skip connection; 0 omits it.
 
     >>> sum(p.numel() for p in skip().parameters())
     2217831
@@ -316,6 +318,6 @@ def skip(
 
 
 def _block(inputs: int, outputs: int, size: int, stride: int = 1) -> nn.Sequential:
-    """In place, an activation here costs neither a tensor nor the time to allocate one: a sixth of a step on a CPU."""
+    """Convolution, norm and activation; in place, the activation saves an allocation: a sixth of a step on a CPU."""
     conv = nn.Conv2d(inputs, outputs, size, stride, size // 2, padding_mode="reflect")
     return nn.Sequential(conv, ChannelNorm(outputs), nn.LeakyReLU(0.2, inplace=True))

@@ -1,7 +1,7 @@
 """Networks over sequences of classes, where class 0 is padding: LSTMs and transformers.
 
-Transformers and decoders can be differentiated twice, as an unrolled ascent needs it. Fused kernels of attention, and
-cuDNN's of an LSTM, cannot; they are switched off where they would run.
+Transformers and decoders can be differentiated twice, as unrolled ascents require. Fused attention kernels and the LSTM
+of cuDNN cannot, and are disabled there.
 """
 
 import math
@@ -19,7 +19,7 @@ from gae.storage import Part
 
 
 class LSTMEncoder(Part, nn.Module):
-    """Sequences x (N, T) to vectors (N, outputs): a linear map of an LSTM's state at the last token before padding.
+    """LSTM encoder of sequences x (N, T) to vectors (N, outputs), from the state at the last token before padding.
 
     >>> LSTMEncoder(classes=5, outputs=4)(torch.tensor([[3.0, 1.0, 0.0]])).shape
     torch.Size([1, 4])
@@ -39,9 +39,9 @@ class LSTMEncoder(Part, nn.Module):
 
 
 class TransformerEncoder(Part, nn.Module):
-    """Sequences x (N, T) to vectors (N, outputs): self-attention among tokens that are not padding, then their mean.
+    """Transformer encoder of sequences x (N, T) to vectors (N, outputs), with mean pooling; padding is masked.
 
-    Vaswani et al. 2017, with the norm before each layer (Xiong et al. 2020) and sinusoidal positions.
+    Vaswani et al. 2017, with pre-layer normalisation (Xiong et al. 2020) and sinusoidal positions.
 
     >>> TransformerEncoder(classes=5, outputs=4)(torch.tensor([[3.0, 1.0, 0.0]])).shape
     torch.Size([1, 4])
@@ -55,14 +55,14 @@ class TransformerEncoder(Part, nn.Module):
         self.out = nn.Linear(width, outputs)
 
     def forward(self, x: Num[Tensor, "N T"]) -> Float[Tensor, "N Y"]:
-        seen = self.embed(x.long())
-        found = self.blocks(seen + positions(seen), src_key_padding_mask=x == 0)
-        share = (x > 0).to(found.dtype)
-        return self.out((found * share.unsqueeze(2)).sum(1) / share.sum(1, keepdim=True).clamp_min(1))
+        embedded = self.embed(x.long())
+        hidden = self.blocks(embedded + positions(embedded), src_key_padding_mask=x == 0)
+        mask = (x > 0).to(hidden.dtype)
+        return self.out((hidden * mask.unsqueeze(2)).sum(1) / mask.sum(1, keepdim=True).clamp_min(1))
 
 
 class WordDropout(_DropoutNd):
-    """In training, each class is replaced by 0 with probability p, which then means unknown (Bowman et al. 2016)."""
+    """In training, replaces each class by 0 (unknown) with probability p (Bowman et al. 2016)."""
 
     def forward(self, tokens: Int[Tensor, "N T"]) -> Int[Tensor, "N T"]:
         if not self.training or self.p == 0:
@@ -71,16 +71,16 @@ class WordDropout(_DropoutNd):
 
 
 class SequenceDecoder(Part, nn.Module):
-    """What sequence decoders share: codes (N, Z) and classes (N, T) give logits (N, T, C - 1) of the classes 1 ... C-1.
+    """Base class of sequence decoders: codes (N, Z) and classes (N, T) to logits (N, T, C - 1) of classes 1 ... C-1.
 
-    The logits of step t see z and the classes before t; the first step sees class 0 in their place. A parallel decoder
-    sees class 0 in the place of all, so that the steps are independent given z. No logit depends on T.
+    The logits of step t depend on z and the classes before t; the first step receives class 0. A parallel decoder
+    receives class 0 at every step, so that the steps are independent given z. No logit depends on T.
 
     Args:
-        classes: C, padding included.
-        width: of the embedding.
-        autoregressive: whether the classes before t are seen.
-        word_dropout: share of them that is hidden in training, against a decoder that ignores z.
+        classes: C, including padding.
+        width: width of the embedding.
+        autoregressive: whether the logits depend on the classes before t.
+        word_dropout: fraction of these classes hidden in training, so that the decoder does not ignore z.
     """
 
     def __init__(self, classes: int, width: int, autoregressive: bool, word_dropout: float):
@@ -94,14 +94,14 @@ class SequenceDecoder(Part, nn.Module):
         self.word_dropout = WordDropout(word_dropout)
 
     def before(self, tokens: Int[Tensor, "N T"]) -> Float[Tensor, "N T Y"]:
-        """What each step sees of the classes before it."""
+        """Embeddings of the preceding class at each step."""
         if not self.autoregressive:
             return self.embed(torch.zeros_like(tokens))
         return self.embed(self.word_dropout(pad(tokens, (1, 0))[:, :-1]))
 
 
 class LSTMDecoder(SequenceDecoder):
-    """An LSTM that starts from z, and sees z at every step (Bowman et al. 2016).
+    """LSTM decoder with z as initial state and as input to every step (Bowman et al. 2016).
 
     >>> LSTMDecoder(2, classes=5)(torch.zeros(3, 2), torch.ones(3, 7, dtype=torch.long)).shape
     torch.Size([3, 7, 4])
@@ -124,14 +124,14 @@ class LSTMDecoder(SequenceDecoder):
 
     def forward(self, z: Float[Tensor, "N Z"], tokens: Int[Tensor, "N T"]) -> Float[Tensor, "N T Y"]:
         start = self.start(z).tanh().unsqueeze(0).chunk(2, -1)
-        seen = torch.cat([self.before(tokens), z.unsqueeze(1).expand(-1, tokens.shape[1], -1)], 2)
+        inputs = torch.cat([self.before(tokens), z.unsqueeze(1).expand(-1, tokens.shape[1], -1)], 2)
         with torch.backends.cudnn.flags(enabled=False):
-            states, _ = self.lstm(seen, (start[0].contiguous(), start[1].contiguous()))
+            states, _ = self.lstm(inputs, (start[0].contiguous(), start[1].contiguous()))
         return self.out(states)
 
 
 class TransformerDecoder(SequenceDecoder):
-    """Causal self-attention, where a linear map of z is added to what every step sees.
+    """Transformer decoder with causal self-attention, and a linear map of z added to the input of every step.
 
     >>> TransformerDecoder(2, classes=5)(torch.zeros(3, 2), torch.ones(3, 7, dtype=torch.long)).shape
     torch.Size([3, 7, 4])
@@ -154,14 +154,14 @@ class TransformerDecoder(SequenceDecoder):
         self.out = nn.Linear(width, classes - 1)
 
     def forward(self, z: Float[Tensor, "N Z"], tokens: Int[Tensor, "N T"]) -> Float[Tensor, "N T Y"]:
-        seen = self.before(tokens)
-        seen = seen + positions(seen) + self.code(z).unsqueeze(1)
+        inputs = self.before(tokens)
+        inputs = inputs + positions(inputs) + self.code(z).unsqueeze(1)
         later = torch.ones(tokens.shape[1], tokens.shape[1], dtype=torch.bool, device=z.device).triu(1)
-        return self.out(self.blocks(seen, mask=later, is_causal=True))
+        return self.out(self.blocks(inputs, mask=later, is_causal=True))
 
 
 def positions(like: Float[Tensor, "N T Y"]) -> Float[Tensor, "T Y"]:
-    """Sines and cosines of the step, of wavelengths from 2 π to 20000 π (Vaswani et al. 2017, section 3.5).
+    """Sinusoidal position encodings, with wavelengths from 2 π to 20000 π (Vaswani et al. 2017, section 3.5).
 
     >>> positions(torch.zeros(1, 2, 4))
     tensor([[0.0000, 0.0000, 1.0000, 1.0000],
@@ -174,7 +174,7 @@ def positions(like: Float[Tensor, "N T Y"]) -> Float[Tensor, "T Y"]:
 
 
 class _Blocks(nn.TransformerEncoder):
-    """torch's, by the one implementation of attention that has a second derivative."""
+    """``nn.TransformerEncoder`` with the only attention implementation that has a second derivative."""
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
         with sdpa_kernel(SDPBackend.MATH):
@@ -182,7 +182,7 @@ class _Blocks(nn.TransformerEncoder):
 
 
 def _blocks(width: int, heads: int, layers: int) -> _Blocks:
-    """No dropout, which would make the objective of an ascent random."""
+    """Transformer layers without dropout, which would make the objective of an ascent random."""
     need_sizes(width=width, heads=heads, layers=layers)
     if width % 2 or width % heads:
         raise ValueError(f"width must be even and a multiple of heads, got width={width} and heads={heads}.")

@@ -158,7 +158,7 @@ def test_sizes_of_networks_are_refused() -> None:
         (photo(1, 8, 8), "inpaint", {}, "inpainting needs one; the task is 'inpaint'"),
         (photo(1, 8, 8), "denoise", {"mask": torch.ones(8, 8, dtype=torch.bool)}, "A mask is for inpainting"),
         (photo(1, 8, 8), "inpaint", {"mask": torch.ones(8, 9, dtype=torch.bool)}, "mask has 8 × 9 pixels.* 8 × 8"),
-        (photo(1, 8, 8), "inpaint", {"mask": torch.zeros(8, 8, dtype=torch.bool)}, "The mask hides everything"),
+        (photo(1, 8, 8), "inpaint", {"mask": torch.zeros(8, 8, dtype=torch.bool)}, "The mask hides every entry"),
         (photo(1, 8, 8), "superresolve", {"factor": 1}, "factor must be at least 2"),
         (
             photo(1, 8, 8).index_fill(1, torch.tensor([2]), torch.nan),

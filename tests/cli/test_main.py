@@ -160,7 +160,7 @@ def test_every_command_reads_text_as_the_model_does(
     for line, said in (("bxd", "line 2 ('bxd') has 'x' (U+0078) at column 2"), ("abcdea", "a line of 6 characters")):
         (tmp_path / "new.txt").write_text(f"bd\n{line}\nbd\n", encoding="utf-8")
         assert said in gae(command, on_text / kind, "new.txt", code=2)
-    assert "was trained on text, but digits is none" in gae(command, on_text / kind, "digits", code=2)
+    assert "was trained on text, but digits is not text" in gae(command, on_text / kind, "digits", code=2)
     assert [path.name for path in tmp_path.iterdir()] == ["new.txt"]
 
 
@@ -175,7 +175,7 @@ def test_text_checkpoints_without_a_vocabulary_are_refused(on_text: Path, tmp_pa
     for fact in ("vocabulary", "binarization"):
         del document["state"]["describe"][fact]
     (old / "state.json").write_text(dump(document), encoding="utf-8")
-    assert "notes no vocabulary" in gae("encode", old, on_text / "known.txt", "-o", tmp_path / "x.npz", code=2)
+    assert "has no vocabulary" in gae("encode", old, on_text / "known.txt", "-o", tmp_path / "x.npz", code=2)
 
 
 def test_binarisation_and_range_are_those_of_the_model(digits: Dataset, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Files are written whole or not at all, and a place that cannot be written to is refused at the door."""
+"""Atomic file writes, and early errors for paths that are not writable."""
 
 import os
 from pathlib import Path

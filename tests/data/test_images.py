@@ -1,4 +1,4 @@
-"""Folders of images: read as one photograph is, upright, nothing lost, nothing passed over without a word."""
+"""Image folders: orientation, lossless reading, labels, and warnings for skipped files."""
 
 import os
 from pathlib import Path
@@ -27,7 +27,7 @@ def everything(folder: Path) -> torch.Tensor:
     return load(folder).rows().x
 
 
-# What turns stored pixels upright, by the value of the EXIF orientation tag (EXIF 2.32, table 4.6.4 A).
+# Transformations to upright pixels, by the value of the EXIF orientation tag (EXIF 2.32, table 4.6.4 A).
 UPRIGHT = {
     1: lambda x: x,
     2: lambda x: x[:, ::-1],
@@ -124,7 +124,7 @@ def test_lab_is_refused(tmp_path: Path) -> None:
 
 
 def test_no_other_program_is_started(tmp_path: Path) -> None:
-    """PostScript under the name of a PNG, for which Pillow would run Ghostscript."""
+    """A PostScript file named as PNG, for which Pillow would run Ghostscript."""
     for n in range(2):
         (tmp_path / f"{n}.png").write_bytes(
             b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 5 5\n%%EndComments\nshowpage\n"
@@ -166,7 +166,7 @@ def shade(value: int) -> np.ndarray:
 
 
 def test_train_and_test_are_a_split(tmp_path: Path) -> None:
-    """Classes have one numbering, though neither part has all of them."""
+    """Training and test labels share one numbering, although neither has all classes."""
     for value, name in enumerate(("train/cat/a", "train/cat/b", "train/dog/a", "Test/ant/a", "Test/dog/b"), 2):
         put(tmp_path / f"{name}.png", shade(value))
     data = load(tmp_path)

@@ -1,4 +1,4 @@
-"""Data sets: contents, splits, hashes, binarisation, and a clear refusal of everything that cannot be used."""
+"""Loading of data sets: contents, splits, hashes, binarisation, and errors for unusable input."""
 
 import gzip
 import inspect
@@ -196,10 +196,10 @@ def test_offline_names_the_way_out(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
 def test_missing_folders_and_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(FileNotFoundError, match="No idx files of mnist in"):
         load("mnist", folder=tmp_path)
-    with pytest.raises(FileNotFoundError, match=r"folder names .*nowhere, which is no folder"):
+    with pytest.raises(FileNotFoundError, match=r"folder is .*nowhere, which is not a folder"):
         load("mnist", folder=tmp_path / "nowhere")
     monkeypatch.setenv("GAE_DATA", str(tmp_path / "nowhere"))
-    with pytest.raises(FileNotFoundError, match=r"GAE_DATA names .*nowhere, which is no folder"):
+    with pytest.raises(FileNotFoundError, match=r"GAE_DATA is .*nowhere, which is not a folder"):
         load("mnist")
     write_idx(tmp_path)
     (tmp_path / IDX_FILES[2]).unlink()
@@ -301,7 +301,7 @@ def spoiled(value: float) -> np.ndarray:
         ({"x": REALS[:0]}, ValueError, r"x is empty: it has shape \(0, 3\)"),
         ({"x": REALS[:, :0]}, ValueError, r"x is empty: it has shape \(12, 0\)"),
         ({"x_train": REALS, "x_test": REALS[:0]}, ValueError, r"x_test is empty"),
-        ({"x": REALS[:1]}, ValueError, "one observation only, but training and test need"),
+        ({"x": REALS[:1]}, ValueError, "data have one observation, but training and test need"),
         ({"x": REALS[:, 0]}, ValueError, r"must have shape \(N, \*X\), got \(12,\)"),
         ({"x": REALS.astype(object)}, ValueError, "mine.npz: Object arrays cannot be loaded.*never loaded"),
         ({"x": REALS.astype(complex)}, TypeError, "x must hold real numbers, got complex128"),
@@ -698,9 +698,9 @@ def test_rows_are_those_of_the_source(tmp_path: Path) -> None:
     assert own.row.tolist() == list(range(31)) and own.labels is None and np.array_equal(own.x.numpy(), x)
     with pytest.raises(ValueError, match=r"Unknown split 'dev'\. Choose train, test or all"):
         data.rows("dev")
-    with pytest.raises(ValueError, match="does not know the rows of its source"):
+    with pytest.raises(ValueError, match="rows of this data set in its source are unknown"):
         Dataset("mine", data.train, data.test, None, None, (0.0, 1.0)).rows()
-    with pytest.raises(ValueError, match="does not know the rows of its source"):
+    with pytest.raises(ValueError, match="rows of this data set in its source are unknown"):
         replace(data, train=data.train[:5], train_labels=data.train_labels[:5]).rows()
 
 
@@ -724,7 +724,7 @@ def test_an_empty_name_is_refused(name: str, tmp_path: Path, monkeypatch: pytest
     assert load(".").event_shape == (1, 3, 4)
 
 
-# ---- data for a model that is there already
+# ---- data for an existing model
 
 
 def test_the_model_decides_binarisation(digits: Dataset) -> None:
@@ -737,7 +737,7 @@ def test_the_model_decides_binarisation(digits: Dataset) -> None:
     with pytest.raises(ValueError, match="trained with binarization 'threshold', got 'none'"):
         load("digits", binarize="none", like=load("digits", binarize="threshold").preparation)
     old = Preparation.of({"event_shape": [1, 8, 8], "value_range": [0.0, 1.0]})
-    with pytest.warns(UserWarning, match="does not say how its data were binarised. Taken as 'none'"):
+    with pytest.warns(UserWarning, match="binarization of the model's data is unknown; assuming 'none'"):
         assert load("digits", like=old).hash == digits.hash
     compared = Preparation.of({"event_shape": [1, 8, 8], "comparison": {"binarize": "threshold"}})
     assert load("digits", like=compared).binarization == "threshold"
@@ -764,7 +764,7 @@ def test_the_model_decides_shape_and_range(digits: Dataset, tmp_path: Path) -> N
 
 
 def test_the_model_decides_channels(tmp_path: Path) -> None:
-    """Where the shape alone does not tell."""
+    """Arrays whose shape is ambiguous."""
     x = np.random.default_rng(3).random((12, 3, 5, 3))
     np.save(tmp_path / "a.npy", x)
     for channels in ("first", "last"):

@@ -1,4 +1,4 @@
-"""Bombs: small files that announce or unpack to more than memory holds are refused before anything is unpacked."""
+"""Decompression bombs: small files that state or unpack to huge arrays are rejected before unpacking."""
 
 import gzip
 import io
@@ -28,7 +28,7 @@ def default_limit(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def npy(shape: tuple[int, ...], values: bytes = b"", dtype: str = "<f8") -> bytes:
-    """An .npy file whose header states a shape, whatever follows."""
+    """An .npy file whose header states a shape, followed by any bytes."""
     file = io.BytesIO()
     np.lib.format.write_array_header_1_0(file, {"shape": shape, "fortran_order": False, "descr": dtype})
     return file.getvalue() + values
@@ -42,7 +42,7 @@ def zipped(path: Path, **members: bytes) -> Path:
 
 
 def png(width: int, height: int, depth: int = 8, colour: int = 0) -> bytes:
-    """A PNG of nothing but a header and a few bytes of pixels."""
+    """A PNG with a header and a few bytes of pixels."""
 
     def chunk(kind: bytes, content: bytes) -> bytes:
         return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
@@ -62,7 +62,7 @@ def idx_folder(folder: Path, images: bytes) -> Path:
 
 
 def bombs(at: Path) -> dict[str, Callable[[], object]]:
-    """Each announces far more than the default limit, in a few hundred bytes."""
+    """Files of a few hundred bytes that state far more than the default limit."""
     (at / "a.npy").write_bytes(npy((HUGE, HUGE)))
     zipped(at / "a.npz", x=npy((HUGE, HUGE)))
     (at / "photo.png").write_bytes(png(HUGE, HUGE))
@@ -133,7 +133,7 @@ def test_headers_that_disagree_with_their_files(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("what", ["images", "text", "lines"])
 def test_the_sum_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str) -> None:
-    """Parts that fit one by one; the limit can be raised."""
+    """Arrays that fit individually but not together; the limit can be raised."""
     source = tmp_path / "data.txt"
     match what:
         case "images":
@@ -156,7 +156,7 @@ def test_the_sum_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: s
 
 
 def test_an_image_larger_than_pillow_allows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pillow's own limit on pixels neither warns nor stands in the way, and is left as it was."""
+    """Pillow's pixel limit neither warns nor raises, and is restored."""
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
     Image.fromarray(np.eye(8, dtype=np.uint8) * 255).save(tmp_path / "a.png")
     assert read_photo(tmp_path / "a.png").shape == (1, 8, 8)
@@ -170,11 +170,11 @@ def test_the_limit_is_a_number(monkeypatch: pytest.MonkeyPatch, stated: str) -> 
         limit()
 
 
-# Memory that is free.
+# Free memory.
 
 
 def test_limits_of_control_groups_bound_the_free_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Version 2, nested as containers nest it, and version 1; the machine itself has more."""
+    """Control groups of version 2, nested as in containers, and version 1, below the machine's memory."""
     machine = free_memory(torch.device("cpu"))
     assert machine is None or 0 < machine < 2**50
     monkeypatch.setattr(memory, "GROUPS", tmp_path)

@@ -1,4 +1,4 @@
-"""What a likelihood can do is its type, and whether it is a mass its support."""
+"""Capabilities of likelihoods by type, and discreteness by support."""
 
 import math
 
@@ -62,7 +62,7 @@ def test_a_decoder_splits_at_its_output(case: LikelihoodCase) -> None:
 
 def test_an_output_of_one_of_several_components_needs_to_be_told_which() -> None:
     mixture = LinearMixture(2, 1, (3,))
-    with pytest.raises(ValueError, match="needs its k"):
+    with pytest.raises(ValueError, match="needs k, got None"):
         mixture.distribution(torch.zeros(4, 3))
 
 

@@ -1,4 +1,4 @@
-"""The laws of heads over the whole range of floats, against closed forms with 60 digits, quadrature and their draws."""
+"""Distributions of heads over the whole range of floats, against 60-digit closed forms, quadrature and samples."""
 
 import math
 from typing import Any
@@ -42,7 +42,7 @@ def law(build: type[Head], output: Tensor) -> Any:
 
 
 def close(found: Tensor, wanted: Any, tolerance: float, least: float = 1e-37) -> bool:
-    """Relative to the wanted value as the dtype holds it; ``least`` is what may be taken for 0."""
+    """Relative to the wanted value rounded to the dtype; ``least`` is the absolute tolerance."""
     kind = np.float32 if found.dtype == torch.float32 else np.float64
     with np.errstate(over="ignore"):
         number = float(kind(float(wanted)))
@@ -57,7 +57,7 @@ def derivatives(value: Tensor, at: Tensor) -> tuple[Tensor, Tensor]:
     return first, second
 
 
-# Scales whose squares are no floats.
+# Scales whose squares underflow or overflow.
 
 
 EXTREME = [1e-37, 1e-30, 1e-20, 1e20, 1e30]
@@ -71,7 +71,7 @@ def charts(latent: int, scale: float) -> LinearMixture:
 
 @pytest.mark.parametrize("scale", EXTREME)
 def test_normal_densities_of_tiny_and_huge_scales(scale: float) -> None:
-    """At means and a scale away from them, by each way to the density, against scipy in float64."""
+    """At the means and one scale away, through each density method, against scipy in float64."""
     x = scale * torch.randn(5, 4)
     x[0] = 0
     wanted = scipy.stats.norm.logpdf(x.double().numpy(), scale=scale).sum(1)
@@ -107,7 +107,7 @@ def test_scales_that_float32_cannot_invert_are_refused(scale: float) -> None:
             build()
 
 
-# The continuous Bernoulli law: exp(logit x) / M, M = (exp(logit) - 1) / logit.
+# The continuous Bernoulli distribution: exp(logit x) / M, M = (exp(logit) - 1) / logit.
 
 
 def log_mass(logit: Any) -> Any:
@@ -172,7 +172,7 @@ def test_continuous_bernoulli_by_quadrature(logit: float) -> None:
 
 @pytest.mark.parametrize("logit", DRAWN)
 def test_continuous_bernoulli_draws_are_its_own(logit: float) -> None:
-    """Their mean log density is minus the entropy, and their moments are the law's: by five standard errors."""
+    """Mean log density of samples is minus the entropy, and their moments agree, within five standard errors."""
     q = law(ContinuousBernoulli, torch.tensor(logit))
     x = q.sample((4000,))
     assert ((x >= 0) & (x <= 1)).all()
@@ -228,7 +228,7 @@ def test_laws_are_pyros(build: type[Head]) -> None:
     torch.testing.assert_close(wide.log_prob(torch.ones(4)), q.log_prob(torch.ones(4)).expand(3, 2, 4))
 
 
-# The Poisson law.
+# The Poisson distribution.
 
 COUNTS = (0.0, 1.0, 2.0, 5.0, 15.0, 16.0, 17.0, 1e3, 1e6, 2.0**24, 1e9)
 LOG_RATES = (-1e30, -1e6, -1e3, -120, -90, -30, -1, -1e-4, -1e-30, 0, 1e-4, 1, 30, 60, 88, 89, 1e3, 1e30)
@@ -267,7 +267,7 @@ def test_poisson_over_the_whole_range(count: float, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("count", [0.0, 3.0])
 @pytest.mark.parametrize("log_rate", [89.0, 1e3, math.inf])
 def test_a_rate_that_overflows(count: float, log_rate: float) -> None:
-    """exp(89) is 4.5e38, and no float32: nor are the density and its slope; they are -inf and never nan."""
+    """exp(89) = 4.5e38 overflows float32, as do the density and its slope: they are -inf, never nan."""
     model, output = Poisson(nn.Linear(1, 1), 1), torch.tensor([[[log_rate]]], requires_grad=True)
     density = model.log_likelihood(torch.tensor([[count]]), output)
     (slope,) = torch.autograd.grad(density, output)
@@ -294,7 +294,7 @@ def test_no_mass_below_zero() -> None:
 
 @pytest.mark.parametrize("rate", [0.5, 50.0, 1e6, 2.0**31, 1e19, 1e30])
 def test_poisson_draws_have_its_moments(rate: float) -> None:
-    """torch's own are -9.2e18 at a rate of 1e19."""
+    """torch's samples are -9.2e18 at a rate of 1e19."""
     q = law(Poisson, torch.tensor(rate).double().log())
     x = q.sample((4000,))
     standard, kurtosis = (x - q.mean) / q.stddev, 3 + 1 / rate
@@ -303,7 +303,7 @@ def test_poisson_draws_have_its_moments(rate: float) -> None:
     assert (x == x.round()).all()
 
 
-# What other laws lose at the ends.
+# Precision of other distributions at extreme parameters.
 
 
 @pytest.mark.parametrize("logit", [0.0, 1e-4, 10.0, 20.0, 60.0, -20.0, -90.0])
@@ -316,7 +316,7 @@ def test_a_certain_bernoulli_still_varies(logit: float) -> None:
 @pytest.mark.parametrize("power", [-30, -20, 0, 20, 30])
 @pytest.mark.parametrize("learn", ["fixed", "scalar", "pixel"])
 def test_a_normal_density_at_any_scale(power: int, learn: Any) -> None:
-    """Its square of the scale is no float32 for 1e±20 and beyond."""
+    """torch squares the scale, which is not a float32 for 1e±20 and beyond."""
     scale = 10.0**power
     model = Gaussian(nn.Linear(1, 3), 1, scale, learn)
     output, x = torch.tensor([[[0.0, 1.0, -2.0]]]) * scale, torch.tensor([[0.0, 1.5, 1.0]]) * scale

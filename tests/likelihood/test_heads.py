@@ -1,4 +1,4 @@
-"""Neural heads against formulas written with numpy and scipy, integration, and bad input at the door."""
+"""Neural heads against numpy and scipy formulas, integration, and errors for bad input."""
 
 import math
 from collections.abc import Callable
@@ -226,7 +226,9 @@ def test_a_prior_for_other_codes() -> None:
 def test_a_head_has_no_discrete_code(case: HeadCase) -> None:
     model = built(case)
     x, k = case.draw((4, 3)).double(), torch.zeros(1, 1, dtype=torch.long)
-    with pytest.raises(ValueError, match=f"{type(model).__name__} has no discrete code, got k. Use a mixture"):
+    with pytest.raises(
+        ValueError, match=f"{type(model).__name__} has no discrete code, got k. Omit k, or use a mixture"
+    ):
         model.log_joint(x, torch.zeros(1, 4, 2).double(), k)
     with pytest.raises(ValueError, match="has no discrete code"):
         Zeros()(model, x, k)
@@ -368,7 +370,7 @@ def test_categorical_over_the_whole_range(offset: float) -> None:
     assert (np.abs(share - p) <= 4 * np.sqrt(p * (1 - p) / 4000) + 1e-3).all()
 
 
-# Data at the door.
+# Input checks.
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,7 @@ Shape = tuple[int, ...]
 
 
 def mixture(components: int, latent: int, event: Shape = (5,), seed: int = 0, **options: Any) -> LinearMixture:
-    """A mixture in float64 in which no parameter is special: loadings oblique, scales and weights unequal."""
+    """A generic float64 mixture: oblique loadings, unequal scales and weights."""
     torch.manual_seed(seed)
     model = LinearMixture(components, latent, event, **options).double()
     for value in (model.means, model.loadings, model.log_scale, model.logits):
@@ -154,7 +154,7 @@ def test_log_joint_of_a_component(problem: Problem) -> None:
 
 @given(problems("flat_prior", "learn_weights"))
 def test_log_joint_of_a_branch(problem: Problem) -> None:
-    """k (S, 1): one component for the whole batch, where ``given`` works from Gram matrices."""
+    """k (S, 1): one component for the whole batch, where ``bind`` uses Gram matrices."""
     model, x = problem.build()
     z = torch.randn(model.components, len(x), *model.latent_shape, dtype=torch.float64)
     k = torch.arange(model.components).unsqueeze(1)
@@ -335,7 +335,7 @@ def test_distribution_of_observations() -> None:
 
 @dataclass(frozen=True)
 class Alternation:
-    """A model with its engine, what each round may not lower, and whether the M-step maximises that itself."""
+    """A model with its engine, the objective that no round may lower, and whether the M-step maximises it."""
 
     name: str
     build: Callable[[int], LinearMixture]
@@ -396,7 +396,7 @@ def test_alternation_never_lowers_the_objective(case: Alternation) -> None:
 
 @alternations
 def test_alternation_ends_at_a_stationary_point(case: Alternation) -> None:
-    """No formula of the M-step enters: autograd says that nothing is left to gain."""
+    """The gradient at the M-step's parameters is 0 by autograd, independent of its formulas."""
     x = clustered()
     model = case.build(x.shape[1])
     model.initialize(x, seed=0)
@@ -673,7 +673,7 @@ def test_float32_is_as_exact_as_60_digits(case: str) -> None:
 @hard
 @pytest.mark.parametrize("near", [True, False])
 def test_what_an_ascent_climbs_is_the_log_joint(case: str, near: bool) -> None:
-    """Values and slopes of ``given`` against float64 residuals, at prior draws and near the best codes."""
+    """Values and slopes of ``bind`` against float64 residuals, at prior draws and near the best codes."""
     model, x = HARD[case]()
     branches = torch.arange(model.components).unsqueeze(1)
     z = torch.randn(model.components, len(x), model.latent_shape[0], generator=torch.Generator().manual_seed(2))
@@ -727,7 +727,7 @@ def test_ppca_of_the_breast_cancer_table_is_scikit_learns() -> None:
 def test_noise_that_float32_cannot_hold_is_said() -> None:
     """29 directions leave noise of 8e-4 in data of 237: means and loadings are rounded by 1e-5 of the latter."""
     table = torch.from_numpy(load_breast_cancer().data).float()
-    with pytest.warns(UserWarning, match=r"noise scale 0\.000\d+ is hardly more than rounding.*use float64"):
+    with pytest.warns(UserWarning, match=r"noise scale 0\.000\d+ is close to the rounding error.*use float64"):
         fitted(table, 1, 29, learn_scale=True)
     double = fitted(table.double(), 1, 29, learn_scale=True)[0]
     assert float(double.log_evidence(table.double()).log_p.detach().mean()) == pytest.approx(
@@ -799,7 +799,7 @@ def test_means_are_summed_in_float64() -> None:
 @pytest.mark.parametrize("level", [1e4, 0.0, -3e-5])
 @pytest.mark.parametrize("case", ALTERNATIONS, ids=lambda case: case.name)
 def test_equal_rows(case: Alternation, level: float) -> None:
-    """30 equal rows: a noise scale of rounding, never of a variance below zero."""
+    """30 equal rows: the noise scale is rounding, never the root of a negative variance."""
     x = torch.full((30, 4), level)
     model = Autoencoder(case.build(4).float(), case.inference(), case.objective or joint)
     fit(model, x, epochs=3, progress=False)
@@ -810,7 +810,7 @@ def test_equal_rows(case: Alternation, level: float) -> None:
 @pytest.mark.filterwarnings("ignore:The noise scale .* rounding")
 @pytest.mark.parametrize("dtype, tolerance", [(torch.float64, 1e-8), (torch.float32, 2e-3)])
 def test_scales_that_an_offset_hides_from_the_mean_square(dtype: torch.dtype, tolerance: float) -> None:
-    """Noise of 0.3 at an offset of 1e6: the mean square in this dtype is no reason to call it rounding."""
+    """Noise of 0.3 at an offset of 1e6 is not mistaken for rounding."""
     x = (torch.from_numpy(load_iris().data) + 1e6).to(dtype)
     wide = array(x) - 1e6
     mixture = GaussianMixture(2, covariance_type="spherical", tol=1e-12, max_iter=500, reg_covar=0, random_state=0)
@@ -846,7 +846,7 @@ def test_closed_form_runs_give_no_advice_on_learning_rates() -> None:
 
 
 def far_start(x: Tensor, away: int) -> Tensor:
-    """The first rows as means, and some that are nearest to nothing."""
+    """The first rows as means, and some means that attract no sample."""
     means = x[:6].clone()
     means[-away:] += 1e3
     return means
@@ -872,7 +872,7 @@ def test_one_step_of_relocation_is_scikit_learns() -> None:
         model = LinearMixture(6, 0, (5,), means=start)
         model.maximize(model.statistics(x, Argmax().infer(model, x)))
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of a fit that is told to stop
+            warnings.simplefilter("ignore")  # of a fit that is stopped early
             oracle = KMeans(6, init=array(start), n_init=1, tol=0, max_iter=1).fit(array(x))
         found, wanted = (sorted(rows.tolist()) for rows in (array(model.means), oracle.cluster_centers_))
         assert np.allclose(found, wanted, atol=1e-5)
@@ -933,7 +933,7 @@ def test_no_tensor_of_all_four_axes() -> None:
         model.statistics(x, Enumerate(ClosedForm()).infer(model, x))
 
 
-# What is refused.
+# Errors.
 
 
 def test_no_evidence_under_a_flat_prior() -> None:
@@ -997,7 +997,7 @@ def test_given_means_are_the_start() -> None:
 
 
 def test_autoencoder_trains_by_alternation_alone() -> None:
-    """The pieces as a user meets them: encode, add statistics, maximise; held-out data encode without labels."""
+    """The public workflow: encode, add statistics, maximise; encode held-out data without labels."""
     x = clustered(300)
     model = Autoencoder(linear(3, 2, flat_prior=True)(x.shape[1]), Argmax(ClosedForm()))
     assert isinstance(model.likelihood, LinearMixture)

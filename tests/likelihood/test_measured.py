@@ -1,4 +1,4 @@
-"""Measurements: adjoints, the densities of what is seen, and what a decoder says of what is not."""
+"""Measurements: adjoints, densities of observed entries, and reconstruction of unobserved ones."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -119,7 +119,7 @@ def test_any_size_can_be_downsampled(high: int, wide: int, factor: int, kernel: 
 @pytest.mark.parametrize(
     ("build", "error", "message"),
     [
-        (lambda: Mask(torch.zeros(8, 12, dtype=torch.bool), SHAPE), ValueError, "The mask hides everything"),
+        (lambda: Mask(torch.zeros(8, 12, dtype=torch.bool), SHAPE), ValueError, "The mask hides every entry"),
         (lambda: Mask(torch.ones(8, 11, dtype=torch.bool), SHAPE), ValueError, r"shape \(8, 11\), but observations"),
         (lambda: Mask(torch.ones(8, 12), SHAPE), TypeError, "must be boolean .*Use `mask > 0.5`"),
         (
@@ -147,7 +147,7 @@ def decoder(*shape: int) -> nn.Module:
 
 
 def test_hidden_entries_are_summed_out() -> None:
-    """The law of the entries seen is the marginal: the Bernoulli mass, summed over every value of the others."""
+    """The distribution of the observed entries is the marginal: the Bernoulli mass, summed over the others."""
     model = Bernoulli(decoder(4), 2)
     keep = torch.tensor([True, False, True, False])
     seen = Measured(model, Mask(keep, (4,)))

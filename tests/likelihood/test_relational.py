@@ -1,4 +1,4 @@
-"""One observation is a whole data set: linear regression, t-SNE and LLE, beside scikit-learn and their formulas."""
+"""Likelihoods of entire data sets: linear regression, t-SNE and LLE, against scikit-learn and formulas."""
 
 import math
 from collections.abc import Callable
@@ -202,7 +202,7 @@ def test_options_as_text() -> None:
         parse("linear-regression", ["design=x.npy"])
 
 
-# Affinities and the law of pairs.
+# Affinities and the pair likelihood.
 
 
 def conditional(square: np.ndarray, perplexity: float) -> np.ndarray:
@@ -272,7 +272,7 @@ def test_affinities_derivative() -> None:
 
 
 def dense(p: Tensor, z: Tensor, degrees: Tensor, attraction: float) -> Tensor:
-    """The pair log likelihood as it is written."""
+    """The pair log likelihood by its formula."""
     square = (z.unsqueeze(-2) - z.unsqueeze(-3)).square().sum(-1)
     log_w = -0.5 * (degrees + 1) * torch.log(1 + square / degrees)
     others = ~torch.eye(z.shape[-2], dtype=torch.bool)
@@ -308,7 +308,7 @@ def test_pair_gradient_is_that_of_finite_differences() -> None:
 
 
 class Largest(TorchDispatchMode):
-    """The number of elements of the largest tensor that anything returned."""
+    """The number of elements of the largest tensor returned by an operation."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -364,7 +364,7 @@ def test_divergence() -> None:
     square = (z[0].unsqueeze(2) - z[0].unsqueeze(1)).square().sum(-1)[:, off]
     wanted = kl_divergence(Categorical(probs=p), Categorical(logits=-torch.log(1 + square)))
     assert torch.allclose(model.divergence(x, z), wanted[None])
-    with pytest.raises(ValueError, match="Exaggerated pair counts are no distribution"):
+    with pytest.raises(ValueError, match="An exaggerated model has no divergence"):
         model.exaggerated(2.0).divergence(x, z)
 
 
@@ -481,7 +481,7 @@ def test_the_first_steps_are_scikit_learns(init: str, apart: Tensor) -> None:
 
 @pytest.mark.usefixtures("unchecked_types")
 def test_tsne_is_as_good_as_scikit_learns(digits: Dataset) -> None:
-    """The best of many starts: with ten points, a third of the ends are the best layout that there is."""
+    """The best of many starts: with ten points, a third of them reach the global optimum."""
     x = digits.train[torch.randperm(len(digits.train))[:10]].double()
     model = systems.build("tsne", digits.event_shape, points=10, perplexity=3.0, steps=600).double()
     likelihood, starts = model.likelihood, 1e-4 * torch.randn(48, 10, 2).double()
@@ -630,7 +630,7 @@ def test_new_points_of_another_shape() -> None:
 
 
 def test_a_neighbour_takes_its_own_code() -> None:
-    """A new point that is one of the data is where that one is, but for the regularisation."""
+    """A new point equal to a data point has its code, up to regularisation."""
     x, likelihood = torch.randn(1, 30, 3).double(), LLE(30, (3,), neighbours=3, reg=1e-9).double()
     z = torch.randn(1, 30, 2).double()
     assert torch.allclose(likelihood.transform(x, z, x[:, :4]), z[:, :4], atol=1e-6)
@@ -672,7 +672,7 @@ def test_no_whitened_code_is_better_than_the_mode() -> None:
 
 def test_a_graph_in_pieces_is_reported() -> None:
     x = torch.cat([torch.randn(10, 3), 100 + torch.randn(10, 3)]).unsqueeze(0)
-    with pytest.warns(UserWarning, match="With 3 neighbours the graph of a data set falls into pieces"):
+    with pytest.warns(UserWarning, match="With 3 neighbours the graph of a data set is disconnected"):
         Mode()(LLE(20, (3,), neighbours=3), x)
 
 

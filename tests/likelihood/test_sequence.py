@@ -1,4 +1,4 @@
-"""Sequences: true masses, padding that changes nothing, text files, and both systems above a unigram model."""
+"""Sequences: normalisation, padding, text files, and both systems compared with a unigram model."""
 
 import math
 from collections.abc import Callable
@@ -57,7 +57,7 @@ def ended(steps: int, classes: int = CLASSES) -> Tensor:
     return torch.tensor([*found, *product(tokens, repeat=steps)]).double()
 
 
-# The mass.
+# Probabilities.
 
 
 @every_decoder
@@ -85,7 +85,7 @@ def test_without_an_end_masses_of_each_length_sum_to_one(name: str, autoregressi
 @every_decoder
 @either_way
 def test_log_joint_is_the_chain_rule_by_hand(name: str, autoregressive: bool) -> None:
-    """Step t from a decoder that is shown nothing from t on; in parallel, nothing at all."""
+    """Step t from a decoder without the classes from t on; in parallel, without any classes."""
     model, x = sequence(name, autoregressive, 4), ended(4)
     z = torch.randn(len(x), 2).double()
     wanted = Independent(Normal(torch.zeros(2).double(), 1), 1).log_prob(z)
@@ -197,7 +197,7 @@ def test_point_is_greedy_step_by_step(name: str, autoregressive: bool) -> None:
     assert model(z).log_prob(first).std() > 1e-3  # the laws differ, whether or not their points do
 
 
-# What engines do with it.
+# Engines.
 
 
 @every_decoder
@@ -261,13 +261,13 @@ def test_full_word_dropout_is_the_parallel_decoder() -> None:
     assert torch.equal(hiding(z, tokens), parallel(z, tokens))
 
 
-# What is refused.
+# Errors.
 
 
 @pytest.mark.parametrize(
     ("end", "row", "message"),
     [
-        (END, [2, 4, 1], r"needs x in the classes 0 ... 3, got 4 at index \(1, 1\).*tell the model how many"),
+        (END, [2, 4, 1], r"needs x in the classes 0 ... 3, got 4 at index \(1, 1\).*set `classes`"),
         (END, [2, 2.5, 1], r"needs x in the classes 0 ... 3, got 2.5 at index \(1, 1\)"),
         (END, [2, 0, 0], r"needs the class 1 that ends it before its padding.*at index \(1, 1\) \(2 such"),
         (END, [2, 1, 3], r"only padding after it, got 3 at index \(1, 2\).*Add the end, or build the model with end="),
@@ -362,7 +362,7 @@ def test_the_hash_tells_texts_apart(tmp_path: Path) -> None:
         (b"ab\ncd\xffe\n", "is not UTF-8 text: byte 0xff in line 2. Save it as UTF-8"),
         ("ab\ncd\n".encode("utf-16"), "is not UTF-8 text: byte 0xff in line 1"),
         ("ab\ncd\n".encode("utf-16-le"), "is not text: line 1 has a NUL"),
-        (b"only one\n", "one observation only"),
+        (b"only one\n", "data have one observation"),
         (b"ab\n" + b"x" * LONGEST, f"has a line of {LONGEST} characters, line 2 .'xxx.*At most 511 are read"),
     ],
 )
@@ -390,7 +390,7 @@ def test_text_errors_name_the_way_out(tmp_path: Path, path: Path) -> None:
     assert vocabulary.decode(torch.tensor([[2.0, 9.0, 3.0], [1.0, 0.0, 0.0]])) == ["a\N{REPLACEMENT CHARACTER}b", ""]
 
 
-# Text for a model that is there already: the oracle is the position of each letter among the sorted letters.
+# Text for an existing model: the oracle is the position of each letter among the sorted letters.
 
 
 def written(folder: Path, name: str, *lines: str) -> Path:
@@ -447,10 +447,10 @@ def test_text_and_other_data_are_not_mixed_up(tmp_path: Path) -> None:
     np.save(tmp_path / "a.npy", np.ones((4, 6)))
     classes = load(tmp_path / "a.npy").preparation
     with pytest.raises(
-        ValueError, match=r"known\.txt is text, but the model notes no vocabulary.*Train it again on text"
+        ValueError, match=r"known\.txt is text, but the model has no vocabulary.*Train it again on text"
     ):
         load(text, like=classes)
-    with pytest.raises(ValueError, match=r"The model was trained on text, but .*a\.npy is none"):
+    with pytest.raises(ValueError, match=r"The model was trained on text, but .*a\.npy is not text"):
         load(tmp_path / "a.npy", like=load(text).preparation)
 
 
@@ -488,7 +488,7 @@ def unigram(train: Tensor, test: Tensor, classes: int) -> tuple[float, float]:
 
 
 def truth(lines: list[str]) -> float:
-    """-log p of names in nats under the law that drew them: vowel, number of syllables, consonants, ending."""
+    """-log p of names in nats under their true distribution: vowel, number of syllables, consonants, ending."""
     return sum(math.log(5 * 3 * 3) + (len(line) - 1) // 2 * math.log(9) for line in lines)
 
 

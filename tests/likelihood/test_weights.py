@@ -1,4 +1,4 @@
-"""The latent is a network or its input: gradients, independence of images, activations."""
+"""Likelihoods with weights or inputs as the latent: gradients, independence of images, activations."""
 
 import math
 from functools import partial
@@ -227,7 +227,7 @@ def test_activations_are_densities() -> None:
     [
         (lambda: Activation(nn.Linear(2, 3), 2, "softmax"), "kind must be 'log_prob', 'logit' or 'channel'"),
         (lambda: Activation(nets.mlp(2, (), (3, 2)), 2), r"must have shape \(N, U\).* Use kind='channel'"),
-        (lambda: Activation(nn.Linear(2, 3), 2, threshold=1.0), "A threshold is for binary units"),
+        (lambda: Activation(nn.Linear(2, 3), 2, threshold=1.0), "threshold is for kind='logit' or 'channel'"),
         (lambda: Activation(nn.Linear(2, 3), 2).check(torch.tensor([3.0])), r"needs x in the classes 0 ... 2"),
     ],
 )

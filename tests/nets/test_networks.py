@@ -1,4 +1,4 @@
-"""Network builders: shapes for any sizes, and what an unrolled ascent needs of them."""
+"""Network builders: shapes for any sizes, and the requirements of unrolled ascents."""
 
 from collections.abc import Callable
 from itertools import pairwise
@@ -246,5 +246,5 @@ def test_sizes_of_networks_are_checked(build: Callable[[int], object], name: str
 
 
 def test_a_convolutional_network_needs_a_layer() -> None:
-    with pytest.raises(ValueError, match="channels needs one entry for each convolution, at least one, got none"):
+    with pytest.raises(ValueError, match="channels needs one entry per convolution, got none"):
         nets.conv_decoder(2, (1, 8, 8), [])

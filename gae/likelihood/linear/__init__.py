@@ -1,1 +1,1 @@
-"""Linear decoders: mixtures of linear-Gaussian charts, factorisations, regression."""
+"""Linear decoders: mixtures of linear-Gaussian charts, matrix factorisation, regression."""

@@ -1,4 +1,4 @@
-"""Closed-form learning of mixtures of linear-Gaussian decoders: k-means, EM and principal components."""
+"""Closed-form M-steps of mixtures of linear-Gaussian decoders: k-means, EM and principal components."""
 
 import math
 import warnings
@@ -21,13 +21,13 @@ from gae.likelihood.linear.moments import (
 )
 from gae.likelihood.linear.search import Points, best_points
 
-SMALL = 1e-6  # of the mean noise variance of all components: the least that one of them has
-SURE = 256  # units of rounding: noise scales, and variances, below are told to be uncertain
-FAR = 32  # components that can be found empty and placed anew after one pass over the data; others wait for the next
+SMALL = 1e-6  # lower bound of a noise variance, relative to the mean over components
+SURE = 256  # noise scales and variances below this multiple of rounding trigger a warning
+FAR = 32  # most empty components relocated after one pass over the data; others wait for the next pass
 
 
 class Alternation(NoiseScale, DecoderLikelihood):
-    """The M-steps of ``LinearMixture``, whose parameters these are; moments and eigenvectors are taken in float64."""
+    """The M-steps of ``LinearMixture``, with moments and eigenvectors in float64."""
 
     means: nn.Parameter
     loadings: nn.Parameter
@@ -48,7 +48,7 @@ class Alternation(NoiseScale, DecoderLikelihood):
         return self.log_weights - dim * (self.log_scale + 0.5 * math.log(2 * math.pi))
 
     def _points(self) -> Points:
-        """In float64 where a precision overflows or underflows in the dtype of the means."""
+        """The components as weighted points, in float64 if a precision overflows or underflows in the means' dtype."""
         precision = (-2 * self.log_scale.detach().double()).exp()
         limits = torch.finfo(self.means.dtype)
         points = Points(self.means.detach(), self._normalizer.detach(), precision)
@@ -57,7 +57,10 @@ class Alternation(NoiseScale, DecoderLikelihood):
         return replace(points, precision=precision.to(self.means))
 
     def initialize(self, x: Num[Tensor, "N *X"], seed: int) -> None:
-        """k-means++ means (the data for K = N, their mean for K = 1), one hard M-step; nothing once initialised."""
+        """Initialises means by k-means++ (the data for K = N, their mean for K = 1), then takes one hard M-step.
+
+        Does nothing once initialised.
+        """
         if self.initialized:
             return
         flat = x.flatten(1)
@@ -72,7 +75,7 @@ class Alternation(NoiseScale, DecoderLikelihood):
 
     @torch.no_grad()
     def statistics(self, x: Num[Tensor, "B *X"], code: Any) -> Moments:
-        """Moments of a batch under its codes: hard for one code per sample, else weighted by q(k|x) over S."""
+        """Moments of a batch and its codes: hard for one code per sample, else weighted by q(k|x) over S."""
         flat = x.flatten(1)
         if self.components > 1 and code.k is None:
             raise ValueError(
@@ -95,11 +98,11 @@ class Alternation(NoiseScale, DecoderLikelihood):
         """Sets means, loadings, scales and weights to their maximum-likelihood values.
 
         With N(0, I) codes this is the closed form of Tipping & Bishop (1999, eqs. 3.7-3.8); with a flat prior the
-        loadings are the leading principal directions. A component without samples stays where it is, but in k-means it
-        moves to the sample that is furthest from its own mean.
+        loadings are the leading principal directions. A component without samples is unchanged, except in k-means,
+        where it moves to the sample furthest from its mean.
 
         Returns:
-            The largest change of a parameter, that of means and loadings in standard deviations of the data.
+            The largest change of a parameter, with means and loadings in standard deviations of the data.
         """
         moments = relocated(moments, self.means)
         variance, offset = (float(part) for part in moments.overall(self.means))
@@ -116,7 +119,7 @@ class Alternation(NoiseScale, DecoderLikelihood):
         if self.latent_shape[0]:
             covariance = moments.second[live] / count[:, None, None] - shift.unsqueeze(-1) * shift.unsqueeze(-2)
             top = self._set_loadings(live, covariance, limits)
-            if self.flat_prior:  # directions: as much as they move the data
+            if self.flat_prior:  # weigh a change of direction by its effect on the data
                 length[live] = top.sqrt().unsqueeze(-1).to(length)
         elif self.learn_scale:
             noise = (moments.second[live] / count - shift.square().sum(1)) / dim
@@ -129,7 +132,7 @@ class Alternation(NoiseScale, DecoderLikelihood):
         return max((float(change.abs().max()) for change in changes if change.numel()), default=0.0)
 
     def _set_loadings(self, live: Tensor, covariance: Tensor, limits: tuple[float, float]) -> Tensor:
-        """From the covariances of live components, and the limits of ``_set_scale``; returns the leading variances."""
+        """Sets the loadings, and scales, of live components from their covariances; returns the leading variances."""
         width, dim = self.latent_shape[0], self.means.shape[1]
         top, rest, directions = principal_directions(covariance, width)
         top = top.clamp_min(0)
@@ -143,36 +146,38 @@ class Alternation(NoiseScale, DecoderLikelihood):
         return top
 
     def _set_scale(self, live: Tensor, variance: Tensor, limits: tuple[float, float]) -> None:
-        """Variances no smaller than their rounding; warns of those that may be rounding, or are raised without it.
+        """Sets the noise scales from variances, with a lower bound; warns if they may be rounding, or are raised.
 
         Args:
-            limits: the variance that rounding alone makes, and one that stands out from it.
+            live: mask of the components.
+            variance: their noise variances.
+            limits: the variance due to rounding, and the least variance that clearly exceeds it.
         """
         rounding, sure = limits
         small = SMALL * variance.mean().clamp_min(0)
         raised = (variance > sure) & (variance < small)
-        found, variance = variance, variance.clamp_min(small + (rounding or torch.finfo(self.means.dtype).tiny))
+        raw, variance = variance, variance.clamp_min(small + (rounding or torch.finfo(self.means.dtype).tiny))
         self.log_scale[live] = (0.5 * variance.log()).to(self.log_scale.dtype)
         least = float(variance.min().sqrt())
         if least**2 <= sure:
             warnings.warn(
-                f"The noise scale {least:.3g} is hardly more than rounding, which is {rounding**0.5:.3g} in these "
-                f"{self.means.dtype} data: log densities of single samples are uncertain. If the data have noise, "
-                "centre them, bring their features to one scale, or use float64; if they have none, give a smaller "
+                f"The noise scale {least:.3g} is close to the rounding error, which is {rounding**0.5:.3g} in these "
+                f"{self.means.dtype} data: log densities of single samples are uncertain. If the data are noisy, "
+                "centre them, standardise their features, or use float64; if they are noise-free, use a smaller "
                 "latent or a fixed scale.",
                 stacklevel=3,
             )
         elif bool(raised.any()):
             warnings.warn(
-                f"{int(raised.sum())} of {len(found)} components have noise scales down to "
-                f"{float(found[raised].min().sqrt()):.3g}, raised to {least:.3g}: none may be below {SMALL**0.5:g} of "
-                "their root mean square, as single points would have densities without limit. Use fewer components, or "
-                "fit groups of so different widths apart.",
+                f"{int(raised.sum())} of {len(raw)} components have noise scales down to "
+                f"{float(raw[raised].min().sqrt()):.3g}, raised to {least:.3g}: the lower bound is {SMALL**0.5:g} of "
+                "their root mean square, since densities of single points are unbounded. Use fewer components, or "
+                "fit groups of such different widths separately.",
                 stacklevel=3,
             )
 
     def _hard_moments(self, flat: Tensor, k: Tensor, square: Tensor) -> Moments:
-        """From hard codes k (B,); for points, with the squared distances to their means."""
+        """Moments from hard codes k (B,); for points, also from the squared distances to their means."""
         if not self.latent_shape[0]:
             kmeans = not (self.learn_scale or self.learn_weights)
             return hard_point_moments(flat, self.means, k, square, min(self.components, FAR) if kmeans else 0)
@@ -183,7 +188,7 @@ class Alternation(NoiseScale, DecoderLikelihood):
         return chart_moments(parts, self.means, self.learn_scale)
 
     def _squares(self, flat: Tensor, k: Tensor, score: Tensor | None) -> Tensor:
-        """‖x - mean_k‖² of hard codes, (B,), for points; from the engine's score, where that tells it."""
+        """‖x - mean_k‖² of hard codes, (B,), for points; from the engine's score if it is precise enough."""
         points = self._points()
         if self.latent_shape[0]:
             return flat.new_zeros(0)

@@ -1,4 +1,4 @@
-"""Smooth LLGAE: local linear charts blended by a softargmax into one."""
+"""Smooth LLGAE: local linear charts blended by a softargmax."""
 
 import math
 
@@ -14,12 +14,12 @@ from gae.likelihood.priors import Flat
 
 
 class BlendedCharts(Gaussian):
-    """x ~ N(Σ_k f_k (mean_k + z loadings_k), scale²), f = softargmax(g): the smooth LLGAE of the GAE note (ledger D15).
+    """Smooth LLGAE of the GAE note: x ~ N(Σ_k f_k (mean_k + z loadings_k), scale²), f = softargmax(g) (ledger D15).
 
-    The note computes the weights f from x, which makes x its own condition and its value no density in x. Here
-    they are part of the code, u = (g, z) of K + E numbers, and the engine computes g from x (``ChartGate``). So
-    ``log_joint`` is a log density in nats, under a flat prior, and at ``scale=√½`` the note's -‖·‖² up to
-    -D/2 log π. One code per x: no component k is chosen.
+    The note computes the weights f from x, so that its objective is not a density of x. Here they are part of the code,
+    u = (g, z) of K + E numbers, and the engine computes g from x (``ChartGate``). So ``log_joint`` is a log density in
+    nats, under a flat prior, and at ``scale=√½`` equals the note's -‖·‖² up to -D/2 log π. Each x has one code: no
+    component k is chosen.
 
     Args:
         components: K.
@@ -28,7 +28,7 @@ class BlendedCharts(Gaussian):
         scale, learn: noise standard deviation in data units, as for ``Gaussian``.
 
     Raises:
-        ValueError: for sizes that make no charts.
+        ValueError: for sizes out of range.
 
     >>> model = BlendedCharts(3, 2, (5,))
     >>> model.latent_shape, model(torch.zeros(4, 5)).mean.shape
@@ -49,7 +49,7 @@ class BlendedCharts(Gaussian):
         if not event_shape or components < 1 or not 1 <= latent <= dim:
             raise ValueError(
                 f"Need an event shape of at least one dimension, components >= 1 and 1 <= latent <= {dim}, got "
-                f"{tuple(event_shape)}, K={components}, E={latent}. Points without directions are a LinearMixture."
+                f"{tuple(event_shape)}, K={components}, E={latent}. For latent=0 use LinearMixture."
             )
         width = components + latent
         super().__init__(_Blend(components, latent, Size(event_shape)), width, scale, learn, prior=Flat(width))
@@ -58,12 +58,12 @@ class BlendedCharts(Gaussian):
 
     @property
     def coordinates(self) -> Bool[Tensor, " Z"]:
-        """Which elements of a code are coordinates z; the others weigh the charts."""
+        """Mask of the elements of a code that are coordinates z; the others weight the charts."""
         return torch.arange(self.charts + self.width, device=self.means.device) >= self.charts
 
     @property
     def means(self) -> Float[Tensor, "K D"]:
-        """The points of the charts, in data units."""
+        """The means of the charts, in data units."""
         return self._blend.means
 
     @property
@@ -72,23 +72,23 @@ class BlendedCharts(Gaussian):
         return self._blend.loadings
 
     def to_centres(self, x: Num[Tensor, "B *X"]) -> Float[Tensor, "B K"]:
-        """‖x - mean_k‖², squared data units, in float64: their differences count."""
+        """‖x - mean_k‖² in squared data units, in float64, since their differences matter."""
         return squared_distances(x.flatten(1).double(), self.means.double())
 
     def to_charts(self, x: Num[Tensor, "B *X"]) -> Float[Tensor, "B K"]:
-        """min_z ‖x - mean_k - z loadings_k‖², squared data units, in float64.
+        """min_z ‖x - mean_k - z loadings_k‖² in squared data units, in float64.
 
         Raises:
             ValueError: for linearly dependent loadings.
         """
         constant = x.new_zeros(self.charts)
         charts = Charts(self.means, self.loadings, constant, constant, prior=0.0)
-        found = quadratic(x.flatten(1).double(), charts, tolerance=1e-9)
-        return (-2 * peak(found, precision_factor(charts), prior=0.0)[0]).clamp_min(0)
+        form = quadratic(x.flatten(1).double(), charts, tolerance=1e-9)
+        return (-2 * peak(form, precision_factor(charts), prior=0.0)[0]).clamp_min(0)
 
     @torch.no_grad()
     def initialize(self, x: Num[Tensor, "N *X"], seed: int) -> None:
-        """The charts that ``LinearMixture`` starts from; does nothing once initialised."""
+        """Initialises the charts as ``LinearMixture`` does; does nothing once initialised."""
         if self.initialized:
             return
         start = LinearMixture(self.charts, self.width, self.event_shape, flat_prior=True).to(x)
@@ -104,7 +104,7 @@ class BlendedCharts(Gaussian):
 
 
 class _Blend(nn.Module):
-    """Codes (N, K + E) -> (N, *X): one matrix product over the K E directions, and one over the means."""
+    """Decoder of codes (N, K + E) to (N, *X): one matrix product for the K E directions, one for the means."""
 
     def __init__(self, components: int, latent: int, event_shape: Size):
         super().__init__()

@@ -1,4 +1,4 @@
-"""Codes in a space of Gaussian kernels with an absorbing component: GGAE."""
+"""GGAE: mixture weights from Gaussian kernels in code space, with an absorbing component."""
 
 import math
 from typing import Any
@@ -15,22 +15,22 @@ from gae.likelihood.linear.moments import starting_means
 from gae.likelihood.linear.search import Points, best_points
 from gae.likelihood.priors import Flat
 
-SPREAD = 2.0  # standard deviation of the starting centres; that of a kernel is √½
+SPREAD = 2.0  # standard deviation of the initial centres; that of a kernel is √½
 
 
 class GaussianKernel(NoiseScale, Likelihood):
-    """Σ_k q(k|z) N(x; mean_k, scale² I), q(k|z) = e^(-‖B_k - z‖²) / (b e^(growth ‖z‖²) + Σ_j e^(-‖B_j - z‖²)): GGAE.
+    """GGAE: a Gaussian mixture whose weights are Gaussian kernels of the code, with an absorbing component.
 
-    The code z is a point among the centres B_k (GAE note; ledger D17 and D18). The absorbing component has the
-    share 1 - Σ_k q(k|z) and **emits no x at all**. So q_r(x|z) is a sub-density: over X it integrates to Σ_k q(k|z),
-    and ``log_joint`` is the log of that sub-density in nats, lower than the log density of the mixture that is
-    conditioned on emission by ``-log_mass(z)`` ≥ 0 nats. ``mean`` and ``sample`` are those of an x that was emitted.
-    (Absorption into a background density over X would be a density, but for an x that the background explains best,
-    the best code would be at infinity.)
+    q_r(x|z) = Σ_k q(k|z) N(x; mean_k, scale² I), q(k|z) = e^(-‖B_k - z‖²) / (b e^(growth ‖z‖²) + Σ_j e^(-‖B_j - z‖²)).
+    The code z is a point among the centres B_k (GAE note; ledger D17 and D18). The absorbing component has weight
+    1 - Σ_k q(k|z) and **emits no x**. So q_r(x|z) is a sub-density, with integral Σ_k q(k|z) over X, and ``log_joint``
+    is its log in nats: ``-log_mass(z)`` ≥ 0 nats below the log density of the mixture conditioned on emission. ``mean``
+    and ``sample`` are conditioned on emission. (Absorption into a background density over X would yield a density, but
+    an x that the background explains best would have its best code at infinity.)
 
-    With b > 0 every x has a best code: under a flat prior, no ascent from z_0 that ends above its start ends further
-    from its nearest centre than √log(K max_k p_k / (b q_r(x|z_0))), p_k = N(x; mean_k, scale² I). With b = 0 it is a
-    mixture density; a code that wants a component at the rim of the centres has no finite optimum and drifts off (D17).
+    With b > 0 every x has a best code: under a flat prior, an ascent from z_0 that increases the density ends at most
+    √log(K max_k p_k / (b q_r(x|z_0))) from its nearest centre, p_k = N(x; mean_k, scale² I). With b = 0 it is a mixture
+    density; a code whose best component is at the rim of the centres has no finite optimum and diverges (D17).
 
     Args:
         components: K.
@@ -38,13 +38,13 @@ class GaussianKernel(NoiseScale, Likelihood):
         event_shape: X.
         absorbing: b.
         growth: 0 for the constant b of ledger D18; 1 for the e^(zᵀz) of D17.
-        scale: noise standard deviation in data units, the start if it is learned.
-        learn_scale: whether the scale, one for all components, is learned.
-        prior: of z; flat unless given.
+        scale: noise standard deviation in data units, or its initial value if it is learned.
+        learn_scale: whether the scale, common to all components, is learned.
+        prior: prior of z; defaults to flat.
 
     >>> model = GaussianKernel(2, 1, (1,), absorbing=1.0, growth=1.0)
     >>> model.centres.data = torch.tensor([[0.0], [-1.0]])
-    >>> model.log_gate(torch.tensor([0.1352900712]))[0].exp().detach()  # the largest there is (ledger D17)
+    >>> model.log_gate(torch.tensor([0.1352900712]))[0].exp().detach()  # the maximum (ledger D17)
     tensor(0.4314)
     """
 
@@ -79,7 +79,7 @@ class GaussianKernel(NoiseScale, Likelihood):
         self.register_buffer("initialized", torch.tensor(False))
 
     def log_gate(self, z: Float[Tensor, "*L Z"]) -> Float[Tensor, "*L K"]:
-        """log q(k|z), in nats; without absorption its exponentials sum to 1."""
+        """log q(k|z), in nats; without absorption, its exponentials sum to 1."""
         kernel = -(self.centres - z.unsqueeze(-2)).square().sum(-1)
         return kernel - self._log_total(z, kernel).unsqueeze(-1)
 
@@ -110,15 +110,15 @@ class GaussianKernel(NoiseScale, Likelihood):
         return log_joint
 
     def log_components(self, x: Num[Tensor, "B *X"]) -> Float[Tensor, "B K"]:
-        """log N(x; mean_k, scale² I), in nats. No code enters: an ascent takes it once."""
-        scale = self.log_scale.exp()  # whose square may be no float
+        """log N(x; mean_k, scale² I), in nats, which is independent of the code."""
+        scale = self.log_scale.exp()  # whose square may underflow or overflow
         square = torch.stack([((x.flatten(1) - mean) / scale).square().sum(1) for mean in self.means], 1)
         size = self.means.shape[1]
         return -0.5 * square - size * (self.log_scale + 0.5 * math.log(2 * math.pi))
 
     @torch.no_grad()
     def initialize(self, x: Num[Tensor, "N *X"], seed: int) -> None:
-        """k-means++ means, and for a learned scale that of the distances to them; does nothing once initialised."""
+        """Initialises means by k-means++, and a learned scale from distances to them; does nothing once initialised."""
         if self.initialized:
             return
         flat, components = x.flatten(1), len(self.means)
@@ -140,7 +140,7 @@ class GaussianKernel(NoiseScale, Likelihood):
 
 
 class _Emitted(MixtureSameFamily):
-    """A mixture whose weights may sum to less than 1, which its ``log_prob`` counts; ``sample`` and ``mean`` do not."""
+    """Mixture whose weights may sum to less than 1, as ``log_prob`` reflects; ``sample`` and ``mean`` renormalise."""
 
     def __init__(self, log_weights: Tensor, parts: Distribution):
         super().__init__(Categorical(logits=log_weights, validate_args=False), parts, validate_args=False)
@@ -158,6 +158,6 @@ class _Emitted(MixtureSameFamily):
 def _refuse(k: Tensor | None) -> None:
     if k is not None:
         raise ValueError(
-            "GaussianKernel sums its components out, got a given k: its discrete code hangs on z. "
-            "Leave k out, or use LinearMixture."
+            "GaussianKernel marginalises its components, whose weights depend on z, got k. "
+            "Omit k, or use LinearMixture."
         )

@@ -16,12 +16,12 @@ from gae.likelihood.linear.quadratic import Charts, Quadratic, peak, precision_f
 from gae.likelihood.linear.search import best_points
 from gae.likelihood.priors import Flat, StandardNormal
 
-VALUE = 1e-7  # nats per element of x: rounding that ``given`` may have
-SURE = 1e-5  # nats: rounding that a log marginal may have, and with it a responsibility
+VALUE = 1e-7  # nats per element of x: rounding error allowed in ``bind``
+SURE = 1e-5  # nats: rounding error allowed in a log marginal, and thus in a responsibility
 
 
 class LinearMixture(Alternation):
-    """q(k) q(z) N(x; mean_k + z loadings_k, scale_k² I): K local linear charts with E-dimensional codes.
+    """Mixture of linear-Gaussian decoders, q(k) q(z) N(x; mean_k + z loadings_k, scale_k² I), with E-dimensional z.
 
     ===================  ====  =====  ==========  ===========  =============
     system               K     E      flat_prior  learn_scale  learn_weights
@@ -33,17 +33,17 @@ class LinearMixture(Alternation):
     LLGAE                K     E      yes         no           no
     ===================  ====  =====  ==========  ===========  =============
 
-    Its work is matrix products: projections (B, K E), Gram matrices (K, E, E), and never a (B, K, D, E) tensor.
+    It is computed by matrix products: projections (B, K E) and Gram matrices (K, E, E), never a (B, K, D, E) tensor.
 
     Args:
         components: K.
-        latent: E, the width of the continuous code; 0 for none.
+        latent: E, the width of the continuous code z; 0 for none.
         event_shape: X; D is its number of elements.
-        flat_prior: maximum-likelihood codes (improper prior) instead of z ~ N(0, I).
-        scale: noise standard deviation in data units, the start if it is learned.
-        learn_scale: whether each component's scale is learned, or fixed.
-        learn_weights: whether log q(k) is learned, or uniform.
-        means: (K, *X) starting means; otherwise ``initialize`` chooses them from data by k-means++.
+        flat_prior: whether the prior of z is flat (maximum-likelihood codes) rather than N(0, I).
+        scale: noise standard deviation in data units, or its initial value if it is learned.
+        learn_scale: whether each component's scale is learned.
+        learn_weights: whether q(k) is learned rather than uniform.
+        means: (K, *X) initial means; by default ``initialize`` chooses them from data by k-means++.
 
     >>> model = LinearMixture(1, 1, (2,), scale=0.1)
     >>> model.loadings.data, model.means.data = torch.tensor([[[1.0, 2.0]]]), torch.zeros(1, 2)
@@ -51,7 +51,7 @@ class LinearMixture(Alternation):
     tensor([-1.3131])
     """
 
-    bind_is_surrogate = True  # a quadratic in z is good for climbing; residuals are more exact
+    bind_is_surrogate = True  # a quadratic in z suffices for an ascent; residuals are more exact
 
     def __init__(
         self,
@@ -111,9 +111,9 @@ class LinearMixture(Alternation):
         return self._mean(z, self._codes(z, k))
 
     def distribution(self, output: Float[Tensor, "*L D"], k: Int[Tensor, "..."] | None = None) -> Distribution:
-        """N(output, scale_k² I), elementwise; with several components, k says which one the output is of."""
+        """N(output, scale_k² I), elementwise; with several components, k is the component of the output."""
         if k is None and self.components > 1:
-            raise ValueError("An output of one of several components needs its k. Give the one that `outputs` had.")
+            raise ValueError("With several components `distribution` needs k, got None. Give that of `outputs`.")
         mean = output.unflatten(-1, self.event_shape)
         spread = self._spread(self.log_scale.exp()[self._codes(output, k)])
         return Normal(mean, spread.expand_as(mean), validate_args=False)
@@ -130,11 +130,11 @@ class LinearMixture(Alternation):
         return self._bound(x, self._quadratic(x, VALUE * self.means.shape[1]), x.dtype)
 
     def scores(self, x: Num[Tensor, "B *X"], z: Float[Tensor, "S B E"], k: Int[Tensor, "S 1"]) -> Float[Tensor, "S B"]:
-        """``log_joint`` in float64, where what components share does not swamp their differences."""
+        """``log_joint`` in float64, to resolve small differences between components."""
         return self._bound(x, quadratic(x.flatten(1).double(), self._charts(), SURE), torch.float64)(z, k)
 
-    def _bound(self, x: Tensor, found: Quadratic, dtype: torch.dtype) -> LogJoint:
-        base, pull, gram, anchor = found.base, found.pull, found.gram, found.anchor
+    def _bound(self, x: Tensor, form: Quadratic, dtype: torch.dtype) -> LogJoint:
+        base, pull, gram, anchor = form.base, form.pull, form.gram, form.anchor
 
         def log_joint(z: Tensor, k: Tensor | None = None) -> Tensor:
             if k is not None and k.shape[1] != 1:
@@ -157,7 +157,7 @@ class LinearMixture(Alternation):
         return log_joint
 
     def posterior(self, x: Num[Tensor, "B *X"], k: Int[Tensor, "S _"] | None = None) -> Distribution:
-        """q(z|x, k), exactly: batch (S, B), event E. Bishop, PRML (2006), eq. 12.42; proper also under a flat prior."""
+        """The exact q(z|x, k), batch (S, B), event E (Bishop, PRML, 2006, eq. 12.42); proper even with a flat prior."""
         zero = torch.zeros(1, 1, dtype=torch.long, device=x.device)
         k = zero if k is None and self.components == 1 else k
         if k is None:
@@ -174,14 +174,14 @@ class LinearMixture(Alternation):
         return MultivariateNormal(loc, scale_tril=spread[k], validate_args=False)
 
     def log_responsibilities(self, x: Num[Tensor, "B *X"]) -> Float[Tensor, "B K"]:
-        """log q(k|x), exactly, in nats."""
+        """The exact log q(k|x), in nats."""
         return self._log_marginals(x).log_softmax(1).to(x.dtype)
 
     def log_evidence(self, x: Num[Tensor, "B *X"]) -> Evidence:
-        """log p(x) = log Σ_k q(k) N(x; mean_k, loadings_kᵀ loadings_k + scale_k² I), exactly, in nats.
+        """The exact log p(x) = log Σ_k q(k) N(x; mean_k, loadings_kᵀ loadings_k + scale_k² I), in nats.
 
         Raises:
-            ValueError: under a flat prior, where no density p(x) exists.
+            ValueError: under a flat prior, for which p(x) is not a density.
         """
         if self.flat_prior and self.latent_shape[0]:
             raise ValueError("log p(x) does not exist under a flat prior. Use flat_prior=False (PPCA instead of PCA).")
@@ -189,25 +189,25 @@ class LinearMixture(Alternation):
 
     def _log_marginals(self, x: Tensor) -> Tensor:
         """log q(k) ∫ q(z) q(x|z, k) dz, (B, K), by the matrix determinant and inversion lemmas, in float64."""
-        found, charts = self._quadratic(x, SURE), self._charts()
+        form, charts = self._quadratic(x, SURE), self._charts()
         if not self.latent_shape[0]:
-            return found.base
+            return form.base
         factor = precision_factor(charts)
         volume = 0.0 if charts.prior else 0.5 * self.latent_shape[0] * math.log(2 * math.pi)
-        return peak(found, factor, charts.prior)[0] - factor.diagonal(dim1=-2, dim2=-1).log().sum(-1) + volume
+        return peak(form, factor, charts.prior)[0] - factor.diagonal(dim1=-2, dim2=-1).log().sum(-1) + volume
 
     def _charts(self) -> Charts:
         return Charts(self.means, self.loadings, self.log_scale, self._normalizer, 0.0 if self.flat_prior else 1.0)
 
     def _quadratic(self, x: Tensor, tolerance: float) -> Quadratic:
-        """Of points in float64, whatever the tolerance: near ties among their values are choices."""
+        """The quadratic of each observation; for points always in float64, since near ties decide the component."""
         flat = x.flatten(1)
         return quadratic(flat if self.latent_shape[0] else flat.double(), self._charts(), tolerance)
 
     def nearest(self, x: Num[Tensor, "B *X"], **limits: int) -> tuple[Int[Tensor, " B"], Float[Tensor, " B"]]:
-        """argmax_k log q(k) q(x|k), the first of equally good ones, and its value in nats; for points (E = 0).
+        """The most probable component, argmax_k log q(k) q(x|k), and its value in nats, for points (E = 0).
 
-        As exact as float64 differences, and without a gradient. ``limits`` are those of ``best_points``.
+        Of ties, the first. Accurate to float64 differences, and not differentiable. ``limits`` as in ``best_points``.
         """
         points = self._points()
         k, square = best_points(x.flatten(1), points, **limits)
@@ -226,7 +226,7 @@ class LinearMixture(Alternation):
         return self.means[0] if self.components == 1 else self.means[k]
 
     def _along(self, z: Tensor, k: Tensor) -> Tensor:
-        """z loadings_k, (*L, D): one matrix product per component in use, over its own rows."""
+        """z loadings_k, (*L, D), by one matrix product per component in use, over its rows."""
         if self.components == 1:
             return z @ self.loadings[0]
         flat, index = z.flatten(0, -2), k.flatten()
@@ -236,7 +236,7 @@ class LinearMixture(Alternation):
         return torch.cat(parts)[order.argsort()].unflatten(0, k.shape)
 
     def _log_normal(self, residual: Tensor, k: Tensor) -> Tensor:
-        square = (residual / self.log_scale[k].exp().unsqueeze(-1)).square().sum(-1)  # scale² may be no float
+        square = (residual / self.log_scale[k].exp().unsqueeze(-1)).square().sum(-1)  # scale² may underflow or overflow
         return self._normalizer[k] - self.log_weights[k] - 0.5 * square
 
     def _spread(self, scale: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Sufficient statistics of linear mixtures, and what their closed-form M-steps make of them."""
+"""Sufficient statistics of linear mixtures for closed-form M-steps."""
 
 import warnings
 from collections.abc import Sequence
@@ -11,17 +11,17 @@ from torch.nn.functional import embedding_bag
 
 from gae.likelihood.geometry import squared_distances
 
-LEAF = 128  # columns that are not worth halving
-RUN = 512  # rows that are summed in the data's dtype, before float64
-OFFSET = 8.0  # ‖centre‖² over the mean squared distance from it, from which on it is subtracted
+LEAF = 128  # columns below which halving does not pay
+RUN = 512  # rows summed in the data's dtype before float64
+OFFSET = 8.0  # ratio of ‖centre‖² to the mean squared distance from it, above which it is subtracted
 
 
 @dataclass(frozen=True)
 class Moments:
     """Sufficient statistics of K components about their current means, in float64; they add over batches.
 
-    ``far`` are the R observations that are furthest from the means they count for, furthest first: in each row the
-    squared distance, the component, and x. Rows of distance 0 fill it up. R = 0 where none is asked for.
+    ``far`` holds the R observations furthest from their means, furthest first: the squared distance, the component, and
+    x in each row, padded with rows of distance 0. R = 0 if none are requested.
     """
 
     count: Float[Tensor, " K"]
@@ -35,7 +35,7 @@ class Moments:
         return Moments(self.count + other.count, self.first + other.first, self.second + other.second, far)
 
     def overall(self, means: Float[Tensor, "K D"]) -> tuple[Tensor, Tensor]:
-        """The variance of all observations about their mean, and its square: averages over features."""
+        """The variance of all observations about their mean, and the squared mean, averaged over features."""
         means, total = means.double(), self.count.sum()
         mean = (self.count @ means + self.first.sum(0)) / total
         offset = means - mean
@@ -45,9 +45,9 @@ class Moments:
 
 
 def relocated(moments: Moments, means: Float[Tensor, "K D"]) -> Moments:
-    """Moments in which the furthest observations leave their components for empty ones, as in scikit-learn's k-means.
+    """Relocates empty components to the furthest observations, as in scikit-learn's k-means.
 
-    Warns where all observations lie on their means, so that there are fewer distinct ones than components.
+    Warns if all observations equal their means, so that there are fewer distinct ones than components.
     """
     empty = (moments.count == 0).nonzero().squeeze(1)
     if not len(empty) or not len(moments.far):
@@ -72,7 +72,7 @@ def relocated(moments: Moments, means: Float[Tensor, "K D"]) -> Moments:
 
 
 def point_moments(flat: Float[Tensor, "B D"], means: Float[Tensor, "K D"], weight: Float[Tensor, "B K"]) -> Moments:
-    """Moments of components that are points."""
+    """Moments of point components (E = 0)."""
     weight, centre = weight.double(), means.double().mean(0)
     rows, count = flat.double() - centre, weight.sum(0)
     first = weight.mT @ rows - count[:, None] * (means.double() - centre)
@@ -87,10 +87,14 @@ def hard_point_moments(
     square: Float[Tensor, " B"],
     far: int,
 ) -> Moments:
-    """``point_moments`` where each row counts for one component, at a squared distance: sums of short runs of rows.
+    """``point_moments`` for hard assignments, by sums over short runs of rows.
 
     Args:
-        far: how many of the furthest observations are kept.
+        flat: observations.
+        means: current means.
+        k: component of each observation.
+        square: squared distance of each observation to its mean.
+        far: number of the furthest observations to keep.
     """
     count = k.bincount(minlength=len(means))
     order = k.argsort()
@@ -105,7 +109,7 @@ def hard_point_moments(
 
 
 def nothing_far(means: Float[Tensor, "K D"], rows: int = 0) -> Float[Tensor, "R D2"]:
-    """``Moments.far`` of no observation."""
+    """An empty ``Moments.far``."""
     return means.new_zeros(rows, 2 + means.shape[1], dtype=torch.float64)
 
 
@@ -117,11 +121,13 @@ def _furthest(flat: Tensor, k: Tensor, square: Tensor, rows: int) -> Tensor:
 
 
 def chart_moments(parts: Sequence[tuple[Tensor, Tensor | None]], means: Float[Tensor, "K D"], wide: bool) -> Moments:
-    """Moments of components with directions, from the rows (n, D) of each and their weights (n,), if not all 1.
+    """Moments of charts (E > 0).
 
     Args:
-        wide: whether products are taken in float64 for any D, and not for a small one alone. Leading directions do
-            not need it; the variance that is left beside them does.
+        parts: rows (n, D) of each component and their weights (n,), or None if all are 1.
+        means: current means.
+        wide: whether products use float64 for any D, rather than only for small D. The residual variance needs it; the
+            leading directions do not.
     """
     dtype = torch.float64 if wide or means.shape[1] <= LEAF else means.dtype
     count, first = [], []
@@ -137,7 +143,7 @@ def chart_moments(parts: Sequence[tuple[Tensor, Tensor | None]], means: Float[Te
 
 
 def about(flat: Float[Tensor, "B D"], means: Float[Tensor, "K D"]) -> tuple[Float[Tensor, "B D"], Float[Tensor, "K D"]]:
-    """x and the means about the centre of the means, where that is far from 0 for their spread; else as they are."""
+    """Subtracts the centre of the means from x and the means if it is far from 0 relative to their spread."""
     centre = means.mean(0)
     centred = means - centre
     if bool(centre.square().sum() <= OFFSET * centred.square().sum(1).mean()):
@@ -146,12 +152,12 @@ def about(flat: Float[Tensor, "B D"], means: Float[Tensor, "K D"]) -> tuple[Floa
 
 
 def mean_of(flat: Float[Tensor, "N D"]) -> Float[Tensor, " D"]:
-    """The mean of the rows, from sums of short runs that are added up in float64."""
+    """The mean of the rows, by sums over short runs that are added in float64."""
     return torch.stack([rows.sum(0) for rows in flat.split(RUN)]).double().sum(0) / len(flat)
 
 
 def starting_means(flat: Float[Tensor, "N D"], components: int, seed: int) -> Float[Tensor, "K D"]:
-    """The data mean for K = 1, the data for K = N, else k-means++ about that mean (Arthur & Vassilvitskii 2007)."""
+    """Initial means: the data mean for K = 1, the data for K = N, else k-means++ (Arthur & Vassilvitskii 2007)."""
     mean = mean_of(flat)
     if components == 1:
         return mean.to(flat.dtype).unsqueeze(0)
@@ -164,7 +170,7 @@ def starting_means(flat: Float[Tensor, "N D"], components: int, seed: int) -> Fl
 
 
 def _gram(rows: Float[Tensor, "n D"], out: Float[Tensor, "D D"]) -> None:
-    """out = rowsᵀ rows, halving the columns: the products of the halves are needed once, not twice."""
+    """out = rowsᵀ rows, by halving the columns: the symmetric off-diagonal block is computed once."""
     half = rows.shape[1] // 2
     if rows.shape[1] <= LEAF:
         out.copy_(rows.mT @ rows)

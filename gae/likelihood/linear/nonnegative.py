@@ -1,4 +1,4 @@
-"""Non-negative matrix factorisation: codes z >= 0 and parts W >= 0, under a Gaussian or a Poisson law."""
+"""Non-negative matrix factorisation, with codes z >= 0 and parts W >= 0, under Gaussian or Poisson likelihoods."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -13,16 +13,16 @@ from gae.likelihood.counts import Counts, Poisson
 from gae.likelihood.heads import Gaussian, Head
 from gae.likelihood.priors import Flat
 
-FLOOR = 1e-7  # of the largest entry: the least that a Poisson part puts on an element, lest a rate of 0 rule out x > 0
-NOTHING = 1e-6  # of the largest entry: what counts as 0 in the parts to start from
-SWEEPS, SETTLED = 200, 1e-6  # of a least-squares problem: at most so many, or until one moves a row by so little
+FLOOR = 1e-7  # lower bound of Poisson parts, relative to the largest: a rate of 0 would exclude x > 0
+NOTHING = 1e-6  # initial parts below this, relative to the largest entry, count as 0
+SWEEPS, SETTLED = 200, 1e-6  # of least squares: maximum number of sweeps, and relative change for convergence
 
 
 @dataclass(frozen=True)
 class Products:
-    """What the parts' M-step needs of codes z and data x, in float64; they add over batches."""
+    """Sufficient statistics of codes z and data x for the M-step of the parts, in float64; they add over batches."""
 
-    own: Float[Tensor, "Z *_"]  # zᵀz (Z, Z) under the Gaussian law, Σ_n z_n (Z,) under the Poisson law
+    own: Float[Tensor, "Z *_"]  # zᵀz (Z, Z) for Gaussian, Σ_n z_n (Z,) for Poisson likelihoods
     cross: Float[Tensor, "Z D"]  # zᵀx, or zᵀ(x / zW)
 
     def __add__(self, other: "Products") -> "Products":
@@ -30,7 +30,7 @@ class Products:
 
 
 class _Parts(nn.Module):
-    """z (N, Z) -> z |weights| (N, *X): the absolute value keeps parts non-negative under any optimiser."""
+    """Linear decoder z |weights|, (N, *X): the absolute value keeps parts non-negative under any optimiser."""
 
     def __init__(self, latent: int, event_shape: Size):
         super().__init__()
@@ -42,7 +42,7 @@ class _Parts(nn.Module):
 
 
 class NonNegativeLinear(Head):
-    """A linear decoder z W with parts W >= 0 and codes z >= 0 (Lee & Seung 1999); leaf classes say the law of x.
+    """Base class of linear decoders z W with parts W >= 0 and codes z >= 0 (Lee & Seung 1999).
 
     The prior is 1 on the positive orthant and 0 elsewhere: ``log_joint`` is log q_r(x|z) for z >= 0, in nats with every
     constant, and -inf for a code with a negative entry.
@@ -55,19 +55,19 @@ class NonNegativeLinear(Head):
     decoder: _Parts
     initialized: Tensor
 
-    def _prepared(self, latent: int, event_shape: Size | tuple[int, ...]) -> _Parts:
+    def _build_parts(self, latent: int, event_shape: Size | tuple[int, ...]) -> _Parts:
         if latent < 1 or not event_shape:
             raise ValueError(
                 f"Need latent >= 1 and an event of at least one dimension, got {latent} and {tuple(event_shape)}."
             )
         return _Parts(latent, Size(event_shape))
 
-    def _not_initialized(self) -> None:
+    def _register_initialized(self) -> None:
         self.register_buffer("initialized", torch.tensor(False))
 
     @property
     def parts(self) -> Float[Tensor, "Z *X"]:
-        """W >= 0."""
+        """The parts W >= 0."""
         return self._matrix().unflatten(1, self.event_shape)
 
     def _matrix(self) -> Tensor:
@@ -75,12 +75,12 @@ class NonNegativeLinear(Head):
 
     @torch.no_grad()
     def initialize(self, x: Num[Tensor, "N *X"], seed: int) -> None:
-        """Parts by NNDSVD with zeros filled by the mean of x (Boutsidis & Gallopoulos 2008, scikit-learn's "nndsvda").
+        """Initialises parts by NNDSVD, with zeros set to the mean of x (Boutsidis & Gallopoulos 2008; "nndsvda").
 
-        More parts than min(N, D) are drawn as √(mean(x) / Z) |N(0, 1)| instead. Does nothing once initialised.
+        If Z > min(N, D), parts are drawn as √(mean(x) / Z) |N(0, 1)| instead. Does nothing once initialised.
 
         Raises:
-            ValueError: for negative values, as scikit-learn's ``NMF``: z W >= 0 cannot approximate them.
+            ValueError: for negative values, as scikit-learn's ``NMF``, since z W >= 0 cannot approximate them.
         """
         name, remedy = type(self).__name__, "Subtract each feature's minimum, or use PCA."
         refuse(x, x < 0, f"Negative values in data: {name} factorises x >= 0", remedy)
@@ -105,10 +105,10 @@ class NonNegativeLinear(Head):
 
 
 class NonNegativeGaussian(NonNegativeLinear, Gaussian):
-    """x ~ N(zW, scale²), z >= 0, W >= 0: non-negative matrix factorisation by least squares (Lee & Seung 1999).
+    """Least-squares non-negative matrix factorisation: x ~ N(zW, scale²), z >= 0, W >= 0 (Lee & Seung 1999).
 
-    Codes (``update_codes``) and parts (``maximize``) are non-negative least-squares problems of one form, solved one
-    coordinate after another, each exactly: HALS (Cichocki & Phan 2009).
+    Codes (``update_codes``) and parts (``maximize``) solve non-negative least-squares problems by exact coordinate
+    descent: HALS (Cichocki & Phan 2009).
 
     Args:
         latent: Z, the number of parts.
@@ -122,36 +122,36 @@ class NonNegativeGaussian(NonNegativeLinear, Gaussian):
 
     def __init__(self, latent: int, event_shape: Size | tuple[int, ...], scale: float = 1.0):
         Gaussian.__init__(
-            self, self._prepared(latent, event_shape), latent, scale, prior=Flat(latent, nonnegative=True)
+            self, self._build_parts(latent, event_shape), latent, scale, prior=Flat(latent, nonnegative=True)
         )
-        self._not_initialized()
+        self._register_initialized()
 
     def update_codes(self, x: Num[Tensor, "B *X"], z: Float[Tensor, "S B Z"]) -> Float[Tensor, "S B Z"]:
-        """Sweeps over the entries of each code, every one to its best value >= 0 given the others, until it settles.
+        """Exact coordinate updates of each code, in sweeps until convergence.
 
-        By its own size, whatever the scale of the data: in nats, small data would always seem to be settled.
+        Convergence is relative to the code's size: in nats, small data would always seem to have converged.
         """
         parts = self._matrix()
         return least_squares(parts @ parts.mT, x.flatten(1) @ parts.mT, z)
 
     @torch.no_grad()
     def statistics(self, x: Num[Tensor, "B *X"], code: Any) -> Products:
-        """zᵀz and zᵀx of a batch and its codes."""
+        """The products zᵀz and zᵀx of a batch and its codes."""
         z, flat = code.z[0].double(), x.flatten(1).double()
         return Products(z.mT @ z, z.mT @ flat)
 
     @torch.no_grad()
     def maximize(self, moments: Products) -> float:
-        """The best parts W >= 0 for these codes, by sweeps to a fixed point. A part without codes stays where it is."""
+        """Sets the parts to their optimum W >= 0 for these codes. A part without codes is unchanged."""
         return self._replace(least_squares(moments.own, moments.cross.mT, self._matrix().double().mT).mT)
 
 
 class NonNegativePoisson(NonNegativeLinear):
-    """x ~ Poisson(zW) for counts x, z >= 0, W >= 0: non-negative matrix factorisation by Kullback-Leibler divergence.
+    """Kullback-Leibler non-negative matrix factorisation: x ~ Poisson(zW) for counts x, z >= 0, W >= 0.
 
-    -log q_r(x|z) is Σ_d rate_d - x_d log rate_d + log x_d!: up to a function of x the generalised divergence of Lee &
-    Seung (2001). Their multiplicative updates are EM steps, and never lower ``log_joint``. Grey values are no counts,
-    but quantised ones are multiples of one.
+    -log q_r(x|z) is Σ_d rate_d - x_d log rate_d + log x_d!, which equals the generalised divergence of Lee & Seung
+    (2001) up to a function of x. Their multiplicative updates are EM steps, and never decrease ``log_joint``. Grey
+    values must be converted to counts.
 
     Args:
         latent: Z, the number of parts.
@@ -174,11 +174,11 @@ NonNegativeGaussian.
     output_is_mean = True
 
     def __init__(self, latent: int, event_shape: Size | tuple[int, ...]):
-        super().__init__(self._prepared(latent, event_shape), latent, Flat(latent, nonnegative=True))
-        self._not_initialized()
+        super().__init__(self._build_parts(latent, event_shape), latent, Flat(latent, nonnegative=True))
+        self._register_initialized()
 
     def distribution(self, output: Float[Tensor, "..."]) -> Distribution:
-        return Poisson(output.clamp_min(0), validate_args=False)  # below 0 only where the prior is 0
+        return Poisson(output.clamp_min(0), validate_args=False)  # negative only if the prior is 0
 
     def log_likelihood(
         self, x: Num[Tensor, "B *X"], output: Float[Tensor, "S B *X"], k: Int[Tensor, "S _"] | None = None
@@ -193,19 +193,19 @@ NonNegativeGaussian.
         return self._over_event(counts.log_prob(output.clamp_min(0)))
 
     def update_codes(self, x: Num[Tensor, "B *X"], z: Float[Tensor, "S B Z"]) -> Float[Tensor, "S B Z"]:
-        """One multiplicative update of each code; an entry of 0 stays 0."""
+        """One multiplicative update of each code; zero entries remain 0."""
         parts = self._matrix()
         return z * _share(_ratio(x.flatten(1), z @ parts) @ parts.mT, parts.sum(1))
 
     @torch.no_grad()
     def statistics(self, x: Num[Tensor, "B *X"], code: Any) -> Products:
-        """Σ_n z_n and zᵀ(x / zW) of a batch and its codes, at the present parts."""
+        """The sums Σ_n z_n and zᵀ(x / zW) of a batch and its codes, at the current parts."""
         z, flat, parts = code.z[0].double(), x.flatten(1).double(), self._matrix().double()
         return Products(z.sum(0), z.mT @ _ratio(flat, z @ parts))
 
     @torch.no_grad()
     def maximize(self, moments: Products) -> float:
-        """One multiplicative update of the parts, from those that the moments were taken at."""
+        """One multiplicative update of the parts at which the moments were computed."""
         parts = self._matrix().double() * _share(moments.cross, moments.own.unsqueeze(1))
         return self._replace(parts.clamp_min(FLOOR * float(parts.max())))
 
@@ -213,7 +213,7 @@ NonNegativeGaussian.
 def least_squares(
     gram: Float[Tensor, "Z Z"], target: Float[Tensor, "*#L Z"], z: Float[Tensor, "*#L Z"]
 ) -> Float[Tensor, "*#L Z"]:
-    """Sweeps of each row by itself, until one moves no entry by more than ``SETTLED`` of the row's largest."""
+    """Non-negative least squares by coordinate sweeps, until no entry of a row moves by ``SETTLED`` of its largest."""
     tolerance = max(SETTLED, 10 * torch.finfo(z.dtype).eps)
     running = torch.ones_like(z[..., :1], dtype=torch.bool)
     for _ in range(SWEEPS):
@@ -229,7 +229,7 @@ def least_squares(
 def least_squares_sweep(
     gram: Float[Tensor, "Z Z"], target: Float[Tensor, "*#L Z"], z: Float[Tensor, "*#L Z"]
 ) -> Float[Tensor, "*#L Z"]:
-    """One round of exact minimisation of ½ zᵀ gram z - targetᵀ z, over one entry >= 0 after the other.
+    """One sweep of exact coordinate minimisation of ½ zᵀ gram z - targetᵀ z over z >= 0.
 
     >>> least_squares_sweep(torch.eye(2), torch.tensor([3.0, -1.0]), torch.ones(2))
     tensor([3., 0.])
@@ -238,7 +238,7 @@ def least_squares_sweep(
     entries: list[Tensor] = []
     for row, curvature, old in zip(gram, gram.diagonal(), z.unbind(-1), strict=True):
         index = len(entries)
-        if curvature > 0:  # otherwise its part is 0, and every value as good
+        if curvature > 0:  # otherwise its part is 0, and every value is optimal
             new = (old + residual[..., index] / curvature).clamp_min(0)
             residual = residual - (new - old).unsqueeze(-1) * row
         else:
@@ -248,7 +248,7 @@ def least_squares_sweep(
 
 
 def nndsvd(x: Float[Tensor, "N D"], latent: int) -> Float[Tensor, "Z D"]:
-    """The parts of NNDSVD: of each singular pair of x the non-negative half that weighs more (in float64)."""
+    """Parts by NNDSVD: the dominant non-negative half of each singular pair of x."""
     values, vectors = torch.linalg.eigh(x.mT @ x)
     size = values[-latent:].flip(0).clamp_min(0).sqrt()
     right = vectors[:, -latent:].flip(1).mT
@@ -263,10 +263,10 @@ def nndsvd(x: Float[Tensor, "N D"], latent: int) -> Float[Tensor, "Z D"]:
 
 
 def _ratio(x: Tensor, rate: Tensor) -> Tensor:
-    """x / rate, and 0 where the rate is 0."""
+    """x / rate, or 0 if the rate is 0."""
     return torch.where(rate > 0, x / torch.where(rate > 0, rate, 1.0), 0.0)
 
 
 def _share(numerator: Tensor, denominator: Tensor) -> Tensor:
-    """The factor of an update; 1 where there is nothing to divide by."""
+    """The factor of a multiplicative update; 1 if the denominator is 0."""
     return torch.where(denominator > 0, numerator / torch.where(denominator > 0, denominator, 1.0), 1.0)

@@ -1,4 +1,4 @@
-"""Log densities of linear-Gaussian charts as quadratic functions of the code, in a precision that their scale needs."""
+"""Log densities of linear-Gaussian charts as quadratic functions of the code, at the precision their scale requires."""
 
 from dataclasses import dataclass
 
@@ -11,7 +11,7 @@ from gae.likelihood.door import hidden
 
 @dataclass(frozen=True)
 class Charts:
-    """K charts N(mean_k + z loadings_k, scale_k² I), and the precision of the prior N(0, I / prior) over z, or 0."""
+    """Charts N(mean_k + z loadings_k, scale_k² I), and the precision of the prior N(0, I / prior) of z (0 for flat)."""
 
     means: Float[Tensor, "K D"]
     loadings: Float[Tensor, "K E D"]
@@ -30,20 +30,20 @@ class Charts:
 
 @dataclass(frozen=True)
 class Quadratic:
-    """log q(k) N(x; mean_k + z loadings_k, scale_k² I) = base + δ·pull - ½ δ gram δ with δ = z - anchor, in nats."""
+    """Coefficients of log q(k) N(x; mean_k + z loadings_k, scale_k² I) = base + δ·pull - ½ δ gram δ, δ = z - anchor."""
 
     base: Float[Tensor, "B K"]
     pull: Float[Tensor, "B K E"]
     gram: Float[Tensor, "K E E"]
-    anchor: Float[Tensor, "B K E"] | None = None  # constants near the best codes; None for 0
+    anchor: Float[Tensor, "B K E"] | None = None  # constants near the modes; None for 0
 
 
 def quadratic(x: Float[Tensor, "B D"], charts: Charts, tolerance: float) -> Quadratic:
     """The quadratic of each observation, with rounding errors of at most about ``tolerance`` nats.
 
-    ‖x‖² and its projections cancel where the noise is fine compared with the data. As far as the dtype of x allows,
-    they come from matrix products about a common centre; else from these in float64; and where that is not enough,
-    from residuals at the best code of each chart, which do not cancel. Under ``torch.vmap`` they are taken at once.
+    ‖x‖² and its projections cancel if the noise is small relative to the data. Matrix products about a common centre
+    are used in the dtype of x if that is precise enough, else in float64; if that does not suffice, residuals at the
+    mode of each chart, which do not cancel. Under ``torch.vmap`` residuals are always used.
     """
     for dtype in dict.fromkeys((x.dtype, torch.float64)):
         wide, parts = x.to(dtype), charts.to(dtype)
@@ -57,13 +57,13 @@ def quadratic(x: Float[Tensor, "B D"], charts: Charts, tolerance: float) -> Quad
 
 @torch.no_grad()
 def _rounding(norm: Tensor, means: Tensor, charts: Charts) -> float:
-    """The size of rounding errors, in nats."""
+    """An estimate of rounding errors, in nats."""
     far = norm.max() + means.square().sum(1).max()
     return torch.finfo(norm.dtype).eps * float(far * charts.precision.max())
 
 
 def _from_products(rows: Tensor, norm: Tensor, means: Tensor, charts: Charts) -> Quadratic:
-    """From x and the means about a common centre."""
+    """The quadratic from matrix products of x and the means about a common centre."""
     square = norm.unsqueeze(1)
     if len(means) > 1:
         square = torch.addmm(square + means.square().sum(1), rows, means.T, alpha=-2).clamp_min(0)
@@ -74,7 +74,7 @@ def _from_products(rows: Tensor, norm: Tensor, means: Tensor, charts: Charts) ->
 
 
 def _from_residuals(x: Tensor, charts: Charts) -> Quadratic:
-    """One chart after another, from x - mean_k - anchor loadings_k: no (B, K, D) tensor exists."""
+    """The quadratic from residuals x - mean_k - anchor loadings_k, chart by chart, without a (B, K, D) tensor."""
     scaled = charts.loadings * charts.precision[:, None, None]
     gram = scaled @ charts.loadings.mT
     with torch.no_grad():
@@ -95,12 +95,12 @@ def _from_residuals(x: Tensor, charts: Charts) -> Quadratic:
 
 
 def precision_factor(charts: Charts) -> Float[Tensor, "K E E"]:
-    """Lower triangular A, of positive diagonal, for which AᵀA = prior I + loadings loadingsᵀ / scale²; in float64.
+    """Lower triangular A with positive diagonal such that AᵀA = prior I + loadings loadingsᵀ / scale², in float64.
 
-    By a QR decomposition, so that no condition number is squared (as in ``LinearRegression``).
+    Computed by a QR decomposition, which does not square the condition number (as in ``LinearRegression``).
 
     Raises:
-        ValueError: for loadings that are linearly dependent, without a prior.
+        ValueError: for linearly dependent loadings under a flat prior.
     """
     charts = charts.to(torch.float64)
     size = charts.loadings[..., 0].detach()
@@ -125,12 +125,12 @@ def _factor(charts: Charts, penalty: Float[Tensor, "K E"]) -> Tensor:
 
 
 def peak(
-    found: Quadratic, factor: Float[Tensor, "K E E"], prior: float
+    form: Quadratic, factor: Float[Tensor, "K E E"], prior: float
 ) -> tuple[Float[Tensor, "B K"], Float[Tensor, "B K E"]]:
-    """The maximum over z of base + δ·pull - ½ δ gram δ - ½ prior ‖z‖², and where it is; both in float64."""
-    base, slope = found.base.double(), found.pull.double()
-    anchor = torch.zeros_like(slope) if found.anchor is None else found.anchor
-    if found.anchor is not None:
+    """The maximum over z of base + δ·pull - ½ δ gram δ - ½ prior ‖z‖², and its maximiser; both in float64."""
+    base, slope = form.base.double(), form.pull.double()
+    anchor = torch.zeros_like(slope) if form.anchor is None else form.anchor
+    if form.anchor is not None:
         slope, base = slope - prior * anchor, base - 0.5 * prior * anchor.square().sum(-1)
     white = torch.linalg.solve_triangular(factor.mT, slope.permute(1, 2, 0), upper=True)  # (K, E, B)
     code = torch.linalg.solve_triangular(factor, white, upper=False).permute(2, 0, 1)

@@ -1,4 +1,4 @@
-"""Linear regression as a decoder: one observation is all targets, and the code is the coefficients."""
+"""Linear regression as a likelihood: one observation holds all targets, and the code is the coefficients."""
 
 import math
 from typing import Any
@@ -17,25 +17,25 @@ from gae.likelihood.priors import Flat, FlatDistribution
 
 
 class LinearRegression(Gaussian):
-    """y ~ N(design w, scale² I), with the coefficients w as the latent and the inputs as a fixed decoder.
+    """Linear regression y ~ N(design w, scale² I), with the coefficients w as the latent.
 
-    An observation y (*X) holds the targets of all inputs; B of them are B regressions on one design. Encoding is
+    An observation y (*X) holds the targets of all inputs; B observations are B regressions on one design. Encoding is
     ordinary least squares under the flat prior, and ridge regression with λ = scale² / prior_scale² under
-    w ~ N(0, prior_scale² I). An intercept is one more coefficient, the first, and always has a flat prior.
+    w ~ N(0, prior_scale² I). The intercept is the first coefficient, and always has a flat prior.
 
-    Its posterior over coefficients is known (``ExactPosterior``; Bishop, PRML (2006), section 3.3), by a QR
-    decomposition in float64: the condition number of the design is never squared.
+    The posterior over coefficients is exact (``ExactPosterior``; Bishop, PRML (2006), section 3.3), by a QR
+    decomposition in float64, which does not square the condition number of the design.
 
     Args:
-        design: inputs, (*X, F): a row of F for each target.
-        prior_scale: standard deviation of the coefficients before any target is seen; None for a flat prior.
-        intercept: whether a column of ones comes before the inputs.
-        scale: standard deviation of the noise, in units of y; the start if it is learned.
-        learn_scale: whether the scale is learned, or fixed.
+        design: inputs, (*X, F): a row of F features for each target.
+        prior_scale: prior standard deviation of the coefficients; None for a flat prior.
+        intercept: whether a column of ones precedes the inputs.
+        scale: noise standard deviation in units of y, or its initial value if it is learned.
+        learn_scale: whether the scale is learned.
 
     Raises:
-        ValueError: for a design whose columns under a flat prior are linearly dependent, so that no coefficients
-            stand out.
+        ValueError: for a design whose columns under a flat prior are linearly dependent, so that the coefficients are
+            not unique.
 
     >>> from gae.inference import ClosedForm
     >>> inputs = torch.tensor([[0.0], [1.0], [2.0]])
@@ -68,7 +68,7 @@ class LinearRegression(Gaussian):
         self.intercept, self.prior_scale = intercept, prior_scale
 
     def predict(self, inputs: Float[Tensor, "*M F"], z: Float[Tensor, "... C"]) -> Float[Tensor, "..."]:
-        """Mean targets (*L, *M) of new inputs under coefficients z (*L, C)."""
+        """Predicted mean targets (*L, *M) of new inputs under coefficients z (*L, C)."""
         columns = _columns(inputs, self.intercept)
         if columns.shape[1] != z.shape[-1]:
             raise ValueError(
@@ -77,30 +77,30 @@ class LinearRegression(Gaussian):
         return (z @ columns.mT).unflatten(-1, inputs.shape[:-1])
 
     def posterior(self, x: Num[Tensor, "B *X"], k: Int[Tensor, "S _"] | None = None) -> Distribution:
-        """q(w|y), exactly: batch (1, B), event C; proper also under a flat prior."""
+        """The exact posterior q(w|y), batch (1, B), event C; proper also under a flat prior."""
         need_no_component(self, k)
-        pull, factor = self._solved()
+        pull, factor = self._solve()
         identity = torch.eye(len(factor), dtype=factor.dtype, device=factor.device)
         spread = torch.linalg.solve_triangular(factor, identity, upper=False)
         mean = x.flatten(1).double() @ (spread @ pull).mT
         return MultivariateNormal(mean.to(x.dtype).unsqueeze(0), scale_tril=spread.to(x.dtype), validate_args=False)
 
     def log_responsibilities(self, x: Num[Tensor, "B *X"]) -> Float[Tensor, "B 1"]:
-        """log q(k|y) = 0: there is one component."""
+        """log q(k|y) = 0, for a single component."""
         return x.new_zeros(len(x), 1)
 
     def log_evidence(self, x: Num[Tensor, "B *X"]) -> Evidence:
-        """log p(y) = log N(y; 0, prior_scale² design designᵀ + scale² I), exactly, in nats.
+        """The exact log p(y) = log N(y; 0, prior_scale² design designᵀ + scale² I), in nats.
 
         Raises:
-            ValueError: under a flat prior, that of an intercept included, where no density p(y) exists.
+            ValueError: under a flat prior, including that of an intercept, for which p(y) is not a density.
         """
         if isinstance(self.prior, FlatDistribution):
             raise ValueError(
                 "log p(y) does not exist under a flat prior. Give a prior_scale, and centre the data instead of "
                 "fitting an intercept."
             )
-        pull, factor = self._solved()
+        pull, factor = self._solve()
         y, columns, scale = x.flatten(1).double(), self._inputs.double(), self.scale.double()
         mean = torch.linalg.solve_triangular(factor, pull @ y.mT, upper=False).mT
         # Bayes' rule at the posterior's mean, in float64: its residuals are small differences of large numbers.
@@ -110,11 +110,11 @@ class LinearRegression(Gaussian):
         density = factor.diagonal().log().sum() - 0.5 * len(factor) * math.log(2 * math.pi)
         return Evidence.exact((likelihood + prior - density).to(x.dtype))
 
-    def _solved(self) -> tuple[Tensor, Tensor]:
-        """G (C, N) and lower A (C, C) in float64: the precision of q(w|y) is AᵀA, its mean A⁻¹ G y.
+    def _solve(self) -> tuple[Tensor, Tensor]:
+        """G (C, N) and lower triangular A (C, C) in float64: the precision of q(w|y) is AᵀA, its mean A⁻¹ G y.
 
-        From a QR decomposition of the least-squares problem whose rows are the targets and the prior, its columns
-        in reverse order: that makes A lower triangular.
+        Computed by a QR decomposition of the least-squares problem whose rows are the targets and the prior, with
+        columns in reverse order, which makes A lower triangular.
         """
         columns, scale = self._inputs.double(), self.scale.double()
         prior = self.latent_prior
@@ -131,7 +131,7 @@ class LinearRegression(Gaussian):
 
 
 class _Design(nn.Module):
-    """Coefficients (n, C) to mean targets (n, *X)."""
+    """Decoder of coefficients (n, C) to mean targets (n, *X)."""
 
     columns: Tensor
 
@@ -145,7 +145,7 @@ class _Design(nn.Module):
 
 
 class _CoefficientPrior(nn.Module):
-    """Normal over coefficients, with the given standard deviations, but flat over an intercept."""
+    """Normal prior of coefficients with given standard deviations, flat over an intercept."""
 
     spread: Tensor
 
@@ -161,7 +161,7 @@ class _CoefficientPrior(nn.Module):
 
 
 class _FlatIntercept(FlatDistribution):
-    """Improper: flat over the first element, and ``rest`` over the others."""
+    """Improper distribution: flat over the first element, and ``rest`` over the others."""
 
     def __init__(self, rest: Distribution, batch_shape: Any = ()):
         self.rest = rest
@@ -180,10 +180,10 @@ def _columns(inputs: Tensor, intercept: bool) -> Tensor:
 
 
 def _need_rank(columns: Tensor) -> None:
-    """ValueError unless columns under a flat prior are independent."""
+    """Raises ValueError unless the columns under a flat prior are linearly independent."""
     rank, width = int(torch.linalg.matrix_rank(columns.double())), columns.shape[1]
     if rank < width:
         raise ValueError(
             f"The design has {width} columns under a flat prior but rank {rank}, for {len(columns)} targets: many "
-            "coefficients fit equally well. Leave out dependent columns, or give a prior_scale."
+            "coefficients fit equally well. Remove dependent columns, or give a prior_scale."
         )

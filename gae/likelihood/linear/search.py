@@ -1,4 +1,4 @@
-"""The best of K weighted points for each observation: matrix products, then direct differences among near ties."""
+"""Nearest weighted points, by matrix products, with direct differences for near ties."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -9,14 +9,14 @@ from torch import Tensor
 
 from gae.likelihood.linear.moments import about
 
-ROWS = 4096  # observations that are compared with points at once
-ENTRIES = 2**22  # scores that are held at once
-RELATIVE = 1e-4  # rounding that a squared distance may have, before it is computed from differences
+ROWS = 4096  # observations compared with points at once
+ENTRIES = 2**22  # scores held at once
+RELATIVE = 1e-4  # relative rounding error above which a squared distance is recomputed from differences
 
 
 @dataclass(frozen=True)
 class Points:
-    """K points with weights: what is maximised is bias_k - ½ precision_k ‖x - mean_k‖²."""
+    """K weighted points, with scores bias_k - ½ precision_k ‖x - mean_k‖²."""
 
     means: Float[Tensor, "K D"]
     bias: Float[Tensor, " K"]
@@ -36,13 +36,15 @@ class Points:
 def best_points(
     x: Float[Tensor, "B D"], points: Points, entries: int = ENTRIES
 ) -> tuple[Int[Tensor, " B"], Float[Tensor, " B"]]:
-    """The best point of each x, the first of those that are equally good, and ‖x - mean‖² in float64.
+    """The point of highest score for each x (the first of ties), and ‖x - mean‖² in float64.
 
-    Scores by matrix products in the dtype of x; rows in which two are closer than rounding again in float64; and
-    those that still are, from differences.
+    Scores are computed by matrix products in the dtype of x. Rows whose best scores differ by less than rounding are
+    recomputed in float64, and remaining near ties from differences.
 
     Args:
-        entries: the largest number of scores held at once, in the place of B · K.
+        x: observations.
+        points: the weighted points.
+        entries: the largest number of scores held at once, instead of B · K.
     """
     if len(x) == 0:
         return torch.zeros(0, dtype=torch.long, device=x.device), x.new_zeros(0).double()
@@ -60,7 +62,7 @@ def best_points(
 
 
 class _Scan:
-    """All scores bias_k + precision_k (x·mean_k - ½ ‖mean_k‖²) - ½ (precision_k - least) ‖x‖², block by block."""
+    """Blockwise scores bias_k + precision_k (x·mean_k - ½ ‖mean_k‖²) - ½ (precision_k - least) ‖x‖²."""
 
     def __init__(self, x: Tensor, points: Points, entries: int):
         self.x, self.points = x, points
@@ -76,7 +78,7 @@ class _Scan:
         self.blocks = [slice(start, start + width) for start in range(0, len(means), width)]
 
     def best(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """For each row: the best point, its squared distance, whether that is rough, whether another may be best."""
+        """For each row: the best point, its squared distance, whether that is inexact, whether another may be best."""
         parts = []
         for rows in self.rows.split(self.height):
             norm, rounding = self._sizes(rows)
@@ -95,7 +97,7 @@ class _Scan:
         return best, square, rough, unsure
 
     def among_ties(self) -> Int[Tensor, " B"]:
-        """The best point of each row, from differences to all points whose score is within rounding of the best."""
+        """The best point of each row, by differences to all points whose score is within rounding of the best."""
         parts = []
         for rows, x in zip(self.rows.split(self.height), self.x.split(self.height), strict=True):
             norm, rounding = self._sizes(rows)
@@ -114,7 +116,7 @@ class _Scan:
         return torch.cat(parts)
 
     def _sizes(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """‖x‖², and the rounding error that a score may have, in nats."""
+        """‖x‖², and a bound on the rounding error of a score, in nats."""
         norm = torch.linalg.vector_norm(rows, dim=1)
         steps = 2 + 0.5 * rows.shape[1] ** 0.5
         size = 0.5 * self.points.precision.max() * (norm + self.reach).square() - self.bias.min()

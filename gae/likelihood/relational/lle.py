@@ -1,4 +1,4 @@
-"""Locally linear embedding: codes whose neighbours reconstruct them as those of the data do."""
+"""Locally linear embedding: codes reconstructed from their neighbours with the weights of the data."""
 
 import math
 import warnings
@@ -15,27 +15,27 @@ from gae.likelihood.relational.tsne import Relational
 class LLE(Relational):
     """Locally linear embedding (Roweis & Saul 2000): z_i ~ N(Σ_j w_ij z_j, scale²), weights fitted to x first.
 
-    The weights w_i. (sum 1) reconstruct x_i from its nearest neighbours with the least squared error. What is modelled
-    is the residual of each code: ``log_joint`` = log N(0; (I - W) z, scale² I), in nats with every constant, is the
-    log density of N · E residuals observed to be 0, given W. It is a density of these residuals, neither of x, which
-    counts only through W, nor of z: the constant codes have residual 0, so as a function of z it has no finite
-    integral, and its maximum over all z is at z = 0. Therefore codes are whitened: centred, with identity covariance.
-    Under that constraint ``mode`` is the best code in closed form, the bottom eigenvectors of (I - W)ᵀ(I - W); an
-    ascent needs ``Projected(step, Whiten())``.
+    The weights w_i. (sum 1) reconstruct x_i from its nearest neighbours with the least squared error. The model is of
+    the residual of each code: ``log_joint`` = log N(0; (I - W) z, scale² I), in nats with every constant, is the log
+    density of N · E residuals observed to be 0, given W. It is a density of these residuals, neither of x, which enters
+    only through W, nor of z: constant codes have residual 0, so its integral over z diverges, and its maximum over all
+    z is at z = 0. Therefore codes are whitened: centred, with identity covariance. Under that constraint ``mode`` is
+    the best code in closed form, the bottom eigenvectors of (I - W)ᵀ(I - W); an ascent needs
+    ``Projected(step, Whiten())``.
 
     Args:
         points: N.
         event_shape: F, the shape of one point's features.
         latent: E.
-        neighbours: how many reconstruct a point.
+        neighbours: number of neighbours that reconstruct a point.
         reg: see ``barycentric_weights``.
-        scale: standard deviation of the residuals, the start if it is learned.
-        learn_scale: whether the scale is learned, or fixed.
+        scale: standard deviation of the residuals, or its initial value if it is learned.
+        learn_scale: whether the scale is learned.
 
     >>> line = torch.arange(6.0).reshape(1, 6, 1)
     >>> model = LLE(points=6, event_shape=(1,), latent=1, neighbours=2, reg=1e-6)
     >>> z = model.mode(line).flatten()
-    >>> bool((z.diff() * z.diff()[0] > 0).all())  # in the order of the line, for want of curvature
+    >>> bool((z.diff() * z.diff()[0] > 0).all())  # in the order of the line
     True
     """
 
@@ -61,7 +61,7 @@ class LLE(Relational):
         parameter_or_buffer(self, "log_scale", torch.tensor(math.log(positive_scale(scale))), learn_scale)
 
     def relation(self, x: Num[Tensor, "B N *F"]) -> Float[Tensor, "B N N"]:
-        """W, whose rows sum to 1."""
+        """The weights W, whose rows sum to 1."""
         return self._weights(x).to(x.dtype)
 
     def _weights(self, x: Tensor) -> Tensor:
@@ -70,27 +70,27 @@ class LLE(Relational):
         return _spread(barycentric_weights(flat, flat, index, self.reg), index, flat.shape[1])
 
     def score(self, relation: Float[Tensor, "... N N"], z: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
-        square = ((z - relation @ z) / self.log_scale.exp()).square().sum((-2, -1))  # scale² may be no float
+        square = ((z - relation @ z) / self.log_scale.exp()).square().sum((-2, -1))  # scale² may underflow or overflow
         constant = self.latent_shape.numel() * (self.log_scale + 0.5 * math.log(2 * math.pi))
         return -0.5 * square - constant
 
     def mode(self, x: Num[Tensor, "B N *F"]) -> Float[Tensor, "B N E"]:
         """The whitened codes of highest ``log_joint``: √N times eigenvectors, in order of their eigenvalues.
 
-        Unique but for the signs of its columns, and for rotations where eigenvalues coincide. Warns where the graph of
-        neighbours has several pieces.
+        Unique up to the signs of its columns, and up to rotations for equal eigenvalues. Warns if the graph of
+        neighbours is disconnected.
         """
         weights = self._weights(x)
         points = weights.shape[-1]
         residual = torch.eye(points, dtype=weights.dtype, device=x.device) - weights
         curvature = residual.mT @ residual
-        # The constant code, of eigenvalue 0, is moved behind all others.
+        # Shifts the constant code, of eigenvalue 0, behind all others.
         bound = curvature.detach().abs().sum(-1).amax(-1)
         values, vectors = torch.linalg.eigh(curvature + (bound / points)[:, None, None])
         if bool((values[:, 0] < points * torch.finfo(values.dtype).eps * bound).any()):
             warnings.warn(
-                f"With {self.neighbours} neighbours the graph of a data set falls into pieces: the codes tell these "
-                "apart, and nothing else. Give more neighbours.",
+                f"With {self.neighbours} neighbours the graph of a data set is disconnected: the codes only separate "
+                "its components. Increase neighbours.",
                 stacklevel=2,
             )
         return (points**0.5 * vectors[..., : self.latent_shape[-1]]).to(x.dtype)
@@ -98,7 +98,7 @@ class LLE(Relational):
     def transform(
         self, x: Num[Tensor, "B N *F"], z: Float[Tensor, "... B N E"], new: Num[Tensor, "B M *F"]
     ) -> Float[Tensor, "..."]:
-        """Codes (*S, B, M, E) of new points: their barycentric weights over neighbours in x, put on the codes z."""
+        """Codes (*S, B, M, E) of new points: the codes z of their neighbours in x, with barycentric weights."""
         self.check(x)
         if new.shape[2:] != x.shape[2:] or len(new) != len(x):
             raise ValueError(
@@ -112,5 +112,5 @@ class LLE(Relational):
 
 
 def _spread(weights: Tensor, index: Tensor, points: int) -> Tensor:
-    """Weights (B, M, count) as rows of a matrix (B, M, N)."""
+    """Scatters weights (B, M, count) into the rows of a matrix (B, M, N)."""
     return weights.new_zeros(*index.shape[:2], points).scatter(-1, index, weights)

@@ -8,20 +8,20 @@ from torch import Tensor
 
 from gae.likelihood.geometry import squared_distances
 
-TOLERANCE = 1e-10  # of an entropy, in nats
+TOLERANCE = 1e-10  # of the entropy, in nats
 LARGEST = 200.0  # of |log precision|, for squared distances of mean 1
-DIGITS = 1e-9  # relative rounding that a squared distance may have, before it is computed from differences
-BLOCK = 2**18  # elements of a chunk of rows: what fits a processor's cache
+DIGITS = 1e-9  # relative rounding error above which a squared distance is recomputed from differences
+BLOCK = 2**18  # elements per chunk of rows, sized for a processor's cache
 
 
 def chunks(rows: int, others: int) -> list[slice]:
-    """Slices of the rows of a matrix of which each row has so many elements."""
+    """Chunks of the rows of a matrix with ``others`` elements per row, as slices."""
     size = max(1, BLOCK // max(others, 1))
     return [slice(start, min(start + size, rows)) for start in range(0, rows, size)]
 
 
 def affinities(x: Float[Tensor, "B N D"], perplexity: float) -> Float[Tensor, "B N N"]:
-    """Joint probabilities p_ij = (p_j|i + p_i|j) / 2N of t-SNE (van der Maaten & Hinton 2008, eqs. 1 and 3.1).
+    """Joint probabilities of t-SNE, p_ij = (p_j|i + p_i|j) / 2N (van der Maaten & Hinton 2008, eqs. 1 and 3.1).
 
     p_j|i ∝ exp(-β_i ‖x_i - x_j‖²), with β_i such that the entropy of p_.|i is log perplexity. They sum to 1 over all
     ordered pairs. A point with more exact copies than the perplexity has no such β_i: its p_.|i is uniform over them.
@@ -38,7 +38,7 @@ def affinities(x: Float[Tensor, "B N D"], perplexity: float) -> Float[Tensor, "B
 
 
 def _conditional(x: Tensor, part: slice, entropy: float) -> Tensor:
-    """p_j|i (B, n, N) of the rows i in a slice."""
+    """Conditional probabilities p_j|i (B, n, N) for the rows i in a slice."""
     index = torch.arange(part.start, part.stop, device=x.device)
     own = index[:, None] == torch.arange(x.shape[1], device=x.device)
     square = _without_cancellation(squared_distances(x[:, part], x), x, part, own)
@@ -47,34 +47,34 @@ def _conditional(x: Tensor, part: slice, entropy: float) -> Tensor:
     square = (square - shortest) / torch.where(unit > 0, unit, 1.0)  # the shift cancels, and keeps entropies exact
     log_precision = _search(square.detach(), own, entropy)
     if square.requires_grad:  # one Newton step at the solution has the derivative of the solution
-        _, found, slope = _entropy(square, own, log_precision)
+        _, value, slope = _entropy(square, own, log_precision)
         steep = slope.detach() > TOLERANCE
-        gap = torch.where(steep, found - entropy, 0.0)
+        gap = torch.where(steep, value - entropy, 0.0)
         log_precision = log_precision + gap / torch.where(steep, slope.detach(), 1.0)
     return _entropy(square, own, log_precision)[0]
 
 
 def _without_cancellation(square: Tensor, x: Tensor, part: slice, own: Tensor) -> Tensor:
-    """The rows of a slice with values from differences, where points are close as compared with the whole data set."""
+    """Recomputes rows of a slice from differences if points are close relative to the extent of the data set."""
     size = (x.detach() - x.detach().mean(1, keepdim=True)).square().sum(-1)
     reach = size[:, part].unsqueeze(-1) + size.unsqueeze(1)
     close = ((square.detach() * DIGITS <= torch.finfo(x.dtype).eps * reach) & ~own).any(-1)
     correction = torch.zeros_like(square)
     for batch, rows in enumerate(close):
         if bool(rows.any()):
-            whole = x[batch].detach()
-            exact = torch.cdist(whole[part][rows], whole, compute_mode="donot_use_mm_for_euclid_dist").square()
+            points = x[batch].detach()
+            exact = torch.cdist(points[part][rows], points, compute_mode="donot_use_mm_for_euclid_dist").square()
             correction[batch, rows] = exact - square[batch, rows].detach()
     return square + correction
 
 
 def _search(square: Tensor, own: Tensor, entropy: float) -> Tensor:
-    """log β (B, n, 1) by Newton's method inside a bracket, which is halved where a step leaves it."""
+    """log β (B, n, 1) by Newton's method, with bisection if a step leaves the bracket."""
     log_precision = torch.zeros_like(square[..., :1])
     low, high = log_precision - LARGEST, log_precision + LARGEST
     for _ in range(100):
-        _, found, slope = _entropy(square, own, log_precision)
-        gap = found - entropy
+        _, value, slope = _entropy(square, own, log_precision)
+        gap = value - entropy
         done = gap.abs() < TOLERANCE
         if bool(done.all()):
             break
@@ -86,7 +86,7 @@ def _search(square: Tensor, own: Tensor, entropy: float) -> Tensor:
 
 
 def _entropy(square: Tensor, own: Tensor, log_precision: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Weights ∝ exp(-β d) over the others, their entropy (nats), and minus its slope in log β."""
+    """Weights ∝ exp(-β d) over other points, their entropy (nats), and minus its derivative in log β."""
     precision = log_precision.exp()
     energy = (-precision * square).masked_fill(own, -torch.inf)
     log_mass = energy.logsumexp(-1, keepdim=True)
@@ -99,19 +99,19 @@ def _entropy(square: Tensor, own: Tensor, log_precision: Tensor) -> tuple[Tensor
 def nearest(
     x: Float[Tensor, "B N D"], count: int, new: Float[Tensor, "B M D"] | None = None
 ) -> Int[Tensor, "B M count"]:
-    """Indices of the ``count`` nearest points of x: to each new point, or to each point of x but itself.
+    """Indices of the ``count`` nearest points of x to each new point, or to each other point of x.
 
-    Near ties are settled by differences, and of equally near points the first are taken.
+    Near ties are resolved by differences, exact ties by order.
     """
     points = x if new is None else new
     square = squared_distances(points, x).detach()
     if new is None:
         square.diagonal(dim1=-2, dim2=-1).fill_(torch.inf)
-    found = square.topk(count, largest=False)
+    closest = square.topk(count, largest=False)
     centre = x.mean(-2, keepdim=True)
     size = (points - centre).square().sum(-1).detach() + (x - centre).square().sum(-1).amax(-1, keepdim=True).detach()
-    limit = found.values[..., -1] + 64 * torch.finfo(x.dtype).eps * size
-    index = found.indices.clone()
+    limit = closest.values[..., -1] + 64 * torch.finfo(x.dtype).eps * size
+    index = closest.indices.clone()
     for batch, row in ((square <= limit.unsqueeze(-1)).sum(-1) > count).nonzero().tolist():  # near ties: differences
         rivals = (square[batch, row] <= limit[batch, row]).nonzero().squeeze(1)
         exact = (x[batch, rivals] - points[batch, row]).square().sum(-1)
@@ -124,8 +124,8 @@ def barycentric_weights(
 ) -> Float[Tensor, "B M count"]:
     """Weights that sum to 1 and minimise ‖new_i - Σ_j w_ij x_j‖² over the given neighbours j (Roweis & Saul 2000).
 
-    The Gram matrix gets reg · trace on its diagonal (or reg where the trace is 0): with more neighbours than
-    dimensions the minimum is not unique.
+    The Gram matrix is regularised by reg · trace on its diagonal (or reg if the trace is 0), since the minimum is not
+    unique with more neighbours than dimensions.
 
     >>> line = torch.tensor([[[0.0], [1.0], [3.0]]])
     >>> barycentric_weights(line, torch.tensor([[[2.0]]]), torch.tensor([[[1, 2]]]), 1e-3)

@@ -1,4 +1,4 @@
-"""A Student-t law over pairs of points: its log likelihood and gradient, in chunks of rows."""
+"""Log likelihood of pairs of points under a Student-t kernel, and its gradient, in chunks of rows."""
 
 from typing import Any
 
@@ -12,17 +12,17 @@ from gae.likelihood.relational.neighbours import chunks
 def pair_log_likelihood(
     p: Float[Tensor, "*L N N"], z: Float[Tensor, "*L N E"], degrees: Float[Tensor, ""], attraction: float = 1.0
 ) -> Float[Tensor, "*L"]:
-    """attraction · Σ_ij p_ij log w_ij - log Σ_ij w_ij over i ≠ j, w_ij = (1 + ‖z_i - z_j‖² / ν)^(-(ν + 1) / 2).
+    """Log likelihood of pair probabilities p under Student-t kernels of points z, (*L), in nats.
 
-    With attraction 1, and p that sums to 1, it is Σ_ij p_ij log q_ij, q_ij = w_ij / Σ w, in nats. Beyond p, its memory
-    grows with N, not N²: the backward pass goes by chunks of rows too. It may be differentiated again, whose graph has
-    N² elements.
+    It is attraction · Σ_ij p_ij log w_ij - log Σ_ij w_ij over i ≠ j, w_ij = (1 + ‖z_i - z_j‖² / ν)^(-(ν + 1) / 2). With
+    attraction 1, and p that sums to 1, this equals Σ_ij p_ij log q_ij, q_ij = w_ij / Σ w. Besides p, forward and
+    backward pass need memory of order N, not N². A second derivative builds a graph of N² elements.
 
     Args:
         p: symmetric, with zeros on its diagonal.
         z: the points.
         degrees: ν, the degrees of freedom.
-        attraction: the factor of the first term.
+        attraction: factor of the first term.
     """
     return _Pairs.apply(p, z, degrees, attraction)
 
@@ -32,7 +32,7 @@ class _Pairs(torch.autograd.Function):
     def forward(p: Tensor, z: Tensor, degrees: Tensor, attraction: float) -> Tensor:
         pull, mass = z.new_zeros(z.shape[:-2]), z.new_zeros(z.shape[:-2])
         for part in _parts(z):
-            _, log_w = _laws(z, degrees, part)
+            _, log_w = _kernel(z, degrees, part)
             pull += (p[..., part, :] * log_w).sum((-2, -1))
             mass += _without_self(log_w.exp(), part).sum((-2, -1))
         return attraction * pull - mass.log()
@@ -46,23 +46,23 @@ class _Pairs(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         p, z, degrees = ctx.saved_tensors
         expand_rows = grad[..., None, None]
-        of_p = of_z = of_degrees = None
+        grad_p = grad_z = grad_degrees = None
         if ctx.needs_input_grad[0]:
-            log_w = [_laws(z, degrees, part)[1] for part in _parts(z)]
-            of_p = expand_rows * ctx.attraction * torch.cat(log_w, -2)
+            log_w = [_kernel(z, degrees, part)[1] for part in _parts(z)]
+            grad_p = expand_rows * ctx.attraction * torch.cat(log_w, -2)
         if ctx.needs_input_grad[1]:
-            of_z = expand_rows * _point_gradient(p, z, degrees, ctx.attraction)
+            grad_z = expand_rows * _point_gradient(p, z, degrees, ctx.attraction)
         if ctx.needs_input_grad[2]:
-            of_degrees = (grad * _degrees_gradient(p, z, degrees, ctx.attraction)).sum()
-        return of_p, of_z, of_degrees, None
+            grad_degrees = (grad * _degrees_gradient(p, z, degrees, ctx.attraction)).sum()
+        return grad_p, grad_z, grad_degrees, None
 
 
 def _point_gradient(p: Tensor, z: Tensor, degrees: Tensor, attraction: float) -> Tensor:
-    """-2 (1 + 1/ν) Σ_j (attraction p_ij - q_ij) (z_i - z_j) / (1 + ‖z_i - z_j‖² / ν), (*L, N, E)."""
+    """Gradient in z, -2 (1 + 1/ν) Σ_j (attraction p_ij - q_ij) (z_i - z_j) / (1 + ‖z_i - z_j‖² / ν), (*L, N, E)."""
     extended = torch.cat([z, torch.ones_like(z[..., :1])], -1)
     pulls, pushes, masses = [], [], []
     for part in _parts(z):
-        shrink, log_w = _laws(z, degrees, part)
+        shrink, log_w = _kernel(z, degrees, part)
         w = _without_self(log_w.exp(), part)
         masses.append(w.sum((-2, -1)))
         pulls.append((p[..., part, :] * shrink) @ extended)
@@ -73,10 +73,10 @@ def _point_gradient(p: Tensor, z: Tensor, degrees: Tensor, attraction: float) ->
 
 
 def _degrees_gradient(p: Tensor, z: Tensor, degrees: Tensor, attraction: float) -> Tensor:
-    """Σ_ij (attraction p_ij - q_ij) ∂ log w_ij / ∂ν, (*L)."""
+    """Gradient in ν, Σ_ij (attraction p_ij - q_ij) ∂ log w_ij / ∂ν, (*L)."""
     pulls, pushes, masses = [], [], []
     for part in _parts(z):
-        shrink, log_w = _laws(z, degrees, part)
+        shrink, log_w = _kernel(z, degrees, part)
         w = _without_self(log_w.exp(), part)
         slope = log_w / (degrees + 1) + 0.5 * (1 + 1 / degrees) * (1 - shrink)
         masses.append(w.sum((-2, -1)))
@@ -90,7 +90,7 @@ def _parts(z: Tensor) -> list[slice]:
     return chunks(z.shape[-2], z[..., 0].numel())
 
 
-def _laws(z: Tensor, degrees: Tensor, part: slice) -> tuple[Tensor, Tensor]:
+def _kernel(z: Tensor, degrees: Tensor, part: slice) -> tuple[Tensor, Tensor]:
     """1 / (1 + ‖z_i - z_j‖² / ν) and log w_ij, (*L, n, N), for the rows i of a slice, without cancellation."""
     squares = [(column[..., part, None] - column[..., None, :]).square() for column in z.unbind(-1)]
     ratio = sum(squares[1:], squares[0]) / degrees

@@ -1,4 +1,4 @@
-"""One observation is a whole data set, and a code says where each of its points lies: t-SNE."""
+"""Likelihoods of relations within a data set, with one code per point: t-SNE."""
 
 import copy
 import math
@@ -19,10 +19,10 @@ from gae.likelihood.relational.neighbours import affinities
 from gae.likelihood.relational.student_t import pair_log_likelihood
 
 
-class RelationalLaw(TorchDistribution):
-    """What codes z (*L, N, E) say of a data set: ``log_prob`` of the relation among its points, and nothing else.
+class RelationalDistribution(TorchDistribution):
+    """Distribution of a data set given codes z (*L, N, E), with ``log_prob`` of the relation among its points only.
 
-    A relation does not determine the data, so there is no mean, and nothing can be drawn.
+    A relation does not determine the data, so the distribution has no mean and cannot be sampled.
     """
 
     arg_constraints: dict[str, constraints.Constraint] = {}  # noqa: RUF012 (torch's own declaration)
@@ -36,8 +36,8 @@ class RelationalLaw(TorchDistribution):
     def support(self) -> constraints.Constraint:
         return constraints.independent(constraints.real, len(self.event_shape))
 
-    def expand(self, batch_shape: Any, _instance: Any = None) -> "RelationalLaw":
-        return RelationalLaw(self.likelihood, self.z.expand(*batch_shape, *self.z.shape[-2:]))
+    def expand(self, batch_shape: Any, _instance: Any = None) -> "RelationalDistribution":
+        return RelationalDistribution(self.likelihood, self.z.expand(*batch_shape, *self.z.shape[-2:]))
 
     def log_prob(self, value: Num[Tensor, "..."]) -> Float[Tensor, "..."]:
         lead = value.shape[: value.dim() - len(self.event_shape)]
@@ -55,18 +55,18 @@ class RelationalLaw(TorchDistribution):
 
 
 class Relational(Likelihood):
-    """A likelihood of a relation (B, N, N) among the points of data sets x (B, N, *F), given their codes (S, B, N, E).
+    """Base class of likelihoods of a relation (B, N, N) among the points of data sets x (B, N, *F).
 
-    One data set is one observation, and B of them are B separate problems. Encoding held-out data means another data
-    set of N points; a single new point has no code of its own. The prior is flat.
+    One observation is an entire data set, with codes (S, B, N, E); B data sets are independent. Held-out data must be
+    another data set of N points; a single new point cannot be encoded. The prior is flat.
 
     Args:
-        points: N.
+        points: N, the number of points of a data set.
         event_shape: F, the shape of one point's features.
         latent: E, the width of each point's code.
     """
 
-    new_point: str  # what to do about a point that was not in the data set
+    new_point: str  # advice on points that are not in the data set, for messages
 
     def __init__(self, points: int, event_shape: Size | tuple[int, ...], latent: int):
         if not event_shape or latent < 1 or points <= latent:
@@ -78,15 +78,15 @@ class Relational(Likelihood):
 
     @abstractmethod
     def relation(self, x: Num[Tensor, "B N *F"]) -> Float[Tensor, "B N N"]:
-        """What is kept of the data: one number for each ordered pair of points."""
+        """The relation among the points: one number for each ordered pair."""
 
     @abstractmethod
     def score(self, relation: Float[Tensor, "... N N"], z: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
         """The log likelihood of relations (*L', N, N) at codes (*L, N, E), in nats; L' broadcasts to L."""
 
-    def forward(self, z: Float[Tensor, "*L N E"], k: Int[Tensor, "..."] | None = None) -> RelationalLaw:
+    def forward(self, z: Float[Tensor, "*L N E"], k: Int[Tensor, "..."] | None = None) -> RelationalDistribution:
         need_no_component(self, k)
-        return RelationalLaw(self, z)
+        return RelationalDistribution(self, z)
 
     def log_joint(
         self, x: Num[Tensor, "B N *F"], z: Float[Tensor, "S B N E"], k: Int[Tensor, "S _"] | None = None
@@ -104,7 +104,7 @@ class Relational(Likelihood):
 
     @property
     def no_way_back(self) -> str:
-        """Why there is neither a reconstruction nor a sample."""
+        """The error message for reconstruction and sampling."""
         name = type(self).__name__
         return (
             f"{name} has no map from codes to data: it models a relation among points, which does not determine them. "
@@ -122,25 +122,25 @@ class Relational(Likelihood):
 
 
 class TSNE(Relational):
-    """t-SNE (van der Maaten & Hinton 2008): pairs of points are drawn by a Student-t law of their codes.
+    """t-SNE (van der Maaten & Hinton 2008): a Student-t likelihood of pairs of points given their codes.
 
-    The codes define a law over ordered pairs, q_ij ∝ (1 + ‖z_i - z_j‖² / ν)^(-(ν + 1) / 2), i ≠ j. The data are read
-    as soft counts of pairs, p_ij (``affinities``), which add up to one pair. So ``log_joint`` = Σ_ij p_ij log q_ij is
-    the log likelihood of a Categorical over the N (N - 1) pairs, in nats per pair, without the multinomial coefficient
-    (free of z, and not defined for fractions of counts). It is a log density of no data set: x counts only through p.
-    With M pairs it would be M times as large, with the same maximiser. ``divergence`` = KL(P ‖ Q) = -H(P) -
-    ``log_joint`` is what the paper minimises.
+    The codes define a distribution over ordered pairs, q_ij ∝ (1 + ‖z_i - z_j‖² / ν)^(-(ν + 1) / 2), i ≠ j. The data
+    enter as soft counts of pairs, p_ij (``affinities``), which sum to one pair. So ``log_joint`` = Σ_ij p_ij log q_ij
+    is the log likelihood of a Categorical over the N (N - 1) pairs, in nats per pair, without the multinomial
+    coefficient (independent of z, and undefined for fractional counts). It is not a log density of the data: x enters
+    only through p. With M pairs it would be M times as large, with the same maximiser. The paper minimises
+    ``divergence`` = KL(P ‖ Q) = -H(P) - ``log_joint``.
 
-    The affinities are computed once for each ``given(x)``. All N² pairs are evaluated, in chunks of rows. Codes that
-    all coincide have gradient 0: start from ``PrincipalComponents()`` or ``DecoderInit()``, never from ``Zeros()``.
+    The affinities are computed once per ``bind(x)``. All N² pairs are evaluated, in chunks of rows. The gradient is 0
+    if all codes coincide: start from ``PrincipalComponents()`` or ``DecoderInit()``, never from ``Zeros()``.
 
     Args:
-        points: N.
+        points: N, the number of points of a data set.
         event_shape: F, the shape of one point's features.
-        latent: E.
+        latent: E, the width of each point's code.
         perplexity: the effective number of neighbours, between 1 and N - 1.
         degrees: ν, 1 in the paper; E - 1 is another choice (van der Maaten 2009).
-        learn_degrees: whether ν is learned (van der Maaten 2009), or fixed.
+        learn_degrees: whether ν is learned (van der Maaten 2009).
 
     >>> model = TSNE(points=5, event_shape=(3,), perplexity=2.0)
     >>> x = torch.randn(1, 5, 3)
@@ -175,7 +175,7 @@ class TSNE(Relational):
         parameter_or_buffer(self, "log_degrees", torch.tensor(math.log(degrees)), learn_degrees)
 
     def relation(self, x: Num[Tensor, "B N *F"]) -> Float[Tensor, "B N N"]:
-        """p_ij, which sum to 1 over ordered pairs."""
+        """The affinities p_ij, which sum to 1 over ordered pairs."""
         return affinities(x.flatten(2), self.perplexity)
 
     def score(self, relation: Float[Tensor, "... N N"], z: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
@@ -184,19 +184,19 @@ class TSNE(Relational):
         return pair_log_likelihood(p, z, self.log_degrees.exp(), self.exaggeration)
 
     def divergence(self, x: Num[Tensor, "B N *F"], z: Float[Tensor, "S B N E"]) -> Float[Tensor, "S B"]:
-        """KL(P ‖ Q) = Σ_ij p_ij log p_ij / q_ij, in nats: what t-SNE minimises."""
+        """The t-SNE objective KL(P ‖ Q) = Σ_ij p_ij log p_ij / q_ij, in nats."""
         p = self.relation(x)
         if self.exaggeration != 1:
-            raise ValueError("Exaggerated pair counts are no distribution and have no divergence. Use the original.")
+            raise ValueError("An exaggerated model has no divergence. Use the original model.")
         return torch.special.xlogy(p, p).sum((-2, -1)) - self.score(p, z)
 
     def exaggerated(self, factor: float) -> "TSNE":
-        """The same model with attractions Σ_ij p_ij log w_ij times a factor: early exaggeration. No log likelihood."""
+        """Early exaggeration: a copy with attractions Σ_ij p_ij log w_ij times a factor. Not a log likelihood."""
         positive("factor", factor)
         other = copy.copy(self)
         other.exaggeration = self.exaggeration * float(factor)
         return other
 
     def initial(self, n: int) -> Float[Tensor, "n N E"]:
-        """Draws from N(0, 10⁻⁸ I), all points close together, as in the paper."""
+        """n initial codes from N(0, 10⁻⁸ I), as in the paper."""
         return 1e-4 * torch.randn(n, *self.latent_shape, dtype=self.log_degrees.dtype, device=self.log_degrees.device)
