@@ -315,7 +315,7 @@ def test_laplace_needs_a_maximum() -> None:
 
     model, x = Gaussian(Saddle(), 2).double(), torch.full((3, 5), 4.0).double()
     for curvature in ("dense", "lanczos"):
-        with pytest.raises(ValueError, match=r"sample 0 is no maximum.*3 such samples"):
+        with pytest.raises(ValueError, match=r"sample 0 is not a maximum.*3 such samples"):
             laplace(model, x, mode=Ascent(Zeros(), max_steps=0), curvature=curvature)  # type: ignore[arg-type]
 
 
