@@ -396,7 +396,7 @@ REFUSED: list[tuple[str, Any, type[Exception], str]] = [
         "all-event",
         lambda x: dist.Normal(x[:, :E], 1.0).to_event(2),
         ValueError,
-        r"event shape \(8, 2\), needed one density",
+        r"event shape \(8, 2\), but one density",
     ),
     (
         "wide",
@@ -420,7 +420,7 @@ REFUSED: list[tuple[str, Any, type[Exception], str]] = [
         "scale-0",
         lambda x: dist.Normal(x[:, :E], 0 * x[:, :E], validate_args=False).to_event(1),
         ValueError,
-        "Independent is not finite at its own draws: a scale of it is NaN, infinite, 0",
+        "Independent is not finite at its own draws: a scale is NaN, infinite, 0",
     ),
     (
         "scale-nan-site",
@@ -432,7 +432,7 @@ REFUSED: list[tuple[str, Any, type[Exception], str]] = [
         "no-bijection",
         lambda x: dist.TransformedDistribution(dist.Normal(x[:, :E], 1.0).to_event(1), [AbsTransform()]),
         ValueError,
-        "cannot tell log q.* AbsTransform has no inverse or no Jacobian determinant. Use transforms that are bij",
+        "cannot compute log q.* AbsTransform has no inverse or no Jacobian determinant. Use transforms that are bij",
     ),
     ("half-a-batch", lambda x: x[:4, :E], ValueError, r"shape \(4, 2\), but the likelihood needs \(8, 2\)"),
 ]

@@ -65,7 +65,7 @@ def test_gradients_reach_only_the_codes_of_the_batch() -> None:
 def test_observations_without_rows_are_refused_in_training_and_encoded_in_evaluation() -> None:
     x = torch.randn(6, 3)
     for autoencoder in (known(x), model()):
-        with pytest.raises(ValueError, match=r"not told which: to encode observations, call `\.eval\(\)`"):
+        with pytest.raises(ValueError, match=r"got none. To encode observations, call `\.eval\(\)`"):
             autoencoder.encode(x)
         inner = free(autoencoder).inner
         with training_rows(autoencoder.eval(), torch.arange(6)):

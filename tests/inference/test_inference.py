@@ -563,7 +563,7 @@ def test_a_given_component_is_not_chosen_again(x: Tensor) -> None:
 
 def test_several_draws_cannot_be_put_on_every_component(x: Tensor) -> None:
     model = linear(K)
-    with pytest.raises(ValueError, match="One code per sample is needed to put on every component, got S=3"):
+    with pytest.raises(ValueError, match="Only one code per sample can be repeated for every component, got S=3"):
         Argmax(Amortized(Density(encoder(model, 2)), samples=3))(model, x)
 
 

@@ -151,7 +151,7 @@ def test_a_row_that_breaks_keeps_its_last_good_average() -> None:
     [
         ({"step": LBFGS()}, "`stop=ESWMV.*with `LBFGS`, which compares objectives"),
         ({"adjoint": None}, r"with `Unroll`: use `adjoint=Detach\(\)`"),
-        ({"grad_tol": 1.0}, "go by the objective"),
+        ({"grad_tol": 1.0}, "depend on the objective"),
         ({"family": MeanField()}, r"with `MeanField`: use `Delta\(\)`"),
     ],
 )
@@ -162,7 +162,7 @@ def test_parts_that_do_not_go_with_a_rule(options: dict, message: str) -> None:
 
 def test_a_mixture_has_no_one_output() -> None:
     engine = Ascent(step=Adam(), adjoint=Detach(), stop=ESWMV())
-    with pytest.raises(TypeError, match="judges by the decoder's output, and LinearMixture has not one"):
+    with pytest.raises(TypeError, match="needs a single decoder output, which LinearMixture does not have"):
         engine(LinearMixture(2, 1, (3,)), torch.zeros(1, 3))
 
 
