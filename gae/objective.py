@@ -18,7 +18,7 @@ __all__ = ["elbo", "iwae", "joint", "logsumexp", "mean", "minimum", "soft_minimu
 
 
 def joint(encoding: Encoding) -> Float[Tensor, " B"]:
-    """log q_w(z) q_r(x|z) at the code, averaged over S: the GAE / MAP bound of the GAE note.
+    """Log joint density log q_w(z) q_r(x|z) at the code, averaged over S: the GAE / MAP bound of the GAE note.
 
     For a discrete code it bounds log p(x) from below; for a continuous one it is a log density at a point, and may
     exceed log p(x) (ledger D02).
@@ -34,7 +34,7 @@ def joint(encoding: Encoding) -> Float[Tensor, " B"]:
 
 
 def elbo(encoding: Encoding, beta: float = 1.0, analytic: bool = False) -> Float[Tensor, " B"]:
-    """E_q[log q_r(x|z)] - beta KL(q(z|x) ‖ q_w(z)): the evidence lower bound when beta = 1 (Kingma & Welling 2014).
+    """Evidence lower bound E_q[log q_r(x|z)] - KL(q(z|x) ‖ q_w(z)), with the KL times beta (Kingma & Welling 2014).
 
     Args:
         encoding: from an engine with a density (``log_q``).
@@ -62,7 +62,7 @@ def elbo(encoding: Encoding, beta: float = 1.0, analytic: bool = False) -> Float
 
 
 def iwae(encoding: Encoding) -> Float[Tensor, " B"]:
-    """log 1/S Σ_s q(x, z_s) / q(z_s|x): the importance-weighted bound, tighter with S (Burda et al. 2016, eq. 8).
+    """Importance-weighted bound log 1/S Σ_s q(x, z_s) / q(z_s|x), tighter with S (Burda et al. 2016, eq. 8).
 
     Raises:
         ValueError: for an engine without a density q(z|x).
@@ -72,7 +72,7 @@ def iwae(encoding: Encoding) -> Float[Tensor, " B"]:
 
 
 def logsumexp(encoding: Encoding) -> Float[Tensor, " B"]:
-    """log Σ_k q(x, k) over the distinct values of a discrete code: with ``Enumerate``, log p(x).
+    """Sum over the distinct values of a discrete code, log Σ_k q(x, k): with ``Enumerate``, log p(x).
 
     Raises:
         ValueError: for codes with a continuous part, without a discrete one, or that repeat, since their sum would
@@ -105,12 +105,12 @@ def mean(values: Float[Tensor, " B"]) -> Float[Tensor, ""]:
 
 
 def minimum(values: Float[Tensor, " B"]) -> Float[Tensor, ""]:
-    """The worst sample of the batch."""
+    """The minimum over the data: the worst sample of the batch."""
     return values.min()
 
 
 def soft_minimum(beta: float) -> Aggregate:
-    """-1/β log mean exp(-β v): between the minimum (β → ∞) and the mean (β → 0), by the corrected chain of ledger D07.
+    """Soft minimum -1/β log mean exp(-β v), from the minimum (β → ∞) to the mean (β → 0): ledger D07, corrected.
 
     >>> import torch
     >>> round(float(soft_minimum(1e4)(torch.tensor([1.0, 2.0]))), 3)

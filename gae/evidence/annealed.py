@@ -42,7 +42,9 @@ class BDMC:
 
 
 def inverse_temperatures(number: int, schedule: Schedule = "sigmoid") -> Float[Tensor, " T"]:
-    """β_0 = 0 … β_T = 1 in T = ``number`` steps: equal, or a sigmoid with small steps at both ends (Wu et al. 2017).
+    """Inverse temperatures β_0 = 0 … β_T = 1 in T = ``number`` steps, equal or sigmoid (Wu et al. 2017).
+
+    The sigmoid schedule has small steps at both ends.
 
     >>> inverse_temperatures(4, "linear")
     tensor([0.0000, 0.2500, 0.5000, 0.7500, 1.0000], dtype=torch.float64)

@@ -24,7 +24,7 @@ def importance(
     samples: int = 500,
     chunk: int = 100,
 ) -> Evidence:
-    """log 1/S Σ_s q(x, z_s) / proposal(z_s), z_s ~ proposal: a lower bound of log p(x) in expectation.
+    """Importance sampling, log 1/S Σ_s q(x, z_s) / proposal(z_s): a lower bound of log p(x) in expectation.
 
     Args:
         likelihood: the decoder and its prior.

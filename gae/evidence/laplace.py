@@ -63,9 +63,10 @@ def laplace(
     probes: int = 16,
     iterations: int = 30,
 ) -> Evidence:
-    """max_z log q(x, z) + (Z/2) log 2π - ½ log det(-∇²_z log q(x, z)): exact for linear-Gaussian decoders (ledger D02).
+    """Laplace's method, log p(x) ≈ max_z log q(x, z) + (Z/2) log 2π - ½ log det(-∇²_z log q(x, z)).
 
-    Otherwise an approximation, neither a bound nor consistent; ``standard_error`` does not include its error.
+    Exact for linear-Gaussian decoders (ledger D02). Otherwise an approximation, neither a bound nor consistent;
+    ``standard_error`` does not include its error.
 
     Args:
         likelihood: the decoder and its prior.

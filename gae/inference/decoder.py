@@ -24,7 +24,7 @@ GOLDEN = 0.6180339887498949
 
 @contextmanager
 def twice_differentiable(likelihood: Likelihood) -> Iterator[None]:
-    """Runs attention and recurrent layers by twice differentiable kernels, which the fused ones are not."""
+    """Runs attention and recurrent layers by kernels that are twice differentiable, unlike the fused ones."""
     recurrent = any(isinstance(module, nn.RNNBase) for module in likelihood.modules())
     cudnn = torch.backends.cudnn.flags(enabled=False) if recurrent else nullcontext()
     with sdpa_kernel(SDPBackend.MATH), cudnn:

@@ -113,7 +113,7 @@ def test_what_cannot_be_initialised() -> None:
 
 
 def test_fit_moves_each_code_to_the_mode_of_its_own_row() -> None:
-    """For a fixed linear decoder W with WᵀW = 1.25 I, unit noise and prior N(0, I), the mean is Wᵀx / 2.25."""
+    """For a fixed linear decoder W with WᵀW = 1.25 I, unit noise and prior N(0, I), the mode is Wᵀx / 2.25."""
     x = torch.randn(11, 2)
     x[7] = x[3]
     decoder = nn.Linear(2, 2, bias=False).requires_grad_(False)

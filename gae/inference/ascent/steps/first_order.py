@@ -63,7 +63,7 @@ class Step(nn.Module, ABC):
 
 
 class GradientAscent(Step):
-    """u + rate · ∇. For LLGAE with noise scale σ, the note's β is rate / σ² (ledger D16).
+    """Gradient ascent, u + rate · ∇. For LLGAE with noise scale σ, the note's β is rate / σ² (ledger D16).
 
     Args:
         rate: the step size; its initial value if it is learned.

@@ -16,13 +16,13 @@ from gae.likelihood import DecoderLikelihood, Likelihood
 
 
 class GaussNewton(Step):
-    """u + (G + damping I)⁻¹ ∇, with G = Jᵀ H J + prior curvature: positive semi-definite, exact for linear Gaussians.
+    """Gauss–Newton step u + (G + damping I)⁻¹ ∇, with G = Jᵀ H J + prior curvature.
 
-    J is the decoder's Jacobian, H the curvature of -log q_r in the decoder's output (Schraudolph 2002). A row whose
-    trial fails to improve multiplies its damping by 10 and tries again from the same point; success divides it by 10,
-    and sets it to 0 once it is at most ``damping / 10``. ``Solve.evaluations`` counts only the objective: a
-    linearisation also costs about one decoder evaluation per element of a code (dense), or two per
-    conjugate-gradient iteration.
+    J is the decoder's Jacobian, H the curvature of -log q_r in the decoder's output (Schraudolph 2002). G is positive
+    semi-definite, and exact for linear Gaussians. A row whose trial fails to improve multiplies its damping by 10 and
+    tries again from the same point; success divides it by 10, and sets it to 0 once it is at most ``damping / 10``.
+    ``Solve.evaluations`` counts only the objective: a linearisation also costs about one decoder evaluation per
+    element of a code (dense), or two per conjugate-gradient iteration.
 
     Args:
         dense: G as a (Z, Z) matrix per row, solved by Cholesky: for small Z. Otherwise matrix-free products with
