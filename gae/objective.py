@@ -1,4 +1,4 @@
-"""Functions Encoding -> (B,), in nats, to be maximised; and how their values over the data become one number."""
+"""Objectives, functions Encoding -> (B,) in nats to be maximised, and aggregates of their values over the data."""
 
 import math
 from collections.abc import Callable
@@ -18,7 +18,7 @@ __all__ = ["elbo", "iwae", "joint", "logsumexp", "mean", "minimum", "soft_minimu
 
 
 def joint(encoding: Encoding) -> Float[Tensor, " B"]:
-    """log q_w(z) q_r(x|z) at the code, the GAE / MAP bound of the GAE note; the mean over S if there are several.
+    """Log joint density log q_w(z) q_r(x|z) at the code, averaged over S: the GAE / MAP bound of the GAE note.
 
     For a discrete code it bounds log p(x) from below; for a continuous one it is a log density at a point, and may
     exceed log p(x) (ledger D02).
@@ -34,25 +34,26 @@ def joint(encoding: Encoding) -> Float[Tensor, " B"]:
 
 
 def elbo(encoding: Encoding, beta: float = 1.0, analytic: bool = False) -> Float[Tensor, " B"]:
-    """E_q[log q_r(x|z)] - beta KL(q(z|x) ‖ q_w(z)): the evidence lower bound when beta = 1 (Kingma & Welling 2014).
+    """Evidence lower bound E_q[log q_r(x|z)] - KL(q(z|x) ‖ q_w(z)), with the KL times beta (Kingma & Welling 2014).
 
     Args:
         encoding: from an engine with a density (``log_q``).
-        beta: weight of the KL (Higgins et al. 2017); any value but 1 is no bound.
-        analytic: the KL in closed form, by ``torch.distributions.kl_divergence``; otherwise from the same draws.
+        beta: weight of the KL (Higgins et al. 2017); only 1 gives the evidence lower bound.
+        analytic: whether the KL is computed in closed form, by ``torch.distributions.kl_divergence``, instead of
+            estimated from the same draws.
 
     Raises:
-        ValueError: for an engine without a density q(z|x), or without a closed-form KL when that is asked for; for
+        ValueError: for an engine without a density q(z|x); with ``analytic``, for a KL without a closed form; for
             codes of a mixture unless beta = 1; for a beta that is negative or not finite.
     """
     if not 0 <= beta < math.inf:
-        raise ValueError(f"beta must not be negative, and finite, got {beta}.")
+        raise ValueError(f"beta must be finite and not negative, got {beta}.")
     log_q = _density(encoding, "elbo")
     if not analytic and beta == 1.0:
         return (encoding.log_joint - log_q).mean(0)
     if encoding.k is not None:
         raise ValueError(
-            "The KL over (k, z) of a mixture has no closed form and no weight of its own here. "
+            "The KL over (k, z) of a mixture has no closed form and cannot be weighted. "
             "Use `analytic=False` and `beta=1`."
         )
     log_likelihood = (encoding.log_joint - encoding.log_prior).mean(0)
@@ -61,7 +62,7 @@ def elbo(encoding: Encoding, beta: float = 1.0, analytic: bool = False) -> Float
 
 
 def iwae(encoding: Encoding) -> Float[Tensor, " B"]:
-    """log 1/S Σ_s q(x, z_s) / q(z_s|x): the importance-weighted bound, tighter with S (Burda et al. 2016, eq. 8).
+    """Importance-weighted bound log 1/S Σ_s q(x, z_s) / q(z_s|x), tighter with S (Burda et al. 2016, eq. 8).
 
     Raises:
         ValueError: for an engine without a density q(z|x).
@@ -71,11 +72,11 @@ def iwae(encoding: Encoding) -> Float[Tensor, " B"]:
 
 
 def logsumexp(encoding: Encoding) -> Float[Tensor, " B"]:
-    """log Σ_k q(x, k) over the distinct values of a discrete code: with ``Enumerate``, log p(x).
+    """Sum over the distinct values of a discrete code, log Σ_k q(x, k): with ``Enumerate``, log p(x).
 
     Raises:
-        ValueError: for codes with a continuous part, without a discrete one, or that occur more than once: their sum
-            would count one mode many times.
+        ValueError: for codes with a continuous part, without a discrete one, or that repeat, since their sum would
+            count one mode several times.
 
     >>> from gae.inference import Enumerate
     >>> from gae.likelihood import LinearMixture
@@ -87,13 +88,13 @@ def logsumexp(encoding: Encoding) -> Float[Tensor, " B"]:
     if encoding.k is None or encoding.z.shape[2:].numel():
         raise ValueError(
             f"Cannot use `logsumexp` with codes of `{encoding.engine}` that are continuous: densities at points do not "
-            "add up to log p(x), and a mode found by S restarts or draws would count S times. It is for a discrete "
-            "code alone, from `Enumerate()`. Use `iwae` for an engine with a density q(z|x), else `joint`."
+            "add up to log p(x), and a mode reached by S restarts or draws would count S times. `logsumexp` is for "
+            "discrete codes only, from `Enumerate()`. Use `iwae` for an engine with a density q(z|x), else `joint`."
         )
     if not _distinct(encoding.k):
         raise ValueError(
             f"Cannot use `logsumexp` with `{encoding.engine}`: a sample has the same k more than once, which would "
-            "count it so often. Use `Enumerate()`, or `iwae` for draws."
+            "be counted repeatedly. Use `Enumerate()`, or `iwae` for draws."
         )
     return encoding.log_joint.logsumexp(0)
 
@@ -104,12 +105,12 @@ def mean(values: Float[Tensor, " B"]) -> Float[Tensor, ""]:
 
 
 def minimum(values: Float[Tensor, " B"]) -> Float[Tensor, ""]:
-    """The worst sample of the batch."""
+    """The minimum over the data: the worst sample of the batch."""
     return values.min()
 
 
 def soft_minimum(beta: float) -> Aggregate:
-    """-1/β log mean exp(-β v): between the minimum (β → ∞) and the mean (β → 0), by the corrected chain of ledger D07.
+    """Soft minimum -1/β log mean exp(-β v), from the minimum (β → ∞) to the mean (β → 0): ledger D07, corrected.
 
     >>> import torch
     >>> round(float(soft_minimum(1e4)(torch.tensor([1.0, 2.0]))), 3)
@@ -121,15 +122,15 @@ def soft_minimum(beta: float) -> Aggregate:
         least = values.detach().amin()
         least = torch.where(least.isfinite(), least, 0)
         power = -beta * (values - least)
-        excess = power.expm1().mean()  # the mean of powers, less 1: small numbers for a small beta
+        excess = power.expm1().mean()  # the mean of powers minus 1, accurate for a small beta
         return least - torch.where(excess < -0.5, power.exp().mean().log(), excess.log1p()) / beta
 
     return aggregate
 
 
 def _distinct(k: Int[Tensor, "S B"]) -> bool:
-    """Whether no sample has one component twice."""
-    if bool((k == k[:, :1]).all()) and len(k[:, 0].unique()) == len(k):  # all branches, the same for all samples
+    """Whether no sample repeats a component."""
+    if bool((k == k[:, :1]).all()) and len(k[:, 0].unique()) == len(k):  # all components, the same for all samples
         return True
     return not bool((k.sort(0).values.diff(dim=0) == 0).any())
 

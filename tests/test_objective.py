@@ -296,5 +296,5 @@ def test_a_density_must_be_reparameterised() -> None:
 @pytest.mark.parametrize("beta", [-1.0, math.nan, math.inf])
 def test_weights_of_the_kl_that_no_objective_has_are_refused(beta: float) -> None:
     encoding = ClosedForm()(LinearMixture(1, 2, (3,)), torch.zeros(2, 3))
-    with pytest.raises(ValueError, match="beta must not be negative, and finite"):
+    with pytest.raises(ValueError, match="beta must be finite and not negative"):
         elbo(encoding, beta)

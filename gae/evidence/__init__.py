@@ -1,4 +1,4 @@
-"""log p(x): the value that every bound is a bound of."""
+"""Estimators of the log evidence log p(x), and posterior draws."""
 
 from gae.evidence.annealed import BDMC, ais, inverse_temperatures, reverse_ais, sandwich
 from gae.evidence.base import Evidence, UnreliableWarning, exact

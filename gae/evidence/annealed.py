@@ -1,4 +1,4 @@
-"""Annealed importance sampling, forth and back: log p(x) between two stochastic bounds."""
+"""Annealed importance sampling, forward and reverse: stochastic lower and upper bounds of log p(x)."""
 
 import math
 from dataclasses import dataclass, replace
@@ -17,17 +17,17 @@ from gae.likelihood import Likelihood
 from gae.likelihood.door import check_codes, checked
 
 Schedule = Literal["sigmoid", "linear"]
-JITTER = 0.5  # a fixed trajectory may come back to where it began: step sizes vary by ± 50 % (Neal 2011, section 3.2)
-TARGET, CHANGE = 0.65, 1.02  # rate of acceptance, and the factor by which a step size follows it (Wu et al. 2017)
+JITTER = 0.5  # step sizes vary by ± 50 %, so that no trajectory is periodic (Neal 2011, section 3.2)
+TARGET, CHANGE = 0.65, 1.02  # acceptance rate, and the factor by which a step size adapts to it (Wu et al. 2017)
 
 
 @dataclass(frozen=True)
 class BDMC:
-    """Observations drawn from the model itself, and log p(x) of each between two bounds.
+    """Bidirectional Monte Carlo: observations simulated from the model, with bounds of their log p(x).
 
     ``lower`` is a lower bound in expectation and ``upper`` an upper one. Each lies on the wrong side of log p(x) by
-    more than b nats with a probability of at most e^-b (Grosse et al. 2015): their distance limits the error of both.
-    The upper bound has one exact draw for each x, so its ``standard_error`` is NaN; see ``gap``.
+    more than b nats with a probability of at most e^-b (Grosse et al. 2015), so the gap bounds the error of both.
+    The upper bound uses one exact draw for each x, so its ``standard_error`` is NaN; see ``gap``.
     """
 
     x: Num[Tensor, "B *X"]
@@ -37,12 +37,14 @@ class BDMC:
 
     @property
     def gap(self) -> Float[Tensor, " B"]:
-        """upper - lower in nats. Observations are independent, so their spread gives the error of its mean."""
+        """upper - lower in nats. Observations are independent, so the spread gives the standard error of the mean."""
         return self.upper.log_p - self.lower.log_p
 
 
 def inverse_temperatures(number: int, schedule: Schedule = "sigmoid") -> Float[Tensor, " T"]:
-    """β_0 = 0 … β_T = 1 in T = ``number`` steps: equal ones, or a sigmoid that is fine at both ends (Wu et al. 2017).
+    """Inverse temperatures β_0 = 0 … β_T = 1 in T = ``number`` steps, equal or sigmoid (Wu et al. 2017).
+
+    The sigmoid schedule has small steps at both ends.
 
     >>> inverse_temperatures(4, "linear")
     tensor([0.0000, 0.2500, 0.5000, 0.7500, 1.0000], dtype=torch.float64)
@@ -72,8 +74,8 @@ def ais(
 ) -> Evidence:
     """Annealed importance sampling (Neal 2001) by Hamiltonian transitions: a lower bound of log p(x) in expectation.
 
-    From ``start`` to the posterior through the densities ∝ start^(1-β) q(x, z)^β. The step size of every transition is
-    found by separate pilot chains, so that the weights of the counted chains are unbiased.
+    From ``start`` to the posterior through the densities ∝ start^(1-β) q(x, z)^β. Separate pilot chains tune the step
+    size of every transition, so the weights of the main chains are unbiased.
 
     Args:
         likelihood: the decoder and its prior.
@@ -81,9 +83,10 @@ def ais(
         temperatures: T, the number of steps from β = 0 to β = 1.
         chains: S, independent chains per observation.
         leapfrog: steps of each transition.
-        schedule: of β, see ``inverse_temperatures``.
-        start: batch (B,) or (), event Z, that can be sampled and covers the prior; the prior unless given.
-        pilot: chains that find the step sizes.
+        schedule: spacing of β, see ``inverse_temperatures``.
+        start: initial distribution, batch (B,) or (), event Z, that can be sampled and covers the prior; by default
+            the prior.
+        pilot: number of chains that tune the step sizes.
 
     Raises:
         ValueError: under a flat prior; for numbers out of range.
@@ -96,10 +99,10 @@ def ais(
     """
     if chains < 2:
         raise ValueError(f"chains must be at least 2, for a standard error, got {chains}.")
-    betas, path = _prepared(likelihood, x, temperatures, chains, leapfrog, schedule, start, pilot)
+    betas, path = _prepare(likelihood, x, temperatures, chains, leapfrog, schedule, start, pilot)
     sizes = _pilot(path, betas, pilot, leapfrog)
     return from_log_weights(
-        _forth(path, betas, path.draw(chains), sizes, leapfrog), _cost(betas, chains, pilot, leapfrog)
+        _forward(path, betas, path.draw(chains), sizes, leapfrog), _cost(betas, chains, pilot, leapfrog)
     )
 
 
@@ -118,10 +121,10 @@ def reverse_ais(
 ) -> Evidence:
     """``ais`` run backwards from exact posterior draws z: an upper bound of log p(x) in expectation.
 
-    Such a draw is known where x was made from it: z ~ q(z), x ~ q(x|z) (Grosse et al. 2015). All chains of one draw
-    share its place, so that their spread does not tell how far they are off together: ``standard_error`` and
-    ``ess`` compare the means of independent draws, and the standard error of a single draw is NaN, unknown. The
-    mean of ``log_p`` over observations with a draw each still has an error, that of their spread (``BDMC.gap``).
+    Simulated data come with such a draw: z ~ q(z), x ~ q(x|z) (Grosse et al. 2015). All chains from one draw share
+    its error, which their spread does not show, so ``standard_error`` and ``ess`` compare the means of independent
+    draws; with a single draw the standard error is NaN, unknown. With one draw per observation, the standard error of
+    the mean of ``log_p`` over observations follows from their spread (``BDMC.gap``).
 
     Args:
         likelihood, x, temperatures, leapfrog, schedule, start, pilot: as for ``ais``.
@@ -129,7 +132,7 @@ def reverse_ais(
         chains: chains from each draw.
 
     Raises:
-        ValueError: as ``ais`` does; for draws of another shape.
+        ValueError: as in ``ais``; for draws of another shape.
 
     >>> from gae.likelihood import LinearMixture
     >>> model, x = LinearMixture(1, 2, (5,)), torch.randn(3, 5)
@@ -140,10 +143,10 @@ def reverse_ais(
     """
     draws = z.unsqueeze(0) if z.dim() == 1 + len(likelihood.latent_shape) else z
     check_codes(likelihood, draws, None, len(x), True)
-    betas, path = _prepared(likelihood, x, temperatures, chains, leapfrog, schedule, start, pilot)
+    betas, path = _prepare(likelihood, x, temperatures, chains, leapfrog, schedule, start, pilot)
     sizes = _pilot(path, betas, pilot, leapfrog)
-    whole = draws.expand(-1, len(x), *likelihood.latent_shape)
-    log_weight = _back(path, betas, whole.repeat(chains, *[1] * (whole.dim() - 1)), sizes, leapfrog)
+    starts = draws.expand(-1, len(x), *likelihood.latent_shape)
+    log_weight = _backward(path, betas, starts.repeat(chains, *[1] * (starts.dim() - 1)), sizes, leapfrog)
     per_draw = log_weight.unflatten(0, (chains, len(draws))).logsumexp(0) - math.log(chains)
     evidence = from_log_weights(per_draw, _cost(betas, chains * len(draws), pilot, leapfrog))
     return replace(evidence, log_p=-evidence.log_p)
@@ -158,7 +161,7 @@ def sandwich(
     leapfrog: int = 10,
     schedule: Schedule = "sigmoid",
 ) -> BDMC:
-    """Bidirectional Monte Carlo on data simulated from the model: how far ``ais`` is from the truth there.
+    """Bidirectional Monte Carlo on data simulated from the model, which bounds the error of ``ais`` there.
 
     Raises:
         ValueError: under a flat prior; for numbers out of range.
@@ -177,7 +180,7 @@ def sandwich(
 
 @dataclass(frozen=True)
 class _State:
-    """Chains (S, B, *Z) with the two log densities at each, (S, B)."""
+    """Chains (S, B, *Z) with the log densities of the start and of the joint, (S, B)."""
 
     z: Tensor
     log_start: Tensor
@@ -188,13 +191,13 @@ class _State:
         """The derivative of the annealed log density in β."""
         return self.log_joint - self.log_start
 
-    def where(self, taken: Tensor, other: "_State") -> "_State":
+    def where(self, accepted: Tensor, other: "_State") -> "_State":
         pairs = ((self.z, other.z), (self.log_start, other.log_start), (self.log_joint, other.log_joint))
-        return _State(*(torch.where(expand_rows(taken, a), a, b) for a, b in pairs))
+        return _State(*(torch.where(expand_rows(accepted, a), a, b) for a, b in pairs))
 
 
 class _Path:
-    """The densities between ``start`` and the joint, for one x."""
+    """The path of densities from ``start`` to the joint, for one batch x."""
 
     def __init__(self, likelihood: Likelihood, x: Tensor, start: Distribution | None):
         self.likelihood, self.x = likelihood, x
@@ -223,9 +226,9 @@ class _Path:
         return _State(z, state.log_start.detach(), state.log_joint.detach()), grad
 
     def move(self, state: _State, beta: float, size: Tensor, leapfrog: int) -> tuple[_State, Tensor]:
-        """One Hamiltonian transition (Neal 2011), and whether each chain took it.
+        """One Hamiltonian transition (Neal 2011), and whether each chain accepted it.
 
-        Step sizes are around (B,), in units of the start's standard deviations.
+        ``size`` (B,) is the mean step size, in units of the start's standard deviations.
         """
         step = self.unit * expand_rows(size * (1 + JITTER * (2 * torch.rand_like(state.log_joint) - 1)), state.z)
         momentum = torch.randn_like(state.z)
@@ -237,11 +240,11 @@ class _Path:
             kick = kick + (0.5 if i + 1 == leapfrog else 1.0) * step * grad
         change = (after.log_start + beta * after.slope) - (state.log_start + beta * state.slope)
         energy = 0.5 * (momentum.square() - kick.square()).flatten(2).sum(2)
-        taken = (change + energy >= torch.rand_like(change).log()) & torch.isfinite(after.log_joint)
-        return after.where(taken, state), taken
+        accepted = (change + energy >= torch.rand_like(change).log()) & torch.isfinite(after.log_joint)
+        return after.where(accepted, state), accepted
 
 
-def _prepared(
+def _prepare(
     likelihood: Likelihood,
     x: Tensor,
     temperatures: int,
@@ -258,19 +261,19 @@ def _prepared(
 
 
 def _pilot(path: _Path, betas: list[float], chains: int, leapfrog: int) -> Float[Tensor, "T B"]:
-    """A step size for each transition and observation, that follows the rate of acceptance of a few chains."""
+    """Step sizes of each transition and observation, adapted to the acceptance rate of a few chains."""
     state = path.at(path.draw(chains))
     size = state.log_joint.new_full((len(path.x),), 0.5 / math.sqrt(state.z[0, 0].numel()))
     sizes = [size]
     for beta in betas[1:-1]:
-        state, taken = path.move(state, beta, size, leapfrog)
-        better = taken.to(size.dtype).mean(0) > TARGET
+        state, accepted = path.move(state, beta, size, leapfrog)
+        better = accepted.to(size.dtype).mean(0) > TARGET
         size = torch.where(better, size * CHANGE, size / CHANGE)
         sizes.append(size)
     return torch.stack(sizes)
 
 
-def _forth(path: _Path, betas: list[float], z: Tensor, sizes: Tensor, leapfrog: int) -> Float[Tensor, "S B"]:
+def _forward(path: _Path, betas: list[float], z: Tensor, sizes: Tensor, leapfrog: int) -> Float[Tensor, "S B"]:
     state, log_weight = path.at(z), torch.zeros_like(z.flatten(2)[..., 0])
     for t in range(1, len(betas)):
         log_weight = log_weight + (betas[t] - betas[t - 1]) * state.slope
@@ -279,7 +282,7 @@ def _forth(path: _Path, betas: list[float], z: Tensor, sizes: Tensor, leapfrog: 
     return log_weight
 
 
-def _back(path: _Path, betas: list[float], z: Tensor, sizes: Tensor, leapfrog: int) -> Float[Tensor, "S B"]:
+def _backward(path: _Path, betas: list[float], z: Tensor, sizes: Tensor, leapfrog: int) -> Float[Tensor, "S B"]:
     state, log_weight = path.at(z), torch.zeros_like(z.flatten(2)[..., 0])
     for t in range(len(betas) - 1, 0, -1):
         log_weight = log_weight - (betas[t] - betas[t - 1]) * state.slope

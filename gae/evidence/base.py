@@ -1,4 +1,4 @@
-"""Evidence from importance weights and in closed form, and what it needs."""
+"""The result of every estimator of log p(x), its reliability, and the closed form."""
 
 import math
 import warnings
@@ -14,14 +14,16 @@ from gae.likelihood import ExactPosterior, FlatDistribution, Likelihood
 from gae.likelihood.door import checked
 from gae.likelihood.evidence import Evidence
 
+HEAVY, DOMINATED = 0.7, 2.0  # above this Pareto k or below this ess, the standard error is too small
+
 
 class UnreliableWarning(UserWarning):
-    """The standard error of an estimate of log p(x) is too small, since a few weights outweigh all others."""
+    """Warning that a few weights dominate an estimate of log p(x), so that its standard error is too small."""
 
 
 @contextmanager
 def without_warning() -> Iterator[None]:
-    """No ``UnreliableWarning``, for callers that report ``Evidence.unreliable`` themselves."""
+    """Silences ``UnreliableWarning``, for callers that report ``Evidence.unreliable`` themselves."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UnreliableWarning)
         yield
@@ -30,41 +32,41 @@ def without_warning() -> Iterator[None]:
 def from_log_weights(log_weight: Float[Tensor, "S B"], evaluations: int) -> Evidence:
     """log 1/S Σ_s w_s with its standard error sd(w) / (mean(w) √S), from independent unbiased weights of p(x).
 
-    The standard error of a single weight is NaN. Warns where those of three or more weights mean nothing.
+    The standard error of a single weight is NaN. Warns if an estimate from three or more weights is unreliable.
 
-    >>> found = from_log_weights(torch.zeros(8, 3), 8)
-    >>> found.log_p, found.ess
+    >>> evidence = from_log_weights(torch.zeros(8, 3), 8)
+    >>> evidence.log_p, evidence.ess
     (tensor([0., 0., 0.]), tensor([8., 8., 8.]))
     """
     size = len(log_weight)
     top = log_weight.amax(0)
     top = torch.where(top.isfinite(), top, 0)
-    weight = (log_weight - top).exp()  # relative to the largest: ratios are no differences of large logarithms
+    weight = (log_weight - top).exp()  # relative to the largest, so ratios are not differences of large logarithms
     mean = weight.mean(0)
     log_p = top + mean.log()
     ess = weight.sum(0).square() / weight.square().sum(0)
     error = weight.std(0) / (mean * math.sqrt(size)) if size > 1 else torch.full_like(log_p, torch.nan)
-    found = Evidence(log_p, error, ess, evaluations, pareto_shape(weight))
-    if size > 2 and bool(found.unreliable.any()):
+    evidence = Evidence(log_p, error, ess, evaluations, pareto_shape(weight))
+    if size > 2 and bool(evidence.unreliable.any()):
         warnings.warn(
             "A few importance weights outweigh all others for some observations (`Evidence.unreliable`): log_p may be "
-            "off by far more than its standard error says. Give more samples, or a proposal with wider tails that is "
-            "closer to the posterior.",
+            "off by far more than its standard error says. Use more samples, or a proposal that is closer to the "
+            "posterior and has wider tails.",
             UnreliableWarning,
             stacklevel=5,
         )
-    return found
+    return evidence
 
 
 def pareto_shape(weight: Float[Tensor, "S B"]) -> Float[Tensor, " B"]:
-    """The shape k of a generalised Pareto law fitted to the largest min(S / 5, 3 √S) weights, per column.
+    """The shape k of a generalised Pareto distribution fitted to the largest min(S / 5, 3 √S) weights, per column.
 
-    By the empirical Bayes estimator of Zhang & Stephens (2009), with the weak prior around 0.5 of Vehtari et al.
+    Uses the empirical Bayes estimator of Zhang & Stephens (2009), with the weak prior at 0.5 of Vehtari et al.
     (2024). NaN for fewer than 100 weights, and where a quarter of the largest are equal.
     """
     size = len(weight)
     tail = math.ceil(min(size / 5, 3 * math.sqrt(size)))
-    if size < 100:  # too few of them are in a tail
+    if size < 100:  # too few in the tail
         return torch.full_like(weight[0], torch.nan)
     ordered = weight.double().sort(0).values
     excess = ordered[-tail:] - ordered[-tail - 1]
@@ -80,10 +82,10 @@ def pareto_shape(weight: Float[Tensor, "S B"]) -> Float[Tensor, " B"]:
 @torch.no_grad()
 @checked
 def exact(likelihood: Likelihood, x: Num[Tensor, "B *X"]) -> Evidence:
-    """log p(x) in closed form: conjugate models, and mixtures of them, which are summed over k.
+    """log p(x) in closed form: for conjugate models, and for mixtures of them by a sum over k.
 
     Raises:
-        TypeError: for a likelihood that does not know it.
+        TypeError: for a likelihood without a closed-form evidence.
         ValueError: under a flat prior.
 
     >>> from gae.likelihood import LinearMixture
@@ -96,15 +98,15 @@ def exact(likelihood: Likelihood, x: Num[Tensor, "B *X"]) -> Evidence:
 
 
 def need_proper(likelihood: Likelihood) -> None:
-    """Raises ValueError under a flat prior, where no density p(x) exists."""
+    """Raises ValueError under a flat prior, for which no density p(x) exists."""
     if isinstance(likelihood.prior, FlatDistribution):
         raise ValueError("log p(x) does not exist under a flat prior. Use a proper prior such as `StandardNormal`.")
 
 
-def unit(law: Distribution) -> Tensor:
-    """The standard deviations of a law over codes, in whose units steps and precisions are small or large; else 1."""
+def unit(distribution: Distribution) -> Tensor:
+    """The standard deviations of a distribution over codes, the units of step sizes and precisions; 1 if unknown."""
     try:
-        spread = law.stddev
+        spread = distribution.stddev
     except NotImplementedError:
         return torch.ones(())
     return torch.where(spread.isfinite() & (spread > 0), spread, 1)

@@ -24,25 +24,26 @@ def importance(
     samples: int = 500,
     chunk: int = 100,
 ) -> Evidence:
-    """log 1/S Σ_s q(x, z_s) / proposal(z_s), z_s from the proposal: a lower bound of log p(x) in expectation.
+    """Importance sampling, log 1/S Σ_s q(x, z_s) / proposal(z_s): a lower bound of log p(x) in expectation.
 
     Args:
         likelihood: the decoder and its prior.
         x: (B, *X).
-        proposal: batch (B,) or (R, B), event Z; or an engine with such a density. It must cover the posterior.
+        proposal: a distribution, batch (B,) or (R, B), event Z, or an engine with such a density. It must cover the
+            posterior.
         samples: S, rounded up to a multiple of R.
-        chunk: draws held in memory at once.
+        chunk: maximum number of draws in memory at once.
 
     Raises:
-        ValueError: for fewer than two samples; under a flat prior, where no density p(x) exists; for an engine
-            without a density, or one that chooses a component; for a proposal that is no density over all elements
-            of a code, or leaves out codes that the prior has.
+        ValueError: for fewer than two samples; under a flat prior, for which no density p(x) exists; for an engine
+            without a density, or one that chooses a component; for a proposal without a density over all elements
+            of a code, or that does not cover the prior.
 
     >>> from gae.inference import ClosedForm
     >>> from gae.likelihood import LinearMixture
     >>> model, x = LinearMixture(1, 2, (5,)), torch.randn(3, 5)
-    >>> found = importance(model, x, ClosedForm(), samples=4)
-    >>> bool((found.log_p - model.log_evidence(x).log_p).abs().max() < 1e-4)  # the exact posterior has no variance
+    >>> evidence = importance(model, x, ClosedForm(), samples=4)
+    >>> bool((evidence.log_p - model.log_evidence(x)).abs().max() < 1e-4)  # the exact posterior has no variance
     True
     """
     if samples < 2:
@@ -66,9 +67,9 @@ def importance(
 def _density(engine: Inference, likelihood: Likelihood, x: Tensor) -> Distribution:
     code = engine.infer(likelihood, x)
     if code.q is None or code.k is not None:
-        what = "returns no density q(z|x)" if code.q is None else "chooses a component k besides"
+        reason = "returns no density q(z|x)" if code.q is None else "also chooses a component k"
         raise ValueError(
-            f"`{type(engine).__name__}` {what}. Use an engine with a density over z alone, or "
+            f"`{type(engine).__name__}` {reason}. Use an engine with a density over z alone, or "
             "`laplace_approximation(likelihood, x, code)` as the proposal."
         )
     return code.q

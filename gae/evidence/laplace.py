@@ -1,4 +1,4 @@
-"""Laplace's method: log p(x) from the height and the curvature of one peak of the joint density."""
+"""Laplace's method: log p(x) from the height and curvature of the joint density at its mode."""
 
 import math
 from typing import Literal
@@ -19,10 +19,10 @@ from gae.likelihood.door import checked
 def expansion(
     likelihood: Likelihood, x: Num[Tensor, "B *X"], z: Float[Tensor, "B *Z"]
 ) -> tuple[Float[Tensor, " B"], Float[Tensor, "B Z"], Float[Tensor, "B Z Z"]]:
-    """log_joint at codes z, its gradient and its Hessian there; the dense Hessian costs Z decoder derivatives.
+    """log_joint at codes z, its gradient and its Hessian; the dense Hessian costs Z decoder derivatives.
 
     Raises:
-        ValueError: for codes that are no vectors.
+        ValueError: for codes that are not vectors.
     """
     if z.dim() != 2:
         raise ValueError(f"A dense Hessian needs vector codes (B, Z), got shape {tuple(z.shape)}. Use `lanczos`.")
@@ -39,11 +39,11 @@ def expansion(
 def laplace_approximation(
     likelihood: Likelihood, x: Num[Tensor, "B *X"], z: Float[Tensor, "B *Z"], floor: float = 1e-2
 ) -> MultivariateNormal:
-    """The normal around codes z whose precision is -∇²_z log_joint, of at least ``floor`` times the prior's.
+    """Laplace approximation: a normal around z of precision -∇²_z log_joint, at least ``floor`` times the prior's.
 
-    By its eigenvalues, in units of the prior's standard deviations; in those of z where the prior has none.
+    The floor applies to eigenvalues, in units of the prior's standard deviations, or of z if the prior has none.
 
-    Exact for linear-Gaussian decoders at the posterior mean; elsewhere a proposal for ``importance``.
+    Exact for linear-Gaussian decoders at the posterior mean; otherwise a proposal for ``importance``.
     Codes must be vectors (Z of one dimension); the dense Hessian costs Z decoder derivatives per sample.
     """
     scale = unit(likelihood.prior).to(z.device, torch.float64)
@@ -63,21 +63,23 @@ def laplace(
     probes: int = 16,
     iterations: int = 30,
 ) -> Evidence:
-    """max_z log q(x, z) + (Z/2) log 2π - ½ log det(-∇²_z log q(x, z)): exact for linear-Gaussian decoders (ledger D02).
+    """Laplace's method, log p(x) ≈ max_z log q(x, z) + (Z/2) log 2π - ½ log det(-∇²_z log q(x, z)).
 
-    Elsewhere an approximation, neither a bound nor consistent; its own error is not in ``standard_error``.
+    Exact for linear-Gaussian decoders (ledger D02). Otherwise an approximation, neither a bound nor consistent;
+    ``standard_error`` does not include its error.
 
     Args:
         likelihood: the decoder and its prior.
         x: (B, *X).
-        mode: the engine that finds the maximum; L-BFGS from zero unless given.
-        curvature: the Hessian as a matrix, or only its products with vectors: stochastic Lanczos quadrature
-            (Ubaru et al. 2017), for codes of many dimensions. Its sampling error is in ``standard_error``.
+        mode: the engine that finds the maximum; by default L-BFGS from zero.
+        curvature: ``"dense"`` for the Hessian as a matrix; ``"lanczos"`` for its products with vectors only, by
+            stochastic Lanczos quadrature (Ubaru et al. 2017), for high-dimensional codes. The sampling error of the
+            quadrature is in ``standard_error``.
         probes: random directions of the quadrature.
         iterations: Lanczos steps, at most as many as a code has elements.
 
     Raises:
-        ValueError: under a flat prior; where the code found is no maximum, naming the first such sample.
+        ValueError: under a flat prior; for codes that are not maxima, naming the first such sample.
 
     >>> from gae.likelihood import LinearMixture
     >>> model, x = LinearMixture(1, 2, (5,)).double(), torch.randn(3, 5, dtype=torch.float64)
@@ -115,9 +117,9 @@ def _need_peak(lowest: Tensor) -> None:
     if bool(bad.any()):
         first = int(bad.nonzero()[0])
         raise ValueError(
-            f"The code of sample {first} is no maximum of log_joint: its curvature has the eigenvalue "
-            f"{float(lowest[first]):.3g} ({int(bad.sum())} such samples). Give `mode` an engine that converges, or use "
-            "`importance` or `ais`."
+            f"The code of sample {first} is not a maximum of log_joint: its curvature has the eigenvalue "
+            f"{float(lowest[first]):.3g} ({int(bad.sum())} such samples). Pass an engine that converges as `mode`, or "
+            "use `importance` or `ais`."
         )
 
 

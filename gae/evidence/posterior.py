@@ -1,4 +1,4 @@
-"""Draws from the posterior by Pyro's NUTS: the ground truth of small models."""
+"""Posterior draws by Pyro's NUTS: the ground truth for small models."""
 
 import warnings
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from gae.likelihood.door import checked
 
 @dataclass(frozen=True)
 class PosteriorDraws:
-    """Draws of all codes, the effective number of them, and how many transitions diverged."""
+    """Posterior draws of all codes, their effective sample sizes, and the number of divergent transitions."""
 
     z: Float[Tensor, "S B *Z"]
     ess: Float[Tensor, "B *Z"]
@@ -29,15 +29,15 @@ def nuts(likelihood: Likelihood, x: Num[Tensor, "B *X"], samples: int = 1000, wa
     """S draws from q(z|x) of each observation by the no-U-turn sampler (Hoffman & Gelman 2014), one chain for all.
 
     Pyro moves the codes of all B observations together, so B · Z should stay below a few hundred. A discrete code is
-    summed out. Noise comes from torch's global generator; Pyro's parameter store is left alone.
+    summed out. Noise comes from torch's global generator; Pyro's parameter store is not changed.
 
     Raises:
         ValueError: under a flat prior; for fewer than 4 samples.
 
     >>> import torch
     >>> from gae.likelihood import LinearMixture
-    >>> found = nuts(LinearMixture(1, 2, (5,)), torch.zeros(3, 5), samples=20, warmup=20)
-    >>> found.z.shape, found.ess.shape
+    >>> draws = nuts(LinearMixture(1, 2, (5,)), torch.zeros(3, 5), samples=20, warmup=20)
+    >>> draws.z.shape, draws.ess.shape
     (torch.Size([20, 3, 2]), torch.Size([3, 2]))
     """
     need_proper(likelihood)
@@ -48,5 +48,5 @@ def nuts(likelihood: Likelihood, x: Num[Tensor, "B *X"], samples: int = 1000, wa
         sampler = MCMC(NUTS(to_pyro(likelihood)), samples, warmup, disable_progbar=True)
         sampler.run(x)
     z = sampler.get_samples()["z"].detach()
-    divergences = sum(len(found) for found in sampler.diagnostics()["divergences"].values())
+    divergences = sum(len(transitions) for transitions in sampler.diagnostics()["divergences"].values())
     return PosteriorDraws(z, effective_sample_size(z.unsqueeze(0), 0, 1), divergences)

@@ -1,4 +1,4 @@
-"""How a code is found: engines, and the parts an ascent is made of."""
+"""Inference engines, which encode x as codes z, and the components of gradient ascent."""
 
 from gae.inference.amortized import Amortized, to_pyro
 from gae.inference.ascent.engine import Ascent

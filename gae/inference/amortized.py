@@ -1,4 +1,4 @@
-"""Encoders learned across data: Pyro guides, networks that return a distribution, deterministic networks."""
+"""Amortised inference: Pyro guides, networks that return a distribution, and deterministic encoders."""
 
 import weakref
 from collections.abc import Callable
@@ -20,24 +20,24 @@ from gae.likelihood.door import door
 
 
 class Amortized(Inference):
-    """One function from x to a code or to a density q(z|x), the same for all data.
+    """Amortised inference: one function from x to a code or a density q(z|x), shared by all data.
 
     Args:
         guide: one of
             - a Pyro guide: a callable or ``PyroModule`` taking x (B, *X), with one sample site ``"z"`` of batch
               (B,) and event Z. Parameters that a plain callable declares (``pyro.param``, ``pyro.module``) become
-              parameters of this module at its first call, and from then on it cannot be copied or pickled: a copy
-              would train the same networks. Pyro's global parameter store is left alone;
+              parameters of this module at its first call; from then on it cannot be copied or pickled, since a copy
+              would train the same networks. Pyro's global parameter store is not changed;
             - a module or callable that returns a torch or Pyro distribution of batch (B,) and event Z;
-            - a module or callable that returns codes (B, *Z): a deterministic encoder, ``log_q`` is None. So does a
-              Pyro ``Delta`` count in the place of a density, as that of ``AutoDelta``.
+            - a module or callable that returns codes (B, *Z): a deterministic encoder, for which ``log_q`` is None. A
+              Pyro ``Delta`` counts as one too, such as that of ``AutoDelta``.
         samples: S, reparameterised draws per observation.
 
     Raises:
-        ValueError: when the guide's output does not fit the likelihood's codes, or is a law without a density over all
-            their elements (discrete, on a simplex or a sphere), or whose density at its own draws is not finite (a
-            scale of 0 or NaN) or unknown (a transform that is no bijection).
-        TypeError: on copying or pickling around a plain callable with parameters.
+        ValueError: if the guide's output does not fit the likelihood's codes, is a distribution without a density over
+            all their elements (discrete, on a simplex or a sphere), or has a density at its own draws that is not
+            finite (a scale of 0 or NaN) or unknown (a transform that is not a bijection).
+        TypeError: on copying or pickling if the guide is a plain callable with parameters.
 
     >>> from gae.likelihood import Gaussian
     >>> from pyro.distributions import Normal
@@ -60,7 +60,7 @@ class Amortized(Inference):
     def __getstate__(self) -> Any:
         if len(self.declared) and not isinstance(self.guide, nn.Module):
             raise TypeError(
-                "This guide is a plain function, whose networks lie outside of the model: a copy would share them, and "
+                "This guide is a plain function whose networks are not part of the model: a copy would share them, and "
                 "training one would change both. Make the guide an `nn.Module` or a `PyroModule`."
             )
         return super().__getstate__()
@@ -69,34 +69,35 @@ class Amortized(Inference):
         site = _Site(self)
         with site, pyro.get_param_store().scope():  # a PyroModule registers its parameters in the store as it runs
             if self.samples == 1:
-                found = self.guide(x)
+                output = self.guide(x)
             else:
                 with pyro.plate("gae_samples", self.samples, dim=-2):
-                    found = self.guide(x)
+                    output = self.guide(x)
         if site.q is not None:
-            code = self._drawn(site.q, site.z, likelihood)
-        elif isinstance(found, Distribution):
-            code = self._drawn(found, self._sample(found), likelihood)
-        elif isinstance(found, Tensor):
-            code = self._deterministic(found)
+            code = self._from_density(site.q, site.z, likelihood)
+        elif isinstance(output, Distribution):
+            code = self._from_density(output, self._sample(output), likelihood)
+        elif isinstance(output, Tensor):
+            code = self._deterministic(output)
         else:
             raise TypeError(
                 'The guide must have a sample site "z", or return a distribution or a tensor of codes; '
-                f"got {type(found).__name__} and no site."
+                f"got {type(output).__name__} and no site."
             )
-        _fits(code, likelihood, x)
+        _check_codes(code, likelihood, x)
         return code if k is None else code.expand_components(k)
 
     def _sample(self, q: Distribution) -> Tensor:
         return codes_from(q, self.samples) if q.has_rsample else q.sample()
 
-    def _drawn(self, q: Distribution, z: Tensor, likelihood: Likelihood) -> Code:
+    def _from_density(self, q: Distribution, z: Tensor, likelihood: Likelihood) -> Code:
         if not q.has_rsample:
             raise ValueError(f"q(z|x) must have reparameterised samples, and {type(q).__name__} has none.")
         if len(q.event_shape) != len(likelihood.latent_shape):
             raise ValueError(
-                f"q(z|x) has batch shape {tuple(q.batch_shape)} and event shape {tuple(q.event_shape)}, needed one "
-                "density per sample. Declare the code dimensions as event, with `.to_event(n)` or `Independent(q, n)`."
+                f"q(z|x) has batch shape {tuple(q.batch_shape)} and event shape {tuple(q.event_shape)}, but one "
+                "density per sample is needed. Declare the code dimensions as event, with `.to_event(n)` or "
+                "`Independent(q, n)`."
             )
         if is_point(q):
             log_q = q.log_prob(z)
@@ -114,7 +115,7 @@ class Amortized(Inference):
 
 
 class _Site(Messenger):
-    """Catches the site "z", and keeps the guide's parameters in ``owner`` instead of Pyro's global store."""
+    """Records the sample site "z", and keeps the guide's parameters in ``owner`` instead of Pyro's global store."""
 
     def __init__(self, owner: Amortized):
         super().__init__()
@@ -130,7 +131,7 @@ class _Site(Messenger):
         self.q, self.z = message["fn"], message["value"]
 
     def _pyro_param(self, message: Any) -> None:
-        if len(message["args"]) < 2:  # a PyroParam: it lives in its module already
+        if len(message["args"]) < 2:  # a PyroParam, which its module holds already
             return
         name, start = message["args"]
         message["value"] = self._parameter(name, start, message["kwargs"].get("constraint") or constraints.real)
@@ -139,21 +140,21 @@ class _Site(Messenger):
     def _parameter(self, name: str, start: Any, constraint: Any) -> Tensor:
         if isinstance(start, nn.Parameter) and isinstance(self.owner.guide, nn.Module):
             return start
-        declared, key, onto = self.owner.declared, name.replace(".", "/"), biject_to(constraint)
+        declared, key, transform = self.owner.declared, name.replace(".", "/"), biject_to(constraint)
         if key not in declared:
             value = start() if callable(start) and not isinstance(start, Tensor) else start
-            is_free = isinstance(value, nn.Parameter) and constraint is constraints.real
-            declared[key] = value if is_free else nn.Parameter(onto.inv(value.detach()).clone())
-        value = onto(declared[key])
+            is_unconstrained = isinstance(value, nn.Parameter) and constraint is constraints.real
+            declared[key] = value if is_unconstrained else nn.Parameter(transform.inv(value.detach()).clone())
+        value = transform(declared[key])
         value.unconstrained = weakref.ref(declared[key])
         return value
 
 
-def _fits(code: Code, likelihood: Likelihood, x: Tensor) -> None:
-    wanted = (len(x), *likelihood.latent_shape)
-    if code.z.shape[1:] != torch.Size(wanted):
+def _check_codes(code: Code, likelihood: Likelihood, x: Tensor) -> None:
+    expected = (len(x), *likelihood.latent_shape)
+    if code.z.shape[1:] != torch.Size(expected):
         raise ValueError(
-            f"The guide's codes have shape {tuple(code.z.shape[1:])}, but the likelihood needs {wanted}. "
+            f"The guide's codes have shape {tuple(code.z.shape[1:])}, but the likelihood needs {expected}. "
             "Check the encoder's output width."
         )
     if code.z.dtype != x.dtype:
@@ -161,10 +162,10 @@ def _fits(code: Code, likelihood: Likelihood, x: Tensor) -> None:
 
 
 def to_pyro(likelihood: Likelihood) -> Callable[[Tensor], Tensor]:
-    """A Pyro model x -> z with sites ``"z"`` and ``"x"`` in a plate ``"data"``, for any likelihood of ours.
+    """A Pyro model x -> z with sites ``"z"`` and ``"x"`` in a plate ``"data"``, for any ``Likelihood``.
 
-    ``SVI``, ``RenyiELBO``, ``NUTS`` and the rest of Pyro then run on it. A discrete code is summed out; a flat
-    prior works wherever Pyro does not sample from it. x is checked at each call (``gae.likelihood.door``).
+    Use it with ``SVI``, ``RenyiELBO``, ``NUTS`` and the rest of Pyro. A discrete code is summed out; a flat prior
+    works wherever Pyro does not sample from it. x is checked at each call (``gae.likelihood.door``).
 
     >>> from gae.likelihood import Gaussian
     >>> model = to_pyro(Gaussian(nn.Linear(2, 3), 2))

@@ -1,4 +1,4 @@
-"""The auto-decoder: one code for each training observation, learned with the decoder."""
+"""Auto-decoder: one code per training observation, learned with the decoder."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,16 +14,16 @@ from gae.nets import as_size
 
 
 class AutoDecoder(Inference):
-    """A code of its own for each training observation, learned with the decoder; new data are encoded by ``inner``.
+    """Auto-decoder: one learned code per training observation; ``inner`` encodes new data.
 
     The auto-decoder of DeepSDF (Park et al. 2019, section 4) and GLO (Bojanowski et al. 2018): no encoder. Row i of
-    ``codes`` belongs to training observation i, and equal observations have codes of their own. In training mode the
-    training loop says which rows a batch holds (``training_rows``). In evaluation mode every code, also that of a
-    training observation, comes from ``inner``, so that training and held-out data are encoded alike.
+    ``codes`` belongs to training observation i, and equal observations have separate codes. In training mode the
+    training loop sets the rows of each batch (``training_rows``). In evaluation mode ``inner`` computes every code,
+    those of training observations included, so that training and held-out data are encoded alike.
 
     Args:
         latent_shape: Z, or an int for vectors.
-        inner: the engine for new data, such as ``Ascent``; where it learns, it is not trained.
+        inner: the engine for new data, such as ``Ascent``; its parameters are not trained.
 
     Raises:
         ValueError: in training mode, outside ``training_rows`` or for rows without a code; for a likelihood with codes
@@ -40,7 +40,7 @@ class AutoDecoder(Inference):
     True
     """
 
-    sized_by_data = ("codes",)  # its first dimension is known from data alone; see ``gae.storage.checkpoint.restore``
+    sized_by_data = ("codes",)  # its first dimension depends on the data; see ``gae.training.checkpoint.restore``
     codes: nn.Parameter
     rows: Tensor | None = None  # of the batch in training
 
@@ -52,13 +52,13 @@ class AutoDecoder(Inference):
 
     @torch.no_grad()
     def initialize(self, likelihood: Likelihood, x: Num[Tensor, "N *X"], seed: int) -> None:
-        """Draws a code from ``likelihood.initial`` for each row of x; as many codes as there are rows are kept.
+        """Draws a code from ``likelihood.initial`` for each row of x, unless there are as many codes already.
 
-        So a second ``fit`` to the same rows continues from their codes, and one to fewer or more rows begins anew.
+        A second ``fit`` to the same rows thus continues from their codes; one to fewer or more rows starts anew.
 
         Raises:
             ValueError: for a likelihood whose codes have another shape.
-            NotImplementedError: under a flat prior, which has no draws to start from.
+            NotImplementedError: under a flat prior, which cannot be sampled.
         """
         if likelihood.latent_shape != self.codes.shape[1:]:
             raise ValueError(
@@ -81,8 +81,8 @@ class AutoDecoder(Inference):
     def _rows_of(self, x: Tensor) -> Tensor:
         if self.rows is None:
             raise ValueError(
-                "`AutoDecoder` in training mode takes the codes of training rows, and was not told which: to encode "
-                "observations, call `.eval()` on the autoencoder; to train in a loop of your own, call the autoencoder "
+                "`AutoDecoder` in training mode needs the indices of the training rows, and got none. To encode "
+                "observations, call `.eval()` on the autoencoder; in a custom training loop, call the autoencoder "
                 "inside `gae.inference.auto_decoder.training_rows(autoencoder, rows)`, as `fit` does."
             )
         if len(self.rows) != len(x):
@@ -104,7 +104,7 @@ class AutoDecoder(Inference):
 
 @contextmanager
 def training_rows(module: nn.Module, rows: Int[Tensor, " B"]) -> Iterator[None]:
-    """Tells every ``AutoDecoder`` in a module which training rows a batch holds.
+    """Sets the training rows of a batch for every ``AutoDecoder`` in a module.
 
     Args:
         module: an autoencoder, an engine, or a wrapper of either.

@@ -1,4 +1,4 @@
-"""The protocol of an inference engine: x -> code, and what comes back."""
+"""The interface of inference engines, x -> code, and their results."""
 
 from abc import ABC, abstractmethod
 from collections import Counter
@@ -20,32 +20,32 @@ from gae.storage import Part
 
 
 class Status(IntEnum):
-    """How one sample's solve ended."""
+    """How the solve of one sample ended."""
 
     max_steps = 0  # still moving after the last step
     converged = 1  # gradient norm, or change of the objective and the gain of a step, within tolerance
     diverged = 2  # ended below the objective of its start
     nonfinite = 3  # met a non-finite objective or gradient; the best finite point is returned, as a constant
 
-    # Where gradients are wanted, an objective whose square is not finite counts too: derivatives of it would overflow.
+    # With gradients, an objective whose square is not finite also counts, since its derivatives would overflow.
 
 
 @dataclass(frozen=True)
 class Solve:
-    """Per-sample account of an iterative solve; every tensor is (S, B) unless said otherwise."""
+    """Per-sample report of an iterative solve; tensors are (S, B) unless noted otherwise."""
 
     status: Int[Tensor, "S B"]
     steps: Int[Tensor, "S B"]
-    evaluations: Int[Tensor, "S B"]  # decoder evaluations that finding the code took
-    grad_norm: Float[Tensor, "S B"]  # ‖∇ objective‖₂ at the last point where it was taken
+    evaluations: Int[Tensor, "S B"]  # decoder evaluations that the solve cost
+    grad_norm: Float[Tensor, "S B"]  # ‖∇ objective‖₂ at the last point where it was evaluated
     trace: Float[Tensor, "T S B"] | None = None  # objective (nats) before each step; -inf where it was not finite
     reconstruction: Float[Tensor, "S B *X"] | None = (
-        None  # running average of the decoder's output where a stopping rule chose
+        None  # running average of the decoder's output, at the point chosen by a stopping rule
     )
     spread: Float[Tensor, "S B"] | None = None  # best minus worst objective (nats) over restarts; inf if one failed
 
     def choose(self, best: Int[Tensor, "S B"], objective: Float[Tensor, "R S B"] | None = None) -> "Solve":
-        """One of R runs per row, best (S, B) out of (R · S, B); their evaluations add up, for all were needed."""
+        """Selects run ``best`` (S, B) of the R runs (R · S, B) for each row; evaluations are summed over runs."""
         shape = (-1, *best.shape)
 
         def pick(value: Tensor) -> Tensor:
@@ -67,9 +67,9 @@ class Solve:
 
 @dataclass(frozen=True)
 class Code:
-    """What an engine finds, before the model scores it.
+    """The output of an engine, before the model scores it.
 
-    ``score`` is ``log_joint`` as the engine itself saw it (from sufficient statistics, say), where it did.
+    ``log_joint`` is given if the engine has computed it already, say from sufficient statistics.
     """
 
     z: Float[Tensor, "S B *Z"]
@@ -80,9 +80,11 @@ class Code:
     log_joint: Float[Tensor, "S B"] | None = None
 
     def expand_components(self, k: Int[Tensor, "S _"]) -> "Code":
-        """The same code on every given branch k (S, 1) or (S, B)."""
+        """The same code for every given component k (S, 1) or (S, B)."""
         if len(self.z) != 1:
-            raise ValueError(f"One code per sample is needed to put on every component, got S={len(self.z)}.")
+            raise ValueError(
+                f"Only one code per sample can be repeated for every component, got S={len(self.z)}. Use `samples=1`."
+            )
         shape = (len(k), self.z.shape[1])
         log_q = None if self.log_q is None else self.log_q.expand(shape)
         q = None if self.q is None else self.q.expand(Size(shape))
@@ -98,7 +100,7 @@ class Encoding:
 
     z: Float[Tensor, "S B *Z"]
     k: Int[Tensor, "S B"] | None  # discrete code of a mixture
-    log_joint: Float[Tensor, "S B"]  # log q_w(z) q_r(x|z), with log q(k) where there is a k
+    log_joint: Float[Tensor, "S B"]  # log q_w(z) q_r(x|z), with log q(k) for a discrete code k
     log_q: Float[Tensor, "S B"] | None  # log q(z|x) of the drawn code; None for a point estimate
     q: Distribution | None  # for analytic KL terms and proposals
     prior: Distribution
@@ -110,7 +112,9 @@ class Encoding:
         tensors = {"z": self.z, "k": self.k, "log_q": self.log_q}
         bad = {name: tuple(t.shape) for name, t in tensors.items() if t is not None and t.shape[:2] != lead}
         if len(lead) != 2 or bad:
-            raise ValueError(f"log_joint has shape {tuple(lead)}, needed (S, B), and with it all else; got {bad}.")
+            raise ValueError(
+                f"log_joint must have shape (S, B), and z, k and log_q begin with it, got {tuple(lead)} and {bad}."
+            )
 
     @property
     def log_prior(self) -> Float[Tensor, "S B"]:
@@ -125,8 +129,8 @@ class Encoding:
                 mean = self.q.mean
             except NotImplementedError:
                 raise NotImplementedError(
-                    f"{type(self.q).__name__} does not tell its mean, the code that would stand for q(z|x). Take the "
-                    "draws, `z`, or give the law a `mean`."
+                    f"{type(self.q).__name__} has no `mean`, the code that represents q(z|x). Use the draws, `z`, or "
+                    "implement `mean`."
                 ) from None
             return mean[0] if mean.dim() == self.z.dim() else mean
         return self.z[self.best, torch.arange(self.z.shape[1], device=self.z.device)]
@@ -138,7 +142,7 @@ class Encoding:
 
     @property
     def component(self) -> Int[Tensor, " B"] | None:
-        """The discrete code that belongs to ``point``."""
+        """The discrete code of ``point``."""
         return None if self.k is None else self.k[self.best, torch.arange(self.k.shape[1], device=self.k.device)]
 
     def rows(self, start: int, stop: int) -> "Encoding":
@@ -195,17 +199,17 @@ def _prolonged(trace: Float[Tensor, "T S B"], length: int) -> Float[Tensor, "L S
 
 @runtime_checkable
 class LearnsData(Protocol):
-    """An engine, or a part of one, that must know the training data before it is fitted to them."""
+    """Protocol of modules that need the training data before they are fitted."""
 
     def initialize(self, likelihood: Likelihood, x: Tensor, seed: int) -> None:
-        """Gets ready for all training observations x (N, *X); ``fit`` calls it before it makes the optimiser."""
+        """Prepares for all training observations x (N, *X); ``fit`` calls it before it creates the optimiser."""
 
 
 class Inference(Part, nn.Module, ABC):
-    """An engine that finds codes. It never touches the likelihood's parameters, its inputs, or torch's defaults.
+    """Base class of inference engines, which never touch the likelihood's parameters, inputs, or torch's defaults.
 
-    Calling it, or its ``infer``, checks x and k first (``gae.likelihood.door``). A ``Delta`` among the laws q(z|x) that
-    come back counts as the point that it is, without a density.
+    Calling an engine or its ``infer`` checks x and k first (``gae.likelihood.door``). A ``Delta`` returned as q(z|x)
+    counts as a point estimate, without a density.
     """
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -218,21 +222,21 @@ class Inference(Part, nn.Module, ABC):
         """Codes of x; with k (S, 1) or (S, B), continuous codes given that component."""
 
     def forward(self, likelihood: Likelihood, x: Num[Tensor, "B *X"], k: Int[Tensor, "S _"] | None = None) -> Encoding:
-        """``infer``, and the exact log density of the codes found."""
+        """Codes of x from ``infer``, with their exact log density."""
         with door(likelihood, x):
             return self.scored(likelihood, x, self.infer(likelihood, x, k))
 
     def scored(self, likelihood: Likelihood, x: Num[Tensor, "B *X"], code: Code) -> Encoding:
         """The encoding of a code, with its log density at x."""
-        seen = None if likelihood.bind_is_surrogate else code.log_joint
-        log_joint = likelihood.log_joint(x, code.z, code.k) if seen is None else seen
+        known = None if likelihood.bind_is_surrogate else code.log_joint
+        log_joint = likelihood.log_joint(x, code.z, code.k) if known is None else known
         return Encoding(
             code.z, code.k, log_joint, code.log_q, code.q, likelihood.prior, type(self).__name__, code.solve
         )
 
 
 def _checked(infer: Callable[..., Code]) -> Callable[..., Code]:
-    """``infer`` with its arguments checked. x may lie outside the support: an engine may see it corrupted."""
+    """``infer`` with its arguments checked. x may lie outside the support, since it may be corrupted."""
 
     @wraps(infer)
     def guarded(self: Inference, likelihood: Likelihood, x: Tensor, k: Tensor | None = None) -> Code:

@@ -1,4 +1,4 @@
-"""What an ascent needs of a decoder: a fixed function of each code by itself, twice differentiable."""
+"""Checks that a decoder is a deterministic, differentiable function of each code, as gradient ascent requires."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -14,17 +14,17 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from gae.likelihood import DecoderLikelihood, Likelihood, Measured, Relational, WeightLikelihood
 from gae.likelihood.door import hidden
 
-ROWS = 3  # codes that are decoded to see whether a decoder is a fixed function of each
-REPEATS = 30  # decodings that must agree where a decoder draws random numbers: dropout may be rare
+ROWS = 3  # codes decoded to test whether a decoder is a deterministic function of each
+REPEATS = 30  # decodings that must agree if a decoder draws random numbers, since dropout may be rare
 REGIONS = 16  # codes at which a decoder's slope is compared, to tell a piecewise linear one from an affine one
-SLACK, MOST = 1e3, 0.03  # by how many units of rounding, and of the largest output, two decodings may differ
+SLACK, MOST = 1e3, 0.03  # how far two decodings may differ, in units of rounding and of the largest output
 TENSOR_FLOAT = 2.0**-11  # rounding of float32 products on a GPU that may use TensorFloat-32
 GOLDEN = 0.6180339887498949
 
 
 @contextmanager
 def twice_differentiable(likelihood: Likelihood) -> Iterator[None]:
-    """Attention and recurrent layers by the kernels that have a second derivative: the fused ones have none."""
+    """Runs attention and recurrent layers by kernels that are twice differentiable, unlike the fused ones."""
     recurrent = any(isinstance(module, nn.RNNBase) for module in likelihood.modules())
     cudnn = torch.backends.cudnn.flags(enabled=False) if recurrent else nullcontext()
     with sdpa_kernel(SDPBackend.MATH), cudnn:
@@ -32,7 +32,7 @@ def twice_differentiable(likelihood: Likelihood) -> Iterator[None]:
 
 
 def transformed() -> bool:
-    """Whether a transform of ``torch.func`` is under way."""
+    """Whether a transform of ``torch.func`` is active."""
     return torch._C._functorch.peek_interpreter_stack() is not None
 
 
@@ -40,54 +40,54 @@ def transformed() -> bool:
 def need_fixed(likelihood: Likelihood, x: Num[Tensor, "B *X"], z: Float[Tensor, "S B *Z"]) -> None:
     """Raises ValueError for a decoder that is random, or whose output for a code depends on the rest of its batch.
 
-    Three codes near z are decoded, then two of them in reverse order, and one alone: for a fixed function of each code
-    all agree to rounding. A decoder that draws random numbers is decoded more often, since it may use them rarely. The
-    random stream is left as it was. Networks that are codes themselves are separate by construction and only decoded
-    twice; a relation among points has no decoder.
+    Three codes near z are decoded, then two of them in reverse order, and one alone: the outputs of a deterministic
+    function of each code agree up to rounding. A decoder that draws random numbers is decoded more often, since it may
+    use them rarely. The state of the random generator is restored. Codes that are network weights are decoded
+    separately by construction, so only twice; relational likelihoods have no decoder.
     """
     if isinstance(likelihood, Relational) or hidden(z) or not z.shape[2:].numel():
         return
     codes = _spread(z, 1 if _is_network(likelihood) else ROWS)
     index = list(range(len(codes)))
-    parts = [index[:0:-1], index[:1]] if len(index) > 1 else [index]  # every code is left out of one
+    parts = [index[:0:-1], index[:1]] if len(index) > 1 else [index]  # every code is missing from one
     with torch.random.fork_rng(devices=[z.device] if z.is_cuda else []):
         with _RandomCalls() as calls:
-            whole = _decoded(likelihood, x, codes, index)
-        separate = all(_same(whole[part], _decoded(likelihood, x, codes[part], part)) for part in parts)
-        if separate and not calls.seen:
+            outputs = _decoded(likelihood, x, codes, index)
+        separate = all(_same(outputs[part], _decoded(likelihood, x, codes[part], part)) for part in parts)
+        if separate and not calls.is_random:
             return
-        repeats = range(REPEATS if calls.seen else 1)
-        fixed = all(_same(whole, _decoded(likelihood, x, codes, index)) for _ in repeats)
+        repeats = range(REPEATS if calls.is_random else 1)
+        fixed = all(_same(outputs, _decoded(likelihood, x, codes, index)) for _ in repeats)
     if separate and fixed:
         return
     name = type(likelihood).__name__
     if fixed:
         raise ValueError(
             "An ascent needs a decoder whose output for a code does not depend on the rest of its batch; that of "
-            f"{name} changes when some of three codes are decoded alone. Leave statistics of the batch out of it: use "
-            "GroupNorm or InstanceNorm, or fixed statistics by `.eval()`."
+            f"{name} changes when some of three codes are decoded alone. Avoid batch statistics: use GroupNorm or "
+            "InstanceNorm, or call `.eval()` for fixed statistics."
         )
     raise ValueError(
-        f"An ascent needs a decoder that is a fixed function; that of {name} gives another output each time. Leave out "
-        "dropout and noise inside it: call `.eval()`, pass `training=self.training` to functional dropout, or draw the "
-        "noise once and keep it."
+        f"An ascent needs a deterministic decoder; that of {name} gives a different output each time. Remove dropout "
+        "and noise: call `.eval()`, pass `training=self.training` to functional dropout, or draw the noise once and "
+        "keep it."
     )
 
 
 class _RandomCalls(TorchDispatchMode):
-    """Whether any operation under it draws random numbers."""
+    """Records whether any operation in its context draws random numbers."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.seen = False
+        self.is_random = False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.seen |= torch.Tag.nondeterministic_seeded in func.tags
+        self.is_random |= torch.Tag.nondeterministic_seeded in func.tags
         return func(*args, **(kwargs or {}))
 
 
 def need_gradient(likelihood: Likelihood, z: Float[Tensor, "S B *Z"]) -> None:
-    """Raises ValueError where no gradient reaches a code through its decoder: an ascent would climb the prior alone."""
+    """Raises ValueError if no gradient reaches a code through its decoder: an ascent would follow only the prior."""
     if not isinstance(likelihood, DecoderLikelihood) or _is_network(likelihood) or not z.shape[2:].numel():
         return
     with torch.enable_grad(), torch.random.fork_rng(devices=[z.device] if z.is_cuda else []):
@@ -96,13 +96,13 @@ def need_gradient(likelihood: Likelihood, z: Float[Tensor, "S B *Z"]) -> None:
         if output.requires_grad and torch.autograd.grad(output.sum(), code, allow_unused=True)[0] is not None:
             return
     raise ValueError(
-        f"No gradient reaches a code through the decoder of {type(likelihood).__name__}, so an ascent would see the "
-        "prior alone. Leave out `detach`, `torch.no_grad`, rounding to integers and numpy inside the decoder."
+        f"No gradient reaches a code through the decoder of {type(likelihood).__name__}, so an ascent would "
+        "follow only the prior. Remove `detach`, `torch.no_grad`, rounding to integers and numpy inside the decoder."
     )
 
 
 def is_piecewise_linear(likelihood: Likelihood, z: Float[Tensor, "S B *Z"]) -> bool:
-    """Whether the decoder's output has zero curvature everywhere, and yet slopes that differ between codes."""
+    """Whether the decoder's output has zero curvature everywhere, but slopes that differ between codes."""
     if not isinstance(likelihood, DecoderLikelihood) or _is_network(likelihood) or not z.shape[2:].numel():
         return False
     shape = Size((REGIONS, *z.shape[2:]))
@@ -131,13 +131,13 @@ def _is_network(likelihood: Likelihood) -> bool:
 
 
 def _spread(z: Float[Tensor, "S B *Z"], rows: int) -> Float[Tensor, "n *Z"]:
-    """Different codes near the first of z; none of their entries is lower."""
+    """Distinct codes near the first of z, with no entry below its own."""
     return z.detach()[0, :1] + _pattern(Size((rows, *z.shape[2:])), z.dtype, z.device)
 
 
 @lru_cache(maxsize=8)
 def _pattern(shape: Size, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Numbers in (0, 1), all different: fractional parts of multiples of the golden ratio."""
+    """Distinct numbers in (0, 1): fractional parts of multiples of the golden ratio."""
     steps = torch.arange(1, shape.numel() + 1, dtype=torch.float64, device=device)
     return (steps * GOLDEN).frac().to(dtype).view(shape)
 
@@ -148,14 +148,14 @@ def _outputs(likelihood: DecoderLikelihood, codes: Float[Tensor, "n *Z"]) -> Flo
 
 
 def _decoded(likelihood: Likelihood, x: Tensor, codes: Tensor, index: Sequence[int]) -> Float[Tensor, "n ..."]:
-    """Decoder outputs at codes; where a likelihood has none, their log joint density with the x of those indices."""
+    """Decoder outputs at codes or, for a likelihood without a decoder, their log joint density with x[index]."""
     if isinstance(likelihood, DecoderLikelihood):
         return _outputs(likelihood, codes)
     return likelihood.log_joint(x[[i % len(x) for i in index]], codes.unsqueeze(0))[0]
 
 
 def _same(a: Tensor, b: Tensor) -> bool:
-    """Whether two decodings differ by no more than rounding does."""
+    """Whether two decodings agree up to rounding."""
     if a.shape != b.shape:
         return False
     eps = TENSOR_FLOAT if a.is_cuda and a.dtype == torch.float32 else torch.finfo(a.dtype).eps

@@ -1,4 +1,4 @@
-"""Engines without a loop over steps: the exact posterior, and the choice among K components."""
+"""Inference without iterations: exact posteriors, exact modes, and enumeration of K components."""
 
 import math
 
@@ -11,7 +11,7 @@ from gae.likelihood import ExactMode, ExactPosterior, Likelihood, LinearMixture
 
 
 class ClosedForm(Inference):
-    """The exact posterior q(k, z|x) of a likelihood that knows it (``ExactPosterior``).
+    """The exact posterior q(k, z|x), for a likelihood with a closed form (``ExactPosterior``).
 
     Without ``samples``, the code is the posterior mean (for a mixture: of the most probable component); with
     ``samples=S``, S exact draws. Either way ``log_joint - log_q`` is log p(x), with no variance.
@@ -59,7 +59,7 @@ class ClosedForm(Inference):
 
 
 class Mode(Inference):
-    """The best code, from a likelihood that knows it (``ExactMode``). A point estimate: ``log_q`` is None.
+    """The best code in closed form, for a likelihood with one (``ExactMode``). A point estimate: ``log_q`` is None.
 
     >>> from gae.likelihood import LLE
     >>> Mode()(LLE(points=8, event_shape=(3,)), torch.randn(2, 8, 3)).z.shape
@@ -69,16 +69,16 @@ class Mode(Inference):
     def infer(self, likelihood: Likelihood, x: Num[Tensor, "B *X"], k: Int[Tensor, "S _"] | None = None) -> Code:
         if not isinstance(likelihood, ExactMode):
             raise TypeError(
-                f"Cannot use `Mode` with {type(likelihood).__name__}: it knows no best code in closed form. "
+                f"Cannot use `Mode` with {type(likelihood).__name__}: its best code has no closed form. "
                 "Use `Ascent`, or `ClosedForm` where the posterior is known."
             )
         if k is not None:
-            raise ValueError("`Mode` finds a code alone, got a component k. Use `ClosedForm` or `Ascent`.")
+            raise ValueError("`Mode` takes no component, got a given k. Use `ClosedForm` or `Ascent`.")
         return Code(likelihood.mode(x).unsqueeze(0))
 
 
 class Enumerate(Inference):
-    """Every component as one of S = K branches, each encoded by ``inner``: with ``logsumexp``, a sum over k.
+    """Enumeration of all components as S = K branches, each encoded by ``inner``; ``logsumexp`` sums over them.
 
     For a likelihood without a continuous code (k-means, GMM) ``inner`` is not needed, and ``logsumexp`` is the
     exact evidence.
@@ -102,7 +102,7 @@ class Enumerate(Inference):
                 f"`{type(self.inner).__name__}`. Use it without `samples`."
             )
         score = _scores(likelihood, x, code, branches)
-        log_q = None if code.log_q is None else code.log_q - math.log(likelihood.components)  # every branch once
+        log_q = None if code.log_q is None else code.log_q - math.log(likelihood.components)  # all branches alike
         return Code(code.z, branches.expand(score.shape), log_q, code.q, code.solve, score)
 
     def _check(self, likelihood: Likelihood, k: Tensor | None) -> None:
@@ -139,7 +139,7 @@ class Argmax(Enumerate):
 
     Alone it is the assignment step of k-means; around ``ClosedForm()`` or ``Ascent(...)`` it is the encoder of
     LLGAE (the GAE note's hierarchical form, max_k max_z). A point estimate: ``log_q`` is None. Points are compared as
-    in ``Nearest``: near ties by differences in float64, and of equally good ones the first is taken.
+    in ``Nearest``: near ties by differences in float64, exact ties by the first component.
 
     >>> from gae.likelihood import LinearMixture
     >>> Argmax(ClosedForm())(LinearMixture(4, 2, (5,)), torch.randn(3, 5)).k.shape

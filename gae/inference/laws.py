@@ -1,4 +1,4 @@
-"""What a law q(z|x) must be: a density over all elements of a code, and as a proposal wherever the prior is one."""
+"""Checks of a distribution q(z|x): a density over all elements of a code and, for a proposal, cover of the prior."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -22,18 +22,18 @@ from torch.distributions import (
 from gae.likelihood import Likelihood
 from gae.likelihood.door import hidden
 
-PROBES = 1000  # draws of the prior that show whether a law covers it
+PROBES = 1000  # draws of the prior that test whether a distribution covers it
 
 
 def is_point(q: Distribution) -> bool:
-    """Whether q has all its mass at one point: Pyro's ``Delta``, in whatever it is wrapped."""
+    """Whether q has all its mass at one point: Pyro's ``Delta``, also inside wrappers."""
     return isinstance(list(_nested(q))[-1], Delta)
 
 
 def codes_from(q: Distribution, n: int) -> Float[Tensor, "n ..."]:
-    """n draws of q, reparameterised where it can: (n, *batch, *Z).
+    """n draws of q, (n, *batch, *Z), reparameterised if possible.
 
-    Of q expanded to n rows, since Pyro's mixtures of normals take a sample shape for the index of a row.
+    q is expanded to n rows first, since Pyro's mixtures of normals mistake a sample shape for a row index.
 
     >>> from pyro.distributions import MixtureOfDiagNormals
     >>> q = MixtureOfDiagNormals(torch.tensor([[[0.0]], [[9.0]]]), torch.full((2, 1, 1), 1e-3), torch.zeros(2, 1))
@@ -42,7 +42,7 @@ def codes_from(q: Distribution, n: int) -> Float[Tensor, "n ..."]:
     """
     try:
         wide = q.expand(Size((n, *q.batch_shape)))
-    except NotImplementedError:  # a law of a user's own
+    except NotImplementedError:  # a custom distribution
         return q.rsample(Size((n,))) if q.has_rsample else q.sample(Size((n,)))
     return wide.rsample() if wide.has_rsample else wide.sample()
 
@@ -50,65 +50,65 @@ def codes_from(q: Distribution, n: int) -> Float[Tensor, "n ..."]:
 def need_density(q: Distribution) -> None:
     """Raises ValueError unless q is a density over all elements of a code.
 
-    A discrete law, a point, a law on a simplex or a sphere, one made from fewer random numbers than a code has
-    elements, and one of which a part is masked have none: their ``log_prob`` is no term of a bound.
+    Discrete distributions, points, distributions on a simplex or a sphere, transforms of fewer random numbers than a
+    code has elements, and partly masked distributions have none: their ``log_prob`` cannot enter a bound.
     """
     support = _elementwise(q.support)
     shape = q.batch_shape + q.event_shape
-    full = not any(isinstance(part, Delta) or _is_masked(part) or _is_narrow(part) for part in _nested(q))
-    if full and support is constraints.real:
+    is_density = not any(isinstance(part, Delta) or _is_masked(part) or _is_degenerate(part) for part in _nested(q))
+    if is_density and support is constraints.real:
         return
     try:
-        full = full and not support.is_discrete and biject_to(support).inverse_shape(shape) == shape
+        is_density = is_density and not support.is_discrete and biject_to(support).inverse_shape(shape) == shape
     except NotImplementedError:
-        full = False
-    if not full:
+        is_density = False
+    if not is_density:
         raise ValueError(
-            f"{type(q).__name__} on {q.support} is no density over all elements of a code of shape "
-            f"{tuple(q.event_shape)}, so it has no log q(z|x) to compare with the prior. Use one that is, such as "
-            "`Normal(...).to_event(1)`; return the code itself for a point estimate; for a support of your own with "
-            "an interior, register a bijection with `torch.distributions.biject_to`."
+            f"{type(q).__name__} on {q.support} is not a density over all elements of a code of shape "
+            f"{tuple(q.event_shape)}, so its log q(z|x) cannot be compared with the prior. Use one that is, such as "
+            "`Normal(...).to_event(1)`; for a point estimate, return the code itself; for a custom support with an "
+            "interior, register a bijection with `torch.distributions.biject_to`."
         )
 
 
 class NotFiniteError(ValueError, FloatingPointError):
-    """A law without a finite density at its own draws: a wrong argument, or in training a diverged encoder."""
+    """A density that is not finite at its own draws: a wrong argument, or an encoder that diverged in training."""
 
 
 def log_density(q: Distribution, z: Tensor) -> Tensor:
     """log q(z) of draws z of q, in nats.
 
     Raises:
-        ValueError: for a law that cannot tell its density.
-        NotFiniteError: for draws without a finite density, as those of a scale of 0 or NaN.
+        ValueError: for a distribution whose density cannot be computed.
+        NotFiniteError: for draws without a finite density, as with a scale of 0 or NaN.
     """
-    with _needing_inverses(q):
+    with _require_inverses(q):
         log_q = q.log_prob(z)
     if not hidden(log_q) and not bool(torch.isfinite(log_q).all()):
         raise NotFiniteError(
-            f"The log density of {type(q).__name__} is not finite at its own draws: a scale of it is NaN, infinite, 0 "
-            "or so small that its square is. Give it positive scales, or use `laplace_approximation(likelihood, x, "
+            f"The log density of {type(q).__name__} is not finite at its own draws: a scale is NaN, infinite, 0, or "
+            "so small that its square is 0. Use positive scales, or `laplace_approximation(likelihood, x, "
             "code)`."
         )
     return log_q
 
 
 @contextmanager
-def _needing_inverses(q: Distribution) -> Iterator[None]:
+def _require_inverses(q: Distribution) -> Iterator[None]:
     try:
         yield
     except NotImplementedError as error:
         names = ", ".join(type(step).__name__ for part in _nested(q) for step in getattr(part, "transforms", ()))
         raise ValueError(
-            f"{type(q).__name__} cannot tell log q(z|x) of its own draws: {names or 'a part of it'} has no inverse or "
-            "no Jacobian determinant. Use transforms that are bijections and know both."
+            f"{type(q).__name__} cannot compute log q(z|x) of its own draws: {names or 'a part of it'} has no inverse "
+            "or no Jacobian determinant. Use transforms that are bijections and implement both."
         ) from error
 
 
 def need_cover(q: Distribution, likelihood: Likelihood, x: Tensor) -> None:
-    """Raises ValueError where draws of the prior lie outside the support of q, which its own draws never reach.
+    """Raises ValueError if draws of the prior lie outside the support of q.
 
-    The random stream is left as it was.
+    The state of the random generator is restored.
     """
     parts = list(_nested(q))
     bounds = [part.support for part in parts]
@@ -118,18 +118,18 @@ def need_cover(q: Distribution, likelihood: Likelihood, x: Tensor) -> None:
     with torch.random.fork_rng(devices=[x.device] if x.is_cuda else []):
         torch.manual_seed(0)
         z = likelihood.prior.sample(Size((PROBES, *[1] * len(q.batch_shape))))
-    with _needing_inverses(q):
-        reached = _reaches(q, z.expand(PROBES, *q.batch_shape, *likelihood.latent_shape))
-    if not reached:
+    with _require_inverses(q):
+        is_covered = _covers(q, z.expand(PROBES, *q.batch_shape, *likelihood.latent_shape))
+    if not is_covered:
         raise ValueError(
-            f"{type(q).__name__} on {q.support} leaves out codes that the prior has, so an average over its draws "
-            "misses their part of log p(x). Use a law on the whole support of the prior, such as "
+            f"{type(q).__name__} on {q.support} does not cover the prior, so an average over its draws misses a "
+            "part of log p(x). Use a distribution on the whole support of the prior, such as "
             "`laplace_approximation(likelihood, x, code)`."
         )
 
 
-def _reaches(q: Distribution, z: Tensor) -> bool:
-    """Whether all z lie in the support of q, and in the range of every transform that leads there."""
+def _covers(q: Distribution, z: Tensor) -> bool:
+    """Whether all z lie in the support of q and in the range of each of its transforms."""
     support: Any = q.support
     if isinstance(q, TransformedDistribution):
         for step in reversed(q.transforms):
@@ -140,11 +140,11 @@ def _reaches(q: Distribution, z: Tensor) -> bool:
     elif not bool(support.check(z).all()):
         return False
     inner = getattr(q, "base_dist", None)
-    return inner is None or _reaches(inner, z)
+    return inner is None or _covers(inner, z)
 
 
 def _nested(q: Distribution) -> Iterator[Distribution]:
-    """A law, and those that it wraps or mixes, from outside."""
+    """A distribution and those that it wraps or mixes, outermost first."""
     inner: Distribution | None = q
     while inner is not None:
         yield inner
@@ -162,7 +162,7 @@ def _is_masked(q: Distribution) -> bool:
     return isinstance(q, MaskedDistribution) and not bool(torch.as_tensor(q._mask).all())
 
 
-def _is_narrow(q: Distribution) -> bool:
+def _is_degenerate(q: Distribution) -> bool:
     """Whether fewer random numbers are transformed than there are elements."""
     if not isinstance(q, TransformedDistribution):
         return False

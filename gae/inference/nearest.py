@@ -1,4 +1,4 @@
-"""The best of many components without looking at all of them at once: k-NN search, and a shortlist of charts."""
+"""Search among many components in bounded memory: nearest neighbours, and a shortlist of charts."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -13,24 +13,24 @@ from gae.inference.base import Code, Inference, Solve
 from gae.inference.exact import Argmax
 from gae.likelihood import Likelihood, LinearMixture
 
-CLOSE = 1e-4  # of squared norms: neighbours of faiss whose distances differ by less are compared exactly
+CLOSE = 1e-4  # of squared norms: faiss neighbours whose distances differ by less are compared exactly
 
 
 class Nearest(Inference):
     """The best of K points, k = argmax_k log q(k) q_r(x|k): ``Argmax()`` in bounded memory, the k-NN limit for K = N.
 
-    Where all weights and all scales are equal, it is the nearest mean (Euclidean). Means that matrix products cannot
-    tell apart are compared by differences in float64; of equally near ones the first is taken.
+    If all weights and all scales are equal, it is the nearest mean (Euclidean). Means that matrix products cannot
+    distinguish are compared by differences in float64; exact ties go to the first.
 
     Args:
-        index: ``"exact"`` compares every x with every mean in blocks, with any weights and scales. ``"faiss"`` asks
-            an ``IndexFlatL2`` (faiss-cpu; its float32, whatever the model's dtype), built once per state of the means.
-        entries: the largest number of scores that ``"exact"`` holds at once, in the place of B · K.
+        index: ``"exact"`` compares every x with every mean in blocks, with any weights and scales. ``"faiss"`` uses
+            an ``IndexFlatL2`` (faiss-cpu, in float32 whatever the model's dtype), rebuilt only if the means change.
+        entries: maximum number of scores that ``"exact"`` holds in memory, instead of B · K.
 
     Raises:
-        TypeError: for a likelihood that is no ``LinearMixture`` of points.
-        ValueError: with ``"faiss"``, for components of different weights or scales, which are no nearest means.
-        ImportError: with ``"faiss"``, where it is not installed.
+        TypeError: for a likelihood other than a ``LinearMixture`` of points.
+        ValueError: with ``"faiss"``, for different weights or scales, when the best component need not be the nearest.
+        ImportError: with ``"faiss"``, if it is not installed.
 
     >>> means = torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.0, 2.0]])
     >>> model = LinearMixture(3, 0, (2,), means=means)
@@ -44,7 +44,7 @@ class Nearest(Inference):
             raise ValueError(f"Unknown index {index!r}. Valid indices: exact, faiss.")
         at_least_one("entries", entries)
         self.index, self.entries = index, entries
-        self._built = _PerState()
+        self._built = _Cache()
 
     @torch.no_grad()
     def infer(self, likelihood: Likelihood, x: Num[Tensor, "B *X"], k: Int[Tensor, "S _"] | None = None) -> Code:
@@ -69,8 +69,8 @@ class Nearest(Inference):
                 )
         index, centre, reach = self._built(mixture.means, _faiss_index)
         rows = x.flatten(1) - centre
-        square, found = (torch.as_tensor(part) for part in index.search(_floats(rows), min(2, mixture.components)))
-        best = found[:, 0].to(x.device, torch.long)
+        square, neighbours = (torch.as_tensor(part) for part in index.search(_floats(rows), min(2, mixture.components)))
+        best = neighbours[:, 0].to(x.device, torch.long)
         if square.shape[1] > 1:
             rounding = CLOSE * (rows.square().sum(1) + reach).to(square)
             tied = (square[:, 1] - square[:, 0] <= rounding).nonzero().squeeze(1).to(x.device)
@@ -80,23 +80,23 @@ class Nearest(Inference):
 
 
 class Shortlist(Inference):
-    """``Argmax(inner)`` over the charts near x alone: its cost grows like √K, and it may miss the best chart.
+    """``Argmax(inner)`` over only the charts near x: the cost grows like √K, and the best chart may be missed.
 
-    A coarse quantiser (k-means) puts the means of the K charts into cells, once per state of the means; each x is
-    compared with the charts of the ``probes`` cells whose centres are nearest to it, as in an inverted file
-    (Jégou, Douze & Schmid 2011). A chart may pass close to an x that is far from its mean, so what is lost has to be
-    measured: ``experiments/systems_mixtures.py`` does so. With all cells probed, the codes are those of ``Argmax``.
+    A coarse quantiser (k-means) partitions the means of the K charts into cells, again only if the means change; each
+    x is compared with the charts of the ``probes`` cells whose centres are nearest to it, as in an inverted file
+    (Jégou, Douze & Schmid 2011). A chart may pass close to an x that is far from its mean, so measure the loss, as
+    ``experiments/systems_mixtures.py`` does. With all cells probed, the codes are those of ``Argmax``.
 
     Args:
-        inner: finds z on each chart, such as ``ClosedForm()`` or ``Ascent(...)``; none for points.
-        probes: cells that are searched for each x.
-        cells: number of cells; ⌈√K⌉ unless given, and never more than there are distinct means.
+        inner: the engine for z on each chart, such as ``ClosedForm()`` or ``Ascent(...)``; None for points.
+        probes: number of cells searched for each x.
+        cells: number of cells, by default ⌈√K⌉; at most the number of distinct means.
         seed: of k-means.
 
     >>> from gae.inference import ClosedForm
     >>> model, x = LinearMixture(9, 2, (5,), means=torch.randn(9, 5), flat_prior=True), torch.randn(4, 5)
-    >>> whole, part = Argmax(ClosedForm())(model, x), Shortlist(ClosedForm(), probes=3)(model, x)  # 3 cells of 3
-    >>> torch.equal(whole.k, part.k)
+    >>> full, short = Argmax(ClosedForm())(model, x), Shortlist(ClosedForm(), probes=3)(model, x)  # 3 cells of 3
+    >>> torch.equal(full.k, short.k)
     True
     """
 
@@ -106,7 +106,7 @@ class Shortlist(Inference):
             raise ValueError(f"Need 1 <= probes <= cells, got probes={probes}, cells={cells}.")
         self.choose = Argmax(inner)
         self.probes, self.cells, self.seed = probes, cells, seed
-        self._built = _PerState()
+        self._built = _Cache()
 
     def infer(self, likelihood: Likelihood, x: Num[Tensor, "B *X"], k: Int[Tensor, "S _"] | None = None) -> Code:
         mixture = _mixture(self, likelihood, k)
@@ -114,7 +114,7 @@ class Shortlist(Inference):
         slots = near.flatten().argsort(stable=True)  # slot p · B + b is the p-th cell of x_b
         counts = near.flatten().bincount(minlength=len(members)).tolist()
         parts, chosen = [], []
-        charts = _restricted(mixture, members)
+        charts = _restrict(mixture, members)
         for part, names, rows in zip(charts, members, slots.split(counts), strict=True):
             if len(rows):
                 parts.append(self.choose.infer(part, x[rows % len(x)]))
@@ -123,7 +123,7 @@ class Shortlist(Inference):
         score = _in_slots([_required(part.log_joint) for part in parts], back, shape)
         best, batch = score.argmax(0, keepdim=True), torch.arange(len(x), device=x.device)
         z = _in_slots([part.z for part in parts], back, shape)[best, batch]
-        solve = _merged([part.solve for part in parts], back, shape)
+        solve = _merge([part.solve for part in parts], back, shape)
         return Code(
             z,
             _in_slots(chosen, back, shape)[best, batch],
@@ -132,48 +132,48 @@ class Shortlist(Inference):
         )
 
     def compared(self, likelihood: Likelihood, x: Num[Tensor, "B *X"]) -> Int[Tensor, " B"]:
-        """How many charts each x is compared with; besides them, it is compared with the centre of every cell."""
+        """Number of charts that each x is compared with, in addition to the centres of all cells."""
         near, members = self._near(_mixture(self, likelihood, None), x)
         return torch.tensor([len(names) for names in members], device=x.device)[near].sum(0)
 
     @torch.no_grad()
     def _near(self, mixture: LinearMixture, x: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """The cells of each x, (P, B), and the charts that each cell has."""
-        wanted = math.ceil(math.sqrt(mixture.components)) if self.cells is None else self.cells
-        if not self.probes <= wanted <= mixture.components:
+        """The cells of each x, (P, B), and the charts in each cell."""
+        number = math.ceil(math.sqrt(mixture.components)) if self.cells is None else self.cells
+        if not self.probes <= number <= mixture.components:
             raise ValueError(
-                f"Need probes <= cells <= K, got probes={self.probes}, cells={wanted} and K={mixture.components}."
+                f"Need probes <= cells <= K, got probes={self.probes}, cells={number} and K={mixture.components}."
             )
-        centres, members = self._built(mixture.means, lambda means: _quantised(means, wanted, self.seed))
+        centres, members = self._built(mixture.means, lambda means: _quantise(means, number, self.seed))
         distance = torch.cdist(x.flatten(1), centres, compute_mode="donot_use_mm_for_euclid_dist")
         return distance.topk(min(self.probes, len(centres)), largest=False).indices.T, members
 
 
-class _PerState:
-    """What was built from a tensor, and is built anew when the tensor has other values; copies start empty."""
+class _Cache:
+    """Cache of a value built from a tensor, rebuilt when the tensor has other values; copies start empty."""
 
     def __init__(self) -> None:
         self.state: Tensor | None = None
         self.value: Any = None
 
     def __call__(self, state: Tensor, build: Any) -> Any:
-        kept = self.state
-        same = kept is not None and (kept.device, kept.dtype, kept.shape) == (state.device, state.dtype, state.shape)
-        if kept is None or not same or not torch.equal(kept, state):
+        old = self.state
+        same = old is not None and (old.device, old.dtype, old.shape) == (state.device, state.dtype, state.shape)
+        if old is None or not same or not torch.equal(old, state):
             self.value = build(state.detach())
             self.state = state.detach().clone()
         return self.value
 
-    def __deepcopy__(self, memo: Any) -> "_PerState":
-        return _PerState()
+    def __deepcopy__(self, memo: Any) -> "_Cache":
+        return _Cache()
 
 
 class _Restricted(LinearMixture):
-    """Some components of a mixture, as tensors through which gradients reach it, with their log q(k) in the whole."""
+    """Some components of a mixture, as tensors that pass gradients on to it, with their log q(k) in the mixture."""
 
-    def __init__(self, whole: LinearMixture, means: Tensor, loadings: Tensor, log_scale: Tensor, weights: Tensor):
-        Likelihood.__init__(self, whole.latent_shape, whole.event_shape, whole.latent_prior, len(means))
-        self.flat_prior, self.learn_scale, self.learn_weights = whole.flat_prior, False, False
+    def __init__(self, mixture: LinearMixture, means: Tensor, loadings: Tensor, log_scale: Tensor, weights: Tensor):
+        Likelihood.__init__(self, mixture.latent_shape, mixture.event_shape, mixture.latent_prior, len(means))
+        self.flat_prior, self.learn_scale, self.learn_weights = mixture.flat_prior, False, False
         self.means, self.loadings, self.log_scale = means, loadings, log_scale  # type: ignore[assignment]
         self.kept_weights = weights
 
@@ -182,29 +182,29 @@ class _Restricted(LinearMixture):
         return self.kept_weights
 
     def parameters(self, recurse: bool = True) -> Iterator[nn.Parameter]:
-        """The tensors that stand for parameters here, so that every way back through a solve reaches them."""
+        """The tensors used as parameters, so that the gradients of every adjoint reach them."""
         yield from (self.means, self.loadings, self.log_scale, self.kept_weights)  # type: ignore[misc]
         yield from super().parameters(recurse)
 
 
-def _restricted(mixture: LinearMixture, members: Sequence[Tensor]) -> list[_Restricted]:
+def _restrict(mixture: LinearMixture, members: Sequence[Tensor]) -> list[_Restricted]:
     order, sizes = torch.cat(list(members)), [len(names) for names in members]
     tensors = (mixture.means, mixture.loadings, mixture.log_scale, mixture.log_weights)
     parts = zip(*(tensor[order].split(sizes) for tensor in tensors), strict=True)
     return [_Restricted(mixture, *part) for part in parts]
 
 
-def _quantised(means: Tensor, cells: int, seed: int) -> tuple[Tensor, list[Tensor]]:
+def _quantise(means: Tensor, cells: int, seed: int) -> tuple[Tensor, list[Tensor]]:
     """Centres (C, D) of cells by k-means, and the indices of each cell's means."""
     from sklearn.cluster import KMeans
 
     points = means.cpu().double().numpy()
     distinct = len(torch.unique(means, dim=0))
-    found = KMeans(min(cells, distinct), n_init=1, random_state=seed).fit(points)
-    labels = torch.as_tensor(found.labels_, dtype=torch.long)
-    taken = labels.unique()
-    centres = torch.as_tensor(found.cluster_centers_).to(means)[taken.to(means.device)]
-    return centres, [(labels == cell).nonzero().squeeze(1).to(means.device) for cell in taken]
+    kmeans = KMeans(min(cells, distinct), n_init=1, random_state=seed).fit(points)
+    labels = torch.as_tensor(kmeans.labels_, dtype=torch.long)
+    used = labels.unique()
+    centres = torch.as_tensor(kmeans.cluster_centers_).to(means)[used.to(means.device)]
+    return centres, [(labels == cell).nonzero().squeeze(1).to(means.device) for cell in used]
 
 
 def _mixture(engine: Inference, likelihood: Likelihood, k: Tensor | None) -> LinearMixture:
@@ -235,7 +235,7 @@ def _faiss_index(means: Tensor) -> tuple[Any, Tensor, Tensor]:
 
 
 def _floats(values: Tensor) -> Any:
-    """A contiguous float32 array, the only kind that faiss takes."""
+    """A contiguous float32 array, as faiss requires."""
     return values.detach().cpu().float().contiguous().numpy()
 
 
@@ -245,12 +245,12 @@ def _required(value: Tensor | None) -> Tensor:
 
 
 def _in_slots(parts: Sequence[Tensor], back: Tensor, shape: tuple[int, int]) -> Tensor:
-    """Rows (1, n, ...) of all cells, as (P, B, ...)."""
+    """Rows (1, n, ...) of all cells, reordered to (P, B, ...)."""
     return torch.cat(list(parts), 1)[0, back].unflatten(0, shape)
 
 
-def _merged(parts: Sequence[Solve | None], back: Tensor, shape: tuple[int, int]) -> Solve | None:
-    """The accounts of all cells as one; rows that ended early keep their last value in the trace."""
+def _merge(parts: Sequence[Solve | None], back: Tensor, shape: tuple[int, int]) -> Solve | None:
+    """The solves of all cells as one; the trace of a row that ended early repeats its last value."""
     solves = [part for part in parts if part is not None]
     if not solves:
         return None

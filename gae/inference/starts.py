@@ -1,4 +1,4 @@
-"""Where an ascent starts. Each is an engine, so that any other engine can take its place."""
+"""Initial codes of an ascent. Each class is an engine, and any other engine can be used instead."""
 
 from dataclasses import replace
 
@@ -15,7 +15,7 @@ GATES = ("residual", "centre")
 
 
 class Zeros(Inference):
-    """The code 0 for every sample (the start of a gradient origin network).
+    """The zero code for every sample (the start of a gradient origin network).
 
     >>> from gae.likelihood import LinearMixture
     >>> Zeros()(LinearMixture(1, 2, (5,)), torch.randn(3, 5)).z.abs().sum()
@@ -40,7 +40,7 @@ class Prior(Inference):
 
 
 class DecoderInit(Inference):
-    """Random codes as the likelihood itself would start: for a network's weights, its own initialisation.
+    """Random codes from ``likelihood.initial``; for the weights of a network, its own initialisation.
 
     Args:
         samples: S, starts per observation.
@@ -63,7 +63,7 @@ class DecoderInit(Inference):
 
 
 class Constant(Inference):
-    """Given codes: one for all samples, shape Z, or one each, shape (B, *Z).
+    """Constant codes: one for all samples, shape Z, or one per sample, shape (B, *Z).
 
     >>> from gae.likelihood import LinearMixture
     >>> Constant(torch.ones(2))(LinearMixture(1, 2, (5,)), torch.randn(3, 5)).z.shape
@@ -94,7 +94,7 @@ class PrincipalComponents(Inference):
 
     Raises:
         TypeError: for a likelihood whose codes do not have one row for each point of an observation.
-        ValueError: for fewer dimensions than E, or points that are all the same.
+        ValueError: for fewer features than E, or identical points.
 
     >>> from gae.likelihood import TSNE
     >>> z = PrincipalComponents()(TSNE(20, (5,), perplexity=4.0), torch.randn(1, 20, 5)).z
@@ -127,10 +127,10 @@ class PrincipalComponents(Inference):
 
 
 class EarlyExaggeration(Inference):
-    """An engine at work on t-SNE whose attractions are multiplied: early exaggeration, as the ``init`` of an ascent.
+    """Early exaggeration of t-SNE: an engine run with multiplied attractions, as the ``init`` of an ascent.
 
     Raises:
-        TypeError: for another likelihood than ``TSNE``.
+        TypeError: for a likelihood other than ``TSNE``.
 
     >>> from gae.likelihood import TSNE
     >>> from gae.inference import Ascent, DeltaBarDelta
@@ -149,25 +149,25 @@ class EarlyExaggeration(Inference):
         if not isinstance(likelihood, TSNE):
             raise TypeError(f"Only t-SNE has attractions to exaggerate, got {type(likelihood).__name__}. Use `TSNE`.")
         code = self.engine.infer(likelihood.exaggerated(self.factor), x, k)
-        return replace(code, log_joint=None)  # which was that of another objective
+        return replace(code, log_joint=None)  # that of the exaggerated objective
 
 
 class ChartGate(Inference):
-    """The start of a smooth LLGAE's ascent: the code (g, 0) of ``BlendedCharts``.
+    """Initial codes (g, 0) of ``BlendedCharts``, for the ascent of a smooth LLGAE.
 
-    The softargmax of g weighs the charts by how near they are to x.
+    The softargmax of g weights the charts by their distance to x.
 
     ``by="centre"``, g_k = -‖x - mean_k‖² / temperature, is the note's softargmax at temperature 1. As the temperature
     falls, the blend becomes the chart of the *nearest centre*, which need not be the best one. ``by="residual"``,
     g_k = -min_z ‖x - mean_k - z loadings_k‖² / temperature, becomes the best chart, max_k max_z: the hierarchical
-    LLGAE (ledger D15). Both are differentiable in the charts and in x, and follow no labels.
+    LLGAE (ledger D15). Both are differentiable in the charts and in x, and use no labels.
 
     Args:
         temperature: in squared data units.
-        by: what is weighed.
+        by: the distance, to each chart (``"residual"``) or to its centre (``"centre"``).
 
     Raises:
-        TypeError: for another likelihood than ``BlendedCharts``.
+        TypeError: for a likelihood other than ``BlendedCharts``.
 
     >>> model = BlendedCharts(3, 2, (5,))
     >>> ChartGate()(model, torch.randn(4, 5)).z.shape
@@ -183,13 +183,13 @@ class ChartGate(Inference):
     def infer(self, likelihood: Likelihood, x: Num[Tensor, "B *X"], k: Int[Tensor, "S _"] | None = None) -> Code:
         if not isinstance(likelihood, BlendedCharts):
             raise TypeError(
-                f"`ChartGate` weighs the charts of `BlendedCharts`, got {type(likelihood).__name__}. "
-                "To start another ascent, use `Zeros()` or an encoder."
+                f"`ChartGate` weights the charts of `BlendedCharts`, got {type(likelihood).__name__}. "
+                "For another likelihood, start from `Zeros()` or an encoder."
             )
         if k is not None:
-            raise ValueError("`ChartGate` finds weights of all charts, got a given k. `BlendedCharts` has none.")
+            raise ValueError("`ChartGate` weights all charts of `BlendedCharts`, got a given k. Leave k out.")
         distance = likelihood.to_charts(x) if self.by == "residual" else likelihood.to_centres(x)
-        gate = -(distance - distance.amin(1, keepdim=True)) / self.temperature  # a softargmax sees differences alone
+        gate = -(distance - distance.amin(1, keepdim=True)) / self.temperature  # softargmax needs only differences
         return Code(torch.cat([gate.to(x.dtype), x.new_zeros(len(x), likelihood.width)], 1).unsqueeze(0))
 
 

@@ -12,17 +12,17 @@ HEAVY, DOMINATED = 0.7, 2.0  # shape and effective size of weights beyond which 
 
 @dataclass(frozen=True)
 class Evidence:
-    """An estimate of log p(x) per sample, in nats, and what it cost.
+    """An estimate of log p(x) per sample, in nats, with its standard error and cost.
 
     Attributes:
         log_p: the estimate.
-        standard_error: of sampling, by the delta method for the logarithm of a mean; 0 where nothing is sampled,
-            NaN where it is unknown. It means nothing where a few weights outweigh all others (``unreliable``): it is
-            never much above 1 nat, and ``log_p`` may be off by far more.
-        ess: effective sample size of the weights, (Σw)² / Σw²; None where nothing is weighted.
-        pareto_k: the shape of a generalised Pareto law fitted to the largest weights (Vehtari et al. 2024): they have
-            1 / k finite moments. NaN for fewer than 100 weights, and where the largest are equal.
-        evaluations: decoder evaluations per sample, the mean over samples where they differ.
+        standard_error: sampling error, by the delta method for the logarithm of a mean; 0 for a deterministic value,
+            NaN if unknown. It is meaningless where a few weights dominate (``unreliable``): it is never much above
+            1 nat, while ``log_p`` may be off by far more.
+        ess: effective sample size of the weights, (Σw)² / Σw²; None without weights.
+        pareto_k: the shape of a generalised Pareto distribution fitted to the largest weights (Vehtari et al. 2024),
+            which have 1 / k finite moments. NaN for fewer than 100 weights, and where the largest are equal.
+        evaluations: decoder evaluations per sample, averaged over samples if they differ.
     """
 
     log_p: Float[Tensor, " B"]
@@ -33,7 +33,7 @@ class Evidence:
 
     @classmethod
     def exact(cls, log_p: Float[Tensor, " B"]) -> "Evidence":
-        """log p(x) as it is known, without an error.
+        """A known log p(x), without an error.
 
         >>> Evidence.exact(torch.tensor([-1.5])).standard_error
         tensor([0.])
@@ -60,7 +60,7 @@ class Evidence:
 
     @property
     def unreliable(self) -> Bool[Tensor, " B"]:
-        """Where the standard error means nothing: Pareto k > 0.7, or one weight above half of the sum."""
+        """Whether the standard error is meaningless: Pareto k > 0.7, or one weight above half of the sum."""
         if self.ess is None or self.pareto_k is None:
             return torch.zeros_like(self.log_p, dtype=torch.bool)
         return (self.pareto_k > HEAVY) | (self.ess < DOMINATED)

@@ -30,7 +30,7 @@ def mixture() -> LinearMixture:
 
 
 def bernoulli() -> Bernoulli:
-    """Two codes and a curved decoder: the posterior is no normal, and quadrature in the plane is the truth."""
+    """Two codes and a curved decoder: the posterior is not normal; the oracle is quadrature in the plane."""
     return Bernoulli(nn.Sequential(nn.Linear(2, 8), nn.Tanh(), nn.Linear(8, 5)).double(), 2)
 
 
@@ -71,7 +71,7 @@ def test_ais_agrees_with_the_evidence(name: str, schedule: str) -> None:
 
 @pytest.mark.parametrize("name", MODELS)
 def test_reverse_ais_agrees_with_the_evidence(name: str) -> None:
-    """Over many observations, for the chains of one share their exact start."""
+    """Over many observations, since the chains of one share their exact start."""
     build, truth = MODELS[name]
     model = build()
     x, z = drawn(model, 200)
@@ -100,7 +100,7 @@ def test_the_error_of_reverse_ais_is_that_of_its_exact_draws() -> None:
 
 
 def test_one_exact_draw_has_no_known_error() -> None:
-    """Its chains may be wrong together; over observations, whose draws are independent, the mean gap has an error."""
+    """Its chains share an error; over observations with independent draws, the mean gap has a standard error."""
     model = ppca()
     x, z = drawn(model, 5)
     for draws in (z, z.unsqueeze(0)):
@@ -191,7 +191,7 @@ def test_a_good_start_leaves_no_variance() -> None:
 
 
 def test_rows_are_independent() -> None:
-    """The weights of one observation do not depend on which others are in the batch, in distribution: same truth."""
+    """The distribution of an observation's weights does not depend on the rest of the batch."""
     model = ppca()
     x, _ = drawn(model, 3)
     far = torch.cat([x, 30 + x])
@@ -211,7 +211,7 @@ def test_temperatures(schedule: str, number: int) -> None:
 
 
 def test_step_sizes_follow_the_rate_of_acceptance() -> None:
-    """A posterior that is far narrower than the prior: the pilot's steps shrink until about 65 % are taken."""
+    """A posterior that is far narrower than the prior: the pilot's steps shrink until about 65 % are accepted."""
     model = LinearMixture(1, 3, (6,), scale=0.02).double()
     x, z = drawn(model, 5)
     path = annealed._Path(model, x, None)
@@ -226,7 +226,7 @@ def test_step_sizes_follow_the_rate_of_acceptance() -> None:
 
 @pytest.mark.usefixtures("unchecked_types")
 def test_chains_move_in_units_of_their_start() -> None:
-    """Coefficients of some 1000 under a prior of that scale: steps of 1 would leave them where they were drawn."""
+    """Coefficients near 1000 with a prior of that scale, which steps of size 1 would hardly move."""
     design = torch.randn(20, 3).double()
     model = LinearRegression(design, prior_scale=1e3, intercept=False, scale=1e3).double()
     y = 1e3 * (torch.randn(4, 3).double() @ design.T + torch.randn(4, 20).double())
@@ -315,7 +315,7 @@ def test_laplace_needs_a_maximum() -> None:
 
     model, x = Gaussian(Saddle(), 2).double(), torch.full((3, 5), 4.0).double()
     for curvature in ("dense", "lanczos"):
-        with pytest.raises(ValueError, match=r"sample 0 is no maximum.*3 such samples"):
+        with pytest.raises(ValueError, match=r"sample 0 is not a maximum.*3 such samples"):
             laplace(model, x, mode=Ascent(Zeros(), max_steps=0), curvature=curvature)  # type: ignore[arg-type]
 
 
@@ -328,7 +328,7 @@ def test_laplace_needs_probes_and_iterations(options: dict[str, int]) -> None:
     assert laplace(model, drawn(model, 2)[0], curvature="lanczos", probes=2, iterations=1).log_p.isfinite().all()
 
 
-# What is shared.
+# All estimators.
 
 
 def test_importance_accepts_engines() -> None:

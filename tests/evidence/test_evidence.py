@@ -41,7 +41,7 @@ def posterior(model: Gaussian, x: Tensor) -> tuple[np.ndarray, np.ndarray]:
 
 
 def broad(model: Gaussian, x: Tensor, scale: float = 1.5) -> Distribution:
-    """Wider than the posterior in every direction, and off its centre."""
+    """Wider than the posterior in every direction, and off-centre."""
     mean, _ = posterior(model, x)
     return Independent(Normal(torch.as_tensor(mean) + 0.3, torch.full((len(x), Z), scale, dtype=torch.float64)), 1)
 
@@ -118,7 +118,7 @@ def test_every_draw_counts_once(samples: int, chunk: int) -> None:
 
 @pytest.mark.parametrize("level", [0.0, -1e5, -1e7, 1e30])
 def test_weights_of_any_size(level: float) -> None:
-    """Their ratios, and with them error and effective size, are not lost beside the height of their logarithms."""
+    """The ratios of weights, and so error and ess, stay accurate for large log weights."""
     logs = np.array([[level, level], [level, -np.inf], [level, -np.inf], [-np.inf, -np.inf]], np.float32)
     found = from_log_weights(torch.from_numpy(logs), 4)
     assert np.allclose(found.log_p.numpy(), log_sum_exp(logs.astype(float), 0) - math.log(4), rtol=1e-6)
@@ -129,7 +129,7 @@ def test_weights_of_any_size(level: float) -> None:
 
 @pytest.mark.parametrize("shape", [-0.3, 0.3, 0.7, 1.2])
 def test_the_shape_of_large_weights(shape: float) -> None:
-    """Of draws from a generalised Pareto law, whose tail has its own shape; and the estimate near scipy's likeliest."""
+    """Draws from a generalised Pareto, whose tail has the same shape; the estimate is close to SciPy's fit."""
     weight = genpareto.rvs(shape, size=(4000, 20), random_state=np.random.default_rng(0))
     found = pareto_shape(torch.from_numpy(weight)).numpy()
     tail = np.sort(weight, 0)[-190:] - np.sort(weight, 0)[-191]
@@ -155,7 +155,7 @@ def test_few_weights_that_outweigh_all_others_are_told(variance: float, trusted:
 
 
 def test_one_weight_that_outweighs_all_others_is_told() -> None:
-    """100 nats above the rest: its estimate has a standard error of 1 nat, whatever it misses."""
+    """One weight 100 nats above the rest has a standard error of 1 nat, however large the true error."""
     log_weight = torch.zeros(16, 2)
     log_weight[3, 1] = 100.0
     with pytest.warns(UnreliableWarning, match="may be off by far more than its standard error"):
@@ -165,7 +165,7 @@ def test_one_weight_that_outweighs_all_others_is_told() -> None:
 
 @pytest.mark.parametrize("prior_scale, scale", [(1e3, 1e3), (1e4, 1.0), (1e-3, 1.0)])
 def test_laplace_proposals_under_priors_of_any_scale(prior_scale: float, scale: float) -> None:
-    """A normal posterior is its own Laplace approximation: a floor of its precision is one of the prior's."""
+    """A normal posterior equals its Laplace approximation; the floor is relative to the prior's precision."""
     design = torch.randn(20, 3).double() * scale / prior_scale
     model = LinearRegression(design, prior_scale, intercept=False, scale=scale).double()
     y = prior_scale * torch.randn(5, 3).double() @ design.T + scale * torch.randn(5, 20).double()
@@ -178,7 +178,7 @@ def test_laplace_proposals_under_priors_of_any_scale(prior_scale: float, scale: 
 
 
 def test_proposals_of_several_rows() -> None:
-    """Batch (R, B): draws are shared out over R densities, of which one may be bad."""
+    """Batch (R, B): draws are divided among R densities, one of which may be bad."""
     model, x, wanted = linear()
     mean = torch.as_tensor(posterior(model, x)[0])
     loc = torch.stack([mean, mean + 0.5, mean - 0.5])
@@ -260,7 +260,7 @@ def test_one_sample_has_no_standard_error(samples: int) -> None:
 
 
 def test_no_evidence_under_a_flat_prior() -> None:
-    """∫ q(x|z) dz is no density over x: it need not integrate to one, nor exist."""
+    """∫ q(x|z) dz is not a density over x: it need not integrate to one, or exist."""
     model = Gaussian(nn.Linear(Z, D).double(), Z, SCALE, prior=Flat(Z))
     x = torch.randn(4, D, dtype=torch.float64)
     q = Independent(Normal(torch.zeros(4, Z).double(), torch.ones(4, Z).double()), 1)
@@ -387,7 +387,7 @@ def test_log_evidence_proposes_around_a_point() -> None:
 
 
 def test_log_evidence_of_a_curved_decoder() -> None:
-    """No closed form anywhere: one code, so that quadrature is the truth."""
+    """Without any closed form: a one-dimensional code, so that quadrature is the oracle."""
     model = Bernoulli(nn.Sequential(nn.Linear(1, 6), nn.Tanh(), nn.Linear(6, D)).double(), 1)
     x = torch.randint(2, (4, D)).double()
 

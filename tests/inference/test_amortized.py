@@ -1,4 +1,4 @@
-"""Amortized engines and the bridge to Pyro: one density from every kind of guide, Pyro's own ELBOs, SVI and NUTS."""
+"""Amortised inference and ``to_pyro``: every kind of guide gives one density; Pyro's own ELBOs, SVI and NUTS agree."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -102,7 +102,7 @@ def test_a_deterministic_encoder_is_its_output(x: Tensor) -> None:
 
 
 def test_each_sample_has_its_own_draw(x: Tensor) -> None:
-    """Not one draw for the whole batch, and not one for all S."""
+    """Draws differ between observations and between samples."""
     model = gaussian()
     same = x[:1].expand(B, D)
     for guide in GUIDES:
@@ -205,7 +205,7 @@ def test_a_constraint_holds_under_any_step(guide: Callable[[nn.Module], Any], x:
 
 
 def test_the_parameter_store_of_a_user_is_left_alone(x: Tensor) -> None:
-    """Even where names collide."""
+    """Even if their names collide."""
     model = gaussian()
     mine = pyro.param("inner.scale", torch.tensor(7.0))
     q = Amortized(constrained_guide(encoder(model)))(model, x).q
@@ -225,7 +225,7 @@ def test_the_parameter_store_is_left_alone_when_a_guide_fails(x: Tensor) -> None
     assert list(pyro.get_param_store().keys()) == ["mine"]
 
 
-# The objectives of Pyro on the bridge.
+# Pyro's objectives on ``to_pyro``.
 
 
 @each(CONTINUOUS)
@@ -243,7 +243,7 @@ def test_elbo_is_that_of_pyro(case: LikelihoodCase) -> None:
 
 
 def replayed(guide: Callable[[Tensor], Any], draws: Tensor) -> Callable[[Tensor], Any]:
-    """The guide with its draws given, one at each call."""
+    """The guide with given draws, one for each call."""
     rest = iter(draws)
 
     def again(x: Tensor) -> Any:
@@ -322,7 +322,7 @@ def test_the_bridge_declares_what_it_says(x: Tensor) -> None:
 
 
 def test_the_exact_posterior_is_a_guide_without_a_gap() -> None:
-    """Trace_ELBO on the bridge at the exact posterior is the exact evidence, whatever the draw."""
+    """``Trace_ELBO`` at the exact posterior is the exact evidence for any draw."""
     likelihood, x = chart(1, E, (D,), scale=0.7), torch.randn(B, D)
 
     def guide(x: Tensor) -> None:
@@ -338,7 +338,7 @@ def test_the_exact_posterior_is_a_guide_without_a_gap() -> None:
     torch.testing.assert_close(found.log_joint - found.log_q, exact.log_joint - exact.log_q)
 
 
-# What is refused.
+# Errors.
 
 
 def site(name: str, q: Callable[[Tensor], Any]) -> Callable[[Tensor], None]:
@@ -396,7 +396,7 @@ REFUSED: list[tuple[str, Any, type[Exception], str]] = [
         "all-event",
         lambda x: dist.Normal(x[:, :E], 1.0).to_event(2),
         ValueError,
-        r"event shape \(8, 2\), needed one density",
+        r"event shape \(8, 2\), but one density",
     ),
     (
         "wide",
@@ -420,7 +420,7 @@ REFUSED: list[tuple[str, Any, type[Exception], str]] = [
         "scale-0",
         lambda x: dist.Normal(x[:, :E], 0 * x[:, :E], validate_args=False).to_event(1),
         ValueError,
-        "Independent is not finite at its own draws: a scale of it is NaN, infinite, 0",
+        "Independent is not finite at its own draws: a scale is NaN, infinite, 0",
     ),
     (
         "scale-nan-site",
@@ -432,7 +432,7 @@ REFUSED: list[tuple[str, Any, type[Exception], str]] = [
         "no-bijection",
         lambda x: dist.TransformedDistribution(dist.Normal(x[:, :E], 1.0).to_event(1), [AbsTransform()]),
         ValueError,
-        "cannot tell log q.* AbsTransform has no inverse or no Jacobian determinant. Use transforms that are bij",
+        "cannot compute log q.* AbsTransform has no inverse or no Jacobian determinant. Use transforms that are bij",
     ),
     ("half-a-batch", lambda x: x[:4, :E], ValueError, r"shape \(4, 2\), but the likelihood needs \(8, 2\)"),
 ]

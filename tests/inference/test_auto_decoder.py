@@ -66,7 +66,7 @@ def test_gradients_reach_only_the_codes_of_the_batch() -> None:
 def test_observations_without_rows_are_refused_in_training_and_encoded_in_evaluation() -> None:
     x = torch.randn(6, 3)
     for autoencoder in (known(x), model()):
-        with pytest.raises(ValueError, match=r"not told which: to encode observations, call `\.eval\(\)`"):
+        with pytest.raises(ValueError, match=r"got none. To encode observations, call `\.eval\(\)`"):
             autoencoder.encode(x)
         inner = free(autoencoder).inner
         with training_rows(autoencoder.eval(), torch.arange(6)):
@@ -114,7 +114,7 @@ def test_what_cannot_be_initialised() -> None:
 
 
 def test_fit_moves_each_code_to_the_mode_of_its_own_row() -> None:
-    """Under a held linear decoder W with WᵀW = 1.25 I, unit noise and prior N(0, I), that is Wᵀx / 2.25."""
+    """For a fixed linear decoder W with WᵀW = 1.25 I, unit noise and prior N(0, I), the mode is Wᵀx / 2.25."""
     x = torch.randn(11, 2)
     x[7] = x[3]
     decoder = nn.Linear(2, 2, bias=False).requires_grad_(False)
@@ -151,7 +151,7 @@ def test_a_row_that_is_drawn_anew_or_corrupted_keeps_its_code() -> None:
 
 
 def test_fit_finds_an_engine_inside_another() -> None:
-    """The hook is the engine's, wherever it is: here the start of an ascent."""
+    """``initialize`` is called on nested engines too, here the start of an ascent."""
     likelihood, x = Gaussian(nn.Linear(2, 3), 2, 0.5), torch.randn(20, 3)
     autoencoder = Autoencoder(likelihood, Ascent(AutoDecoder(2, Zeros()), GradientAscent(0.01), 2))
     train(autoencoder, x, epochs=1, batch_size=5)
@@ -200,7 +200,7 @@ def test_codes_of_another_width_do_not_fit() -> None:
 
 @pytest.mark.usefixtures("unchecked_types")
 def test_glo_encodes_held_out_digits(digits: Dataset) -> None:
-    """Far better than the mean image, and near the error of training data under the same engine."""
+    """The error is far below that of the mean image, and close to that of training data with the same engine."""
     torch.manual_seed(0)
     autoencoder = systems.build("glo", digits.event_shape, latent=16)
     train(autoencoder, digits, epochs=40, optimizer=partial(torch.optim.Adam, lr=1e-2))

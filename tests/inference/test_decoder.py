@@ -1,4 +1,4 @@
-"""What an ascent needs of a decoder: found by evaluating it, whatever it is made of."""
+"""Checks that an ascent makes of its decoder, by evaluating it, and twice differentiable kernels."""
 
 import warnings
 from collections.abc import Callable
@@ -32,7 +32,7 @@ Layer = Callable[[Tensor], Tensor]
 
 
 class Through(nn.Module):
-    """Two linear maps with a function between them, which no module tells of."""
+    """Two linear maps with a function between them, which is not a module."""
 
     def __init__(self, layer: Layer, hidden: int = 8):
         super().__init__()
@@ -77,7 +77,7 @@ FIXED: dict[str, Layer] = {
 
 
 class Custom(Likelihood):
-    """A user's own likelihood, which has no decoder output."""
+    """A custom likelihood, which has no decoder output."""
 
     def __init__(self, layer: Layer):
         super().__init__((2,), (5,), StandardNormal(2))
@@ -98,13 +98,13 @@ def likelihoods(layer: Layer) -> list[Likelihood]:
 
 @pytest.mark.parametrize("layer", RANDOM)
 def test_random_decoders_are_refused(layer: str) -> None:
-    """In ``eval()`` too, and one observation at a time; the caller's random stream stays where it was."""
+    """In ``eval()`` too, and for single observations; the state of the random generator is restored."""
     for model in likelihoods(RANDOM[layer]):
         x = torch.randn(6, *model.event_shape)
         for batch, engine in ((6, Ascent()), (1, Ascent(adjoint=Detach())), (6, Ascent(family=MeanField()))):
             before = torch.get_rng_state()
             with pytest.raises(
-                ValueError, match=r"fixed function; that of \w+ gives another output each time.*dropout"
+                ValueError, match=r"deterministic decoder; that of \w+ gives a different output each time.*dropout"
             ):
                 engine(model, x[:batch])
             assert torch.equal(torch.get_rng_state(), before)
@@ -112,7 +112,7 @@ def test_random_decoders_are_refused(layer: str) -> None:
 
 @pytest.mark.parametrize("layer", COUPLED)
 def test_decoders_that_look_at_the_batch_are_refused(layer: str) -> None:
-    """From equal starts too, where all codes of the batch are the same; and for a batch of one."""
+    """Also from equal starts, with all codes of the batch the same, and for a batch of one."""
     for model in likelihoods(COUPLED[layer]):
         x = torch.randn(6, *model.event_shape)
         for batch in (6, 1):
@@ -131,7 +131,7 @@ def test_fixed_decoders_pass(layer: str, dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_deep_and_wide_decoders_pass(dtype: torch.dtype) -> None:
-    """Batches of other sizes take other kernels, whose rounding differs."""
+    """Batches of different sizes use different kernels, with different rounding."""
     deep = nets.mlp(2, [256] * 6, 300)
     for model in (Gaussian(deep, 2), Gaussian(nets.conv_decoder(2, (1, 16, 16), (8, 8)), 2), LinearMixture(1, 2, (9,))):
         x = torch.randn(4, *model.event_shape, dtype=dtype)
@@ -139,13 +139,13 @@ def test_deep_and_wide_decoders_pass(dtype: torch.dtype) -> None:
 
 
 def test_what_the_library_draws_on_purpose_passes() -> None:
-    """Jitter of the input is noise of the inner loop alone; BatchNorm of a network in its weights sees one image."""
+    """Input jitter is noise of the inner loop only; BatchNorm of a network with weights as codes sees one image."""
     network = nn.Sequential(nn.Conv2d(1, 2, 3, padding=1), nn.Tanh(), nn.Conv2d(2, 1, 3, padding=1))
     model = WeightLikelihood(network, torch.rand(1, 4, 4), jitter=0.1)
     x = torch.rand(1, 1, 4, 4)
     Ascent(step=Adam(0.1), max_steps=2, adjoint=Detach())(model, x)
     dropped = WeightLikelihood(nn.Sequential(network, Dropped()), torch.rand(1, 4, 4))
-    with pytest.raises(ValueError, match="another output each time"):
+    with pytest.raises(ValueError, match="a different output each time"):
         Ascent(step=Adam(0.1), max_steps=2, adjoint=Detach())(dropped, x)
     normed = Gaussian(nn.Sequential(nn.Linear(2, 8), nn.BatchNorm1d(8), nn.Tanh(), nn.Linear(8, 5)), 2).eval()
     Ascent(max_steps=2)(normed, torch.randn(3, 5))
@@ -188,7 +188,7 @@ BENT: dict[str, tuple[Layer, bool]] = {
 @pytest.mark.parametrize("layer", BENT)
 @pytest.mark.parametrize("adjoint", [Unroll(), CheckpointedUnroll(), Detach()])
 def test_piecewise_linear_decoders_warn(layer: str, adjoint: Adjoint) -> None:
-    """Told by zero curvature and slopes that differ, once for each engine; an affine decoder has nothing to miss."""
+    """Zero curvature with varying slopes warns once per engine; an affine decoder does not warn."""
     function, bent = BENT[layer]
     model, engine = Gaussian(Through(function, 8), 2), Ascent(max_steps=1, adjoint=adjoint)
     with warnings.catch_warnings(record=True) as caught:
@@ -212,7 +212,7 @@ def test_linear_mixtures_do_not_warn() -> None:
 
 
 class Attention(nn.Module):
-    """Codes as queries, keys and values, by each of torch's ways to attention."""
+    """Codes as queries, keys and values, by each of torch's implementations of attention."""
 
     def __init__(self, kind: str):
         super().__init__()
@@ -260,7 +260,7 @@ def test_laplace_and_gauss_newton_through_attention() -> None:
 
 
 def test_kernels_are_switched_within_the_solve_alone() -> None:
-    """cuDNN's recurrent layers have no second derivative either; convolutions keep cuDNN where none is there."""
+    """cuDNN's recurrent layers have no second derivative either; without them, convolutions keep cuDNN."""
     seen = []
 
     class Recurrent(nn.Module):
@@ -289,7 +289,7 @@ def test_kernels_are_switched_within_the_solve_alone() -> None:
 
 
 class Cut(nn.Module):
-    """A decoder through which no gradient passes, though its own parameters have one."""
+    """A decoder that blocks gradients to codes, but not to its own parameters."""
 
     def __init__(self, cut: Layer):
         super().__init__()
@@ -308,7 +308,7 @@ CUTS: dict[str, Layer] = {
 
 @pytest.mark.parametrize("name", CUTS)
 def test_a_decoder_without_a_gradient_is_refused(name: str) -> None:
-    """Its codes would be the prior's mode, whatever x is."""
+    """Its codes would be the prior's mode for every x."""
     model, x = Gaussian(Cut(CUTS[name]), 2), torch.randn(4, 3)
     with pytest.raises(ValueError, match="No gradient reaches a code through the decoder of Gaussian"):
         Ascent(Zeros(), LBFGS(), 3, adjoint=Detach())(model, x)

@@ -1,4 +1,4 @@
-"""Gradients through a solve, against finite differences and against what is known in closed form."""
+"""Gradients through a solve, against finite differences and closed forms."""
 
 import gc
 import math
@@ -73,7 +73,7 @@ DECODERS: dict[str, Callable[[], Likelihood]] = {"ppca": ppca, "neural": neural}
 
 
 def readout(z: Tensor) -> Tensor:
-    """A loss of codes (S, B, Z) alone."""
+    """A loss of the codes (S, B, Z) only."""
     z = z.flatten(2)
     weight = torch.arange(1.0, 1 + z.shape[2], dtype=z.dtype)
     return (z * weight).sin().sum((0, 2)) + z.square().sum((0, 2))
@@ -87,7 +87,7 @@ LOSSES: dict[str, Loss] = {"joint": joint, "elbo": elbo, "downstream": downstrea
 
 
 class Problem:
-    """One decoder, data and engine: the loss, and its gradient by what it depends on."""
+    """One decoder, data and engine: the loss, and its gradient by groups of parameters."""
 
     def __init__(self, likelihood: Likelihood, engine: Inference, loss: Loss, batch: int = 4):
         self.likelihood, self.engine, self.loss_of = likelihood, engine.double(), loss
@@ -239,7 +239,7 @@ def test_restarts_and_mixtures_pass_the_gradient_of_their_winner() -> None:
 
 
 class Solved:
-    """PPCA and what its exact codes, the posterior means, give."""
+    """PPCA with the results of its exact codes, the posterior means."""
 
     def __init__(self) -> None:
         self.likelihood = ppca()
@@ -391,7 +391,7 @@ def test_one_step_of_gauss_newton_approaches_implicit_as_the_solve_grows() -> No
 
 @pytest.mark.parametrize("rule", ["learned rate", "adam", "momentum"])
 def test_truncate_keeps_exactly_the_last_steps(rule: str) -> None:
-    """It is ``Unroll`` when n reaches T; below, finite differences of the last n steps from where they begin."""
+    """Equals ``Unroll`` for n >= T; for smaller n, finite differences of the last n steps from their start."""
     likelihood = neural()
     engine = ascent(likelihood, rule, "downstream", max_steps=5)
     problem = Problem(likelihood, engine, downstream)
@@ -425,7 +425,7 @@ def test_truncated_lbfgs_corrections_converge_to_implicit() -> None:
 
 
 class Cliff(nn.Module):
-    """A decoder that is not a number beyond z = 2."""
+    """A decoder whose output is NaN beyond z = 2."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -439,7 +439,7 @@ class Cliff(nn.Module):
 @pytest.mark.parametrize("steps", [1, 2, 4])
 @pytest.mark.parametrize("mode", MODES)
 def test_a_sample_that_fails_leaves_the_gradient_of_the_others_alone(mode: str, steps: int) -> None:
-    """0 · NaN is NaN: a failed row must leave the graph, not only the sum."""
+    """A failed row must be left out of the graph, not only of the sum, since 0 · NaN is NaN."""
     likelihood = Gaussian(Cliff(), 1, 0.5).double()
     x = torch.tensor([[0.1, 0.2], [50.0, 50.0], [-0.3, 0.1]], dtype=torch.float64)
     engine = Ascent(step=GradientAscent(0.05, learn=True), max_steps=steps, adjoint=MODES[mode]()).double()
@@ -464,7 +464,7 @@ def test_a_sample_that_fails_leaves_the_gradient_of_the_others_alone(mode: str, 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.filterwarnings("ignore:Implicit gradients need")
 def test_samples_that_overflow_are_constants_and_leave_the_gradient_of_the_others_alone(mode: str, rule: str) -> None:
-    """One has no finite start, one squared errors beyond single precision, and one errors whose fourth power is."""
+    """Rows without a finite start, and with errors whose square or fourth power overflows single precision."""
     likelihood = Gaussian(Cliff(), 1, 0.5)
     x = torch.tensor([[0.1, 0.2], [0.3, 0.2], [3e38, 1.0], [1e12, 1e12], [-0.3, 0.1]])
     start = torch.tensor([[0.5], [5.0], [0.5], [0.5], [-0.5]])
@@ -503,7 +503,7 @@ def test_a_correction_that_falls_is_not_taken(mode: Callable[[], Adjoint], optio
 
 
 def test_rows_of_a_linear_system_that_overflow_are_left_alone() -> None:
-    """Infinity times 0 is no step: what one row's product overflows to leaves the others as they are alone."""
+    """A row whose product overflows does not change the others, although ∞ · 0 is NaN."""
     curvature = torch.tensor([[2.0, 1.0], [1e38, 3e38], [1.0, 4.0]]).view(1, 3, 2)
     right = torch.tensor([[1.0, -2.0], [1e5, 1e10], [3.0, 0.5]]).view(1, 3, 2)
     found, residual = conjugate_gradients(lambda v: curvature * v, right, 12, 1e-6)
@@ -539,7 +539,7 @@ def live_tensors() -> int:
 
 
 def test_memory_is_flat_over_200_calls() -> None:
-    """Every mode in turn, with and without a graph, and with the cycle collector off: not even a cycle is kept."""
+    """For every adjoint, with and without a graph; the cycle collector is off, so that cycles would show too."""
     likelihood = neural()
     rules = ("learned rate", "adam", "lbfgs", "lbfgs", "adam", "langevin")
     engines = [

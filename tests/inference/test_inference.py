@@ -1,4 +1,4 @@
-"""Ascent and its parts (steps, families, backprops, starts) against closed forms, torch.optim, central differences."""
+"""Ascent and its parts (steps, families, adjoints, starts) against closed forms, torch.optim, central differences."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -69,7 +69,7 @@ def posterior(model: LinearMixture, x: Tensor) -> tuple[Tensor, Tensor]:
     return torch.linalg.solve(precision, loadings @ (x - model.means[0].detach()).T / variance).T, precision
 
 
-# Where an ascent ends.
+# Converged codes.
 
 CONVERGING: list[Step] = [
     GradientAscent(0.2),
@@ -166,7 +166,7 @@ def test_steps_below_two_over_the_curvature_ascend(x: Tensor, factor: float, is_
     assert (rises > -1e-12).all() if is_monotone else (rises[-1] < 0).all()
 
 
-# The account of a solve.
+# The report of a solve.
 
 
 def test_the_trace_holds_the_objective_before_each_step(x: Tensor) -> None:
@@ -244,7 +244,7 @@ def test_gradient_mode_does_not_change_the_code(adjoint: nn.Module, x: Tensor) -
     torch.testing.assert_close(engine(model, x).z, still.z, rtol=1e-12, atol=1e-12)
 
 
-# How gradients flow back.
+# Gradients through a solve.
 
 
 def gradients(model: Likelihood, x: Tensor, engine: Inference) -> Tensor:
@@ -403,7 +403,7 @@ def test_mean_field_finds_the_variational_optimum(x: Tensor) -> None:
 
 @torch.no_grad()
 def test_mean_field_improves_on_its_start(x: Tensor) -> None:
-    """The semi-amortised VAE: under its own noise never below the encoder, and in truth closer to the evidence."""
+    """The semi-amortised VAE: never below the encoder under its own noise, and closer to the evidence."""
     model = linear()
     start = Amortized(Density(encoder(model, 2)))
     engine = Ascent(start, GradientAscent(0.02), 40, family=MeanField(samples=16), trace=True)
@@ -423,7 +423,7 @@ def test_the_mean_field_objective_is_an_unbiased_elbo(samples: int) -> None:
     x, start = torch.randn(1, D).expand(n, D), Constant(torch.randn(E))
     solve = Ascent(start, max_steps=1, family=MeanField(samples, scale=0.3), trace=True)(model, x).solve
     assert solve is not None and solve.trace is not None
-    values = solve.trace[0, 0]  # each sample has noise of its own
+    values = solve.trace[0, 0]  # each sample has different noise
     wanted = exact_elbo(model, x[:1], start.z.unsqueeze(0), torch.full((1, E), 0.3)).item()
     assert values.mean().item() == pytest.approx(wanted, abs=4 * values.std().item() / math.sqrt(n))
 
@@ -519,7 +519,7 @@ def test_a_flat_prior_has_no_draws(engine: Inference, x: Tensor) -> None:
         engine(linear(flat_prior=True), x)
 
 
-# What an engine refuses.
+# Errors.
 
 
 @pytest.mark.parametrize(
@@ -563,7 +563,7 @@ def test_a_given_component_is_not_chosen_again(x: Tensor) -> None:
 
 def test_several_draws_cannot_be_put_on_every_component(x: Tensor) -> None:
     model = linear(K)
-    with pytest.raises(ValueError, match="One code per sample is needed to put on every component, got S=3"):
+    with pytest.raises(ValueError, match="Only one code per sample can be repeated for every component, got S=3"):
         Argmax(Amortized(Density(encoder(model, 2)), samples=3))(model, x)
 
 

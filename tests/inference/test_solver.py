@@ -1,4 +1,4 @@
-"""The ascent as a solver: what each sample is told, what is returned, and what it costs."""
+"""The ascent as a solver: status, returned point and cost of each sample."""
 
 import random
 from collections.abc import Callable
@@ -87,7 +87,7 @@ def bowl(width: int = 2) -> Landscape:
     return Landscape(lambda x, z: -0.5 * (z - x).square().sum(2), width, (width,))
 
 
-# What each sample is told.
+# Status of each sample.
 
 
 def test_a_rate_beyond_twice_the_inverse_curvature_diverges_and_is_reported() -> None:
@@ -121,7 +121,7 @@ def hole(log_joint: Callable[[Tensor, Tensor], Tensor], bad: float) -> Landscape
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("tol", [None, 1e-9])
 def test_a_region_without_values_is_never_returned(rule: str, bad: float, tol: float | None) -> None:
-    """One sample is drawn into it, two others are not, and these never notice."""
+    """One sample reaches it; two others do not and are unaffected."""
     if rule in ("gauss-newton", "matrix-free"):
         decoder: Any = _Hole(bad)
         model: Likelihood = Gaussian(decoder, 1, 0.5).double()
@@ -153,7 +153,7 @@ class _Hole(nn.Module):
 
 
 def test_a_last_step_into_nothing_is_reported_too() -> None:
-    """The point after step T is first looked at when it is scored."""
+    """The point after step T is first evaluated when it is scored."""
     model = hole(lambda x, z: -0.5 * (z - x).square().sum(2), torch.nan)
     found = solve(GradientAscent(1.0), 1)(model, torch.tensor([[1.0], [30.0]], dtype=torch.float64))
     assert statuses(found) == [["max_steps", "nonfinite"]]
@@ -212,7 +212,7 @@ def test_statuses_are_counted_in_the_summary() -> None:
     assert summary.endswith("; converged: 2, diverged: 1, max_steps: 1, nonfinite: 1")
 
 
-# When samples stop, and what they cost.
+# Stopping and cost.
 
 
 def test_grad_tol_stops_each_sample_at_its_own_step() -> None:
@@ -253,7 +253,7 @@ def misfit(scale: float) -> tuple[Gaussian, Tensor, Tensor, Tensor]:
 
 @pytest.mark.parametrize("rule", [name for name in QUIET if name != "gradient"])
 def test_a_gain_below_the_rounding_of_the_objective_is_not_missed(rule: str) -> None:
-    """Converged samples are within 1 nat of the best code, and the rounding of values keeps none from converging."""
+    """Converged samples are within 1 nat of the best code, and rounding prevents none from converging."""
     model, x, best, curvature = misfit(1e-3)
     rate = 0.2 / float(torch.linalg.eigvalsh(curvature)[-1])
     step = Momentum(rate) if rule == "momentum" else RULES[rule]()
@@ -275,7 +275,7 @@ def test_max_steps_stops_the_rest() -> None:
 @pytest.mark.parametrize("rule", ["lbfgs", "adam", "gradient"])
 @pytest.mark.parametrize("tol", [None, 1e-2])
 def test_stopped_samples_cost_no_decoder_work(rule: str, tol: float | None, family: int | None) -> None:
-    """Every row that the decoder sees is in the account, but for the probe and the one scoring of what was found."""
+    """``Solve.evaluations`` counts every decoded row except the checks of the decoder and the final scoring."""
     decoder = Rows(neural().decoder)
     model = Gaussian(decoder, 2, 0.5).double()
     x = torch.randn(9, 5, dtype=torch.float64) * torch.logspace(-2, 0.5, 9, dtype=torch.float64).unsqueeze(1)
@@ -288,7 +288,7 @@ def test_stopped_samples_cost_no_decoder_work(rule: str, tol: float | None, fami
     else:
         assert len(solved.evaluations.unique()) > 2, "all stop together: nothing is tested"
     decoder.rows = 0
-    with torch.no_grad():  # where the best point's objective is its log joint, it is not scored a second time
+    with torch.no_grad():  # a best point whose objective is its log joint is not scored again
         solved = account(engine(model, x))
     scored = 0 if family is None and (rule == "lbfgs" or tol is not None) else 9
     assert decoder.rows == int(solved.evaluations.sum()) + scored + PROBED
@@ -310,7 +310,7 @@ def test_restarts_are_in_the_account(rule: str) -> None:
     found = solve(RULES[rule](), 25, Prior(), tol=1e-3, restarts=3)(model, x)
     assert account(found).evaluations.shape == (1, 4)
     assert bool((account(found).evaluations >= 3 * 2).all())
-    if rule != "gauss-newton":  # its curvature looks at the decoder besides
+    if rule != "gauss-newton":  # its curvature evaluates the decoder too
         decoder.rows = 0
         solved = account(solve(RULES[rule](), 25, Prior(), tol=1e-3, restarts=3)(model, x))
         assert decoder.rows == int(solved.evaluations.sum()) + 4 + PROBED
@@ -349,7 +349,7 @@ def test_trace_is_the_objective_before_each_step(rule: str) -> None:
         before = solve(RULES[rule](), t)(model, x).log_joint.detach()
         if rule in ("gradient", "momentum", "adam", "langevin"):
             assert torch.allclose(trace[t], before)
-        elif rule in SEARCHES:  # whose point is the best that it has looked at
+        elif rule in SEARCHES:  # which return the best point evaluated
             assert torch.allclose(trace[:t].amax(0), before)
     assert account(solve(RULES[rule](), 6)(model, x)).trace is None
 
@@ -419,7 +419,7 @@ class _Wide(nn.Module):
 
 
 def _starts(count: int) -> list[Tensor]:
-    """The draws of ``count`` restarts for three samples."""
+    """Draws of ``count`` restarts for three samples."""
     return [_Wide()().sample(torch.Size((1, 3)))[0] for _ in range(count)]
 
 
@@ -440,7 +440,7 @@ def test_restarts_from_one_place_are_refused(init: Inference) -> None:
 
 
 def test_restarts_where_some_or_all_fail() -> None:
-    """A failed run loses against any other, and the spread says that one failed."""
+    """A failed run loses against any other, and the spread is infinite."""
     model = hole(lambda x, z: -0.5 * (z - x).square().sum(2), torch.nan)
     model.latent_prior = _Wide()
     x = torch.zeros(3, 1, dtype=torch.float64)
@@ -475,7 +475,7 @@ def test_restarts_on_every_branch_of_a_mixture() -> None:
     assert torch.allclose(each.z[found.k[0], torch.arange(12)], found.z[0], atol=1e-6)
 
 
-# The batch does not matter.
+# Independence of the batch.
 
 
 def strongly_concave(latent: int) -> Landscape:
@@ -513,7 +513,7 @@ def test_a_code_does_not_depend_on_its_batch(rule: str, seed: int, batch: int, l
 
 @pytest.mark.parametrize("rule", SETTINGS)
 def test_compaction_changes_nothing(rule: str) -> None:
-    """Samples that leave at many different steps, against each one alone."""
+    """Samples that stop at many different steps, against each one alone."""
     model, x = neural(), torch.logspace(-3, 0.7, 8, dtype=torch.float64).unsqueeze(1) * torch.randn(8, 5).double()
     engine = solve(SETTINGS[rule][0](), SETTINGS[rule][1], tol=1e-4 if rule == "adam" else 1e-8)
     whole = engine(model, x)
@@ -530,7 +530,7 @@ def test_compaction_changes_nothing(rule: str) -> None:
 def test_nothing_but_finite_codes_no_worse_than_their_start(
     rule: str, seed: int, batch: int, latent: int, size: float, cliff: bool
 ) -> None:
-    """On random networks, tame or with holes, from random starts, in single precision, for data of any size."""
+    """On random networks, with or without non-finite regions, from random starts, in single precision, at any scale."""
     torch.manual_seed(seed)
     network = neural(latent, 4, activation=nn.SiLU)
     model = Gaussian(_Cliffs(network.decoder) if cliff else network.decoder, latent, 0.3).float()
@@ -599,7 +599,7 @@ ROWS = 6
 
 
 def wild(choose: random.Random) -> tuple[Likelihood, Tensor, Tensor, Ascent]:
-    """A decoder, data, starts and an ascent, of which any may be tame or far beyond what single precision holds."""
+    """A decoder, data, starts and an ascent, each at a moderate scale or far beyond single precision."""
 
     def size(*largest: float) -> float:
         return 10 ** choose.uniform(-1, choose.choice(largest))
@@ -632,7 +632,7 @@ def wild(choose: random.Random) -> tuple[Likelihood, Tensor, Tensor, Ascent]:
 @pytest.mark.usefixtures("unchecked_types")
 @pytest.mark.parametrize("block", range(3))
 def test_whatever_is_solved_nothing_fails_or_falls_without_its_status(block: int) -> None:
-    """Heads, steps, families and gradient modes at random, and sizes beyond single precision.
+    """Random heads, steps, families and adjoints, at scales beyond single precision.
 
     What is returned is finite or ``nonfinite``; where a finite point was known it is finite all the same, and no lower
     than the start unless the status says so. Each row ends as it does alone.
@@ -670,7 +670,7 @@ def test_whatever_is_solved_nothing_fails_or_falls_without_its_status(block: int
 
 
 def test_draws_of_other_rows_stay_when_one_fails() -> None:
-    """Codes beyond 1 have no density: the row of one that is drawn there says so, and no other row is drawn anew."""
+    """Codes beyond 1 have no density: a row drawn there is ``nonfinite``, and no other row is drawn again."""
     model = Landscape(lambda x, z: torch.where(z[..., 0] > 1, torch.nan, -0.5 * (z[..., 0] - x[:, 0]).square()))
     draws: list[Tensor] = []
 

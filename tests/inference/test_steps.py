@@ -74,7 +74,7 @@ def test_first_order_rules_are_those_of_torch(step: Step, optimizer: Callable[[A
 
 
 def test_rates_by_step_and_element() -> None:
-    """On -½(z - x)² one step of rate r goes the fraction r of the way; the last rate holds from there on."""
+    """On -½(z - x)² one step of rate r goes the fraction r of the way; the last rate is used from there on."""
     step = GradientAscent(0.5, learn=True, steps=2, shape=(2,))
     rates = torch.tensor([[0.5, 0.1], [0.25, 0.2]])
     assert step.log_rate is not None
@@ -86,7 +86,7 @@ def test_rates_by_step_and_element() -> None:
 
 
 def test_adam_has_a_finite_derivative_at_zero_gradient() -> None:
-    """√v at v = 0 has none: a code that starts at its optimum would make every parameter NaN."""
+    """√v has none at v = 0: a code that starts at its optimum would make every parameter NaN."""
     x = torch.zeros(2, 2, dtype=torch.float64, requires_grad=True)
     engine = Ascent(Zeros(), Adam(0.1), 3).double()
     code = engine(quadratic(torch.ones(2, dtype=torch.float64)), x)
@@ -222,7 +222,7 @@ def test_an_objective_that_vanishes_does_not_stop_a_search() -> None:
 
 @pytest.mark.parametrize("step", [LBFGS(), GaussNewton()], ids=["lbfgs", "gauss-newton"])
 def test_a_trial_of_minus_infinity_is_taken_back(step: Step) -> None:
-    """Its slope may well be finite; the search goes on from before the wall, as far as the wall lets it."""
+    """Its gradient may be finite; the search continues from the last point before the wall."""
 
     class Wall(torch.nn.Module):
         def forward(self, z: Tensor) -> Tensor:
@@ -253,7 +253,7 @@ def test_langevin_samples_the_posterior_of_ppca(adjusted: bool, rate: float, ste
     assert bool(((z.mT.cov() - covariance).abs() < 0.05 * torch.outer(scale, scale)).all())
 
 
-# Steps around steps.
+# Wrappers.
 
 
 def test_clipped_bounds_each_row_s_gradient() -> None:
@@ -283,7 +283,7 @@ def test_wrappers_refuse_rules_that_test_their_own_points(around: Callable[[Step
 
 
 def test_wrappers_nest_and_keep_the_state_of_the_rule_inside() -> None:
-    """Nothing clipped, a constant schedule and a box that is never met: Adam itself."""
+    """Without clipping, with a constant schedule and a box that is never reached: plain Adam."""
     model, x = neural(), torch.randn(3, 5, dtype=torch.float64)
     nested = Projected(Scheduled(Clipped(Adam(0.05), 1e9), lambda t: 1.0), Box(-1e9, 1e9))
     assert torch.allclose(solve(nested, 6)(model, x).z, solve(Adam(0.05), 6)(model, x).z)
@@ -407,7 +407,7 @@ PROJECTIONS = {"nonnegative": NonNegative(), "box": Box(-1.0, 2.0), "sphere": Un
 @pytest.mark.parametrize("family", [MeanField(), FullCovariance()], ids=["mean-field", "full-covariance"])
 @pytest.mark.parametrize("name", [*PROJECTIONS, "whiten", "nested", "proximal", "monotone"])
 def test_steps_that_move_codes_are_refused_under_densities(name: str, family: MeanField) -> None:
-    """A projection would act on logarithms of scales too, and leave draws outside of the set."""
+    """A projection would also act on logarithms of scales, and leave draws outside the set."""
     steps: dict[str, Step] = {name: Projected(Adam(), onto) for name, onto in PROJECTIONS.items()}
     steps |= {"whiten": Projected(Adam(), Whiten()), "nested": Scheduled(Clipped(steps["box"], 1.0), lambda t: 0.5)}
     steps |= {"proximal": ProximalAscent(0.1), "monotone": MonotoneAscent()}
@@ -421,7 +421,7 @@ def test_steps_that_move_codes_are_refused_under_densities(name: str, family: Me
 
 @pytest.mark.parametrize("name", PROJECTIONS)
 def test_codes_of_several_dimensions_end_inside_of_the_set(name: str) -> None:
-    """Row by row of the last dimension, from anywhere, at rates that overflow too; a code that breaks says so."""
+    """Row by row of the last dimension, from any start, also at rates that overflow; a failed code is ``nonfinite``."""
     model = Gaussian(torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(6, 4)), (2, 3))
     x, start = torch.randn(8, 4), torch.randn(8, 2, 3) * torch.logspace(-2, 15, 8).view(8, 1, 1)
     for rate in (0.05, 1e12, 1e38):
@@ -461,7 +461,7 @@ def test_whiten_gives_the_nearest_codes_of_identity_covariance() -> None:
 
 
 def test_projected_steps_are_differentiable() -> None:
-    """One step onto the box: the derivative is that of the step where the box is not met, and zero where it is."""
+    """One step onto the box: the derivative is that of the step inside the box, and zero at its boundary."""
     x = torch.tensor([[0.4, 3.0]], dtype=torch.float64, requires_grad=True)
     engine = Ascent(Zeros(), Projected(GradientAscent(0.5), Box(-1.0, 1.0)), 1).double()
     (gradient,) = torch.autograd.grad(engine(quadratic(torch.ones(2)), x).z.sum(), x)

@@ -1,4 +1,4 @@
-"""Stopping without ground truth: the rule by hand, row by row, and inside an ascent."""
+"""Early stopping without ground truth: the rule by hand, for each row, and inside an ascent."""
 
 from functools import partial
 
@@ -32,7 +32,7 @@ NONDETERMINISTIC_LAYERS = Scheduled(
 
 
 def by_hand(signals: np.ndarray) -> tuple[int, int, np.ndarray]:
-    """Steps at which the rule found its point and ended, and the average at that point, for signals (T, D)."""
+    """The step of the returned point, the last step, and the average at that point, for outputs (T, D)."""
     average, averages, lowest, found = signals[0], [], np.inf, 0
     for t, reconstruction in enumerate(signals):
         average = reconstruction if t == 0 else 0.8 * average + 0.2 * reconstruction
@@ -49,7 +49,7 @@ def by_hand(signals: np.ndarray) -> tuple[int, int, np.ndarray]:
 
 
 def signals(rows: int, steps: int = 80) -> Tensor:
-    """Outputs that settle, each at a time of its own, and then vary more and more."""
+    """Outputs that settle at different times, and then vary more and more."""
     time = torch.arange(steps, dtype=torch.float64)[:, None]
     turn = torch.linspace(10, 30, rows, dtype=torch.float64)
     spread = 0.05 + (time - turn).abs() / 20
@@ -76,7 +76,7 @@ def test_the_rule_is_the_one_written_down() -> None:
 
 @pytest.mark.parametrize("steps", [5, 6, 7, 12])
 def test_the_first_full_window_counts(steps: int) -> None:
-    """Outputs that vary more from the first step on: the lowest variance is that of steps 0, 2 and 4, found at 4."""
+    """Outputs that vary more from the first step on: the minimal variance is that of steps 0, 2 and 4, at step 4."""
     time = torch.arange(steps, dtype=torch.float64).view(-1, 1, 1)
     given = (0.1 + time) * torch.randn(steps, 1, 5, dtype=torch.float64).abs().add(1) * (-1) ** (time // 2)
     rule = ESWMV(**(RULE | {"delay": 0.0}))
@@ -151,7 +151,7 @@ def test_a_row_that_breaks_keeps_its_last_good_average() -> None:
     [
         ({"step": LBFGS()}, "`stop=ESWMV.*with `LBFGS`, which compares objectives"),
         ({"adjoint": None}, r"with `Unroll`: use `adjoint=Detach\(\)`"),
-        ({"grad_tol": 1.0}, "go by the objective"),
+        ({"grad_tol": 1.0}, "depend on the objective"),
         ({"family": MeanField()}, r"with `MeanField`: use `Delta\(\)`"),
     ],
 )
@@ -162,7 +162,7 @@ def test_parts_that_do_not_go_with_a_rule(options: dict, message: str) -> None:
 
 def test_a_mixture_has_no_one_output() -> None:
     engine = Ascent(step=Adam(), adjoint=Detach(), stop=ESWMV())
-    with pytest.raises(TypeError, match="judges by the decoder's output, and LinearMixture has not one"):
+    with pytest.raises(TypeError, match="needs a single decoder output, which LinearMixture does not have"):
         engine(LinearMixture(2, 1, (3,)), torch.zeros(1, 3))
 
 

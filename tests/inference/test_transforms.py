@@ -1,4 +1,4 @@
-"""Transforms of ``torch.func`` through an ascent: equal to autograd and to finite differences, or refused by name."""
+"""Transforms of ``torch.func`` through an ascent: equal to autograd and to finite differences, or a TypeError."""
 
 from collections.abc import Callable
 
@@ -98,7 +98,7 @@ def test_vmap_is_refused_where_rows_decide() -> None:
 
 
 def test_per_sample_gradients() -> None:
-    """Of an encoder by ``vmap``, of an ascent by ``jacrev``, against one sample at a time."""
+    """Of an encoder by ``vmap`` and of an ascent by ``jacrev``, against single samples."""
     for engine in (Amortized(nn.Linear(4, 2).double()), Ascent(max_steps=3)):
         model, x = built(engine)
         parameters = {name: p.detach() for name, p in model.named_parameters()}

@@ -169,7 +169,7 @@ def test_a_part_of_zero_changes_no_code() -> None:
 
 def test_monotone_ascent_refuses_what_it_cannot_do() -> None:
     step = MonotoneAscent()
-    with pytest.raises(TypeError, match=r"needs a likelihood with an update rule, which Gaussian has not"):
+    with pytest.raises(TypeError, match=r"needs a likelihood with an update rule, which Gaussian does not have"):
         Ascent(step=step)(Gaussian(nn.Linear(2, 3), 2), torch.zeros(1, 3))
     with pytest.raises(TypeError, match=r"moves codes, got `MeanField`"):
         Ascent(Constant(torch.ones(2)), step, family=MeanField())(NonNegativeGaussian(2, (3,)), torch.zeros(1, 3))

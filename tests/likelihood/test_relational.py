@@ -579,7 +579,7 @@ def test_numbers_out_of_range(build: Callable[[], object], message: str) -> None
     [
         (EarlyExaggeration(Zeros()), "Only t-SNE has attractions to exaggerate, got LinearMixture"),
         (PrincipalComponents(), "gives a code to each point of a data set; LinearMixture has codes"),
-        (Mode(), "it knows no best code in closed form. Use `Ascent`, or `ClosedForm`"),
+        (Mode(), "its best code has no closed form. Use `Ascent`, or `ClosedForm`"),
     ],
 )
 def test_engines_refuse_other_likelihoods(engine: Any, message: str) -> None:

@@ -150,8 +150,8 @@ def test_jitter_is_no_part_of_the_density() -> None:
         ({"step": LBFGS()}, "`LBFGS`, which compares objectives"),
         ({"adjoint": Unroll()}, "`Unroll`: use `adjoint=Detach"),
         ({"adjoint": CheckpointedUnroll()}, "`CheckpointedUnroll`: use `adjoint=Detach"),
-        ({"tol": 1e-3}, "which go by the objective: leave them out"),
-        ({"restarts": 2, "init": DecoderInit()}, "which go by the objective: leave them out"),
+        ({"tol": 1e-3}, "which depend on the objective: leave them out"),
+        ({"restarts": 2, "init": DecoderInit()}, "which depend on the objective: leave them out"),
     ],
 )
 def test_what_cannot_climb_a_noisy_objective_is_refused(options: dict, message: str) -> None:

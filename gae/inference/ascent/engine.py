@@ -29,48 +29,49 @@ PIECEWISE_LINEAR = (
     *(nn.Hardtanh, nn.Hardsigmoid, nn.Hardshrink, nn.Softshrink),
 )
 NOTABLE = (*NONDETERMINISTIC_LAYERS, *PIECEWISE_LINEAR)
-_LINEAR: WeakKeyDictionary[Likelihood, bool] = WeakKeyDictionary()  # whether a decoder is piecewise linear
-_FOLLOWED: WeakSet[Likelihood] = WeakSet()  # those whose decoders a gradient has passed
+_LINEAR: WeakKeyDictionary[Likelihood, bool] = WeakKeyDictionary()  # whether its decoder is piecewise linear
+_DIFFERENTIABLE: WeakSet[Likelihood] = WeakSet()  # those known to pass gradients to codes
 
 
 class Ascent(Inference):
-    """Finds codes by ``max_steps`` ascent steps from ``init``: the GAE / MAP bound l_m(z_0, t) of the GAE note.
+    """Gradient ascent on the code, ``max_steps`` steps from ``init``: the GAE / MAP bound l_m(z_0, t) of the GAE note.
 
     Each sample ascends its own objective: the loss is summed over S and B, so a code does not depend on its batch.
 
-    Without tolerances the code is z_T, the point after exactly T steps. With one, each sample stops by itself, costs
-    no decoder work from then on, and its best point is returned; so it is for a rule that searches (``LBFGS``,
-    ``GaussNewton``). Nothing non-finite is returned while a finite point is known.
+    Without tolerances the code is z_T, the point after exactly T steps. With a tolerance, each sample stops when it
+    converges, is not decoded any more, and returns its best point. Step rules that search (``LBFGS``,
+    ``GaussNewton``) always return the best point. A non-finite point is never returned if a finite one is known.
 
     Args:
-        init: the engine that gives the start: ``Zeros()``, ``Prior()``, ``Constant(z)``, or any encoder (a warm start).
+        init: the engine for the initial code: ``Zeros()``, ``Prior()``, ``Constant(z)``, or any encoder (a warm start).
         step: the step rule.
         max_steps: T; 0 returns the start.
-        tol: a sample has converged when, in 2 successive steps, its objective (nats) came within ``tol`` of its best
-            or within rounding, and the gain that its gradient promises for the next step is at most ``tol``.
-        grad_tol: ... or when the norm of its gradient (nats per unit of u) is at most this.
-        restarts: R starts from ``init``, which must be random; the best end is kept, ``Solve.spread`` tells the rest.
-        family: what is ascended: ``Delta()`` the code, ``MeanField()`` a density over codes.
+        tol: a sample has converged when, in 2 successive steps, its objective (nats) is within ``tol`` or rounding of
+            its best, and the first-order gain of the next step is at most ``tol``.
+        grad_tol: a sample has also converged when its gradient norm (nats per unit of u) is at most this.
+        restarts: R starts from ``init``, which must be random; the best is kept, ``Solve.spread`` reports how much
+            they differ.
+        family: ``Delta()`` to optimise the code, ``MeanField()`` a density over codes.
         adjoint: how gradients flow back through the solve.
         trace: whether ``Solve.trace`` records the objective before each step.
-        stop: a rule that judges by the decoder's output when an ascent that would overfit has done, in the place of
-            tolerances; it needs ``Detach()``.
+        stop: early stopping from decoder outputs instead of tolerances, for an ascent that would overfit; needs
+            ``Detach()``.
         watch: called after every step with a ``Progress``; for progress bars and previews.
 
     Raises:
-        TypeError: for parts that cannot be used together.
+        TypeError: for incompatible arguments.
         ValueError: for a decoder that is random or couples the samples of a batch, as Dropout and BatchNorm in training
-            mode: told by its layers, and by decoding a few codes twice (which ``Solve.evaluations`` leaves out).
-        RuntimeError: under ``torch.inference_mode()``, which rules out gradients.
+            mode. Its layers are checked, and a few codes are decoded twice (not counted in ``Solve.evaluations``).
+        RuntimeError: under ``torch.inference_mode()``, which disables gradients.
 
-    Transforms of ``torch.func`` go through it (``grad``, ``jacrev``, ``vjp``, ``jvp``, ``functional_call``), except
-    ``vmap`` and those gradient modes that it names in a TypeError.
+    Supports the transforms of ``torch.func`` (``grad``, ``jacrev``, ``vjp``, ``jvp``, ``functional_call``) except
+    ``vmap``. ``CheckpointedUnroll``, ``Implicit`` and ``stop`` raise TypeError under any of them.
 
     >>> from gae.likelihood import LinearMixture
     >>> from gae.inference import ClosedForm
     >>> model, x = LinearMixture(1, 2, (5,), scale=1.0), torch.randn(3, 5)
-    >>> found = Ascent(step=GradientAscent(0.4), max_steps=50)(model, x).z
-    >>> bool((found - ClosedForm()(model, x).z).abs().max() < 1e-5)  # the MAP code is the posterior mean
+    >>> z = Ascent(step=GradientAscent(0.4), max_steps=50)(model, x).z
+    >>> bool((z - ClosedForm()(model, x).z).abs().max() < 1e-5)  # the MAP code is the posterior mean
     True
     """
 
@@ -101,28 +102,28 @@ class Ascent(Inference):
         self.trace, self.stop, self.watch = trace, stop, watch
         self._refuse_family()
         if stop is not None:
-            self._need_simple(f"`stop={type(stop).__name__}()`")
+            self._need_deterministic(f"`stop={type(stop).__name__}()`")
         self._warned = False
 
     def infer(self, likelihood: Likelihood, x: Num[Tensor, "B *X"], k: Int[Tensor, "S _"] | None = None) -> Code:
         if torch.is_inference_mode_enabled():
             raise RuntimeError(
-                "`Ascent` needs gradients, which `torch.inference_mode()` rules out. Use `torch.no_grad()`."
+                "`Ascent` needs gradients, which `torch.inference_mode()` disables. Use `torch.no_grad()`."
             )
         if transformed():
             self._refuse_transforms(likelihood, x)
         self._refuse_or_warn(likelihood)
-        self._refuse_unfit(likelihood)
+        self._refuse_likelihood(likelihood)
         with twice_differentiable(likelihood):
-            return self._solved(likelihood, x, k)
+            return self._solve(likelihood, x, k)
 
-    def _solved(self, likelihood: Likelihood, x: Tensor, k: Tensor | None) -> Code:
+    def _solve(self, likelihood: Likelihood, x: Tensor, k: Tensor | None) -> Code:
         starts = [self.init.infer(likelihood, x, k) for _ in range(self.restarts)]
         self._need_decoder(likelihood, x, starts[0].z)
         k = starts[0].k if k is None else k
         u = self.step.project_start(torch.cat([self.family.start(start) for start in starts]))
         if self.restarts > 1:
-            self._differ(u)
+            self._require_different_starts(u)
         repeated = k if k is None or self.restarts == 1 else k.repeat(self.restarts, 1)
         problem = Problem(likelihood, self.family, x, repeated, self.family.noise(u))
         solver = Solver(
@@ -133,7 +134,7 @@ class Ascent(Inference):
         points = solver.point(last), last["best"]
         if self.restarts == 1:
             known = self._known(solver, last["best_value"])
-            code, score, lost = self._scored(problem, k, *points, known, last["best_value"], last["status"])
+            code, score, failed = self._score(problem, k, *points, known, last["best_value"], last["status"])
             reached = last["value"] if solver.keeps_best or code.log_q is not None else score.detach()
             solve = solver.summary(last, reached)
         else:
@@ -141,19 +142,19 @@ class Ascent(Inference):
             best = runs.argmax(0)
             known = self._known(solver, runs.amax(0))
             u, fallback, status = (_pick(values, best) for values in (*points, last["status"]))
-            code, score, lost = self._scored(problem, k, u, fallback, known, runs.amax(0), status)
+            code, score, failed = self._score(problem, k, u, fallback, known, runs.amax(0), status)
             solve = solver.summary(last, last["value"]).choose(best, runs)
         evaluations = sum((start.solve.evaluations for start in starts if start.solve is not None), solve.evaluations)
-        status = torch.where(lost, Status.nonfinite, solve.status)
+        status = torch.where(failed, Status.nonfinite, solve.status)
         solve = replace(solve, status=status, evaluations=evaluations)
         return replace(code, k=None if k is None else k.expand(score.shape), solve=solve, log_joint=score)
 
     def _known(self, solver: Solver, best: Tensor) -> Tensor | None:
-        """The objective of the best points, if it is their log joint and no graph of it is wanted."""
-        seen = solver.keeps_best and isinstance(self.family, Delta) and not torch.is_grad_enabled()
-        return best if seen and bool(torch.isfinite(best).all()) else None
+        """The objective of the best points, if it is their log joint and needs no graph."""
+        is_log_joint = solver.keeps_best and isinstance(self.family, Delta) and not torch.is_grad_enabled()
+        return best if is_log_joint and bool(torch.isfinite(best).all()) else None
 
-    def _scored(
+    def _score(
         self,
         problem: Problem,
         k: Tensor | None,
@@ -163,25 +164,26 @@ class Ascent(Inference):
         best: Tensor,
         status: Tensor,
     ) -> tuple[Code, Tensor, Tensor]:
-        """The code of u, its log joint, and the rows that failed, now or before, which go to their best finite points.
+        """The code of u, its log joint, and the rows that failed, which fall back to their best finite points.
 
-        These are constants; where there is none, the log joint is one too, or 0 · NaN would reach every parameter.
+        Fallback points are constants. Without one, the log joint is a constant too, or 0 · NaN would reach every
+        parameter.
         """
         draw = self.family.draw(u)
         code = self.family.code(problem.likelihood, u, draw)
         score = problem.log_joint(code.z, k) if known is None else known
-        lost = (status == Status.nonfinite) | ~_finite(code, score)
-        if bool(lost.any()):
-            u = torch.where(expand_rows(lost, u), fallback.detach(), u)
+        failed = (status == Status.nonfinite) | ~_finite(code, score)
+        if bool(failed.any()):
+            u = torch.where(expand_rows(failed, u), fallback.detach(), u)
             code = self.family.code(problem.likelihood, u, draw)
             score = problem.log_joint(code.z, k)
-            kept = _finite(code, score) & (~lost | torch.isfinite(best))
+            kept = _finite(code, score) & (~failed | torch.isfinite(best))
             if score.requires_grad and not bool(kept.all()):
                 scorer = Problem(problem.likelihood, self.family, problem.x, k, None)
                 (score,) = scorer.only(kept, (score.detach(),), (code.z,), lambda p, z: (p.log_joint(z, p.k),))
-        return code, score, lost
+        return code, score, failed
 
-    def _differ(self, u: Tensor) -> None:
+    def _require_different_starts(self, u: Tensor) -> None:
         runs = u.detach().unflatten(0, (self.restarts, -1))
         if self.max_steps and bool((runs == runs[:1]).all()):
             raise ValueError(
@@ -189,15 +191,15 @@ class Ascent(Inference):
                 "Start from `Prior()` or another random engine."
             )
 
-    def _refuse_unfit(self, likelihood: Likelihood) -> None:
-        """Likelihoods that this ascent's rules are not made for."""
+    def _refuse_likelihood(self, likelihood: Likelihood) -> None:
+        """Raises TypeError for a likelihood that the step, the adjoint or the stopping rule does not support."""
         self._refuse_family()
         if isinstance(likelihood, DecoderLikelihood) and likelihood.stochastic:
-            self._need_simple(f"{type(likelihood).__name__} with noise drawn at each step")
+            self._need_deterministic(f"{type(likelihood).__name__} with noise drawn at each step")
         if self.stop is not None and (not isinstance(likelihood, DecoderLikelihood) or likelihood.components > 1):
             raise TypeError(
-                f"`{type(self.stop).__name__}` judges by the decoder's output, and {type(likelihood).__name__} has not "
-                "one. Stop by `tol` or `grad_tol`."
+                f"`{type(self.stop).__name__}` needs a single decoder output, which {type(likelihood).__name__} does "
+                "not have. Use `tol` or `grad_tol`."
             )
 
     def _refuse_family(self) -> None:
@@ -207,42 +209,42 @@ class Ascent(Inference):
                 "parameters of a density over codes. Use `Delta()`, or a step without projection such as `Adam`."
             )
 
-    def _need_simple(self, what: str) -> None:
-        """An objective that is new at each step, or a verdict that is not of it, leaves few ways to climb."""
+    def _need_deterministic(self, subject: str) -> None:
+        """Raises TypeError for options that need a deterministic objective."""
         if self.step.is_trial or self.step.returns_best:
-            wrong = (
+            conflict = (
                 f"`{type(self.step).__name__}`, which compares objectives: use `Adam`, `Momentum` or `GradientAscent`"
             )
         elif not isinstance(self.adjoint, Detach):
-            wrong = f"`{type(self.adjoint).__name__}`: use `adjoint=Detach()`"
+            conflict = f"`{type(self.adjoint).__name__}`: use `adjoint=Detach()`"
         elif self.tol is not None or self.grad_tol is not None or self.restarts > 1:
-            wrong = "`tol`, `grad_tol` or `restarts`, which go by the objective: leave them out"
+            conflict = "`tol`, `grad_tol` or `restarts`, which depend on the objective: leave them out"
         elif not isinstance(self.family, Delta):
-            wrong = f"`{type(self.family).__name__}`: use `Delta()`"
+            conflict = f"`{type(self.family).__name__}`: use `Delta()`"
         else:
             return
-        raise TypeError(f"Cannot use {what} with {wrong}.")
+        raise TypeError(f"Cannot use {subject} with {conflict}.")
 
     def _refuse_transforms(self, likelihood: Likelihood, x: Tensor) -> None:
-        """``torch.func.grad``, ``jacrev``, ``vjp``, ``jvp`` and ``functional_call`` work; these do not."""
+        """Raises TypeError under ``torch.vmap``, and for adjoints that no transform of ``torch.func`` supports."""
         if hidden(x) or any(hidden(parameter) for parameter in likelihood.parameters()):
             raise TypeError(
-                "An ascent cannot be mapped by `torch.vmap`, which hides the values that it decides by. Its rows are "
-                "separate problems already: give it the whole batch, and loop over models. For gradients of each "
-                "sample, use `torch.func.jacrev` of the samples' objectives."
+                "An ascent cannot be mapped by `torch.vmap`, which hides the values that its control flow depends on. "
+                "Its rows are separate problems already: pass the whole batch, and loop over models. For per-sample "
+                "gradients, use `torch.func.jacrev` of the samples' objectives."
             )
         if isinstance(self.adjoint, (CheckpointedUnroll, Implicit)) or self.stop is not None:
             part = type(self.stop or self.adjoint).__name__
             raise TypeError(
                 f"Cannot use `{part}` inside a transform of `torch.func`. Use `Unroll()`, `Truncate(n)`, `OneStep()` "
-                f"or `Detach()` without `stop`, or `torch.autograd.grad` in the place of the transform."
+                f"or `Detach()` without `stop`, or `torch.autograd.grad` instead of the transform."
             )
 
     def _refuse_or_warn(self, likelihood: Likelihood) -> None:
         for name, module in likelihood.named_modules():
             if not isinstance(module, NOTABLE):
                 continue
-            if _restless(module):
+            if _is_nondeterministic(module):
                 raise ValueError(
                     f"An ascent through {type(module).__name__} ({name!r}) has no fixed objective per sample: it "
                     "changes with the batch or from step to step. Use GroupNorm or InstanceNorm, or `.eval()`."
@@ -251,13 +253,13 @@ class Ascent(Inference):
                 self._warn_once(f"{type(module).__name__} ({name!r})")
 
     def _need_decoder(self, likelihood: Likelihood, x: Tensor, z: Tensor) -> None:
-        """Evaluates the decoder at a few codes near the start: modules do not tell of functions that they call."""
+        """Checks the decoder at a few codes near the start, since its modules do not reveal the functions they call."""
         if not self.max_steps:
             return
         need_fixed(likelihood, x, z)
-        if likelihood not in _FOLLOWED and not transformed():
+        if likelihood not in _DIFFERENTIABLE and not transformed():
             need_gradient(likelihood, z)
-            _FOLLOWED.add(likelihood)
+            _DIFFERENTIABLE.add(likelihood)
         if self._unrolls and not self._warned and not transformed():
             if likelihood not in _LINEAR:
                 _LINEAR[likelihood] = is_piecewise_linear(likelihood, z)
@@ -268,17 +270,17 @@ class Ascent(Inference):
     def _unrolls(self) -> bool:
         return isinstance(self.adjoint, (Unroll, CheckpointedUnroll)) and torch.is_grad_enabled()
 
-    def _warn_once(self, what: str) -> None:
+    def _warn_once(self, subject: str) -> None:
         if not self._warned:
             self._warned = True
             warnings.warn(
-                f"{what} is piecewise linear: its second derivative is zero, so the second-order terms of an unrolled "
-                "ascent miss it. Use a smooth activation (SiLU, ELU, softplus, tanh), or `Detach()`.",
+                f"{subject} is piecewise linear: its second derivative is zero, so an unrolled ascent has no "
+                "second-order terms from it. Use a smooth activation (SiLU, ELU, softplus, tanh), or `Detach()`.",
                 stacklevel=5,
             )
 
 
-def _restless(module: nn.Module) -> bool:
+def _is_nondeterministic(module: nn.Module) -> bool:
     """Whether a layer's output depends on the batch or changes from call to call."""
     if isinstance(module, _BatchNorm):
         return module.training or module.running_mean is None
@@ -290,13 +292,13 @@ def _restless(module: nn.Module) -> bool:
 
 
 def _finite(code: Code, score: Tensor) -> Tensor:
-    """The rows whose code and log densities are finite; in a graph, also the square, as ``Evaluation`` has it."""
+    """Whether code and log densities are finite; in a graph, also their square, as in ``Evaluation``."""
     total = score.detach() if code.log_q is None else score.detach() + code.log_q.detach()
     return finite(code.z, total.square() if score.requires_grad else total)
 
 
 def _pick(values: Tensor, best: Tensor) -> Tensor:
-    """Run best[s, b] of the R runs in values (R · S, B, ...)."""
+    """Selects run best[s, b] of the R runs in values (R · S, B, ...)."""
     samples, batch = best.shape
     row = best * samples + torch.arange(samples, device=best.device).unsqueeze(1)
     return values[row, torch.arange(batch, device=best.device)]

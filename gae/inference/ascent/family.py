@@ -1,4 +1,4 @@
-"""What an ascent moves: the code itself, or the parameters of a density over codes."""
+"""Variational families of an ascent: a point, or a normal density over codes."""
 
 import math
 from abc import ABC, abstractmethod
@@ -16,16 +16,16 @@ from gae.storage import Part
 
 
 class Family(Part, nn.Module, ABC):
-    """A family of densities q(z; u), with the per-sample objective that its parameters u ascend."""
+    """A family of densities q(z; u), and the per-sample objective of its parameters u."""
 
     evaluations: int = 1  # decoder evaluations per objective value
 
     @abstractmethod
     def start(self, start: Code) -> Float[Tensor, "S B *U"]:
-        """The first u, from the code or density of another engine."""
+        """The initial u, from the code or density of another engine."""
 
     def noise(self, u: Float[Tensor, "S B *U"]) -> Float[Tensor, "S B M *Z"] | None:
-        """The noise of one solve, drawn once; None for a family without."""
+        """Noise for one solve, drawn once; None for a deterministic family."""
         return None
 
     @abstractmethod
@@ -33,16 +33,16 @@ class Family(Part, nn.Module, ABC):
         """The objective of each row in nats, a deterministic function of u and the noise."""
 
     def draw(self, u: Float[Tensor, "S B *U"]) -> Float[Tensor, "S B *Z"] | None:
-        """The noise of one code per row; None for a family without."""
+        """Noise for one code per row; None for a deterministic family."""
         return None
 
     @abstractmethod
     def code(self, likelihood: Likelihood, u: Float[Tensor, "S B *U"], draw: Tensor | None) -> Code:
-        """The code that u stands for, under the noise of ``draw``."""
+        """The code of parameters u and noise ``draw``."""
 
 
 class Delta(Family):
-    """A point: the code itself ascends ``log_joint`` (MAP).
+    """A point estimate: the code itself ascends ``log_joint`` (MAP).
 
     >>> Delta().evaluations
     1
@@ -62,17 +62,17 @@ class Delta(Family):
 
 
 class MeanField(Family):
-    """An independent normal per latent dimension: its mean and log scale ascend the ELBO (semi-amortised inference).
+    """A mean-field normal, whose means and log scales ascend the ELBO (semi-amortised inference).
 
-    The inner objective E_q[log_joint] + H(q) uses ``samples`` reparameterised draws, in antithetic pairs when that
-    number is even, whose noise is fixed for the whole solve; the code returned is drawn afresh, so that the ELBO of
-    the encoding is unbiased. From a start without a density, the scales begin at ``scale``.
+    The inner objective E_q[log_joint] + H(q) uses ``samples`` reparameterised draws, in antithetic pairs if that
+    number is even, with noise fixed for the whole solve; the returned code uses new noise, so that the ELBO of the
+    encoding is unbiased.
 
     Args:
         samples: draws per objective value.
-        scale: the first standard deviation, where the start has none.
-        matched: noise whose mean is exactly 0 and whose covariance is exactly I, so that the expectation of a
-            quadratic function is exact; needs an even number of samples, twice the elements of a code or more.
+        scale: initial standard deviation, if the start has no density.
+        matched: whether the noise has mean exactly 0 and covariance exactly I, so that the expectation of a
+            quadratic function is exact; needs an even number of samples, at least twice the elements of a code.
 
     >>> MeanField(samples=2).evaluations
     2

@@ -1,4 +1,4 @@
-"""One solve: a deterministic objective per sample, with everything but u bound."""
+"""The problem of one solve: a deterministic objective per sample, as a function of u alone."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -16,7 +16,7 @@ from gae.likelihood.base import LogJoint
 
 
 class Evaluation(NamedTuple):
-    """An objective at one point u; a row is usable if the point, its value and its gradient are finite.
+    """The objective at one point u; a row is usable if the point, its value and its gradient are finite.
 
     In a graph the square of the value must be finite too, or derivatives of the gradient would overflow.
     """
@@ -25,9 +25,7 @@ class Evaluation(NamedTuple):
     grad: Float[Tensor, "S B *U"]
     norm: Float[Tensor, "S B"]  # ‖grad‖₂, without a graph
     usable: Bool[Tensor, "S B"]
-    reconstruction: Float[Tensor, "S B *X"] | None = (
-        None  # what the decoder put out, without a graph, where it was asked for
-    )
+    reconstruction: Float[Tensor, "S B *X"] | None = None  # decoder output, without a graph, if requested
 
 
 @dataclass(frozen=True)
@@ -48,7 +46,7 @@ class Problem:
         return self.family.objective(u, self.noise, lambda z: self.log_joint(z, self.k))
 
     def evaluate_with_output(self, u: Float[Tensor, "S B *Z"]) -> Evaluation:
-        """``evaluate`` at point codes without a graph, and the decoder's signal from the same pass."""
+        """``evaluate`` at point codes without a graph, with the reconstruction from the same pass."""
         likelihood = self.likelihood
         assert isinstance(likelihood, DecoderLikelihood)
         with torch.enable_grad():
@@ -62,11 +60,11 @@ class Problem:
         return Evaluation(value, grad, norm, finite(u, value + norm), reconstruction)
 
     def evaluate(self, u: Float[Tensor, "S B *U"], create_graph: bool) -> Evaluation:
-        """The objective and its gradient in u, summed over no samples: each row is its own function.
+        """The objective and its gradient in u, for each row separately.
 
-        A row that is not usable is no part of the graph: 0 · NaN would reach every parameter.
+        Unusable rows are left out of the graph, since 0 · NaN would reach every parameter.
         """
-        value, grad = self._differentiated(u, create_graph)
+        value, grad = self._value_and_grad(u, create_graph)
         norm = row_norm(grad)
         plain = value.detach()
         usable = finite(u, (plain.square() if create_graph else plain) + norm)
@@ -82,7 +80,7 @@ class Problem:
         inputs: tuple[Tensor, ...],
         compute: Callable[..., tuple[Tensor, ...]],
     ) -> tuple[Tensor, ...]:
-        """``compute`` of these rows alone, the problem of them and their inputs; the other rows are as known."""
+        """``compute`` on the problem and inputs of the kept rows only; the other rows are those of ``known``."""
         index = kept.flatten().nonzero().squeeze(1)
         if not len(index):
             return known
@@ -93,8 +91,8 @@ class Problem:
             for old, new in zip(known, parts, strict=True)
         )
 
-    def _differentiated(self, u: Float[Tensor, "S B *U"], create_graph: bool) -> tuple[Tensor, Tensor]:
-        """The objective and its gradient; by ``torch.func`` inside of its transforms, which know no other way."""
+    def _value_and_grad(self, u: Float[Tensor, "S B *U"], create_graph: bool) -> tuple[Tensor, Tensor]:
+        """The objective and its gradient, by ``torch.func`` inside its transforms, which support nothing else."""
         with torch.enable_grad():
             if not transformed():
                 leaf = u if u.requires_grad and create_graph else u.detach().requires_grad_()
@@ -105,7 +103,7 @@ class Problem:
         return (value, grad) if create_graph else (value.detach(), grad.detach())
 
     def rebind(self) -> "Problem":
-        """The same problem with x bound anew, under the present gradient mode."""
+        """The same problem with x bound again, under the current gradient mode."""
         return Problem(self.likelihood, self.family, self.x, self.k, self.noise)
 
     def rows(self, index: Int[Tensor, " n"], shape: tuple[int, int]) -> "Problem":
@@ -115,18 +113,18 @@ class Problem:
         return Problem(self.likelihood, self.family, self.x[index % shape[1]], k, noise)
 
     def parameters(self) -> list[Tensor]:
-        """The tensors that a gradient can flow back to from the objective, besides u."""
-        found: list[Tensor] = [p for p in self.likelihood.parameters() if p.requires_grad]
-        return [*found, self.x] if self.x.requires_grad else found
+        """The tensors besides u that the gradient of the objective reaches."""
+        parameters: list[Tensor] = [p for p in self.likelihood.parameters() if p.requires_grad]
+        return [*parameters, self.x] if self.x.requires_grad else parameters
 
 
 def finite(u: Float[Tensor, "S B *U"], values: Float[Tensor, "S B"]) -> Bool[Tensor, "S B"]:
-    """Where a value and all elements of a point are finite: a sum is not if a term is not."""
+    """Whether a value and all elements of a point are finite, tested by their sum."""
     return torch.isfinite(values.detach() + 0 * u.detach().flatten(2).sum(2))
 
 
 def rounding(value: Float[Tensor, "S B"]) -> Float[Tensor, "S B"]:
-    """How far rounding may move an objective, in nats: its terms are larger than a sum that happens to vanish."""
+    """Bound on the rounding error of an objective, in nats; its terms may be large where their sum vanishes."""
     return 10 * torch.finfo(value.dtype).eps * (10 + value.abs())
 
 
@@ -149,5 +147,5 @@ def choose_rows(
 
 
 def expand_rows(rows: Tensor, like: Num[Tensor, "S B *_"]) -> Tensor:
-    """One value per row (S, B) with as many trailing dimensions of size 1 as ``like`` has beyond those."""
+    """Values (S, B) with trailing dimensions of size 1, to broadcast against ``like``."""
     return rows.reshape(*rows.shape, *[1] * (like.dim() - 2))

@@ -14,18 +14,18 @@ from gae.inference.ascent.stopping import Stopping
 from gae.inference.base import Solve, Status
 
 RUNNING = -1
-PATIENCE = 2  # successive steps within ``tol`` that make a row converged
-PREFIX, JUDGED = "state/", "judged/"  # what the step rule and the stopping rule carry along
-CORRECTED = "corrected"  # what a gradient mode puts in the solution's place; the best point stays to fall back on
+PATIENCE = 2  # successive steps within ``tol`` after which a row has converged
+PREFIX, JUDGED = "state/", "judged/"  # keys of the state of the step rule and of the stopping rule
+CORRECTED = "corrected"  # key of the point that an adjoint returns as the solution; the best point stays as a fallback
 
 
 @dataclass(frozen=True)
 class Iterate:
-    """All that a solve carries from step to step: tensors whose first two dimensions are (S, B)."""
+    """The state of a solve between steps: tensors (S, B, ...) by name."""
 
     rows: dict[str, Tensor]
     trace: tuple[Tensor, ...] = ()
-    intact: bool = True  # every row was usable and is running
+    intact: bool = True  # every row has been usable and is running
 
     def __getitem__(self, name: str) -> Tensor:
         return self.rows[name]
@@ -39,14 +39,12 @@ class Iterate:
 
 
 class Progress(NamedTuple):
-    """What an onlooker sees of a solve after each step."""
+    """The progress of a solve after a step, for ``watch``."""
 
     step: int  # from 0
     objective: Float[Tensor, "S B"]  # nats, before the step
-    reconstruction: (
-        Float[Tensor, "S B *X"] | None
-    )  # the best picture of it so far by the stopping rule, if there is one
-    average: Float[Tensor, "S B *X"] | None  # that rule's running average, as it stands now
+    reconstruction: Float[Tensor, "S B *X"] | None  # the best estimate so far, with a stopping rule
+    average: Float[Tensor, "S B *X"] | None  # the current running average, with a stopping rule
     running: Bool[Tensor, "S B"]
 
 
@@ -55,11 +53,11 @@ Watch = Callable[[Progress], None]
 
 @dataclass
 class Solver:
-    """One step rule on one problem. ``tol`` and ``grad_tol`` stop rows one by one, or ``stop``; else T steps are taken.
+    """Solves one problem by one step rule. Rows stop one by one by ``tol``, ``grad_tol`` or ``stop``, or after T steps.
 
-    The best point seen stands for the solve when rows may stop or compete with restarts, or when the rule searches
-    along lines (its last point is then only a trial); otherwise the last point u_T, which defines the T-step bound.
-    Best means of the highest objective, or what a stopping rule calls better.
+    The solution is the best point if rows may stop or have restarts, or if the step rule searches (its last point may
+    be only a trial); otherwise it is the last point u_T, which defines the T-step bound. The best point has the
+    highest objective, or is the one that the stopping rule calls better.
     """
 
     problem: Problem
@@ -107,16 +105,16 @@ class Solver:
 
     def state(self, at: Iterate) -> dict[str, Tensor]:
         """The step rule's state."""
-        return _carried(at.rows, PREFIX)
+        return _state_of(at.rows, PREFIX)
 
     def point(self, at: Iterate) -> Float[Tensor, "S B *U"]:
-        """The point that stands for the solve."""
+        """The solution."""
         if CORRECTED in at.rows:
             return at[CORRECTED]
         return at["best"] if self.keeps_best else self.step.final_point(at["u"], self.state(at))
 
     def rebind(self) -> "Solver":
-        """The same solver with the problem bound anew, under the present gradient mode."""
+        """The same solver with the problem bound again, under the current gradient mode."""
         return replace(self, problem=self.problem.rebind(), _bound={})
 
     def advance(self, at: Iterate, t: int, create_graph: bool) -> Iterate:
@@ -126,12 +124,12 @@ class Solver:
         if index is not None:
             part = {name: v.flatten(0, 1).index_select(0, index).unsqueeze(0) for name, v in part.items()}
         problem = self.problem if index is None else self._problem(index, at.shape)
-        found = (
+        evaluation = (
             problem.evaluate(part["u"], create_graph) if self.stop is None else problem.evaluate_with_output(part["u"])
         )
-        intact = at.intact and not self.keeps_best and bool(found.usable.all())
+        intact = at.intact and not self.keeps_best and bool(evaluation.usable.all())
         with torch.set_grad_enabled(create_graph):
-            after = (self._advance_unmasked if intact else self._advance_masked)(problem, part, found, t)
+            after = (self._advance_unmasked if intact else self._advance_masked)(problem, part, evaluation, t)
         trace = at.trace
         if index is not None:
             after = {
@@ -144,12 +142,12 @@ class Solver:
         return following if create_graph else following.detach()
 
     def _advance_unmasked(
-        self, problem: Problem, part: dict[str, Tensor], found: Evaluation, t: int
+        self, problem: Problem, part: dict[str, Tensor], evaluation: Evaluation, t: int
     ) -> dict[str, Tensor]:
-        """``_advance_masked`` for rows that all run and whose best point is a fallback only: less work."""
-        u, plain = part["u"], found.value.detach()
-        moved, state = self.step(problem, u, found.value, found.grad, _carried(part, PREFIX), t)
-        after = part | {"u": moved, "value": plain, "grad_norm": found.norm, "steps": part["steps"] + 1}
+        """``_advance_masked`` with less work, if all rows run and their best points are only fallbacks."""
+        u, plain = part["u"], evaluation.value.detach()
+        moved, state = self.step(problem, u, evaluation.value, evaluation.grad, _state_of(part, PREFIX), t)
+        after = part | {"u": moved, "value": plain, "grad_norm": evaluation.norm, "steps": part["steps"] + 1}
         after["evaluations"] = part["evaluations"] + self._cost
         if t == 0:
             return after | {"first": plain, "best_value": plain} | _prefixed(state, PREFIX)
@@ -158,21 +156,21 @@ class Solver:
         return after | _prefixed(state, PREFIX)
 
     def _advance_masked(
-        self, problem: Problem, part: dict[str, Tensor], found: Evaluation, t: int
+        self, problem: Problem, part: dict[str, Tensor], evaluation: Evaluation, t: int
     ) -> dict[str, Tensor]:
-        u, norm, usable = part["u"], found.norm, found.usable
-        judged, better, done = self._verdict(part, found, t)
-        value = torch.where(usable, found.value, -torch.inf)
-        plain, grad = value.detach(), _chosen(usable, found.grad, found.grad.new_zeros(()))
+        u, norm, usable = part["u"], evaluation.norm, evaluation.usable
+        judged, better, done = self._stopping_decision(part, evaluation, t)
+        value = torch.where(usable, evaluation.value, -torch.inf)
+        plain, grad = value.detach(), _chosen(usable, evaluation.grad, evaluation.grad.new_zeros(()))
         after = part | judged
         after["best"] = _chosen(better, u, part["best"])
         after["grad_norm"] = torch.where(better if self.keeps_best else usable, norm, part["grad_norm"])
         after["value"] = plain
         after["first"] = plain if t == 0 else part["first"]
         after["evaluations"] = part["evaluations"] + self._cost
-        moved, state = self.step(problem, u, value, grad, _carried(part, PREFIX), t)
+        moved, state = self.step(problem, u, value, grad, _state_of(part, PREFIX), t)
         still = self._is_still(part, plain, u, moved, grad) if self.tol is not None and t > 0 else None
-        status, after["calm"] = self._judge(part, found, better, still, t)
+        status, after["calm"] = self._update_status(part, evaluation, better, still, t)
         status = torch.where((status == RUNNING) & done, Status.converged, status)
         best = plain if self.stop is not None else torch.maximum(plain, part["best_value"])
         after["best_value"] = torch.where(better, best, part["best_value"])
@@ -181,17 +179,19 @@ class Solver:
         after["status"] = status
         return after | _prefixed(state, PREFIX)
 
-    def _verdict(self, part: dict[str, Tensor], found: Evaluation, t: int) -> tuple[dict[str, Tensor], Tensor, Tensor]:
-        """What a stopping rule carries on, which rows are at their best, and which are done."""
+    def _stopping_decision(
+        self, part: dict[str, Tensor], evaluation: Evaluation, t: int
+    ) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+        """The stopping rule's state, which rows are at their best point, and which are done."""
         if self.stop is None:
-            better = self._improves(part, found.value.detach(), found.norm)
-            return {}, found.usable & better, torch.zeros_like(found.usable)
-        assert found.reconstruction is not None
-        before = _carried(part, JUDGED) or self.stop.start(found.reconstruction)
-        state, better, done = self.stop(found.reconstruction, before, t)
-        if not bool(found.usable.all()):
-            state = choose_rows(found.usable, state, before)
-        return _prefixed(state, JUDGED), found.usable & better, done
+            better = self._improves(part, evaluation.value.detach(), evaluation.norm)
+            return {}, evaluation.usable & better, torch.zeros_like(evaluation.usable)
+        assert evaluation.reconstruction is not None
+        before = _state_of(part, JUDGED) or self.stop.start(evaluation.reconstruction)
+        state, better, done = self.stop(evaluation.reconstruction, before, t)
+        if not bool(evaluation.usable.all()):
+            state = choose_rows(evaluation.usable, state, before)
+        return _prefixed(state, JUDGED), evaluation.usable & better, done
 
     @property
     def _cost(self) -> int:
@@ -199,33 +199,36 @@ class Solver:
         return self.step.evaluations * self.problem.family.evaluations
 
     def _improves(self, part: dict[str, Tensor], value: Tensor, norm: Tensor) -> Tensor:
-        """A higher objective; where the best point stands for the solve, also one that rounding cannot tell from the
-        best and a smaller gradient."""
-        if not self.keeps_best:  # as in ``_advance_unmasked``: a row does not see which of the two its batch takes
+        """Whether a point is better than the best: a higher objective or, if the solve returns its best point, an equal
+        one up to rounding with a smaller gradient."""
+        if not self.keeps_best:  # as in ``_advance_unmasked``, so that a row does not depend on its batch
             return value > part["best_value"]
         level = (value >= part["best_value"] - rounding(value)) & (value >= part["first"]) & (norm <= part["grad_norm"])
         return (value > part["best_value"]) | level
 
     @torch.no_grad()
     def _is_still(self, part: dict[str, Tensor], value: Tensor, u: Tensor, moved: Tensor, grad: Tensor) -> Tensor:
-        """Whether the objective has stopped rising: a change below its rounding says nothing, so the step's first-order
-        gain ∇ · move, whose rounding is far smaller, must be within ``tol`` too."""
+        """Whether the objective has stopped rising.
+
+        Changes below its rounding error show nothing, so the step's first-order gain ∇ · move, with far smaller
+        rounding error, must be within ``tol`` too.
+        """
         tol = cast(float, self.tol)
         gain = torch.linalg.vecdot((moved - u).flatten(2), grad.flatten(2)).abs()
         level = (value - part["best_value"]).abs() <= rounding(value).clamp_min(tol)
         return level & (gain <= tol) & value.isfinite()
 
-    def _judge(
-        self, part: dict[str, Tensor], found: Evaluation, better: Tensor, still: Tensor | None, t: int
+    def _update_status(
+        self, part: dict[str, Tensor], evaluation: Evaluation, better: Tensor, still: Tensor | None, t: int
     ) -> tuple[Tensor, Tensor]:
         status, calm = part["status"], part["calm"]
-        broken = ~found.usable if t == 0 or not self.step.is_trial else torch.zeros_like(found.usable)
+        broken = ~evaluation.usable if t == 0 or not self.step.is_trial else torch.zeros_like(evaluation.usable)
         status = torch.where((status == RUNNING) & broken, Status.nonfinite, status)
         if still is not None:
             calm = torch.where(still, calm + 1, 0)
             status = torch.where((status == RUNNING) & (calm >= PATIENCE), Status.converged, status)
         if self.grad_tol is not None:
-            flat = (found.norm <= self.grad_tol) & better
+            flat = (evaluation.norm <= self.grad_tol) & better
             status = torch.where((status == RUNNING) & flat, Status.converged, status)
         return status, calm
 
@@ -236,13 +239,13 @@ class Solver:
         return None if bool(running.all()) else running.nonzero().squeeze(1)
 
     def _problem(self, index: Tensor, shape: tuple[int, int]) -> Problem:
-        """The problem of the running rows. Rows only ever leave, so their number says which they are."""
+        """The problem of the running rows, cached by their number: rows never resume, so it identifies them."""
         if len(index) not in self._bound:
             self._bound = {len(index): self.problem.rows(index, shape)}
         return self._bound[len(index)]
 
     def summary(self, last: Iterate, reached: Float[Tensor, "S B"]) -> Solve:
-        """The solve's report, given the objective of the last point."""
+        """The report of a solve, given the objective of its last point."""
         status = last["status"]
         if self.step.is_monotone and not self.step.is_trial:
             fell = reached < last["first"] - rounding(last["first"])
@@ -254,11 +257,11 @@ class Solver:
 
 
 def _chosen(rows: Tensor, points: Tensor, others: Tensor) -> Tensor:
-    """One of two points per row; a network's weights are large, and mostly all rows agree."""
+    """One of two points per row, without a copy if all rows agree, since a network's weights are large."""
     return points if bool(rows.all()) else torch.where(expand_rows(rows, points), points, others)
 
 
-def _carried(rows: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+def _state_of(rows: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): tensor for name, tensor in rows.items() if name.startswith(prefix)}
 
 

@@ -17,7 +17,7 @@ class StoppingDecision(NamedTuple):
     """A stopping rule's decision for each row after one more decoder output."""
 
     state: State
-    better: Bool[Tensor, "S B"]  # this point stands for the solve, until a better one comes
+    better: Bool[Tensor, "S B"]  # this point is the best one so far
     done: Bool[Tensor, "S B"]
 
 
@@ -30,7 +30,7 @@ class Stopping(Part, nn.Module, ABC):
 
     @abstractmethod
     def start(self, reconstruction: Float[Tensor, "S B *X"]) -> State:
-        """The state before the first output, of which only shape, dtype and device count."""
+        """The state before the first output, which gives only shape, dtype and device."""
 
     @abstractmethod
     def forward(self, reconstruction: Float[Tensor, "S B *X"], state: State, t: int) -> StoppingDecision:
@@ -38,22 +38,22 @@ class Stopping(Part, nn.Module, ABC):
 
 
 class ESWMV(Stopping):
-    """Stops where the outputs of successive steps vary least (Wang et al. 2023, arXiv 2112.06074: ES-WMV).
+    """Stops where successive outputs vary least (Wang et al. 2023, arXiv 2112.06074: ES-WMV).
 
-    While a network learns the image its outputs settle; when it begins to fit the noise they vary more again. The
-    variance of the outputs of the last ``window`` steps, averaged over pixels, is followed to its lowest value, and a
-    row is done when that is ``patience`` steps old.
+    The outputs of a network settle while it learns the image, and vary more again when it begins to fit the noise. A
+    row is done when the variance of the outputs of the last ``window`` steps, averaged over pixels, has had no new
+    minimum for ``patience`` steps.
 
-    The solve returns the code and a running average of the outputs (``Solve.reconstruction``), both later than the
-    lowest variance by ``delay`` times the steps to there: the average trails the outputs, and the variance turns before
-    the error does. Window and delay were chosen on four photographs of which ``experiments.dip`` reports none.
+    The solve returns the code and a running average of the outputs (``Solve.reconstruction``), both ``delay`` · t steps
+    after the minimum at step t: the average lags the outputs, and the variance rises before the error does. Window and
+    delay were chosen on four photographs, none of which ``experiments.dip`` reports.
 
     Args:
-        window: steps over whose outputs the variance is taken.
-        every: of these, one in so many is kept in memory and counts.
-        patience: steps without a new lowest variance that end a row.
-        delay: as a fraction of the steps up to the lowest variance.
-        decay: of the average.
+        window: number of steps over whose outputs the variance is taken.
+        every: only every n-th of these outputs is kept in memory and used.
+        patience: number of steps without a new minimum of the variance after which a row is done.
+        delay: as a fraction of the steps up to the minimum.
+        decay: decay rate of the running average.
 
     >>> ESWMV(patience=300).patience
     300
@@ -77,27 +77,27 @@ class ESWMV(Stopping):
             "average": torch.zeros_like(reconstruction),
             "reconstruction": torch.zeros_like(reconstruction),
             "lowest": torch.full(rows, torch.inf, dtype=reconstruction.dtype, device=reconstruction.device),
-            "found": torch.zeros(rows, dtype=torch.long, device=reconstruction.device),
+            "lowest_step": torch.zeros(rows, dtype=torch.long, device=reconstruction.device),
         }
 
     def forward(self, reconstruction: Float[Tensor, "S B *X"], state: State, t: int) -> StoppingDecision:
         average = reconstruction if t == 0 else torch.lerp(reconstruction, state["average"], self.decay)
-        recent, lowest, found = state["recent"], state["lowest"], state["found"]
+        recent, lowest, lowest_step = state["recent"], state["lowest"], state["lowest_step"]
         kept, extra = divmod(t, self.every)
         if not extra:
             recent[:, :, kept % recent.shape[2]] = reconstruction
             if kept + 1 >= recent.shape[2]:
                 variance = recent.var(2, unbiased=False).reshape(*lowest.shape, -1).mean(2)
-                found = torch.where(variance < lowest, t, found)
+                lowest_step = torch.where(variance < lowest, t, lowest_step)
                 lowest = torch.minimum(variance, lowest)
-        found = torch.where(torch.isfinite(lowest), found, t)
-        better = t - found <= self.delay * found
+        lowest_step = torch.where(torch.isfinite(lowest), lowest_step, t)
+        better = t - lowest_step <= self.delay * lowest_step
         reconstruction = torch.where(expand_rows(better, reconstruction), average, state["reconstruction"])
         after = {
             "recent": recent,
             "average": average,
             "reconstruction": reconstruction,
             "lowest": lowest,
-            "found": found,
+            "lowest_step": lowest_step,
         }
-        return StoppingDecision(after, better, t - found >= self.patience)
+        return StoppingDecision(after, better, t - lowest_step >= self.patience)

@@ -17,15 +17,15 @@ from gae.inference.decoder import twice_differentiable
 class Implicit(Adjoint):
     """Differentiates the stationarity condition ∇_u objective = 0 at the solution: dz = (-∇²)⁻¹ ∂_θ∇ dθ.
 
-    The linear system is solved per row by conjugate gradients on (-∇² + damping); memory does not depend on T. Right
-    only at a stationary point: at any other one it warns with the gradient norm it saw.
+    The linear system is solved per row by conjugate gradients on (-∇² + damping); memory does not depend on T. Valid
+    only at a stationary point; elsewhere it warns with the gradient norm.
 
     After a backward pass, ``residual`` holds ‖(-∇² + damping) w - v‖ / ‖v‖ per row, (S, B).
 
     Args:
         damping: added to the curvature, in nats per squared unit of u; for flat or slightly indefinite solutions.
-        iterations: most conjugate-gradient iterations; the number of elements of u per row, and ten, unless given.
-        tol: relative residual at which a row is solved.
+        iterations: maximum number of conjugate-gradient iterations; by default 10 more than u has elements per row.
+        tol: relative residual at which a row stops.
         stationary: gradient norm (nats per unit of u) above which it warns.
     """
 
@@ -43,24 +43,24 @@ class Implicit(Adjoint):
         point = solver.point(at)
         if not torch.is_grad_enabled():
             return at
-        found = solver.problem.evaluate(point, False)
-        usable = found.usable & torch.isfinite(found.value.square())  # as in the graph of the backward pass
-        norm = torch.where(usable, found.norm, torch.inf)
+        evaluation = solver.problem.evaluate(point, False)
+        usable = evaluation.usable & torch.isfinite(evaluation.value.square())  # as in the graph of the backward pass
+        norm = torch.where(usable, evaluation.norm, torch.inf)
         point = torch.where(expand_rows(usable, point), point, at["best"])
         if not bool((norm <= self.stationary).all()):
             warnings.warn(
                 f"Implicit gradients need a stationary point, but the gradient norm is {norm.max().item():.3g} at the "
-                f"worst sample (wanted at most {self.stationary:.3g}). Take more steps or a better step rule.",
+                f"worst sample (at most {self.stationary:.3g} is allowed). Take more steps or use a better step rule.",
                 stacklevel=2,
             )
-        found = _AtSolution.apply(self, solver, point.detach(), *dependencies(solver))
-        at = replaced(at, found, usable)
+        solution = _AtSolution.apply(self, solver, point.detach(), *dependencies(solver))
+        at = replaced(at, solution, usable)
         return replace(at, rows=at.rows | {"grad_norm": norm})
 
     def solve(self, curvature: Product, right: Float[Tensor, "S B *U"]) -> Float[Tensor, "S B *U"]:
-        """w with (curvature + damping) w = right, row by row; a row stops at its tolerance or at negative curvature.
+        """Solves (curvature + damping) w = right, each row up to its tolerance or to a direction of negative curvature.
 
-        Where the system overflows, w is 0.
+        w is 0 where the system overflows.
         """
         most = right[0, 0].numel() + 10 if self.iterations is None else self.iterations
         solution, residual = conjugate_gradients(lambda v: curvature(v) + self.damping * v, right, most, self.tol)

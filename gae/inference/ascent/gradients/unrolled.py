@@ -1,4 +1,4 @@
-"""How gradients flow back through a solve: a choice apart from how the code is found."""
+"""Gradients through a solve: unrolled, truncated, one-step, checkpointed or detached."""
 
 from abc import ABC, abstractmethod
 from dataclasses import replace
@@ -17,7 +17,7 @@ BLOCK = 32  # iterates
 
 
 class Adjoint(Part, nn.Module, ABC):
-    """Runs a solver and decides what the result remembers. Without gradient mode no graph is ever built."""
+    """Base class of adjoints: runs a solver and decides which steps enter the graph. Without gradient mode, none do."""
 
     @abstractmethod
     def forward(self, solver: Solver, start: Iterate) -> Iterate:
@@ -27,7 +27,7 @@ class Adjoint(Part, nn.Module, ABC):
 class Unroll(Adjoint):
     """Keeps every step in the graph: the exact gradient of the T-step solve, second-order terms included.
 
-    Graph memory grows with T; ``CheckpointedUnroll`` gives the same gradient without that.
+    Graph memory grows with T; ``CheckpointedUnroll`` gives the same gradient without this cost.
     """
 
     def forward(self, solver: Solver, start: Iterate) -> Iterate:
@@ -35,7 +35,7 @@ class Unroll(Adjoint):
 
 
 class Detach(Adjoint):
-    """Keeps nothing: the code is a constant to the outer loss.
+    """Keeps no step in the graph: the code is a constant for the outer loss.
 
     Exact for ``joint`` at a stationary point, by the envelope theorem.
     """
@@ -45,9 +45,9 @@ class Detach(Adjoint):
 
 
 class Truncate(Adjoint):
-    """Keeps the last n steps. Where rows stop by themselves, n corrections at the solution take their place.
+    """Keeps the last n steps in the graph; a solve that returns its best point takes n corrections there instead.
 
-    A correction that would lower a row's objective is not taken: its code stays as it was before.
+    A correction that would lower a row's objective is rejected, and its code stays unchanged.
 
     >>> Truncate(5).steps
     5
@@ -64,7 +64,7 @@ class Truncate(Adjoint):
         if solver.keeps_best:
             at = solver.run(start.detach(), 0, solver.max_steps, False)
             for _ in range(self.steps if keep else 0):
-                at = _corrected(solver, at)
+                at = _correct(solver, at)
             return at
         tail = max(solver.max_steps - self.steps, 0)
         at = solver.run(start.detach(), 0, tail, False) if tail else start
@@ -74,21 +74,21 @@ class Truncate(Adjoint):
 class OneStep(Adjoint):
     """Differentiates one step of the rule, taken at the solution (Bolte et al. 2023).
 
-    As exact as the rule's step is a Newton step: nearly so for ``GaussNewton`` and ``LBFGS``, to first order in
-    rate · curvature for ``GradientAscent``. Where that step would lower the objective it is not taken, and the code is
-    a constant, as under ``Detach``: such a step is no approximation to Newton's.
+    The gradient is exact if the step is a Newton step: nearly so for ``GaussNewton`` and ``LBFGS``, to first order in
+    rate · curvature for ``GradientAscent``. A step that would lower the objective does not approximate Newton's; it is
+    rejected, and the code is a constant, as under ``Detach``.
     """
 
     def forward(self, solver: Solver, start: Iterate) -> Iterate:
         at = solver.run(start.detach(), 0, solver.max_steps, False)
-        return _corrected(solver, at) if torch.is_grad_enabled() else at
+        return _correct(solver, at) if torch.is_grad_enabled() else at
 
 
 class CheckpointedUnroll(Adjoint):
     """The gradient of ``Unroll`` with graph memory that does not grow with T.
 
-    Only each step's point and state are kept; the backward pass replays the steps one by one (and draws no noise of
-    its own: a stochastic rule carries its noise in its state). Not twice differentiable.
+    Only each step's point and state are kept; the backward pass replays the steps one by one (without new noise:
+    a stochastic rule keeps its noise in its state). Not twice differentiable.
     """
 
     def forward(self, solver: Solver, start: Iterate) -> Iterate:
@@ -104,7 +104,7 @@ class CheckpointedUnroll(Adjoint):
 
 
 class _Tape:
-    """The iterates of a solve, in blocks: kept one by one, they would pin the heap between large tensors long freed."""
+    """The iterates of a solve, stored in blocks: single small tensors would fragment the heap between large ones."""
 
     def __init__(self) -> None:
         self.blocks: list[dict[str, Tensor]] = []
@@ -167,30 +167,36 @@ class _Replay(torch.autograd.Function):
 
 
 def dependencies(solver: Solver) -> list[Tensor]:
-    """Every tensor that the solve depends on and that wants a gradient, besides its start."""
+    """Every tensor besides the start that the solve depends on and that requires a gradient."""
     return [*solver.problem.parameters(), *(p for p in solver.step.parameters() if p.requires_grad)]
 
 
-def _corrected(solver: Solver, at: Iterate) -> Iterate:
-    """One more step of the rule from the solution, in the graph; a row that it would lower stays where it is."""
+def _correct(solver: Solver, at: Iterate) -> Iterate:
+    """One more step of the rule from the solution, in the graph; rows that it would lower keep their point."""
     point, problem = solver.point(at), solver.problem
-    found = problem.evaluate(point, True)
-    usable = found.usable
-    point, grad = (torch.where(expand_rows(usable, point), a, b) for a, b in ((point, at["best"]), (found.grad, 0.0)))
-    moved = solver.step.correct(problem, point, found.value, grad, solver.state(at), solver.max_steps)
-    taken = usable & _kept_up(solver, found.value.detach(), moved.detach()) if solver.step.is_monotone else usable
-    return replaced(at, torch.where(expand_rows(taken, point), moved, point), usable)
+    evaluation = problem.evaluate(point, True)
+    usable = evaluation.usable
+    point, grad = (
+        torch.where(expand_rows(usable, point), a, b) for a, b in ((point, at["best"]), (evaluation.grad, 0.0))
+    )
+    moved = solver.step.correct(problem, point, evaluation.value, grad, solver.state(at), solver.max_steps)
+    accepted = (
+        usable & _is_not_lowered(solver, evaluation.value.detach(), moved.detach())
+        if solver.step.is_monotone
+        else usable
+    )
+    return replaced(at, torch.where(expand_rows(accepted, point), moved, point), usable)
 
 
 @torch.no_grad()
-def _kept_up(solver: Solver, value: Float[Tensor, "S B"], moved: Float[Tensor, "S B *U"]) -> Bool[Tensor, "S B"]:
-    """Where a move has not lowered the objective beyond rounding."""
+def _is_not_lowered(solver: Solver, value: Float[Tensor, "S B"], moved: Float[Tensor, "S B *U"]) -> Bool[Tensor, "S B"]:
+    """Whether a move does not lower the objective beyond rounding."""
     reached = solver.problem(moved)
     return (reached >= value - rounding(value)) & finite(moved, reached)
 
 
 def replaced(at: Iterate, point: Float[Tensor, "S B *U"], usable: Bool[Tensor, "S B"]) -> Iterate:
-    """The iterate with another point in the solution's place; rows whose solution was not usable say so."""
+    """The iterate with another point as its solution; rows whose solution was unusable become ``nonfinite``."""
     status = torch.where(usable, at["status"], Status.nonfinite)
     return replace(at, rows=at.rows | {CORRECTED: point, "status": status})
 

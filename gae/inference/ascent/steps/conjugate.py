@@ -14,25 +14,25 @@ Product = Callable[[Tensor], Tensor]
 def conjugate_gradients(
     product: Product, right: Float[Tensor, "S B *U"], iterations: int, tol: float
 ) -> tuple[Float[Tensor, "S B *U"], Float[Tensor, "S B"]]:
-    """w with product(w) = right, and ‖product(w) - right‖ / ‖right‖ (Hestenes & Stiefel 1952).
+    """Solves product(w) = right; returns w and ‖product(w) - right‖ / ‖right‖ (Hestenes & Stiefel 1952).
 
-    A row stops by itself: at the relative residual ``tol``, or at a direction without positive curvature.
+    Each row stops at the relative residual ``tol``, or at a direction without positive curvature.
     """
     solution, residual, direction = torch.zeros_like(right), right, right
     square = row_dot(residual, residual)
     first = square.detach()
     for _ in range(iterations):
         image = product(direction)
-        bend = row_dot(direction, image)
-        going = (square > tol**2 * first) & (bend > 0) & torch.isfinite(bend)
-        if not bool(going.any()):
+        curvature = row_dot(direction, image)
+        active = (square > tol**2 * first) & (curvature > 0) & torch.isfinite(curvature)
+        if not bool(active.any()):
             break
-        length = expand_rows(torch.where(going, square / torch.where(going, bend, 1.0), 0.0), right)
-        image = torch.where(expand_rows(going, right), image, 0.0)
+        length = expand_rows(torch.where(active, square / torch.where(active, curvature, 1.0), 0.0), right)
+        image = torch.where(expand_rows(active, right), image, 0.0)
         solution, residual = solution + length * direction, residual - length * image
         following = row_dot(residual, residual)
-        ratio = torch.where(going, following / torch.where(going, square, 1.0), 0.0)
-        direction = torch.where(expand_rows(going, right), residual + expand_rows(ratio, right) * direction, direction)
+        ratio = torch.where(active, following / torch.where(active, square, 1.0), 0.0)
+        direction = torch.where(expand_rows(active, right), residual + expand_rows(ratio, right) * direction, direction)
         square = following
     relative = (square.detach() / first.clamp_min(torch.finfo(first.dtype).tiny)).sqrt()
     return solution, relative

@@ -1,4 +1,4 @@
-"""Step rules of an ascent: batched over rows, with per-row state, differentiable."""
+"""The interface of step rules, and first-order rules: batched over rows, with per-row state, differentiable."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -15,19 +15,19 @@ State = dict[str, Tensor]
 
 
 class Step(Part, nn.Module, ABC):
-    """One rule (u_t, value, gradient, state) -> (u_{t+1}, state), per row: it never mixes rows.
+    """Base class of step rules (u_t, value, gradient, state) -> (u_{t+1}, state), which never mix rows.
 
     Every state tensor is (S, B, ...).
     """
 
-    is_trial: bool = False  # its points are trials that it may take back, also non-finite ones
-    returns_best: bool = False  # the best point seen stands for its solve
-    codes_only: bool = False  # it moves codes, and makes no sense of the parameters of a density
-    is_monotone: bool = True  # it goes uphill, so that an end below the start means that it diverged
+    is_trial: bool = False  # its points are trials that it may reject, non-finite ones included
+    returns_best: bool = False  # its solve returns the best point
+    codes_only: bool = False  # it moves codes, not the parameters of a density
+    is_monotone: bool = True  # it ascends, so an end below the start means that it diverged
     evaluations: int = 1  # decoder evaluations per step, in units of one objective value
 
     def project_start(self, u: Float[Tensor, "S B *U"]) -> Float[Tensor, "S B *U"]:
-        """The first point, from the one that was given: for a rule that allows only some."""
+        """Projects the initial point onto the points that the rule allows."""
         return u
 
     def start(self, problem: Problem, u: Float[Tensor, "S B *U"]) -> State:
@@ -44,10 +44,10 @@ class Step(Part, nn.Module, ABC):
         state: State,
         t: int,
     ) -> tuple[Tensor, State]:
-        """The next point and state; value and gradient are those of each row's objective at u; t counts from 0."""
+        """The next point and state, from the value and gradient of each row's objective at u; t counts from 0."""
 
     def final_point(self, u: Float[Tensor, "S B *U"], state: State) -> Float[Tensor, "S B *U"]:
-        """The point that stands for a solve that ended at u."""
+        """The solution of a solve that ended at u."""
         return u
 
     def correct(
@@ -59,17 +59,17 @@ class Step(Part, nn.Module, ABC):
         state: State,
         t: int,
     ) -> Float[Tensor, "S B *U"]:
-        """One step at a solution, to be differentiated: the state's memory counts as a constant."""
+        """One step at a solution, to be differentiated; the state is a constant."""
         return self(problem, u, value, grad, state, t)[0]
 
 
 class GradientAscent(Step):
-    """u + rate · ∇. For LLGAE with noise scale σ, the note's β is rate / σ² (ledger D16).
+    """Gradient ascent, u + rate · ∇. For LLGAE with noise scale σ, the note's β is rate / σ² (ledger D16).
 
     Args:
-        rate: the step size; its start if it is learned.
+        rate: the step size; its initial value if it is learned.
         learn: whether log rate is a parameter, trained with the model through ``Unroll`` or ``CheckpointedUnroll``.
-        steps: a learned rate for each of the first ``steps`` steps (the last one holds from there on).
+        steps: a learned rate for each of the first ``steps`` steps (the last one is used from there on).
         shape: a learned rate for each element of a point of this shape.
 
     >>> GradientAscent(0.1, learn=True, steps=3, shape=(2,)).log_rate.shape
@@ -80,7 +80,9 @@ class GradientAscent(Step):
         super().__init__()
         at_least_one("steps", steps)
         if not learn and (steps > 1 or len(shape)):
-            raise ValueError("Separate rates are learned: give `learn=True`, or leave `steps` and `shape` out.")
+            raise ValueError(
+                "`steps` and `shape` are for learned rates, got learn=False. Use `learn=True`, or leave them out."
+            )
         self.rate = positive("rate", rate)
         self.log_rate = nn.Parameter(torch.full((steps, *shape), self.rate).log()) if learn else None
 
@@ -159,7 +161,7 @@ class DeltaBarDelta(Step):
 
 
 class Adam(Step):
-    """Adam (Kingma & Ba 2015), per element. ε stands inside the root, whose derivative is then finite at v = 0.
+    """Adam (Kingma & Ba 2015), per element. ε² is added under the root, whose derivative is then finite at v = 0.
 
     >>> Adam(0.1).betas
     (0.9, 0.999)

@@ -16,18 +16,19 @@ from gae.likelihood import DecoderLikelihood, Likelihood
 
 
 class GaussNewton(Step):
-    """u + (G + damping I)⁻¹ ∇, with G = Jᵀ H J + prior curvature: positive semi-definite, exact for linear Gaussians.
+    """Gauss–Newton step u + (G + damping I)⁻¹ ∇, with G = Jᵀ H J + prior curvature.
 
-    J is the decoder's Jacobian, H the curvature of -log q_r in the decoder's output (Schraudolph 2002). A row whose
-    trial fails to improve multiplies its damping by 10 and tries again from the same point; success divides it by 10,
-    and at a tenth of the first value drops it. ``Solve.evaluations`` counts the objective alone: a linearisation
-    costs about one decoder evaluation per element of a code besides (dense), or two per conjugate-gradient iteration.
+    J is the decoder's Jacobian, H the curvature of -log q_r in the decoder's output (Schraudolph 2002). G is positive
+    semi-definite, and exact for linear Gaussians. A row whose trial fails to improve multiplies its damping by 10 and
+    tries again from the same point; success divides it by 10, and sets it to 0 once it is at most ``damping / 10``.
+    ``Solve.evaluations`` counts only the objective: a linearisation also costs about one decoder evaluation per
+    element of a code (dense), or two per conjugate-gradient iteration.
 
     Args:
         dense: G as a (Z, Z) matrix per row, solved by Cholesky: for small Z. Otherwise matrix-free products with
             conjugate gradients.
-        iterations: most conjugate-gradient iterations when not dense.
-        damping: relative to the mean curvature, the first value tried after a failure; none is tried before.
+        iterations: maximum number of conjugate-gradient iterations if not dense.
+        damping: first value after a failed trial, relative to the mean curvature; 0 before.
 
     >>> GaussNewton(dense=False, iterations=10).returns_best
     True
@@ -62,16 +63,16 @@ class GaussNewton(Step):
         state: State,
         t: int,
     ) -> tuple[Tensor, State]:
-        taken = (value >= state["value"] - rounding(value)) & torch.isfinite(value)
-        accepted = accept(taken, u, value, grad, state)
+        is_accepted = (value >= state["value"] - rounding(value)) & torch.isfinite(value)
+        accepted = accept(is_accepted, u, value, grad, state)
         relaxed = torch.where(state["damping"] <= self.damping / 10, 0.0, state["damping"] / 10)
         tightened = (state["damping"] * 10).clamp_min(self.damping)
-        damping = torch.where(taken, relaxed, tightened)
+        damping = torch.where(is_accepted, relaxed, tightened)
         following = accepted | {"damping": damping}
         known, inputs = torch.isfinite(accepted["value"]), (accepted["point"], accepted["grad"], damping)
         if bool(known.all()):
             return self._moved(problem, *inputs), following
-        # A row without a finite start has no curvature that may be part of a graph.
+        # The curvature of a row without a finite start must not enter the graph.
         (moved,) = problem.only(known, (inputs[0].detach(),), inputs, lambda part, *row: (self._moved(part, *row),))
         return moved, following
 
@@ -111,32 +112,32 @@ def _solve(matrix: Tensor, grad: Tensor, damping: Tensor) -> Tensor:
     damped = matrix + (damping * level)[..., None, None] * identity
     factor, failed = torch.linalg.cholesky_ex(damped)
     solved = failed == 0
-    if not bool(solved.all()):  # a factor that does not exist has no derivative either
+    if not bool(solved.all()):  # a failed factorisation has no derivative
         factor = torch.linalg.cholesky_ex(torch.where(solved[..., None, None], damped, identity))[0]
     step = torch.cholesky_solve(grad.unsqueeze(-1), factor).squeeze(-1)
     return torch.where(solved.unsqueeze(-1), step, grad / level.clamp_min(1).unsqueeze(-1))
 
 
 class _Linearised:
-    """What curvature at u is made of: v -> J v, J' v, and the symmetric H v and prior part of G v."""
+    """The linear maps of the curvature at u: v -> J v, J' v, and the symmetric H v and prior part of G v."""
 
     def __init__(self, problem: Problem, u: Float[Tensor, "S B *Z"]):
         likelihood, x, k = problem.likelihood, problem.x, problem.k
         if not isinstance(likelihood, DecoderLikelihood):
             raise TypeError(f"{type(likelihood).__name__} has no single decoder output. Use `LBFGS()`.")
         self.u, self.outputs = u, lambda z: likelihood.outputs(z, k)
-        output, self._back = vjp(self.outputs, u)  # type: ignore[misc]
-        _, self._bend = vjp(_slope(lambda o: likelihood.log_likelihood(x, o, k)), output)  # type: ignore[misc]
+        output, self._pull = vjp(self.outputs, u)  # type: ignore[misc]
+        _, self._hessian = vjp(_slope(lambda o: likelihood.log_likelihood(x, o, k)), output)  # type: ignore[misc]
         _, self._prior = vjp(_slope(likelihood.prior.log_prob), u)  # type: ignore[misc]
 
-    def forth(self, v: Tensor) -> Tensor:
+    def push(self, v: Tensor) -> Tensor:
         return jvp(self.outputs, (self.u,), (v,))[1]
 
-    def back(self, v: Tensor) -> Tensor:
-        return self._back(v)[0]
+    def pull(self, v: Tensor) -> Tensor:
+        return self._pull(v)[0]
 
-    def bent(self, v: Tensor) -> Tensor:
-        return self._bend(v)[0]
+    def hessian(self, v: Tensor) -> Tensor:
+        return self._hessian(v)[0]
 
     def prior(self, v: Tensor) -> Tensor:
         return self._prior(v)[0]
@@ -153,23 +154,23 @@ def _slope(log_density: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor
 def curvature(problem: Problem, u: Float[Tensor, "S B *Z"]) -> Product:
     """v -> G v of each row at u: Gauss–Newton curvature of -log q_r(x|z) plus the exact curvature of -log q_w(z)."""
     at = _Linearised(problem, u)
-    return lambda v: at.back(at.bent(at.forth(v))) + at.prior(v)
+    return lambda v: at.pull(at.hessian(at.push(v))) + at.prior(v)
 
 
 def curvature_matrix(problem: Problem, u: Float[Tensor, "S B *Z"]) -> Float[Tensor, "S B U U"]:
-    """G of each row at u, U the elements of one code."""
+    """G of each row at u; U is the number of elements of one code."""
     at, width = _Linearised(problem, u), u[0, 0].numel()
     basis = torch.eye(width, dtype=u.dtype, device=u.device).reshape(width, 1, 1, *u.shape[2:]).expand(width, *u.shape)
-    columns = vmap(at.forth)(basis)
-    bent, prior = vmap(at.bent)(columns), vmap(at.prior)(basis)
-    return torch.einsum("usbo,vsbo->sbuv", columns.flatten(3), bent.flatten(3)) + prior.flatten(3).movedim(0, -1)
+    columns = vmap(at.push)(basis)
+    hessian, prior = vmap(at.hessian)(columns), vmap(at.prior)(basis)
+    return torch.einsum("usbo,vsbo->sbuv", columns.flatten(3), hessian.flatten(3)) + prior.flatten(3).movedim(0, -1)
 
 
 def mean_curvature(likelihood: Likelihood, x: Num[Tensor, "N *X"], z: Float[Tensor, "N *Z"]) -> Float[Tensor, "U U"]:
-    """The mean curvature of -log_joint (Gauss–Newton's, prior included) over codes z; U is the elements of a code.
+    """The mean curvature of -log_joint (Gauss–Newton's, prior included) over codes z, with U elements each.
 
-    For ``LBFGS(curvature=...)``, some 16 codes drawn from the prior are enough, and any x will do where the output is
-    a natural parameter or a Gaussian mean. Costs a few decoder evaluations per element of each code.
+    For ``LBFGS(curvature=...)``, some 16 codes drawn from the prior are enough, and any x works if the output is a
+    natural parameter or a Gaussian mean. Costs a few decoder evaluations per element of each code.
 
     Raises:
         TypeError: for a likelihood without a decoder output.

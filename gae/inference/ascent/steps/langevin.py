@@ -1,4 +1,4 @@
-"""Langevin dynamics: an ascent with noise, whose stationary law is the posterior."""
+"""Langevin dynamics: an ascent with noise, whose stationary distribution is the posterior."""
 
 import math
 
@@ -13,11 +13,11 @@ from gae.inference.ascent.steps.trials import accept, no_trial
 
 
 class Langevin(Step):
-    """u + rate ∇ + √(2 rate) ε: the unadjusted algorithm, or with a Metropolis test (Roberts & Tweedie 1996).
+    """Langevin dynamics, u + rate ∇ + √(2 rate) ε, unadjusted or with a Metropolis test (Roberts & Tweedie 1996).
 
-    The noise of step t is drawn before step t and kept in the state, so that a replayed step meets the same noise.
-    With ``adjusted``, u is a proposal that the next step takes or leaves; with tolerances the best point is returned,
-    which is no sample, so leave them out.
+    The noise of step t is drawn before step t and kept in the state, so that a replayed step uses the same noise.
+    With ``adjusted``, u is a proposal that the next step accepts or rejects. Do not set tolerances, with which the best
+    point is returned instead of a sample.
 
     >>> Langevin(1e-2, adjusted=True).rate
     0.01
@@ -57,7 +57,7 @@ class Langevin(Step):
         return state["point"] if self.adjusted else u
 
     def _log_proposals(self, u: Tensor, grad: Tensor, state: State) -> Tensor:
-        """log density of the proposal back from u over that of u, (S, B)."""
+        """log of the proposal density of the reverse move over that of the move to u, (S, B)."""
         forth = u - state["point"] - self.rate * state["grad"]
         back = state["point"] - u - self.rate * grad
         return (row_dot(forth, forth) - row_dot(back, back)) / (4 * self.rate)

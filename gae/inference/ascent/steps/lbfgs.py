@@ -1,4 +1,4 @@
-"""Limited-memory BFGS, one independent search per row."""
+"""Limited-memory BFGS, with an independent line search per row."""
 
 import torch
 from jaxtyping import Float
@@ -14,16 +14,16 @@ CURVATURE = 1e-8  # a pair is kept if cos(s, y) exceeds this: the inverse Hessia
 
 
 class LBFGS(Step):
-    """L-BFGS with a backtracking search per row (Liu & Nocedal 1989; Nocedal & Wright 2006, algorithm 7.4).
+    """L-BFGS with a backtracking line search per row (Liu & Nocedal 1989; Nocedal & Wright 2006, algorithm 7.4).
 
     Every step costs one evaluation for every row: a row whose trial fails Armijo's condition shortens its step by
-    the parabola through what it knows, while others go on. Curvature pairs that are not safely convex are left out.
+    parabolic interpolation, while others continue. Curvature pairs that are not safely convex are skipped.
 
     Args:
         history: number m of curvature pairs kept.
-        curvature: (U, U), positive definite, for points of U elements: -∇² of the objective as far as it is known
-            beforehand, such as ``mean_curvature``. Its inverse takes the identity's place in the recursion, and as it
-            has a scale of its own, is multiplied by the root of the usual one.
+        curvature: (U, U), positive definite, for points of U elements: an estimate of -∇² of the objective, such as
+            ``mean_curvature``. Its inverse replaces the identity in the recursion; since it has a scale already, it is
+            multiplied by the square root of the usual scale.
 
     Raises:
         ValueError: for a curvature that is not positive definite.
@@ -62,13 +62,13 @@ class LBFGS(Step):
     ) -> tuple[Tensor, State]:
         flat, grad = u.flatten(2), grad.flatten(2)
         slope = row_dot(state["grad"], state["direction"])
-        taken = value >= state["value"] + SUFFICIENT * state["length"] * slope - rounding(value)
-        taken = taken & torch.isfinite(value)
-        memory = self._remember(state, taken, flat, grad, t)
-        accepted = accept(taken, flat, value, grad, state)
+        is_accepted = value >= state["value"] + SUFFICIENT * state["length"] * slope - rounding(value)
+        is_accepted = is_accepted & torch.isfinite(value)
+        memory = self._remember(state, is_accepted, flat, grad, t)
+        accepted = accept(is_accepted, flat, value, grad, state)
         ascent = self._direction(accepted["grad"], memory, min(t, self.history))
-        direction = torch.where(taken.unsqueeze(2), ascent, state["direction"])
-        length = torch.where(taken, torch.ones_like(value), self._shorter(state, value, slope))
+        direction = torch.where(is_accepted.unsqueeze(2), ascent, state["direction"])
+        length = torch.where(is_accepted, torch.ones_like(value), self._shorter(state, value, slope))
         moved = accepted["point"] + length.unsqueeze(2) * direction
         return moved.view_as(u), accepted | {"direction": direction, "length": length} | memory
 
@@ -83,14 +83,14 @@ class LBFGS(Step):
     ) -> Float[Tensor, "S B *U"]:
         return u + self._direction(grad.flatten(2), state, self.history).view_as(u)
 
-    def _remember(self, state: State, taken: Tensor, flat: Tensor, grad: Tensor, t: int) -> State:
-        """The pairs, each divided by the root of its inner product, and the scale of the first inverse curvature."""
+    def _remember(self, state: State, is_accepted: Tensor, flat: Tensor, grad: Tensor, t: int) -> State:
+        """The pairs, each divided by the root of its inner product, and the scale of the initial inverse Hessian."""
         if t == 0:
             norm = row_dot(grad, grad).clamp_min(1).sqrt()
             return {"pairs": state["pairs"], "scale": 1 / norm if self.metric is None else torch.ones_like(norm)}
         move, change = flat - state["point"], state["grad"] - grad
         inner, image = row_dot(move, change), self._metric(change)
-        keep = taken & (inner > CURVATURE * (row_dot(move, move) * row_dot(change, change)).clamp_min(0).sqrt())
+        keep = is_accepted & (inner > CURVATURE * (row_dot(move, move) * row_dot(change, change)).clamp_min(0).sqrt())
         safe = torch.where(keep, inner, 1.0)
         root = safe.sqrt().unsqueeze(2)
         scale = safe / torch.where(keep, row_dot(change, image), 1.0)
@@ -100,7 +100,7 @@ class LBFGS(Step):
         return {"pairs": _push(state["pairs"], pair, keep), "scale": torch.where(keep, scale, state["scale"])}
 
     def _direction(self, grad: Tensor, memory: State, pairs: int) -> Tensor:
-        """The two-loop recursion over the last pairs; one not yet filled is zero and does nothing."""
+        """The two-loop recursion over the last pairs; unfilled ones are zero and have no effect."""
         moves, changes = (half.unbind(2)[self.history - pairs :] for half in memory["pairs"].unbind(3))
         q, weights = grad, []
         for s, y in zip(reversed(moves), reversed(changes), strict=True):
@@ -115,7 +115,7 @@ class LBFGS(Step):
         return v if self.metric is None else v @ self.metric.to(v)
 
     def _shorter(self, state: State, value: Tensor, slope: Tensor) -> Tensor:
-        """The maximum of the parabola through both values and the first slope, between 0.1 and 0.5 of the length."""
+        """The maximum of the parabola through both values and the initial slope, between 0.1 and 0.5 of the length."""
         length = state["length"]
         drop = 2 * (state["value"] + length * slope - value)
         known = torch.isfinite(drop) & (drop > 0)
@@ -129,8 +129,8 @@ def _push(memory: Tensor, new: Tensor, keep: Tensor) -> Tensor:
 
 
 def _inverse(curvature: Tensor) -> Tensor:
-    """In float64, and symmetric."""
+    """The inverse in float64, exactly symmetric."""
     factor, failed = torch.linalg.cholesky_ex(curvature.detach().double())
     if bool(failed):
-        raise ValueError("The curvature must be positive definite. Is it that of -∇², and is the prior's part in it?")
+        raise ValueError("The curvature must be positive definite. Pass that of -∇², with the prior's part.")
     return torch.cholesky_inverse(factor)

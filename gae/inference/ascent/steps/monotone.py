@@ -1,4 +1,4 @@
-"""Ascent by an update rule that the likelihood brings along."""
+"""Ascent by the monotone update rule of a likelihood."""
 
 from jaxtyping import Float
 from torch import Tensor
@@ -9,11 +9,11 @@ from gae.likelihood import MonotoneCodes
 
 
 class MonotoneAscent(Step):
-    """u ← the likelihood's own update of a code (``MonotoneCodes``), which never lowers the objective.
+    """Updates of codes by the likelihood's own rule (``MonotoneCodes``), which never lower the objective.
 
-    For non-negative factorisation: exact coordinate ascent to a fixed point under the Gaussian law, a multiplicative
-    update under the Poisson law. Neither has a rate. A multiplicative update leaves an entry of 0 at 0, so start from
-    positive codes, such as ``Constant(torch.ones(Z))``.
+    For non-negative factorisation: exact coordinate ascent to a fixed point for a Gaussian likelihood, a
+    multiplicative update for a Poisson likelihood. Neither has a rate. A multiplicative update leaves an entry of 0 at
+    0, so start from positive codes, such as ``Constant(torch.ones(Z))``.
 
     Raises:
         TypeError: for a likelihood without such a rule, or a family other than ``Delta()``.
@@ -41,6 +41,6 @@ class MonotoneAscent(Step):
         if not isinstance(problem.likelihood, MonotoneCodes):
             raise TypeError(
                 f"`MonotoneAscent` needs a likelihood with an update rule, which {type(problem.likelihood).__name__} "
-                "has not. Use `GradientAscent`, `LBFGS` or another step."
+                "does not have. Use `GradientAscent`, `LBFGS` or another step."
             )
         return problem.likelihood.update_codes(problem.x, u), {}

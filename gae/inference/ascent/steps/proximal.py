@@ -8,31 +8,31 @@ from gae.data.checks import positive
 from gae.inference.ascent.problem import Problem, choose_rows, expand_rows, rounding, row_dot, row_norm
 from gae.inference.ascent.steps.first_order import State, Step
 
-MARGIN = 1.1  # by which a curvature that was met is exceeded
-WILD = 10.0  # times the last one: the curvature towards a point where the density is not finite
+MARGIN = 1.1  # factor on a measured curvature
+WILD = 10.0  # factor on the last curvature, towards a point where the density is not finite
 
 
 class ProximalAscent(Step):
-    """u ← soft(u + rate · ∇ log q_r(x|u), rate · λ): ISTA, or FISTA where ``accelerated`` (Beck & Teboulle 2009).
+    """ISTA, u ← soft(u + rate · ∇ log q_r(x|u), rate · λ), or FISTA if ``accelerated`` (Beck & Teboulle 2009).
 
-    λ is the rate of the likelihood's ``LaplacePrior``, whose kink is taken by soft thresholding instead of a gradient.
-    A given rate converges if it is at most 1 / L, L the largest curvature of -log q_r(x|z). Without one, each sample
-    finds its own: it begins with 1 / the curvature along the first gradient, and wherever -log q_r(x|z) rises above the
-    parabola that a move relies on, the move is taken back and the rate lowered to 1 / (1.1 times the curvature met).
-    This is their rule with backtracking, with measured in place of constant factors: rates never rise, end at
-    1 / (1.1 L) or above, and for a convex -log q_r(x|z), as that of a linear decoder is, ISTA and FISTA converge from
-    any start. A move taken back is one of the T steps, as is the first, which only measures.
+    λ is the rate of the likelihood's ``LaplacePrior``, whose kink is handled by soft thresholding instead of a
+    gradient. A given rate converges if it is at most 1 / L, L the largest curvature of -log q_r(x|z). Without one, each
+    sample adapts its rate: it starts at 1 / (curvature along the first gradient), and if -log q_r(x|z) exceeds the
+    parabola that a move relies on, the move is rejected and the rate lowered to 1 / (1.1 · measured curvature). This is
+    the authors' backtracking with measured instead of constant factors: rates never rise and end at 1 / (1.1 L) or
+    above, and for a convex -log q_r(x|z), as with a linear decoder, ISTA and FISTA converge from any start. A rejected
+    move counts as one of the T steps, as does the first, which only measures.
 
-    The accelerated rule evaluates at points beyond its iterates and returns the iterate; with tolerances the best
-    evaluated point is returned, which need not have zeros, so leave them out there.
+    The accelerated rule evaluates at points beyond its iterates and returns the iterate. Do not combine it with
+    tolerances, which return the best evaluated point: that need not have zeros.
 
     Args:
-        rate: of all samples; None for one that each finds. Gradients through a solve take a rate that was found as
-            constant.
-        accelerated: FISTA.
+        rate: step size of all samples; None to adapt it for each. Gradients through a solve treat an adapted rate as
+            a constant.
+        accelerated: whether to use FISTA.
 
     Raises:
-        TypeError: at the first step, for a likelihood with another prior; by ``Ascent``, with a family over codes.
+        TypeError: at the first step, for a likelihood with another prior; by ``Ascent``, for a density over codes.
 
     >>> ProximalAscent(0.1).accelerated
     False
@@ -44,7 +44,7 @@ class ProximalAscent(Step):
         super().__init__()
         self.rate = None if rate is None else positive("rate", rate)
         self.accelerated = accelerated
-        self.evaluations = 1 if self.rate is not None else 2  # the second one judges the move
+        self.evaluations = 1 if self.rate is not None else 2  # the second one tests the move
 
     def start(self, problem: Problem, u: Float[Tensor, "S B *U"]) -> State:
         state = {"curvature": u.new_zeros(u.shape[:2])} if self.rate is None else {}
@@ -62,34 +62,34 @@ class ProximalAscent(Step):
         penalty = _rate(problem).to(u)
         smooth = grad + penalty * u.sign()
         if self.rate is not None:
-            point = _shrunk(u + self.rate * smooth, self.rate * penalty)
-            return self._ahead(point, state, {}) if self.accelerated else (point, {})
+            point = _soft_threshold(u + self.rate * smooth, self.rate * penalty)
+            return self._extrapolate(point, state, {}) if self.accelerated else (point, {})
         if t == 0:
             unit = smooth.detach() / expand_rows(row_norm(smooth).clamp_min(torch.finfo(u.dtype).tiny), u)
             curvature = _curvature(problem, penalty, u, value, smooth, u + unit)
             measured = (curvature > 0) & curvature.isfinite()
             return u, state | {"curvature": torch.where(measured, curvature, row_norm(smooth))}
         rate = expand_rows(1 / state["curvature"].clamp_min(torch.finfo(u.dtype).tiny), u)
-        point = _shrunk(u + rate * smooth, rate * penalty)
-        met = _curvature(problem, penalty, u, value, smooth, point)
-        met = torch.where(met.isfinite(), met, WILD * state["curvature"])
-        kept = met <= state["curvature"]
-        found = {"curvature": torch.where(kept, state["curvature"], MARGIN * met)}
-        moved, after = self._ahead(point, state, found) if self.accelerated else (point, found)
-        before = state | found
+        point = _soft_threshold(u + rate * smooth, rate * penalty)
+        observed = _curvature(problem, penalty, u, value, smooth, point)
+        observed = torch.where(observed.isfinite(), observed, WILD * state["curvature"])
+        kept = observed <= state["curvature"]
+        update = {"curvature": torch.where(kept, state["curvature"], MARGIN * observed)}
+        moved, after = self._extrapolate(point, state, update) if self.accelerated else (point, update)
+        before = state | update
         return torch.where(expand_rows(kept, u), moved, u), choose_rows(kept, after, before)
 
-    def _ahead(self, point: Tensor, state: State, found: State) -> tuple[Tensor, State]:
-        """Where FISTA evaluates next, and what it remembers."""
+    def _extrapolate(self, point: Tensor, state: State, update: State) -> tuple[Tensor, State]:
+        """The next point that FISTA evaluates, and its state."""
         weight = 0.5 * (1 + (1 + 4 * state["weight"].square()).sqrt())
         share = expand_rows((state["weight"] - 1) / weight, point)
-        return point + share * (point - state["point"]), found | {"point": point, "weight": weight}
+        return point + share * (point - state["point"]), update | {"point": point, "weight": weight}
 
     def final_point(self, u: Float[Tensor, "S B *U"], state: State) -> Float[Tensor, "S B *U"]:
         return state["point"] if self.accelerated else u
 
 
-def _shrunk(u: Tensor, threshold: Tensor | float) -> Tensor:
+def _soft_threshold(u: Tensor, threshold: Tensor | float) -> Tensor:
     """Soft thresholding: the proximal map of threshold · |u|."""
     return u.sign() * (u.abs() - threshold).clamp_min(0)
 
@@ -101,13 +101,13 @@ def _curvature(
     """The curvature of the parabola that touches -log q_r(x|·) at u and meets it at another point, less rounding."""
     move = point - u
     there = problem(point)
-    risen = _likelihood(value, penalty, u) - _likelihood(there, penalty, point) + row_dot(smooth, move)
+    excess = _likelihood(value, penalty, u) - _likelihood(there, penalty, point) + row_dot(smooth, move)
     slack = rounding(value) + rounding(there)
-    return 2 * (risen - slack) / row_dot(move, move).clamp_min(torch.finfo(u.dtype).tiny)
+    return 2 * (excess - slack) / row_dot(move, move).clamp_min(torch.finfo(u.dtype).tiny)
 
 
 def _likelihood(value: Tensor, penalty: Tensor, u: Tensor) -> Tensor:
-    """log q_r(x|u) but for a constant, from the log joint density."""
+    """log q_r(x|u) up to a constant, from the log joint density."""
     return value + (penalty * u.abs()).flatten(2).sum(2)
 
 
@@ -116,7 +116,7 @@ def _rate(problem: Problem) -> Tensor:
     base = prior.base_dist if isinstance(prior, torch.distributions.Independent) else None
     if not isinstance(base, torch.distributions.Laplace) or bool((base.loc != 0).any()):
         raise TypeError(
-            "`ProximalAscent` needs a Laplace prior around 0, whose kink it thresholds. "
+            "`ProximalAscent` needs a Laplace prior around 0, for its soft thresholding. "
             "Build the likelihood with `prior=LaplacePrior(...)`, or use another step."
         )
     return 1 / base.scale

@@ -1,4 +1,4 @@
-"""Steps around steps: clipped gradients, schedules, and constraints by projection."""
+"""Wrappers of step rules: clipped gradients, schedules, masks, and constraints by projection."""
 
 from collections.abc import Callable
 
@@ -14,7 +14,7 @@ from gae.storage import Part
 Projection = Callable[[Tensor], Tensor]
 
 
-class _Around(Step):
+class _Wrapper(Step):
     def __init__(self, step: Step):
         super().__init__()
         if step.is_trial:
@@ -32,8 +32,8 @@ class _Around(Step):
         return self.step.start(problem, u)
 
 
-class Clipped(_Around):
-    """The step under a gradient whose norm is at most ``norm`` (nats per unit of u), per row.
+class Clipped(_Wrapper):
+    """A step with gradients clipped to a norm of at most ``norm`` (nats per unit of u), per row.
 
     >>> from gae.inference import GradientAscent
     >>> Clipped(GradientAscent(0.1), norm=10.0).norm
@@ -59,8 +59,8 @@ class Clipped(_Around):
         return self.step(problem, u, value, grad * expand_rows(factor, u), state, t)
 
 
-class Scheduled(_Around):
-    """The step's move times ``factor(t)``, t from 0.
+class Scheduled(_Wrapper):
+    """A step whose move is multiplied by ``factor(t)``, t from 0.
 
     >>> from gae.inference import GradientAscent
     >>> Scheduled(GradientAscent(0.1), lambda t: 1 / (1 + t)).factor(1)
@@ -84,11 +84,11 @@ class Scheduled(_Around):
         return u + self.factor(t) * (moved - u), state
 
 
-class Projected(_Around):
-    """The step, then the nearest point of a set, where the solve also begins: projected gradient ascent.
+class Projected(_Wrapper):
+    """Projected gradient ascent: the start and each step are projected onto a set.
 
-    For codes: ``Ascent`` refuses it with a density over codes (``MeanField``, ``FullCovariance``), whose draws no
-    projection of its parameters would keep inside of a set.
+    Only for codes: ``Ascent`` refuses it with a density over codes (``MeanField``, ``FullCovariance``), since
+    projecting the parameters would not keep its draws in the set.
 
     >>> from gae.inference import GradientAscent
     >>> Projected(GradientAscent(0.1), NonNegative()).onto(torch.tensor([-1.0, 2.0]))
@@ -115,12 +115,12 @@ class Projected(_Around):
         return self.onto(moved), state
 
 
-class MaskedStep(_Around):
-    """The step on some elements of a point alone; the others keep what the start gave them.
+class MaskedStep(_Wrapper):
+    """A step on some elements of a point only; the others keep their initial values.
 
     Args:
-        step: moves them.
-        free: which elements, of the shape of one point.
+        step: the wrapped step.
+        free: mask of the elements that move, of the shape of one point.
 
     Raises:
         ValueError: at the first step, for points of another shape.
@@ -189,7 +189,7 @@ class UnitSphere(Part, nn.Module):
     def forward(self, z: Float[Tensor, "*L Z"]) -> Float[Tensor, "*L Z"]:
         largest = z.detach().abs().amax(-1, keepdim=True)
         origin = largest == 0
-        scaled = z / torch.where(origin, 1.0, largest)  # whose square neither overflows nor vanishes
+        scaled = z / torch.where(origin, 1.0, largest)  # so that the square neither overflows nor underflows
         square = scaled.square().sum(-1, keepdim=True)
         first = torch.zeros_like(z).index_fill(-1, torch.zeros(1, dtype=torch.long, device=z.device), 1.0)
         return torch.where(origin, first, scaled * torch.where(origin, 1.0, square).rsqrt())
@@ -203,21 +203,21 @@ class Simplex(Part, nn.Module):
     """
 
     def forward(self, z: Float[Tensor, "*L Z"]) -> Float[Tensor, "*L Z"]:
-        # Only differences count, and an element 1 or more below the largest becomes 0: all sums are of small numbers.
-        # Clamped lower than at -1, for at the kink of the last line it would have a gradient.
+        # Only differences matter, and an element 1 or more below the largest becomes 0, so all sums are of small
+        # numbers. The clamp is at -2, not at -1, where the last line has a kink.
         below = (z - z.detach().amax(-1, keepdim=True)).clamp_min(-2)
         ordered = below.sort(-1, descending=True).values
         count = torch.arange(1, z.shape[-1] + 1, dtype=z.dtype, device=z.device)
         excess = (ordered.cumsum(-1) - 1) / count
-        last = (ordered > excess).sum(-1, keepdim=True).clamp_min(1) - 1  # none is where z is not a number
+        last = (ordered > excess).sum(-1, keepdim=True).clamp_min(1) - 1  # none is above if z is NaN
         return (below - excess.gather(-1, last)).clamp_min(0)
 
 
 class Whiten(Part, nn.Module):
-    """Codes (N, d) of one whole data set, centred and with identity covariance: the nearest such set of codes.
+    """Whitening: the nearest codes (N, d) of one data set that are centred with identity covariance.
 
     Raises:
-        ValueError: for N <= d, where there are no such codes.
+        ValueError: for N <= d, when there are no such codes.
 
     >>> z = Whiten()(torch.randn(50, 2))
     >>> torch.allclose(z.mT @ z / 50, torch.eye(2), atol=1e-5)
@@ -227,8 +227,8 @@ class Whiten(Part, nn.Module):
     def forward(self, z: Float[Tensor, "*L N d"]) -> Float[Tensor, "*L N d"]:
         points, width = z.shape[-2:]
         if points <= width:
-            raise ValueError(f"Codes of {width} dimensions can be white for {width + 1} points or more, got {points}.")
+            raise ValueError(f"Whitening codes of {width} dimensions needs at least {width + 1} points, got {points}.")
         centred = z - z.mean(-2, keepdim=True)
         known = torch.isfinite(centred).all(-1).all(-1)[..., None, None]
-        left, _, right = torch.linalg.svd(torch.where(known, centred, 0.0), full_matrices=False)  # refuses NaN
+        left, _, right = torch.linalg.svd(torch.where(known, centred, 0.0), full_matrices=False)  # raises on NaN
         return torch.where(known, left @ right * points**0.5, torch.nan)
