@@ -205,7 +205,7 @@ def test_text_is_surveyed_by_systems_of_sequences(tmp_path: Path) -> None:
     assert all(line in (tmp_path / "run" / "report.html").read_text(encoding="utf-8") for line in entry["lines"])
     gae("sample", tmp_path / "run" / "checkpoints" / "sequence-vae", "-n", 3, "-o", tmp_path / "drawn.txt")
     assert len((tmp_path / "drawn.txt").read_text(encoding="utf-8").split("\n")) == 4
-    with pytest.raises(ValueError, match="what it observes: sample"):
+    with pytest.raises(ValueError, match="its observation is 'sample'"):
         survey(data, tmp_path / "other", systems=["pca"], progress=False)
 
 
@@ -221,7 +221,7 @@ def test_left_out_asks_the_others() -> None:
     ("options", "message"),
     [
         ({"systems": ["pca", "magic"]}, "Unknown system 'magic'"),
-        ({"systems": ["deep-image-prior"]}, "what it observes: one image"),
+        ({"systems": ["deep-image-prior"]}, "its observation is 'one image'"),
         ({"systems": ["pca", "pca"]}, "each once"),
         ({"systems": []}, "at least one"),
         ({"epochs": 0}, "epochs must be at least 1"),
