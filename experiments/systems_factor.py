@@ -1,8 +1,8 @@
-"""Factorisations, sparse codes, free codes and stacked layers against their checks, on the bundled digits.
+"""Checks of factorisations, sparse codes, auto-decoders and stacked autoencoders, on the bundled digits.
 
     python -m experiments.systems_factor
 
-prints each row; ``run`` returns them. Everything is seeded and on one thread.
+prints each row; ``run`` returns them. All runs are seeded and use one thread.
 """
 
 import json
@@ -66,7 +66,7 @@ def nmf(digits: Dataset, head: str) -> Row:
 
 
 def sparse_coding(digits: Dataset) -> Row:
-    """A dictionary that has outgrown the step 1 / √Z: backtracking beside that step, and scikit-learn's lasso."""
+    """A dictionary with an unstable step 1 / √Z: backtracking compared with that step and scikit-learn's lasso."""
     torch.manual_seed(0)
     model = systems.build("sparse-coding", digits.event_shape, latent=128, rate=10.0, scale=0.1)
     train(model, digits, epochs=5, optimizer=partial(torch.optim.Adam, lr=1e-2))
@@ -101,7 +101,7 @@ def sparse_coding(digits: Dataset) -> Row:
 
 
 def glo(digits: Dataset) -> Row:
-    """Mean squared error per pixel of an auto-decoder, with its free codes and by ascent."""
+    """Mean squared error per pixel of an auto-decoder, with its stored codes and by ascent."""
     torch.manual_seed(0)
     model = systems.build("glo", digits.event_shape, latent=16)
     train(model, digits, epochs=100, optimizer=partial(torch.optim.Adam, lr=1e-2))

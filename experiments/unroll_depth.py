@@ -1,6 +1,6 @@
-"""Claim: an unrolled ascent's second-order terms bring the gradient of ``joint`` hardly nearer to that of the optimum.
+"""Claim: second-order terms of an unrolled ascent hardly improve the gradient of ``joint`` at the optimum.
 
-For a loss downstream of the code they do, and a short truncation does not stand in for them.
+For a loss downstream of the code they do, and a short truncation does not replace them.
 
 The gradient of a loss in the decoder's parameters has a direct part, with the code held constant, and a part through
 the code, which needs second derivatives of log q_w(z) q_r(x|z). For ``joint`` the second part vanishes at a stationary
@@ -86,7 +86,7 @@ def decoder(seed: int, train: Tensor) -> Likelihood:
 
 
 def read_out(likelihood: Likelihood, x: Tensor, labels: Tensor) -> tuple[nn.Linear, float]:
-    """A linear classifier of MAP codes of training images, which then stays as it is, and its accuracy on them."""
+    """A fixed linear classifier of MAP codes of training images, and its accuracy on them."""
     from sklearn.linear_model import LogisticRegression
 
     with torch.no_grad():
