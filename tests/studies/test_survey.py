@@ -1,4 +1,4 @@
-"""The survey of systems against scikit-learn and itself: reread, refused, reported."""
+"""The survey of systems against scikit-learn; resuming, errors and report."""
 
 import json
 from pathlib import Path
@@ -210,7 +210,7 @@ def test_text_is_surveyed_by_systems_of_sequences(tmp_path: Path) -> None:
 
 
 def test_left_out_asks_the_others() -> None:
-    """By all distances: a point is not its own neighbour."""
+    """Oracle by all distances: a point is not its own neighbour."""
     z, labels = torch.randn(60, 2, dtype=torch.float64), torch.randint(2, (60,))
     distance = torch.cdist(z, z).fill_diagonal_(torch.inf)
     votes = labels[distance.topk(5, largest=False).indices].double().mean(1).round().long()
