@@ -31,7 +31,7 @@ def gap(
     out: Annotated[Path, typer.Option(help="Folder for gap.html, gap.json and gap.npz (per sample).")] = Path("gap"),
     as_json: AsJson = False,
 ) -> None:
-    """Split log p(x) - L[q] into approximation and amortisation gap, per test sample and on average."""
+    """Split log p(x) - ELBO into approximation and amortisation gap, per test sample and on average."""
     import torch
 
     from gae.analysis.metrics import mean_and_error

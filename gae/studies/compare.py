@@ -124,10 +124,10 @@ class Comparison(ResumableJob):
     def __init__(self, out: Path, configuration: Configuration, data: Dataset, resume: bool, progress: bool):
         super().__init__(out, asdict(configuration), resume, progress)
         self.configuration = configuration
-        self.points: dict[
-            str, PointEncodings
-        ] = {}  # of the test set by each trained model's own engine, and the baselines
-        self.source, self.data = data, replace(data, train=data.epoch(0, configuration.seed))  # redrawn, and fixed
+        # of the test set, by the engine of each trained model and by the baselines
+        self.points: dict[str, PointEncodings] = {}
+        # training redraws dynamic binarisations, evaluation uses one fixed draw
+        self.source, self.data = data, replace(data, train=data.epoch(0, configuration.seed))
 
     def fit(self, name: str, engine: str, model: Autoencoder) -> list[float]:
         """Trains by Adam, from the last checkpoint if there is one, and returns the loss of each epoch."""
