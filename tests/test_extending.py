@@ -5,6 +5,7 @@ import re
 from collections.abc import Callable
 from functools import cache, partial, wraps
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -25,7 +26,6 @@ from cases import (
     step_case,
 )
 from cases import pair as pair_of
-from conftest import ROOT
 from scipy import stats
 from torch import nn
 
@@ -35,6 +35,7 @@ from gae.likelihood import HEADS, Gaussian, Likelihood, LinearMixture, Measured
 from gae.objective import elbo, iwae, joint
 from gae.reports.comparison import is_mass
 
+ROOT = Path(__file__).resolve().parent.parent
 NOTE = (ROOT / "notes" / "extending.md").read_text(encoding="utf-8")
 SECTION = re.compile(r"^## (?P<title>.+?)$(?P<body>.*?)(?=^## |\Z)", re.MULTILINE | re.DOTALL)
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)

@@ -48,7 +48,8 @@ def pictures(
             codes = points.z[:CODES]
             arrays[f"reconstruction/{name}"] = points.mean[:IMAGES]
             if name in models:
-                arrays[f"interpolation/{name}"] = interpolate(model, codes[:pairs], codes[pairs : 2 * pairs], STEPS)
+                if pairs:
+                    arrays[f"interpolation/{name}"] = interpolate(model, codes[:pairs], codes[pairs : 2 * pairs], STEPS)
                 arrays[f"codes/{name}"], arrays[f"explained/{name}"] = plane(codes)
                 arrays[f"traversal/{name}"] = _traversals(model, codes)
                 if labels is not None and len(labels.unique()) > 1:

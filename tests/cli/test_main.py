@@ -502,7 +502,7 @@ def test_outputs_are_checked_before_any_work(
     (tmp_path / "folder.npz").mkdir()
     Image.new("L", (4, 4)).save(tmp_path / "image.png")
     for work in ("analysis.metrics.codes", "reports.explorer.explore", "analysis.activation.maximise",
-                 "analysis.inference_gap.inference_gap", "ledger.notes.run", "analysis.restoration.restore",
+                 "analysis.inference_gap.inference_gap", "ledger.notes.run", "analysis.restoration.restore_image",
                  "training.run.Run.train", "autoencoder.Autoencoder.decode"):  # fmt: skip
         monkeypatch.setattr(f"gae.{work}", never)
     said = gae(*(part.format(**places, folder=tmp_path / "folder") for part in arguments), code=2)

@@ -31,7 +31,7 @@ def test_samples_are_of_the_model_s_own_prior(digits: Dataset) -> None:
         name: Autoencoder(Gaussian(decoder, 3, prior=prior), Zeros())
         for name, prior in {"displaced": Displaced(), "standard": None}.items()
     }
-    shown: Any = pictures(models, {}, small, configure(small, ("detached",), 1, 3, (), "gaussian", 0, True))
+    shown: Any = pictures(models, {}, small, configure(small, ("detached",), 1, 3, (), "gaussian", 0, True), {})
     codes = {name: torch.from_numpy(shown[f"sample/{name}"]).flatten(1)[:, :3] for name in models}
     torch.testing.assert_close(codes["displaced"], codes["standard"] + 5)
 
