@@ -1,1 +1,1 @@
-"""Side-by-side timings of gae against what a user would pick instead; see README.md."""
+"""Side-by-side timings of gae and its alternatives; see README.md."""

@@ -24,7 +24,7 @@ Side = Callable[[], Any]
 
 @dataclass(frozen=True)
 class Row:
-    """One ratio within one run: of the medians, and its range over the rounds. A goal of None is for reference."""
+    """Ratio of the medians of two sides within a run, and its range over the rounds; goal None means for reference."""
 
     what: str
     ratio: float
@@ -35,7 +35,7 @@ class Row:
 
     @property
     def margin(self) -> float:
-        """Above 1 where the goal is missed, the more so the further."""
+        """Distance from the goal; above 1 if the goal is missed."""
         if self.goal is None:
             return 0.0
         return self.goal / self.ratio if self.at_least else self.ratio / self.goal
@@ -46,7 +46,7 @@ class Row:
 
 
 class UnequalResults(AssertionError):
-    """The two sides computed different things, so that no timing of them means anything."""
+    """Raised if the two sides compute different results, so that their timings are not comparable."""
 
 
 def agree(what: str, ours: Tensor | float, theirs: Tensor | float, tolerance: float) -> None:
@@ -94,14 +94,14 @@ def _seconds(side: Side, repeat: int) -> float:
 
 
 def row(what: str, upper: Sequence[float], lower: Sequence[float], goal: float | None, at_least: bool = False) -> Row:
-    """The ratio of two sides' medians, from what ``take_turns`` gave for them."""
+    """Ratio of the medians of two sides, from the result of ``take_turns``."""
     pairs = [a / b for a, b in zip(upper, lower, strict=True)]
     ratio = statistics.median(upper) / statistics.median(lower)
     return Row(what, ratio, min(pairs), max(pairs), goal, at_least)
 
 
 def table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    """Columns of text, the first to the left and the others to the right."""
+    """Text table; the first column is left-aligned, the others right-aligned."""
     cells = [list(header), *map(list, lines)]
     widths = [max(len(line[i]) for line in cells) for i in range(len(header))]
     text = ["  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]) for line in cells]
@@ -109,7 +109,7 @@ def table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
 
 
 def report(benchmark: str, unit: str, compared: str, data: str, rows: Sequence[Row]) -> None:
-    """Prints a table of all ratios, and as the last line one JSON object led by the row nearest to missing its goal."""
+    """Prints a table of all ratios, then one line of JSON that starts with the row closest to missing its goal."""
     lines = [(r.what, f"{r.ratio:.3f}", f"{r.low:.3f} … {r.high:.3f}", goal_of(asdict(r)), verdict(r)) for r in rows]
     print(f"\n{benchmark}: {compared}\nRatio: {unit}. Data: {data}. Threads: {torch.get_num_threads()}.\n")
     print(table(("", "ratio", "range over rounds", "goal", "holds"), lines))
@@ -147,7 +147,7 @@ def _rounded(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def first_line(doc: str | None) -> str:
-    """The sentence with which a benchmark's docstring says what it compares."""
+    """First paragraph of the docstring of a benchmark, on one line."""
     assert doc is not None
     return " ".join(doc.split("\n\n")[0].split())
 
@@ -159,7 +159,7 @@ def mnist_folder() -> Path | None:
 
 
 def mnist(binarised: bool = False) -> tuple[str, Float[Tensor, "60000 1 28 28"]]:
-    """The name of the data and the training images: MNIST where its files are, else random images of its shape."""
+    """Name of the data and training images: MNIST if its files exist, else random images of its shape."""
     from gae import data
 
     folder = mnist_folder()

@@ -3,8 +3,8 @@
 Decoder 20-200-200-784 (tanh, Bernoulli, N(0, I)), trained as a VAE. Both sides get the smallest budget with which 99 %
 of the samples come within 0.01 nats of the best that any of several long runs from the same start reached: Adam the
 best of five rates, ours the better of two tolerances. Ours is L-BFGS whose first metric is the decoder's mean
-curvature at 16 prior draws. Like Adam's rate, that is found beforehand, once for a decoder; the rows for reference
-find it anew within the time. Both sides' settings are chosen on the images that are timed.
+curvature at 16 prior draws. Like Adam's rate, it is computed beforehand, once per decoder; the rows for reference
+include it in the time. Both sides' settings are chosen on the images that are timed.
 """
 
 from dataclasses import dataclass, replace
@@ -29,7 +29,7 @@ DRAWS, HISTORY = 16, 6
 
 @dataclass(frozen=True)
 class Task:
-    """One start, and the objective (nats) that counts as reached from it."""
+    """A start, and the objective (nats) that counts as reached from it."""
 
     likelihood: Head
     x: Float[Tensor, "B D"]
@@ -60,7 +60,7 @@ def by_hand(likelihood: Head, x: Float[Tensor, "B D"], z: Float[Tensor, "B Z"]) 
 
 
 def metric(likelihood: Head, x: Float[Tensor, "B D"]) -> Float[Tensor, "Z Z"]:
-    """What the decoder alone tells about curvature."""
+    """Mean curvature of the decoder."""
     draws = torch.randn(DRAWS, LATENT, generator=torch.Generator().manual_seed(0))
     return mean_curvature(likelihood, x[:DRAWS], draws)
 
@@ -77,22 +77,22 @@ def codes(task: Task, grad_tol: float, steps: int) -> Float[Tensor, "B Z"]:
 
 
 def codes_and_metric(task: Task, grad_tol: float, steps: int) -> Float[Tensor, "B Z"]:
-    """The same codes, with the metric found on the way."""
+    """The same codes, including the computation of the metric."""
     return codes(replace(task, metric=metric(task.likelihood, task.x)), grad_tol, steps)
 
 
 @torch.no_grad()
 def long_run(likelihood: Head, x: Tensor, *engines: Inference) -> Float[Tensor, " B"]:
     """The best objective that any of the engines reaches, each followed by L-BFGS until nothing moves."""
-    found = []
+    values = []
     for engine in engines:
         polished = Ascent(engine, LBFGS(), LONG, tol=1e-5, adjoint=Detach())
-        found.append(polished(likelihood, x).log_joint[0])
-    return torch.stack(found).amax(0)
+        values.append(polished(likelihood, x).log_joint[0])
+    return torch.stack(values).amax(0)
 
 
 def task_from(likelihood: Head, x: Tensor, start: Tensor) -> Task:
-    """The best of several long runs from the start is what counts as reached."""
+    """Task whose objective is the best of several long runs from the start."""
     init = Constant(start)
     long = [Ascent(init, Adam(rate), LONG, adjoint=Detach()) for rate in LONG_RATES]
     return Task(likelihood, x, start, long_run(likelihood, x, init, *long), metric(likelihood, x))
@@ -100,35 +100,35 @@ def task_from(likelihood: Head, x: Tensor, start: Tensor) -> Task:
 
 @torch.no_grad()
 def budget_of_adam(task: Task) -> tuple[float, int]:
-    """The rate, and the smallest number of steps, a multiple of 10, that suffices."""
-    found = []
+    """Best rate, and the smallest sufficient number of steps (a multiple of 10)."""
+    budgets = []
     for rate in RATES:
         engine = Ascent(Constant(task.start), Adam(rate), LONG, adjoint=Detach(), trace=True)
         share = task.share(engine(task.likelihood, task.x).solve.trace[:, 0])
         enough = (share[GRANULARITY::GRANULARITY] >= SHARE).nonzero()
         if len(enough):
-            found.append(((int(enough[0]) + 1) * GRANULARITY, rate))
-    steps, rate = min(found)
+            budgets.append(((int(enough[0]) + 1) * GRANULARITY, rate))
+    steps, rate = min(budgets)
     return rate, steps
 
 
 @torch.no_grad()
 def budget_of_ours(task: Task) -> tuple[float, int]:
-    """The tolerance, and the smallest number of steps, that suffice with the fewest evaluations."""
-    found = []
+    """Tolerance and smallest number of steps with the fewest evaluations."""
+    budgets = []
     for grad_tol in TOLERANCES:
         solve = ours(task, grad_tol, 60, trace=True)(task.likelihood, task.x).solve
         enough = (task.share(solve.trace[:, 0].cummax(0).values) >= SHARE).nonzero()
         if len(enough):
             steps = int(enough[0]) + 1
-            found.append((float(solve.evaluations.clamp(max=steps).float().mean()), grad_tol, steps))
-    evaluations, grad_tol, steps = min(found)
+            budgets.append((float(solve.evaluations.clamp(max=steps).float().mean()), grad_tol, steps))
+    evaluations, grad_tol, steps = min(budgets)
     print(f"  ours: grad_tol {grad_tol}, at most {steps} steps, {evaluations:.1f} evaluations per sample")
     return grad_tol, steps
 
 
 def reached(task: Task, what: str, z: Float[Tensor, "B Z"]) -> None:
-    """Raises unless the codes are what the timing is about."""
+    """Raises UnequalResults unless enough codes reach the objective."""
     share = float(task.share(task.likelihood.log_joint(task.x, z.unsqueeze(0))[0]))
     print(f"  {what}: {share:.1%} of the samples within {CLOSE} nats")
     if share < SHARE:

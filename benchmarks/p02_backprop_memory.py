@@ -3,7 +3,7 @@
 P1's decoder (20-200-200-784, tanh, Bernoulli) at its initial weights, batch 128, gradient ascent on the code; a pass
 gives the gradients of all of the decoder's parameters. Memory is counted twice: as the bytes of all tensors alive at
 once, which is exact, and as what a pass adds to the resident set at its peak, in a fresh process after a pass with
-T = 1 (Linux), which also sees a fragmented heap. ``CheckpointedUnroll`` keeps T codes, and is flat but for those.
+T = 1 (Linux), which also sees a fragmented heap. ``CheckpointedUnroll`` keeps T codes, and is constant otherwise.
 """
 
 import gc
@@ -32,7 +32,7 @@ FLAT = 1.1  # the most that 16 times the steps may cost
 MODES: dict[str, Callable[[], Adjoint]] = {
     "Unroll": Unroll,
     "Checkpoint": CheckpointedUnroll,
-    "Implicit": lambda: Implicit(stationary=math.inf),  # T = 16 is no solution; memory is asked for all the same
+    "Implicit": lambda: Implicit(stationary=math.inf),  # T = 16 is no solution, but only the memory matters here
     "OneStep": OneStep,
     "Detach": Detach,
 }
@@ -56,7 +56,7 @@ class Live(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.now = self.most = 0
-        self.seen: set[int] = set()
+        self.storages: set[int] = set()
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         made = function(*args, **(kwargs or {}))
@@ -66,14 +66,14 @@ class Live(TorchDispatchMode):
         return made
 
     def _count(self, storage: Any) -> None:
-        if storage._cdata not in self.seen:
-            self.seen.add(storage._cdata)
+        if storage._cdata not in self.storages:
+            self.storages.add(storage._cdata)
             self.now += storage.nbytes()
             self.most = max(self.most, self.now)
             weakref.finalize(storage, self._release, storage._cdata, storage.nbytes())
 
     def _release(self, key: int, size: int) -> None:
-        self.seen.discard(key)
+        self.storages.discard(key)
         self.now -= size
 
 
@@ -100,14 +100,14 @@ def peaks(x: Float[Tensor, "B D"], *modes: str) -> list[list[float]]:
     """``resident`` by mode and round, the modes in turns."""
     context = multiprocessing.get_context("forkserver")  # a child begins with the imports, and with little memory
     context.set_forkserver_preload(["benchmarks.mnist_vae"])
-    found: list[list[float]] = [[] for _ in modes]
+    resident_bytes: list[list[float]] = [[] for _ in modes]
     with context.Pool(1, maxtasksperchild=1) as pool:
         for _ in range(ROUNDS):
-            for mode, seen in zip(modes, found, strict=True):
-                seen.append(pool.apply(resident, (mode, x, torch.get_num_threads())))
-    for mode, seen in zip(modes, found, strict=True):
-        print(f"  {mode}, T = {LONG}: {statistics.median(seen) / 2**20:.1f} MiB resident")
-    return found
+            for mode, sizes in zip(modes, resident_bytes, strict=True):
+                sizes.append(pool.apply(resident, (mode, x, torch.get_num_threads())))
+    for mode, sizes in zip(modes, resident_bytes, strict=True):
+        print(f"  {mode}, T = {LONG}: {statistics.median(sizes) / 2**20:.1f} MiB resident")
+    return resident_bytes
 
 
 def main() -> None:

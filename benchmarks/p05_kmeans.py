@@ -69,7 +69,7 @@ def _each(long: Sequence[float], short: Sequence[float]) -> list[float]:
 
 
 def main() -> None:
-    warnings.simplefilter("ignore", ConvergenceWarning)  # scikit-learn's, of a fit that stops where it is told to
+    warnings.simplefilter("ignore", ConvergenceWarning)  # from scikit-learn, since the number of iterations is fixed
     name, images = mnist()
     x = images.flatten(1)
     rows = [line for components in COMPONENTS for line in compare(x, components)]

@@ -25,7 +25,7 @@ EQUAL, WARM, BLOCK, BLOCKS = 10, 4, 5, 9  # steps compared; steps before timing;
 
 
 class Scale(nn.Module):
-    """One scale of the paper's network; its parts stand in the order of ``nets.Skip``: weights can be copied."""
+    """One scale of the paper's network; its parts are in the order of ``nets.Skip``, so that weights can be copied."""
 
     def __init__(self, inputs: int, channels: int, inner: "Scale | None"):
         super().__init__()
@@ -55,8 +55,8 @@ def plain(channels: int, scales: int) -> nn.Sequential:
     return nn.Sequential(inner, nn.Conv2d(channels, 1, 1), nn.Sigmoid())
 
 
-def by_hand(network: nn.Module, seen: Tensor, x: Tensor, eps: float = 1e-8) -> Callable[[float], float]:
-    """The step of the paper's loop, which returns the squared error before it.
+def by_hand(network: nn.Module, inputs: Tensor, x: Tensor, eps: float = 1e-8) -> Callable[[float], float]:
+    """Step of the paper's loop; returns the squared error before the step.
 
     It is scaled as our density is: Adam's ε, next to the gradient of a mean over pixels, would be another rule.
     """
@@ -64,7 +64,7 @@ def by_hand(network: nn.Module, seen: Tensor, x: Tensor, eps: float = 1e-8) -> C
 
     def step(noise: float) -> float:
         optimizer.zero_grad()
-        loss = mse_loss(network(seen.unsqueeze(0) + noise * torch.randn_like(seen)), x)
+        loss = mse_loss(network(inputs.unsqueeze(0) + noise * torch.randn_like(inputs)), x)
         (loss * x.numel() / (2 * SCALE**2)).backward()
         optimizer.step()
         return loss.item()
@@ -77,31 +77,31 @@ def verify(channels: int, scales: int, name: str) -> None:
 
     Our ε stands inside the root; and in float32 Adam blows rounding up by each step.
     """
-    x, seen = torch.rand(1, 1, SIDE, SIDE).double(), 0.1 * torch.rand(32, SIDE, SIDE).double()
+    x, inputs = torch.rand(1, 1, SIDE, SIDE).double(), 0.1 * torch.rand(32, SIDE, SIDE).double()
     theirs = plain(channels, scales).double()
     start = parameters_to_vector(theirs.parameters()).detach()
     engine = Ascent(Constant(start), Adam(RATE, eps=1e-15), EQUAL, adjoint=Detach(), trace=True)
     with torch.no_grad():
-        nats = -engine.infer(ours(channels, scales, seen, 0.0), x).solve.trace.flatten() / x.numel()
-    step = by_hand(theirs, seen, x, eps=1e-15)
-    found = 2 * SCALE**2 * (nats - math.log(SCALE) - 0.5 * math.log(2 * math.pi))
-    agree(f"loss of {EQUAL} steps, {name}", found, torch.tensor([step(0.0) for _ in range(EQUAL)]), 1e-6)
+        nats = -engine.infer(ours(channels, scales, inputs, 0.0), x).solve.trace.flatten() / x.numel()
+    step = by_hand(theirs, inputs, x, eps=1e-15)
+    losses = 2 * SCALE**2 * (nats - math.log(SCALE) - 0.5 * math.log(2 * math.pi))
+    agree(f"loss of {EQUAL} steps, {name}", losses, torch.tensor([step(0.0) for _ in range(EQUAL)]), 1e-6)
 
 
-def ours(channels: int, scales: int, seen: Tensor, jitter: float) -> WeightLikelihood:
+def ours(channels: int, scales: int, inputs: Tensor, jitter: float) -> WeightLikelihood:
     network = nets.skip(32, 1, (channels,) * scales, (channels,) * scales, (4,) * scales)
-    return WeightLikelihood(network.to(seen), seen, partial(Gaussian, scale=SCALE), jitter=jitter).to(seen)
+    return WeightLikelihood(network.to(inputs), inputs, partial(Gaussian, scale=SCALE), jitter=jitter).to(inputs)
 
 
 def compare(channels: int, scales: int, ruled: bool) -> Row:
-    """The ratio for one size of the network; ``ruled`` adds our stopping rule, which the other side has not."""
+    """The ratio for one size of the network; ``ruled`` adds our stopping rule, which the other side lacks."""
     torch.manual_seed(0)
     name = f"{channels} channels, {scales} scales" + (", with our stopping rule" if ruled else "")
     if not ruled:
         verify(channels, scales, name)
-    x, seen, theirs = torch.rand(1, 1, SIDE, SIDE), 0.1 * torch.rand(32, SIDE, SIDE), plain(channels, scales)
+    x, inputs, theirs = torch.rand(1, 1, SIDE, SIDE), 0.1 * torch.rand(32, SIDE, SIDE), plain(channels, scales)
     start = parameters_to_vector(theirs.parameters()).detach()
-    step = by_hand(theirs, seen, x)
+    step = by_hand(theirs, inputs, x)
     taken: tuple[list[float], list[float]] = ([], [])
     since = [time.perf_counter()]
 
@@ -117,7 +117,7 @@ def compare(channels: int, scales: int, ruled: bool) -> Row:
     stop = ESWMV() if ruled else None
     engine = Ascent(Constant(start), Adam(RATE), steps, adjoint=Detach(), stop=stop, watch=turn)
     with torch.no_grad():
-        engine.infer(ours(channels, scales, seen, JITTER), x)
+        engine.infer(ours(channels, scales, inputs, JITTER), x)
     mine, others = ([sum(side[i : i + BLOCK]) for i in range(WARM, steps, BLOCK)] for side in taken)
     return row(name, mine, others, None if ruled else 0.9)
 

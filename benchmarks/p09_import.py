@@ -31,7 +31,7 @@ def processor_seconds(run: Callable[[], str], rounds: int = 9) -> list[float]:
 
 
 def help_row(bare: Sequence[float], helped: Sequence[float]) -> Row:
-    """`gae --help` beyond a bare interpreter, as a share of the time that it may take."""
+    """`gae --help` beyond a bare interpreter, as a share of its time limit."""
     beyond = [a - statistics.median(bare) for a in helped]
     low, middle, high = (each / HELP_SECONDS for each in (min(beyond), statistics.median(beyond), max(beyond)))
     return Row("gae --help beyond python / 0.5 s, processor time", middle, low, high, 1.0)

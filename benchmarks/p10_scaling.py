@@ -54,7 +54,7 @@ def decade(start: int) -> list[int]:
 
 
 def scaling(what: str, sizes: list[int], make: Callable[[int], Encode]) -> Row:
-    """How far the exponent of the median times is from 1, and how far those of the rounds are. The sizes take turns."""
+    """Distance from 1 of the exponent of the median times, and of the rounds' exponents. The sizes take turns."""
     taken = np.array(take_turns(*[make(size) for size in sizes], rounds=5))
     exponent = _slope(sizes, np.median(taken, axis=1))
     rounds = [abs(_slope(sizes, seconds) - 1) for seconds in taken.T]

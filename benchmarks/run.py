@@ -1,4 +1,4 @@
-"""Runs every benchmark, each in a process of its own, and writes results.json and RESULTS.md."""
+"""Runs every benchmark in a separate process, and writes results.json and RESULTS.md."""
 
 import json
 import os
@@ -20,7 +20,7 @@ Result = dict[str, Any]
 
 
 def run(module: str) -> Result | None:
-    """The result of one benchmark, whose output is passed on as it comes; None if it failed."""
+    """Result of a benchmark, or None if it failed; its output is printed as it comes."""
     print(f"\n=== {module}", flush=True)
     process = subprocess.Popen(
         [sys.executable, "-u", "-m", f"benchmarks.{module}"], cwd=ROOT, stdout=subprocess.PIPE, text=True
@@ -35,25 +35,25 @@ def run(module: str) -> Result | None:
 
 
 def machine() -> dict[str, Any]:
-    """What the ratios were taken on."""
+    """Machine of the measurements."""
     pages = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return {"cpu": processor(), "cores": len(os.sched_getaffinity(0)), "memory_gib": round(pages / 2**30, 1)}
 
 
-def page(found: dict[str, Any], failed: list[str]) -> Iterator[str]:
+def page(report: dict[str, Any], failed: list[str]) -> Iterator[str]:
     """RESULTS.md, line by line."""
-    where = found["machine"]
+    where = report["machine"]
     yield "# Benchmarks, measured side by side"
     yield ""
-    yield f"Written by `{COMMAND}` on {found['date']}:"
+    yield f"Written by `{COMMAND}` on {report['date']}:"
     yield f"{where['cpu']}, {where['cores']} cores, {where['memory_gib']} GiB,"
-    yield ", ".join(f"{name} {number}" for name, number in found["versions"].items()) + "."
+    yield ", ".join(f"{name} {number}" for name, number in report["versions"].items()) + "."
     yield "Each figure is a ratio of medians within one run, in which the sides take turns, with its range over the"
     yield "rounds; see [README.md](README.md)."
     yield ""
-    yield missed(found["results"])
+    yield missed(report["results"])
     yield from (f"\n**{module} failed**: it crashed, or the two sides computed different things." for module in failed)
-    for result in found["results"]:
+    for result in report["results"]:
         yield from _section(result)
 
 
@@ -83,17 +83,17 @@ def main() -> None:
     modules = sorted(path.stem for path in FOLDER.glob("p[0-9]*.py"))
     results = {module: run(module) for module in modules}
     failed = [module for module, result in results.items() if result is None]
-    found: dict[str, Any] = {
+    report: dict[str, Any] = {
         "command": COMMAND,
         "date": datetime.now(UTC).date().isoformat(),
         "machine": machine(),
         "versions": versions(LIBRARIES),
         "results": [result for result in results.values() if result is not None],
     }
-    text = json.dumps(found, indent=1, ensure_ascii=False)
+    text = json.dumps(report, indent=1, ensure_ascii=False)
     (FOLDER / "results.json").write_text(text + "\n", encoding="utf-8")
-    (FOLDER / "RESULTS.md").write_text("\n".join(page(found, failed)) + "\n", encoding="utf-8")
-    print(f"\n{missed(found['results'])}")
+    (FOLDER / "RESULTS.md").write_text("\n".join(page(report, failed)) + "\n", encoding="utf-8")
+    print(f"\n{missed(report['results'])}")
     if failed:
         sys.exit(f"Failed: {', '.join(failed)}.")
 

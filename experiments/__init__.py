@@ -1,1 +1,1 @@
-"""One claim per file: a frozen configuration in, results/claim.json and results/claim.png out."""
+"""Experiments: one claim per file, from a frozen configuration to results/claim.json and results/claim.png."""

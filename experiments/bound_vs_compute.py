@@ -3,14 +3,14 @@
 The mean log joint log q_w(z) q_r(x|z) of MNIST test images under the decoder of benchmark P1 (20-200-200-784, tanh,
 Bernoulli), for every step rule, from zeros, from a draw of the prior and from the encoder's mean, against decoder
 evaluations per image and against seconds. Each point is the code that a solve with this budget returns: the last
-point, or for the rules that search (``LBFGS``, ``GaussNewton``) the best one seen. Rates are chosen for every start and
-budget apart, from a grid, on training images; the images shown have no part in it.
+point, or for the rules with a search (``LBFGS``, ``GaussNewton``) the best one. Rates are chosen from a grid for every
+start and budget, on training images that are not shown.
 
-An evaluation is the log joint and its gradient. A Gauss-Newton step counts as 1 + 20 of them, for its matrix takes one
+An evaluation is the log joint and its gradient. A Gauss-Newton step counts as 1 + 20 of them, as its matrix takes one
 tangent pass through the decoder per latent dimension. The gap is to the highest log joint that any run from any start
-reached, many long ones included; it may be a local maximum. Once nearly all images have converged, the mean gap is that
-of a few, and the rate that was best for others need not suit them: hence Adam's rise at 256 steps. Seconds are medians
-over rounds in which all take turns in random order; they hold for one batch on one machine.
+reached, many long ones included; it may be a local maximum. Once nearly all images have converged, a few images
+determine the mean gap, and a rate chosen on others need not suit them: hence Adam's rise at 256 steps. Seconds are
+medians over rounds in which all take turns in random order; they hold for one batch on one machine.
 
     python -m experiments.bound_vs_compute
 """
@@ -95,7 +95,7 @@ def engine(init: Inference, step: Step, steps: int, trace: bool = False) -> Asce
 
 @torch.no_grad()
 def values(likelihood: Likelihood, x: Tensor, init: Inference, rule: Rule, step: Step, seed: int) -> Tensor:
-    """The log joint of the code that each budget returns, (budgets, B) in nats."""
+    """Log joint of the code returned for each budget, (budgets, B) in nats."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         trace = engine(init, step, max(rule.budgets) + 1, True)(likelihood, x).solve.trace[:, 0]
@@ -104,9 +104,9 @@ def values(likelihood: Likelihood, x: Tensor, init: Inference, rule: Rule, step:
     return trace[list(rule.budgets)]
 
 
-def choose(found: list[Tensor]) -> list[int]:
+def choose(runs: list[Tensor]) -> list[int]:
     """For every budget the index of the run with the highest mean."""
-    means = torch.stack([run.double().mean(1).nan_to_num(-math.inf) for run in found])
+    means = torch.stack([run.double().mean(1).nan_to_num(-math.inf) for run in runs])
     return means.argmax(0).tolist()
 
 
@@ -114,7 +114,7 @@ def choose(found: list[Tensor]) -> list[int]:
 def timed(
     likelihood: Likelihood, x: Tensor, sides: dict[Any, tuple[Ascent, Tensor]], configuration: Configuration
 ) -> dict[Any, float]:
-    """Median seconds of every side, after a check, which warms up, that it returns what its trace promised."""
+    """Median seconds of every side, after a warm-up that checks the returned code against its trace."""
     taken: dict[Any, list[float]] = {key: [] for key in sides}
     with torch.random.fork_rng(devices=[]):
         for key, (one, promised) in sides.items():
@@ -129,7 +129,7 @@ def timed(
 
 
 def best_known(model: Autoencoder, x: Tensor, configuration: Configuration) -> Tensor:
-    """The highest log joint of long runs from every start, and from further draws of the prior, (B,) in nats."""
+    """Highest log joint of long runs from every start and from more draws of the prior, (B,) in nats."""
     likelihood, inits = model.likelihood, list(starts(model).values())
     others = [Prior() for _ in range(configuration.other_starts)]
     adam = [Ascent(init, Adam(0.05), 300, adjoint=Detach()) for init in inits]
@@ -138,10 +138,10 @@ def best_known(model: Autoencoder, x: Tensor, configuration: Configuration) -> T
         return long_run(likelihood, x, *inits, *others, *adam)
 
 
-def describe(found: Tensor, best: Tensor, close: float) -> dict[str, float]:
-    gap = (best - found).double()
+def describe(values: Tensor, best: Tensor, close: float) -> dict[str, float]:
+    gap = (best - values).double()
     return {
-        "bound": float(found.double().mean()),
+        "bound": float(values.double().mean()),
         "gap": float(gap.mean()),
         "gap_se": float(gap.std() / len(gap) ** 0.5),
         "median_gap": float(gap.median()),
@@ -189,21 +189,21 @@ def main(configuration: Configuration) -> None:
     name, train, test = images()
     model = trained(train)
     likelihood, x, tuning = model.likelihood, test[: configuration.images], train[: configuration.tuning_images]
-    rows, found, sides = [], [], {}
+    rows, reached, sides = [], [], {}
     for (start, init), (rule_name, rule) in product(starts(model).items(), RULES.items()):
         steps = rule.steps()
         chosen = choose([values(likelihood, tuning, init, rule, step, configuration.seed) for step in steps])
         shown = {i: values(likelihood, x, init, rule, steps[i], configuration.seed) for i in set(chosen)}
         for i, (budget, at) in enumerate(zip(rule.budgets, chosen, strict=True)):
-            found.append(shown[at][i])
+            reached.append(shown[at][i])
             rate = rule.rates[at] if rule.rates else None
             key = (rule_name, start, budget)
-            sides[key] = (engine(init, steps[at], budget), found[-1])
+            sides[key] = (engine(init, steps[at], budget), reached[-1])
             row = {"rule": rule_name, "start": start, "steps": budget, "evaluations": budget * rule.evaluations}
             rows.append({**row, "rate": rate})
-    best = torch.stack([best_known(model, x, configuration), *found]).amax(0)
+    best = torch.stack([best_known(model, x, configuration), *reached]).amax(0)
     seconds = timed(likelihood, x, sides, configuration)
-    for row, value in zip(rows, found, strict=True):
+    for row, value in zip(rows, reached, strict=True):
         row |= describe(value, best, configuration.close)
         row["seconds"] = seconds[row["rule"], row["start"], row["steps"]]
     results = {

@@ -1,4 +1,4 @@
-"""What every experiment shares: where the data are, and how a result is written down."""
+"""Common functions of the experiments: reading MNIST and writing results."""
 
 import json
 import os

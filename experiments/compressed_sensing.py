@@ -6,20 +6,20 @@ this is the most probable code of ``Measured(G, A, scale=√λ)``. Here their fi
 error per pixel against the clean image, over test images. Must hold: the error falls with m, within its errors, and
 is below that of Lasso for m ≤ 100. (From m = 400 on Lasso on pixels wins: no code gives the image itself.)
 
-The decoder, 20-500-500-784 with softplus, is theirs, and so is its loss, but for one thing: they put the cross-entropy
-of a Bernoulli on grey values. Here the pixels are drawn anew in each epoch with the grey values as probabilities (the
-encoder sees the draws too): for a given code the loss is the same in expectation, and its likelihood a proper one. The
-restored image is the mean, in [0, 1].
+The decoder, 20-500-500-784 with softplus, is theirs, and so is its loss, with one difference: they apply the
+cross-entropy of a Bernoulli to grey values. Here the pixels are drawn anew in each epoch with the grey values as
+probabilities (the encoder gets the draws too): for a given code the loss is the same in expectation, and the likelihood
+is proper. The restored image is the mean, in [0, 1].
 
 λ is chosen for each m, as is Lasso's penalty for each m and basis (and, for pixels, whether coefficients must be
 positive), by the error on training images that the decoder was not trained on, under another A and other noise. Lasso
 minimises ½‖A Ψ w - y‖² + penalty ‖w‖₁ for Ψ the pixels or the orthonormal 2-D DCT; its images are clipped to [0, 1],
-where the decoder's lie anyway. All three methods see the same A and y, with one A for each m: standard errors are over
+where the decoder's lie anyway. All three methods use the same A and y, with one A for each m: standard errors are over
 images. The floor is the error of the best code when the whole image is seen.
 
     python -m experiments.compressed_sensing
 
-Checkpoints of the training are in ``runs/compressed_sensing``; a run that was stopped does not train anew.
+Checkpoints are in ``runs/compressed_sensing``; an interrupted run resumes from them.
 """
 
 import math
@@ -90,7 +90,7 @@ def train(configuration: Configuration) -> Bernoulli:
 
 @dataclass(frozen=True)
 class Measurements:
-    """Images (n, 1, 28, 28), seen as y (n, m) through A, with noise."""
+    """Images (n, 1, 28, 28) and their noisy measurements y (n, m) by A."""
 
     x: Tensor
     y: Tensor
@@ -110,22 +110,22 @@ def errors(estimate: Tensor, x: Tensor) -> Tensor:
 
 @torch.no_grad()
 def decoded(
-    configuration: Configuration, likelihood: Likelihood, seen: Measurements, weight: float, rule: str = "lbfgs"
+    configuration: Configuration, likelihood: Likelihood, measurements: Measurements, weight: float, rule: str = "lbfgs"
 ) -> tuple[Tensor, Encoding]:
     """Images of the most probable codes for λ = weight, the best of all restarts, and these codes."""
     step, steps, tol = LBFGS(), configuration.steps, configuration.tol
     if rule == "adam":
         step, steps, tol = Adam(configuration.adam_rate), configuration.adam_steps, None
     engine = Ascent(Prior(), step, steps, tol, restarts=configuration.restarts, adjoint=Detach())
-    observed = Measured(likelihood, seen.operator, scale=math.sqrt(weight))
+    observed = Measured(likelihood, measurements.operator, scale=math.sqrt(weight))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(configuration.seed)
-        found = engine(observed, seen.y)
-    return observed.restored(found.point), found
+        encoding = engine(observed, measurements.y)
+    return observed.restored(encoding.point), encoding
 
 
 def lasso(
-    configuration: Configuration, seen: Measurements, basis: str, positive: bool, penalties: tuple[float, ...]
+    configuration: Configuration, measurements: Measurements, basis: str, positive: bool, penalties: tuple[float, ...]
 ) -> tuple[Tensor, float]:
     """Images (penalties, n, 1, 28, 28) for descending penalties, and the share of unconverged solves at the last."""
     import numpy as np
@@ -133,14 +133,14 @@ def lasso(
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import lasso_path
 
-    m, side = seen.y.shape[1], seen.x.shape[1:]
-    atoms = seen.operator.adjoint(torch.eye(m)).flatten(1).double().numpy()
+    m, side = measurements.y.shape[1], measurements.x.shape[1:]
+    atoms = measurements.operator.adjoint(torch.eye(m)).flatten(1).double().numpy()
     if basis == "dct":
         atoms = dctn(atoms.reshape(m, *side), axes=(2, 3), norm="ortho").reshape(m, -1)
     options = {"alphas": np.array(penalties) / m, "precompute": atoms.T @ atoms, "positive": positive}
     options |= {"max_iter": configuration.lasso_sweeps, "tol": configuration.lasso_tol}
     paths, late = [], []
-    for y in seen.y.double().numpy():
+    for y in measurements.y.double().numpy():
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)
             _, path, gaps = lasso_path(atoms, y, **options)
@@ -152,48 +152,48 @@ def lasso(
     return torch.from_numpy(images).float().clamp(0, 1), float(np.mean(late, 0)[-1])
 
 
-def select(configuration: Configuration, likelihood: Likelihood, seen: Measurements) -> dict[str, Table]:
+def select(configuration: Configuration, likelihood: Likelihood, measurements: Measurements) -> dict[str, Table]:
     """Mean errors on held-out training images, for every weight and penalty."""
 
     def mean(images: Tensor) -> float:
-        return float(errors(images, seen.x).mean())
+        return float(errors(images, measurements.x).mean())
 
-    found: dict[str, Table] = {"decoder": [], "lasso_pixel": [], "lasso_dct": []}
+    tables: dict[str, Table] = {"decoder": [], "lasso_pixel": [], "lasso_dct": []}
     for weight in configuration.prior_weights:
-        images, _ = decoded(configuration, likelihood, seen, weight)
-        found["decoder"].append({"prior_weight": weight, "error": mean(images)})
+        images, _ = decoded(configuration, likelihood, measurements, weight)
+        tables["decoder"].append({"prior_weight": weight, "error": mean(images)})
     for basis, positive in (("pixel", False), ("pixel", True), ("dct", False)):
-        images, _ = lasso(configuration, seen, basis, positive, configuration.penalties)
+        images, _ = lasso(configuration, measurements, basis, positive, configuration.penalties)
         for penalty, some in zip(configuration.penalties, images, strict=True):
-            found[f"lasso_{basis}"].append({"penalty": penalty, "positive": positive, "error": mean(some)})
-    return found
+            tables[f"lasso_{basis}"].append({"penalty": penalty, "positive": positive, "error": mean(some)})
+    return tables
 
 
-def compare(configuration: Configuration, likelihood: Likelihood, seen: Measurements) -> dict[str, Any]:
-    """L-BFGS beside the paper's Adam, on held-out training images."""
+def compare(configuration: Configuration, likelihood: Likelihood, measurements: Measurements) -> dict[str, Any]:
+    """L-BFGS compared with the paper's Adam, on held-out training images."""
     results = {}
     for rule in ("lbfgs", "adam"):
-        images, found = decoded(configuration, likelihood, seen, configuration.compared_weight, rule)
-        assert found.solve is not None
+        images, encoding = decoded(configuration, likelihood, measurements, configuration.compared_weight, rule)
+        assert encoding.solve is not None
         results[rule] = {
-            "objective": float(found.log_joint.mean()),
-            "error": float(errors(images, seen.x).mean()),
-            "decoder_evaluations": float(found.solve.evaluations.double().mean()),
+            "objective": float(encoding.log_joint.mean()),
+            "error": float(errors(images, measurements.x).mean()),
+            "decoder_evaluations": float(encoding.solve.evaluations.double().mean()),
         }
     return results
 
 
 def evaluate(
-    configuration: Configuration, likelihood: Likelihood, seen: Measurements, choices: dict[str, dict[str, Any]]
+    configuration: Configuration, likelihood: Likelihood, measurements: Measurements, choices: dict[str, dict[str, Any]]
 ) -> tuple[dict[str, Tensor], dict[str, float]]:
-    """Images of each method with its choice, and the share of Lasso's solves that did not converge."""
-    images = {"decoder": decoded(configuration, likelihood, seen, choices["decoder"]["prior_weight"])[0]}
+    """Images of each method with its selected options, and the share of Lasso solves that did not converge."""
+    images = {"decoder": decoded(configuration, likelihood, measurements, choices["decoder"]["prior_weight"])[0]}
     unconverged = {}
     for name in ("lasso_pixel", "lasso_dct"):
         choice = choices[name]
         path = tuple(penalty for penalty in configuration.penalties if penalty >= choice["penalty"])
-        found, unconverged[name] = lasso(configuration, seen, name[6:], choice["positive"], path)
-        images[name] = found[-1]
+        restored, unconverged[name] = lasso(configuration, measurements, name[6:], choice["positive"], path)
+        images[name] = restored[-1]
     return images, unconverged
 
 
@@ -202,19 +202,21 @@ def summary(values: Tensor) -> dict[str, float]:
     return {"mean": float(values.mean()), "half_width": 1.96 * float(values.std()) / math.sqrt(len(values))}
 
 
-def row(m: int, found: dict[str, Tensor], before: dict[str, Tensor] | None) -> dict[str, Any]:
-    """One row of the table; differences are taken image by image."""
-    rival = min(("lasso_pixel", "lasso_dct"), key=lambda name: float(found[name].mean()))
-    line: dict[str, Any] = {"m": m} | {name: summary(values) for name, values in found.items()}
-    line["decoder_minus_better_lasso"] = summary(found["decoder"] - found[rival])
-    line["decoder_minus_fewer_measurements"] = None if before is None else summary(found["decoder"] - before["decoder"])
+def row(m: int, errors_of: dict[str, Tensor], before: dict[str, Tensor] | None) -> dict[str, Any]:
+    """Row of the table; differences are paired by image."""
+    rival = min(("lasso_pixel", "lasso_dct"), key=lambda name: float(errors_of[name].mean()))
+    line: dict[str, Any] = {"m": m} | {name: summary(values) for name, values in errors_of.items()}
+    line["decoder_minus_better_lasso"] = summary(errors_of["decoder"] - errors_of[rival])
+    line["decoder_minus_fewer_measurements"] = (
+        None if before is None else summary(errors_of["decoder"] - before["decoder"])
+    )
     text = "  ".join(f"{LABELS[name]} {line[name]['mean']:.5f} ± {line[name]['half_width']:.5f}" for name in LABELS)
     print(f"m = {m:3}  {text}", flush=True)
     return line
 
 
 def floor(configuration: Configuration, likelihood: Likelihood, x: Tensor) -> Tensor:
-    """Errors of the best codes found where the whole image is seen, without noise."""
+    """Errors of the best codes given the whole image without noise."""
     whole = Mask(torch.ones(x.shape[1:], dtype=torch.bool), x.shape[1:])
     whole_image = Measurements(x, whole(x), whole)
     return errors(decoded(configuration, likelihood, whole_image, configuration.floor_weight)[0], x)
@@ -248,7 +250,7 @@ def draw(configuration: Configuration, results: dict[str, Any], pictures: dict[i
 
 
 def holds(table: Table) -> dict[str, Any]:
-    """Whether the error never rises by more than its error, and where it is below that of the better Lasso."""
+    """Whether the error never rises by more than its uncertainty, and the m at which it is below the better Lasso's."""
     gains = [line["decoder_minus_fewer_measurements"] for line in table[1:]]
     gaps = {line["m"]: line["decoder_minus_better_lasso"] for line in table}
     return {
@@ -271,15 +273,15 @@ def main(configuration: Configuration) -> None:
     for m in configuration.measurements:
         selection = select(configuration, likelihood, measure(configuration, held, m, 10_000 + m))
         choices = {name: min(rows, key=lambda choice: choice["error"]) for name, rows in selection.items()}
-        seen = measure(configuration, grey, m, 20_000 + m)
-        images, unconverged = evaluate(configuration, likelihood, seen, choices)
-        found = {name: errors(some, grey) for name, some in images.items()}
-        line = row(m, found, before) | {"choices": choices, "lasso_unconverged": unconverged}
+        measurements = measure(configuration, grey, m, 20_000 + m)
+        images, unconverged = evaluate(configuration, likelihood, measurements, choices)
+        errors_of = {name: errors(some, grey) for name, some in images.items()}
+        line = row(m, errors_of, before) | {"choices": choices, "lasso_unconverged": unconverged}
         results["table"].append(line)
         results["selection"][m] = selection
         if m in configuration.shown:
             pictures[m] = {name: some[: configuration.pictures] for name, some in ({"image": grey} | images).items()}
-        before = found
+        before = errors_of
     results["holds"] = holds(results["table"])
     print(results["holds"], flush=True)
     write("compressed_sensing", configuration, results, draw(configuration, results, pictures))

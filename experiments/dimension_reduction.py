@@ -1,16 +1,16 @@
-"""Claim: what each reduction of dimension keeps, after Fournier & Aloise (2019, arXiv 2103.04874), by code size.
+"""Claim: accuracy and error of dimension reductions by code size, after Fournier & Aloise (2019, arXiv 2103.04874).
 
 PCA, Isomap, an undercomplete autoencoder, a VAE, LLGAE and a gradient origin network, at code sizes 2 … 50, on the
 bundled digits and on MNIST. Accuracy of 5 nearest neighbours on the codes of the test set among those of the training
 set (for LLGAE, whose charts share no axes, on the decoded means), squared error per pixel of the reconstructions, and
 processor seconds of training and encoding on one thread (other processes cost wall-clock time, not these).
 
-Isomap has no decoder, hence no reconstruction, and takes N² memory: on MNIST it sees 5,000 training images. On MNIST
+Isomap has no decoder, hence no reconstruction, and takes N² memory: on MNIST it uses 5,000 training images. On MNIST
 the first 10,000 training codes are the neighbours.
 
     python -m experiments.dimension_reduction
 
-A run that was stopped goes on where it was: finished cells are in ``runs/dimension_reduction``.
+An interrupted run resumes: finished cells are in ``runs/dimension_reduction``.
 """
 
 import json
@@ -49,12 +49,12 @@ class Configuration:
     seed: int = 0
 
 
-def accuracy(codes: Tensor, labels: Tensor, queries: Tensor, wanted: Tensor) -> dict[str, float]:
+def accuracy(codes: Tensor, labels: Tensor, queries: Tensor, query_labels: Tensor) -> dict[str, float]:
     """5-NN accuracy and its binomial standard error."""
     from sklearn.neighbors import KNeighborsClassifier
 
     classifier = KNeighborsClassifier(5).fit(codes.flatten(1).numpy(), labels.numpy())
-    return proportion(float(classifier.score(queries.flatten(1).numpy(), wanted.numpy())), len(queries))
+    return proportion(float(classifier.score(queries.flatten(1).numpy(), query_labels.numpy())), len(queries))
 
 
 def isomap(data: Dataset, size: int, configuration: Configuration) -> dict[str, Any]:
@@ -77,7 +77,7 @@ def isomap(data: Dataset, size: int, configuration: Configuration) -> dict[str, 
 
 
 def system(method: str, data: Dataset, size: int, configuration: Configuration) -> dict[str, Any]:
-    """One of gae's systems: fitted, then codes and reconstructions of the test set."""
+    """Fits a system, and returns codes and reconstructions of the test set."""
     assert data.train_labels is not None and data.test_labels is not None
     options: dict[str, Any] = {"latent": size}
     options |= {"components": configuration.components} if method == "llgae" else {}
@@ -108,7 +108,7 @@ def system(method: str, data: Dataset, size: int, configuration: Configuration) 
 
 
 def searched(model: Any, data: Dataset, configuration: Configuration) -> dict[str, float]:
-    """The squared error per pixel of 500 test images when a gradient origin network's codes are searched by L-BFGS."""
+    """Squared error per pixel of 500 test images with codes of a gradient origin network by L-BFGS."""
     x = data.test[:500]
     with torch.no_grad():
         code = model.encode(x, Ascent(Zeros(), LBFGS(), 100, adjoint=Detach()))
@@ -121,13 +121,13 @@ def cell(method: str, data: Dataset, size: int, configuration: Configuration) ->
     if path.exists():
         return dict(json.loads(path.read_text()))
     run = isomap if method == "isomap" else partial(system, method)
-    found = run(data, size, configuration)
+    entry = run(data, size, configuration)
     RUNS.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(found))
-    error = "–" if found["error"] is None else f"{1000 * found['error']['mean']:.2f}e-3"
-    seconds = found["training_seconds"]
-    print(f"{data.name} {method} {size}: {found['accuracy']['mean']:.3f}, {error}, {seconds:.1f} s", flush=True)
-    return found
+    path.write_text(json.dumps(entry))
+    error = "–" if entry["error"] is None else f"{1000 * entry['error']['mean']:.2f}e-3"
+    seconds = entry["training_seconds"]
+    print(f"{data.name} {method} {size}: {entry['accuracy']['mean']:.3f}, {error}, {seconds:.1f} s", flush=True)
+    return entry
 
 
 def draw(results: dict[str, Any], configuration: Configuration) -> Any:

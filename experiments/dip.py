@@ -1,13 +1,13 @@
-"""Claim: an untrained network restores photographs above the classical baselines, and can tell by itself when to stop.
+"""Claim: an untrained network restores photographs better than classical baselines, with a self-stopping rule.
 
 Deep image prior as inference of a network's weights: three tasks on scikit-image's photographs at 128 × 128, a skip
 network of 32 channels and 4 scales (small enough for a CPU), 3 seeds, whose results are also averaged. Jitter, window
 and delay of the stopping rule, and the weights of TV and NL-means, were chosen on other images (coffee, rocket, moon,
-chelsea). Ground truth is used to report, never to choose: "best seen" says what a perfect rule would have gained.
+chelsea). Ground truth is used for reporting only: "best seen" is the result of a perfect stopping rule.
 
     python -m experiments.dip
 
-Every run is kept in ``runs/dip``, so the command can be stopped and started again, also several times at once.
+Every run is kept in ``runs/dip``, so the command can be interrupted, resumed and run in several processes.
 """
 
 import json
@@ -53,7 +53,7 @@ def photograph(name: str, side: int) -> Tensor:
 
 
 def measured(clean: Tensor, task: str, configuration: Configuration) -> tuple[Tensor, dict[str, Any]]:
-    """The measured image and the options of ``restore_image`` for it; all seeds see one draw of noise or mask."""
+    """The measured image and the options of ``restore_image`` for it; all seeds share one draw of noise or mask."""
     draw = torch.Generator().manual_seed(0)
     if task == "denoise":
         return (clean + configuration.sigma * torch.randn(clean.shape, generator=draw)).clamp(0, 1), {}
@@ -72,7 +72,7 @@ def quality(image: Tensor, clean: Tensor) -> dict[str, float]:
 
 
 def baselines(given: Tensor, task: str, options: dict[str, Any], configuration: Configuration) -> dict[str, Tensor]:
-    """What a user would do otherwise."""
+    """Classical alternatives."""
     from skimage import restoration, transform
 
     grey = len(given) == 1
@@ -99,7 +99,7 @@ def baselines(given: Tensor, task: str, options: dict[str, Any], configuration: 
 
 
 def run(name: str, task: str, seed: int, configuration: Configuration) -> tuple[dict[str, Any], Tensor]:
-    """One restoration, from its file if it has been done: its account and its image."""
+    """Summary and image of one restoration, read from its file if it exists."""
     path = KEPT / f"{name}-{task}-{seed}.npz"
     if path.exists():
         with np.load(path) as kept:
@@ -113,17 +113,21 @@ def run(name: str, task: str, seed: int, configuration: Configuration) -> tuple[
             curve.append((progress.step + 1, quality(progress.average[0, 0], clean)["psnr"]))
 
     network = Network(configuration.channels, configuration.scales)
-    found = restore_image(given, task, network=network, seed=seed, watch=report, **options)
-    account = quality(found.image, clean) | {"seed": seed, "steps": found.steps[0], "stopped": found.settled[0]}
+    restoration = restore_image(given, task, network=network, seed=seed, watch=report, **options)
+    account = quality(restoration.image, clean) | {
+        "seed": seed,
+        "steps": restoration.steps[0],
+        "stopped": restoration.settled[0],
+    }
     account |= {"best_seen": max(psnr for _, psnr in curve), "curve": curve}
     KEPT.mkdir(parents=True, exist_ok=True)
-    np.savez(path, account=json.dumps(account), image=found.image.numpy())
+    np.savez(path, account=json.dumps(account), image=restoration.image.numpy())
     print(f"{name} {task} seed {seed}: {account['psnr']:.2f} dB after {account['steps']} steps", flush=True)
-    return account, found.image
+    return account, restoration.image
 
 
 def cell(name: str, task: str, configuration: Configuration) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """One image and task: every method's quality, and the pictures."""
+    """Quality and image of every method, for one image and task."""
     clean = photograph(name, configuration.side)
     given, options = measured(clean, task, configuration)
     pictures = baselines(given, task, options, configuration)
@@ -140,10 +144,10 @@ def summary(results: dict[str, Any]) -> list[str]:
     lines = []
     for task in TASKS:
         for name, cells in results.items():
-            found = cells[task]
-            shown = {method: value for method, value in found.items() if method != "runs"}
+            entry = cells[task]
+            shown = {method: value for method, value in entry.items() if method != "runs"}
             text = ", ".join(f"{method} {value['psnr']:.2f} / {value['ssim']:.3f}" for method, value in shown.items())
-            runs = "; ".join(f"{r['psnr']:.2f} (best seen {r['best_seen']:.2f}, {r['steps']})" for r in found["runs"])
+            runs = "; ".join(f"{r['psnr']:.2f} (best seen {r['best_seen']:.2f}, {r['steps']})" for r in entry["runs"])
             lines.append(f"{task:13}{name:10} {text}; runs {runs}")
     return lines
 
@@ -157,9 +161,9 @@ def draw(pictures: dict[tuple[str, str], dict[str, Tensor]], results: dict[str, 
     for axes in (grid := figure.subplots(len(pictures), width, squeeze=False)).flat:
         axes.set_axis_off()
     for row, ((name, task), shown) in zip(grid, pictures.items(), strict=True):
-        found = results[name][task]
-        psnr = {method: value["psnr"] for method, value in found.items() if method != "runs"}
-        psnr["deep image prior"] = found["runs"][0]["psnr"]
+        entry = results[name][task]
+        psnr = {method: value["psnr"] for method, value in entry.items() if method != "runs"}
+        psnr["deep image prior"] = entry["runs"][0]["psnr"]
         for axes, (method, image) in zip(row, shown.items(), strict=False):
             picture = image.clamp(0, 1).numpy().transpose(1, 2, 0)
             axes.imshow(picture[..., 0] if picture.shape[2] == 1 else picture, cmap="gray", vmin=0, vmax=1)
@@ -172,8 +176,8 @@ def main(configuration: Configuration) -> None:
     pictures: dict[tuple[str, str], dict[str, Tensor]] = {}
     for name in configuration.images:
         for task in TASKS:
-            found, pictures[name, task] = cell(name, task, configuration)
-            results.setdefault(name, {})[task] = found
+            entry, pictures[name, task] = cell(name, task, configuration)
+            results.setdefault(name, {})[task] = entry
     print("PSNR (dB) / SSIM", *summary(results), sep="\n")
     write("dip", configuration, results, draw(pictures, results))
 

@@ -1,15 +1,15 @@
-"""Claim: on one decoder, how much compute an encoder by ascent needs to overtake an amortised one, and what it gains.
+"""Claim: compute that an encoder by ascent needs to overtake an amortised one on the same decoder, and its gain.
 
 Four decoders of one architecture (``gap_models``), trained by the ELBO of an encoder, by a semi-amortised ELBO, and by
 unrolled and detached MAP. On each, the first 100 test images of MNIST are encoded by
 
 - the encoder alone (where there is one), and MAP ascent by L-BFGS from zeros, from a prior draw, and from the
   encoder's mean;
-- mean-field ascent from the encoder's density (semi-amortised), with more and more steps, on few draws and on many;
-- adjusted Langevin dynamics from zeros, with more and more steps.
+- mean-field ascent from the encoder's density (semi-amortised), with increasing numbers of steps, few and many draws;
+- adjusted Langevin dynamics from zeros, with increasing numbers of steps.
 
-A point code has no bound of its own. Each is given the ELBO of the Laplace approximation at the code, so that all
-engines are measured by one quantity: a lower bound of log p(x), in nats, by fresh draws. Its curvature takes 50 further
+A point code defines no bound. It is evaluated by the ELBO of the Laplace approximation at the code, so that all
+engines share one quantity: a lower bound of log p(x), in nats, by fresh draws. Its curvature takes 50 further
 decoder derivatives, which are counted. For every engine: bound, decoder evaluations and seconds per image.
 
     python -m experiments.gap_models && python -m experiments.encoders_by_compute
@@ -58,18 +58,18 @@ class Configuration:
 
 
 def engines(encoder: NormalEncoder | None, configuration: Configuration, steps: int) -> dict[str, Inference]:
-    """Every engine at a number of steps."""
+    """Every engine with a given number of steps."""
     climb = partial(Ascent, step=LBFGS(), max_steps=steps, adjoint=Detach())
-    found: dict[str, Inference] = {"MAP from zeros": climb(Zeros()), "MAP from the prior": climb(Prior())}
+    choices: dict[str, Inference] = {"MAP from zeros": climb(Zeros()), "MAP from the prior": climb(Prior())}
     noise = Langevin(configuration.langevin_rate, adjusted=True)
-    found["Langevin from zeros"] = Ascent(Zeros(), noise, steps, adjoint=Detach())
+    choices["Langevin from zeros"] = Ascent(Zeros(), noise, steps, adjoint=Detach())
     if encoder is not None:
-        found["MAP from the encoder"] = climb(Amortized(encoder))
+        choices["MAP from the encoder"] = climb(Amortized(encoder))
         for name, family in {"8 draws": MeanField(8), "100 matched draws": MeanField(100, matched=True)}.items():
             rule = Adam(0.02, (0.8, 0.9))
             refined = Ascent(Amortized(encoder), rule, steps, family=family, adjoint=Detach())
-            found[f"mean field from the encoder, {name}"] = refined
-    return found
+            choices[f"mean field from the encoder, {name}"] = refined
+    return choices
 
 
 def measured(decoder: Bernoulli, x: Tensor, engine: Inference, configuration: Configuration) -> dict[str, Any]:
@@ -97,32 +97,32 @@ def curves(name: str, data: Any, configuration: Configuration) -> dict[str, Any]
     assert isinstance(decoder, Bernoulli)
     encoder = None if name in ("unrolled", "detached") else trained
     x = data.test[: configuration.images]
-    found: dict[str, list[dict[str, Any]]] = {}
+    curves: dict[str, list[dict[str, Any]]] = {}
     with torch.no_grad():
         if encoder is not None:
-            found["encoder"] = [{"steps": 0, **measured(decoder, x, Amortized(encoder), configuration)}]
+            curves["encoder"] = [{"steps": 0, **measured(decoder, x, Amortized(encoder), configuration)}]
         for steps in configuration.steps:
             for label, engine in engines(encoder, configuration, steps).items():
                 row = {"steps": steps, **measured(decoder, x, engine, configuration)}
-                found.setdefault(label, []).append(row)
+                curves.setdefault(label, []).append(row)
                 print(f"{name}, {label}, {steps} steps: {row['mean']:.2f}", flush=True)
         double = copy.deepcopy(decoder).double()
         log_p = inference_gap(double, x.double(), ("full covariance",), samples=configuration.samples).evidence
     return {
         "label": TRAININGS[name].label,
-        "curves": found,
-        "crossings": crossings(found),
+        "curves": curves,
+        "crossings": crossings(curves),
         "log_p": {**mean_and_error(log_p.log_p), "ess": float(log_p.ess.mean())},  # type: ignore[union-attr]
     }
 
 
-def crossings(found: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
+def crossings(curves: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
     """For each engine, the fewest steps whose bound is above the encoder's by more than 2 s.e. of the difference."""
-    if "encoder" not in found:
+    if "encoder" not in curves:
         return {}
-    reference = torch.tensor(found["encoder"][0]["bounds"])
+    reference = torch.tensor(curves["encoder"][0]["bounds"])
     result: dict[str, Any] = {}
-    for label, rows in found.items():
+    for label, rows in curves.items():
         for row in rows:
             gain = mean_and_error(torch.tensor(row["bounds"]) - reference)
             if label != "encoder" and gain["mean"] > 2 * gain["se"]:

@@ -2,11 +2,11 @@
 
 The architecture is that of Burda et al. (2016, arXiv 1509.00519) with one stochastic layer: an encoder
 784-200-200-(2 × 50) and a decoder 50-200-200-784 with tanh, N(0, I) and Bernoulli pixels, on dynamically binarised
-MNIST. All start from the same weights. Their schedule takes 3,280 epochs; ours is named in each row and far shorter.
+MNIST. All start from the same weights. Their schedule takes 3,280 epochs; ours is given in each row and far shorter.
 
     python -m experiments.gap_models [NAME ...]
 
-trains the named decoders, all unless named. A run that was stopped goes on where it was; checkpoints are in
+trains the named decoders (all by default). An interrupted run resumes from its checkpoints in
 ``runs/inference_gap``.
 """
 
@@ -33,7 +33,7 @@ SHAPE, LATENT = (1, 28, 28), 50
 
 @dataclass(frozen=True)
 class Training:
-    """How one decoder is trained: by which engine and objective, and for how many epochs at each rate of Adam."""
+    """Training of one decoder: engine, objective, and epochs at each rate of Adam."""
 
     label: str
     engine: Callable[[NormalEncoder], Inference]
@@ -51,14 +51,14 @@ class Training:
 def map_ascent(adjoint: Adjoint, steps: int, rate: float) -> Ascent:
     """MAP codes by Adam from zero, as the decoders are trained with them.
 
-    Unrolled, 10 steps of rate 0.3 are enough: the decoder learns to be climbed by them. Detached, it came to ignore
+    Unrolled, 10 steps of rate 0.3 are enough, since the decoder adapts to them. Detached, it came to ignore
     its code under these within two epochs; 25 smaller steps keep it.
     """
     return Ascent(Zeros(), Adam(rate, (0.8, 0.9)), steps, adjoint=adjoint)
 
 
 def refinement(encoder: NormalEncoder, steps: int = 5, samples: int = 2) -> Ascent:
-    """Ascent on the ELBO of a mean-field normal that starts as the encoder's (Kim et al. 2018)."""
+    """Ascent on the ELBO of a mean-field normal, from the encoder's density (Kim et al. 2018)."""
     return Ascent(Amortized(encoder), Adam(0.02, (0.8, 0.9)), steps, family=MeanField(samples), adjoint=Unroll())
 
 

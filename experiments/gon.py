@@ -2,17 +2,17 @@
 
 A gradient origin network (Bond-Taylor & Willcocks 2021) encodes by one gradient step from the zero code, and learns by
 the gradient of the squared error through that step. Its detached variant takes the same step and treats the code as a
-constant. Both see the same initial weights and the same batches. Each has its own rates, of the code's step and of
+constant. Both have the same initial weights and the same batches. Each has its own rates, of the code's step and of
 Adam, chosen from one grid by the worse of two short runs on 10,000 training images that are held out for that. The
-unrolled network is also shown at the rates of the detached one, so that the two differ in nothing else, and the
+unrolled network is also shown at the rates of the detached one, so that nothing else differs, and the
 detached one also at a smaller rate of Adam than the grid has, in case it only needs a slower decoder.
 
-The error is ‖x - f(z)‖² per image of 784 pixels in [0, 1], on all 10,000 test images. How much of it is the decoder's
-and how much the single step's is told by the same decoders with codes that L-BFGS finds from the same origin.
+The error is ‖x - f(z)‖² per image of 784 pixels in [0, 1], on all 10,000 test images. The same decoders with codes by
+L-BFGS from the same origin separate the error of the decoder from that of the single step.
 
     python -m experiments.gon
 
-A run that was stopped goes on where it was: checkpoints are in ``runs/gon``.
+An interrupted run resumes from its checkpoints in ``runs/gon``.
 """
 
 import math
@@ -55,7 +55,7 @@ class Configuration:
     selection_seeds: tuple[int, ...] = (100, 101)
     selection_epochs: int = 4
     held_out: int = 10_000
-    searched: int = 1000  # test images whose codes are also found by L-BFGS
+    searched: int = 1000  # test images that are also encoded by L-BFGS
     search_steps: int = 300
 
 
@@ -104,20 +104,20 @@ def select(configuration: Configuration, variant: str, data: Dataset) -> list[di
     """Errors on held-out training images for every pair of rates, by the worse seed; the best pair comes first."""
     held = data.train[-configuration.held_out :]
     kept = data.train[: -configuration.held_out]
-    found = []
+    rows = []
     for rates in product(configuration.code_rates, configuration.adam_rates):
         errors = [
             learn(configuration, variant, rates, seed, (kept, held), configuration.selection_epochs)[1][-1]
             for seed in configuration.selection_seeds
         ]
-        found.append({"code_rate": rates[0], "adam_rate": rates[1], "held_out_errors": errors})
+        rows.append({"code_rate": rates[0], "adam_rate": rates[1], "held_out_errors": errors})
         print(f"{variant}, code rate {rates[0]:g}, Adam {rates[1]:g}: {errors}", flush=True)
-    return sorted(found, key=lambda row: max(row["held_out_errors"]))
+    return sorted(rows, key=lambda row: max(row["held_out_errors"]))
 
 
 @torch.no_grad()
 def search(model: Autoencoder, x: Tensor, steps: int) -> list[float]:
-    """Mean error of the best code found so far, before each step of L-BFGS from the origin."""
+    """Mean error of the best code so far, before each step of L-BFGS from the origin."""
     engine = Ascent(Zeros(), LBFGS(), steps, adjoint=Detach(), trace=True)
     values = model.encode(x, engine).solve.trace[:, 0].cummax(0).values.double()
     return [error_of_loss(-float(value), x[0].numel()) for value in values.mean(1)]
@@ -128,7 +128,7 @@ def summary(values: list[float]) -> dict[str, float]:
 
 
 def paired(runs: list[dict[str, Any]], others: list[dict[str, Any]]) -> list[float]:
-    """Differences of the test error, seed by seed."""
+    """Differences of the test error, paired by seed."""
     return [a["test_error"] - b["test_error"] for a, b in zip(runs, others, strict=True)]
 
 
@@ -176,9 +176,9 @@ def main(configuration: Configuration) -> None:
     runs: dict[str, list[dict[str, Any]]] = {name: [] for name in series}
     for seed, (name, (variant, chosen)) in product(configuration.seeds, series.items()):
         model, curve = learn(configuration, variant, chosen, seed, (data, data.test), configuration.epochs)
-        found = search(model, data.test[: configuration.searched], configuration.search_steps)
-        runs[name].append({"seed": seed, "test_error": curve[-1], "curve": curve, "search": found})
-        print(f"{name}, seed {seed}: {curve[-1]:.3f}; by search {found[-1]:.3f}", flush=True)
+        search_errors = search(model, data.test[: configuration.searched], configuration.search_steps)
+        runs[name].append({"seed": seed, "test_error": curve[-1], "curve": curve, "search": search_errors})
+        print(f"{name}, seed {seed}: {curve[-1]:.3f}; by search {search_errors[-1]:.3f}", flush=True)
     results |= {"selection": selection, "series": {}}
     for name, (_, (code_rate, adam_rate)) in series.items():
         results["series"][name] = {

@@ -1,4 +1,4 @@
-"""Claim: where the nats of MNIST go: test NLL, approximation and amortisation gap, for decoders trained by six engines.
+"""Claim: test NLL, approximation gap and amortisation gap on MNIST, for decoders trained by six engines.
 
 One architecture and one start (``gap_models``), dynamically binarised MNIST. For each decoder:
 
@@ -7,13 +7,13 @@ One architecture and one start (``gap_models``), dynamically binarised MNIST. Fo
 - on the first 100 test and the first 100 training images: log p(x) by importance sampling from the best density of a
   full covariance, L[q*] of both families, L[q] of the encoder, and so the gaps (Cremer et al. 2018).
 
-L[q] of the semi-amortised decoder is that of its encoder, before any step. The gaps are also found for VAEs whose
-encoder or decoder is narrower or wider. For the VAE also log p(x) by AIS on
-those 100 images, and the bidirectional sandwich on images that it drew itself.
+L[q] of the semi-amortised decoder is that of its encoder, before any step. The gaps are also computed for VAEs whose
+encoder or decoder is narrower or wider. For the VAE also log p(x) by AIS on those 100 images, and the bidirectional
+sandwich on images simulated by the model.
 
     python -m experiments.gap_models && python -m experiments.inference_gap
 
-Names after the command evaluate these decoders only, and write no result.
+With names as arguments, only these decoders are evaluated and no result is written.
 
 Published: Burda et al. (2016), table 1, one stochastic layer, 3,280 epochs at falling rates: NLL 86.76 (VAE), 85.54
 (IWAE-5), 84.78 (IWAE-50). Cremer et al. (2018), for another decoder: log p -89.80, L[q*] -91.23, L[q] -92.57.
@@ -60,18 +60,18 @@ class Configuration:
 
 @torch.no_grad()
 def test_nll(name: str, decoder: Bernoulli, encoder: Any, x: Tensor, configuration: Configuration) -> dict[str, Any]:
-    """Minus the importance-sampled log p(x), nats per image, and how good the weights are."""
-    found = []
+    """Importance-sampled -log p(x) in nats per image, with diagnostics of the weights."""
+    estimates = []
     for batch in x.split(250):
         if name in POINT:
             mode = Ascent(Zeros(), LBFGS(), 100, grad_tol=1e-3, adjoint=Detach())(decoder, batch).point
             proposal: Any = laplace_approximation(decoder, batch, mode, floor=1.0)
         else:
             proposal = Amortized(encoder)
-        found.append(importance(decoder, batch, proposal, configuration.samples, chunk=50))
-    entry = mean_and_error(-torch.cat([part.log_p for part in found]))
-    error = torch.cat([part.standard_error for part in found])
-    ess = torch.cat([part.ess for part in found])
+        estimates.append(importance(decoder, batch, proposal, configuration.samples, chunk=50))
+    entry = mean_and_error(-torch.cat([part.log_p for part in estimates]))
+    error = torch.cat([part.standard_error for part in estimates])
+    ess = torch.cat([part.ess for part in estimates])
     return {**entry, "sampling_se": float(error.mean()), "ess": float(ess.mean()), "images": len(x)}
 
 
@@ -88,9 +88,9 @@ def gaps(name: str, decoder: Bernoulli, encoder: Any, x: Tensor, configuration: 
 def annealed(decoder: Bernoulli, x: Tensor, configuration: Configuration) -> dict[str, Any]:
     """log p(x) by AIS on given images, and both bounds on simulated ones, for growing numbers of temperatures.
 
-    Each number of temperatures has simulated images of its own: compare the bounds of a row, not rows.
+    Each number of temperatures has separate simulated images: compare bounds within a row, not between rows.
     """
-    found = ais(decoder, x, configuration.temperatures, configuration.chains)
+    evidence = ais(decoder, x, configuration.temperatures, configuration.chains)
     rows = []
     for temperatures in (10, 30, 100, 300, 1000):
         both = sandwich(decoder, configuration.simulated, temperatures, configuration.chains)
@@ -104,12 +104,12 @@ def annealed(decoder: Bernoulli, x: Tensor, configuration: Configuration) -> dic
             }
         )
         print(f"sandwich, T = {temperatures}: {float((upper - lower).mean()):.3f} nats", flush=True)
-    entry = {**mean_and_error(found.log_p), "ess": float(found.ess.mean())}  # type: ignore[union-attr]
-    return {"log_p": entry, "images": found.log_p.tolist(), "sandwich": rows}
+    entry = {**mean_and_error(evidence.log_p), "ess": float(evidence.ess.mean())}  # type: ignore[union-attr]
+    return {"log_p": entry, "images": evidence.log_p.tolist(), "sandwich": rows}
 
 
 def evaluate(name: str, data: Any, configuration: Configuration) -> dict[str, Any]:
-    """Everything about one decoder; kept in a file, so that a run that was stopped goes on."""
+    """All results of one decoder, kept in a file so that an interrupted run resumes."""
     path = RUNS / name / "evaluation.json"
     if path.exists():
         return dict(json.loads(path.read_text()))
@@ -119,7 +119,7 @@ def evaluate(name: str, data: Any, configuration: Configuration) -> dict[str, An
     torch.manual_seed(configuration.seed)
     images = configuration.gap_images
     training = {**TRAININGS, **WIDTHS}[name]
-    found: dict[str, Any] = {
+    results: dict[str, Any] = {
         "label": training.label,
         "epochs": training.epochs,
         "test": gaps(name, decoder, encoder, data.test[:images], configuration),
@@ -127,12 +127,12 @@ def evaluate(name: str, data: Any, configuration: Configuration) -> dict[str, An
     }
     if name in TRAININGS:
         size = configuration.fewer_images if name in FEWER else configuration.nll_images
-        found["nll"] = test_nll(name, decoder, encoder, data.test[:size], configuration)
+        results["nll"] = test_nll(name, decoder, encoder, data.test[:size], configuration)
     if name == "vae":
-        found["ais"] = annealed(decoder, data.test[:images], configuration)
-    path.write_text(json.dumps(found))
-    print(name, {key: entry["mean"] for key, entry in found["test"]["table"].items() if "gap" in key}, flush=True)
-    return found
+        results["ais"] = annealed(decoder, data.test[:images], configuration)
+    path.write_text(json.dumps(results))
+    print(name, {key: entry["mean"] for key, entry in results["test"]["table"].items() if "gap" in key}, flush=True)
+    return results
 
 
 def draw(results: dict[str, Any]) -> Any:

@@ -1,4 +1,4 @@
-"""Claim: locally linear charts found by closed-form alternation reconstruct MNIST far better than PCA of equal width.
+"""Claim: locally linear charts by closed-form alternation reconstruct MNIST far better than PCA of equal width.
 
 LLGAE with K = 11 charts of E = 20 dimensions, against PCA with 20. The test error is reported as squared error per
 pixel on the 0-255 scale (times 255² = 65025), the unit of the notes, whose gradient training of the plain update rule

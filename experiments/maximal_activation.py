@@ -1,13 +1,13 @@
-"""Claim: the image that activates a digits classifier most lies far from all digits; a prior brings it among them.
+"""Claim: the image that maximally activates a digits classifier is far from all digits; a prior brings it close.
 
-The latent is the image, the observation says which class is seen: q(class|image) is a classifier of the bundled digits,
+The latent is the image, the observation is the class: q(class|image) is a classifier of the bundled digits,
 and maximal activation is MAP inference of the image (ledger D20). For each class an ascent from several random starts
 finds the image under no prior but the box [0, 1], under a Gaussian fitted to the training images, and as the mean of a
-VAE's decoder with z ~ N(0, I). A second classifier, of another architecture and seed, judges whether the image means
-the class to anyone else. The bare logit, whose optimum the softmax normaliser moves, is maximised beside.
+VAE's decoder with z ~ N(0, I). A second classifier, of another architecture and seed, judges whether the image
+shows the class. The bare logit, whose optimum differs by the softmax normaliser, is maximised too.
 
-In the box log q(class|image) comes so close to 0 that its gradient fades before the ascent has ended. The log odds of
-the class have the same maximiser, and their gradient does not fade: both are climbed.
+In the box log q(class|image) comes so close to 0 that its gradient vanishes before the ascent ends. The log odds of the
+class have the same maximiser, and their gradient does not vanish: both are maximised.
 
     python -m experiments.maximal_activation
 """
@@ -100,7 +100,7 @@ def trained(net: nn.Module, data: Dataset, c: Configuration, seed: int) -> nn.Mo
 
 
 def classifiers(data: Dataset, c: Configuration) -> tuple[nn.Module, nn.Module]:
-    """The one that is activated, and the judge."""
+    """The classifier to activate, and the judge."""
     torch.manual_seed(c.seeds[0])
     first = trained(nets.mlp(data.event_shape, c.hidden, CLASSES), data, c, c.seeds[0])
     torch.manual_seed(c.seeds[1])
@@ -121,12 +121,12 @@ def ascended(likelihood: Activation, begin: Tensor, step: Step, c: Configuration
     x = torch.arange(CLASSES, dtype=begin.dtype).repeat_interleave(c.starts)
     start = Constant(begin.repeat(CLASSES, *[1] * (begin.dim() - 1)))
     with torch.no_grad():
-        found = Ascent(start, step, c.steps, adjoint=Detach())(likelihood, x)
-    return found.z[0].unflatten(0, (CLASSES, c.starts)), found.log_joint[0].unflatten(0, (CLASSES, c.starts))
+        encoding = Ascent(start, step, c.steps, adjoint=Detach())(likelihood, x)
+    return encoding.z[0].unflatten(0, (CLASSES, c.starts)), encoding.log_joint[0].unflatten(0, (CLASSES, c.starts))
 
 
 def encoded(kind: str, classifier: nn.Module, decode: nn.Module, x: Tensor, c: Configuration) -> tuple[Tensor, Tensor]:
-    """The best image of each class (classes, *X), and what its starts reached (classes, starts), in nats."""
+    """Best image of each class (classes, *X), and the values reached by its starts (classes, starts), in nats."""
     generator, shape = torch.Generator().manual_seed(c.seeds[0]), tuple(x.shape[1:])
     climb = Scheduled(Adam(c.rate, c.betas), lambda t: 1 - t / c.steps)
     begin, step = torch.rand(c.starts, *shape, generator=generator, dtype=x.dtype), Projected(climb, Box(0.0, 1.0))
@@ -181,12 +181,12 @@ def summary(report: dict[str, Any]) -> dict[str, float]:
         "prob": fmean(torch.tensor(report["log_prob"]).exp().tolist()),
         **{name: fmean(report[name]) for name in numbers},
         **{name: sum(report[name]) for name in exceeded},
-        **{name: sum(found == i for i, found in enumerate(report[name])) for name in names},
+        **{name: sum(predicted == i for i, predicted in enumerate(report[name])) for name in names},
     }
 
 
 def moved(images: dict[str, Tensor], reports: dict[str, Any]) -> dict[str, float]:
-    """Ledger D20: how far the softmax normaliser moves the optimum of the bare logit, in means over classes."""
+    """Shift of the optimum of the bare logit by the softmax normaliser (ledger D20), in means over classes."""
     bare, normal = reports["logit"], reports["log_odds"]
     pairs = {name: list(zip(bare[name], normal[name], strict=True)) for name in ("logit", "log_odds")}
     return {
@@ -200,15 +200,15 @@ def moved(images: dict[str, Tensor], reports: dict[str, Any]) -> dict[str, float
 
 
 def drawn(images: dict[str, Tensor], reports: dict[str, Any], x: Tensor) -> "Figure":
-    """Found images, a row per kind, and under each its nearest training image."""
+    """Figure of the images, a row per kind, with the nearest training image below each."""
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(2 * len(images), CLASSES, figsize=(11, 2.35 * len(images)), layout="constrained")
-    for row, (kind, found) in enumerate(images.items()):
+    for row, (kind, best) in enumerate(images.items()):
         report = reports[kind]
         near = report["nearest_training_image"]
         for i in range(CLASSES):
-            for panel, image in ((axes[2 * row, i], found[i]), (axes[2 * row + 1, i], x[near[i]])):
+            for panel, image in ((axes[2 * row, i], best[i]), (axes[2 * row + 1, i], x[near[i]])):
                 panel.imshow(image[0], cmap="gray", vmin=0, vmax=1)
                 panel.set(xticks=[], yticks=[])
             judged, prob = report["judged_as"][i], report["judge_prob"][i]

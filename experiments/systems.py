@@ -1,11 +1,11 @@
 """Claim: every system of the table passes its independent check; here are the checks that take minutes.
 
-Those that take seconds are in the test suite. Each part returns its rows: what was checked, what was measured, the
-goal, and whether it holds. A row that does not hold is shown as such.
+Checks that take seconds are in the test suite. Each part returns its rows: check, measured value, goal, and whether the
+goal is met. Failed rows are marked.
 
     python -m experiments.systems [PART ...]
 
-runs the named parts, all unless named; the table is written when all are there. Finished parts are in
+runs the named parts (all by default); the table is written once all are finished. Finished parts are in
 ``runs/systems``.
 """
 
@@ -39,7 +39,7 @@ PARTS: dict[str, Callable[[], Rows]] = {
 
 @dataclass(frozen=True)
 class Configuration:
-    """Each part names its own settings beside its numbers."""
+    """Configuration; each part reports its settings with its numbers."""
 
     parts: tuple[str, ...] = tuple(PARTS)
 
@@ -51,13 +51,13 @@ def part(name: str) -> Rows:
         RUNS.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(PARTS[name](), allow_nan=False))
     rows = dict(json.loads(path.read_text()))
-    for row, found in rows.items():
-        print(f"{'holds' if found['holds'] else 'FAILS'}  {row}: {text(found['value'])} ({found['goal']})", flush=True)
+    for row, entry in rows.items():
+        print(f"{'holds' if entry['holds'] else 'FAILS'}  {row}: {text(entry['value'])} ({entry['goal']})", flush=True)
     return rows
 
 
 def text(value: Any) -> str:
-    """A number, or several by name, in a few digits."""
+    """Formats a number, or several by name, to a few digits."""
     match value:
         case dict():
             return ", ".join(f"{name} {text(item)}" for name, item in value.items())
@@ -82,12 +82,12 @@ def draw(rows: Rows) -> Any:
     lines = [
         [
             name,
-            wrapped(found["check"], 48),
-            wrapped(found["value"], 56),
-            wrapped(found["goal"], 28),
-            "holds" if found["holds"] else "fails",
+            wrapped(entry["check"], 48),
+            wrapped(entry["value"], 56),
+            wrapped(entry["goal"], 28),
+            "holds" if entry["holds"] else "fails",
         ]
-        for name, found in rows.items()
+        for name, entry in rows.items()
     ]
     heights = [1 + max(cell.count("\n") for cell in line) for line in lines]
     figure = Figure(figsize=(17, 0.6 + 0.2 * sum(heights)), layout="tight")
@@ -107,9 +107,9 @@ def draw(rows: Rows) -> Any:
 
 
 def main(names: list[str]) -> None:
-    found = {name: part(name) for name in names or PARTS}
-    if len(found) == len(PARTS):
-        rows = {row: entry for rows in found.values() for row, entry in rows.items()}
+    rows_by_part = {name: part(name) for name in names or PARTS}
+    if len(rows_by_part) == len(PARTS):
+        rows = {row: entry for rows in rows_by_part.values() for row, entry in rows.items()}
         write("systems", Configuration(), {"systems": rows}, draw(rows))
 
 

@@ -1,8 +1,8 @@
-"""Factorisations, sparse codes, free codes and stacked layers against their checks, on the bundled digits.
+"""Checks of factorisations, sparse codes, auto-decoders and stacked autoencoders, on the bundled digits.
 
     python -m experiments.systems_factor
 
-prints each row; ``run`` returns them. Everything is seeded and on one thread.
+prints each row; ``run`` returns them. All runs are seeded and use one thread.
 """
 
 import json
@@ -44,29 +44,29 @@ def nmf(digits: Dataset, head: str) -> Row:
         codes, new = (model.encode(part).z[0].double().numpy() for part in (x, held_out))
     parts = model.likelihood.parts.detach().flatten(1).double().numpy()
     data, test = (part.flatten(1).double().numpy() for part in (x, held_out))
-    ours, found = _beta_divergence(data, codes, parts, loss), {}
+    ours, ratios = _beta_divergence(data, codes, parts, loss), {}
     for name, options in (("default", {}), ("to 1e-7, at most 2000 steps", {"tol": 1e-7, "max_iter": 2000})):
         oracle = NMF(RANK, init="nndsvda", solver=solver, beta_loss=loss, random_state=0, **options)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)
             theirs = oracle.fit_transform(data)
-            found[name] = float(ours / _beta_divergence(data, theirs, oracle.components_, loss))
+            ratios[name] = float(ours / _beta_divergence(data, theirs, oracle.components_, loss))
             oracle.components_ = parts
             codes_of = oracle.transform(test)
-        found[f"held-out codes, {name}"] = float(
+        ratios[f"held-out codes, {name}"] = float(
             _beta_divergence(test, new, parts, loss) / _beta_divergence(test, codes_of, parts, loss)
         )
-    found["least entry"] = float(min(codes.min(), new.min(), parts.min()))
+    ratios["least entry"] = float(min(codes.min(), new.min(), parts.min()))
     return {
         "check": f"objective over scikit-learn's NMF ({solver}), rank {RANK}, same start; codes over transform's",
-        "value": found,
+        "value": ratios,
         "goal": "<= 1.01 of its defaults, no negative entry",
-        "holds": max(found["default"], found["held-out codes, default"]) <= 1.01 and found["least entry"] >= 0,
+        "holds": max(ratios["default"], ratios["held-out codes, default"]) <= 1.01 and ratios["least entry"] >= 0,
     }
 
 
 def sparse_coding(digits: Dataset) -> Row:
-    """A dictionary that has outgrown the step 1 / √Z: backtracking beside that step, and scikit-learn's lasso."""
+    """A dictionary with an unstable step 1 / √Z: backtracking compared with that step and scikit-learn's lasso."""
     torch.manual_seed(0)
     model = systems.build("sparse-coding", digits.event_shape, latent=128, rate=10.0, scale=0.1)
     train(model, digits, epochs=5, optimizer=partial(torch.optim.Adam, lr=1e-2))
@@ -85,7 +85,7 @@ def sparse_coding(digits: Dataset) -> Row:
             engine = Ascent(Zeros(), ProximalAscent(rate, accelerated=True), steps, adjoint=Detach())
             return objective(engine(likelihood, x).z[0]) / objective(theirs) - 1
 
-    found = {
+    excesses = {
         "largest curvature times scale²": float(torch.linalg.eigvalsh(atoms @ atoms.T)[-1]),
         "assumed before": math.sqrt(128),
         "excess, 50 steps": of(None, 50),
@@ -94,14 +94,14 @@ def sparse_coding(digits: Dataset) -> Row:
     }
     return {
         "check": "lasso objective of FISTA's codes over SparseCoder's, less 1, on a dictionary learned for 5 epochs",
-        "value": found,
+        "value": excesses,
         "goal": "<= 1e-3 in 300 steps",
-        "holds": found["excess, 300 steps"] <= 1e-3,
+        "holds": excesses["excess, 300 steps"] <= 1e-3,
     }
 
 
 def glo(digits: Dataset) -> Row:
-    """Mean squared error per pixel of an auto-decoder, with its free codes and by ascent."""
+    """Mean squared error per pixel of an auto-decoder, with its stored codes and by ascent."""
     torch.manual_seed(0)
     model = systems.build("glo", digits.event_shape, latent=16)
     train(model, digits, epochs=100, optimizer=partial(torch.optim.Adam, lr=1e-2))
@@ -110,15 +110,15 @@ def glo(digits: Dataset) -> Row:
         with torch.no_grad():
             return (model.reconstruct(x) - x).square().mean().item()
 
-    found = {"training, free codes": error(digits.train)}
+    errors = {"training, free codes": error(digits.train)}
     model.eval()
-    found |= {"training, ascent": error(digits.train), "held out, ascent": error(digits.test)}
-    found["mean image"] = (digits.test - digits.train.mean(0)).square().mean().item()
+    errors |= {"training, ascent": error(digits.train), "held out, ascent": error(digits.test)}
+    errors["mean image"] = (digits.test - digits.train.mean(0)).square().mean().item()
     return {
         "check": "squared error per pixel: free codes, and codes by ascent of training and held-out digits",
-        "value": found,
+        "value": errors,
         "goal": "held out below a quarter of the mean image's, and below 1.3 of training's by the same ascent",
-        "holds": found["held out, ascent"] < min(0.25 * found["mean image"], 1.3 * found["training, ascent"]),
+        "holds": errors["held out, ascent"] < min(0.25 * errors["mean image"], 1.3 * errors["training, ascent"]),
     }
 
 

@@ -1,4 +1,4 @@
-"""Checks of the variants of mixtures that take minutes: MNIST, shortlists of charts, codes that run away.
+"""Checks of mixture variants that take minutes: MNIST, shortlists of charts, divergent codes.
 
 python -m experiments.systems_mixtures
 """
@@ -26,12 +26,12 @@ from gae.training import fit
 
 CHARTS, WIDTH, TRAINED, HELD_OUT = (10, 100, 400), 5, 10_000, 2_000
 STEPS = (30, 300, 3000, 10_000)
-GOAL_LOST = 0.05  # share of the gain of LLGAE over one chart that a shortlist may give away
+GOAL_LOST = 0.05  # share of the gain of LLGAE over one chart that a shortlist may lose
 Row = dict[str, Any]
 
 
 def run() -> dict[str, Row]:
-    """Every row of this part: what was measured, what was to be reached, and whether it was."""
+    """Rows of this part: measured value, goal, and whether it is met."""
     torch.set_num_threads(1)
     rows = {"knn, MNIST": nearest(), "smooth-llgae, digits": smooth(), "ggae, digits": kernel(), "ggae, b = 0": drift()}
     return rows | shortlists()
@@ -46,11 +46,11 @@ def nearest() -> Row:
     train, test = data.train[:TRAINED], data.test[:HELD_OUT]
     model = knn(data.event_shape, components=TRAINED)
     fit(model, train, epochs=3, progress=False)
-    found, ours = timed(lambda: model.encode(test).component)
+    component, ours = timed(lambda: model.encode(test).component)
     search = NearestNeighbors(n_neighbors=1, algorithm="brute").fit(train.flatten(1).numpy())
     wanted, theirs = timed(lambda: search.kneighbors(test.flatten(1).numpy(), return_distance=False)[:, 0])
     value = {
-        "equal neighbours": float(np.mean(found.numpy() == wanted)),
+        "equal neighbours": float(np.mean(component.numpy() == wanted)),
         "training error": float((model.reconstruct(train) - train).square().sum()),
         "seconds": ours,
         "seconds of scikit-learn": theirs,
@@ -60,7 +60,7 @@ def nearest() -> Row:
 
 
 def smooth() -> Row:
-    """Smooth LLGAE by gradient at three temperatures, beside the hierarchical one by closed-form steps."""
+    """Smooth LLGAE by gradient at three temperatures, compared with hierarchical LLGAE in closed form."""
     data = load("digits")
     hierarchical = Autoencoder(
         LinearMixture(10, 8, data.event_shape, flat_prior=True, scale=0.5**0.5), Argmax(ClosedForm())
@@ -82,19 +82,19 @@ def smooth() -> Row:
 
 
 def kernel() -> Row:
-    """GGAE with b > 0 after learning: its longest code after ever more steps, and its error beside k-means."""
+    """GGAE with b > 0 after learning: norm of its longest code by number of steps, and its error against k-means."""
     data = load("digits")
     torch.manual_seed(0)
     model = ggae(data.event_shape)
     fit(model, data, epochs=30, optimizer=partial(torch.optim.Adam, lr=1e-2), progress=False)
     centres = kmeans(data.event_shape)
     fit(centres, data, epochs=50, progress=False)
-    found = {steps: furthest(model.likelihood, data.test, steps) for steps in STEPS}
-    norms = {steps: norm for steps, (norm, _) in found.items()}
+    codes = {steps: furthest(model.likelihood, data.test, steps) for steps in STEPS}
+    norms = {steps: norm for steps, (norm, _) in codes.items()}
     value = {
         "largest norm": norms,
         "largest norm of a centre": float(model.likelihood.centres.detach().norm(dim=1).max()),
-        "largest share of the bound": max(share for _, share in found.values()),
+        "largest share of the bound": max(share for _, share in codes.values()),
         "test error": error(model, data.test),
         "kmeans": error(centres, data.test),
     }
@@ -103,7 +103,7 @@ def kernel() -> Row:
 
 
 def drift() -> Row:
-    """The same after learning with b = 0: the norm against steps, and its slope per decade."""
+    """The same after learning with b = 0: norm against steps, and its slope per decade."""
     data = load("digits")
     torch.manual_seed(0)
     model = ggae(data.event_shape, absorbing=0.0)
@@ -135,7 +135,7 @@ def furthest(likelihood: GaussianKernel, x: Tensor, steps: int) -> tuple[float, 
 
 
 def shortlists() -> dict[str, Row]:
-    """LLGAE on MNIST: what is lost by looking at m charts of K, for each number of probed cells.
+    """LLGAE on MNIST: loss from searching only m of K charts, for each number of probed cells.
 
     Images are pooled to 14 x 14: 400 scatter matrices of 784 x 784 would take 2 GB, and their eigenvectors most of an
     hour.
@@ -165,16 +165,16 @@ def shortlist(model: Autoencoder, x: Tensor, single: float) -> Row:
         if probes > cells:
             continue
         engine = Shortlist(ClosedForm(), probes)
-        engine.infer(model.likelihood, x[:1])  # builds the cells, which any number of batches shares
-        found, seconds = timed(lambda engine=engine: model.encode(x, engine))
-        near = squared(model, found, x)
+        engine.infer(model.likelihood, x[:1])  # builds the cells, which all batches share
+        encoding, seconds = timed(lambda engine=engine: model.encode(x, engine))
+        near = squared(model, encoding, x)
         table.append(
             {
                 "probes": probes,
                 "cells": cells,
                 "m": float(engine.compared(model.likelihood, x).double().mean()),
-                "equal k": float((found.k == exact.k).double().mean()),
-                "nats lost": float((exact.log_joint - found.log_joint).mean()),
+                "equal k": float((encoding.k == exact.k).double().mean()),
+                "nats lost": float((exact.log_joint - encoding.log_joint).mean()),
                 "error ratio": near / whole,
                 "gain lost": (near - whole) / (single - whole),
                 "s": seconds,

@@ -1,4 +1,4 @@
-"""Checks of the systems whose one observation is a whole data set, on all bundled digits: beside scikit-learn."""
+"""Checks of systems whose observation is a whole data set against scikit-learn, on all bundled digits."""
 
 from typing import Any
 
@@ -19,11 +19,11 @@ from gae.likelihood import LLE, TSNE
 SEED = 0
 PERPLEXITY = 30.0
 NEIGHBOURS = 15
-JITTER = 1e-3  # distances between digits tie, and which neighbour is the nearer is then anyone's choice
+JITTER = 1e-3  # breaks ties between distances of digits, which would make neighbours ambiguous
 
 
 def run() -> dict[str, Any]:
-    """Every check, by the name of its row in the table of systems."""
+    """All checks, by name of the row in the table of systems."""
     torch.manual_seed(SEED)
     digits = data.load("digits")
     x = torch.cat([digits.train, digits.test])
@@ -42,8 +42,8 @@ def regression() -> dict[str, Any]:
         model = systems.build("linear-regression", (len(targets),), design=design, prior_scale=prior_scale).double()
         climb = Ascent(step=LBFGS(), max_steps=1000, grad_tol=1e-9)
         for way, engine in (("closed form", None), ("ascent", climb)):
-            found = model.encode(y, engine).point[0, 1:].numpy()
-            errors[f"{name}, {way}"] = float(np.abs(found - wanted).max())
+            coefficients = model.encode(y, engine).point[0, 1:].numpy()
+            errors[f"{name}, {way}"] = float(np.abs(coefficients - wanted).max())
     return {
         "check": "largest difference of a coefficient to scikit-learn's",
         "value": errors,
@@ -82,11 +82,11 @@ def lle(x: Tensor) -> dict[str, Any]:
     x = x.double() + JITTER * torch.randn(x.shape, generator=torch.Generator().manual_seed(SEED)).double()
     known, new = x[:-100], x[-100:]
     model = systems.build("lle", tuple(x.shape[1:]), points=len(known), neighbours=NEIGHBOURS).double()
-    found = model.encode(known.unsqueeze(0)).point[0].numpy()
+    embedding = model.encode(known.unsqueeze(0)).point[0].numpy()
     oracle = LocallyLinearEmbedding(n_neighbors=NEIGHBOURS, eigen_solver="dense").fit(known.flatten(1).numpy())
     theirs = torch.as_tensor(oracle.embedding_).unsqueeze(0)
     placed = _likelihood(model, LLE).transform(known.unsqueeze(0), theirs, new.unsqueeze(0))[0].numpy()
-    a, b = (np.linalg.qr(codes)[0] for codes in (found, oracle.embedding_))
+    a, b = (np.linalg.qr(codes)[0] for codes in (embedding, oracle.embedding_))
     value = {
         "sine of the largest principal angle": float(np.linalg.norm(a - b @ (b.T @ a), 2)),
         "largest difference of a new point's code": float(np.abs(placed - oracle.transform(new.flatten(1))).max()),

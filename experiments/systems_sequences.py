@@ -5,10 +5,10 @@ by rules (syllables that share one vowel), characters as tokens, with an end. Th
 its frequency among training tokens, one added to each count. For each system, on held-out sequences:
 
 - nats per token at the posterior mean, and the share of tokens that greedy decoding from there restores;
-- -log p(x) per token by importance sampling, which counts what the code says as well, and the ELBO below it;
+- -log p(x) per token by importance sampling, which includes the information in the code, and the ELBO below it;
 - the KL of q(z|x) from the prior, in nats per sequence: 0 when the decoder ignores the code (posterior collapse).
 
-Autoregressive decoders are trained with word dropout; one is trained without, to show what it is for: it collapses.
+Autoregressive decoders are trained with word dropout; one is trained without it, and collapses.
 
     python -m experiments.systems_sequences
 """
@@ -55,11 +55,11 @@ def names(count: int, seed: int = 0) -> list[str]:
     def draw(letters: str) -> str:
         return letters[int(torch.randint(len(letters), (), generator=generator))]
 
-    found = []
+    words = []
     for _ in range(count):
         vowel, syllables = draw("aeiou"), int(torch.randint(2, 5, (), generator=generator))
-        found.append("".join(draw("bdklmnrst") + vowel for _ in range(syllables)) + draw("nrs"))
-    return found
+        words.append("".join(draw("bdklmnrst") + vowel for _ in range(syllables)) + draw("nrs"))
+    return words
 
 
 def unigram(train: Tensor, test: Tensor, classes: int) -> dict[str, float]:
@@ -73,7 +73,7 @@ def unigram(train: Tensor, test: Tensor, classes: int) -> dict[str, float]:
 def measured(
     train: Tensor, test: Tensor, classes: int, end: int | None, case: tuple[str, int, dict[str, Any]]
 ) -> dict[str, Any]:
-    """One system, trained and judged on held-out sequences."""
+    """Results of one system, trained and evaluated on held-out sequences."""
     name, epochs, options = case
     torch.manual_seed(0)
     model = systems.build(name, tuple(train.shape[1:]), classes=classes, end=end, **options)
@@ -101,23 +101,23 @@ def measured(
 
 
 def run() -> dict[str, Any]:
-    """Every row with its numbers."""
+    """All rows with their numbers."""
     torch.set_num_threads(1)
     digits = load("digits")
     train, test = rows(digits.train), rows(digits.test)
-    found = {name: measured(train, test, 257, None, case) for name, case in DIGITS.items()}
+    results = {name: measured(train, test, 257, None, case) for name, case in DIGITS.items()}
     entry = measured(train, test, 257, None, COLLAPSED)
     collapsed = entry["value"]["KL (nats per sequence)"] < 0.5
     what = {"check": "the KL without word dropout, for comparison", "goal": "below 0.5 nats: posterior collapse"}
-    found["sequence-vae, digit rows, no word dropout"] = entry | what | {"holds": collapsed}
+    results["sequence-vae, digit rows, no word dropout"] = entry | what | {"holds": collapsed}
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "names.txt")
         path.write_text("\n".join(names(600)), encoding="utf-8")
         text = load(path)
     assert text.vocabulary is not None
     for name, case in NAMES.items():
-        found[name] = measured(text.train, text.test, text.vocabulary.classes, 1, case)
-    return found
+        results[name] = measured(text.train, text.test, text.vocabulary.classes, 1, case)
+    return results
 
 
 if __name__ == "__main__":

@@ -2,11 +2,11 @@
 
     python -m experiments.systems_variational
 
-A GAN has no likelihood to report, so several things are measured of it, over three seeds: what classes a classifier of
-real digits finds among its samples; how far samples are from the nearest training image, and held-out images from the
-nearest sample, beside a Gaussian with the mean and covariance of the data; how often its discriminator is right on
-held-out images and new samples, which tells whether it has won; and how well the codes of its own samples are found.
-It lowers a divergence of the same two laws as maximum likelihood without codes does, data and marginal (ledger D01).
+A GAN reports no likelihood, so other quantities are measured over three seeds: the classes of its samples according to
+a classifier of real digits; the distance of samples to the nearest training image, and of held-out images to the
+nearest sample, compared with a Gaussian with the mean and covariance of the data; the accuracy of its discriminator on
+held-out images and new samples; and the error of codes inferred for its own samples. Training lowers a divergence
+between the same two distributions as maximum likelihood without codes: data and marginal (ledger D01).
 """
 
 import json
@@ -40,7 +40,7 @@ def nearest(x: Tensor, among: Tensor) -> float:
 
 
 def play(digits: Dataset, seed: int) -> Adversarial:
-    """A GAN of digits, after training."""
+    """Trains a GAN on digits."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         game = systems.gan(digits.event_shape)
@@ -50,7 +50,7 @@ def play(digits: Dataset, seed: int) -> Adversarial:
 
 @torch.no_grad()
 def accuracy(game: Adversarial, x: Tensor) -> float:
-    """How often the discriminator is right on held-out images, under the noise that it knows, and on samples."""
+    """Accuracy of the discriminator on held-out images, with its instance noise, and on samples."""
     assert isinstance(game.corruption, GaussianNoise)
     real, false = game.discriminator(game.corruption(x)) > 0, game.discriminator(game.sample(SAMPLES)) < 0
     return 0.5 * float(real.float().mean() + false.float().mean())
@@ -58,7 +58,7 @@ def accuracy(game: Adversarial, x: Tensor) -> float:
 
 @torch.no_grad()
 def judge(game: Adversarial, digits: Dataset, classifier: Any) -> dict[str, Any]:
-    """The numbers of one GAN."""
+    """Metrics of one GAN."""
     means = game.sample(SAMPLES, mean=True)
     shares = np.bincount(classifier.predict(means.flatten(1).numpy()), minlength=10) / SAMPLES
     x = game.sample(200)
@@ -137,13 +137,13 @@ def gaussian_images(margin: int) -> dict[str, Any]:
     linear = systems.ppca(tuple(x.shape[1:]), latent=16).double()
     fit(linear, x.double(), epochs=20, progress=False)
     evidence = float(linear.log_evidence(test.double()).log_p.mean().detach())
-    found = bound(model, test)
+    elbo = bound(model, test)
     learned = float(model.likelihood.scale.detach())  # type: ignore[arg-type, union-attr]
     return {
         "check": f"test ELBO after two epochs of 20,000 images of {x.shape[2]} × {x.shape[3]}, beside PPCA's log p(x)",
-        "value": {"elbo": found, "ppca": evidence, "learned scale": learned},
+        "value": {"elbo": elbo, "ppca": evidence, "learned scale": learned},
         "goal": "ELBO > exact log p(x) of PPCA at equal code width, in nats",
-        "holds": found > evidence,
+        "holds": elbo > evidence,
     }
 
 
@@ -151,19 +151,19 @@ def binary_images() -> dict[str, Any]:
     """The row of ``conv-vae`` on black and white MNIST."""
     data = mnist("threshold")
     x, test = data.train[:TRAINING], data.test[:TESTING]
-    found = bound(short_training(x, head="bernoulli"), test)
+    elbo = bound(short_training(x, head="bernoulli"), test)
     share = (x.sum(0) + 1) / (len(x) + 2)  # of black pixels, by Laplace's rule
     independent = float((test * share.log() + (1 - test) * (-share).log1p()).flatten(1).sum(1).mean())
     return {
         "check": "test ELBO after two epochs of 20,000 binary images, beside independent pixels",
-        "value": {"elbo": found, "independent pixels": independent},
+        "value": {"elbo": elbo, "independent pixels": independent},
         "goal": "ELBO > log p(x) of independent pixels + 50 nats",
-        "holds": found > independent + 50,
+        "holds": elbo > independent + 50,
     }
 
 
 def run() -> dict[str, Any]:
-    """Every row: check, value, goal and whether it holds."""
+    """All rows: check, value, goal and whether it is met."""
     torch.set_num_threads(1)
     rows = {
         "conv-vae, 28 × 28": gaussian_images(0),

@@ -1,8 +1,8 @@
 """Claim: t-SNE's ascent ends where scikit-learn's exact method does, over 10 subsets of the digits and 4 starts each.
 
-A trajectory of 1000 steps is chaotic: rounding alone moves its end by some per cent, in either library. So ends are
+A trajectory of 1000 steps is chaotic: rounding alone moves its end by a few per cent, in both libraries. So ends are
 compared in distribution, by the median of KL(P ‖ Q) ours / scikit-learn's, both from the same starts: the principal
-components and random draws, as either library makes them.
+components and random draws of both libraries.
 """
 
 import subprocess
@@ -51,7 +51,7 @@ def ends(x: Tensor, perplexity: float, seed: int) -> dict[str, dict[str, float]]
     model = systems.tsne(tuple(x.shape[1:]), points=len(x), perplexity=perplexity)
     likelihood, engine = model.likelihood, model.inference
     assert isinstance(likelihood, TSNE)
-    found = {}
+    divergences = {}
     for name, start in starts(likelihood, x, seed).items():
         assert isinstance(engine.init, EarlyExaggeration)  # type: ignore[union-attr]
         engine.init.engine.init = Constant(torch.from_numpy(start))  # type: ignore[union-attr]
@@ -66,8 +66,8 @@ def ends(x: Tensor, perplexity: float, seed: int) -> dict[str, dict[str, float]]
         layout = torch.as_tensor(oracle.fit_transform(x.flatten(1).double().numpy())).double()
         row["scikit-learn, by its own account"] = float(oracle.kl_divergence_)
         row["scikit-learn"] = float(likelihood.double().divergence(x.double()[None], layout[None, None]))
-        found[name] = row
-    return found
+        divergences[name] = row
+    return divergences
 
 
 def main(config: Configuration = Configuration()) -> None:

@@ -1,6 +1,6 @@
-"""Claim: an unrolled ascent's second-order terms bring the gradient of ``joint`` hardly nearer to that of the optimum.
+"""Claim: second-order terms of an unrolled ascent hardly improve the gradient of ``joint`` at the optimum.
 
-For a loss downstream of the code they do, and a short truncation does not stand in for them.
+For a loss downstream of the code they do, and a short truncation does not replace them.
 
 The gradient of a loss in the decoder's parameters has a direct part, with the code held constant, and a part through
 the code, which needs second derivatives of log q_w(z) q_r(x|z). For ``joint`` the second part vanishes at a stationary
@@ -86,15 +86,15 @@ def decoder(seed: int, train: Tensor) -> Likelihood:
 
 
 def read_out(likelihood: Likelihood, x: Tensor, labels: Tensor) -> tuple[nn.Linear, float]:
-    """A linear classifier of MAP codes of training images, which then stays as it is, and its accuracy on them."""
+    """A fixed linear classifier of MAP codes of training images, and its accuracy on them."""
     from sklearn.linear_model import LogisticRegression
 
     with torch.no_grad():
         codes = Ascent(step=LBFGS(), max_steps=200, tol=1e-3, adjoint=Detach())(likelihood, x).z[0]
-    found = LogisticRegression(max_iter=1000).fit(codes.numpy(), labels.numpy())
-    layer = nn.Linear(codes.shape[1], len(found.classes_), dtype=codes.dtype).requires_grad_(False)
-    layer.weight.copy_(torch.from_numpy(found.coef_))
-    layer.bias.copy_(torch.from_numpy(found.intercept_))
+    classifier = LogisticRegression(max_iter=1000).fit(codes.numpy(), labels.numpy())
+    layer = nn.Linear(codes.shape[1], len(classifier.classes_), dtype=codes.dtype).requires_grad_(False)
+    layer.weight.copy_(torch.from_numpy(classifier.coef_))
+    layer.bias.copy_(torch.from_numpy(classifier.intercept_))
     return layer, float((layer(codes).argmax(1) == labels).double().mean())
 
 
@@ -109,15 +109,15 @@ def losses(layer: nn.Linear, labels: Tensor) -> dict[str, Loss]:
 
 def gradients(likelihood: Likelihood, encoding: Encoding, wanted: dict[str, Loss]) -> dict[str, Tensor]:
     """∇ of each mean loss in all parameters, as one vector."""
-    parameters, found = list(likelihood.parameters()), {}
+    parameters, results = list(likelihood.parameters()), {}
     for name, loss in wanted.items():
         value = loss(encoding).mean()
         parts: tuple[Tensor | None, ...] = (None,) * len(parameters)
         if value.requires_grad:
             parts = torch.autograd.grad(value, parameters, retain_graph=True, allow_unused=True)
         pairs = zip(parts, parameters, strict=True)
-        found[name] = torch.cat([(torch.zeros_like(p) if g is None else g).flatten() for g, p in pairs])
-    return found
+        results[name] = torch.cat([(torch.zeros_like(p) if g is None else g).flatten() for g, p in pairs])
+    return results
 
 
 def angle(a: Tensor, b: Tensor) -> float | None:
@@ -164,9 +164,9 @@ def compare(configuration: Configuration, likelihood: Likelihood, x: Tensor, wan
             encoding = engine(likelihood, x)
             if mode == "Implicit":  # the only mode that takes the gradient at z_T itself
                 facts["median_gradient_norm"][steps] = median(encoding.solve.grad_norm.flatten().tolist())
-            found = gradients(likelihood, encoding, wanted)
-            unrolled = unrolled or found
-            for name, gradient in found.items():
+            current = gradients(likelihood, encoding, wanted)
+            unrolled = unrolled or current
+            for name, gradient in current.items():
                 rows.append(
                     {
                         "steps": steps,
@@ -184,15 +184,15 @@ def compare(configuration: Configuration, likelihood: Likelihood, x: Tensor, wan
 
 def summary(replicates: list[Row]) -> list[Row]:
     """Mean and standard error over replicates of every row."""
-    found = []
+    table = []
     for rows in zip(*(replicate["rows"] for replicate in replicates), strict=True):
         row = {key: rows[0][key] for key in ("steps", "mode", "loss")}
         for key in ("value", "angle_to_unroll", "norm_to_unroll", "angle_to_exact", "norm_to_exact"):
             values = [other[key] for other in rows if other[key] is not None]
             row[key] = mean(values) if values else None
             row[f"{key}_se"] = stdev(values) / math.sqrt(len(values)) if len(values) > 1 else 0.0
-        found.append(row)
-    return found
+        table.append(row)
+    return table
 
 
 def draw(rows: list[Row], configuration: Configuration) -> Any:

@@ -10,8 +10,11 @@ import torch
 README = Path(__file__).resolve().parent.parent / "README.md"
 
 
-def test_the_example_runs_and_compares_points(capsys: pytest.CaptureFixture[str]) -> None:
-    (example,) = re.findall(r"```python\n(.*?)```", README.read_text(), flags=re.DOTALL)
+def test_the_example_runs_and_compares_points(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # it saves a model
+    (example,) = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), flags=re.DOTALL)
     names: dict[str, Any] = {}
     exec(compile(example, "README.md", "exec"), names)
     printed = float(capsys.readouterr().out)
@@ -21,6 +24,8 @@ def test_the_example_runs_and_compares_points(capsys: pytest.CaptureFixture[str]
     assert printed == pytest.approx((heights[0] - heights[1]).mean().item(), rel=1e-4)
     draws = names["amortised"].log_joint.mean().item()  # a draw is lower than the mean, whatever the encoder is worth
     assert printed < heights[0].mean().item() - draws
+    gap = names["gap"]
+    assert torch.allclose(gap.columns()["inference gap"], gap.approximation("mean-field") + gap.amortisation)
 
 
 def test_an_exact_posterior_loses_nothing_between_points() -> None:

@@ -1,1 +1,1 @@
-"""The ``gae`` command: one module for each large subcommand."""
+"""The ``gae`` command, with a module for each large subcommand."""

@@ -1,4 +1,4 @@
-"""``gae activate``: maximal activation of a unit of a fitted encoder."""
+"""``gae activate``: activation maximisation of a unit of a fitted encoder."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,19 +13,20 @@ from gae.data.files import check_file
 @reported
 def activate(
     checkpoint: CheckpointPath,
-    unit: Annotated[int, typer.Argument(metavar="UNIT", help="From 0; the means of the code come first.")],
+    unit: Annotated[int, typer.Argument(metavar="UNIT", help="Index from 0; the means of the code come first.")],
     layer: Annotated[
         str | None,
-        typer.Option(help="A layer's name; a wrong one lists them.", show_default="the encoder's output"),
+        typer.Option(help="Name of a layer; an unknown name lists them.", show_default="the encoder's output"),
     ] = None,
     data: Annotated[
-        str | None, typer.Option(metavar="DATA", help="Compare with its training images: a name or a path.")
+        str | None,
+        typer.Option(metavar="DATA", help="Data set (a name or a path) whose training images to compare with."),
     ] = None,
     binarize: SameBinarize = None,
-    steps: Annotated[int, typer.Option(min=1, help="Of each of 8 ascents.")] = 400,
-    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Of the random starts.")] = 0,
+    steps: Annotated[int, typer.Option(min=1, help="Steps of each of 8 ascents.")] = 400,
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of the random starts.")] = 0,
     output: Annotated[
-        Path, typer.Option("--output", "-o", help="A .png or .npz file; DATA's most active image stands beside.")
+        Path, typer.Option("--output", "-o", help="A .png or .npz file; includes the most active image of DATA.")
     ] = Path("activation.png"),
     as_json: AsJson = False,
 ) -> None:
@@ -40,20 +41,20 @@ def activate(
     if data is not None:
         train = in_its_dtype(model, load_like(model, data, binarize).epoch(0))
         if not len(train):
-            raise ValueError(f"{data} holds one image only, and none to train on. Give at least two.")
+            raise ValueError(f"{data} holds one image only, so it has no training images. Give at least two.")
         index, highest = most_active(units, unit, train)
         images = {"training_image": train[index].numpy()}
         compared = {"highest activation of a training image": highest, "training image": index}
     value_range = prepared(model).value_range or (0.0, 1.0)
-    found = maximise(units, unit, value_range, steps=steps, seed=seed)
-    _write(output, {"image": found.image.numpy(), **images}, value_range)
+    result = maximise(units, unit, value_range, steps=steps, seed=seed)
+    _write(output, {"image": result.image.numpy(), **images}, value_range)
     results = {
         "unit": unit,
         "which is the": units.meaning(unit),
         "layer": units.layer,
         "units of the layer": units.size,
-        "activation at mid-grey, the first start": found.start,
-        "activation at the image found": found.activation,
+        "activation at mid-grey, the first start": result.start,
+        "activation at the image found": result.activation,
         **compared,
         "file": str(output),
     }

@@ -1,4 +1,4 @@
-"""What the commands share: kinds of arguments, and how they read and write."""
+"""Arguments, readers and writers shared by the commands."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -23,36 +23,36 @@ DataName = Annotated[
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 Binarize = Annotated[str, typer.Option(help="none, threshold or dynamic.")]
 SameBinarize = Annotated[
-    str | None, typer.Option("--binarize", help="As the model's training data unless given; any other is refused.")
+    str | None, typer.Option("--binarize", help="By default as the model's training data; other values are refused.")
 ]
-Seed = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Of weights, data order and noise.")]
+Seed = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of weights, data order and noise.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue the run in the output folder.")]
-CheckpointPath = Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="A run's folder, or one checkpoint in it.")]
+CheckpointPath = Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="Folder of a run, or a checkpoint in it.")]
 
 
 def load(name: str, binarize: str) -> "Dataset":
-    """The named data set, or the one at a path."""
+    """Loads a data set by name or path."""
     from gae import data
 
     return data.load(name, binarize=binarize)
 
 
 def load_like(model: "Autoencoder", name: str, binarize: str | None = None) -> "Dataset":
-    """The named data set, prepared as the data that the model was fitted to."""
+    """Loads a data set, prepared like the training data of the model."""
     from gae import data
 
     return data.load(name, binarize=binarize, like=prepared(model))
 
 
 def prepared(model: "Autoencoder") -> "Preparation":
-    """How the model's data were prepared; of one that ``fit`` was not given a data set for, their shape alone."""
+    """Preparation of the model's training data; only their shape if ``fit`` was given a tensor."""
     from gae.data.preparation import Preparation
 
     return model.preparation or Preparation(model.likelihood.event_shape, None, None, None)
 
 
 def read(path: Path) -> "tuple[Autoencoder, str]":
-    """A saved model, in evaluation mode, and its name; for all commands, where it must know how its data look."""
+    """Loads a model in evaluation mode, and its name."""
     from gae.autoencoder import load_with_facts
 
     model, facts = load_with_facts(path)
@@ -61,12 +61,12 @@ def read(path: Path) -> "tuple[Autoencoder, str]":
 
 
 def in_its_dtype(model: "Autoencoder", x: "Tensor") -> "Tensor":
-    """Data sets are float32; x as the model has its numbers."""
+    """Converts x to the dtype of the model; data sets are float32."""
     return x.to(model.likelihood._like(x).dtype)
 
 
 def save_arrays(path: Path, arrays: dict[str, Any]) -> None:
-    """Writes an .npz file, and its folder where that is missing."""
+    """Writes an .npz file and creates its folder if missing."""
     import numpy as np
 
     with whole(path) as temporary:

@@ -1,4 +1,4 @@
-"""``gae dip``: a photograph restored by a network's weights alone."""
+"""``gae dip``: image restoration by a deep image prior."""
 
 import time
 from pathlib import Path
@@ -23,14 +23,16 @@ ImagePath = Annotated[Path, typer.Argument(metavar="IMAGE", help="PNG, JPEG or T
 def dip(
     image: ImagePath,
     task: Annotated[str, typer.Option(help="denoise, inpaint or superresolve.")] = "denoise",
-    mask: Annotated[Path | None, typer.Option(help="To inpaint: an image, bright where pixels are seen.")] = None,
-    factor: Annotated[int, typer.Option(help="To superresolve: how many times larger.")] = 4,
-    steps: Annotated[int | None, typer.Option(help="At most; a number for each task unless given.")] = None,
-    runs: Annotated[int, typer.Option(help="Independent networks, whose results are averaged.")] = 1,
-    channels: Annotated[int, typer.Option(help="Of the network; the paper has 128.")] = 32,
-    scales: Annotated[int, typer.Option(help="Of the network; the paper has 5.")] = 4,
-    preview: Annotated[int, typer.Option(help="Write preview.png every so many steps; 0 for never.")] = 100,
-    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Of the network's input, weights and noise.")] = 0,
+    mask: Annotated[Path | None, typer.Option(help="For inpaint: an image, bright where pixels are known.")] = None,
+    factor: Annotated[int, typer.Option(help="For superresolve: scale factor.")] = 4,
+    steps: Annotated[int | None, typer.Option(help="Maximum number of steps; the default depends on the task.")] = None,
+    runs: Annotated[int, typer.Option(help="Number of independent networks whose results are averaged.")] = 1,
+    channels: Annotated[int, typer.Option(help="Channels of the network; the paper has 128.")] = 32,
+    scales: Annotated[int, typer.Option(help="Scales of the network; the paper has 5.")] = 4,
+    preview: Annotated[int, typer.Option(help="Write preview.png at this interval of steps; 0 for never.")] = 100,
+    seed: Annotated[
+        int, typer.Option(min=0, max=2**32 - 1, help="Seed of the network's input, weights and noise.")
+    ] = 0,
     out: Annotated[Path | None, typer.Option(help="A new folder.", show_default="runs/dip-NAME")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
@@ -41,8 +43,8 @@ def dip(
     from gae.data.images import read_mask, read_photo
     from gae.systems.image_prior import TASKS, Network
 
-    seen = read_photo(image)
-    hidden = None if mask is None else torch.from_numpy(read_mask(mask))
+    photo = read_photo(image)
+    known = None if mask is None else torch.from_numpy(read_mask(mask))
     folder = out or Path("runs") / f"dip-{image.stem}"
     check_folder(folder)
     if folder.exists() and any(folder.iterdir()):
@@ -52,9 +54,9 @@ def dip(
         show = _Live(bar, folder, steps or (TASKS[task].steps if task in TASKS else 0), preview)
         began = time.perf_counter()
         restoration = restore_image(
-            torch.from_numpy(seen).to(device),
+            torch.from_numpy(photo).to(device),
             task,
-            mask=hidden,
+            mask=known,
             factor=factor,
             steps=steps,
             runs=runs,
@@ -65,12 +67,12 @@ def dip(
         seconds = time.perf_counter() - began
     settings = {"image": str(image), "task": task, "mask": str(mask) if mask else None, "factor": factor, "runs": runs}
     settings |= {"channels": channels, "scales": scales, "seed": seed}
-    results = _written(restoration, seen, None if hidden is None else hidden.numpy(), folder, settings, seconds)
+    results = _written(restoration, photo, None if known is None else known.numpy(), folder, settings, seconds)
     print_results(results, as_json)
 
 
 class _Live:
-    """Shows the loss and the time that is left, and writes a preview now and then."""
+    """Shows the objective and the remaining time, and writes previews."""
 
     def __init__(self, bar: "Bar", folder: Path, steps: int, preview: int):
         self.bar, self.folder, self.preview = bar, folder, preview
@@ -107,13 +109,13 @@ def _bar() -> "Bar":
 
 def _written(
     restoration: "Restoration",
-    seen: "np.ndarray",
+    photo: "np.ndarray",
     mask: "np.ndarray | None",
     folder: Path,
     settings: dict[str, Any],
     seconds: float,
 ) -> dict[str, Any]:
-    """Writes result, comparison, curve and account into the folder, and returns the account."""
+    """Writes result, comparison, curve and summary into the folder, and returns the summary."""
     import json
 
     import numpy as np
@@ -123,10 +125,10 @@ def _written(
 
     restored = restoration.image.cpu().numpy()
     write_photo(restored, folder / "result.png")
-    shown = seen if mask is None else np.where(mask, seen, 0.5)
+    shown = photo if mask is None else np.where(mask, photo, 0.5)
     side_by_side({"given": shown, "restored": restored}, folder / "side_by_side.png")
     loss_curve(restoration.loss, folder / "curve.png")
-    account = {
+    summary = {
         **settings,
         "size": "{2} × {1}, {0} channels".format(*restored.shape),
         "steps": restoration.steps,
@@ -137,6 +139,6 @@ def _written(
         "result": str(folder / "result.png"),
     }
     write_text(
-        folder / "result.json", json.dumps({**account, "loss": restoration.loss}, indent=1, allow_nan=False) + "\n"
+        folder / "result.json", json.dumps({**summary, "loss": restoration.loss}, indent=1, allow_nan=False) + "\n"
     )
-    return account
+    return summary

@@ -1,4 +1,4 @@
-"""``gae explore``: a page on which a reader moves through a plane of codes."""
+"""``gae explore``: interactive page of a plane of codes."""
 
 from pathlib import Path
 from typing import Annotated
@@ -14,21 +14,19 @@ from gae.data.files import check_file
 def explore(
     checkpoint: CheckpointPath,
     data: DataName,
-    samples: Annotated[
-        int, typer.Option("-n", min=3, help="Test samples whose codes are shown, from the first.")
-    ] = 400,
+    samples: Annotated[int, typer.Option("-n", min=3, help="Number of test samples shown, from the first.")] = 400,
     size: Annotated[int, typer.Option(min=2, max=60, help="Decoded codes along each side.")] = 25,
     binarize: SameBinarize = None,
     output: Annotated[Path, typer.Option("--output", "-o", help="An .html file.")] = Path("explore.html"),
 ) -> None:
-    """Write one HTML page to move through a plane of codes; it needs no server."""
+    """Write an interactive HTML page of a plane of codes; it needs no server."""
     from gae.reports.explorer import explore as write
 
     check_file(output, ".html")
     model, name = read(checkpoint)
-    found = load_like(model, data, binarize)
-    x = in_its_dtype(model, found.test[:samples])
-    labels = None if found.test_labels is None else found.test_labels[:samples]
-    value_range = prepared(model).value_range or found.value_range
-    plane = write(model, x, output, labels, value_range, size, f"{name} on {found.name}")
+    dataset = load_like(model, data, binarize)
+    x = in_its_dtype(model, dataset.test[:samples])
+    labels = None if dataset.test_labels is None else dataset.test_labels[:samples]
+    value_range = prepared(model).value_range or dataset.value_range
+    plane = write(model, x, output, labels, value_range, size, f"{name} on {dataset.name}")
     typer.echo(f"{len(x)} codes; the plane holds {plane.explained:.0%} of their variance: {output}")

@@ -1,4 +1,4 @@
-"""``gae gap``: where the nats of a fitted model go."""
+"""``gae gap``: inference gap of a fitted model."""
 
 import json
 from pathlib import Path
@@ -15,23 +15,23 @@ if TYPE_CHECKING:
 
     from gae.autoencoder import Autoencoder
 
-AT_ONCE = 100  # observations between two steps of the progress bar
+BATCH_SIZE = 100  # observations per step of the progress bar
 
 
 @reported
 def gap(
     checkpoint: CheckpointPath,
     data: DataName,
-    size: Annotated[int, typer.Option("-n", min=2, help="How many test samples, from the first.")] = 100,
-    samples: Annotated[int, typer.Option(min=2, help="Of importance sampling, per observation.")] = 5000,
-    draws: Annotated[int, typer.Option(min=4, help="For each bound, per observation.")] = 1000,
-    steps: Annotated[int, typer.Option(min=1, help="Of each local optimisation, at most.")] = 200,
+    size: Annotated[int, typer.Option("-n", min=2, help="Number of test samples, from the first.")] = 100,
+    samples: Annotated[int, typer.Option(min=2, help="Importance samples per observation.")] = 5000,
+    draws: Annotated[int, typer.Option(min=4, help="Draws per bound and observation.")] = 1000,
+    steps: Annotated[int, typer.Option(min=1, help="Maximum number of steps of each local optimisation.")] = 200,
     binarize: SameBinarize = None,
-    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Of all draws.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of all draws.")] = 0,
     out: Annotated[Path, typer.Option(help="Folder for gap.html, gap.json and gap.npz (per sample).")] = Path("gap"),
     as_json: AsJson = False,
 ) -> None:
-    """Split log p(x) - L[q] into approximation and amortisation gap, per test sample and on average."""
+    """Split log p(x) - ELBO into approximation and amortisation gap, per test sample and on average."""
     import torch
 
     from gae.analysis.metrics import mean_and_error
@@ -72,7 +72,7 @@ def _columns(
 
     parts = [
         inference_gap(model, batch, samples=samples, draws=draws, steps=steps).columns()
-        for batch in track(x.split(AT_ONCE), "samples", console=console(stderr=True), transient=True)
+        for batch in track(x.split(BATCH_SIZE), "samples", console=console(stderr=True), transient=True)
     ]
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 

@@ -1,4 +1,4 @@
-"""The ``gae`` command. What is heavy is imported where it is used, so that help comes at once."""
+"""The ``gae`` command. Heavy packages are imported inside functions, so that ``--help`` is fast."""
 
 import math
 import os
@@ -46,7 +46,7 @@ app = typer.Typer(
 
 
 def main() -> None:
-    """The console script; standard streams that are closed swallow what is printed, and none fails at a character."""
+    """Entry point of the console script, safe for closed standard streams and characters they cannot encode."""
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is None:
@@ -56,13 +56,13 @@ def main() -> None:
     app()
 
 
-def _version(asked: bool) -> bool:
-    if asked:
+def _version(requested: bool) -> bool:
+    if requested:
         from gae import __version__
 
         typer.echo(f"gae {__version__}")
         raise typer.Exit
-    return asked
+    return requested
 
 
 @app.callback()
@@ -77,24 +77,24 @@ def root(
 @app.command()
 @reported
 def systems(
-    name: Annotated[str | None, typer.Argument(metavar="SYSTEM", help="One of them, with its options.")] = None,
+    name: Annotated[str | None, typer.Argument(metavar="SYSTEM", help="Show this system with its options.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """The table of systems: likelihood × prior × inference × objective, what is observed, and the source."""
-    from gae import systems as offered  # lazy: the table alone needs no torch
+    """Show the table of systems: observation, likelihood, prior, inference, objective and source."""
+    from gae import systems as available  # lazy: the table alone needs no torch
 
     columns = ("observation", "likelihood", "prior", "inference", "objective", "source")
-    chosen = offered.SYSTEMS if name is None else {name: offered.named(name)}
+    chosen = available.SYSTEMS if name is None else {name: available.named(name)}
     rows = [{"system": each, **{c: getattr(row, c) for c in columns}} for each, row in chosen.items()]
     if as_json:
-        echo_json([{**row, "options": offered.defaults(row["system"])} for row in rows])
+        echo_json([{**row, "options": available.defaults(row["system"])} for row in rows])
     elif name is None:
         shown = table("system", *columns)
         for row in rows:
             shown.add_row(*row.values())
         console().print(shown)
     else:
-        options = {f"option {key}": plain(value) for key, value in offered.defaults(name).items()}
+        options = {f"option {key}": plain(value) for key, value in available.defaults(name).items()}
         print_results({**rows[0], **options}, as_json=False)
 
 
@@ -104,13 +104,13 @@ def fit(
     system: Annotated[str, typer.Argument(help="A name from `gae systems`.")],
     data: DataName,
     option: Annotated[
-        list[str] | None, typer.Option("--option", metavar="KEY=VALUE", help="Of the system; repeatable.")
+        list[str] | None, typer.Option("--option", metavar="KEY=VALUE", help="Option of the system; repeatable.")
     ] = None,
-    epochs: Annotated[int, typer.Option(help="At most.")] = 30,
-    batch_size: Annotated[int | None, typer.Option(help="128 unless given.")] = None,
+    epochs: Annotated[int, typer.Option(help="Maximum number of epochs.")] = 30,
+    batch_size: Annotated[int | None, typer.Option(help="128 by default.")] = None,
     lr: Annotated[
         float | None,
-        typer.Option(help="Of Adam: the system's own or 1e-3 unless given. Asking for one turns closed forms off."),
+        typer.Option(help="Learning rate of Adam; by default the system's own or 1e-3. Turns closed forms off."),
     ] = None,
     seed: Seed = 0,
     out: Annotated[Path | None, typer.Option(help="Folder for checkpoints.", show_default="runs/SYSTEM-DATA")] = None,
@@ -118,12 +118,12 @@ def fit(
     binarize: Binarize = "none",
     validation: Annotated[float | None, typer.Option(help="Fraction of the training data to hold out.")] = None,
     patience: Annotated[
-        int | None, typer.Option(help="Stop after so many epochs without a lower validation loss.")
+        int | None, typer.Option(help="Stop after this many epochs without a lower validation loss.")
     ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress bar.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Train a system on data; print its test results; keep checkpoints that `encode` and `sample` read."""
+    """Train a system, print its test results, and write checkpoints for `encode`, `sample` and the other commands."""
     import torch
 
     from gae.systems import build, describe
@@ -178,10 +178,10 @@ def encode(
     seed: Seed = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Write codes of data in their order: z, k, log_joint and log_q (nats, at the code), and how each solve ended.
+    """Write the codes of data in order: z, k, log_joint and log_q (nats, at the code), and the status of each solve.
 
-    Beside them: index (the row of the source from 0; of text, the line; where the source has a split of its own,
-    through its training part and then its test part), split (train or test), labels, and the files of images.
+    The file also holds index (the row of the source from 0, or the line of text; a predefined split counts through
+    its training part and then its test part), split (train or test), labels, and the file names of images.
     """
     import torch
 
@@ -191,14 +191,14 @@ def encode(
     model, _ = read(checkpoint)
     rows = load_like(model, data, binarize).rows(split)
     torch.manual_seed(seed)
-    found = {**codes(model, in_its_dtype(model, rows.x)), "index": rows.row.numpy(), "split": rows.split}
+    arrays = {**codes(model, in_its_dtype(model, rows.x)), "index": rows.row.numpy(), "split": rows.split}
     if rows.labels is not None:
-        found["labels"] = rows.labels.numpy()
+        arrays["labels"] = rows.labels.numpy()
     if rows.files is not None:
-        found["files"] = rows.files
-    save_arrays(output, found)
-    results = {f"{name} {array.shape}": str(array.dtype) for name, array in found.items()}
-    print_results({"file": str(output), "mean log_joint (nats)": float(found["log_joint"].mean()), **results}, as_json)
+        arrays["files"] = rows.files
+    save_arrays(output, arrays)
+    results = {f"{name} {array.shape}": str(array.dtype) for name, array in arrays.items()}
+    print_results({"file": str(output), "mean log_joint (nats)": float(arrays["log_joint"].mean()), **results}, as_json)
 
 
 @app.command()
@@ -207,21 +207,23 @@ def compare(
     data: DataName,
     engines: Annotated[str | None, typer.Option(help="Names separated by commas.", show_default="all")] = None,
     systems: Annotated[
-        str | None, typer.Option(help="Compare these rows of `gae systems` instead: names with commas, or all.")
+        str | None, typer.Option(help="Compare these rows of `gae systems` instead: names separated by commas, or all.")
     ] = None,
-    epochs: Annotated[int | None, typer.Option(help="Chosen by the size of the data unless given.")] = None,
+    epochs: Annotated[int | None, typer.Option(help="By default chosen by the size of the data.")] = None,
     seed: Seed = 0,
-    latent: Annotated[int | None, typer.Option(help="Width of the code: 8, or that of the data if less.")] = None,
-    head: Annotated[str | None, typer.Option(help="The decoder's distribution, gaussian unless given.")] = None,
+    latent: Annotated[
+        int | None, typer.Option(help="Width of the code; by default 8, or that of the data if less.")
+    ] = None,
+    head: Annotated[str | None, typer.Option(help="Distribution of the decoder; gaussian by default.")] = None,
     binarize: Binarize = "none",
     quick: Annotated[bool, typer.Option("--quick", help="Fewer epochs and samples.")] = False,
     out: Annotated[Path | None, typer.Option(help="A new folder.", show_default="runs/compare-DATA")] = None,
     resume: Resume = False,
     as_json: AsJson = False,
 ) -> None:
-    """Train one decoder by several engines, encode with every engine on each, and report in nats, beside baselines.
+    """Train one decoder by several engines, encode with every engine on each, and write a report with baselines.
 
-    With --systems: fit those systems with their default options, and measure each by its own engine.
+    With --systems: fit these systems with their default options, and evaluate each by its own engine.
     """
     dataset = load(data, binarize)
     kind = "compare" if systems is None else "systems"
@@ -270,9 +272,9 @@ def _test_results(model: "Autoencoder", data: "Dataset", seed: int) -> dict[str,
     model.eval()
     with torch.no_grad():
         loss = sum(float(model(batch)) * len(batch) for batch in data.test.split(1000)) / len(data.test)
-        found = encode(model, data.test, EvaluationBudget()).mean
-    if data.vocabulary is not None:  # the difference of two classes means nothing
-        right = (found == data.test)[data.test != PADDING].double().mean()
+        restored = encode(model, data.test, EvaluationBudget()).mean
+    if data.vocabulary is not None:  # differences of classes are meaningless
+        right = (restored == data.test)[data.test != PADDING].double().mean()
         return {"test loss (nats)": loss, "test tokens restored": float(right)}
-    error = (found - data.test).square().flatten(1).mean(1)
+    error = (restored - data.test).square().flatten(1).mean(1)
     return {"test loss (nats)": loss, "test squared error per element": mean_and_error(error)}

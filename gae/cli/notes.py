@@ -1,4 +1,4 @@
-"""``gae notes``: the derivations of the notes, recomputed."""
+"""``gae notes``: recomputation of the derivations of the notes."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,12 +17,12 @@ if TYPE_CHECKING:
 
 @reported
 def notes(
-    ids: Annotated[list[str] | None, typer.Argument(metavar="ID", help="D01, D02, …; all unless named.")] = None,
-    seed: Annotated[int, typer.Option(help="Of the random instances.")] = 0,
+    ids: Annotated[list[str] | None, typer.Argument(metavar="ID", help="D01, D02, …; all by default.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the random instances.")] = 0,
     as_json: AsJson = False,
     out: Annotated[Path, typer.Option(help="Folder for ledger.html and ledger.json.")] = Path("runs/notes"),
 ) -> None:
-    """Recompute the derivations of the notes; ends with 1 if a check contradicts the verdict that its note records."""
+    """Recompute the derivations of the notes; exit code 1 if a check contradicts the verdict recorded in its note."""
     import json
 
     from gae.ledger import notes as ledger
@@ -70,8 +70,8 @@ def _print(chosen: "Sequence[Note]", findings: "Sequence[Finding]", page: Path) 
             for name, relations in finding.groups[1:]:
                 shown.add_row("", Text(f"{name}: {relations[0].what}"), *_cells(relations[0]), "", style="dim")
     wrong = sum(not finding.agrees for finding in findings)
-    told = f"{wrong} contradict the verdict of their note" if wrong else "each reaches the verdict of its note"
-    shown.caption = f"{len(findings)} checks in {sum(f.seconds for f in findings):.1f} s: {told}. Proofs in {page}"
+    summary = f"{wrong} contradict the verdict of their note" if wrong else "each reaches the verdict of its note"
+    shown.caption = f"{len(findings)} checks in {sum(f.seconds for f in findings):.1f} s: {summary}. Proofs in {page}"
     console().print(shown)
 
 

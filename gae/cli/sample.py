@@ -1,4 +1,4 @@
-"""``gae sample``: draws from a fitted model, as pictures, arrays or text."""
+"""``gae sample``: draws from a fitted model, as images, arrays or text."""
 
 from pathlib import Path
 from typing import Annotated
@@ -13,10 +13,10 @@ from gae.data.files import check_file, write_text
 @reported
 def sample(
     checkpoint: CheckpointPath,
-    n: Annotated[int, typer.Option("-n", min=1, help="How many.")] = 64,
+    n: Annotated[int, typer.Option("-n", min=1, help="Number of samples.")] = 64,
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", help="A .png or (of text) .txt file, or .npz.", show_default="samples.…"),
+        typer.Option("--output", "-o", help="A .png, .txt (for text) or .npz file.", show_default="samples.…"),
     ] = None,
     mean: Annotated[
         bool, typer.Option("--mean", help="The decoder's mean at each code, without observation noise.")

@@ -1,4 +1,4 @@
-"""What the ``gae`` command prints: tables, JSON, and one red line for what went wrong."""
+"""Output of the ``gae`` command: tables, JSON and error messages."""
 
 import json
 import math
@@ -15,14 +15,14 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-# What a user can put right; anything else is a defect and keeps its traceback.
+# Errors that a user can fix; any other is a bug and keeps its traceback.
 EXPECTED = (ValueError, TypeError, OSError, FloatingPointError, MemoryError, NotImplementedError, ImportError)
 
 
 def reported(function: Callable[..., None]) -> Callable[..., None]:
-    """A command whose expected errors are one red message and exit code 2; Ctrl-C says how to go on.
+    """Decorator of commands: prints expected errors in red with exit code 2; Ctrl-C says how to continue.
 
-    A reader that closed standard output, such as ``head``, ends it without a word and with exit code 1 (by typer).
+    If a reader such as ``head`` closes standard output, typer ends the command silently with exit code 1.
     """
 
     @wraps(function)
@@ -34,10 +34,10 @@ def reported(function: Callable[..., None]) -> Callable[..., None]:
             raise
         except EXPECTED as error:
             _fail(str(error) or type(error).__name__, 2)
-        except RuntimeError as error:  # torch has no class of its own for memory of the processor
+        except RuntimeError as error:  # torch has no exception class for CPU memory
             if "allocate" not in str(error):
                 raise
-            _fail(f"Out of memory: {error}. Take smaller sizes of the system, fewer data or a smaller batch.", 2)
+            _fail(f"Out of memory: {error}. Use a smaller system, fewer data or a smaller batch.", 2)
         except KeyboardInterrupt:
             _fail("Interrupted." + (" Add --resume to continue." if "resume" in options else ""), 130)
 
@@ -57,19 +57,17 @@ def comparison(results: dict[str, Any]) -> "Table":
 
     from gae.reports import comparison as report
 
-    found = report.table(results)
+    content = report.table(results)
     shown = table("encoded by", *(f"{column.title}\n({column.unit})" for column in report.COLUMNS))
     for column in shown.columns[1:]:
         column.justify = "right"
-    for heading, rows in found.groups:
+    for heading, rows in content.groups:
         shown.add_section()
         shown.add_row(Text(heading.partition(";")[0], style="bold"))
         for row in rows:
             texts = [Text(cell.text, style="bold green" if cell.best else "") for cell in row.cells]
             shown.add_row(f"  {row.label}", *texts)
-    shown.caption = (
-        "mean ± standard error over test samples; green: best of those that can be compared; –: does not exist"
-    )
+    shown.caption = "mean ± standard error over test samples; green: best of the comparable ones; –: does not exist"
     return shown
 
 
@@ -86,7 +84,7 @@ def surveyed(results: dict[str, Any]) -> "Table":
     for row in results["embeddings"]:
         trust, accuracy = row["trustworthiness"]["mean"], row["accuracy"]["mean"]
         labels = "" if accuracy is None else f", 5-NN accuracy {100 * accuracy:.1f} %"
-        shown.caption += f"\n{row['system']} lays out the test set: trustworthiness {trust:.4f}{labels}"
+        shown.caption += f"\n{row['system']} embeds the test set: trustworthiness {trust:.4f}{labels}"
     for name, reason in results["missing"].items():
         shown.caption += f"\nno {name}: {reason}"
     for name, reason in results["failed"].items():
@@ -120,17 +118,17 @@ def plain(value: Any) -> str:
 
 
 def _entry(entry: dict[str, Any]) -> str:
-    """A mean and its standard error, or the reason why there is none."""
+    """A mean and its standard error, or the reason why it is missing."""
     match entry:
         case {"mean": None}:
             return f"– ({entry['reason']})"
-        case {"mean": mean, "se": None}:  # of one sample
+        case {"mean": mean, "se": None}:  # one sample
             return f"{mean:.5g}"
     return f"{entry['mean']:.5g} ± {entry['se']:.2g}"
 
 
 def echo_json(value: Any) -> None:
-    """Prints JSON, in which a number that is not finite is null."""
+    """Prints JSON; numbers that are not finite become null."""
     typer.echo(json.dumps(_finite(value), indent=1, allow_nan=False))
 
 
@@ -153,7 +151,7 @@ def table(*columns: str) -> "Table":
 
 
 def console(stderr: bool = False) -> "Console":
-    """A console that prints brackets and colons as they are: text of a user is no markup."""
+    """Console that does not interpret brackets and colons as markup."""
     from rich.console import Console
 
     stream = sys.stderr if stderr else sys.stdout

@@ -1,4 +1,4 @@
-"""Results of a comparison as tables, figures and one HTML page that needs nothing beside itself."""
+"""Tables, figures and a self-contained HTML page of a comparison."""
 
 import json
 import shlex
@@ -18,7 +18,7 @@ from gae.reports.pages import write_page
 
 @dataclass(frozen=True)
 class Column:
-    """One column of the table: how a number is written, and where the best one is looked for."""
+    """A column of the table: the format of its numbers, and which of them is the best."""
 
     key: str
     title: str
@@ -29,7 +29,7 @@ class Column:
     within_decoder: bool = False
 
     def text(self, entry: dict[str, Any]) -> str:
-        """Mean ± standard error, or a dash."""
+        """Mean ± standard error, or a dash if missing."""
         if entry["mean"] is None:
             return "–"
         mean = f"{self.scale * entry['mean']:,.{self.decimals}f}".replace("-", "−")
@@ -50,7 +50,7 @@ COLUMNS = (
 
 @dataclass(frozen=True)
 class TableCell:
-    """One cell of the table as text: the number, a small second line, its footnote mark, and whether it is the best."""
+    """A cell of the table as text: the number, a second line in small print, a footnote mark, best or not."""
 
     text: str
     detail: str = ""
@@ -66,14 +66,14 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """Groups of rows (a heading each), and the footnotes that explain the missing numbers."""
+    """Rows grouped under headings, and the footnotes that explain missing numbers."""
 
     groups: list[tuple[str, list[Row]]]
     notes: dict[str, str]
 
 
 def table(results: dict[str, Any]) -> Table:
-    """The cells of a comparison, grouped by decoder, baselines last."""
+    """Table of a comparison, grouped by decoder, baselines last."""
     notes: dict[str, str] = {}
     best = set(_best(results))
     groups = []
@@ -100,12 +100,12 @@ def _groups(results: dict[str, Any]) -> Iterator[tuple[str, str, list[dict[str, 
 def _baselines(configuration: dict[str, Any]) -> str:
     return (
         f"Baselines; codes of the same width ({configuration['latent']}): k-means with as many points as a one-hot "
-        f"code, LLGAE with one of {configuration['components']} charts besides"
+        f"code, LLGAE with one of {configuration['components']} charts in addition"
     )
 
 
 def format_cell(cell: dict[str, Any], column: Column, best: bool, notes: dict[str, str]) -> TableCell:
-    """One number of a cell; the reason of a missing one gets a mark in ``notes`` (reason: mark)."""
+    """Formats a number of a cell; the reason for a missing one gets a footnote mark in ``notes`` (reason: mark)."""
     entry = cell[column.key]
     if entry["mean"] is None:
         mark = notes.setdefault(entry["reason"], chr(ord("a") + len(notes)))
@@ -120,12 +120,12 @@ def format_cell(cell: dict[str, Any], column: Column, best: bool, notes: dict[st
 
 
 def is_mass(results: dict[str, Any]) -> bool:
-    """Whether the decoders' nats are of a probability mass, which no density's can be compared with."""
+    """Whether the decoders define probability masses, whose nats are not comparable with those of densities."""
     return HEADS[results["configuration"]["head"]].support.is_discrete
 
 
 def _best(results: dict[str, Any]) -> Iterator[tuple[int, str]]:
-    """(cell, column) of the best numbers among those that can be compared."""
+    """Yields (id of the cell, key of the column) of the best numbers among comparable ones."""
     mass = is_mass(results)
     for column in COLUMNS:
         if column.best is None:
@@ -141,7 +141,7 @@ def _best(results: dict[str, Any]) -> Iterator[tuple[int, str]]:
 
 
 def highlights(results: dict[str, Any]) -> list[str]:
-    """What the numbers say, in sentences with their units; only comparisons that are sound."""
+    """Main results in sentences with units; sound comparisons only."""
     cells = {(cell["decoder"], cell["engine"]): cell for cell in results["cells"]}
     return [sentence for part in (_models, _encoders, _training, _costs) for sentence in part(results, cells)]
 
@@ -150,7 +150,7 @@ Cells = dict[tuple[str, str], dict[str, Any]]
 
 
 def _models(results: dict[str, Any], cells: Cells) -> Iterator[str]:
-    """The best of all cells; of equal ones, that of the engine that trained the decoder."""
+    """Sentences on the best cells; among ties, the engine that trained the decoder wins."""
 
     def best(key: str, sign: float) -> dict[str, Any] | None:
         known = [cell for cell in cells.values() if cell[key]["mean"] is not None]
@@ -206,7 +206,7 @@ def _nats(value: float, sign: bool = False) -> str:
 
 
 def command(configuration: dict[str, Any]) -> str:
-    """The command that gives these results."""
+    """Command that reproduces these results."""
     parts = ["gae compare", shlex.quote(configuration["data"]), "--engines", ",".join(configuration["engines"])]
     for option in ("epochs", "latent", "head", "seed"):
         parts += [f"--{option}", str(configuration[option])]
@@ -215,9 +215,9 @@ def command(configuration: dict[str, Any]) -> str:
 
 
 def write(out: Path) -> Path:
-    """Draws the figures of the comparison in ``out`` and writes ``out/figures/*.png`` and ``out/report.html``.
+    """Writes the figures and the report of the comparison in ``out``: ``out/figures/*.png`` and ``out/report.html``.
 
-    Reads ``out/results.json`` and ``out/pictures.npz`` only, so that a report can be made again at any time.
+    Reads only ``out/results.json`` and ``out/pictures.npz``, so a report can be rewritten at any time.
     """
     results = json.loads((out / "results.json").read_text(encoding="utf-8"))
     figures = draw(results, load_arrays(out / "pictures.npz", "Delete it"))
@@ -239,7 +239,7 @@ def write(out: Path) -> Path:
 
 
 def load_arrays(path: Path, remedy: str) -> dict[str, np.ndarray]:
-    """The arrays of a picture file; ValueError if it is damaged, with a remedy."""
+    """Arrays of a picture file; raises ValueError with a remedy if it is damaged."""
     try:
         with open(path, "rb") as file, np.load(file, allow_pickle=False) as stored:
             return dict(stored)

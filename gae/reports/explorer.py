@@ -1,4 +1,4 @@
-"""A page on which a reader moves through a plane of codes and sees what the decoder makes of them."""
+"""Interactive HTML page of a plane of codes and their decoded means."""
 
 import io
 import json
@@ -19,14 +19,14 @@ from gae.likelihood.geometry import explained, principal_components
 from gae.reports.figures import LABELS, as_image, mosaic
 from gae.reports.pages import embed, write_page
 
-BARS = 24  # pixels of height of an observation that is no image
+BARS = 24  # height in pixels of an observation that is not an image
 
 
 @dataclass(frozen=True)
 class Plane:
-    """Two directions through the space of codes, and where the codes of some data fall.
+    """A plane in the space of codes, with the coordinates of some codes in it.
 
-    ``explained`` is the share of the codes' variance that the plane holds; 1 for codes of two elements.
+    ``explained`` is the share of the codes' variance in the plane; 1 for codes of two elements.
     """
 
     origin: Float[Tensor, " Z"]
@@ -42,7 +42,7 @@ class Plane:
         return low - margin, high + margin
 
     def grid(self, size: int) -> Float[Tensor, "G G Z"]:
-        """Codes at equal steps, the first row at the top (the highest second coordinate)."""
+        """Evenly spaced codes; the first row is the top one (the highest second coordinate)."""
         low, high = self.corners
         across = torch.linspace(0, 1, size).to(low)
         x, y = low[0] + across * (high[0] - low[0]), high[1] - across * (high[1] - low[1])
@@ -51,7 +51,7 @@ class Plane:
 
 
 def plane_of(codes: Float[Tensor, "N Z"]) -> Plane:
-    """The codes' own two axes, or for wider ones the plane of their first two principal components.
+    """The two axes of two-dimensional codes, or the plane of the first two principal components of wider ones.
 
     Raises:
         ValueError: for codes of fewer than two elements, or fewer than three codes.
@@ -80,19 +80,19 @@ def explore(
     size: int = 25,
     title: str = "",
 ) -> Plane:
-    """Writes an HTML page that needs no server: decoder means on a grid of codes, and the codes of x.
+    """Writes an HTML page that needs no server: decoder means on a grid of codes, with the codes of x.
 
     Args:
-        autoencoder: any without a discrete code.
-        x: whose codes are shown; a few hundred are enough.
-        path: of the page.
-        labels: digits that are drawn for the codes.
-        value_range: of the grey values or colours.
-        size: decoded points along each side.
-        title: what the page is about.
+        autoencoder: an autoencoder without a discrete code.
+        x: samples whose codes are shown; a few hundred are enough.
+        path: path of the page.
+        labels: digits drawn at the codes.
+        value_range: range of the grey values or colours.
+        size: number of decoded points along each side.
+        title: title of the page.
 
     Raises:
-        ValueError: for a mixture, whose charts share no axes; for codes of one element, or fewer than 3 samples.
+        ValueError: for a mixture, whose components share no axes; for codes of one element or fewer than 3 samples.
     """
     likelihood = autoencoder.likelihood
     if likelihood.components > 1:
@@ -143,7 +143,7 @@ def _write(
 
 
 def _sprite(images: np.ndarray, across: int, value_range: Sequence[float]) -> str:
-    """All images in one PNG, row by row, in base64."""
+    """Sprite sheet of all images, row by row, as a PNG in base64."""
     from PIL import Image
 
     tiles = [_pixels(image, *value_range) for image in images]
@@ -154,7 +154,7 @@ def _sprite(images: np.ndarray, across: int, value_range: Sequence[float]) -> st
 
 
 def _pixels(x: np.ndarray, low: float, high: float) -> np.ndarray:
-    """An image (H, W) or (H, W, 3) of bytes; what is no image becomes vertical bars."""
+    """Image (H, W) or (H, W, 3) of bytes; any other observation is drawn as vertical bars."""
     image = as_image(x, low, high)
     if image.shape != x.shape:
         image = np.broadcast_to(image, (1, BARS, x.size))

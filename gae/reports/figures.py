@@ -1,4 +1,4 @@
-"""The figures of a comparison, from its results and pictures: colour-blind-safe, labelled, with their captions."""
+"""Figures of a comparison from its results and pictures: colour-blind-safe, labelled, with captions."""
 
 import io
 import math
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 Pictures = dict[str, np.ndarray]
 
-# Okabe & Ito (2008) for lines, Tol's "muted" for labels (whose digits also tell them apart).
+# Okabe & Ito (2008) for lines, Tol's "muted" for labels (which are also drawn as digits).
 LINES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 DASHES = ("-", "--", "-.", ":", "-", "--", "-.")
 LABELS = ("#332288", "#CC6677", "#117733", "#999933", "#88CCEE", "#882255", "#44AA99", "#AA4499", "#DDAA33", "#555555")
@@ -44,7 +44,7 @@ STYLE: Any = {
 
 @dataclass(frozen=True)
 class Figure:
-    """A figure, and what a reader sees on it."""
+    """A figure with its title and caption."""
 
     name: str
     title: str
@@ -53,7 +53,7 @@ class Figure:
 
 
 def draw(results: dict[str, Any], pictures: Pictures) -> list[Figure]:
-    """All figures of a comparison, in reading order. No global state of matplotlib is touched."""
+    """All figures of a comparison, in reading order; the global state of matplotlib is unchanged."""
     with style():
         figures = [
             training_curves(results),
@@ -68,14 +68,14 @@ def draw(results: dict[str, Any], pictures: Pictures) -> list[Figure]:
 
 
 def style() -> AbstractContextManager[None]:
-    """The look that all figures share: draw inside of it."""
+    """Context manager with the style of all figures."""
     from matplotlib import rc_context
 
     return rc_context(STYLE)
 
 
 def png(canvas: "Canvas") -> bytes:
-    """A figure as a PNG file, the same bytes for the same figure."""
+    """PNG of a figure; equal figures give equal bytes."""
     stream = io.BytesIO()
     with style():
         canvas.savefig(stream, format="png", metadata={"Software": None})
@@ -83,7 +83,7 @@ def png(canvas: "Canvas") -> bytes:
 
 
 def save(canvas: "Canvas", path: Path) -> bytes:
-    """Writes a figure as PNG; returns the file's content."""
+    """Writes a figure as PNG and returns the content of the file."""
     content = png(canvas)
     with whole(path) as temporary:
         temporary.write_bytes(content)
@@ -91,7 +91,7 @@ def save(canvas: "Canvas", path: Path) -> bytes:
 
 
 def save_all(figures: Sequence[Figure], folder: Path) -> dict[str, str]:
-    """Writes figures as ``folder/name.png``; returns them in base64 by their names, for a page."""
+    """Writes figures as ``folder/name.png``; returns {name: PNG in base64} for a page."""
     return {figure.name: embed(save(figure.canvas, folder / f"{figure.name}.png")) for figure in figures}
 
 
@@ -115,7 +115,7 @@ def training_curves(results: dict[str, Any]) -> Figure:
 
 def bounds(results: dict[str, Any]) -> Figure:
     """Joint log density and ELBO against decoder evaluations, on one decoder."""
-    found = results["bounds"]
+    entry = results["bounds"]
     figure = canvas(9.4, 5.2)
     panels = figure.subplots(1, 2)
     titles = {
@@ -123,38 +123,38 @@ def bounds(results: dict[str, Any]) -> Figure:
         "elbo": "mean-field ascent: ELBO (bounds log p(x) from below)",
     }
     for axes, (quantity, title) in zip(panels, titles.items(), strict=True):
-        for i, curve in enumerate(found["curves"]):
+        for i, curve in enumerate(entry["curves"]):
             if curve["quantity"] == quantity:
                 point = {"marker": "*", "ms": 13, "zorder": 4} if len(curve["mean"]) == 1 else {"marker": "o", "ms": 4}
                 style = {"color": LINES[i], "ls": DASHES[i], "capsize": 2, "lw": 1.6, "label": curve["label"], **point}
                 axes.errorbar(curve["evaluations"], _numbers(curve["mean"]), _numbers(curve["se"]), **style)
         axes.set(title=title, xlabel="decoder evaluations per sample", ylabel="nats per sample")
-        _evaluation_axis(axes, max(max(c["evaluations"]) for c in found["curves"] if c["quantity"] == quantity))
-    if found["log_p"]["mean"] is not None:
-        panels[1].axhline(found["log_p"]["mean"], color=INK, lw=1, label="log p̂(x), importance sampling")
+        _evaluation_axis(axes, max(max(c["evaluations"]) for c in entry["curves"] if c["quantity"] == quantity))
+    if entry["log_p"]["mean"] is not None:
+        panels[1].axhline(entry["log_p"]["mean"], color=INK, lw=1, label="log p̂(x), importance sampling")
     for axes in panels:
         _zoom(axes)
         axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.15))
     caption = (
-        f"Mean over the first {found['samples']} test samples, in nats, ± standard error (mostly the spread of the "
-        f"samples, which all points share), on the decoder trained by {found['decoder']}; {found['encoder']}. Left: "
+        f"Mean over the first {entry['samples']} test samples, in nats, ± standard error (mostly the spread of the "
+        f"samples, which all points share), on the decoder trained by {entry['decoder']}; {entry['encoder']}. Left: "
         "the joint log density at the code, from 0 and from the encoder's mean. Right: the ELBO of a mean-field "
         "normal that starts as the encoder's, with few and with many draws per step: an ascent on few fixed draws "
-        "fits them in the end, and the true ELBO falls. The line is log p(x) of the same samples by importance "
-        "sampling, from the proposal that a pilot with draws of its own found better of two. Every value is computed "
-        "afresh, never from the draws that the ascent saw. "
+        "overfits them, and the true ELBO falls. The line is log p(x) of the same samples by importance sampling, "
+        "from the better of two proposals according to a pilot with separate draws. Every value is recomputed, "
+        "never taken from the draws of the ascent. "
         "The two panels hold different quantities; poor first values may lie below the frame."
     )
     return Figure("bounds", "Bound against decoder evaluations", caption, figure)
 
 
 def _numbers(values: Sequence[float | None]) -> list[float]:
-    """NaN, which is not drawn, for a missing number: one sample has no standard error."""
+    """Replaces missing numbers by NaN, which is not drawn; one sample has no standard error."""
     return [math.nan if value is None else value for value in values]
 
 
 def reconstructions(results: dict[str, Any], pictures: Pictures) -> Figure:
-    """The same test samples, a row per decoder and baseline."""
+    """Reconstructions of the same test samples, a row per decoder and baseline."""
     rows = {"test sample": pictures["originals"], **under(pictures, "reconstruction")}
     caption = (
         "The same test samples (first row) and the decoder's mean at their codes: each decoder encoded by the "
@@ -165,7 +165,7 @@ def reconstructions(results: dict[str, Any], pictures: Pictures) -> Figure:
 
 
 def interpolations(results: dict[str, Any], pictures: Pictures) -> Figure:
-    """Decoder means along the line between two codes, a strip per decoder."""
+    """Decoder means along the line between two codes, a row per decoder and pair."""
     strips = under(pictures, "interpolation")
     pairs = next(iter(strips.values())).shape[1]
     rows = {f"{name}" + " " * pair: strip[:, pair] for name, strip in strips.items() for pair in range(pairs)}
@@ -177,7 +177,7 @@ def interpolations(results: dict[str, Any], pictures: Pictures) -> Figure:
 
 
 def traversals(results: dict[str, Any], pictures: Pictures) -> Figure:
-    """One test sample along single axes of its code, a row per axis."""
+    """Decoder means of one test sample along single axes of its code, a row per axis."""
     caption = (
         "Decoder means where one element of the first test sample's code moves over two standard deviations of the "
         "test codes to either side, a row for each of the three elements that vary most. Grey values in data units, "
@@ -187,18 +187,18 @@ def traversals(results: dict[str, Any], pictures: Pictures) -> Figure:
 
 
 def attributes(results: dict[str, Any], pictures: Pictures) -> Figure:
-    """Test samples of one label, moved towards another."""
+    """Decoder means of test samples of one label, moved towards another label."""
     first, second = [int(label) for label in np.unique(pictures["labels"])[:2]]
     caption = (
         f"Decoder means of test samples with label {first} as the difference of mean codes between labels {second} "
-        f"and {first} is added, from none of it (left) to 1.5 times. Labels choose the direction; no training saw "
+        f"and {first} is added, 0 (left) to 1.5 times. The labels define the direction; training did not use "
         f"them. Grey values in data units, clipped to {_range(results)}."
     )
     return Figure("attributes", "Attribute vectors", caption, _strips(results, under(pictures, "attribute")))
 
 
 def _strips(results: dict[str, Any], strips: Pictures) -> "Canvas":
-    """Several rows (R, T, *X) for each name, of which the first is named."""
+    """Grid with several rows (R, T, *X) for each name; only the first one shows the name."""
     rows = {f"{name}" + " " * i: row for name, strip in strips.items() for i, row in enumerate(strip)}
     return grid(rows, results["data"]["value_range"])
 
@@ -212,7 +212,7 @@ def samples(results: dict[str, Any], pictures: Pictures) -> Figure:
         rows |= {name: images[:half], name + " ": images[half : 2 * half]}
     caption = (
         "Decoder means (without observation noise) at codes drawn from the prior, by the same random numbers for "
-        "every decoder. A decoder trained at point codes was never asked to fill the prior, and may show it here. Grey "
+        "every decoder. A decoder trained at point codes was not trained to match the prior, which may show here. Grey "
         f"values in data units, clipped to {_range(results)}."
     )
     return Figure("samples", "Samples from the prior", caption, grid(rows, results["data"]["value_range"]))
@@ -237,15 +237,15 @@ def code_scatter(results: dict[str, Any], pictures: Pictures) -> Figure:
     coloured = "each drawn as its label, in its colour" if labels is not None else "which have no labels"
     caption = (
         f"Codes of the first {len(next(iter(clouds.values())))} test samples ({coloured}) by the engine that "
-        "trained the decoder, projected on their own first two principal components, in units of the code; the "
-        "title names the share of the codes' variance that the two show, and how many dimensions of the code vary over "
-        "the test set at all (variance above 0.01). Axes differ from panel to panel."
+        "trained the decoder, projected on their first two principal components, in units of the code; the title "
+        "gives the share of the codes' variance that the two show, and the number of active dimensions (variance over "
+        "the test set above 0.01). Axes differ from panel to panel."
     )
     return Figure("codes", "Codes", caption, figure)
 
 
 def scatter(axes: "Axes", cloud: np.ndarray, labels: np.ndarray | None, size: float = 30.0) -> None:
-    """Points (M, 2), each drawn as its label, in its colour."""
+    """Scatter plot of points (M, 2), each drawn as its label, in the colour of the label."""
     if labels is None:
         axes.scatter(cloud[:, 0], cloud[:, 1], s=8, color=LINES[0])
         return
@@ -255,14 +255,14 @@ def scatter(axes: "Axes", cloud: np.ndarray, labels: np.ndarray | None, size: fl
 
 
 def canvas(width: float, height: float, layout: str = "constrained") -> "Canvas":
-    """An empty figure, in inches, outside of pyplot's global state."""
+    """Empty figure, size in inches, outside of pyplot's global state."""
     from matplotlib.figure import Figure as Canvas
 
     return Canvas(figsize=(width, height), layout=layout)  # type: ignore[arg-type]
 
 
 def under(pictures: Pictures, kind: str) -> Pictures:
-    """The arrays named ``kind/…``, by the rest of their names."""
+    """Arrays named ``kind/…``, with the prefix removed from their names."""
     return {key.split("/", 1)[1]: value for key, value in pictures.items() if key.startswith(f"{kind}/")}
 
 
@@ -279,7 +279,7 @@ def sheet(images: np.ndarray, value_range: Sequence[float], path: Path, across: 
 
 
 def grid(rows: Pictures, value_range: Sequence[float]) -> "Canvas":
-    """Rows of images, drawn as one, with their names at the left; a name that ends in a space is not shown."""
+    """Grid of images, with the names of the rows at the left; a name that ends in a space is not shown."""
     tiles = [[_tile(image, *value_range) for image in images] for images in rows.values()]
     side, across = tiles[0][0].shape[0], max(map(len, tiles))
     named = {i * (side + GAP) + side / 2: name for i, name in enumerate(rows) if not name.endswith(" ")}
@@ -295,20 +295,20 @@ def grid(rows: Pictures, value_range: Sequence[float]) -> "Canvas":
 
 
 def _tile(x: np.ndarray, low: float, high: float) -> np.ndarray:
-    """An observation as a square of pixels with values in [0, 1], grey or RGB; a vector becomes vertical bars."""
+    """Observation as a square of pixels in [0, 1], grey or RGB; a vector becomes vertical bars."""
     image = as_image(x, low, high)
     index = [(np.arange(TILE) * side) // TILE for side in image.shape[1:]]
     return channels_last(image[:, index[0]][:, :, index[1]])
 
 
 def as_image(x: np.ndarray, low: float, high: float) -> np.ndarray:
-    """An observation as an image (C, H, W) with values in [0, 1]; one that is no image becomes a row of pixels."""
+    """Observation as an image (C, H, W) in [0, 1]; one that is not an image becomes a row of pixels."""
     scaled = np.clip((x - low) / max(high - low, 1e-12), 0, 1)
     return scaled if scaled.ndim == 3 and scaled.shape[0] in (1, 3) else scaled.reshape(1, 1, -1)
 
 
 def mosaic(rows: Sequence[Sequence[np.ndarray]], gap: int = 0, background: float | np.generic = 0.0) -> np.ndarray:
-    """Tiles (H, W) or (H, W, 3) of one size in one picture, of the dtype of its background."""
+    """Joins tiles (H, W) or (H, W, 3) of one size into one picture, with the dtype of the background."""
     height, width = (side + gap for side in rows[0][0].shape[:2])
     shape = (height * len(rows) - gap, width * max(map(len, rows)) - gap, *rows[0][0].shape[2:])
     picture = np.full(shape, background)
@@ -327,7 +327,7 @@ def _evaluation_axis(axes: "Axes", highest: float) -> None:
 
 
 def _zoom(axes: "Axes") -> None:
-    """Bounds the view to what matters: the last values of the curves, not the first drop."""
+    """Limits the y axis to the final values of the curves, not their initial rise."""
     values: Sequence[float] = [float(y) for line in axes.get_lines() for y in np.atleast_1d(line.get_ydata())]
     finite = np.array([y for y in values if math.isfinite(y)])
     if len(finite):

@@ -1,4 +1,4 @@
-"""The gaps as a picture and as one HTML page: mean bars, and the ladder of bounds of every observation."""
+"""Inference gaps as a figure and a self-contained HTML page: mean gaps, and the bounds of every observation."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,36 +15,36 @@ ASIDE = ("sampling s.e.", "converged", "q* below", "effective sample size", "unr
 
 def rows(results: dict[str, Any]) -> list[tuple[str, str, str, str]]:
     """Name, mean, standard error over observations and mean sampling error of every quantity in nats."""
-    found = []
+    lines = []
     for name, entry in results.items():
         if not name.startswith(ASIDE):
             sampling = results.get(f"sampling s.e. of {name}")
-            found.append((name, _nats(entry["mean"]), _nats(entry["se"]), _nats(sampling and sampling["mean"])))
-    return found
+            lines.append((name, _nats(entry["mean"]), _nats(entry["se"]), _nats(sampling and sampling["mean"])))
+    return lines
 
 
 def converged(results: dict[str, Any]) -> dict[str, float]:
-    """The share of local optimisations of each family that met their tolerance."""
+    """Share of converged local optimisations, by family."""
     prefix = "converged, "
     return {name.removeprefix(prefix): entry["mean"] for name, entry in results.items() if name.startswith(prefix)}
 
 
 def write(columns: "dict[str, Tensor]", account: dict[str, Any], folder: Path) -> None:
-    """Writes gap.png and gap.html, which needs nothing beside itself."""
+    """Writes gap.png and a self-contained gap.html."""
     image, results = embed(ladder(columns, folder / "gap.png")), account["results"]
     facts = {"account": account, "rows": rows(results), "converged": converged(results), "image": image}
     write_page(folder / "gap.html", "gap.html", **facts)
 
 
 def ladder(columns: "dict[str, Tensor]", path: Path) -> bytes:
-    """Writes and returns a PNG: mean gaps ± standard error, and each observation's bounds relative to its log p(x)."""
+    """Writes and returns a PNG of the mean gaps ± standard error and each observation's bounds relative to log p(x)."""
     with style():
         figure = canvas(9.6, 4.0)
         left, right = figure.subplots(1, 2, width_ratios=(1, 1.4))
         gaps = [name for name in columns if "gap" in name]
         for i, name in enumerate(gaps):
-            found = mean_and_error(columns[name])
-            left.bar(i, found["mean"], yerr=found["se"], color=LINES[i % len(LINES)], capsize=4, width=0.6)
+            entry = mean_and_error(columns[name])
+            left.bar(i, entry["mean"], yerr=entry["se"], color=LINES[i % len(LINES)], capsize=4, width=0.6)
         left.set_xticks(range(len(gaps)), [name.replace(", ", "\n").replace(" gap", "\ngap") for name in gaps])
         left.tick_params(axis="x", labelsize=8)
         left.set_axisbelow(True)

@@ -1,4 +1,4 @@
-"""The ledger as one HTML page: a table, the notes with their formulas, what every check found, and figures."""
+"""The ledger as one HTML page: a table, the notes with their formulas, the result of every check, and figures."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -11,11 +11,11 @@ from gae.data.environment import versions
 from gae.ledger.notes import Claim, Finding, Note
 from gae.reports.pages import embed, write_page
 
-FUNCTION = re.compile("(<mi>(?:log|exp|det|tr)</mi>)")  # a named function stands apart from its argument
+FUNCTION = re.compile("(<mi>(?:log|exp|det|tr)</mi>)")  # space between a named function and its argument
 
 
 def write(notes: Sequence[Note], findings: Sequence[Finding], seed: int, path: Path) -> None:
-    """Writes the page, which needs nothing beside itself."""
+    """Writes the self-contained page."""
     write_page(
         path,
         "ledger.html",
@@ -47,13 +47,13 @@ def _picture(claim: Claim) -> str | None:
 
 
 def _renderer() -> Callable[[str], str]:
-    """Markdown to HTML, with LaTeX as MathML, which browsers draw by themselves."""
+    """Markdown-to-HTML renderer that turns LaTeX into MathML, so that the page needs no script."""
     from latex2mathml.converter import convert
     from markdown_it import MarkdownIt
     from mdit_py_plugins.dollarmath import dollarmath_plugin
 
     def formula(source: str, options: dict[str, Any]) -> str:
-        found = convert(source, display="block" if options["display_mode"] else "inline")
-        return FUNCTION.sub(r'<mrow>\1<mspace width="0.17em"/></mrow>', found)
+        mathml = convert(source, display="block" if options["display_mode"] else "inline")
+        return FUNCTION.sub(r'<mrow>\1<mspace width="0.17em"/></mrow>', mathml)
 
     return MarkdownIt("commonmark").enable("table").use(dollarmath_plugin, renderer=formula).render

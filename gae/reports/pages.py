@@ -1,4 +1,4 @@
-"""HTML pages that need nothing beside themselves: templates, and pictures inside of the text."""
+"""Self-contained HTML pages: templates, and pictures embedded in the text."""
 
 import base64
 from pathlib import Path
@@ -8,7 +8,7 @@ from gae.data.files import write_text
 
 
 def write_page(path: Path, template: str, **facts: Any) -> None:
-    """Writes a page from a template of ``gae/reports/templates``; a fact that it names and does not get is an error."""
+    """Writes a page from a template of ``gae/reports/templates``; a missing fact raises ``jinja2.UndefinedError``."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
@@ -22,5 +22,5 @@ def write_page(path: Path, template: str, **facts: Any) -> None:
 
 
 def embed(png: bytes) -> str:
-    """A picture as base64, for a template's ``data:image/png;base64,…``."""
+    """PNG in base64, for ``data:image/png;base64,…`` in a template."""
     return base64.b64encode(png).decode()

@@ -1,4 +1,4 @@
-"""Figures of a restoration: images side by side and the loss of its runs."""
+"""Figures of an image restoration: images side by side, and the loss of each run."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from gae.reports.figures import LINES, canvas, save, style
 
 
 def side_by_side(panels: dict[str, np.ndarray], path: Path) -> None:
-    """A figure of images (C, H, W) of one size, each with its title."""
+    """Writes a figure of images (C, H, W) of one size, each with its title."""
     height, width = next(iter(panels.values())).shape[1:]
     with style():
         figure = canvas(3.2 * len(panels), 3.2 * height / width + 0.35)
@@ -21,7 +21,7 @@ def side_by_side(panels: dict[str, np.ndarray], path: Path) -> None:
 
 
 def loss_curve(loss: list[list[float]], path: Path) -> None:
-    """A figure of squared error per measured value against step, one line per run."""
+    """Writes a figure of the squared error per measured value against step, one line per run."""
     with style():
         figure = canvas(6.4, 3.4)
         axes = figure.subplots()

@@ -1,4 +1,4 @@
-"""A survey of systems as a table, figures and one HTML page that needs nothing beside itself."""
+"""Table, figures and a self-contained HTML page of a survey of systems."""
 
 import json
 from dataclasses import replace
@@ -33,12 +33,12 @@ TEXT_COLUMNS = (
 
 
 def columns(results: dict[str, Any]) -> tuple[Column, ...]:
-    """Those of samples, or those of text."""
+    """Columns of the table, for samples or for text."""
     return TEXT_COLUMNS if results["texts"] else COLUMNS
 
 
 def table(results: dict[str, Any]) -> tuple[list[Row], dict[str, str]]:
-    """A row for each system in the order of the table of systems, and the footnotes of the missing numbers."""
+    """Rows in the order of the table of systems, and the footnotes {mark: reason} of missing numbers."""
     notes: dict[str, str] = {}
     rows = [_row(row, columns(results), notes) for row in results["rows"] + results["texts"]]
     return rows, {mark: reason for reason, mark in notes.items()}
@@ -47,27 +47,27 @@ def table(results: dict[str, Any]) -> tuple[list[Row], dict[str, str]]:
 def _row(row: dict[str, Any], shown: tuple[Column, ...], notes: dict[str, str]) -> Row:
     cells = [format_cell(row, column, False, notes) for column in shown]
     if "length" in row:
-        cells = [_per_token(row, column, found) for column, found in zip(shown, cells, strict=True)]
+        cells = [_per_token(row, column, cell) for column, cell in zip(shown, cells, strict=True)]
     return Row(row["system"], [TableCell(code(row)), TableCell(f"{row['training_seconds']:.1f}"), *cells])
 
 
-def _per_token(row: dict[str, Any], column: Column, found: TableCell) -> TableCell:
-    """Nats of a line, and beside them those of one of its tokens."""
+def _per_token(row: dict[str, Any], column: Column, cell: TableCell) -> TableCell:
+    """Adds nats per token to a cell with nats per line."""
     mean = row[column.key]["mean"]
     if mean is None or column.unit != "nats per line":
-        return found
-    return replace(found, detail=f"{mean / row['length']:.2f} per token".replace("-", "−"))
+        return cell
+    return replace(cell, detail=f"{mean / row['length']:.2f} per token".replace("-", "−"))
 
 
 def code(row: dict[str, Any]) -> str:
-    """What a code is: how many numbers, and one of how many components."""
+    """Size of a code: the number of components to choose from, and of real numbers."""
     parts = [f"1 of {row['components']}"] if row["components"] > 1 else []
     parts += [str(row["width"])] if row["width"] else []
     return " × ".join(parts)
 
 
 def write(out: Path) -> Path:
-    """Draws the figures of the survey in ``out`` and writes ``out/figures/*.png`` and ``out/report.html``."""
+    """Writes the figures and the report of the survey in ``out``: ``out/figures/*.png`` and ``out/report.html``."""
     results = json.loads((out / "results.json").read_text(encoding="utf-8"))
     rows = results["rows"] + results["embeddings"]
     pictures = {row["system"]: _pictures(out, row["system"]) for row in rows}
@@ -96,7 +96,7 @@ Arrays = dict[str, dict[str, np.ndarray]]
 
 
 def draw_survey(results: dict[str, Any], pictures: Arrays) -> list[Figure]:
-    """All figures of a survey, in reading order; none of what it does not hold."""
+    """All figures of a survey for which it has results, in reading order."""
     figures, encoded = [], {row["system"]: pictures[row["system"]] for row in results["rows"]}
     if encoded:
         figures += [overview(results), survey_reconstructions(results, encoded), survey_codes(results, encoded)]
@@ -131,10 +131,10 @@ def overview(results: dict[str, Any]) -> Figure:
     panels[0].set_yticks(range(len(rows)), [f"{row['system']}  ({code(row)})" for row in rows])
     caption = (
         "Means over the test set ± standard error (mostly too small to see), a line per system, the lowest squared "
-        "error on top; in brackets the size of its code. Wider codes keep more: compare systems of one size. A "
-        "system without a number has no dot."
+        "error on top; in brackets the size of the code. Wider codes keep more information: compare systems of equal "
+        "size. A missing dot is a missing number."
     )
-    return Figure("overview", "What each system keeps, and what a code costs", caption, figure)
+    return Figure("overview", "Reconstruction, accuracy and cost of each system", caption, figure)
 
 
 def _dots(axes: "Axes", rows: list[dict[str, Any]], key: str, scale: float, colour: str) -> None:
@@ -146,7 +146,7 @@ def _dots(axes: "Axes", rows: list[dict[str, Any]], key: str, scale: float, colo
 
 
 def survey_reconstructions(results: dict[str, Any], pictures: Arrays) -> Figure:
-    """The same test samples by every system."""
+    """Reconstructions of the same test samples by every system."""
     originals = next(iter(pictures.values()))["original"]
     rows = {"test sample": originals, **{name: arrays["reconstruction"] for name, arrays in pictures.items()}}
     caption = (
@@ -157,35 +157,35 @@ def survey_reconstructions(results: dict[str, Any], pictures: Arrays) -> Figure:
 
 
 def survey_samples(results: dict[str, Any], pictures: Arrays) -> Figure:
-    """Decoder means at draws from the prior, of systems whose prior can be drawn from."""
+    """Decoder means at draws from the prior, for systems with a proper prior."""
     rows = {name: arrays["sample"] for name, arrays in pictures.items() if "sample" in arrays}
     caption = (
-        "Decoder means at codes drawn from each system's prior. Systems with a flat prior have none, and those "
-        "trained at point codes were never asked to fill theirs."
+        "Decoder means at codes drawn from each system's prior. A flat prior cannot be drawn from, and "
+        "systems trained at point codes were not trained to match their prior."
     )
     return Figure("samples", "Samples from the prior", caption, grid(rows, results["data"]["value_range"]))
 
 
 def survey_codes(results: dict[str, Any], pictures: Arrays) -> Figure:
-    """Test codes of every system with a continuous code, in their first two principal components."""
+    """Test codes of every system with a continuous code, on their first two principal components."""
     clouds = {name: arrays for name, arrays in pictures.items() if np.ptp(arrays["codes"]) > 0}
     titles = [f"{name}, {100 * float(arrays['explained']):.0f} %" for name, arrays in clouds.items()]
     drawn = len(next(iter(clouds.values()))["codes"]) if clouds else 0
     caption = (
-        f"Codes of the first {drawn} test samples, drawn as their labels where there are any, on their own first two "
-        "principal components; the title names the share of variance that these show. Charts of a mixture share no "
-        "axes, so that their codes overlap here without being alike."
+        f"Codes of the first {drawn} test samples, drawn as their labels where there are any, on their first two "
+        "principal components; the title gives the share of variance that these show. Charts of a mixture share no "
+        "axes, so their codes may overlap here without being similar."
     )
     return Figure("codes", "Codes", caption, _clouds(list(clouds.values()), titles))
 
 
 def embeddings(results: dict[str, Any], pictures: Arrays) -> Figure:
-    """Codes of systems that lay out a whole data set."""
+    """Codes of systems that embed a whole data set."""
     rows = results["embeddings"]
     titles = [f"{row['system']}, trustworthiness {row['trustworthiness']['mean']:.3f}" for row in rows]
     caption = (
-        f"The first {rows[0]['points']} test samples, laid out as one observation by systems that encode a whole data "
-        "set; drawn as their labels, which the codes never saw. Axes have no unit."
+        f"The first {rows[0]['points']} test samples, embedded as one observation by systems that encode a whole data "
+        "set; drawn as their labels, which the systems did not use. Axes have no unit."
     )
     return Figure("embeddings", "Embeddings", caption, _clouds([pictures[row["system"]] for row in rows], titles))
 

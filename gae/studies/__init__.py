@@ -1,1 +1,1 @@
-"""Whole jobs that fill a folder and can be resumed: the comparison of engines and the survey of systems."""
+"""Resumable jobs that write a folder: comparison of engines, and survey of systems."""

@@ -1,4 +1,4 @@
-"""The main job: one decoder, trained and encoded by several engines, in nats, beside closed-form baselines."""
+"""Comparison of inference engines on the same decoder, in nats, with closed-form baselines."""
 
 import copy
 import json
@@ -51,26 +51,26 @@ def compare(
 ) -> dict[str, Any]:
     """Trains one decoder per engine from the same initial weights, then encodes the test set with every engine on each.
 
-    Writes into ``out``: ``results.json`` (what is returned), ``report.html``, ``figures``, ``checkpoints`` and what a
-    resumed run needs. Numbers are functions of the configuration, but for times. torch's global generator is left as
-    it was. All runs on one thread of the processor.
+    Writes into ``out``: ``results.json`` (the returned dictionary), ``report.html``, ``figures``, ``checkpoints`` and
+    the state for resuming. All numbers except times are functions of the configuration. torch's global generator is
+    restored. Everything runs on one thread of the processor.
 
     Args:
-        data: a data set; for labels and a test split of its own see ``gae.data.load``.
-        out: a new folder, or with ``resume`` that of an interrupted comparison of the same configuration.
+        data: a data set; see ``gae.data.load`` for labels and a predefined test split.
+        out: a new folder, or with ``resume`` the folder of an interrupted comparison of the same configuration.
         engines: names from ``gae.studies.engines.ENGINES``.
-        epochs: of every training; chosen by the size of the data unless given.
-        latent: width of the code; 8 unless given, or the elements of an observation where these are fewer.
+        epochs: epochs of every training; by default chosen by the size of the data.
+        latent: width of the code; by default 8, or the number of elements of an observation if that is smaller.
         hidden: widths of the hidden layers of the encoder; the decoder mirrors them.
         head: the decoder's distribution, a name from ``gae.systems.HEADS``.
-        seed: of weights, order of data and noise.
-        quick: fewer epochs and samples, for a look.
-        resume: continue what is in ``out``.
-        progress: say on standard error what happens.
+        seed: seed of the weights, the order of the data and the noise.
+        quick: fewer epochs and samples, for a first look.
+        resume: continue the comparison in ``out``.
+        progress: announce each phase on standard error.
 
     Raises:
         ValueError, TypeError: unknown names, sizes or data that do not fit, or on resume another configuration.
-        FileExistsError: ``out`` exists, without ``resume``.
+        FileExistsError: ``out`` exists and ``resume`` is False.
     """
     configuration = configure(data, engines, epochs, latent, hidden, head, seed, quick)
     decoder, encoder = initial(configuration, data.event_shape)
@@ -92,8 +92,8 @@ def _results(run: "Comparison", decoder: Likelihood, encoder: NormalEncoder) -> 
         **facts(asdict(run.configuration), run.data),
         "engines": {name: {"training": ENGINES[name].training, "encoding": ENGINES[name].encoding} for name in engines},
         "decoders": {
-            name: {"encoder": found.origin, "curve": found.curve, "encoder_curve": found.encoder_curve}
-            for name, found in trained.items()
+            name: {"encoder": side.origin, "curve": side.curve, "encoder_curve": side.encoder_curve}
+            for name, side in trained.items()
         },
         "cells": [run.evaluate(trained, name, engine) for name in engines for engine in engines],
         "baselines": [
@@ -101,7 +101,7 @@ def _results(run: "Comparison", decoder: Likelihood, encoder: NormalEncoder) -> 
         ],
         "bounds": run.phase("bounds", partial(run.bounds, trained)),
     }
-    run.draw({name: found.model for name, found in trained.items()}, baselines)
+    run.draw({name: side.model for name, side in trained.items()}, baselines)
     results["seconds"] = {**run.seconds, "total": sum(run.seconds.values())}
     write_text(run.out / "results.json", json.dumps(results, indent=1, allow_nan=False) + "\n")
     return results
@@ -109,7 +109,7 @@ def _results(run: "Comparison", decoder: Likelihood, encoder: NormalEncoder) -> 
 
 @dataclass(frozen=True)
 class Trained:
-    """A decoder with its own engine, the encoder that belongs to it, and the losses (nats per sample) of the epochs."""
+    """A trained decoder with its engine, its encoder, and the loss of each epoch (nats per sample)."""
 
     model: Autoencoder
     encoder: NormalEncoder
@@ -119,18 +119,18 @@ class Trained:
 
 
 class Comparison(ResumableJob):
-    """One comparison and its folder."""
+    """A comparison and its folder."""
 
     def __init__(self, out: Path, configuration: Configuration, data: Dataset, resume: bool, progress: bool):
         super().__init__(out, asdict(configuration), resume, progress)
         self.configuration = configuration
-        self.points: dict[
-            str, PointEncodings
-        ] = {}  # of the test set by each trained model's own engine, and the baselines
-        self.source, self.data = data, replace(data, train=data.epoch(0, configuration.seed))  # redrawn, and fixed
+        # of the test set, by the engine of each trained model and by the baselines
+        self.points: dict[str, PointEncodings] = {}
+        # training redraws dynamic binarisations, evaluation uses one fixed draw
+        self.source, self.data = data, replace(data, train=data.epoch(0, configuration.seed))
 
     def fit(self, name: str, engine: str, model: Autoencoder) -> list[float]:
-        """Trains by Adam, from its last checkpoint if there is one; the loss of each epoch."""
+        """Trains by Adam, from the last checkpoint if there is one, and returns the loss of each epoch."""
         c = self.configuration
         self.say(f"train {name}")
         history = fit(
@@ -150,7 +150,7 @@ class Comparison(ResumableJob):
         return [row.train_loss for row in history.rows]
 
     def train(self, name: str, decoder: Likelihood, encoder: NormalEncoder) -> Trained:
-        """A copy of the decoder trained by a named engine; its encoder is fitted afterwards if that trained none."""
+        """Trains a copy of the decoder by a named engine, and afterwards an encoder if the engine has none."""
         decoder, encoder = copy.deepcopy(decoder), copy.deepcopy(encoder)
         model = assemble(self.configuration, name, decoder, encoder)
         curve = self.fit(name, name, model)
@@ -161,7 +161,7 @@ class Comparison(ResumableJob):
         return Trained(model, encoder, "its encoder was fitted afterwards, the decoder frozen", curve, after)
 
     def baseline(self, name: str) -> Autoencoder:
-        """A closed-form baseline; unless it learns its noise scale, that becomes the RMS of the training residual."""
+        """A fitted baseline; a noise scale that it does not learn is set to the RMS of the training residual."""
         self.say(f"fit {name}")
         start = time.perf_counter()
         torch.manual_seed(self.configuration.seed)
@@ -172,7 +172,7 @@ class Comparison(ResumableJob):
         return model
 
     def measured(self, decoder: str, model: Autoencoder, own: bool = True) -> Entry:
-        """The numbers of a model; its codes are kept for the pictures where the engine is the decoder's own."""
+        """Metrics of a model; if the engine is the decoder's own, its codes are kept for the pictures."""
         c = self.configuration
         points = held_out(model, self.data, c.effort, c.seed)
         if own:
@@ -180,22 +180,22 @@ class Comparison(ResumableJob):
         return {"decoder": decoder, **evaluate(model, self.data, c.effort, c.seed, points)}
 
     def evaluate(self, trained: dict[str, Trained], decoder: str, engine: str) -> Entry:
-        """The numbers of a named engine on the decoder that another (or the same) engine trained."""
-        found = trained[decoder]
-        model = assemble(self.configuration, engine, found.model.likelihood, found.encoder)
+        """Metrics of a named engine on the decoder that another (or the same) engine trained."""
+        side = trained[decoder]
+        model = assemble(self.configuration, engine, side.model.likelihood, side.encoder)
         entry = self.phase(f"encode {decoder} by {engine}", lambda: self.measured(decoder, model, engine == decoder))
         return {"engine": engine, **entry}
 
     def bounds(self, trained: dict[str, Trained]) -> Entry:
-        """Bounds against decoder evaluations on one decoder: a VAE's, if there is one."""
+        """Bounds against decoder evaluations on one decoder: that of a VAE if there is one."""
         name = "amortised" if "amortised" in trained else next(iter(trained))
-        found = trained[name]
+        side = trained[name]
         x = self.data.test[: self.configuration.bound_samples]
-        curves = bound_curves(found.model.likelihood, found.encoder, x, self.configuration)
-        return {"decoder": name, "encoder": found.origin, "samples": len(x), **curves}
+        curves = bound_curves(side.model.likelihood, side.encoder, x, self.configuration)
+        return {"decoder": name, "encoder": side.origin, "samples": len(x), **curves}
 
     def draw(self, models: dict[str, Autoencoder], baselines: dict[str, Autoencoder]) -> None:
-        """Writes what the figures show."""
+        """Writes the arrays of the figures."""
         import numpy as np
 
         start, stored = time.perf_counter(), self.out / "pictures.npz"

@@ -1,4 +1,4 @@
-"""Bounds against decoder evaluations: what one decoder's codes gain from more steps, from several starts."""
+"""Bounds against decoder evaluations: ascents of increasing length on one decoder, from several starts."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -17,7 +17,7 @@ from gae.studies.engines import Configuration
 from gae.systems import NormalEncoder
 
 Engines = Callable[[int], Inference]
-PILOT = 5  # the share of draws that choose a proposal is one to this
+PILOT = 5  # the pilot that chooses a proposal takes one in so many draws
 
 
 def bound_curves(
@@ -25,31 +25,30 @@ def bound_curves(
 ) -> Entry:
     """Curves of the joint log density at the code (MAP ascent) and of the ELBO (mean-field ascent), and log p(x).
 
-    Each point is a solve of its own with that many steps, from the same seed; its value is computed afresh at the code
-    or density found, in nats (mean over x and standard error). Evaluations are per sample.
+    Each point is a separate solve with that many steps, from the same seed. Its value is recomputed at the final code
+    or density, in nats (mean over x and standard error). Evaluations are per sample.
     """
     c, warm = configuration, Amortized(encoder)
-    wanted: list[tuple[str, str, Engines, Sequence[int]]] = [
+    settings: list[tuple[str, str, Engines, Sequence[int]]] = [
         ("from 0", "joint", c.ascent, c.bound_steps),
         ("from the encoder", "joint", partial(c.ascent, init=warm), c.bound_steps),
         ("encoder alone", "elbo", lambda steps: warm, (0,)),
     ]
     for draws in c.bound_draws:
         refinement = partial(c.refinement, encoder, draws=draws)
-        wanted.append((f"from the encoder, {draws} draws a step", "elbo", refinement, c.bound_steps))
-    found = []
-    for label, quantity, engines, steps in wanted:
+        settings.append((f"from the encoder, {draws} draws a step", "elbo", refinement, c.bound_steps))
+    curves = []
+    for label, quantity, engines, steps in settings:
         points = [_point(Autoencoder(decoder, engines(count)), quantity, x, c) for count in steps]
         columns = {key: [point[key] for point in points] for key in ("evaluations", "mean", "se")}
-        found.append({"label": label, "quantity": quantity, **columns})
-    return {"curves": found, "log_p": _evidence(decoder, encoder, x, c)}
+        curves.append({"label": label, "quantity": quantity, **columns})
+    return {"curves": curves, "log_p": _evidence(decoder, encoder, x, c)}
 
 
 def _evidence(decoder: Likelihood, encoder: NormalEncoder, x: Tensor, configuration: Configuration) -> Entry:
-    """log p(x) by importance sampling around MAP codes or from refined densities, whichever a pilot finds higher.
+    """log p(x) by importance sampling around MAP codes or from refined densities, whichever is higher in a pilot.
 
-    The pilot's draws only choose. The higher of two estimates would be no lower bound in expectation; that of the
-    engine chosen, from draws of its own, is.
+    The estimate uses fresh draws, so it is a lower bound in expectation; the maximum of two estimates would not be.
     """
     c, steps = configuration, max(configuration.bound_steps)
     engines = (c.ascent(steps, init=Amortized(encoder)), c.refinement(encoder, steps, max(c.bound_draws)))
@@ -58,7 +57,7 @@ def _evidence(decoder: Likelihood, encoder: NormalEncoder, x: Tensor, configurat
         torch.manual_seed(c.seed)
         models = [Autoencoder(decoder, engine) for engine in engines]
         points = [encode(model, x, few) for model in models]
-        pilots = [mean_log_evidence(model, x, found, few)["mean"] for model, found in zip(models, points, strict=True)]
+        pilots = [mean_log_evidence(model, x, codes, few)["mean"] for model, codes in zip(models, points, strict=True)]
         best = max(range(len(models)), key=lambda i: -math.inf if pilots[i] is None else pilots[i])
         return mean_log_evidence(models[best], x, points[best], c.effort)
 

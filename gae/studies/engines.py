@@ -1,4 +1,4 @@
-"""What ``gae compare`` compares: the table of engines, the baselines, and one configuration for all of them."""
+"""Engines and baselines of ``gae compare``, and their common configuration."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -24,14 +24,14 @@ from gae.systems.parts import decoder_of, directions
 
 @dataclass(frozen=True)
 class Configuration:
-    """Everything that decides the numbers of a comparison; ``results.json`` holds it.
+    """Everything that determines the numbers of a comparison; stored in ``results.json``.
 
     Attributes:
-        steps, rate, betas: of the MAP ascent by Adam. The learned noise scale shrinks in training, so that a fixed
+        steps, rate, betas: options of the MAP ascent by Adam. The learned noise scale shrinks in training, so a fixed
             gradient step would diverge; Adam's steps do not depend on the scale of the gradient.
-        refine_steps, refine_rate, refine_samples: of the semi-amortised ascent on the ELBO.
-        clip: largest norm of a gradient; several times the usual one, so that it only stops rare jumps.
-        bound_steps, bound_draws, bound_samples: of the bound-against-evaluations curves: numbers of ascent steps, of
+        refine_steps, refine_rate, refine_samples: options of the semi-amortised ascent on the ELBO.
+        clip: largest norm of a gradient; several times the typical norm, so it only limits rare jumps.
+        bound_steps, bound_draws, bound_samples: for the bound-against-evaluations curves: numbers of ascent steps, of
             draws per step of the mean-field ascent, and of test samples.
     """
 
@@ -67,7 +67,7 @@ class Configuration:
         return Ascent(init or Zeros(), Adam(self.rate, self.betas), steps, adjoint=adjoint)
 
     def refinement(self, encoder: NormalEncoder, steps: int | None = None, draws: int | None = None) -> Ascent:
-        """Ascent on the ELBO of a mean-field normal that starts as the encoder's."""
+        """Ascent on the ELBO of a mean-field normal, from the encoder's density."""
         family = MeanField(samples=draws or self.refine_samples)
         steps = self.refine_steps if steps is None else steps
         return Ascent(Amortized(encoder), Adam(self.refine_rate, self.betas), steps, family=family)
@@ -75,14 +75,14 @@ class Configuration:
 
 @dataclass(frozen=True)
 class Engine:
-    """One row of the table.
+    """A named engine of the comparison.
 
     Attributes:
-        training: how a decoder is trained with it.
-        encoding: how it finds codes.
-        build: the engine, from the configuration and an encoder that it may use.
-        objective: what is maximised in training, (B,) in nats.
-        trains_encoder: whether an encoder is learned together with the decoder.
+        training: training of a decoder, in words.
+        encoding: encoding, in words.
+        build: makes the engine from the configuration and an encoder.
+        objective: training objective, (B,) in nats.
+        trains_encoder: whether an encoder is trained together with the decoder.
     """
 
     training: str
@@ -141,10 +141,10 @@ def configure(
     seed: int = 0,
     quick: bool = False,
 ) -> Configuration:
-    """The configuration of a comparison, checked against the data.
+    """Configuration of a comparison, checked against the data.
 
-    Unless given, the number of epochs is that which shows about 70,000 samples (``quick``: 10,000), at least 5
-    (``quick``: 1). The code has 8 elements, or as many as an observation where these are fewer.
+    The default number of epochs takes about 70,000 training samples (``quick``: 10,000), and is at least 5
+    (``quick``: 1). The default code has 8 elements, or as many as an observation if that is fewer.
 
     Raises:
         ValueError: unknown names (the valid ones are listed), or sizes that do not fit the data.
@@ -176,7 +176,7 @@ def configure(
 
 
 def initial(configuration: Configuration, shape: Size | tuple[int, ...]) -> tuple[Likelihood, NormalEncoder]:
-    """The decoder and the encoder that every training starts from: a function of the seed, for an event shape."""
+    """Initial decoder and encoder of every training, as a function of the seed."""
     latent = configuration.latent
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(configuration.seed)
@@ -188,9 +188,9 @@ def initial(configuration: Configuration, shape: Size | tuple[int, ...]) -> tupl
 
 @torch.no_grad()
 def calibrate_noise(model: Autoencoder, x: Num[Tensor, "N *X"], effort: EvaluationBudget) -> None:
-    """A linear mixture that does not learn its noise scale gets the root mean square of its residual over x.
+    """Sets the noise scale of a linear mixture that does not learn it to the root mean square residual over x.
 
-    Its codes stay as they are, and its nats become comparable. One that has no residual keeps its scale.
+    This makes its log densities comparable and leaves its codes unchanged. A model without a residual keeps its scale.
     """
     likelihood = model.likelihood
     if isinstance(likelihood, LinearMixture) and not likelihood.learn_scale:
@@ -200,19 +200,19 @@ def calibrate_noise(model: Autoencoder, x: Num[Tensor, "N *X"], effort: Evaluati
 
 
 def assemble(configuration: Configuration, name: str, likelihood: Likelihood, encoder: NormalEncoder) -> Autoencoder:
-    """A named engine on a decoder, with the objective that it trains by."""
+    """Autoencoder of a named engine on a decoder, with the engine's training objective."""
     engine = ENGINES[name]
     return Autoencoder(likelihood, engine.build(configuration, encoder), engine.objective)
 
 
 def describe_engine(configuration: Configuration, name: str, data: Dataset) -> dict[str, Any]:
-    """JSON-able facts from which ``rebuild`` builds the same autoencoder, but for its parameters."""
+    """JSON-able description from which ``rebuild`` makes the same autoencoder, without its parameters."""
     return {"comparison": asdict(configuration), "engine": name, **data.preparation.note()}
 
 
 @recorded
 def rebuild(description: dict[str, Any]) -> Autoencoder:
-    """The autoencoder that ``describe_engine`` describes, with parameters to be restored."""
+    """Autoencoder of a description by ``describe_engine``, with initial parameters."""
     stored = dict(description["comparison"])
     configuration = Configuration(**{**stored, "effort": EvaluationBudget(**stored["effort"])})
     likelihood, encoder = initial(configuration, tuple(description["event_shape"]))

@@ -1,4 +1,4 @@
-"""A long job in a folder: phases whose results are kept, so that it can be resumed; and what ran, on what."""
+"""Resumable jobs: a folder that keeps the results of finished phases, and the facts of a run."""
 
 import json
 import platform
@@ -21,17 +21,17 @@ NOT_INSTALLED = "not installed (run from source)"
 
 
 class ResumableJob:
-    """The folder of one job. Finished phases are reread when it is resumed.
+    """A job in a folder; a resumed job reads the results of finished phases.
 
     Args:
-        out: a new folder, or with ``resume`` that of an interrupted job of the same configuration.
-        configuration: JSON-able; it decides all results.
-        resume: continue what is in ``out``.
-        progress: say on standard error what happens.
+        out: a new folder, or with ``resume`` the folder of an interrupted job of the same configuration.
+        configuration: JSON-able; it determines all results.
+        resume: continue the job in ``out``.
+        progress: announce each phase on standard error.
 
     Raises:
-        FileExistsError: ``out`` exists, without ``resume``, or is no folder of such a job.
-        ValueError: on resume, another configuration.
+        FileExistsError: ``out`` exists and ``resume`` is False, or it is not the folder of a job.
+        ValueError: the configuration differs on resume.
     """
 
     def __init__(self, out: Path, configuration: dict[str, Any], resume: bool, progress: bool):
@@ -40,36 +40,36 @@ class ResumableJob:
         _claim(out, json.loads(json.dumps(configuration)), resume)
 
     def say(self, what: str) -> None:
-        """Announces a phase on standard error."""
+        """Prints a message on standard error."""
         if self.progress:
             print(f"[gae] {what}", file=sys.stderr, flush=True)
 
     def phase(self, name: str, compute: Callable[[], Any]) -> Any:
-        """What ``compute`` returns (JSON-able), computed once and timed."""
-        stored = self.out / "phases" / f"{name.replace(' ', '-')}.json"
-        found = self._stored(stored)
-        if found is None:
+        """Returns the result of ``compute`` (JSON-able), computed once and timed."""
+        path = self.out / "phases" / f"{name.replace(' ', '-')}.json"
+        entry = self._stored(path)
+        if entry is None:
             self.say(name)
             start = time.perf_counter()
-            found = {"result": compute(), "seconds": time.perf_counter() - start}
-            write_text(stored, dump(found) + "\n")
-            found = _read(stored)
-        self.seconds[name] = found["seconds"]
-        return found["result"]
+            entry = {"result": compute(), "seconds": time.perf_counter() - start}
+            write_text(path, dump(entry) + "\n")
+            entry = _read(path)
+        self.seconds[name] = entry["seconds"]
+        return entry["result"]
 
     def _stored(self, path: Path) -> dict[str, Any] | None:
-        """A finished phase; one that is damaged is computed again."""
+        """A finished phase, or None if it is missing or damaged."""
         if not path.exists():
             return None
         try:
             return _read(path)
         except ValueError as error:
-            self.say(f"{path} is damaged ({error}) and made again")
+            self.say(f"{path} is damaged ({error}) and computed again")
             return None
 
 
 def facts(configuration: dict[str, Any], data: Dataset) -> dict[str, Any]:
-    """What was run, by what, on what."""
+    """Configuration, data, versions and machine of a run."""
     return {
         "configuration": json.loads(json.dumps(configuration)),
         "data": {
@@ -81,14 +81,14 @@ def facts(configuration: dict[str, Any], data: Dataset) -> dict[str, Any]:
             "value_range": list(data.value_range),
             "binarization": data.binarization,
         },
-        "versions": {name: found or NOT_INSTALLED for name, found in versions(PACKAGES).items()},
+        "versions": {name: version or NOT_INSTALLED for name, version in versions(PACKAGES).items()},
         "machine": {"cpu": processor(), "threads": torch.get_num_threads(), "system": platform.system()},
     }
 
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """The operations are small and many: threads gain little, and on a busy machine they wait for each other."""
+    """Limits torch to one thread: the operations are small, and on a busy machine threads wait for each other."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -98,7 +98,7 @@ def one_thread() -> Iterator[None]:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """A document of ``dump``; ValueError if it is damaged."""
+    """Reads a document of ``dump``; raises ValueError if it is damaged."""
     try:
         return verified(json.loads(path.read_text(encoding="utf-8")))
     except RecursionError as error:
@@ -106,7 +106,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _claim(out: Path, configuration: dict[str, Any], resume: bool) -> None:
-    """Makes the folder, or checks that it holds the same comparison."""
+    """Makes the folder, or checks that it belongs to the same configuration."""
     stored = out / "configuration.json"
     if out.exists() and not resume:
         raise FileExistsError(f"{out} exists. Resume its comparison (--resume), or choose another folder (--out).")
@@ -114,16 +114,16 @@ def _claim(out: Path, configuration: dict[str, Any], resume: bool) -> None:
         raise FileExistsError(f"{out} is not the folder of a comparison. Choose another (--out).")
     if stored.exists():
         try:
-            found = _read(stored)
+            previous = _read(stored)
         except ValueError as error:
             raise ValueError(
-                f"{stored} is damaged, or of an earlier gae ({error}): whose results these are is not known. Choose "
-                "another folder (--out)."
+                f"{stored} is damaged, or of an earlier gae ({error}), so its configuration is unknown. "
+                "Choose another folder (--out)."
             ) from None
-        keys = [*configuration, *(key for key in found if key not in configuration)]
-        different = [key for key in keys if found.get(key) != configuration.get(key)]
+        keys = [*configuration, *(key for key in previous if key not in configuration)]
+        different = [key for key in keys if previous.get(key) != configuration.get(key)]
         if different:
-            changes = "; ".join(f"{key} was {found.get(key)!r}, now {configuration.get(key)!r}" for key in different)
+            changes = "; ".join(f"{key} was {previous.get(key)!r}, now {configuration.get(key)!r}" for key in different)
             raise ValueError(f"{out} holds another comparison: {changes}. Use the same options, or another folder.")
     (out / "phases").mkdir(parents=True, exist_ok=True)
     write_text(stored, dump(configuration) + "\n")

@@ -1,4 +1,4 @@
-"""What the figures of a comparison show, as plain arrays: reconstructions, interpolations, samples, codes."""
+"""Arrays for the figures of a comparison: reconstructions, interpolations, samples, codes."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
@@ -26,15 +26,15 @@ def pictures(
     configuration: Configuration,
     known: Mapping[str, PointEncodings],
 ) -> "dict[str, np.ndarray]":
-    """Arrays named ``kind/model``.
+    """Arrays for the figures, named ``kind/model``.
 
     ``originals`` (12, *X), ``reconstruction/…`` (12, *X) and ``interpolation/…`` (12 steps, 2 pairs, *X) are of the
-    first test samples; ``sample/…`` (24, *X) are decoder means at draws from the prior, of one seed;
+    first test samples; ``sample/…`` (24, *X) are decoder means at draws from the prior, with the same seed;
     ``codes/…`` (M, 2) are the first two principal components of the first 1000 test codes, ``explained/…`` their
     share of the variance, and ``labels`` (M,) their labels, if there are any. ``traversal/…`` (3, 12 steps, *X) moves
-    the code of the first test sample along the axes of the largest variance, over two standard deviations of it to
-    either side; ``attribute/…`` (2 pairs, 12 steps, *X) adds the direction from the codes of the first to those of the
-    second of two labels (``gae.analysis.traversal.attribute``), from none of it to 1.5 times.
+    the code of the first test sample along the axes of largest variance, up to two standard deviations to either
+    side; ``attribute/…`` (2 pairs, 12 steps, *X) adds up to 1.5 times the direction from the codes of the first
+    label to those of the second (``gae.analysis.traversal.attribute``).
     """
     x, labels = data.test[:CODES], None if data.test_labels is None else data.test_labels[:CODES]
     pairs = min(PAIRS, len(x) // 2)
@@ -61,7 +61,7 @@ def pictures(
 
 
 def plane(codes: Tensor) -> tuple[Tensor, Tensor]:
-    """The first two principal components (the second is 0 for codes of width 1), and their share of the variance."""
+    """First two principal components (the second is 0 for codes of width 1), and their share of the variance."""
     if codes.shape[1] == 0:
         return codes.new_zeros(len(codes), 2), codes.new_zeros(())
     scores, size, _ = principal_components(codes)
@@ -70,7 +70,7 @@ def plane(codes: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _traversals(model: Autoencoder, codes: Tensor) -> Tensor:
-    """The first code along the axes of largest variance, (A, T, *X)."""
+    """Decoder means of the first code moved along the axes of largest variance, (A, T, *X)."""
     spread = codes.std(0, correction=0)
     axes = torch.eye(len(spread)) * spread
     amounts = torch.linspace(-2, 2, STEPS)
@@ -79,7 +79,7 @@ def _traversals(model: Autoencoder, codes: Tensor) -> Tensor:
 
 
 def _attribute(model: Autoencoder, codes: Tensor, labels: Tensor) -> Tensor:
-    """Codes of the lowest label on the way to the next one, (P, T, *X)."""
+    """Decoder means of codes of the lowest label moved towards the next one, (P, T, *X)."""
     first, second = (codes[labels == label] for label in labels.unique()[:2])
     direction = attribute(model, second, first)
     return traverse(model, first[:PAIRS], direction, torch.linspace(0, 1.5, STEPS)).transpose(0, 1)

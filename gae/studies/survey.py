@@ -1,4 +1,4 @@
-"""Every system on one data set: each learns and encodes in its own way, in one table."""
+"""Survey of systems on one data set: each is fitted and encodes by its own engine."""
 
 import json
 import math
@@ -41,18 +41,18 @@ from gae.training import fit
 from gae.training.learners import has_closed_form
 
 IMAGES, DRAWS, CODES = 12, 12, 500
-POINTS = 1000  # of a data set that is one observation
-TRUSTED = 5
+POINTS = 1000  # of a data set taken as one observation
+MIN_ESS = 5
 PARTS = ("likelihood", "prior", "inference", "objective", "source")
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything that decides the numbers of a survey.
+    """Everything that determines the numbers of a survey.
 
     Attributes:
-        epochs: of systems that learn by Adam.
-        closed_epochs: of systems that learn in closed form, at most.
+        epochs: epochs of systems trained by Adam.
+        closed_epochs: most epochs of systems trained in closed form.
     """
 
     data: str
@@ -79,71 +79,71 @@ def survey(
     resume: bool = False,
     progress: bool = True,
 ) -> dict[str, Any]:
-    """Fits named systems with their default options, and measures how each encodes the test set by its own engine.
+    """Fits named systems with their default options, and evaluates each on the test set by its own engine.
 
-    A system that fails (its loss becomes NaN, say) is named with the reason, and the others go on.
+    If a system fails (its loss becomes NaN, for instance), the results name the reason and the others continue.
 
-    Writes into ``out``: ``results.json`` (what is returned), ``report.html``, ``figures``, ``checkpoints`` and what a
-    resumed run needs. All runs on one thread of the processor; torch's global generator is left as it was.
+    Writes into ``out``: ``results.json`` (the returned dictionary), ``report.html``, ``figures``, ``checkpoints`` and
+    the state for resuming. Everything runs on one thread of the processor; torch's global generator is restored.
 
     Args:
-        data: a data set; for labels and a test split of its own see ``gae.data.load``.
-        out: a new folder, or with ``resume`` that of an interrupted survey of the same plan.
-        systems: names out of ``gae.systems.SYSTEMS`` whose observations are samples, or one data set: those lay out the
-            test set; for text, those of sequences. All of them unless given.
-        epochs: of systems that learn by Adam; as many as show about 70,000 samples unless given (``quick``: 10,000).
-        seed: of weights, order of data and noise.
+        data: a data set; see ``gae.data.load`` for labels and a predefined test split.
+        out: a new folder, or with ``resume`` the folder of an interrupted survey of the same plan.
+        systems: names from ``gae.systems.SYSTEMS`` whose observation is a sample, or a whole data set (they embed the
+            test set); for text, a sequence. All of them by default.
+        epochs: epochs of systems trained by Adam; by default those of about 70,000 samples (``quick``: 10,000).
+        seed: seed of the weights, the order of the data and the noise.
         quick: fewer epochs, and log p(x) of fewer samples.
-        resume: continue what is in ``out``; systems that failed are tried again.
-        progress: say on standard error what happens.
+        resume: continue the survey in ``out``; systems that failed are tried again.
+        progress: announce each phase on standard error.
 
     Raises:
-        ValueError: unknown names, or systems that observe something else.
-        FileExistsError: ``out`` exists, without ``resume``.
-        RuntimeError: every system failed; ``results.json`` and the page say why.
+        ValueError: unknown names, or systems for other kinds of observations.
+        FileExistsError: ``out`` exists and ``resume`` is False.
+        RuntimeError: every system failed; ``results.json`` and the page give the reasons.
     """
     plan = _plan(data, systems, epochs, seed, quick)
     with one_thread(), torch.random.fork_rng(devices=[]):
         run = Survey(Path(out), plan, data, resume, progress)
-        found = {name: run.row(name) for name in plan.systems}
+        rows = {name: run.row(name) for name in plan.systems}
         results = {
             **facts(asdict(plan), data),
-            "rows": [row for row in found.values() if "squared_error" in row],
-            "embeddings": [row for row in found.values() if "trustworthiness" in row],
-            "texts": [row for row in found.values() if "tokens" in row],
-            "missing": {name: row["missing"] for name, row in found.items() if "missing" in row},
-            "failed": {name: row["failed"] for name, row in found.items() if "failed" in row},
+            "rows": [row for row in rows.values() if "squared_error" in row],
+            "embeddings": [row for row in rows.values() if "trustworthiness" in row],
+            "texts": [row for row in rows.values() if "tokens" in row],
+            "missing": {name: row["missing"] for name, row in rows.items() if "missing" in row},
+            "failed": {name: row["failed"] for name, row in rows.items() if "failed" in row},
         }
         results["seconds"] = {**run.seconds, "total": sum(run.seconds.values())}
         write_text(run.out / "results.json", json.dumps(results, indent=1, allow_nan=False) + "\n")
     run.say("report")
     write(run.out)
-    if len(results["failed"]) == len(found):
+    if len(results["failed"]) == len(rows):
         raise RuntimeError("; ".join(f"{name} failed: {reason}" for name, reason in results["failed"].items()))
     return results
 
 
 def survey_systems(text: bool = False) -> list[str]:
-    """The systems that encode samples, or a data set of them; or those that encode text."""
+    """Names of the systems that encode samples or a whole data set, or of those that encode text."""
     observed = ("sequence of classes",) if text else ("sample", "data set")
     return [name for name, row in SYSTEMS.items() if row.observation in observed]
 
 
 class Survey(ResumableJob):
-    """The folder of one survey."""
+    """A survey and its folder."""
 
     def __init__(self, out: Path, plan: Plan, data: Dataset, resume: bool, progress: bool):
         super().__init__(out, asdict(plan), resume, progress)
         self.plan, self.data = plan, data
 
     def row(self, name: str) -> Entry:
-        """Everything about one system, or why it cannot be had on these data, or why it failed.
+        """Results of one system, or the reason why it does not apply to these data or failed.
 
-        A failure is not kept: a resumed survey tries again.
+        Failures are not stored: a resumed survey tries again.
         """
         try:
             return dict(self.phase(name, partial(self._row, name)))
-        except OSError:  # a full disk is no fault of the system
+        except OSError:  # a full disk, for instance, is not a failure of the system
             raise
         except Exception as error:
             self.say(f"{name} failed: {error}")
@@ -151,14 +151,14 @@ class Survey(ResumableJob):
 
     def _row(self, name: str) -> Entry:
         torch.manual_seed(self.plan.seed)
-        whole = SYSTEMS[name].observation == "data set"
+        is_data_set = SYSTEMS[name].observation == "data set"
         try:
             model = build(name, self.data, **self._options(name))
-            x = self._points if whole else self.data.epoch(0, self.plan.seed)[:CODES]
-            model.likelihood.check(x.unsqueeze(0) if whole else x)
+            x = self._points if is_data_set else self.data.epoch(0, self.plan.seed)[:CODES]
+            model.likelihood.check(x.unsqueeze(0) if is_data_set else x)
         except (ValueError, TypeError) as error:
             return {"missing": str(error)}
-        if whole:
+        if is_data_set:
             return self._embedded(name, model)
         return self._encoded(name, model) if self.data.vocabulary is None else self._read(name, model)
 
@@ -168,13 +168,13 @@ class Survey(ResumableJob):
         seconds = time.perf_counter() - began
         points = held_out(model, self.data, self.plan.effort, self.plan.seed)
         numbers = evaluate(model, self.data, self.plan.effort, self.plan.seed, points)
-        numbers["log_p"] = _trusted(numbers["log_p"])
+        numbers["log_p"] = _reliable(numbers["log_p"])
         self._draw(name, model, points)
         return {**_parts(name, model), **numbers, "epochs": epochs, "training_seconds": seconds}
 
     @torch.no_grad()
     def _embedded(self, name: str, model: Autoencoder) -> Entry:
-        """The test set as one observation; how far its codes keep neighbours, and put labels together."""
+        """Results of an embedding of the test set: trustworthiness, and accuracy of nearest neighbours."""
         from sklearn.manifold import trustworthiness
 
         x, began = self._points, time.perf_counter()
@@ -189,7 +189,7 @@ class Survey(ResumableJob):
         return {**_parts(name, model), **numbers, "width": z.shape[1], "seconds": seconds}
 
     def _read(self, name: str, model: Autoencoder) -> Entry:
-        """Text: the share of tokens that greedy decoding restores, ends included, and what lines become."""
+        """Results on text: the share of tokens that greedy decoding restores, ends included, and some lines."""
         began, plan, x, vocabulary = time.perf_counter(), self.plan, self.data.test, self.data.vocabulary
         assert vocabulary is not None
         epochs = self._fit(name, model)
@@ -201,21 +201,21 @@ class Survey(ResumableJob):
             lengths = (x != PADDING).sum(1)
             numbers = {
                 "tokens": mean_and_error(((restored == x) & (x != PADDING)).sum(1) / lengths),
-                "log_p": _trusted(mean_log_evidence(model, x, points, plan.effort)),
+                "log_p": _reliable(mean_log_evidence(model, x, points, plan.effort)),
                 "elbo": mean_elbo(model, x, points, plan.effort),
                 "milliseconds": points.milliseconds,
             }
             lines = [vocabulary.decode(part) for part in (x[:IMAGES], restored[:IMAGES], model.sample(DRAWS))]
         shown = dict(zip(("lines", "restored", "samples"), lines, strict=True))
-        told = {"length": float(lengths.double().mean()), "epochs": epochs, "training_seconds": seconds}
-        return {**_parts(name, model), **numbers, **shown, **told}
+        sizes = {"length": float(lengths.double().mean()), "epochs": epochs, "training_seconds": seconds}
+        return {**_parts(name, model), **numbers, **shown, **sizes}
 
     @property
     def _points(self) -> Tensor:
         return self.data.test[:POINTS]
 
     def _options(self, name: str) -> dict[str, Any]:
-        """The defaults, but for systems that lay out the test set."""
+        """Default options, with the number of points for systems that embed the test set."""
         return {"points": len(self._points)} if SYSTEMS[name].observation == "data set" else {}
 
     def _fit(self, name: str, model: Autoencoder) -> int:
@@ -236,7 +236,7 @@ class Survey(ResumableJob):
 
     @torch.no_grad()
     def _draw(self, name: str, model: Autoencoder, points: PointEncodings) -> None:
-        """What the figures show of one system: reconstructions, samples where the prior has any, codes."""
+        """Writes the arrays of the figures: reconstructions, samples if the prior is proper, codes."""
         x, plan = self.data.test[:CODES], self.plan
         torch.manual_seed(plan.seed)
         arrays: dict[str, Tensor] = {"original": x[:IMAGES], "reconstruction": points.mean[:IMAGES]}
@@ -255,7 +255,7 @@ class Survey(ResumableJob):
 
 
 def left_out(z: Num[Tensor, "N *Z"], labels: Int[Tensor, " N"]) -> Entry:
-    """Accuracy of the 5 nearest neighbours among the other codes, with its binomial standard error."""
+    """Leave-one-out accuracy of 5 nearest neighbours, with its binomial standard error."""
     from sklearn.neighbors import NearestNeighbors
 
     others = NearestNeighbors(n_neighbors=5).fit(z.flatten(1).numpy()).kneighbors(return_distance=False)
@@ -264,18 +264,18 @@ def left_out(z: Num[Tensor, "N *Z"], labels: Int[Tensor, " N"]) -> Entry:
 
 
 def _parts(name: str, model: Autoencoder) -> Entry:
-    """The row of the table, and the size of a code."""
+    """Row of the table of systems, and the size of a code."""
     likelihood = model.likelihood
     size = {"width": likelihood.latent_shape.numel(), "components": likelihood.components}
     return {"system": name, **{part: getattr(SYSTEMS[name], part) for part in PARTS}, **size}
 
 
-def _trusted(log_p: Entry) -> Entry:
-    """An importance-sampled log p(x), unless its weights rest on a few draws."""
+def _reliable(log_p: Entry) -> Entry:
+    """The estimate of log p(x), or a missing entry if its effective sample size is below ``MIN_ESS``."""
     ess = log_p.get("ess")
-    if ess is None or ess >= TRUSTED:
+    if ess is None or ess >= MIN_ESS:
         return log_p
-    return missing(f"its importance weights rest on fewer than {TRUSTED} draws on average (effective sample size)")
+    return missing(f"its importance weights have an effective sample size below {MIN_ESS} on average")
 
 
 def _plan(data: Dataset, systems: Sequence[str] | None, epochs: int | None, seed: int, quick: bool) -> Plan:
@@ -285,7 +285,7 @@ def _plan(data: Dataset, systems: Sequence[str] | None, epochs: int | None, seed
         observation = named(name).observation
         if name not in valid:
             raise ValueError(
-                f"{name} encodes no samples of these data; what it observes: {observation}. "
+                f"{name} does not apply to these data: its observation is {observation!r}. "
                 f"Choose some of {', '.join(valid)}."
             )
     if not chosen or len(set(chosen)) < len(chosen):

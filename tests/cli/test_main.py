@@ -1,4 +1,4 @@
-"""The ``gae`` command: what it prints and writes, and how it says what is wrong."""
+"""The ``gae`` command: output, files and error messages."""
 
 import html
 import io
@@ -140,7 +140,7 @@ def test_classes_and_length_come_from_the_text(on_text: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["system", "engine"])
 def test_codes_of_other_text_are_in_the_vocabulary_of_the_model(on_text: Path, tmp_path: Path, kind: str) -> None:
-    """A line has one code, in whichever file it stands."""
+    """The code of a line does not depend on its file."""
     (tmp_path / "new.txt").write_text("bdec\n\nbd\n", encoding="utf-8")
     gae("encode", on_text / kind, on_text / "known.txt", "-o", tmp_path / "known.npz")
     gae("encode", on_text / kind, tmp_path / "new.txt", "-o", tmp_path / "new.npz")
@@ -165,7 +165,7 @@ def test_every_command_reads_text_as_the_model_does(
 
 
 def test_text_checkpoints_without_a_vocabulary_are_refused(on_text: Path, tmp_path: Path) -> None:
-    """As earlier versions wrote them."""
+    """Checkpoints in the formats of earlier versions."""
     newest = max((on_text / "system").glob("checkpoint-*"))
     old = shutil.copytree(newest, tmp_path / newest.name)
     document = verified(json.loads((old / "state.json").read_text(encoding="utf-8")))
@@ -426,7 +426,7 @@ AWKWARD = "o[1] [red] :smile: 'q' \"p\" ü <b>&amp;"
 
 @pytest.fixture(scope="module")
 def single(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder and files whose names rich, HTML and a shell would read in their own ways; one test sample."""
+    """A folder and files with special characters of rich, HTML and the shell in their names; one test sample."""
     folder = tmp_path_factory.mktemp("single") / AWKWARD
     folder.mkdir()
     x = np.random.default_rng(0).random((30, 5)).astype("float32")
@@ -435,7 +435,7 @@ def single(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_one_test_sample_in_a_folder_with_brackets(single: Path) -> None:
-    """Nothing has a standard error, and names are printed as they are."""
+    """No result has a standard error, and names are printed verbatim."""
     data, run = single / f"{AWKWARD}.npz", single / "r[/bold]"
     printed = gae("fit", "vae", data, *ONE, "--out", run)
     error = next(line for line in printed.splitlines() if "test squared error" in line)
@@ -555,7 +555,7 @@ def test_a_reader_that_leaves_costs_no_training(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("stream", ["closed", "ascii"])
 def test_standard_output_that_takes_no_text(stream: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Closed as by `>&-`, or of an encoding that lacks most of what is printed."""
+    """Streams closed as by `>&-`, or with an encoding that lacks most printed characters."""
     written = io.BytesIO()
     monkeypatch.setattr(sys, "stdout", None if stream == "closed" else io.TextIOWrapper(written, encoding="ascii"))
     arguments = ["fit", "kmeans", "circles", *QUICK, "--out", str(tmp_path / "run")]

@@ -1,4 +1,4 @@
-"""The report: complete in itself, true to the results, readable for any data."""
+"""The report of a comparison: self-contained, consistent with the results, readable for any data."""
 
 import base64
 import json
@@ -127,7 +127,7 @@ def test_a_report_is_made_from_files_alone(out: Path, page: str) -> None:
 
 
 def test_damaged_pictures_are_named(tmp_path: Path) -> None:
-    """A flipped byte or a lost end: no array is altered, or an error says how to go on."""
+    """After a flipped byte or a truncation the arrays are unchanged, or an error names a remedy."""
     file, arrays = tmp_path / "pictures.npz", {"originals": np.arange(6.0), "labels": np.arange(3)}
     np.savez(file, **arrays)  # type: ignore[arg-type]
     content = file.read_bytes()
@@ -214,7 +214,7 @@ def test_pictures_show_what_they_say(out: Path, results: dict[str, Any]) -> None
 
 
 def test_strips_of_a_linear_decoder_are_straight_lines() -> None:
-    """Two standard deviations of a code to either side; from one label's mean code to another's, and half as far on."""
+    """Two standard deviations of a code to either side; from a label's mean code to 1.5 times the way to another's."""
     torch.manual_seed(0)
     model = Autoencoder(LinearMixture(1, 4, (6,), scale=0.1), ClosedForm())
     x, labels = torch.randn(40, 6), torch.arange(40) % 3 + 5

@@ -1,4 +1,4 @@
-"""The page of codes: its plane, its pictures, and what it refuses."""
+"""The page of codes: plane, pictures and errors."""
 
 import base64
 import io

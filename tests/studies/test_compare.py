@@ -1,4 +1,4 @@
-"""The comparison against scikit-learn, closed forms and itself: reread, resumed, refused."""
+"""The comparison against scikit-learn and closed forms; resuming and errors."""
 
 import json
 import math
@@ -45,7 +45,7 @@ def out(small: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def read(folder: Path) -> dict[str, Any]:
-    """results.json, read as strict JSON: NaN and infinities are no JSON."""
+    """Reads results.json as strict JSON, without NaN and infinities."""
 
     def refuse(text: str) -> None:
         raise AssertionError(f"{text} in results.json")
@@ -59,7 +59,7 @@ def results(out: Path) -> dict[str, Any]:
 
 
 def timeless(entry: Any) -> Any:
-    """Results without what depends on the clock."""
+    """Results without times."""
     if isinstance(entry, dict):
         return {key: timeless(value) for key, value in entry.items() if key not in ("milliseconds", "seconds")}
     return [timeless(value) for value in entry] if isinstance(entry, list) else entry
@@ -184,7 +184,7 @@ def test_bounds_start_at_the_encoder_and_end_below_the_evidence(results: dict[st
 
 
 def test_the_evidence_is_not_the_larger_of_two_estimates(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of estimates with the error N(0, 1), the larger is 0.56 too high on average; that of a pilot's choice is not."""
+    """The larger of two estimates with error N(0, 1) is 0.56 too high on average; the one chosen by a pilot is not."""
     torch.manual_seed(0)
     errors = iter(torch.randn(3000).tolist())
     configuration = engines.Configuration("x", "", "none", (), 1, 2, (4,), "gaussian", 0, True)

@@ -1,4 +1,4 @@
-"""What a resumed job reads again: as it was written, or not at all."""
+"""A resumed job reads its files as they were written, or not at all."""
 
 import json
 from pathlib import Path

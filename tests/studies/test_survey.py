@@ -1,4 +1,4 @@
-"""The survey of systems against scikit-learn and itself: reread, refused, reported."""
+"""The survey of systems against scikit-learn; resuming, errors and report."""
 
 import json
 from pathlib import Path
@@ -205,12 +205,12 @@ def test_text_is_surveyed_by_systems_of_sequences(tmp_path: Path) -> None:
     assert all(line in (tmp_path / "run" / "report.html").read_text(encoding="utf-8") for line in entry["lines"])
     gae("sample", tmp_path / "run" / "checkpoints" / "sequence-vae", "-n", 3, "-o", tmp_path / "drawn.txt")
     assert len((tmp_path / "drawn.txt").read_text(encoding="utf-8").split("\n")) == 4
-    with pytest.raises(ValueError, match="what it observes: sample"):
+    with pytest.raises(ValueError, match="its observation is 'sample'"):
         survey(data, tmp_path / "other", systems=["pca"], progress=False)
 
 
 def test_left_out_asks_the_others() -> None:
-    """By all distances: a point is not its own neighbour."""
+    """Oracle by all distances: a point is not its own neighbour."""
     z, labels = torch.randn(60, 2, dtype=torch.float64), torch.randint(2, (60,))
     distance = torch.cdist(z, z).fill_diagonal_(torch.inf)
     votes = labels[distance.topk(5, largest=False).indices].double().mean(1).round().long()
@@ -221,7 +221,7 @@ def test_left_out_asks_the_others() -> None:
     ("options", "message"),
     [
         ({"systems": ["pca", "magic"]}, "Unknown system 'magic'"),
-        ({"systems": ["deep-image-prior"]}, "what it observes: one image"),
+        ({"systems": ["deep-image-prior"]}, "its observation is 'one image'"),
         ({"systems": ["pca", "pca"]}, "each once"),
         ({"systems": []}, "at least one"),
         ({"epochs": 0}, "epochs must be at least 1"),
