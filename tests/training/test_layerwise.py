@@ -83,13 +83,13 @@ def test_corruption_reaches_every_layer() -> None:
 
 def test_what_cannot_be_pretrained() -> None:
     x = torch.randn(10, 2, 4)
-    with pytest.raises(TypeError, match=r"`nn.Sequential`s of equally many layers.*stacked-ae"):
+    with pytest.raises(TypeError, match=r"`nn.Sequential`s with the same number of layers.*stacked-ae"):
         pre(Autoencoder(Gaussian(nn.Linear(2, 8), 2), Ascent()), x)
     uneven = stack()
     uneven.inference.guide = uneven.inference.guide[:2]
-    with pytest.raises(TypeError, match="equally many layers"):
+    with pytest.raises(TypeError, match="the same number of layers"):
         pre(uneven, x)
-    with pytest.raises(ValueError, match="out is for one run"):
+    with pytest.raises(ValueError, match="out is for a single run"):
         pre(stack(), x, out="run")
 
 
@@ -121,7 +121,7 @@ def test_corruption_leaves_the_labels_alone() -> None:
 def test_what_cannot_be_classified() -> None:
     with pytest.raises(TypeError, match="needs the codes of an encoder, got `Ascent`"):
         classifier(Autoencoder(Gaussian(nn.Linear(2, 8), 2), Ascent()), 3)
-    with pytest.raises(ValueError, match=r"must put out logits \(N, C\), got outputs of shape \(3, 4\)"):
+    with pytest.raises(ValueError, match=r"must return logits \(N, C\), got outputs of shape \(3, 4\)"):
         LabelHead(nn.Sequential(nn.Linear(2, 12), nn.Unflatten(1, (3, 4))), 2, 5)
     head = classifier(stack(), 3)
     for label in (3, -1):
