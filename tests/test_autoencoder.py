@@ -13,6 +13,7 @@ from gae import Autoencoder
 from gae.inference import Amortized, Argmax, Ascent, ClosedForm, Enumerate, GradientAscent, Inference, Zeros
 from gae.likelihood import Bernoulli, Flat, Gaussian, Likelihood, LinearMixture
 from gae.objective import elbo, iwae, joint, logsumexp
+from gae.systems import build
 
 Z, X = 2, (2, 3)
 

@@ -96,9 +96,7 @@ def test_a_part_exchanged_since_is_the_one_that_is_saved(tmp_path: Path) -> None
 def test_a_setting_changed_since_is_not_lost_in_silence(tmp_path: Path) -> None:
     model = by_parts()
     model.inference.max_steps = 7
-    with pytest.warns(
-        UserWarning, match=r"model\.inference\.max_steps is 7, not the 5 by the recorded call of Autoenc"
-    ):
+    with pytest.warns(UserWarning, match=r"model\.inference\.max_steps is 7, not the 5 built by the recorded call"):
         model.save(tmp_path / "model")
     with pytest.raises(ValueError, match=r"cannot be built again: model\.inference\.max_steps.*build="):
         load(tmp_path / "model")
@@ -162,7 +160,7 @@ def test_what_is_not_ours_is_called_only_if_trusted(package: ModuleType, tmp_pat
 
 def test_a_part_without_a_record_needs_a_builder(package: ModuleType, tmp_path: Path) -> None:
     model = Autoencoder(Gaussian(package.plain(), 2), Zeros())
-    with pytest.warns(UserWarning, match=r"likelihood\.decoder is a Sequential of which no call is recorded; decorate"):
+    with pytest.warns(UserWarning, match=r"likelihood\.decoder is a Sequential without a recorded call; decorate"):
         model.save(tmp_path / "model")
     for kind in ("model", "run"):
         if kind == "run":
@@ -184,12 +182,12 @@ def test_a_local_class_cannot_be_recorded(tmp_path: Path) -> None:
 
 
 CALLS = {
-    "another package": ("os:system", ["true"], r"os:system, which is no part of gae"),
-    "a function of gae": ("gae.data.files:write_text", ["executed", ""], "no part of a model"),
-    "by way of gae": ("gae.storage.checkpoint:shutil.rmtree", ["."], "no part of a model"),
-    "what torch.nn imports": ("torch.nn.modules.module:torch.save", [[], "executed"], "no part of a model"),
+    "another package": ("os:system", ["true"], r"os:system, which is not part of gae"),
+    "a function of gae": ("gae.data.files:write_text", ["executed", ""], "not a part of a model"),
+    "by way of gae": ("gae.storage.checkpoint:shutil.rmtree", ["."], "not a part of a model"),
+    "what torch.nn imports": ("torch.nn.modules.module:torch.save", [[], "executed"], "not a part of a model"),
     "nothing": ("gae.nets:perceptron", [], "cannot be imported"),
-    "no reference": ("gae", [], "cannot be imported|no part of a model"),
+    "no reference": ("gae", [], "cannot be imported|not a part of a model"),
 }
 
 
@@ -292,7 +290,7 @@ def test_a_run_of_the_first_release_without_a_system_needs_a_builder(tmp_path: P
     shutil.copytree(OLD / "vae", tmp_path / "run")
     (folder,) = (tmp_path / "run").iterdir()
     edit(folder, lambda document: document["state"].update(describe={"mine": 1}))
-    with pytest.raises(ValueError, match=r"written by gae 0\.1\.0, which noted systems of its table only.*build="):
+    with pytest.raises(ValueError, match=r"written by gae 0\.1\.0, which recorded only named systems.*build="):
         load(folder)
     again = load(folder, build=lambda: system("vae", (3,), latent=1, hidden=[2]))
     assert same(again, load(OLD / "vae"))
