@@ -155,7 +155,7 @@ def test_the_command_draws(fitted: Path, tmp_path: Path) -> None:
     ("arguments", "said"),
     [
         (["vae", 4], "inference.guide.network has 4 units, 0 ... 3; got unit 4"),
-        (["vae", 0, "--layer", "network.1"], "No layer 'network.1'. Choose one of these (with so many units): infer"),
+        (["vae", 0, "--layer", "network.1"], "No layer 'network.1'. Valid layers (number of units): infer"),
         (["vae", 0, "--layer", "network.1"], "inference.guide.network.1 (16), inference.guide.network.2 (16)"),
         (["vae", 8, "--layer", "inference.guide.network.3"], "has 8 units, 0 ... 7; got unit 8"),
         (
@@ -164,7 +164,7 @@ def test_the_command_draws(fitted: Path, tmp_path: Path) -> None:
         ),
         (["vae", 0, "-o", "found.gif"], "must end in .png or .npz"),
         (["gon", 0], "has no encoder network"),
-        (["gon", 0], "found by Zeros. Fit a system with an encoder: ae, vae, conv-vae, "),
+        (["gon", 0], "inferred by Zeros. Fit a system with an encoder: ae, "),
     ],
 )
 def test_mistakes_are_named(
@@ -176,10 +176,10 @@ def test_mistakes_are_named(
 
 
 def test_closed_forms_have_no_units() -> None:
-    with pytest.raises(TypeError, match="its codes are found by ClosedForm"):
+    with pytest.raises(TypeError, match="its codes are inferred by ClosedForm"):
         Units(build("pca", (6,), latent=2))
 
 
 def test_classes_have_no_gradient() -> None:
-    with pytest.raises(TypeError, match=r"observations are classes .* has no gradient in them"):
+    with pytest.raises(TypeError, match=r"observations are classes .* has no gradient with respect to them"):
         Units(build("sequence-vae", (6,), classes=5, latent=2, hidden=4))

@@ -164,7 +164,7 @@ def test_nothing_to_check_is_refused() -> None:
     frozen = model(Ascent(max_steps=2))
     for p in frozen.parameters():
         p.requires_grad_(False)
-    with pytest.raises(ValueError, match="no parameter of the autoencoder requires a gradient"):
+    with pytest.raises(ValueError, match="No parameter of the autoencoder requires a gradient"):
         check_gradient(frozen, X)
     constant = model(ClosedForm(), lambda encoding: 0 * encoding.log_joint[0])
     constant.likelihood = LinearMixture(1, 2, (5,))

@@ -204,7 +204,7 @@ def test_engines_with_and_without_a_density(engine: ClosedForm | Ascent) -> None
 
 def test_bad_arguments() -> None:
     model, x = linear(), torch.randn(2, 6).double()
-    with pytest.raises(ValueError, match=r"Unknown family flow\. Choose of mean-field, full covariance"):
+    with pytest.raises(ValueError, match=r"Unknown family flow\. Valid names: mean-field, full covariance"):
         inference_gap(model, x, families=("flow",))
     with pytest.raises(ValueError, match="Unknown family"):
         inference_gap(model, x, families=())

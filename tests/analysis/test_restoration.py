@@ -123,9 +123,9 @@ def test_the_memory_told_is_about_what_a_step_keeps() -> None:
     [
         (
             70 * 2**20,
-            r"needs about \d+\.\d MiB of memory, and 70.0 MiB are free. Take factor 3, or 4 channels instead of 16, or",
+            r"needs about \d+\.\d MiB of memory, and 70.0 MiB are free. Use factor 3, or 4 channels instead of 16, or",
         ),
-        (1000, "Take a smaller network"),
+        (1000, "Use a smaller network"),
     ],
 )
 def test_too_little_memory_is_refused_before_any_is_taken(
@@ -155,8 +155,8 @@ def test_sizes_of_networks_are_refused() -> None:
     ("image", "task", "options", "message"),
     [
         (photo(1, 8, 8), "deblur", {}, "Unknown task 'deblur'. Choose one of denoise, inpaint, superresolve"),
-        (photo(1, 8, 8), "inpaint", {}, "inpainting needs one; the task is 'inpaint'"),
-        (photo(1, 8, 8), "denoise", {"mask": torch.ones(8, 8, dtype=torch.bool)}, "A mask is for inpainting"),
+        (photo(1, 8, 8), "inpaint", {}, "Inpainting needs a mask, and other tasks take none, got the task 'inpaint'"),
+        (photo(1, 8, 8), "denoise", {"mask": torch.ones(8, 8, dtype=torch.bool)}, "Inpainting needs a mask, and other tasks take none"),
         (photo(1, 8, 8), "inpaint", {"mask": torch.ones(8, 9, dtype=torch.bool)}, "mask has 8 × 9 pixels.* 8 × 8"),
         (photo(1, 8, 8), "inpaint", {"mask": torch.zeros(8, 8, dtype=torch.bool)}, "The mask hides everything"),
         (photo(1, 8, 8), "superresolve", {"factor": 1}, "factor must be at least 2"),
@@ -300,6 +300,6 @@ def test_ctrl_c_keeps_the_best_image(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 def test_errors_of_the_command_are_one_line(tmp_path: Path) -> None:
     image = saved(tmp_path / "a.png", GREY)
-    for options, message in (([], "inpainting needs one"), (["--mask", str(tmp_path / "none.png")], "No image")):
+    for options, message in (([], "Inpainting needs a mask"), (["--mask", str(tmp_path / "none.png")], "No image")):
         found = RUNNER.invoke(app, ["dip", str(image), "--task", "inpaint", "--out", str(tmp_path / "o"), *options])
         assert found.exit_code == 2 and message in found.stderr

@@ -122,7 +122,7 @@ def test_what_does_not_fit_is_refused() -> None:
     for steps in (-1, 0, 1):
         with pytest.raises(ValueError, match=f"steps must be at least 2, got {steps}"):
             interpolate(model, z, z, steps)
-    with pytest.raises(ValueError, match="start and end must be equally many codes, got 5 and 3"):
+    with pytest.raises(ValueError, match="start and end must have the same number of codes, got 5 and 3"):
         interpolate(model, z, z[:3])
     for direction in (torch.zeros(7), torch.zeros(1, 2)):
         with pytest.raises(ValueError, match=r"A direction has shape \(2,\)"):
