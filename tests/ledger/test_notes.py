@@ -209,7 +209,7 @@ def test_a_contradicted_verdict_ends_with_1(copied: Callable[[str, str], Path]) 
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("- **Verdict:** holds\n", "- **Verdict:** maybe\n", "verdict starts with"),
+        ("- **Verdict:** holds\n", "- **Verdict:** maybe\n", "verdict must start with"),
         ("- **Source:** 001, the two variational views\n", "", "needs a heading"),
         ("## D01. ", "## D35. ", "no check_D35"),
     ],
