@@ -174,7 +174,7 @@ def test_a_fixed_variance_is_the_weight_of_the_kl(name: str, images: Tensor) -> 
 @pytest.mark.parametrize("name", ["ae", "vae", "conv-vae"])
 @pytest.mark.parametrize("option", [{"scale": 0.1}, {"learn": "fixed"}])
 def test_a_head_without_a_scale_takes_none(name: str, option: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match=r"'bernoulli' has no scale: .* would do nothing.*: gaussian, laplace\."):
+    with pytest.raises(ValueError, match=r"'bernoulli' has no scale: .* would have no effect.*: gaussian, laplace\."):
         build(name, head="bernoulli", **option)
 
 
