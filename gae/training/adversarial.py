@@ -83,9 +83,9 @@ class Adversarial(Autoencoder):
         """The sum of both losses in training mode; minus the aggregated objective in evaluation mode; in nats."""
         if not self.training:
             return super().forward(x)
-        fake = self.draw(len(x))
+        drawn = self.draw(len(x))
         corrupted = x if self.corruption is None else self.corruption(x)
-        return self.discriminator_loss(corrupted, fake) + self.generator_loss(fake)
+        return self.discriminator_loss(corrupted, drawn) + self.generator_loss(drawn)
 
     def draw(self, n: int) -> Float[Tensor, "n *X"]:
         """n samples x̃ ~ q_r(x|z), z ~ q_w(z), differentiable in the likelihood's parameters."""
@@ -97,23 +97,23 @@ class Adversarial(Autoencoder):
             )
         return decoded.rsample()
 
-    def discriminator_loss(self, x: Num[Tensor, "B *X"], fake: Num[Tensor, "N *X"]) -> Float[Tensor, ""]:
+    def discriminator_loss(self, x: Num[Tensor, "B *X"], drawn: Num[Tensor, "N *X"]) -> Float[Tensor, ""]:
         """The discriminator's cross-entropy on data and generated samples (detached), plus R1 on the data."""
         grad_enabled = torch.is_grad_enabled()
         with torch.enable_grad():
             x = x.detach().requires_grad_(self.gamma > 0)
             real = _check_logits(self.discriminator(x), len(x))
-            false = _check_logits(self.discriminator(fake.detach()), len(fake))
+            false = _check_logits(self.discriminator(drawn.detach()), len(drawn))
             loss = softplus(-real).mean() + softplus(false).mean()
             if self.gamma > 0:
                 (gradient,) = torch.autograd.grad(real.sum(), x, create_graph=grad_enabled)
                 loss = loss + 0.5 * self.gamma * gradient.square().sum() / len(x)
         return loss if grad_enabled else loss.detach()
 
-    def generator_loss(self, fake: Num[Tensor, "N *X"]) -> Float[Tensor, ""]:
+    def generator_loss(self, drawn: Num[Tensor, "N *X"]) -> Float[Tensor, ""]:
         """-E log sigmoid D(x̃), with the discriminator's parameters detached."""
         detached = {name: parameter.detach() for name, parameter in self.discriminator.named_parameters()}
-        return softplus(-_check_logits(functional_call(self.discriminator, detached, (fake,)), len(fake))).mean()
+        return softplus(-_check_logits(functional_call(self.discriminator, detached, (drawn,)), len(drawn))).mean()
 
 
 def _check_logits(output: Tensor, n: int) -> Tensor:
