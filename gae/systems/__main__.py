@@ -43,7 +43,7 @@ def markdown() -> str:
     others = {name: row for name, row in SYSTEMS.items() if row.observation != "sample"}
     return (
         "\n".join(_table(samples, "likelihood", "prior", "inference", "objective"))
-        + "\n\nOne observation is something else than a sample:\n\n"
+        + "\n\nSystems whose observation is not a single sample:\n\n"
         + "\n".join(_table(others, "observation", "likelihood", "prior", "inference", "objective"))
         + "\n"
     )

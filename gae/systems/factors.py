@@ -11,7 +11,10 @@ from gae.objective import joint
 from gae.systems.parts import Shape
 from gae.systems.table import System
 
-LIKELIHOODS: dict[str, Callable[..., NonNegativeLinear]] = {"gaussian": NonNegativeGaussian, "poisson": NonNegativePoisson}
+LIKELIHOODS: dict[str, Callable[..., NonNegativeLinear]] = {
+    "gaussian": NonNegativeGaussian,
+    "poisson": NonNegativePoisson,
+}
 
 
 @System(

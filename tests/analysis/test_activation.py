@@ -1,4 +1,4 @@
-"""Maximal activation: corners for linear encoders, layers by name, and the ``gae activate`` command."""
+"""Activation maximisation: corners for linear encoders, layers by name, and the ``gae activate`` command."""
 
 import json
 from pathlib import Path
@@ -20,7 +20,7 @@ from gae.systems import NormalEncoder, build
 
 
 def gae(*arguments: Any, code: int = 0) -> str:
-    """What the command prints; on an error, what it says on standard error."""
+    """The standard output of the command; on an error, its standard error."""
     result = CliRunner().invoke(cli.app, [str(argument) for argument in arguments])
     if result.exception is not None and not isinstance(result.exception, SystemExit):
         raise result.exception

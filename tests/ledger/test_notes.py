@@ -184,7 +184,7 @@ def test_unknown_claims_are_refused(tmp_path: Path) -> None:
 
 @pytest.fixture
 def copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], Path]:
-    """Puts a changed copy of the first note in the place of all notes."""
+    """Replaces the notes by a changed copy of the first note."""
 
     def change(old: str, new: str) -> Path:
         page = tmp_path / "01_bounds.md"

@@ -212,7 +212,7 @@ DAMAGE = {
 def test_damaged_newest_falls_back(damage: str, tmp_path: Path) -> None:
     first, second = (checkpoint.save(tmp_path, step, {"weight": torch.ones(step)}) for step in (1, 2))
     DAMAGE[damage](second)
-    with pytest.raises(ValueError, match=r"checkpoint-00000002 is .* the last good one before it: .*checkpoint-00000001"):
+    with pytest.raises(ValueError, match=r"checkpoint-00000002 is .* good one before it: .*checkpoint-00000001"):
         checkpoint.load(second)
     with pytest.warns(UserWarning, match=r"Using checkpoint-00000001, since .*checkpoint-00000002 is"):
         assert checkpoint.load(tmp_path).step == 1
@@ -301,7 +301,7 @@ def test_restore_checks_before_it_changes() -> None:
 
 
 def as_first_version(path: Path) -> dict[str, Any]:
-    """Rewrites a checkpoint as format version 1 had it, without a checksum; returns its document."""
+    """Rewrites a checkpoint in format version 1, without a checksum; returns its document."""
     document = {**verified(json.loads((path / checkpoint.STATE).read_text())), "version": 1}
     (path / checkpoint.STATE).write_text(json.dumps(document))
     return document
@@ -327,7 +327,7 @@ def test_the_first_version_is_read_with_a_warning(tmp_path: Path) -> None:
 
 
 def is_refused(path: Path) -> bool:
-    """Whether it is refused as damaged; otherwise its state must be the one that was saved."""
+    """Whether it is rejected as damaged; otherwise its state must equal the saved one."""
     try:
         found = checkpoint.load(path).state
     except ValueError as error:
@@ -363,7 +363,7 @@ def edits(document: Any) -> Iterator[Any]:
 
 
 def test_no_value_can_be_altered_unnoticed(tmp_path: Path) -> None:
-    """Each altered value is refused as damaged, that of the version, the format or a checksum too."""
+    """Each altered value is rejected as damaged, including the version, the format and a checksum."""
     path = checkpoint.save(tmp_path, 7, STATE)
     file = path / checkpoint.STATE
     document = json.loads(file.read_text())

@@ -1,4 +1,4 @@
-"""Models saved and loaded: what is built by which call, what is refused, and checkpoints of gae 0.1.0."""
+"""Saving and loading of models: recorded calls, errors, and checkpoints of gae 0.1.0."""
 
 import json
 import shutil
@@ -33,7 +33,7 @@ X = torch.linspace(-1, 1, 12).reshape(4, 3)
 
 @pytest.fixture
 def package() -> Iterator[ModuleType]:
-    """A module of a user's own, with a decoder, an engine, and a count of what was called."""
+    """A user-defined module with a decoder, an engine, and a count of calls."""
     module = ModuleType("my_package")
     exec(
         """
@@ -243,7 +243,7 @@ def test_broken_folders_are_refused(kind: str, tmp_path: Path) -> None:
 
 
 def test_the_commands_take_what_save_wrote(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A model of the table, one of parts in double precision, and one that ``fit`` gave no data set."""
+    """A named system, a model of parts in double precision, and one fitted without a data set."""
     digits = data.load("digits")
     table, parts, bare = (system("vae", (1, 8, 8), latent=2, hidden=(4,)) for _ in range(3))
     fit(table, digits, epochs=1, progress=False)
@@ -276,7 +276,7 @@ def test_encode_reads_a_checkpoint_once(tmp_path: Path, monkeypatch: pytest.Monk
 
 @pytest.mark.parametrize("name", ["vae", "detached"])
 def test_checkpoints_of_the_first_release_are_converted(name: str, tmp_path: Path) -> None:
-    """As ``gae fit`` and ``gae compare`` of gae 0.1.0 wrote them, with the codes that it found by them."""
+    """Checkpoints written by ``gae fit`` and ``gae compare`` of gae 0.1.0, with the codes that it inferred."""
     wanted = json.loads((OLD / "codes.json").read_text())[name]
     x = torch.tensor(wanted["x"])
     model = load(OLD / name)

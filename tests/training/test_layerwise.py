@@ -1,4 +1,4 @@
-"""Greedy pre-training layer by layer, and the classifier on top."""
+"""Greedy layer-wise pre-training, and the classifier on top."""
 
 from functools import partial
 
@@ -44,7 +44,7 @@ def test_layers_mirror_each_other(hidden: tuple[int, ...]) -> None:
 
 
 def test_each_layer_is_fitted_to_the_codes_below() -> None:
-    """As two loops of ``fit`` written out, with the same seed and the same weights to start from."""
+    """Equals two explicit calls of ``fit`` with the same seed and initial weights."""
     x, model, other = torch.randn(40, 2, 4), stack(hidden=(6,)), stack(hidden=(6,))
     histories = pre(model, x, epochs=3, optimizer=SGD, seed=5)
     encoder, decoder = layers(other)
@@ -133,7 +133,7 @@ def test_what_cannot_be_classified() -> None:
 
 @pytest.mark.usefixtures("unchecked_types")
 def test_pretrained_and_fine_tuned_it_reads_digits(digits: Dataset) -> None:
-    """At least 95 % of the test digits, after a few epochs; a tenth would be chance."""
+    """At least 95 % of the test digits after a few epochs; chance level is 10 %."""
     torch.manual_seed(0)
     noise = GaussianNoise(0.2)
     model = systems.build("stacked-ae", digits.event_shape, hidden=(128,))

@@ -1,4 +1,4 @@
-"""A run that was stopped, killed or spread over processes ends where an undisturbed one does."""
+"""A run that was stopped, killed or distributed over processes gives the result of an uninterrupted one."""
 
 import json
 import random
@@ -68,7 +68,7 @@ def course(name: str, out: Path | str, epochs: int = 4, **options: Any) -> tuple
 
 
 def fingerprint(out: Path) -> tuple[str, dict[str, bytes]]:
-    """Everything in the newest checkpoint, but for the seconds."""
+    """The newest checkpoint without the durations."""
     state = checkpoint.load(out).state
     state["progress"]["seconds"] = 0.0
     for row in state["history"]["rows"]:
@@ -126,7 +126,7 @@ def test_damaged_newest_checkpoint(tmp_path: Path) -> None:
 
 
 def test_damaged_values_of_the_newest_checkpoint(tmp_path: Path) -> None:
-    """One digit of the learning rate, the epoch or a loss: the run goes on from the checkpoint before."""
+    """One altered digit of the learning rate, the epoch or a loss: the run resumes from the previous checkpoint."""
     course("vae", tmp_path / "undisturbed")
     course("vae", tmp_path / "run", epochs=3)
     newest = checkpoint.checkpoints(tmp_path / "run")[-1] / checkpoint.STATE
@@ -294,7 +294,7 @@ def reached(out: Path) -> int:
 
 
 def test_killed_before_any_file_operation(worker: Worker, tmp_path: Path) -> None:
-    """Each attempt survives one operation longer than the one before, and so dies at every point of a write."""
+    """Each attempt is killed one operation later than the previous one, so that every point of a write is covered."""
     out, steps, operations = tmp_path / "run", [0], 1
     while not worker.attempt("vae", out, operations=operations):
         steps.append(reached(out))
