@@ -1,4 +1,4 @@
-"""The module a user holds: a likelihood, an engine that encodes for it, and what is maximised."""
+"""The autoencoder: a likelihood, an inference engine and an objective."""
 
 import inspect
 from collections.abc import Callable, Collection, Sequence
@@ -24,20 +24,21 @@ from gae.storage.recipe import Call
 
 
 class Autoencoder(Part, nn.Module):
-    """likelihood + inference + objective: swapping the engine leaves the model as it is.
+    """An autoencoder: a decoder with a prior (the likelihood), an inference engine that encodes, and an objective.
 
-    Calling it with x (B, *X) gives the scalar training loss, -aggregate(objective(encoding)), in nats per sample.
+    The likelihood alone defines the model; exchanging the engine does not change it. Calling the autoencoder with
+    x (B, *X) returns the scalar training loss, -aggregate(objective(encoding)), in nats per sample.
 
     Args:
-        likelihood: what the model is.
-        inference: how codes are found.
-        objective: what is maximised, per sample.
-        aggregate: how the samples' values become one number.
-        corruption: what the engine sees of x in training (``gae.training.corruption``); the clean x is scored.
-        penalties: terms of the training loss besides (``gae.training.penalty``).
+        likelihood: the decoder and the prior, which define the model.
+        inference: the engine that infers codes.
+        objective: the objective to be maximised, per sample.
+        aggregate: reduces the samples' objectives to one number.
+        corruption: applied to the engine's input in training (``gae.training.corruption``); the clean x is scored.
+        penalties: additional terms of the training loss (``gae.training.penalty``).
 
     Attributes:
-        optimizer: parameters -> the optimiser that ``fit`` takes unless given another; None: ``fit`` chooses.
+        optimizer: callable parameters -> optimiser, the default of ``fit`` for this model; None: ``fit`` chooses.
 
     >>> from gae.inference import ClosedForm
     >>> from gae.likelihood import LinearMixture
@@ -64,28 +65,28 @@ class Autoencoder(Part, nn.Module):
         self.aggregate = aggregate
         self.corruption = corruption
         self.penalties = nn.ModuleList(penalties)
-        self.preparation: Preparation | None = None  # of the data set that ``fit`` was given
+        self.preparation: Preparation | None = None  # of the data set passed to ``fit``
 
     def calls(self) -> list[Call]:
-        """The call that built it, or where a part was exchanged since, that of its class with the parts of now."""
+        """The call that built the model, then, in case a part was exchanged, its class with the current parts."""
         names = inspect.signature(type(self)).parameters
         parts = {name: getattr(self, name) for name in names if hasattr(self, name)}
         return [*super().calls(), Call(type(self), (), parts)]
 
     def save(self, path: PathLike) -> Path:
-        """Writes the model into a new folder: tensors in safetensors, and how it is built as calls by reference.
+        """Saves the model to a new folder: tensors as safetensors, and its construction as calls by reference.
 
-        Noted are the system of the table with its options, or else the class and the arguments of every part. Parts
-        of gae note them by themselves, also subclasses of ``Likelihood``, ``Inference`` and ``Step`` that a user
-        wrote; for a function that makes a network, decorate it with ``gae.storage.recorded``. It must be importable.
+        The record is the named system with its options, or else the class and arguments of every part. Parts of gae
+        are recorded automatically, including user-defined subclasses of ``Likelihood``, ``Inference`` and ``Step``;
+        decorate an importable function that builds a network with ``gae.storage.recorded``.
 
         Raises:
-            FileExistsError: if there is anything at the path.
-            OSError: where it cannot be written.
+            FileExistsError: if the path exists and is not an empty folder.
+            OSError: if the model cannot be written.
 
         Warns:
-            UserWarning: where a part is made by no recorded call, or a setting was changed since: ``gae.load`` will
-                need a function that builds the model.
+            UserWarning: if a part was not built by a recorded call, or a setting was changed afterwards: ``gae.load``
+                will need a function that builds the model.
 
         >>> from tempfile import TemporaryDirectory
         >>> from gae.inference import ClosedForm
@@ -101,7 +102,7 @@ class Autoencoder(Part, nn.Module):
     def forward(self, x: Num[Tensor, "B *X"]) -> Float[Tensor, ""]:
         """The training loss, in nats per sample: minus the aggregated objective, plus the penalties.
 
-        Corruption and penalties act in training mode only; in evaluation mode the loss is that of clean data.
+        Corruption and penalties apply in training mode only; in evaluation mode the loss is that of clean data.
 
         Raises:
             ValueError, TypeError: as ``encode`` does.
@@ -113,37 +114,37 @@ class Autoencoder(Part, nn.Module):
         return -self.aggregate(self.objective(self.inference(self.likelihood, x)))
 
     def _regularised(self, x: Tensor) -> Tensor:
-        seen = x if self.corruption is None else self.corruption(x)
-        if self.penalties and not seen.requires_grad:
-            seen = seen.detach().requires_grad_()
-        code = replace(self.inference.infer(self.likelihood, seen), log_joint=None)
+        corrupted = x if self.corruption is None else self.corruption(x)
+        if self.penalties and not corrupted.requires_grad:
+            corrupted = corrupted.detach().requires_grad_()
+        code = replace(self.inference.infer(self.likelihood, corrupted), log_joint=None)
         encoding = self.inference.scored(self.likelihood, x, code)
         loss = -self.aggregate(self.objective(encoding))
-        return sum((penalty(seen, encoding) for penalty in self.penalties), loss)
+        return sum((penalty(corrupted, encoding) for penalty in self.penalties), loss)
 
     @property
     def regularised(self) -> bool:
-        """Whether the training loss is another than that of the objective."""
+        """Whether the training loss differs from the aggregated negative objective."""
         return self.corruption is not None or len(self.penalties) > 0
 
     def encode(
         self, x: Num[Tensor, "B *X"], inference: Inference | None = None, *, batch_size: int | None = None
     ) -> Encoding:
-        """Codes of x, by this model's engine or by another one on the same decoder.
+        """Encodes x by the model's inference engine, or by another engine on the same decoder.
 
         Differentiable in parameters and x unless called under ``torch.no_grad()``.
 
         Args:
             x: observations.
-            inference: the engine; the model's own unless given.
-            batch_size: find the codes of so many observations at a time, in the order of x and without gradients, so
-                that memory is bounded. Codes do not depend on their batch, but those of random engines (draws of a
-                q(z|x), random starts, Langevin dynamics) are other draws than those of the whole. An observation is
-                never split, so a likelihood of whole data sets (t-SNE, LLE) takes each data set at once.
+            inference: the engine; the model's own by default.
+            batch_size: number of observations to encode at a time, in the order of x and without gradients, to bound
+                memory. Codes do not depend on their batch, but random engines (samples of q(z|x), random starts,
+                Langevin dynamics) draw other random numbers than for the whole x. An observation is never split, so a
+                likelihood of whole data sets (t-SNE, LLE) takes each data set at once.
 
         Raises:
             ValueError, TypeError: for x of a wrong shape, dtype or device, empty, non-finite or outside the support.
-                With ``batch_size``, for a law q(z|x) that cannot be joined.
+                With ``batch_size``, for distributions q(z|x) that cannot be concatenated.
 
         >>> from gae.inference import ClosedForm
         >>> from gae.likelihood import LinearMixture
@@ -160,34 +161,34 @@ class Autoencoder(Part, nn.Module):
             return Encoding.join([engine(self.likelihood, batch) for batch in x.split(batch_size)])
 
     def score(self, x: Num[Tensor, "B *X"], code: Code) -> Float[Tensor, " B"]:
-        """The objective of codes already found, (B,) in nats, from the engine's own score where it kept one."""
+        """The objective of given codes, (B,) in nats; reuses ``code.log_joint`` if the engine stored it."""
         with door(self.likelihood, x):
             log_joint = self.likelihood.log_joint(x, code.z, code.k) if code.log_joint is None else code.log_joint
         name = type(self.inference).__name__
         return self.objective(Encoding(code.z, code.k, log_joint, code.log_q, code.q, self.likelihood.prior, name))
 
     def decode(self, z: Float[Tensor, "..."], k: Int[Tensor, "..."] | None = None) -> Distribution:
-        """q_r(x|z): codes (*L, *Z) give batch L, event X."""
+        """The distribution q_r(x|z) of codes (*L, *Z), with batch shape L and event shape X."""
         return self.likelihood(z, k)
 
     def reconstruct(self, x: Num[Tensor, "B *X"]) -> Float[Tensor, "B *X"]:
-        """The decoder's mean (for classes: the most probable ones) at ``encode(x).point``."""
+        """The decoder's mean (for classes, the mode) at ``encode(x).point``."""
         encoding = self.encode(x)
         return self.likelihood.point(self.decode(encoding.point, encoding.component))
 
     @torch.no_grad()
     def sample(self, n: int, mean: bool = False) -> Float[Tensor, "n *X"]:
-        """n draws x ~ q_r(x|z), z ~ q_w(z), or with ``mean`` the decoder's means at draws of z.
+        """n samples x ~ q_r(x|z), z ~ q_w(z); with ``mean=True`` the decoder's means at samples of z.
 
-        Raises NotImplementedError under a flat prior.
+        Raises NotImplementedError for a flat prior.
         """
         return self.likelihood.sample_joint(n, mean)[0]
 
     def log_evidence(self, x: Num[Tensor, "B *X"], samples: int = 500, encoding: Encoding | None = None) -> Evidence:
-        """log p(x) in nats: exact where the likelihood knows it, else by importance sampling.
+        """The log evidence log p(x) in nats: exact if tractable, otherwise by importance sampling.
 
-        The proposal is the engine's own q(z|x); for a point estimate, the Laplace approximation at the code. It is that
-        of ``encoding`` where the codes of x are known already.
+        The proposal is the engine's q(z|x), or for a point estimate the Laplace approximation at the code. Pass the
+        ``encoding`` of x if it is known, to avoid encoding x again.
         """
         with door(self.likelihood, x):
             if isinstance(self.likelihood, ExactPosterior):
@@ -218,21 +219,21 @@ def log_evidence(model: Autoencoder, x: Num[Tensor, "N *X"], samples: int = 500,
 def load(
     path: PathLike, *, trusted: Collection[str] = (), build: Callable[[], Autoencoder] | None = None
 ) -> Autoencoder:
-    """The model that ``Autoencoder.save``, ``fit(out=...)``, ``gae fit`` or ``gae compare`` wrote, on the processor.
+    """Loads a model saved by ``Autoencoder.save``, ``fit(out=...)``, ``gae fit`` or ``gae compare``, on the CPU.
 
-    Only parts of gae are called by what a file says, and functions that ``trusted`` names. What ``save`` wrote has the
-    modes that the model had, what ``fit`` wrote is in evaluation mode and has the parameters that ``fit`` would return.
-    Checkpoints of gae 0.1.0 are converted (``gae.storage.conversion``).
+    Only parts of gae, and functions named in ``trusted``, are called. A model written by ``save`` has its original
+    training and evaluation modes; one written by ``fit`` is in evaluation mode, with the parameters that ``fit`` would
+    return. Checkpoints of gae 0.1.0 are converted (``gae.storage.conversion``).
 
     Args:
-        path: a model's folder, a run's, whose newest good checkpoint is taken, or one checkpoint in it.
+        path: a model's folder, a run's folder, whose newest good checkpoint is loaded, or one checkpoint in it.
         trusted: references such as ``"my_package.models:decoder"`` that may be imported and called.
-        build: makes a model of the same structure, instead of the calls that were noted.
+        build: builds a model of the same structure, instead of the recorded calls.
 
     Raises:
-        FileNotFoundError: for a path that does not exist, or holds no checkpoint.
-        ValueError: for what is damaged, not ours, or of a newer version; for a part that is not trusted or cannot be
-            imported; for parameters that do not fit the model.
+        FileNotFoundError: for a path that does not exist, or contains no checkpoint.
+        ValueError: for a file that is damaged, not written by gae, or of a newer version; for a part that is not
+            trusted or cannot be imported; for parameters that do not fit the model.
     """
     return load_with_facts(path, trusted=trusted, build=build)[0]
 
@@ -240,13 +241,13 @@ def load(
 def load_with_facts(
     path: PathLike, *, trusted: Collection[str] = (), build: Callable[[], Autoencoder] | None = None
 ) -> tuple[Autoencoder, dict[str, Any]]:
-    """``load``, and the facts that were noted with the model, such as ``fit(describe=...)``."""
+    """Loads a model as ``load`` does, with the metadata stored with it, such as ``fit(describe=...)``."""
     model, facts = models.load(path, trusted, build)
     if not isinstance(model, Autoencoder):
-        raise ValueError(f"{path} holds a {type(model).__name__}, which is no Autoencoder.")
+        raise ValueError(f"{path} contains a {type(model).__name__}, which is not an Autoencoder.")
     return model, facts
 
 
 def proposal(likelihood: Likelihood, x: Num[Tensor, "B *X"], encoding: Encoding) -> Distribution:
-    """A density over codes to draw from: the encoding's q, or for a point estimate its Laplace approximation."""
+    """Proposal density over codes: the encoding's q, or for a point estimate its Laplace approximation."""
     return laplace_approximation(likelihood, x, encoding.point) if encoding.q is None else encoding.q

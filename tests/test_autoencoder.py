@@ -1,4 +1,4 @@
-"""The module a user holds: shapes and values of every method, against formulas and moments."""
+"""The autoencoder: shapes and values of every method, against formulas and moments."""
 
 import math
 from typing import Any, ClassVar
@@ -83,7 +83,7 @@ def test_shapes(likelihood: Likelihood, engine: Inference, samples: int) -> None
 
 @engines
 def test_log_joint_is_prior_times_decoder(likelihood: Likelihood, engine: Inference, samples: int) -> None:
-    """Whatever the engine found, it is scored by the densities of the model itself."""
+    """Any codes of an engine are scored by the densities of the model."""
     model, x = Autoencoder(likelihood, engine), observations()
     encoding = model.encode(x)
     z, mean = encoding.z, model.decode(encoding.z, encoding.k).mean
@@ -290,7 +290,7 @@ LAWS = {
 
 @pytest.mark.parametrize("kind", LAWS)
 def test_batches_join_to_the_encoding_of_the_whole(kind: str) -> None:
-    """In order, with the law q(z|x) and the account of each solve; and rows can be taken out again."""
+    """In order, with q(z|x) and the summary of each solve; rows can be selected again."""
     likelihood, engine = (part() for part in LAWS[kind])
     model, x = Autoencoder(likelihood, engine), observations(7)
     torch.manual_seed(0)

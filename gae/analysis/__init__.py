@@ -1,1 +1,1 @@
-"""Questions to a fitted model: metrics, the inference gap, gradient checks, Markov chains, activation, restoration."""
+"""Analysis of fitted models: metrics, inference gap, gradient checks, Markov chains, activation, restoration."""

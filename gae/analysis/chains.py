@@ -1,4 +1,4 @@
-"""Markov chains on data that a trained autoencoder defines: denoising and contractive ones."""
+"""Markov chains on data, defined by denoising and contractive autoencoders."""
 
 from collections.abc import Callable
 
@@ -15,15 +15,16 @@ from gae.likelihood.door import door
 def denoising_walk(
     autoencoder: Autoencoder, x: Num[Tensor, "B *X"], steps: int, corruption: Callable[[Tensor], Tensor] | None = None
 ) -> Num[Tensor, "T B *X"]:
-    """Alternates x̃ ~ C(x̃|x) and x ~ q_r(x | code of x̃), T steps from x (Bengio et al. 2013; ledger D29).
+    """Sampling chain of a denoising autoencoder (Bengio et al. 2013; ledger D29).
 
-    If q_r is the exact conditional P(x|x̃) and the corruption joins all x, its law tends to p(x).
+    Alternates x̃ ~ C(x̃|x) and x ~ q_r(x | code of x̃) for T steps from x. If q_r is the exact conditional P(x|x̃) and
+    the corruption connects all x, the chain converges to p(x).
 
     Args:
-        autoencoder: a denoising one.
-        x: (B, *X), the starts of B chains.
-        steps: T.
-        corruption: the one that the autoencoder was trained with, unless given.
+        autoencoder: a denoising autoencoder.
+        x: (B, *X), the starting points of B chains.
+        steps: the number T of steps.
+        corruption: the corruption C; by default the one of the autoencoder.
 
     Raises:
         ValueError: without a corruption.
@@ -48,12 +49,13 @@ def denoising_walk(
 def contractive_walk(
     autoencoder: Autoencoder, x: Num[Tensor, "B *X"], steps: int, scale: float
 ) -> Num[Tensor, "T B *X"]:
-    """x ← decode(z + J Jᵀ ε), z the code of x and J = ∂z/∂x, ε ~ N(0, scale² I): T steps (Rifai et al. 2012).
+    """Sampling chain of a contractive autoencoder (Rifai et al. 2012).
 
-    The step moves the code along the directions in which the encoder still responds to its input.
+    Iterates x ← decode(z + J Jᵀ ε) for T steps, with z the code of x, J = ∂z/∂x and ε ~ N(0, scale² I): each step moves
+    the code along the directions in which the encoder responds to its input.
 
     Raises:
-        ValueError: for codes that do not depend on x, or numbers out of range.
+        ValueError: for codes that do not depend on x, or arguments out of range.
 
     >>> from gae.systems import cae
     >>> contractive_walk(cae((6,), latent=3), torch.zeros(2, 6), steps=4, scale=0.1).shape
@@ -76,11 +78,13 @@ def contractive_walk(
 
 
 def _linearised(autoencoder: Autoencoder, x: Tensor) -> tuple[Float[Tensor, "B Z"], Float[Tensor, "B Z X"]]:
-    """Codes of x and their derivatives by x, flattened."""
+    """Codes of x and their Jacobians with respect to x, flattened."""
     with torch.enable_grad():
         leaf = x.detach().requires_grad_()
         z = autoencoder.inference.infer(autoencoder.likelihood, leaf).z[0].flatten(1)
         if not z.requires_grad:
-            raise ValueError("A contractive walk needs codes that depend on x. Use an encoder, or `Unroll`.")
+            raise ValueError(
+                "A contractive walk needs codes that depend on x. Use an encoder, or `Ascent` with `Unroll`."
+            )
         rows = [torch.autograd.grad(column.sum(), leaf, retain_graph=True)[0].flatten(1) for column in z.unbind(1)]
     return z.detach(), torch.stack(rows, 1)

@@ -1,4 +1,4 @@
-"""Where the nats go: log p(x), the best bound of a family, and the bound of an encoder (Cremer et al. 2018)."""
+"""Inference gap: decomposition into approximation gap and amortisation gap (Cremer et al. 2018)."""
 
 import math
 from collections.abc import Sequence
@@ -20,17 +20,17 @@ from gae.likelihood import ExactPosterior, Likelihood
 from gae.likelihood.door import checked, door
 
 FAMILIES: dict[str, type[MeanField]] = {"mean-field": MeanField, "full covariance": FullCovariance}
-SLACK = 4.0  # standard errors of a difference that are no sign of a failed optimisation ...
-TOLERANCE = 1e-3  # ... nor so many nats
+SLACK = 4.0  # a difference of up to SLACK standard errors ...
+TOLERANCE = 1e-3  # ... plus TOLERANCE nats does not indicate a failed optimisation
 
 
 @dataclass(frozen=True)
 class Bound:
-    """L[q] of each sample, a lower bound of log p(x) in nats, with the standard error of its estimate.
+    """Lower bound L[q] of log p(x) of each sample, in nats, with the standard error of its estimate.
 
     Attributes:
-        q: the densities, of batch (B,); None where the bounds of several batches were joined.
-        status: how the local optimisation of each ended, where there was one.
+        q: the densities, of batch (B,); None for the joined bounds of several batches.
+        status: termination status of each local optimisation, if there was one.
     """
 
     value: Float[Tensor, " B"]
@@ -40,7 +40,7 @@ class Bound:
 
     @staticmethod
     def join(parts: "Sequence[Bound]") -> "Bound":
-        """The bounds of several batches as those of one."""
+        """Concatenates the bounds of several batches."""
         statuses = [part.status for part in parts if part.status is not None]
         return Bound(
             torch.cat([part.value for part in parts]),
@@ -55,11 +55,11 @@ class Gap:
     """The inference gap of each sample: log p(x) - L[q] = (log p(x) - L[q*]) + (L[q*] - L[q]).
 
     Attributes:
-        evidence: log p(x), exact or by importance sampling from the best density found.
+        evidence: log p(x), exact or by importance sampling from the optimised density.
         best: L[q*] of each family.
-        encoder: L[q] of the model's own engine; None where it has no density q(z|x).
-        family: the family that the encoder's densities belong to, whose q* its amortisation gap is measured from; None
-            where they are no normal densities.
+        encoder: L[q] of the model's engine; None if it has no density q(z|x).
+        family: the family of the encoder's densities, whose q* defines the amortisation gap; None if the densities are
+            not normal.
     """
 
     evidence: Evidence
@@ -68,19 +68,19 @@ class Gap:
     family: str | None
 
     def approximation(self, family: str) -> Float[Tensor, " B"]:
-        """log p(x) - L[q*], what even the best member of the family loses."""
+        """Approximation gap of a family, log p(x) - L[q*]: the loss of its best member."""
         return self.evidence.log_p - self.best[family].value
 
     @property
     def amortisation(self) -> Float[Tensor, " B"] | None:
-        """L[q*] - L[q], what the encoder loses to the best member of its own family."""
+        """Amortisation gap L[q*] - L[q]: the loss of the encoder relative to the best member of its family."""
         if self.encoder is None or self.family is None:
             return None
         return self.best[self.family].value - self.encoder.value
 
     @property
     def suspicious(self) -> Bool[Tensor, " B"]:
-        """Samples whose optimisation has failed: q* came out below q by more than 4 standard errors and 1e-3 nats."""
+        """Samples with a failed optimisation: L[q*] is below L[q] by more than 4 standard errors plus 1e-3 nats."""
         if self.encoder is None or self.family is None:
             return torch.zeros_like(self.evidence.log_p, dtype=torch.bool)
         best = self.best[self.family]
@@ -88,28 +88,28 @@ class Gap:
         return best.value + slack < self.encoder.value
 
     def columns(self) -> dict[str, Float[Tensor, " B"]]:
-        """Every quantity of each sample, in nats unless its name says otherwise."""
-        found = {"log p(x)": self.evidence.log_p, "sampling s.e. of log p(x)": self.evidence.standard_error}
+        """All quantities of each sample, in nats unless the name says otherwise."""
+        columns = {"log p(x)": self.evidence.log_p, "sampling s.e. of log p(x)": self.evidence.standard_error}
         if self.evidence.ess is not None:
-            found["effective sample size"] = self.evidence.ess
-            found["unreliable weights"] = self.evidence.unreliable.to(self.evidence.log_p)
+            columns["effective sample size"] = self.evidence.ess
+            columns["unreliable weights"] = self.evidence.unreliable.to(self.evidence.log_p)
         for name, bound in self.best.items():
-            found[f"L[q*], {name}"] = bound.value
-            found[f"sampling s.e. of L[q*], {name}"] = bound.standard_error
-            found[f"converged, {name}"] = _ended(bound)
-            found[f"approximation gap, {name}"] = self.approximation(name)
+            columns[f"L[q*], {name}"] = bound.value
+            columns[f"sampling s.e. of L[q*], {name}"] = bound.standard_error
+            columns[f"converged, {name}"] = _converged(bound)
+            columns[f"approximation gap, {name}"] = self.approximation(name)
         if self.encoder is not None:
-            found["L[q]"] = self.encoder.value
-            found["sampling s.e. of L[q]"] = self.encoder.standard_error
+            columns["L[q]"] = self.encoder.value
+            columns["sampling s.e. of L[q]"] = self.encoder.standard_error
         if self.amortisation is not None:
-            found["amortisation gap"] = self.amortisation
-            found["q* below q"] = self.suspicious.to(self.evidence.log_p)
+            columns["amortisation gap"] = self.amortisation
+            columns["q* below q"] = self.suspicious.to(self.evidence.log_p)
         if self.encoder is not None:
-            found["inference gap"] = self.evidence.log_p - self.encoder.value
-        return found
+            columns["inference gap"] = self.evidence.log_p - self.encoder.value
+        return columns
 
     def table(self) -> dict[str, Entry]:
-        """The mean over samples of every column, and its standard error."""
+        """The mean of each column over samples, and its standard error."""
         return {name: mean_and_error(values) for name, values in self.columns().items()}
 
 
@@ -126,24 +126,24 @@ def inference_gap(
 ) -> Gap:
     """Approximation and amortisation gap of each observation.
 
-    For every family, q* is found by L-BFGS on the ELBO of each observation alone, under noise that is fixed for the
-    solve and matched in its first two moments. It starts from the encoder's density, or without one from the Laplace
-    approximation at the mode. All bounds are then estimated by fresh draws.
+    For every family, L-BFGS maximises the ELBO of each observation separately, with noise that is fixed during the
+    optimisation and matched in its first two moments. It starts from the encoder's density, or without an encoder from
+    the Laplace approximation at the mode. All bounds are then estimated with fresh samples.
 
     Args:
-        autoencoder: with an engine that has a density q(z|x), for the amortisation gap. Any other engine, or a
-            likelihood alone, still has approximation gaps.
+        autoencoder: a model whose engine has a density q(z|x), for the amortisation gap. With any other engine, or a
+            likelihood alone, only approximation gaps are estimated.
         x: (B, *X).
-        families: names of ``FAMILIES``.
-        samples: S of importance sampling, where log p(x) is not known exactly.
-        draws: per observation, to estimate each bound.
-        noise: draws per objective value of the optimisation; four times the elements of a code unless given.
-        steps: of the optimisation, at most.
-        batch_size: observations at a time; it bounds the memory, most of which is for their importance samples.
+        families: names in ``FAMILIES``.
+        samples: number S of importance samples, if log p(x) is not known exactly.
+        draws: number of samples per observation, to estimate each bound.
+        noise: number of samples per objective value of the optimisation; by default four times the size of a code.
+        steps: maximum number of optimisation steps.
+        batch_size: number of observations at a time; bounds the memory, most of which is for importance samples.
 
     Raises:
-        ValueError: for unknown families, numbers out of range, a flat prior, codes that are no vectors, or x that does
-            not fit the likelihood.
+        ValueError: for unknown families, arguments out of range, a flat prior, codes that are not vectors, or x that
+            does not fit the likelihood.
 
     >>> from gae.likelihood import LinearMixture
     >>> from gae.inference import ClosedForm
@@ -169,21 +169,21 @@ def _gap(
     noise: int | None,
     steps: int,
 ) -> Gap:
-    found = None if engine is None else _density(engine, likelihood, x)
-    start = found if found is not None and _normal(found) is not None else _laplace(likelihood, x)
+    q = None if engine is None else _density(engine, likelihood, x)
+    start = q if q is not None and _normal(q) is not None else _laplace(likelihood, x)
     width = likelihood.latent_shape.numel()
     best = {name: _best(name, likelihood, x, start, noise or 4 * width, steps, draws) for name in families}
-    encoder = None if found is None else lower_bound(likelihood, x, found, draws)
+    encoder = None if q is None else lower_bound(likelihood, x, q, draws)
     proposal = best[families[-1]].q
     assert proposal is not None
-    with without_warning():  # the table has a column for it
-        known = isinstance(likelihood, ExactPosterior)
-        evidence = exact(likelihood, x) if known else importance(likelihood, x, proposal, samples)
-    return Gap(evidence, best, encoder, _family_of(found, best))
+    with without_warning():  # a column of the table reports unreliable weights
+        tractable = isinstance(likelihood, ExactPosterior)
+        evidence = exact(likelihood, x) if tractable else importance(likelihood, x, proposal, samples)
+    return Gap(evidence, best, encoder, _family_of(q, best))
 
 
 def _joined(parts: Sequence[Gap]) -> Gap:
-    """The gaps of several batches as those of one."""
+    """Concatenates the gaps of several batches."""
     evidence, encoders = [part.evidence for part in parts], [part.encoder for part in parts if part.encoder is not None]
     ess = [each.ess for each in evidence if each.ess is not None]
     joined = Evidence(
@@ -201,14 +201,14 @@ def _joined(parts: Sequence[Gap]) -> Gap:
 def lower_bound(
     likelihood: Likelihood, x: Num[Tensor, "B *X"], q: Distribution, draws: int = 1000, chunk: int = 100
 ) -> Bound:
-    """The ELBO of densities q, E_q[log q(x, z)] + H(q), by fresh draws: unbiased.
+    """Unbiased estimate of the ELBO of densities q, E_q[log q(x, z)] + H(q), with fresh samples.
 
     For a normal q, the second-order expansion of log q(x, z) at its mean, whose expectation is known, is a control
-    variate; its weight for one half of the draws comes from the other half. So for a linear-Gaussian decoder the value
-    is exact.
+    variate; its weight for one half of the samples is estimated from the other half. The value is exact for a
+    linear-Gaussian decoder.
 
     Raises:
-        ValueError: for fewer than four draws; for a law that is no density over all elements of a code.
+        ValueError: for fewer than four draws, or a distribution that is not a density over all elements of a code.
     """
     if draws < 4:
         raise ValueError(f"draws must be at least 4, got {draws}.")
@@ -231,7 +231,7 @@ def lower_bound(
 
 
 class _Given(Inference):
-    """A density that was found before, as the start of an ascent."""
+    """Inference engine that returns a given density, as the start of an ascent."""
 
     def __init__(self, q: Distribution):
         super().__init__()
@@ -251,9 +251,9 @@ def _check(likelihood: Likelihood, families: Sequence[str], samples: int, draws:
     need_proper(likelihood)
     unknown = [name for name in families if name not in FAMILIES]
     if unknown or not families:
-        raise ValueError(f"Unknown family {unknown[0] if unknown else '(none)'}. Choose of {', '.join(FAMILIES)}.")
+        raise ValueError(f"Unknown family {unknown[0] if unknown else '(none)'}. Valid names: {', '.join(FAMILIES)}.")
     if len(likelihood.latent_shape) != 1:
-        raise ValueError(f"The gap needs vector codes, but a code here has shape {tuple(likelihood.latent_shape)}.")
+        raise ValueError(f"The inference gap needs vector codes, got codes of shape {tuple(likelihood.latent_shape)}.")
     if samples < 2 or draws < 4:
         raise ValueError(f"Need samples >= 2 and draws >= 4, got {samples} and {draws}.")
     if batch_size < 1:
@@ -261,7 +261,7 @@ def _check(likelihood: Likelihood, families: Sequence[str], samples: int, draws:
 
 
 def _density(engine: Inference, likelihood: Likelihood, x: Tensor) -> Distribution | None:
-    """The engine's q(z|x) of batch (B,), where it has one."""
+    """The engine's density q(z|x) of batch shape (B,); None if it has none."""
     code = engine.infer(likelihood, x)
     if code.q is None or code.k is not None:
         return None
@@ -269,10 +269,10 @@ def _density(engine: Inference, likelihood: Likelihood, x: Tensor) -> Distributi
 
 
 def one_row(q: Distribution) -> Distribution:
-    """The density of batch (B,) that one of batch (S, B) repeats.
+    """The density of batch shape (B,) that a density of batch shape (S, B) repeats.
 
     Raises:
-        ValueError: for a law that is not normal, of which no row can be taken.
+        ValueError: for a distribution that is not normal, whose rows cannot be separated.
     """
     if len(q.batch_shape) < 2:
         return q
@@ -311,7 +311,7 @@ def _family_of(q: Distribution | None, best: dict[str, Bound]) -> str | None:
 
 
 def _normal(q: Distribution) -> MultivariateNormal | None:
-    """A normal q with a full covariance; None for any other law."""
+    """q as a multivariate normal; None if it is not normal."""
     if isinstance(q, MultivariateNormal):
         return q
     base = q.base_dist if isinstance(q, torch.distributions.Independent) else None
@@ -321,12 +321,12 @@ def _normal(q: Distribution) -> MultivariateNormal | None:
 
 
 def _quadratic(offset: Tensor, value: Tensor, grad: Tensor, hessian: Tensor) -> Float[Tensor, "S B"]:
-    bend = torch.einsum("sbi,bij,sbj->sb", offset, hessian, offset)
-    return value + (offset * grad).sum(2) + 0.5 * bend
+    quadratic = torch.einsum("sbi,bij,sbj->sb", offset, hessian, offset)
+    return value + (offset * grad).sum(2) + 0.5 * quadratic
 
 
 def _controlled(values: Float[Tensor, "S B"], variate: Float[Tensor, "S B"], known: Tensor) -> Float[Tensor, "S B"]:
-    """values - c (variate - known), c by regression on the other half of the draws."""
+    """Control variates: values - c (variate - known), with c by regression on the other half of the samples."""
     centred = [part - part.mean(0) for half in (values, variate) for part in half.chunk(2)]
     weights = []
     for value, other in zip(centred[:2], centred[2:], strict=True):
@@ -336,8 +336,8 @@ def _controlled(values: Float[Tensor, "S B"], variate: Float[Tensor, "S B"], kno
     return torch.cat([value - weight * (other - known) for value, other, weight in halves])
 
 
-def _ended(bound: Bound) -> Float[Tensor, " B"]:
-    """1 where the local optimisation met its tolerance."""
+def _converged(bound: Bound) -> Float[Tensor, " B"]:
+    """1 if the local optimisation converged, otherwise 0."""
     assert bound.status is not None
     return torch.eq(bound.status, Status.converged).to(bound.value)
 

@@ -1,4 +1,4 @@
-"""One cell of a comparison: how well an engine encodes held-out data on one decoder, in stated units."""
+"""Metrics of an inference engine on held-out data."""
 
 import math
 import statistics
@@ -15,7 +15,6 @@ from torch import Tensor
 
 from gae.autoencoder import Autoencoder
 from gae.data import Dataset
-from gae.evidence import Evidence
 from gae.evidence.base import without_warning
 from gae.inference import Encoding, Status
 from gae.inference.laws import codes_from
@@ -23,22 +22,22 @@ from gae.likelihood import ExactPosterior, FlatDistribution
 from gae.objective import elbo
 
 Entry = dict[str, Any]
-NO_EVIDENCE = "under a flat prior log p(x) does not exist, and neither does a bound of it"
+NO_EVIDENCE = "under a flat prior log p(x) and its bounds do not exist"
 NO_DENSITY = "a point code has no density q(z|x), so no ELBO"
-ACTIVE = 0.01  # variance over the data of a code dimension that is in use
-SAMPLED_AT_ONCE = 250  # observations, of which each has many draws in memory
+ACTIVE = 0.01  # minimum variance over the data of an active code dimension
+SAMPLED_AT_ONCE = 250  # number of observations with many samples each in memory
 
 
 @dataclass(frozen=True)
 class EvaluationBudget:
-    """How many samples each number of a cell uses.
+    """Numbers of samples used to evaluate the metrics.
 
     Attributes:
-        batch_size: observations encoded at once.
-        importance_samples: S of the importance-sampled log p(x).
-        evidence_samples: log p(x) is estimated for the first so many test samples.
-        elbo_samples: draws from q per observation for the ELBO.
-        neighbour_samples: the first so many training samples are the neighbours of the classifier.
+        batch_size: number of observations encoded at once.
+        importance_samples: number S of importance samples for log p(x).
+        evidence_samples: number of test samples, from the first, for which log p(x) is estimated.
+        elbo_samples: number of samples from q per observation for the ELBO.
+        neighbour_samples: number of training samples, from the first, of the nearest-neighbour classifier.
     """
 
     batch_size: int = 1000
@@ -50,7 +49,7 @@ class EvaluationBudget:
 
 @dataclass(frozen=True)
 class PointEncodings:
-    """One code per sample, decoded, and what finding it took."""
+    """Point encodings and reconstructions of N samples, with the cost of inference."""
 
     z: Float[Tensor, "N *Z"]
     mean: Num[Tensor, "N *X"]
@@ -58,16 +57,16 @@ class PointEncodings:
     evaluations: Float[Tensor, " N"]
     status: Counter[str]
     encodings: list[Encoding]  # of each batch
-    seconds: list[float]  # that encoding it took
+    seconds: list[float]  # encoding time of each batch
 
     @property
     def milliseconds(self) -> Entry:
-        """Wall-clock time of one code, the median over batches; its spread is their range."""
-        each = sorted(1000 * taken / part.z.shape[1] for taken, part in zip(self.seconds, self.encodings, strict=True))
+        """Wall-clock time per code in milliseconds: median and range over batches."""
+        each = sorted(1000 * spent / part.z.shape[1] for spent, part in zip(self.seconds, self.encodings, strict=True))
         return {"mean": statistics.median(each), "se": None, "range": [each[0], each[-1]]}
 
     def chunks(self, x: Num[Tensor, "N *X"], limit: int | None = None) -> Iterator[tuple[Tensor, Encoding]]:
-        """The first observations and their encodings, so many as may each have many draws in memory."""
+        """Chunks of the first ``limit`` observations and their encodings, small enough to sample from each."""
         first = 0
         for part in self.encodings:
             batch = x[first : min(first + part.z.shape[1], len(x) if limit is None else limit)]
@@ -92,20 +91,20 @@ def mean_and_error(values: Float[Tensor, " N"]) -> Entry:
 
 
 def missing(reason: str) -> Entry:
-    """A number that does not exist, and why."""
+    """Entry of a metric that does not exist, with the reason."""
     return {"mean": None, "se": None, "reason": reason}
 
 
 def evaluate(
     model: Autoencoder, data: Dataset, effort: EvaluationBudget, seed: int, points: PointEncodings | None = None
 ) -> Entry:
-    """Every number of one engine on one decoder, over the test set: mean ± standard error per sample.
+    """All metrics of a model on the test set, as mean and standard error per sample.
 
     ``joint``, ``elbo`` and ``log_p`` are in nats, ``squared_error`` is per element of x, ``accuracy`` is that of 5
-    nearest neighbours on the codes, ``milliseconds`` and ``evaluations`` (of the decoder) are per sample. A number
-    that does not exist is null with a reason. ``active`` counts the dimensions of the code whose variance over the
-    test set is above 0.01 (the active units of Burda et al. 2016): one that the decoder ignores is not. torch's global
-    generator is left as it was. The test set is encoded once, or not at all where its ``points`` are known.
+    nearest neighbours on the codes, ``milliseconds`` and ``evaluations`` (of the decoder) are per sample. A metric that
+    does not exist is null with a reason. ``active`` counts the code dimensions whose variance over the test set is
+    above 0.01 (active units, Burda et al. 2016); dimensions that the decoder ignores are not active. torch's global
+    random state is unchanged. The test set is encoded once, or not at all if its ``points`` are given.
     """
     points = points or held_out(model, data, effort, seed)
     with torch.random.fork_rng(devices=[]), torch.no_grad():
@@ -124,14 +123,14 @@ def evaluate(
 
 
 def held_out(model: Autoencoder, data: Dataset, effort: EvaluationBudget, seed: int) -> PointEncodings:
-    """Codes of the test set, without gradients. torch's global generator is left as it was."""
+    """Codes of the test set, without gradients. torch's global random state is unchanged."""
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(seed)
         return encode(model, data.test, effort)
 
 
 def encode(model: Autoencoder, x: Num[Tensor, "N *X"], effort: EvaluationBudget) -> PointEncodings:
-    """Codes of all x, batch by batch."""
+    """Encodes x in batches."""
     parts = [_encode(model, batch) for batch in x.split(effort.batch_size)]
     columns = zip(*((part.z, part.mean, part.joint, part.evaluations) for part in parts), strict=True)
     z, mean, joint, evaluations = (torch.cat(column) for column in columns)
@@ -154,11 +153,11 @@ def _encode(model: Autoencoder, x: Tensor) -> PointEncodings:
 
 
 def mean_elbo(model: Autoencoder, x: Num[Tensor, "N *X"], points: PointEncodings, effort: EvaluationBudget) -> Entry:
-    """The ELBO of the engine's q(z|x), from fresh draws; absent for a point code and under a flat prior."""
+    """The ELBO of the engine's q(z|x), with fresh samples; missing for a point code and under a flat prior."""
     if isinstance(model.likelihood.prior, FlatDistribution):
         return missing(NO_EVIDENCE)
-    found = [_elbo(model, rows, encoding, effort.elbo_samples) for rows, encoding in points.chunks(x)]
-    values = [value for value in found if value is not None]
+    bounds = [_elbo(model, rows, encoding, effort.elbo_samples) for rows, encoding in points.chunks(x)]
+    values = [value for value in bounds if value is not None]
     return mean_and_error(torch.cat(values)) if values else missing(NO_DENSITY)
 
 
@@ -175,14 +174,15 @@ def _elbo(model: Autoencoder, x: Tensor, encoding: Encoding, samples: int) -> Te
 def mean_log_evidence(
     model: Autoencoder, x: Num[Tensor, "N *X"], points: PointEncodings, effort: EvaluationBudget
 ) -> Entry:
-    """log p(x) of the first x: exact where it is known, else by importance sampling; absent under a flat prior.
+    """The mean log p(x) of the first x: exact if tractable, otherwise by importance sampling.
 
-    ``sampling_se`` is the mean over x of the standard error of one sample's estimate, ``ess`` that of the
-    effective sample size of its importance weights; ``unreliable`` is the share of x where both mean little.
+    ``sampling_se`` and ``ess`` are means over x, of the standard error of one sample's estimate and of the effective
+    sample size of its importance weights; ``unreliable`` is the fraction of x for which both are unreliable. Missing
+    under a flat prior.
     """
     if isinstance(model.likelihood.prior, FlatDistribution):
         return missing(NO_EVIDENCE)
-    with without_warning():  # the entry has their share
+    with without_warning():  # the entry reports the fraction of unreliable estimates
         chunks = points.chunks(x, min(effort.evidence_samples, len(x)))
         evidence = Evidence.join(
             [model.log_evidence(rows, effort.importance_samples, encoding) for rows, encoding in chunks]
@@ -199,32 +199,32 @@ def mean_log_evidence(
 
 
 def accuracy(model: Autoencoder, data: Dataset, points: PointEncodings, effort: EvaluationBudget) -> Entry:
-    """5-nearest-neighbour accuracy of test codes among training codes, with its binomial standard error.
+    """Accuracy of 5-nearest-neighbour classification of test codes by training codes, with binomial standard error.
 
-    Codes of a mixture are compared through their decoded means: its charts share no axes.
+    Codes of a mixture are compared by their decoded means, since its charts share no axes.
     """
     if data.train_labels is None or data.test_labels is None:
         return missing("the data have no labels")
     from sklearn.neighbors import KNeighborsClassifier
 
     size = effort.neighbour_samples
-    known = encode(model, data.train[:size], effort)
-    codes, queries = ((p.mean if model.likelihood.components > 1 else p.z).flatten(1).numpy() for p in (known, points))
+    train = encode(model, data.train[:size], effort)
+    codes, queries = ((p.mean if model.likelihood.components > 1 else p.z).flatten(1).numpy() for p in (train, points))
     classifier = KNeighborsClassifier(5).fit(codes, data.train_labels[:size].numpy())
     rate = float(classifier.score(queries, data.test_labels.numpy()))
     return proportion(rate, len(queries))
 
 
 def proportion(rate: float, n: int) -> Entry:
-    """A share of n samples, and its binomial standard error."""
+    """A proportion of n samples, and its binomial standard error."""
     return {"mean": rate, "se": math.sqrt(rate * (1 - rate) / n)}
 
 
 @torch.no_grad()
 def codes(model: Autoencoder, x: Num[Tensor, "N *X"], batch_size: int = 1000) -> dict[str, np.ndarray]:
-    """One code per observation as arrays: z (N, *Z), k (N,), log_joint and log_q at it (N,), engine and status.
+    """One code per observation as NumPy arrays: z (N, *Z), k (N,), log_joint (N,), log_q (N,), engine and status (N,).
 
-    log_joint and log_q are in nats; k, log_q and status are there only where the engine has them.
+    log_joint and log_q at the code are in nats; k, log_q and status are present only if the engine returns them.
     """
     parts = [_codes(model, batch) for batch in x.split(batch_size)]
     arrays = {name: torch.cat([part[name] for part in parts]).numpy() for name in parts[0]}
@@ -237,9 +237,9 @@ def _codes(model: Autoencoder, x: Tensor) -> dict[str, Tensor]:
     encoding = model.encode(x)
     z, k, solve = encoding.point, encoding.component, encoding.solve
     log_joint = model.likelihood.log_joint(x, z.unsqueeze(0), None if k is None else k.unsqueeze(0))[0]
-    found = {"z": z, "k": k, "log_joint": log_joint, "log_q": None, "status": None}
+    columns = {"z": z, "k": k, "log_joint": log_joint, "log_q": None, "status": None}
     if encoding.q is not None and k is None:
-        found["log_q"] = encoding.q.log_prob(z).reshape(-1, len(x))[0]
+        columns["log_q"] = encoding.q.log_prob(z).reshape(-1, len(x))[0]
     if solve is not None:
-        found["status"] = solve.status[encoding.best, torch.arange(len(x))]
-    return {name: value for name, value in found.items() if value is not None}
+        columns["status"] = solve.status[encoding.best, torch.arange(len(x))]
+    return {name: value for name, value in columns.items() if value is not None}

@@ -1,4 +1,4 @@
-"""Photographs restored by a network's weights alone (deep image prior): denoise, inpaint, superresolve."""
+"""Image restoration by the deep image prior: denoising, inpainting and super-resolution."""
 
 import math
 from dataclasses import dataclass
@@ -23,12 +23,12 @@ from gae.systems.image_prior import (
 
 @dataclass(frozen=True)
 class Restoration:
-    """What came of R runs on one image of C channels."""
+    """Result of R runs on one image of C channels."""
 
     image: Float[Tensor, "C H W"]  # the average of the runs, in [0, 1]
     runs: Float[Tensor, "R C H W"]
-    steps: list[int]  # taken by each run
-    settled: list[bool]  # whether a run's rule stopped it, before the last step
+    steps: list[int]  # number of steps of each run
+    settled: list[bool]  # whether the stopping rule ended a run before the last step
     loss: list[list[float]]  # T lists of R: squared error per measured value before each step
     interrupted: bool
 
@@ -45,26 +45,26 @@ def restore_image(
     seed: int = 0,
     watch: Watch | None = None,
 ) -> Restoration:
-    """Restores an image with values in [0, 1] by ascending the weights of untrained networks, which it is shown once.
+    """Restores an image with values in [0, 1] by fitting untrained networks to this image alone (deep image prior).
 
-    Each run stops by itself (``ESWMV``), and its running average of outputs is its result; several runs are
-    averaged. The same seed gives the same picture. Ctrl-C ends the work and returns what the runs had reached.
+    Each run ends by early stopping (``ESWMV``) and returns the running average of its outputs; several runs are
+    averaged. The same seed gives the same image. Ctrl-C interrupts the runs and returns their latest result.
 
     Args:
-        image: of any size; the network paints a canvas that may be larger.
-        task: ``"denoise"``, ``"inpaint"`` (``mask`` is True where a pixel is seen), or ``"superresolve"`` (the image is
-            taken for a Lanczos-filtered one of ``factor`` times its height and width).
-        steps: at most; a number for each task unless given.
-        runs: R, networks with initial weights of their own.
-        network: its size.
-        watch: called after each step; its signals (R, 1, C, H, W) are those of the image.
+        image: an image of any size; the network's output may be larger and is cropped.
+        task: ``"denoise"``, ``"inpaint"`` (``mask`` is True at observed pixels), or ``"superresolve"`` (the image is
+            modelled as a Lanczos-downsampled image of ``factor`` times its height and width).
+        steps: maximum number of steps; the default depends on the task.
+        runs: number R of networks, with different initial weights.
+        network: the size of the network.
+        watch: called after each step, with reconstructions (R, 1, C, H, W) cropped to the image.
 
     Raises:
-        ValueError: an unknown task, a mask missing, needless, of another size or that hides everything, values outside
-            [0, 1] or not finite, or too little memory for this size.
+        ValueError: for an unknown task; a mask that is missing, not needed, of another size or that hides everything;
+            values outside [0, 1] or not finite; or too little memory for this size.
 
-    >>> found = restore_image(torch.rand(1, 9, 12), steps=2, network=Network(channels=2, scales=1))
-    >>> found.image.shape, found.steps
+    >>> restored = restore_image(torch.rand(1, 9, 12), steps=2, network=Network(channels=2, scales=1))
+    >>> restored.image.shape, restored.steps
     (torch.Size([1, 9, 12]), [2])
     """
     network = network or Network()
@@ -76,14 +76,12 @@ def restore_image(
     check_memory(network, image, grown, runs)
     with torch.random.fork_rng(devices=[image.device] if image.is_cuda else []):
         torch.manual_seed(seed)
-        likelihood, seen = build_likelihood(image, task, mask=mask, factor=factor, network=network)
-        network.build(
-            len(image)
-        )  # these draws precede those of the runs, so that a seed's picture stays that of earlier versions
-        log = _Log(seen.numel(), image.shape[1] * grown, image.shape[2] * grown, watch)
+        likelihood, observed = build_likelihood(image, task, mask=mask, factor=factor, network=network)
+        network.build(len(image))  # consumes random numbers, so that a seed gives the same image as in earlier versions
+        log = _Log(observed.numel(), image.shape[1] * grown, image.shape[2] * grown, watch)
         try:
             with torch.no_grad():
-                self_stopping(limit, runs, log).infer(likelihood, seen.unsqueeze(0))
+                self_stopping(limit, runs, log).infer(likelihood, observed.unsqueeze(0))
         except KeyboardInterrupt:
             if log.latest is None:
                 raise
@@ -92,7 +90,7 @@ def restore_image(
 
 
 class _Log:
-    """What the solve showed after each step, cut to the image: all that is left of one that was interrupted."""
+    """Log of the ascent after each step, cropped to the image; holds the result of an interrupted run."""
 
     def __init__(self, values: int, height: int, width: int, watch: Watch | None):
         self.values, self.height, self.width, self.watch = values, height, width, watch

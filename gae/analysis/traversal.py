@@ -1,4 +1,4 @@
-"""Paths through the space of codes, decoded: interpolations, traversals of one direction, attribute vectors."""
+"""Latent space traversals: interpolation, attribute vectors, and steps along a direction, decoded."""
 
 import torch
 from jaxtyping import Float
@@ -16,15 +16,15 @@ def interpolate(
     steps: int = 8,
     spherical: bool = False,
 ) -> Float[Tensor, "steps B *X"]:
-    """Decoder means along the line between two batches of codes, or along the great-circle arc; ends included.
+    """Decoded linear or spherical interpolation between two batches of codes, including both ends.
 
     Args:
-        model: whose decoder is used.
+        model: the autoencoder whose decoder is used.
         start: codes, such as ``model.encode(x).point``.
-        end: as many codes.
-        steps: at least 2.
-        spherical: directions on the arc, norms evenly in between (Shoemake 1985). It stays among the norms that draws
-            from N(0, I) have in many dimensions, which the line leaves.
+        end: the same number of codes.
+        steps: number of points, at least 2.
+        spherical: interpolate directions along the great circle and norms linearly (Shoemake 1985). Unlike the line,
+            this keeps the norms typical of samples from N(0, I) in many dimensions.
 
     Raises:
         ValueError: for a mixture, whose charts have no common line; for codes of another shape or number; for fewer
@@ -41,7 +41,7 @@ def interpolate(
     if steps < 2:
         raise ValueError(f"steps must be at least 2, got {steps}.")
     if len(start) != len(end):
-        raise ValueError(f"start and end must be equally many codes, got {len(start)} and {len(end)}.")
+        raise ValueError(f"start and end must have the same number of codes, got {len(start)} and {len(end)}.")
     weights = torch.linspace(0, 1, steps, dtype=start.dtype, device=start.device).reshape(-1, *[1] * start.dim())
     path = _arc(start, end, weights) if spherical else torch.lerp(start, end, weights)
     return model.likelihood.point(model.decode(path))
@@ -49,12 +49,12 @@ def interpolate(
 
 @torch.no_grad()
 def attribute(model: Autoencoder, having: Float[Tensor, "N *Z"], lacking: Float[Tensor, "M *Z"]) -> Float[Tensor, "*Z"]:
-    """The direction of an attribute: the mean code of observations that have it minus that of those that lack it.
+    """Attribute vector: the mean code of observations with an attribute minus the mean code of those without.
 
-    Add multiples of it to codes by ``traverse``.
+    ``traverse`` adds multiples of it to codes.
 
     Raises:
-        ValueError: for a mixture, whose charts share no axes; for codes of another shape, or none.
+        ValueError: for a mixture, whose charts share no axes; for codes of another shape, or empty batches.
     """
     _check(model, "Attributes", having, lacking)
     return having.mean(0) - lacking.mean(0)
@@ -67,7 +67,7 @@ def traverse(
     direction: Float[Tensor, "*Z"],
     amounts: Float[Tensor, " T"],
 ) -> Float[Tensor, "T B *X"]:
-    """Decoder means at codes plus amounts of a direction: an attribute added, or one axis varied.
+    """Decoded traversal of the latent space: codes plus multiples of a direction, such as an attribute or an axis.
 
     Raises:
         ValueError: for a mixture; for codes or a direction of another shape.

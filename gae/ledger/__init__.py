@@ -1,1 +1,1 @@
-"""The ledger of derivations: claims, their recorded verdicts, and the checks that recompute them."""
+"""The ledger of derivations: claims, recorded verdicts, and the checks that recompute them."""

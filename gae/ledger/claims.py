@@ -1,4 +1,4 @@
-"""What a check of a derivation returns: numeric statements, and the verdict that follows from them."""
+"""Results of checking a derivation: numeric relations and the verdict that follows from them."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -14,12 +14,12 @@ __all__ = ["Check", "Relation", "Verdict", "at_most", "check", "equal", "estimat
 
 Side = Tensor | float | int
 
-CLEAR = 10.0  # a statement is broken, not merely inaccurate, when its error is this many tolerances ...
-VISIBLE = 1e-3  # ... and large enough to be no matter of rounding
+CLEAR = 10.0  # a relation is broken, not merely inaccurate, if its error exceeds this many tolerances ...
+VISIBLE = 1e-3  # ... and this size, which rounding cannot explain
 
 
 class Verdict(StrEnum):
-    """What the numbers say of a claim."""
+    """Verdict on a claim."""
 
     holds = "holds"
     holds_if = "holds if"
@@ -29,10 +29,10 @@ class Verdict(StrEnum):
 
 @dataclass(frozen=True)
 class Relation:
-    """One numeric statement, lhs = rhs or lhs ≤ rhs, of two sides that were computed independently.
+    """Numeric relation lhs = rhs or lhs ≤ rhs between two independently computed sides.
 
-    Of many instances it keeps the worst. ``error`` is by how much the statement is missed, ``tolerance`` by how much
-    it may be; for an estimate that is 4 standard errors.
+    Of several instances the worst is kept. ``error`` is the violation of the relation, ``tolerance`` the permitted
+    violation; for an estimate that is 4 standard errors.
     """
 
     what: str
@@ -44,12 +44,12 @@ class Relation:
 
     @property
     def holds(self) -> bool:
-        """Whether the two sides stand as the sign says; never for what is not a number."""
+        """Whether the relation holds within its tolerance; False for NaN."""
         return self.error <= self.tolerance
 
     @property
     def broken(self) -> bool:
-        """Whether it is missed by far more than rounding or noise."""
+        """Whether the relation is violated by far more than rounding or noise."""
         return self.error > max(CLEAR * self.tolerance, VISIBLE)
 
     def __str__(self) -> str:
@@ -61,9 +61,10 @@ class Check:
     """The evidence for or against one claim of the ledger.
 
     Args:
-        claim: the claim as its source writes it, under its condition if it has one; the first relation stands for it.
-        without: the same claim where the condition is not met. All of these must be broken.
-        correction: what is true instead, or besides. All of these must hold.
+        claim: relations of the claim as stated in its source, under its condition if it has one; the first relation
+            represents the claim.
+        without: relations of the same claim without its condition. All of these must be broken.
+        correction: relations that are true instead, or in addition. All of these must hold.
     """
 
     claim: Sequence[Relation]
@@ -82,12 +83,12 @@ class Check:
 
     @property
     def error(self) -> float:
-        """By how much the claim's first relation is missed."""
+        """The error of the claim's first relation."""
         return self.claim[0].error
 
     @property
     def verdict(self) -> Verdict:
-        """What follows; ``undecided`` where the relations fit no verdict.
+        """The verdict that follows from the relations; ``undecided`` if they fit no verdict.
 
         >>> Check([equal("2 + 2", 4.0, 4.0)]).verdict.value
         'holds'
@@ -105,20 +106,20 @@ class Check:
 
 
 def equal(what: str, lhs: Side, rhs: Side, tolerance: float = 1e-10) -> Relation:
-    """lhs = rhs, elementwise; the relation keeps the element that misses it most."""
+    """Elementwise equality lhs = rhs; the relation keeps the element with the largest error."""
     left, right = _sides(lhs, rhs)
     return _worst(what, left, "=", right, (left - right).abs(), tolerance)
 
 
 def at_most(what: str, lhs: Side, rhs: Side, tolerance: float = 1e-10) -> Relation:
-    """lhs ≤ rhs, elementwise; where all hold, the relation keeps the element with the least room."""
+    """Elementwise inequality lhs ≤ rhs; the relation keeps the element with the largest lhs - rhs."""
     left, right = _sides(lhs, rhs)
-    found = _worst(what, left, "≤", right, left - right, tolerance)
-    return Relation(what, found.lhs, "≤", found.rhs, max(found.error, 0.0), tolerance)
+    worst = _worst(what, left, "≤", right, left - right, tolerance)
+    return Relation(what, worst.lhs, "≤", worst.rhs, max(worst.error, 0.0), tolerance)
 
 
 def estimate(what: str, samples: Tensor, rhs: Side) -> Relation:
-    """The mean over the first dimension of independent samples (N, ...) = rhs, within 4 standard errors.
+    """Equality of rhs and the mean over independent samples (N, ...), within 4 standard errors.
 
     >>> estimate("a fair coin", torch.tensor([0.0, 1.0] * 50), 0.5).holds
     True
@@ -132,7 +133,7 @@ def estimate(what: str, samples: Tensor, rhs: Side) -> Relation:
 
 
 def check(function: Callable[..., Check]) -> Callable[[int], Check]:
-    """Marks the check of a claim: it runs in float64, under random numbers of its own; torch's state is restored."""
+    """Decorator of the check of a claim: runs it in float64 with seeded random numbers, then restores torch's state."""
 
     @wraps(function)
     def run(seed: int = 0) -> Check:

@@ -1,4 +1,4 @@
-"""The ledger: the claims of the notes, their recorded verdicts, and what their checks find."""
+"""Parsing of the notes: claims, recorded verdicts, and the results of their checks."""
 
 import importlib.util
 import math
@@ -23,7 +23,7 @@ FACT = re.compile(r"^- \*\*(Source|Claim|Verdict|Instead|Besides):\*\* (.+)$", r
 
 @dataclass(frozen=True)
 class Claim:
-    """One row of the ledger, as its note records it, with the functions that recompute it."""
+    """A claim of the ledger as recorded in its note, with the functions that recompute it."""
 
     id: str
     title: str
@@ -39,7 +39,7 @@ class Claim:
 
 @dataclass(frozen=True)
 class Note:
-    """One note: its prose in Markdown, and its claims in order."""
+    """A note: its introduction in Markdown, and its claims in order."""
 
     name: str
     title: str
@@ -49,7 +49,7 @@ class Note:
 
 @dataclass(frozen=True)
 class Finding:
-    """What one run of a check gave."""
+    """Result of running one check."""
 
     claim: Claim
     check: Check
@@ -57,22 +57,22 @@ class Finding:
 
     @property
     def groups(self) -> list[tuple[str, Sequence[Relation]]]:
-        """The relations of the check under the names that their tables carry, empty ones left out."""
+        """The non-empty groups of relations of the check, with the names of their tables."""
         truth = "besides" if self.check.verdict is Verdict.holds else "instead"
         named = ("as claimed", self.check.claim), ("without", self.check.without), (truth, self.check.correction)
         return [(name, relations) for name, relations in named if relations]
 
     @property
     def agrees(self) -> bool:
-        """Whether the check reaches the verdict that the note records."""
+        """Whether the check reproduces the verdict recorded in the note."""
         return self.check.verdict is self.claim.verdict
 
 
 def folder() -> Path:
-    """Where the notes lie: inside the installed package, or beside it in a clone.
+    """The folder of the notes: inside the installed package, or beside it in a clone.
 
     Raises:
-        FileNotFoundError: where there are none.
+        FileNotFoundError: if there are no notes.
     """
     for place in (PACKAGE / "notes", PACKAGE.parent / "notes"):
         if any(place.glob("[0-9][0-9]_*.py")):
@@ -94,24 +94,24 @@ def read_notes(place: Path | None = None) -> list[Note]:
 
 
 def select(notes: Sequence[Note], ids: Sequence[str] = ()) -> list[Note]:
-    """The notes with the named claims only; with all of them when none is named.
+    """The notes restricted to the claims in ``ids``; all claims if ``ids`` is empty.
 
     Raises:
-        ValueError: for an unknown name; it lists the valid ones.
+        ValueError: for an unknown claim; the message lists the valid ones.
     """
     known = [claim.id for note in notes for claim in note.claims]
-    wanted = {name.upper() for name in ids} or set(known)
-    if unknown := sorted(wanted - set(known)):
+    selected = {name.upper() for name in ids} or set(known)
+    if unknown := sorted(selected - set(known)):
         raise ValueError(f"No claim {', '.join(unknown)}. The ledger has {', '.join(sorted(known))}.")
-    chosen = [
-        Note(note.name, note.title, note.introduction, [claim for claim in note.claims if claim.id in wanted])
+    restricted = [
+        Note(note.name, note.title, note.introduction, [claim for claim in note.claims if claim.id in selected])
         for note in notes
     ]
-    return [note for note in chosen if note.claims]
+    return [note for note in restricted if note.claims]
 
 
 def run(notes: Sequence[Note], seed: int = 0) -> Iterator[Finding]:
-    """Runs the checks one after another, in the order of the notes."""
+    """Runs the checks in the order of the notes."""
     for note in notes:
         for claim in note.claims:
             start = perf_counter()
@@ -119,7 +119,7 @@ def run(notes: Sequence[Note], seed: int = 0) -> Iterator[Finding]:
 
 
 def record(findings: Sequence[Finding], seed: int) -> dict[str, Any]:
-    """The findings as numbers and strings."""
+    """The findings as JSON-serialisable numbers and strings."""
     return {"seed": seed, "claims": [_entry(finding) for finding in findings]}
 
 
@@ -146,7 +146,7 @@ def _numbers(relations: Sequence[Relation]) -> list[dict[str, Any]]:
 
 
 def _finite(entry: dict[str, Any]) -> dict[str, Any]:
-    """JSON knows no NaN."""
+    """Replaces NaN and infinities by None, for JSON."""
     return {
         key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in entry.items()
     }
@@ -162,25 +162,25 @@ def _read(path: Path) -> Note:
 
 def _claim(name: str, section: str, module: ModuleType) -> Claim:
     head, _, rest = section.partition("\n")
-    found = HEAD.fullmatch(head.strip())
+    heading = HEAD.fullmatch(head.strip())
     facts = dict(FACT.findall(rest))
-    if found is None or not {"Source", "Claim", "Verdict"} <= facts.keys():
+    if heading is None or not {"Source", "Claim", "Verdict"} <= facts.keys():
         raise ValueError(f"{name}.md: '{head}' needs a heading 'Dxx. Title' and the facts Source, Claim and Verdict.")
-    check = getattr(module, f"check_{found['id']}", None)
+    check = getattr(module, f"check_{heading['id']}", None)
     if check is None:
-        raise ValueError(f"{name}.py has no check_{found['id']}.")
+        raise ValueError(f"{name}.py has no check_{heading['id']}.")
     instead = facts.get("Instead") or facts.get("Besides")
     return Claim(
-        id=found["id"],
-        title=found["title"],
+        id=heading["id"],
+        title=heading["title"],
         source=facts["Source"],
         statement=facts["Claim"].strip("`"),
-        verdict=_recorded(f"{name}.md, {found['id']}", facts["Verdict"]),
+        verdict=_recorded(f"{name}.md, {heading['id']}", facts["Verdict"]),
         verdict_text=facts["Verdict"],
         instead=instead,
         body=FACT.sub("", rest).strip(),
         check=check,
-        figure=getattr(module, f"figure_{found['id']}", None),
+        figure=getattr(module, f"figure_{heading['id']}", None),
     )
 
 
@@ -188,11 +188,11 @@ def _recorded(where: str, text: str) -> Verdict:
     for verdict in (Verdict.holds_if, Verdict.holds, Verdict.fails):
         if text.startswith(verdict.value):
             return verdict
-    raise ValueError(f"{where}: a verdict starts with 'holds', 'holds if' or 'fails', got {text!r}.")
+    raise ValueError(f"{where}: a verdict must start with 'holds', 'holds if' or 'fails', got {text!r}.")
 
 
 def _load(path: Path) -> ModuleType:
-    """A note's module by its path: its name starts with a number, so that it cannot be imported."""
+    """Loads a note's module by its path, since a name that starts with a digit cannot be imported."""
     name = f"gae_note_{path.stem}"
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None and spec.loader is not None

@@ -1,4 +1,4 @@
-"""Models and runs on disk: how a part was built, nested state as JSON and tensors, checkpoints that lose nothing."""
+"""Storage of models and runs: recorded constructor calls, nested state as JSON and tensors, and atomic checkpoints."""
 
 from gae.storage.recipe import Part, recorded
 

@@ -1,4 +1,4 @@
-"""Checkpoints that cannot run code: tensors in safetensors, all else in JSON, written so that a kill loses nothing."""
+"""Checkpoints that cannot execute code: tensors in safetensors, everything else in JSON, written atomically."""
 
 import hashlib
 import json
@@ -19,7 +19,7 @@ from gae.storage.conversion import upgraded
 from gae.storage.packing import CHECKSUM, dump, pack, unpack, verified
 
 FORMAT, VERSION = "gae-checkpoint", 3
-FIRST_KEYS = {"format", "version", "step", "versions", "sha256", "state"}  # of version 1, which had no checksum
+FIRST_KEYS = {"format", "version", "step", "versions", "sha256", "state"}  # of version 1, without a checksum
 TENSORS, STATE = "tensors.safetensors", "state.json"
 PACKAGES = ("gae", "torch", "pyro-ppl", "lightning-fabric", "safetensors", "numpy")
 NAME = re.compile(r"checkpoint-(\d{8,})")
@@ -29,7 +29,7 @@ PathLike = str | os.PathLike[str]
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """One checkpoint, read and verified; its tensors are on the CPU."""
+    """A checkpoint that was read and verified; its tensors are on the CPU."""
 
     path: Path
     step: int
@@ -38,25 +38,26 @@ class Checkpoint:
 
 
 class _Damaged(ValueError):
-    """Ours, but incomplete or altered: an earlier checkpoint may serve instead."""
+    """Raised for an incomplete or altered checkpoint of gae, which an earlier one can replace."""
 
 
 def save(folder: PathLike, step: int, state: Any, keep: int = 2) -> Path:
-    """Writes ``folder/checkpoint-<step>``, and returns its path.
+    """Writes ``folder/checkpoint-<step>`` and returns its path.
 
-    Files are written to a temporary directory, synced to disk, then renamed: a kill at any moment leaves the earlier
-    checkpoints as they were. Afterwards only the last ``keep`` good ones stay.
+    Files are written to a temporary directory, synced to disk, then renamed: a kill at any moment leaves earlier
+    checkpoints intact. Afterwards all but the last ``keep`` good checkpoints are deleted.
 
     Args:
-        folder: the run's folder, made if missing.
-        step: its number in the run.
+        folder: the run's folder, created if missing.
+        step: the number of the step in the run.
         state: nested dict, list, tuple, None, bool, int, float, str and tensors.
-        keep: how many good checkpoints stay, this one included.
+        keep: number of good checkpoints to keep, including this one.
 
     Raises:
-        TypeError: for a state that holds anything else; nothing is written.
+        TypeError: for a state with values of other types; nothing is written.
         FileExistsError: if the folder has a good checkpoint of this step or a later one.
-        OSError: where it cannot be written, such as on a full disk; it names the last good checkpoint, which stays.
+        OSError: if the checkpoint cannot be written, such as on a full disk; the message names the last good
+            checkpoint, which is kept.
 
     >>> import torch
     >>> from tempfile import TemporaryDirectory
@@ -67,43 +68,43 @@ def save(folder: PathLike, step: int, state: Any, keep: int = 2) -> Path:
     """
     packed, folder = pack(state), Path(folder)
     target = folder / f"checkpoint-{step:08d}"
-    _make_way(folder, step)
+    _delete_damaged(folder, step)
     try:
         for stale in folder.glob(".checkpoint-*"):
             shutil.rmtree(stale)
-        _write_whole(target, folder / f".{target.name}", step, *packed)
+        _write_atomic(target, folder / f".{target.name}", step, *packed)
     except OSError as error:
         good = next((path for path in reversed(checkpoints(folder)) if _is_good(path)), None)
         last = "There is no earlier checkpoint" if good is None else f"The last good checkpoint is {good}"
-        raise unwritten(target, error, f"{last}. Make room or mend the folder, then resume.") from error
+        raise unwritten(target, error, f"{last}. Free disk space or repair the folder, then resume.") from error
     _prune(folder, keep)
     return target
 
 
 def write(path: PathLike, state: Any) -> Path:
-    """Writes one checkpoint as a folder of its own, whole or not at all, and returns its path.
+    """Atomically writes a single checkpoint as the folder ``path``, and returns the path.
 
     Raises:
         TypeError: as ``save`` does.
-        FileExistsError: if there is anything at the path but an empty folder.
-        OSError: where it cannot be written.
+        FileExistsError: if the path exists and is not an empty folder.
+        OSError: if the checkpoint cannot be written.
     """
     packed, path = pack(state), Path(path)
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise FileExistsError(f"{path} exists. Save in another folder, or remove it first.")
+        raise FileExistsError(f"{path} exists. Save to another folder, or remove it first.")
     temporary = path.parent / f".unfinished-{path.name}"
     try:
         if temporary.exists():
             shutil.rmtree(temporary)
         if path.exists():
             path.rmdir()
-        _write_whole(path, temporary, 0, *packed)
+        _write_atomic(path, temporary, 0, *packed)
     except OSError as error:
-        raise unwritten(path, error, "Make room, or save in another folder.") from error
+        raise unwritten(path, error, "Free disk space, or save to another folder.") from error
     return path
 
 
-def _write_whole(target: Path, temporary: Path, step: int, tree: Any, tensors: dict[str, Tensor]) -> None:
+def _write_atomic(target: Path, temporary: Path, step: int, tree: Any, tensors: dict[str, Tensor]) -> None:
     head = {"format": FORMAT, "version": VERSION, "step": step, "versions": _versions()}
     try:
         _write(temporary, head, tree, tensors)
@@ -115,17 +116,16 @@ def _write_whole(target: Path, temporary: Path, step: int, tree: Any, tensors: d
 
 
 def load(path: PathLike) -> Checkpoint:
-    """Reads a checkpoint, or the newest good one of a run's folder. Never executes what it reads.
-
-    Where the newest is damaged, a warning says so and the one before is taken.
+    """Reads a checkpoint, or the newest good one of a run's folder, without executing code from it.
 
     Raises:
         FileNotFoundError: for a path that does not exist, or a folder without checkpoints.
-        ValueError: for what is not a checkpoint of ours, one from a newer version, or a folder with damaged ones only.
+        ValueError: for a checkpoint that gae did not write, one of a newer version, or a folder with only damaged
+            checkpoints.
 
     Warns:
-        UserWarning: for a damaged one that was passed over, and for one of format version 1, which kept no checksum of
-            its values.
+        UserWarning: for a damaged checkpoint that is skipped for an earlier one, and for format version 1, which has no
+            checksum of its values.
     """
     path = Path(path)
     if not path.exists():
@@ -137,14 +137,14 @@ def load(path: PathLike) -> Checkpoint:
             return _read(path)
         except _Damaged as error:
             raise ValueError(f"{error}. {_earlier(path)}") from None
-    found = checkpoints(path)
-    if not found:
+    candidates = checkpoints(path)
+    if not candidates:
         raise FileNotFoundError(f"{path} holds no checkpoint-<step> directory, so there is nothing to load.")
-    return _newest_good(path, found)
+    return _newest_good(path, candidates)
 
 
 def checkpoints(folder: PathLike) -> list[Path]:
-    """The checkpoint directories of a run's folder, oldest first, good or not; empty where there are none."""
+    """The checkpoint directories of a run's folder, oldest first, including damaged ones; may be empty."""
     named = [path for path in Path(folder).glob("checkpoint-*") if NAME.fullmatch(path.name) and path.is_dir()]
     return sorted(named, key=_step)
 
@@ -152,60 +152,60 @@ def checkpoints(folder: PathLike) -> list[Path]:
 def restore(module: nn.Module, state: Mapping[str, Any], source: str = "the checkpoint") -> None:
     """Loads a ``state_dict`` into a module, after checking that every name, shape and dtype agrees.
 
-    The first dimension is free of those entries that a part of the module lists in ``sized_by_data``, because only data
-    tell it; such a part takes the size of what it loads.
+    Entries that a submodule lists in ``sized_by_data`` may have any first dimension, because it depends on the data;
+    such a submodule adopts the size of the loaded entry.
 
     Raises:
-        ValueError: listing missing, unexpected and mismatched entries; the module is left as it was.
+        ValueError: lists missing, unexpected and mismatched entries; the module is unchanged.
 
     >>> restore(nn.Linear(2, 3), nn.Linear(2, 4).state_dict())
     Traceback (most recent call last):
-    ValueError: the checkpoint does not fit Linear, which is left as it was:
+    ValueError: the checkpoint does not fit Linear, which is unchanged:
       weight: (4, 2) torch.float32 in the checkpoint, (3, 2) torch.float32 in the model
       bias: (4,) torch.float32 in the checkpoint, (3,) torch.float32 in the model
     Build the model with the same options as the one that was saved.
     """
-    own = module.state_dict()
-    problems = [f"{name}: missing in {source}" for name in own if name not in state]
-    problems += [f"{name}: not in the model" for name in state if name not in own]
+    current = module.state_dict()
+    problems = [f"{name}: missing in {source}" for name in current if name not in state]
+    problems += [f"{name}: not in the model" for name in state if name not in current]
     free = {f"{path}.{name}".lstrip(".") for path, part in module.named_modules() for name in _sized_by_data(part)}
-    for name in own:
-        kind = _kind_of_one if name in free else _kind
-        if name in state and (stored := kind(state[name])) != (wanted := kind(own[name])):
-            problems.append(f"{name}: {stored} in {source}, {wanted} in the model")
+    for name in current:
+        signature = _row_signature if name in free else _signature
+        if name in state and (stored := signature(state[name])) != (expected := signature(current[name])):
+            problems.append(f"{name}: {stored} in {source}, {expected} in the model")
     if problems:
         lines = "\n  ".join(problems)
         raise ValueError(
-            f"{source} does not fit {type(module).__name__}, which is left as it was:\n  {lines}\n"
+            f"{source} does not fit {type(module).__name__}, which is unchanged:\n  {lines}\n"
             "Build the model with the same options as the one that was saved."
         )
     module.load_state_dict(state)
 
 
-def _newest_good(folder: Path, found: list[Path]) -> Checkpoint:
+def _newest_good(folder: Path, candidates: list[Path]) -> Checkpoint:
     problems: list[str] = []
-    for path in reversed(found):
+    for path in reversed(candidates):
         try:
             good = _read(path)
         except _Damaged as error:
             problems.append(str(error))
             continue
         if problems:
-            warnings.warn(f"Taking {good.path.name}, since {'; '.join(problems)}.", stacklevel=3)
+            warnings.warn(f"Using {good.path.name}, since {'; '.join(problems)}.", stacklevel=3)
         return good
     lines = "\n  ".join(problems)
     raise ValueError(f"No checkpoint in {folder} can be read:\n  {lines}\nStart again in another folder.")
 
 
 def _earlier(path: Path) -> str:
-    """Names the good checkpoint before a damaged one."""
+    """Advice that names the last good checkpoint before a damaged one."""
     before = [other for other in checkpoints(path.parent) if NAME.fullmatch(path.name) and _step(other) < _step(path)]
     good = next((other for other in reversed(before) if _is_good(other)), None)
-    return "There is no good one before it." if good is None else f"The good one before it is {good}: give that."
+    return "There is no earlier good one." if good is None else f"Use the last good one before it: {good}."
 
 
 def _write(path: Path, head: dict[str, Any], tree: Any, tensors: dict[str, Tensor]) -> None:
-    """A checkpoint's files, synced to disk."""
+    """Writes a checkpoint's files and syncs them to disk."""
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
@@ -227,10 +227,10 @@ def _read(path: Path) -> Checkpoint:
     document = _verify(path)
     if document["version"] == 1:
         warnings.warn(
-            f"{path} has format version 1, which kept no checksum of {STATE}: damage to its values would go unnoticed.",
+            f"{path} has format version 1, which has no checksum of {STATE}: damage to its values would go unnoticed.",
             stacklevel=3,
         )
-    # Copies, because mapped memory keeps the file open and is less aligned than torch's own, which may change rounding
+    # Copies, because mapped memory keeps the file open and is less aligned than torch's, which may change rounding
     tensors = {name: tensor.clone() for name, tensor in load_file(path / TENSORS).items()}
     try:
         state = unpack(document["state"], tensors)
@@ -241,11 +241,11 @@ def _read(path: Path) -> Checkpoint:
 
 
 def _verify(path: Path) -> dict[str, Any]:
-    """The document of a checkpoint whose values and tensors are complete."""
+    """The document of a checkpoint, after verification of its values and tensors."""
     document = _document(path)
     if document.get("format") != FORMAT:
         raise ValueError(
-            f"{path} is no checkpoint of gae: its {STATE} says format {document.get('format')!r}, not {FORMAT!r}."
+            f"{path} is not a checkpoint of gae: its {STATE} has format {document.get('format')!r}, not {FORMAT!r}."
         )
     if not isinstance(document.get("version"), int) or document["version"] > VERSION:
         raise ValueError(
@@ -259,12 +259,12 @@ def _verify(path: Path) -> dict[str, Any]:
 
 
 def _document(path: Path) -> dict[str, Any]:
-    """The values of ``state.json``, as they were written; those of another program's as they are.
+    """The values of ``state.json``, verified unless they are those of another program.
 
-    A checkpoint of version 1 has no checksum, and is known by having its entries and no others.
+    A checkpoint of version 1, without a checksum, is recognised by its exact set of keys.
     """
     if not (path / STATE).is_file():
-        raise _Damaged(f"{path} is no complete checkpoint: it has no {STATE}")
+        raise _Damaged(f"{path} is not a complete checkpoint: it has no {STATE}")
     try:
         document = json.loads((path / STATE).read_text(encoding="utf-8"))
         foreign = isinstance(document, dict) and CHECKSUM not in document and document.get("format") != FORMAT
@@ -275,7 +275,7 @@ def _document(path: Path) -> dict[str, Any]:
 
 
 def _is_good(path: Path) -> bool:
-    """Whether it is complete. Raises ValueError for what is not ours."""
+    """Whether a checkpoint is complete. Raises ValueError if gae did not write it."""
     try:
         _verify(path)
     except _Damaged:
@@ -283,12 +283,12 @@ def _is_good(path: Path) -> bool:
     return True
 
 
-def _make_way(folder: Path, step: int) -> None:
-    """Clears damaged checkpoints of this step and later, which a resumed run has passed over."""
+def _delete_damaged(folder: Path, step: int) -> None:
+    """Deletes damaged checkpoints of this step and later, which a resumed run has skipped."""
     for path in checkpoints(folder):
         if _step(path) >= step:
             if _is_good(path):
-                raise FileExistsError(f"{path} exists and is good. Save a later step, or in another folder.")
+                raise FileExistsError(f"{path} exists and is good. Save a later step, or to another folder.")
             shutil.rmtree(path)
 
 
@@ -305,17 +305,17 @@ def _foreign(path: Path) -> str:
     with open(path, "rb") as file:
         head = file.read(4)
     if path.suffix == ".safetensors":
-        return f"a safetensors file without our {STATE}"
+        return f"a safetensors file without the {STATE} of a checkpoint"
     if head[:2] == b"PK" or head[:1] == b"\x80":
-        return "a pickle or zip archive such as torch.save writes; gae never opens these, since they can run code"
+        return "a pickle or zip archive, as torch.save writes; gae never opens these, since they can execute code"
     return "a file"
 
 
-def _kind(value: Any) -> str:
+def _signature(value: Any) -> str:
     return f"{tuple(value.shape)} {value.dtype}" if isinstance(value, Tensor) else type(value).__name__
 
 
-def _kind_of_one(value: Any) -> str:
+def _row_signature(value: Any) -> str:
     return f"(any, *{tuple(value.shape[1:])}) {value.dtype}" if isinstance(value, Tensor) else type(value).__name__
 
 

@@ -1,4 +1,4 @@
-"""Nested Python state as JSON and tensors, and back, exactly; and JSON whose damage is noticed."""
+"""Exact conversion of nested Python state to JSON and tensors, and JSON with a checksum."""
 
 import hashlib
 import json
@@ -13,7 +13,7 @@ CHECKSUM = "checksum"
 
 
 def dump(document: Mapping[str, Any]) -> str:
-    """A document as JSON, with a SHA-256 of all its values in their order, which ``verified`` checks.
+    """A document as JSON with a SHA-256 checksum of its ordered values, which ``verified`` checks.
 
     >>> import json
     >>> verified(json.loads(dump({"lr": 1e-3})))
@@ -26,10 +26,10 @@ def dump(document: Mapping[str, Any]) -> str:
 
 
 def verified(document: Any) -> dict[str, Any]:
-    """The document without its checksum, from parsed JSON.
+    """Verifies the checksum of parsed JSON, and returns the document without it.
 
     Raises:
-        ValueError: for values that differ from their checksum, or have none.
+        ValueError: if the checksum is missing or does not match the values.
     """
     if not isinstance(document, dict) or CHECKSUM not in document:
         raise ValueError("it has no checksum")
@@ -44,12 +44,13 @@ def _checksum(document: Mapping[str, Any]) -> str:
 
 
 def pack(state: Any) -> tuple[Any, dict[str, Tensor]]:
-    """A nested state as a JSON-able tree and the tensors that it refers to, each stored once.
+    """A nested state as a JSON-serialisable tree and the tensors that it refers to, each stored once.
 
-    Tuples, dicts with keys other than str, NaN and infinities are kept by tags; floats round-trip exactly.
+    Tags represent tuples, dicts with keys other than str, NaN and infinities; floats round-trip exactly.
 
     Raises:
-        TypeError: for anything but dict, list, tuple, None, bool, int, float, str and dense tensors, naming its place.
+        TypeError: for values other than dict, list, tuple, None, bool, int, float, str and dense tensors; the message
+            names the place.
 
     >>> tree, tensors = pack({"betas": (0.9, 0.999), 0: torch.zeros(2)})
     >>> tree
@@ -62,7 +63,7 @@ def pack(state: Any) -> tuple[Any, dict[str, Tensor]]:
 
 
 def unpack(tree: Any, tensors: Mapping[str, Tensor]) -> Any:
-    """The inverse of ``pack``; places that shared a tensor share it again."""
+    """The inverse of ``pack``; shared tensors are shared again."""
     if isinstance(tree, list):
         return [unpack(item, tensors) for item in tree]
     if not isinstance(tree, dict):
@@ -100,8 +101,8 @@ class _Packer:
             case dict():
                 return self._dict(value, where)
         raise TypeError(
-            f"Cannot store a {type(value).__name__} at {where}: a checkpoint holds dict, list, tuple, None, bool, int, "
-            "float, str and tensors only. Convert it first."
+            f"Cannot store a {type(value).__name__} at {where}: a checkpoint may contain only dict, list, tuple, None, "
+            "bool, int, float, str and tensors. Convert it first."
         )
 
     def _dict(self, value: dict[Any, Any], where: str) -> Any:
@@ -112,7 +113,10 @@ class _Packer:
 
     def _name(self, tensor: Tensor, where: str) -> str:
         if tensor.layout != torch.strided or tensor.is_meta:
-            raise TypeError(f"Cannot store the {tensor.layout} tensor on {tensor.device} at {where}: only dense ones.")
+            raise TypeError(
+                f"Cannot store the {tensor.layout} tensor on {tensor.device} at {where}: only dense tensors with data "
+                "can be stored. Convert it first."
+            )
         storage = tensor.untyped_storage().data_ptr()
         view = (tensor.device, tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype)
         if tensor.numel() and view in self.names:
@@ -120,8 +124,8 @@ class _Packer:
         name = where
         while name in self.tensors:
             name += "'"
-        kept = tensor.detach().cpu().contiguous()
-        self.tensors[name] = kept.clone() if storage in self.storages else kept
+        stored = tensor.detach().cpu().contiguous()
+        self.tensors[name] = stored.clone() if storage in self.storages else stored
         self.storages.add(storage)
         self.names[view] = name
         return name

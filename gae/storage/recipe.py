@@ -1,4 +1,4 @@
-"""How a model was built, as calls by reference: a saved model is built again without executing foreign code."""
+"""Recipes of models: recorded calls by reference, from which a model is rebuilt without executing untrusted code."""
 
 import importlib
 import inspect
@@ -17,16 +17,16 @@ P = ParamSpec("P")
 M = TypeVar("M", bound=nn.Module)
 
 CALL = "built_by"
-NO_SETTINGS = (CALL, "training", "preparation")  # public attributes that are noted by themselves
-FUNCTIONS = "gae.objective"  # whose functions are parts of a model by themselves
-NETWORKS = "torch.nn.modules."  # whose classes may be arguments, such as activations
+NO_SETTINGS = (CALL, "training", "preparation")  # public attributes that are stored separately
+FUNCTIONS = "gae.objective"  # module whose functions may be parts of a model
+NETWORKS = "torch.nn.modules."  # package whose classes may be arguments, such as activations
 
 Recipe = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Call:
-    """A function or class and the arguments that it was called with."""
+    """A call: a function or class, and its arguments."""
 
     function: Callable[..., Any]
     args: tuple[Any, ...] = ()
@@ -34,11 +34,11 @@ class Call:
 
 
 class Unrecorded(TypeError):
-    """A model, or a part of one, that its record does not build."""
+    """Raised for a model or part that its recorded call does not rebuild."""
 
 
 class Part:
-    """A part of a model that remembers the arguments of its constructor, so that ``save`` can note them down.
+    """Mixin for parts of a model: records the arguments of the constructor, for ``save``.
 
     >>> class Scale(Part, nn.Module):
     ...     def __init__(self, factor: float):
@@ -53,7 +53,7 @@ class Part:
             cls.__init__ = _recording(cls.__init__)  # type: ignore[method-assign]
 
     def calls(self) -> list[Call]:
-        """Calls that may build this part again, to be tried in their order."""
+        """Candidate calls that rebuild this part, tried in order."""
         return [vars(self).get(CALL, Call(type(self)))]
 
 
@@ -67,7 +67,7 @@ def _recording(init: Callable[..., None]) -> Callable[..., None]:
 
 
 def recorded(function: Callable[P, M]) -> Callable[P, M]:
-    """Decorates a function that builds a model or a part of one, so that ``save`` can note its call down.
+    """Decorator that records the call of a function that builds a model or a part of one, for ``save``.
 
     >>> @recorded
     ... def decoder(width: int = 16) -> nn.Module:
@@ -78,35 +78,35 @@ def recorded(function: Callable[P, M]) -> Callable[P, M]:
 
     @wraps(function)
     def recording(*args: P.args, **kwargs: P.kwargs) -> M:
-        made = function(*args, **kwargs)
-        vars(made)[CALL] = Call(recording, args, kwargs)
-        return made
+        result = function(*args, **kwargs)
+        vars(result)[CALL] = Call(recording, args, kwargs)
+        return result
 
     recording.is_recorded = True  # type: ignore[attr-defined]
     return recording
 
 
 def recipe_of(model: nn.Module) -> Recipe:
-    """The calls that build a module with the structure and the settings of this one, JSON-able but for tensors.
+    """Recipe of a module: the calls that rebuild its structure and settings, JSON-serialisable except for tensors.
 
-    They are tried: a model built by them, with the same parameters, must agree in every public attribute.
+    The recipe is verified: a model built by it, with the same parameters, must agree in every public attribute.
 
     Raises:
-        TypeError: naming the part that no record builds, or the setting that was changed since.
+        TypeError: names the part that no recorded call rebuilds, or the setting that was changed afterwards.
     """
     candidates = model.calls() if isinstance(model, Part) else [vars(model).get(CALL)]
     problems = []
     for call in candidates:
         try:
-            return _tried(model, call)
+            return _verified_recipe(model, call)
         except Unrecorded as error:
             problems.append(str(error))
     raise Unrecorded("; ".join(dict.fromkeys(problems)))
 
 
-def _tried(model: nn.Module, call: Call | None) -> Recipe:
+def _verified_recipe(model: nn.Module, call: Call | None) -> Recipe:
     if call is None:
-        raise Unrecorded(_unknown("the model", model))
+        raise Unrecorded(_unrecorded_message("the model", model))
     writer = _Writer()
     writer.call(call, "")
     recipe = {"calls": writer.calls}
@@ -114,32 +114,32 @@ def _tried(model: nn.Module, call: Call | None) -> Recipe:
         again = build(recipe, {entry["function"] for entry in writer.named})
         restored(again, dict(model.state_dict()), "the model")
     except (TypeError, ValueError) as error:
-        raise Unrecorded(f"the recorded call of {_name(call.function)} no longer builds it: {error}") from error
+        raise Unrecorded(f"the recorded call of {_name_of(call.function)} no longer rebuilds it: {error}") from error
     different = _difference(model, again, "model", set())
     if different:
-        raise Unrecorded(f"{different} by the recorded call of {_name(call.function)}")
+        raise Unrecorded(f"{different} built by the recorded call of {_name_of(call.function)}")
     return recipe
 
 
 def build(recipe: Recipe, trusted: Collection[str] = ()) -> Any:
-    """The object that the last of the recorded calls returns. torch's global generator is left as it was.
+    """Executes a recipe and returns the result of its last call. torch's global random state is unchanged.
 
     Raises:
-        ValueError: for a reference outside gae that is not in ``trusted``, or to what is no part of a model; nothing
-            of it is executed, nor its module imported. For one that cannot be imported.
+        ValueError: for a reference outside gae that is not in ``trusted``, or that is not a part of a model, before
+            anything is executed or an untrusted module is imported; for a reference that cannot be imported.
     """
     functions = {entry["function"]: resolve(entry["function"], trusted) for entry in _entries(recipe["calls"])}
-    made: list[Any] = []
+    result: list[Any] = []
     with torch.random.fork_rng(devices=[]):
         for call in recipe["calls"]:
-            args = [_read(value, made, functions) for value in call["args"]]
-            kwargs = {name: _read(value, made, functions) for name, value in call["kwargs"].items()}
-            made.append(functions[call["function"]](*args, **kwargs))
-    return made[-1]
+            args = [_read(value, result, functions) for value in call["args"]]
+            kwargs = {name: _read(value, result, functions) for name, value in call["kwargs"].items()}
+            result.append(functions[call["function"]](*args, **kwargs))
+    return result[-1]
 
 
 def restored(model: nn.Module, state: Mapping[str, Any], source: str) -> nn.Module:
-    """A model with the dtype and the values of a ``state_dict``; ValueError where they do not fit."""
+    """Loads a ``state_dict`` into a model, with its dtype; raises ValueError if they do not fit."""
     floating = [value for value in state.values() if isinstance(value, Tensor) and value.is_floating_point()]
     if floating:
         model.to(floating[0].dtype)
@@ -148,10 +148,10 @@ def restored(model: nn.Module, state: Mapping[str, Any], source: str) -> nn.Modu
 
 
 def resolve(reference: str, trusted: Collection[str] = ()) -> Any:
-    """The function or class of a ``module:name`` reference that is ours, or that the caller trusts.
+    """The function or class of a ``module:name`` reference in gae or in ``trusted``.
 
     Raises:
-        ValueError: for any other, and one that cannot be imported.
+        ValueError: for any other reference, and one that cannot be imported.
 
     >>> resolve("gae.objective:joint").__name__
     'joint'
@@ -160,23 +160,24 @@ def resolve(reference: str, trusted: Collection[str] = ()) -> Any:
     ours = module.partition(".")[0] == "gae"
     if reference not in trusted and not ours and not module.startswith(NETWORKS):
         raise ValueError(
-            f"The model is built by {reference}, which is no part of gae, and loading would execute it. If you trust "
+            f"The model is built by {reference}, which is not part of gae, and loading would execute it. If you trust "
             f"it, pass trusted=[{reference!r}]."
         )
     try:
-        found = importlib.import_module(module)
+        target = importlib.import_module(module)
         for attribute in name.split("."):
-            found = getattr(found, attribute)
+            target = getattr(target, attribute)
     except (ImportError, AttributeError, ValueError) as error:
         raise ValueError(
             f"The model is built by {reference}, which cannot be imported ({error}). Install its package, or load with "
-            "build=, a function that makes the model."
+            "build=, a function that builds the model."
         ) from None
-    if reference not in trusted and not _is_part(found, module):
+    if reference not in trusted and not _is_part(target, module):
         raise ValueError(
-            f"The model is said to be built by {reference}, which is no part of a model. It is not executed."
+            f"The recipe calls {reference}, which is not a part of a model, so it is not executed. Load with build=, a "
+            "function that builds the model."
         )
-    return found
+    return target
 
 
 def _is_part(value: Any, module: str) -> bool:
@@ -189,11 +190,11 @@ def _is_part(value: Any, module: str) -> bool:
 
 @dataclass
 class _Writer:
-    """Values of recorded calls in a form that ``_read`` reads: every dict is a tag, and a shared part is one call."""
+    """Encodes the values of recorded calls for ``_read``: every dict is a tag, and a shared part is one call."""
 
     calls: list[dict[str, Any]] = field(default_factory=list)
-    named: list[dict[str, Any]] = field(default_factory=list)  # everything with a reference
-    places: dict[int, int] = field(default_factory=dict)  # of a part already written, by its identity
+    named: list[dict[str, Any]] = field(default_factory=list)  # entries with a reference
+    places: dict[int, int] = field(default_factory=dict)  # index of the call of each part written so far, by id
 
     def call(self, call: Call, where: str) -> int:
         self.calls.append(self.reference(call.function, call.args, call.kwargs, where))
@@ -237,13 +238,13 @@ class _Writer:
         if id(value) not in self.places:
             call = value.calls()[0] if isinstance(value, Part) else getattr(value, "__dict__", {}).get(CALL)
             if call is None:
-                raise Unrecorded(_unknown(where.lstrip("."), value))
+                raise Unrecorded(_unrecorded_message(where.lstrip("."), value))
             self.places[id(value)] = self.call(call, where)
         return self.places[id(value)]
 
 
-def _read(value: Any, made: list[Any], functions: Mapping[str, Any]) -> Any:
-    read = partial(_read, made=made, functions=functions)
+def _read(value: Any, result: list[Any], functions: Mapping[str, Any]) -> Any:
+    read = partial(_read, result=result, functions=functions)
     match value:
         case list() | tuple():
             return type(value)(read(item) for item in value)
@@ -254,12 +255,12 @@ def _read(value: Any, made: list[Any], functions: Mapping[str, Any]) -> Any:
         case {"function": name}:
             return functions[name]
         case {"call": index}:
-            return made[index]
+            return result[index]
     return value
 
 
 def _entries(tree: Any) -> list[dict[str, Any]]:
-    """Every entry with a reference in the calls of a recipe."""
+    """All entries with a reference in the calls of a recipe."""
     if isinstance(tree, dict):
         own = [tree] if isinstance(tree.get("function"), str) else []
         return own + [entry for value in tree.values() for entry in _entries(value)]
@@ -267,45 +268,45 @@ def _entries(tree: Any) -> list[dict[str, Any]]:
 
 
 def reference_to(function: Callable[..., Any], where: str = "") -> str:
-    """``module:name`` of an importable function or class.
+    """The ``module:name`` reference of an importable function or class.
 
     >>> reference_to(nn.Linear)
     'torch.nn.modules.linear:Linear'
     """
     module, name = getattr(function, "__module__", None), getattr(function, "__qualname__", "<unnamed>")
-    found: Any = None
+    target: Any = None
     if module not in (None, "__main__") and "<" not in name:
-        found = importlib.import_module(module)
+        target = importlib.import_module(module)
         for attribute in name.split("."):
-            found = getattr(found, attribute, None)
-    if found is None or inspect.unwrap(found) is not inspect.unwrap(function):
+            target = getattr(target, attribute, None)
+    if target is None or inspect.unwrap(target) is not inspect.unwrap(function):
         raise Unrecorded(
-            f"{where.lstrip('.') or 'the model'}: {_name(function)} cannot be imported from a module by its name"
+            f"{where.lstrip('.') or 'the model'}: {_name_of(function)} cannot be imported from a module by its name"
         )
     return f"{module}:{name}"
 
 
-def _name(function: Any) -> str:
+def _name_of(function: Any) -> str:
     return getattr(function, "__qualname__", repr(function))
 
 
-def _unknown(where: str, value: Any) -> str:
+def _unrecorded_message(where: str, value: Any) -> str:
     return (
-        f"{where} is a {type(value).__name__} of which no call is recorded; decorate the function that makes it with "
+        f"{where} is a {type(value).__name__} without a recorded call; decorate the function that builds it with "
         "`gae.storage.recorded`"
     )
 
 
-def _difference(saved: Any, again: Any, where: str, seen: set[tuple[int, int]]) -> str | None:
-    """The first public attribute in which two objects of one structure differ, in words."""
-    if saved is again or (id(saved), id(again)) in seen:
+def _difference(saved: Any, again: Any, where: str, visited: set[tuple[int, int]]) -> str | None:
+    """A description of the first public attribute in which two objects of the same structure differ."""
+    if saved is again or (id(saved), id(again)) in visited:
         return None
-    seen.add((id(saved), id(again)))
+    visited.add((id(saved), id(again)))
     if isinstance(saved, Tensor) and isinstance(again, Tensor):
         one, other = saved.detach().cpu(), again.detach().cpu()
         same = one.dtype == other.dtype and one.shape == other.shape
         same = same and bool(((one == other) | (one.isnan() & other.isnan())).all())
-        return None if same else f"{where} is another tensor"
+        return None if same else f"{where} is not the tensor"
     if type(saved) is not type(again):
         return f"{where} is a {type(saved).__name__}, not the {type(again).__name__}"
     pairs = _contents(saved), _contents(again)
@@ -313,12 +314,12 @@ def _difference(saved: Any, again: Any, where: str, seen: set[tuple[int, int]]) 
         return None if saved == again else f"{where} is {saved!r}, not the {again!r}"
     if pairs[0].keys() != pairs[1].keys():
         return f"{where} has {', '.join(map(str, pairs[0].keys() ^ pairs[1].keys()))}, unlike the one"
-    parts = (_difference(pairs[0][name], pairs[1][name], f"{where}.{name}", seen) for name in pairs[0])
+    parts = (_difference(pairs[0][name], pairs[1][name], f"{where}.{name}", visited) for name in pairs[0])
     return next((part for part in parts if part), None)
 
 
 def _contents(value: Any) -> Mapping[Any, Any] | None:
-    """The things inside an object that decide its behaviour, by name; None for one that is compared as a whole."""
+    """The contents of an object that determine its behaviour, by name; None for one that is compared as a whole."""
     match value:
         case nn.Module():
             return {**_settings(value), **value._parameters, **value._buffers, **value._modules}
@@ -338,7 +339,7 @@ def _contents(value: Any) -> Mapping[Any, Any] | None:
 
 
 def _settings(value: Any) -> dict[str, Any]:
-    """Public attributes, without those that are as the class has them."""
+    """Public instance attributes that differ from those of the class."""
     return {
         name: part
         for name, part in vars(value).items()

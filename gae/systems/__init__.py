@@ -1,4 +1,4 @@
-"""Every named system: one function each, and the table made from them."""
+"""Named systems: one function per system, and the table of systems."""
 
 import lazy_loader
 

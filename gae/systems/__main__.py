@@ -1,4 +1,4 @@
-"""``python -m gae.systems``, in the repository: writes what the table of systems decides into README and stubs."""
+"""``python -m gae.systems``, in the repository: updates README and stubs from the table of systems."""
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -12,7 +12,7 @@ IMPORT = re.compile(r"from \.([\w.]*) import (\w+) as \w+\n")
 
 
 def written() -> dict[Path, str]:
-    """The files that follow the table, and the text that each should have."""
+    """The files generated from the table, with their text."""
     readme, front, package = (ROOT / name for name in ("README.md", "gae/__init__.pyi", "gae/systems/__init__.pyi"))
     functions = {function_name(name): module for module, rows in TABLE.items() for name in rows}
     return {
@@ -23,9 +23,9 @@ def written() -> dict[Path, str]:
 
 
 def stub(text: str, functions: Mapping[str, str], modules: Iterable[str]) -> str:
-    """A stub whose imports of functions from some modules are those given, sorted as ruff sorts them."""
-    kept = [match for match in IMPORT.findall(text) if not (match[0] in modules and match[1].islower())]
-    imports = sorted([*kept, *((module, name) for name, module in functions.items())], key=_order)
+    """A stub with its imports of functions from ``modules`` replaced by ``functions``, sorted as by ruff."""
+    unchanged = [match for match in IMPORT.findall(text) if not (match[0] in modules and match[1].islower())]
+    imports = sorted([*unchanged, *((module, name) for name, module in functions.items())], key=_order)
     lines = "".join(f"from .{module} import {name} as {name}\n" for module, name in imports)
     first = IMPORT.search(text)
     start = len(text) if first is None else first.start()
@@ -38,12 +38,12 @@ def _order(line: tuple[str, str]) -> tuple[str, int, str]:
 
 
 def markdown() -> str:
-    """The table as Markdown: the systems that encode samples, then those that observe something else."""
+    """The table as Markdown: systems that observe samples, then systems with other observations."""
     samples = {name: row for name, row in SYSTEMS.items() if row.observation == "sample"}
     others = {name: row for name, row in SYSTEMS.items() if row.observation != "sample"}
     return (
         "\n".join(_table(samples, "likelihood", "prior", "inference", "objective"))
-        + "\n\nOne observation is something else than a sample:\n\n"
+        + "\n\nSystems whose observation is not a single sample:\n\n"
         + "\n".join(_table(others, "observation", "likelihood", "prior", "inference", "objective"))
         + "\n"
     )

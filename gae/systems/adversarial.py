@@ -1,4 +1,4 @@
-"""A decoder trained by a classifier; codes by inversion."""
+"""Generative adversarial networks, with codes by inversion."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -29,12 +29,12 @@ def gan(
     restarts: int = 8,
     steps: int = 100,
 ) -> Adversarial:
-    """The generative adversarial network (Goodfellow et al. 2014), with R1 (Mescheder et al. 2018).
+    """Generative adversarial network (Goodfellow et al. 2014) with R1 regularisation (Mescheder et al. 2018).
 
-    The generator's noise of the given scale makes q_r(x|z) a density; the discriminator sees data under the same noise.
-    Unless given, in data units, it is a fifth of the data's unit (``nets.InDataUnits``).
-    Codes by inversion: L-BFGS from ``restarts`` draws of the prior, of which the best end is kept. Unless given another
-    optimiser, ``fit`` trains it by Adam without momentum, of rate 2e-3.
+    The generator's noise with the given ``scale`` makes q_r(x|z) a density; the discriminator sees data with the same
+    noise. ``scale`` is in data units; the default is a fifth of the data's unit (``nets.InDataUnits``). Codes are
+    inferred by inversion: the best of L-BFGS runs from ``restarts`` samples of the prior. The default optimiser of
+    ``fit`` is Adam without momentum and with rate 2e-3.
     """
     generator = decoder_of(
         nets.mlp(latent, hidden, event_shape), latent, event_shape, scale=scale, learn="fixed", default=0.2

@@ -1,4 +1,4 @@
-"""Autoencoders with a deterministic encoder: plain and regularised."""
+"""Autoencoders with a deterministic encoder, plain and regularised."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -38,9 +38,9 @@ def ae(
     scale: float | None = None,
     learn: str = "scalar",
 ) -> Autoencoder:
-    """The undercomplete autoencoder: a flat prior and a deterministic encoder; ``scale`` and ``learn`` as in ``vae``.
+    """Undercomplete autoencoder with a flat prior and a deterministic encoder; ``scale`` and ``learn`` as in ``vae``.
 
-    A scale of its own for each pixel has no optimum here: nothing keeps a code from copying a few pixels exactly.
+    ``learn="pixel"`` has no optimum here: a code can copy a few pixels exactly, whose scales then tend to zero.
     """
     network = nets.mlp(latent, hidden[::-1], event_shape)
     decoder = decoder_of(network, latent, event_shape, head, scale, learn, prior=Flat(latent))
@@ -58,7 +58,7 @@ def ae(
 def stacked_ae(
     event_shape: Shape, latent: int = 32, hidden: Sequence[int] = (256, 128), head: str = "gaussian"
 ) -> Autoencoder:
-    """A deep autoencoder of mirrored layers, for greedy pre-training by ``gae.training.layerwise.pretrain``."""
+    """Deep autoencoder with mirrored layers, for greedy pre-training by ``gae.training.layerwise.pretrain``."""
     widths: list[int | Sequence[int]] = [event_shape, *hidden]
     down = [nn.Sequential(nets.mlp(a, (), b), nn.SiLU()) for a, b in pairwise(widths)]
     up = [nn.Sequential(nets.mlp(b, (), a), nn.SiLU()) for a, b in pairwise(hidden)]
@@ -82,7 +82,7 @@ def stacked_ae(
 def overcomplete_ae(
     event_shape: Shape, latent: int = 128, hidden: Sequence[int] = (), head: str = "gaussian"
 ) -> Autoencoder:
-    """An autoencoder whose code is wider than its data: without a constraint it learns the identity (ledger D34)."""
+    """Overcomplete autoencoder, with a code wider than the data: unconstrained, it learns the identity (ledger D34)."""
     return ae(event_shape, latent, hidden, head)
 
 
@@ -101,10 +101,10 @@ def sparse_ae(
     rho: float = 0.05,
     weight: float = 1.0,
 ) -> Autoencoder:
-    """A sparse autoencoder: activities in (0, 1) whose means over the data are held near ``rho`` (Ng 2011)."""
+    """Sparse autoencoder: activities in (0, 1) with means over the data close to ``rho`` (Ng 2011)."""
     decoder = decoder_of(nets.mlp(latent, hidden[::-1], event_shape), latent, event_shape, head, prior=Flat(latent))
     network = nets.mlp(event_shape, hidden, latent)
-    if 0 < rho < 1:  # activities start where they shall end
+    if 0 < rho < 1:  # initial activities equal rho
         nn.init.constant_(network[-1].bias, math.log(rho / (1 - rho)))  # type: ignore[arg-type]
     encoder = nn.Sequential(nets.Standardized(network, event_shape), nn.Sigmoid())
     return Autoencoder(decoder, Amortized(encoder), joint, penalties=[SparseActivity(weight, rho)])
@@ -125,10 +125,10 @@ def dae(
     corruption: str = "gaussian",
     amount: float | None = None,
 ) -> Autoencoder:
-    """The denoising autoencoder (Vincent et al. 2010): the encoder sees a corrupted x, the clean one is scored.
+    """Denoising autoencoder (Vincent et al. 2010): encodes a corrupted x and scores the clean x.
 
-    ``amount`` is the standard deviation of Gaussian noise, in data units, or the share of elements that are replaced.
-    Unless given, noise has the unit of the data (``nets.InDataUnits``), and the share is 0.3. Samples are drawn by
+    ``amount`` is the standard deviation of Gaussian noise, in data units, or the fraction of elements replaced. The
+    default is one unit of the data (``nets.InDataUnits``), or the fraction 0.3. Draw samples by
     ``gae.analysis.chains.denoising_walk``.
     """
     if corruption not in CORRUPTIONS:
@@ -159,9 +159,9 @@ def cae(
     head: str = "gaussian",
     weight: float = 0.1,
 ) -> Autoencoder:
-    """The contractive autoencoder (Rifai et al. 2011): a penalty on the derivative of the code by the input.
+    """Contractive autoencoder (Rifai et al. 2011): penalises the derivative of the code with respect to the input.
 
-    Samples are drawn by ``gae.analysis.chains.contractive_walk``.
+    Draw samples by ``gae.analysis.chains.contractive_walk``.
     """
     model = ae(event_shape, latent, hidden, head)
     return Autoencoder(model.likelihood, model.inference, joint, penalties=[Contractive(weight)])

@@ -1,4 +1,4 @@
-"""Constructors of systems: of a data set, or of the shape of one observation."""
+"""Constructors of systems from a data set or the shape of one observation."""
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
@@ -16,7 +16,7 @@ from gae.systems.parts import Shape
 P = ParamSpec("P")
 M = TypeVar("M", bound=Autoencoder)
 
-# What a data set says of itself; None where it does not know.
+# Facts about a data set; None if unknown.
 FACTS: dict[str, Callable[[Dataset], int | None]] = {
     "classes": lambda data: None if data.vocabulary is None else data.vocabulary.classes,
     "observations": lambda data: len(data.train),
@@ -26,13 +26,13 @@ FACTS: dict[str, Callable[[Dataset], int | None]] = {
 def constructor(
     function: Callable[Concatenate[Shape, P], M], reads: Mapping[str, str]
 ) -> Callable[Concatenate[Dataset | Shape, P], M]:
-    """The function, made to take a data set too, from which it reads the event shape and further options.
+    """Wraps a function of an event shape so that it also takes a data set, from which it reads shape and options.
 
     Args:
-        function: of an event shape and options.
-        reads: options that the data decide unless given -> a key of ``FACTS``.
+        function: a function of an event shape and options.
+        reads: maps each option whose default is read from the data to a key of ``FACTS``.
     """
-    function = recorded(function)  # by ``save``, with the shape and the options that data decided
+    function = recorded(function)  # for ``save``, with the shape and options read from the data
     signature = inspect.signature(function)
     shape, *options = signature.parameters.values()
 
@@ -58,7 +58,7 @@ def constructor(
 
 
 def facts(reads: Mapping[str, str], data: Dataset) -> dict[str, Any]:
-    """The options that a data set decides."""
+    """The options read from a data set."""
     values = {option: FACTS[fact](data) for option, fact in reads.items()}
     return {option: value for option, value in values.items() if value is not None}
 
@@ -72,7 +72,7 @@ def _event_shape(system: str, data: Any) -> Size:
     got, remedy = f"{data!r}", "Load data first: `gae.data.load(...)`."
     if hasattr(data, "shape"):
         got = f"a {type(data).__name__} of shape {tuple(data.shape)}"
-        remedy = "For observations (N, *X) in `x` give `tuple(x.shape[1:])`."
+        remedy = "For observations (N, *X) in `x`, pass `tuple(x.shape[1:])`."
     raise TypeError(
         f"{system} takes a data set (`gae.data.load`) or the shape of one observation, such as (1, 28, 28), got "
         f"{got}. {remedy}"
@@ -80,7 +80,7 @@ def _event_shape(system: str, data: Any) -> Size:
 
 
 def _check_sizes(options: Sequence[inspect.Parameter], given: Mapping[str, Any]) -> None:
-    """Raises ValueError for sizes and counts that are too small, by name."""
+    """Raises ValueError for sizes and counts that are too small; the message names the option."""
     for option in options:
         value = given.get(option.name)
         is_size = option.annotation in (int, int | None, Sequence[int]) and option.name != "end"
@@ -89,7 +89,7 @@ def _check_sizes(options: Sequence[inspect.Parameter], given: Mapping[str, Any])
 
 
 def _check_test(model: Autoencoder, data: Dataset) -> None:
-    """Refuses a test split outside the likelihood's support; ``fit`` looks at the training split."""
+    """Raises ValueError or TypeError for a test split outside the support; ``fit`` checks the training split."""
     try:
         model.likelihood.check(data.test)
     except (TypeError, ValueError) as error:

@@ -1,4 +1,4 @@
-"""A neural decoder alone: codes by ascent."""
+"""Systems without an encoder: a neural decoder, with codes by gradient ascent."""
 
 from collections.abc import Sequence
 
@@ -36,10 +36,10 @@ def gon(
     scale: float | None = None,
     rate: float = 1.0,
 ) -> Autoencoder:
-    """The gradient origin network (Bond-Taylor & Willcocks 2021): one unrolled step from the origin.
+    """Gradient origin network (Bond-Taylor & Willcocks 2021): codes by one unrolled gradient step from the origin.
 
-    ``scale=√½`` makes log q_r(x|z) = -‖x - f(z)‖² up to a constant; the prior is flat. Unless given, the scale
-    is 2.6 units of the data (``nets.InDataUnits``), which for grey values in [0, 1] is about as much.
+    ``scale=√½`` makes log q_r(x|z) = -‖x - f(z)‖² up to a constant; the prior is flat. The default scale is 2.6 units
+    of the data (``nets.InDataUnits``), which is about as large for grey values in [0, 1].
     """
     network = nets.mlp(latent, hidden[::-1], event_shape)
     decoder = decoder_of(network, latent, event_shape, scale=scale, learn="fixed", prior=Flat(latent), default=2.6)
@@ -56,12 +56,12 @@ def gon(
 def sparse_coding(
     event_shape: Shape, latent: int = 128, rate: float | None = None, scale: float | None = None, steps: int = 50
 ) -> Autoencoder:
-    """Sparse coding (Olshausen & Field 1996): unit atoms, a Laplace prior of the given rate, codes by FISTA.
+    """Sparse coding (Olshausen & Field 1996): unit atoms, a Laplace prior with the given rate, codes by FISTA.
 
-    ``rate`` and the noise ``scale`` are in data units, in which atoms have length 1; of two, the one that is not given
-    is 10 or 0.1. Where neither is, the data are centred and scaled first (``nets.InDataUnits``), with a rate of 2.5 and
-    a noise of 0.4 in their unit: about as much for grey values in [0, 1].
-    Each code finds its own step by backtracking, so that FISTA converges however alike the learned atoms are.
+    ``rate`` and the noise ``scale`` are in data units, in which atoms have length 1; if one of them is given, the other
+    defaults to a rate of 10 or a scale of 0.1. If neither is given, the data are centred and scaled first
+    (``nets.InDataUnits``), with a rate of 2.5 and a noise scale of 0.4 in their unit, about the same for grey values in
+    [0, 1]. The step size of each code is chosen by backtracking, so FISTA converges even for similar atoms.
     """
     atoms = nets.Dictionary(latent, event_shape)
     decoder: Head
@@ -90,7 +90,7 @@ def glo(
     steps: int = 100,
     rate: float = 0.05,
 ) -> Autoencoder:
-    """An auto-decoder: free codes for the training data (Bojanowski et al. 2018), under N(0, I) (Park et al. 2019).
+    """Auto-decoder: learned codes of the training data (Bojanowski et al. 2018), prior N(0, I) (Park et al. 2019).
 
     New data are encoded by ``steps`` steps of Adam from the origin.
     """
@@ -114,7 +114,7 @@ def short_run(
     steps: int = 30,
     rate: float = 0.03,
 ) -> Autoencoder:
-    """Alternating back-propagation (Han et al. 2017): codes by a short run of Langevin dynamics from the prior."""
+    """Alternating back-propagation (Han et al. 2017): codes by short-run Langevin dynamics from the prior."""
     network = nets.mlp(latent, hidden[::-1], event_shape)
     decoder = decoder_of(network, latent, event_shape, scale=scale, learn="fixed", default=0.7)
     return Autoencoder(decoder, Ascent(Prior(), Langevin(rate), steps, adjoint=Detach()), joint)

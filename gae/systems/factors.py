@@ -1,4 +1,4 @@
-"""Matrix factorisations under constraints."""
+"""Constrained matrix factorisations."""
 
 from collections.abc import Callable
 
@@ -11,7 +11,10 @@ from gae.objective import joint
 from gae.systems.parts import Shape
 from gae.systems.table import System
 
-LAWS: dict[str, Callable[..., NonNegativeLinear]] = {"gaussian": NonNegativeGaussian, "poisson": NonNegativePoisson}
+LIKELIHOODS: dict[str, Callable[..., NonNegativeLinear]] = {
+    "gaussian": NonNegativeGaussian,
+    "poisson": NonNegativePoisson,
+}
 
 
 @System(
@@ -24,17 +27,17 @@ LAWS: dict[str, Callable[..., NonNegativeLinear]] = {"gaussian": NonNegativeGaus
 def nmf(
     event_shape: Shape, latent: int = 8, head: str = "gaussian", steps: int = 100, tol: float = 1e-5
 ) -> Autoencoder:
-    """Non-negative matrix factorisation (Lee & Seung 1999, 2001): least squares, or for counts a Poisson law.
+    """Non-negative matrix factorisation (Lee & Seung 1999, 2001), with a Gaussian or, for counts, a Poisson likelihood.
 
-    Each code is solved anew, by at most ``steps`` updates, until it gains less than ``tol`` nats in each of two. Parts
-    follow in closed form: exact least squares, or one multiplicative update an epoch.
+    Codes are inferred from scratch by at most ``steps`` updates, until two consecutive updates each gain less than
+    ``tol`` nats. Parts are updated in closed form: exact least squares, or one multiplicative update per epoch.
 
     >>> nmf((1, 8, 8), latent=5).likelihood.parts.shape
     torch.Size([5, 1, 8, 8])
     """
-    if head not in LAWS:
-        raise ValueError(f"Unknown head {head!r}. Valid heads: {', '.join(LAWS)}.")
+    if head not in LIKELIHOODS:
+        raise ValueError(f"Unknown head {head!r}. Valid heads: {', '.join(LIKELIHOODS)}.")
     start = Constant(torch.ones(latent))
     return Autoencoder(
-        LAWS[head](latent, event_shape), Ascent(start, MonotoneAscent(), steps, tol=tol, adjoint=Detach()), joint
+        LIKELIHOODS[head](latent, event_shape), Ascent(start, MonotoneAscent(), steps, tol=tol, adjoint=Detach()), joint
     )

@@ -1,4 +1,4 @@
-"""The deep image prior: the code is the weights of a network that paints one image."""
+"""Deep image prior: the code is the weights of a network whose output is one image."""
 
 import math
 from dataclasses import dataclass, replace
@@ -20,7 +20,7 @@ from gae.objective import joint
 from gae.systems.parts import Shape, need_image
 from gae.systems.table import System
 
-INPUTS = 32  # channels of the network's input, drawn from U(0, 0.1)
+INPUTS = 32  # channels of the network's input, sampled from U(0, 0.1)
 SCALE = 25 / 255  # standard deviation of the observation noise; Adam's steps do not depend on it
 
 
@@ -35,9 +35,9 @@ SCALE = 25 / 255  # standard deviation of the observation noise; Adam's steps do
 def deep_image_prior(
     event_shape: Shape, channels: int = 32, scales: int = 4, steps: int = 3000, runs: int = 1
 ) -> Autoencoder:
-    """The deep image prior (Ulyanov et al. 2018): the code is the weights of a network that paints the image (C, H, W).
+    """Deep image prior (Ulyanov et al. 2018): the code is the weights of a network with an image (C, H, W) as output.
 
-    ``gae.analysis.restoration`` also inpaints and superresolves by it, and keeps the running average of outputs.
+    See ``gae.analysis.restoration`` for inpainting and super-resolution, and for the running average of outputs.
     """
     need_image("deep-image-prior", event_shape)
     likelihood, _ = build_likelihood(torch.zeros(event_shape), "denoise", network=Network(channels, scales))
@@ -46,7 +46,7 @@ def deep_image_prior(
 
 @dataclass(frozen=True)
 class Task:
-    """How one kind of restoration is run. Jitter is the standard deviation of the noise on the network's input."""
+    """Settings of a restoration task; ``jitter`` is the standard deviation of the noise on the network's input."""
 
     jitter: float
     steps: int
@@ -57,7 +57,7 @@ TASKS = {"denoise": Task(0.05, 3000), "inpaint": Task(0.03, 3000), "superresolve
 
 @dataclass(frozen=True)
 class Network:
-    """The size of ``nets.skip``; the paper's is 128 channels on 5 scales, with 4 channels in each skip connection."""
+    """Size of the network ``nets.skip``; the paper uses 128 channels, 5 scales and 4 channels per skip connection."""
 
     channels: int = 32
     scales: int = 4
@@ -67,12 +67,12 @@ class Network:
             raise ValueError(f"Need channels >= 1 and scales >= 1, got {self.channels} and {self.scales}.")
 
     def build(self, outputs: int) -> nn.Module:
-        """The network for images of so many channels."""
+        """Builds the network for images with ``outputs`` channels."""
         width = (self.channels,) * self.scales
         return nets.skip(INPUTS, outputs, width, width, (4,) * self.scales)
 
     def canvas(self, height: int, width: int) -> tuple[int, int]:
-        """The smallest size that the network can paint and that covers an image."""
+        """The smallest output size of the network that covers an image."""
         unit = 2**self.scales
         high, wide = (max(2, math.ceil(side / unit)) * unit for side in (height, width))
         return high, wide
@@ -86,12 +86,13 @@ def build_likelihood(
     factor: int = 4,
     network: Network | None = None,
 ) -> tuple[Likelihood, Float[Tensor, "..."]]:
-    """The likelihood of a task, a network's weights seen through an operator, and what of the image is observed.
+    """The likelihood of a task, over the weights of a network, and the observed values of the image.
 
-    Weights and the network's input are drawn by torch's global generator. For the errors see ``restore``.
+    Weights and the network's input are sampled with torch's global generator. For the errors see
+    ``gae.analysis.restoration.restore_image``.
 
-    >>> likelihood, seen = build_likelihood(torch.rand(1, 8, 8), "superresolve", factor=2, network=Network(2, 1))
-    >>> likelihood.event_shape, seen.shape
+    >>> likelihood, observed = build_likelihood(torch.rand(1, 8, 8), "superresolve", factor=2, network=Network(2, 1))
+    >>> likelihood.event_shape, observed.shape
     (torch.Size([1, 8, 8]), torch.Size([1, 8, 8]))
     """
     network = network or Network()
@@ -107,25 +108,25 @@ def build_likelihood(
     operators: list[nn.Module] = []
     if canvas[1:] != (height * grown, width * grown):
         operators.append(Crop(canvas, height * grown, width * grown))
-    seen = image
+    observed = image
     if mask is not None:
         operators.append(Mask(mask.to(image.device), image.shape))
-        seen = operators[-1](image)
+        observed = operators[-1](image)
     if grown > 1:
         operators.append(Downsample((channels, height * grown, width * grown), factor))
-    return (Measured(likelihood, nn.Sequential(*operators)) if operators else likelihood), seen
+    return (Measured(likelihood, nn.Sequential(*operators)) if operators else likelihood), observed
 
 
 def self_stopping(steps: int, runs: int = 1, watch: Watch | None = None) -> Ascent:
-    """Adam on the weights of so many networks, each of which stops by itself, at most after so many steps."""
+    """Adam on the weights of ``runs`` networks, with early stopping of each, for at most ``steps`` steps."""
     return Ascent(DecoderInit(runs), Adam(0.01), steps, adjoint=Detach(), stop=ESWMV(), watch=watch)
 
 
 def memory(network: Network, channels: int, height: int, width: int, runs: int = 1) -> int:
-    """Bytes that the runs need at their peak, about, for a result of this size.
+    """Approximate peak memory of the runs in bytes, for a result of this size.
 
-    Counted are the activations that are kept for the gradient (by a pass without data), gradients of the widest layer,
-    weights with the state of Adam, the networks' inputs and the recent outputs.
+    Includes the activations saved for the gradient (counted in a forward pass on the meta device), gradients of the
+    widest layer, weights with the state of Adam, the networks' inputs and the recent outputs.
 
     >>> 4 * memory(Network(), 3, 128, 128) > memory(Network(), 3, 256, 256) > 2 * memory(Network(), 3, 128, 128)
     True
@@ -150,7 +151,7 @@ def memory(network: Network, channels: int, height: int, width: int, runs: int =
 
 
 def check_memory(network: Network, image: Tensor, factor: int, runs: int) -> None:
-    """Raises ValueError where the runs need more memory than is free, and names what would fit."""
+    """Raises ValueError if the runs need more memory than is free; the message suggests settings that fit."""
     channels, height, width = image.shape
     needed, free = memory(network, channels, factor * height, factor * width, runs), free_memory(image.device)
     if free is None or needed <= free:
@@ -171,7 +172,7 @@ def check_memory(network: Network, image: Tensor, factor: int, runs: int) -> Non
         remedies += [f"a crop of about {int(share * height)} × {int(share * width)} pixels"]
     raise ValueError(
         f"Painting {factor * height} × {factor * width} pixels needs about {_bytes(needed)} of memory, and "
-        f"{_bytes(free)} are free. Take {', or '.join(remedies or ['a smaller network'])}."
+        f"{_bytes(free)} are free. Use {', or '.join(remedies or ['a smaller network'])}."
     )
 
 
@@ -191,7 +192,7 @@ def check_image(image: Tensor, task: str, mask: Tensor | None, factor: int) -> N
     for what, bad in (("finite", ~torch.isfinite(image)), ("in [0, 1]", (image < 0) | (image > 1))):
         refuse(image, bad, f"Pixels must be {what}", "Repair or rescale the image.", at="(channel, row, column)")
     if (mask is not None) != (task == "inpaint"):
-        raise ValueError(f"A mask is for inpainting, and inpainting needs one; the task is {task!r}.")
+        raise ValueError(f"Inpainting needs a mask, and other tasks take none, got the task {task!r}.")
     if mask is not None and mask.shape != image.shape[1:]:
         raise ValueError(f"The mask has {_size(mask.shape)} pixels, but the image has {_size(image.shape[1:])}.")
     if task == "superresolve" and factor < 2:

@@ -1,4 +1,4 @@
-"""The latent is a network's weights, its input, or the code of a decoder seen through a measurement."""
+"""Systems whose latent is a network's input, or the code of a decoder observed through a measurement."""
 
 from collections.abc import Sequence
 
@@ -12,7 +12,7 @@ from gae.objective import joint
 from gae.systems.parts import Shape, decoder_of, need_image
 from gae.systems.table import System
 
-THRESHOLD = 1e6  # of a binary unit, far above any activation
+THRESHOLD = 1e6  # threshold of a binary unit, far above any activation
 
 
 @System(
@@ -21,15 +21,15 @@ THRESHOLD = 1e6  # of a binary unit, far above any activation
     inference="Ascent(Adam in a box)",
     objective="joint",
     source="GAE note",
-    observation="a unit",
+    observation="index of a unit",
 )
 def maximal_activation(
     event_shape: Shape, units: int = 10, hidden: Sequence[int] = (128, 128), steps: int = 400
 ) -> Autoencoder:
-    """Maximal activation (ledger D20): an observation is a unit's number, its code the input in [0, 1] that excites it.
+    """Activation maximisation (ledger D20): an observation is the index of a unit, its code an input in [0, 1].
 
-    The network has the shape of ``ae``'s encoder, whose weights ``likelihood.decoder`` can load.
-    ``gae.analysis.activation`` looks into fitted models, with several starts.
+    The code maximises the unit's activation. The network has the architecture of the encoder of ``ae``, whose weights
+    ``likelihood.decoder`` can load. See ``gae.analysis.activation`` for fitted models and several starts.
     """
     network = nets.Standardized(nets.mlp(event_shape, hidden, units), event_shape)
     likelihood = Activation(network, tuple(event_shape), "logit", threshold=THRESHOLD)
@@ -38,7 +38,7 @@ def maximal_activation(
 
 
 def boxed_adam(low: float, high: float, steps: int) -> Step:
-    """Adam with a rate that falls from a 20th of the range to 0, projected onto the box."""
+    """Adam projected onto a box, with a rate that decreases from a 20th of the range to 0."""
     return Projected(Scheduled(Adam(0.05 * (high - low)), lambda t: 1 - t / steps), Box(low, high))
 
 
@@ -60,10 +60,11 @@ def compressed_sensing(
     restarts: int = 10,
     steps: int = 500,
 ) -> Autoencoder:
-    """Compressed sensing with a decoder (Bora et al. 2017): an observation is so many random projections of a sample.
+    """Compressed sensing with a decoder (Bora et al. 2017): observations are random projections of samples.
 
-    The decoder has the shape of ``vae``'s, whose parameters ``likelihood.likelihood`` can load; ``likelihood.restored``
-    gives the whole sample that a code stands for. ``scale`` is the standard deviation of the measurement noise.
+    The decoder has the architecture of that of ``vae``, whose parameters ``likelihood.likelihood`` can load;
+    ``likelihood.restored`` decodes a code to the whole sample. ``scale`` is the standard deviation of the measurement
+    noise.
     """
     return _observed(
         event_shape, GaussianProjection(measurements, event_shape), latent, hidden, head, scale, restarts, steps
@@ -76,7 +77,7 @@ def compressed_sensing(
     inference="Ascent(Prior, L-BFGS, restarts)",
     objective="joint",
     source="Bora et al. 2017",
-    observation="seen elements of a sample",
+    observation="observed elements of a sample",
 )
 def inpainting(
     event_shape: Shape,
@@ -88,7 +89,7 @@ def inpainting(
     restarts: int = 10,
     steps: int = 500,
 ) -> Autoencoder:
-    """Inpainting with a decoder: an observation is the fraction ``seen`` of a sample, the same elements of each."""
+    """Inpainting with a decoder: an observation is a fraction ``seen`` of a sample's elements, the same for each."""
     if not 0 < seen <= 1:
         raise ValueError(f"seen must lie in (0, 1], got {seen}.")
     size = torch.Size(event_shape).numel()
@@ -104,7 +105,7 @@ def inpainting(
     inference="Ascent(Prior, L-BFGS, restarts)",
     objective="joint",
     source="Bora et al. 2017",
-    observation="a smaller image",
+    observation="a downsampled image",
 )
 def superresolution(
     event_shape: Shape,
@@ -116,7 +117,7 @@ def superresolution(
     restarts: int = 10,
     steps: int = 500,
 ) -> Autoencoder:
-    """Super-resolution with a decoder: an observation is an image (C, H, W) shrunk by ``factor``."""
+    """Super-resolution with a decoder: an observation is an image (C, H, W) downsampled by ``factor``."""
     need_image("superresolution", event_shape)
     return _observed(event_shape, Downsample(event_shape, factor), latent, hidden, head, scale, restarts, steps)
 

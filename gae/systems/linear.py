@@ -1,4 +1,4 @@
-"""Linear decoders and mixtures of them, in closed form."""
+"""Linear decoders and their mixtures, with inference in closed form."""
 
 from gae.autoencoder import Autoencoder
 from gae.inference import Argmax, Ascent, ClosedForm, Enumerate, GradientAscent, Unroll, Zeros
@@ -18,7 +18,7 @@ from gae.systems.table import System
 def pca(event_shape: Shape, latent: int | None = None) -> Autoencoder:
     """Principal component analysis: one linear chart, orthonormal loadings, flat prior.
 
-    ``latent`` is 8 unless given, or the number of elements where that is less.
+    The default of ``latent`` is 8, or the number of elements if that is smaller.
 
     >>> pca((1, 8, 8)).likelihood.loadings.shape
     torch.Size([1, 8, 64])
@@ -51,7 +51,7 @@ def ppca(event_shape: Shape, latent: int | None = None) -> Autoencoder:
     source="Lloyd 1982; GAE note",
 )
 def kmeans(event_shape: Shape, components: int = 10) -> Autoencoder:
-    """k-means as an autoencoder: K points, no continuous code, argmax (the GAE note; ledger D10)."""
+    """k-means as an autoencoder: K means, no continuous code, argmax inference (GAE note; ledger D10)."""
     return Autoencoder(LinearMixture(components, 0, event_shape), Argmax(), joint)
 
 
@@ -63,7 +63,7 @@ def kmeans(event_shape: Shape, components: int = 10) -> Autoencoder:
     source="Dempster et al. 1977",
 )
 def gmm(event_shape: Shape, components: int = 10) -> Autoencoder:
-    """A mixture of spherical Gaussians by EM: the evidence is a logsumexp over the components."""
+    """Mixture of spherical Gaussians, fitted by EM; the evidence is a logsumexp over the components."""
     likelihood = LinearMixture(components, 0, event_shape, learn_scale=True, learn_weights=True)
     return Autoencoder(likelihood, Enumerate(), logsumexp)
 
@@ -78,10 +78,10 @@ def gmm(event_shape: Shape, components: int = 10) -> Autoencoder:
 def llgae(
     event_shape: Shape, latent: int | None = None, components: int = 10, steps: int | None = None, rate: float = 0.5
 ) -> Autoencoder:
-    """The locally linear autoencoder, hierarchical form: max_k max_z over K charts of width E.
+    """Locally linear autoencoder, hierarchical form: max_k max_z over K charts of width E.
 
-    ``steps=None`` finds z in closed form; otherwise by that many ascent steps of the given rate from zero, as
-    the update rule of the notes does (ledger D16). ``latent`` is as in ``pca``.
+    ``steps=None`` infers z in closed form; otherwise by ``steps`` gradient steps with the given ``rate`` from zero, as
+    in the update rule of the notes (ledger D16). ``latent`` is as in ``pca``.
     """
     latent = directions(event_shape, latent)
     likelihood = LinearMixture(components, latent, event_shape, flat_prior=True)

@@ -1,4 +1,4 @@
-"""Variants of mixtures: one component per sample, charts that are blended, codes in a space of kernels."""
+"""Variants of mixtures: nearest neighbours, blended charts and Gaussian kernels."""
 
 from gae.autoencoder import Autoencoder
 from gae.inference import Ascent, ChartGate, GradientAscent, MaskedStep, Nearest, Unroll, Zeros
@@ -17,9 +17,10 @@ from gae.systems.table import System
     reads={"components": "observations"},
 )
 def knn(event_shape: Shape, components: int = 10, index: str = "exact") -> Autoencoder:
-    """The k-NN limit: as many components as training samples, which become the means (the GAE note; ledger D11).
+    """Nearest neighbours as a mixture whose means are the training samples (GAE note; ledger D11).
 
-    ``components`` is that number; with fewer it is k-means. ``index`` is ``"exact"`` or ``"faiss"``.
+    ``components`` is the number of training samples; with fewer, the model is k-means. ``index`` is ``"exact"`` or
+    ``"faiss"``.
 
     >>> knn((1, 8, 8), components=1437).likelihood.means.shape
     torch.Size([1437, 64])
@@ -43,10 +44,10 @@ def smooth_llgae(
     steps: int = 5,
     rate: float = 0.5,
 ) -> Autoencoder:
-    """The locally linear autoencoder, smooth form: charts blended by a softargmax, z by unrolled ascent.
+    """Locally linear autoencoder, smooth form: charts blended by a softargmax, z by unrolled ascent.
 
-    ``gate="centre"`` at temperature 1 is the GAE note's form; ``"residual"`` is the one that tends to ``llgae`` as the
-    temperature falls (ledger D15). ``latent`` is 8 unless given, or the number of elements where that is less.
+    ``gate="centre"`` at temperature 1 is the form of the GAE note; ``"residual"`` converges to ``llgae`` as the
+    temperature tends to zero (ledger D15). The default of ``latent`` is 8, or the number of elements if smaller.
     """
     latent = directions(event_shape, latent)
     likelihood = BlendedCharts(components, latent, event_shape)
@@ -70,9 +71,9 @@ def ggae(
     steps: int = 30,
     rate: float = 0.25,
 ) -> Autoencoder:
-    """A Gaussian-kernel code space with an absorbing component (the GAE note; ledger D17, D18).
+    """Gaussian-kernel latent space with an absorbing component (GAE note; ledger D17, D18).
 
-    Codes by unrolled ascent from the origin; one learned noise scale.
+    Codes are inferred by unrolled ascent from the origin; the noise has one learned scale.
     """
     likelihood = GaussianKernel(components, latent, event_shape, absorbing=absorbing, growth=growth, learn_scale=True)
     return Autoencoder(likelihood, Ascent(Zeros(), GradientAscent(rate), steps, adjoint=Unroll()), joint)

@@ -1,4 +1,4 @@
-"""Systems by name: built with options, which may be ``KEY=VALUE`` text, and noted so that they can be built again."""
+"""Systems by name: construction, ``KEY=VALUE`` options, and metadata from which a system can be rebuilt."""
 
 import inspect
 from collections.abc import Callable, Sequence
@@ -15,10 +15,10 @@ from gae.systems.table import function_name, named
 
 
 def build(name: str, data: Dataset | Shape, **options: Any) -> Autoencoder:
-    """The named system for a data set, or for observations of the given shape.
+    """Builds the named system for a data set, or for observations of the given shape.
 
     Raises:
-        ValueError: for an unknown name or option (the valid ones are listed), and a size that is too small.
+        ValueError: for an unknown name or option (the message lists the valid ones), or a size that is too small.
 
     >>> type(build("vae", (1, 8, 8), latent=2).inference).__name__
     'Amortized'
@@ -31,7 +31,7 @@ def build(name: str, data: Dataset | Shape, **options: Any) -> Autoencoder:
 
 
 def describe(name: str, options: dict[str, Any], data: Dataset) -> dict[str, Any]:
-    """JSON-able facts about a system fitted to data, from which it can be built again and its draws be shown."""
+    """JSON-serialisable metadata of a system fitted to data, sufficient to rebuild it and to display its samples."""
     return {
         "system": name,
         "options": {**facts(named(name).reads, data), **options},
@@ -50,44 +50,44 @@ def defaults(system: str) -> dict[str, Any]:
     return {name: parameter.default for name, parameter in _parameters(system).items()}
 
 
-def _truth(text: str) -> bool:
+def _bool(text: str) -> bool:
     return {"true": True, "false": False}[text.lower()]
 
 
-def _numbers(text: str) -> list[int]:
+def _ints(text: str) -> list[int]:
     return [int(part) for part in text.split(",")]
 
 
-def _number_or_none(text: str) -> int | None:
+def _int_or_none(text: str) -> int | None:
     return None if text.lower() == "none" else int(text)
 
 
-def _real_or_none(text: str) -> float | None:
+def _float_or_none(text: str) -> float | None:
     return None if text.lower() == "none" else float(text)
 
 
-def _only_none(text: str) -> None:
+def _none(text: str) -> None:
     return {"none": None}[text.lower()]
 
 
 PARSERS: dict[Any, tuple[str, Callable[[str], Any]]] = {
     int: ("a whole number", int),
     float: ("a number", float),
-    bool: ("true or false", _truth),
+    bool: ("true or false", _bool),
     str: ("a name", str),
-    Sequence[int]: ("whole numbers separated by commas", _numbers),
-    int | None: ("a whole number or none", _number_or_none),
-    float | None: ("a number or none", _real_or_none),
-    Tensor | None: ("none here, and a tensor in Python", _only_none),
+    Sequence[int]: ("whole numbers separated by commas", _ints),
+    int | None: ("a whole number or none", _int_or_none),
+    float | None: ("a number or none", _float_or_none),
+    Tensor | None: ("none on the command line (a tensor in Python)", _none),
 }
 
 
 def parse(system: str, pairs: Sequence[str]) -> dict[str, Any]:
-    """Values of ``KEY=VALUE`` pairs, by the types of the system's options.
+    """Parses ``KEY=VALUE`` pairs by the types of the system's options.
 
     Raises:
-        ValueError: an unknown system or option (the valid ones are listed), one given twice, or a value of another
-            type.
+        ValueError: for an unknown system or option (the message lists the valid ones), an option given twice, or a
+            value of the wrong type.
 
     >>> parse("vae", ["latent=2", "hidden=64,32", "analytic=false"])
     {'latent': 2, 'hidden': [64, 32], 'analytic': False}
@@ -98,7 +98,7 @@ def parse(system: str, pairs: Sequence[str]) -> dict[str, Any]:
     parsed = [_parse(system, pair) for pair in pairs]
     values = dict(parsed)
     if len(values) < len(parsed):
-        raise ValueError(f"An option is given twice, got {', '.join(pairs)}. Keep one of its values.")
+        raise ValueError(f"An option is given twice, got {', '.join(pairs)}. Give each option once.")
     return values
 
 

@@ -1,4 +1,4 @@
-"""What the systems share: heads by name, and the usual encoder."""
+"""Building blocks of the systems: heads by name, decoders, and the encoder of a normal density."""
 
 from collections.abc import Callable
 from functools import partial
@@ -14,21 +14,21 @@ from gae.storage import Part
 
 Shape = Size | tuple[int, ...]
 
-LOG_BOUND = 15.0  # of an encoder's log scale: e^15 and its inverse, which float32 can square
+LOG_BOUND = 15.0  # bound of an encoder's log scale: float32 can square e^15 and its inverse
 
 
 def head_of(name: str, scale: float | None = None, learn: str = "scalar", default: float = 1.0) -> Callable[..., Head]:
-    """The named head.
+    """Constructor of the named head.
 
     Args:
         name: a key of ``gae.likelihood.HEADS``.
-        scale: of heads that have one: where a learned scale starts, or what a fixed one is, in data units. The decoder
-            variance c of a VAE is its square (ledger D26). None: ``default``, in units of the data.
-        learn: of heads that have a scale: "fixed", "scalar" (one learned value) or "pixel" (one for each pixel).
-        default: of a scale that is not given, in units of the data, which a ``nets.Rescaled`` decoder knows.
+        scale: for heads with a scale, the initial value of a learned scale or the value of a fixed one, in data units.
+            The decoder variance c of a VAE is its square (ledger D26). None: ``default``, in units of the data.
+        learn: for heads with a scale, "fixed", "scalar" (one learned value) or "pixel" (one for each pixel).
+        default: the scale if none is given, in units of the data, which a ``nets.Rescaled`` decoder determines.
 
     Raises:
-        ValueError: for an unknown name, with the valid ones; for a scale given to a head that has none.
+        ValueError: for an unknown name (the message lists the valid ones), or a scale for a head without one.
 
     >>> head_of("gaussian", scale=0.1, learn="fixed")(nn.Linear(2, 3), 2).scale
     tensor(0.1000)
@@ -43,14 +43,14 @@ def head_of(name: str, scale: float | None = None, learn: str = "scalar", defaul
         if given != ignored:
             scaled = ", ".join(other for other in HEADS if has_scale(other))
             raise ValueError(
-                f"The head {name!r} has no scale: `{option}={given!r}` would do nothing. Leave it out, or "
-                f"choose a head with one: {scaled}."
+                f"The head {name!r} has no scale: `{option}={given!r}` would have no effect. Omit it, or choose a head "
+                f"with a scale: {scaled}."
             )
     return head
 
 
 def has_scale(head: str) -> bool:
-    """Whether a head's observations are real numbers, with a noise scale in their unit."""
+    """Whether a head has a noise scale, for real-valued observations."""
     return issubclass(HEADS[head], LocationScaleHead)
 
 
@@ -64,7 +64,7 @@ def decoder_of(
     prior: nn.Module | None = None,
     default: float = 1.0,
 ) -> Head:
-    """A network under the named head; where that is one of real numbers, centred and scaled as the training data are.
+    """A network with the named head; for real-valued heads, its output is rescaled to the training data.
 
     >>> from gae import nets
     >>> decoder_of(nets.mlp(2, (), 3), 2, (3,)).decoder
@@ -77,7 +77,7 @@ def decoder_of(
 
 
 def directions(event_shape: Shape, latent: int | None) -> int:
-    """The width of a linear chart: 8 unless given, or the number of elements where that is less.
+    """The width of a linear chart; by default 8, or the number of elements if that is smaller.
 
     >>> directions((2,), None), directions((1, 8, 8), None), directions((2,), 3)
     (2, 8, 3)
@@ -86,7 +86,7 @@ def directions(event_shape: Shape, latent: int | None) -> int:
 
 
 class NormalEncoder(Part, nn.Module):
-    """q(z|x) = N(mean(x), scale(x)²), independent over the code: a network with 2 Z outputs, as a Pyro guide.
+    """Mean-field normal encoder q(z|x) = N(mean(x), scale(x)²): a network with 2 Z outputs, as a Pyro guide.
 
     >>> import torch
     >>> encoder = NormalEncoder(nn.Linear(3, 4))
@@ -99,7 +99,7 @@ class NormalEncoder(Part, nn.Module):
         self.network = network
 
     def density(self, x: Num[Tensor, "B *X"]) -> dist.Independent:
-        """q(z|x): batch (B,), event (Z,)."""
+        """The density q(z|x), with batch shape (B,) and event shape (Z,)."""
         loc, log_scale = self.network(x).chunk(2, -1)
         scale = log_scale.clamp(-LOG_BOUND, LOG_BOUND).exp()
         return dist.Independent(dist.Normal(loc, scale, validate_args=False), 1, validate_args=False)
@@ -110,6 +110,6 @@ class NormalEncoder(Part, nn.Module):
 
 
 def need_image(system: str, event_shape: Shape) -> None:
-    """Raises ValueError unless the event shape is that of an image."""
+    """Raises ValueError if the event shape is not that of an image."""
     if len(event_shape) != 3:
         raise ValueError(f"{system} needs images (C, H, W), got the event shape {tuple(event_shape)}.")

@@ -1,7 +1,7 @@
-"""One observation is a whole data set: regression, t-SNE and LLE.
+"""Systems with a whole data set as one observation: linear regression, t-SNE and LLE.
 
-Here an event shape is that of one target set (linear regression), or of one point (t-SNE, LLE), of which an observation
-has ``points``: a data set x (N, *X) is encoded as ``x.unsqueeze(0)``. Held-out data are another data set of N points.
+The event shape is that of the targets (linear regression), or of one of the ``points`` of an observation (t-SNE, LLE):
+encode a data set x (N, *X) as ``x.unsqueeze(0)``. Held-out data are another data set of N points.
 """
 
 import torch
@@ -33,15 +33,15 @@ def linear_regression(
     scale: float = 1.0,
     learn_scale: bool = False,
 ) -> Autoencoder:
-    """Linear regression of targets (*X) on the rows of a design (*X, F): least squares, or ridge with a prior_scale.
+    """Linear regression of targets (*X) on a design matrix (*X, F): least squares, or ridge with ``prior_scale``.
 
-    Without a design the inputs are the places of the targets, from -1 to 1 along each axis: a linear trend.
+    Without a design the inputs are the coordinates of the targets, from -1 to 1 along each axis: a linear trend.
 
     >>> linear_regression((5,)).encode(torch.tensor([[1.0, 2.0, 3.0, 4.0, 5.0]])).point  # 3 + 2 t
     tensor([[3.0000, 2.0000]])
     """
     if design is None:
-        design = _places(event_shape)
+        design = _coordinates(event_shape)
     elif design.shape[:-1] != torch.Size(event_shape):
         raise ValueError(f"design must have shape {(*event_shape, 'F')}, got {tuple(design.shape)}.")
     return Autoencoder(LinearRegression(design, prior_scale, intercept, scale, learn_scale), ClosedForm(), joint)
@@ -67,10 +67,10 @@ def tsne(
     steps: int = 1000,
     rate: float | None = None,
 ) -> Autoencoder:
-    """t-SNE (van der Maaten & Hinton 2008), all N² pairs, on the schedule of scikit-learn.
+    """Exact t-SNE on all N² pairs (van der Maaten & Hinton 2008), with the schedule of scikit-learn.
 
-    ``steps`` are taken in all, the first ``early_steps`` of them with exaggerated attractions and momentum 0.5, the
-    others with momentum 0.8. ``rate=None`` is N / exaggeration / 4, but at least 50 (Belkina et al. 2019).
+    Of ``steps`` steps in total, the first ``early_steps`` use exaggerated attractions and momentum 0.5, the others
+    momentum 0.8. ``rate=None`` is N / exaggeration / 4, but at least 50 (Belkina et al. 2019).
     """
     if init not in ("pca", "random"):
         raise ValueError(f"Unknown init {init!r}. Valid inits: pca, random.")
@@ -96,12 +96,12 @@ def tsne(
 def lle(
     event_shape: Shape, points: int = 1000, latent: int = 2, neighbours: int = 10, reg: float = 1e-3
 ) -> Autoencoder:
-    """Locally linear embedding (Roweis & Saul 2000), in closed form; ``likelihood.transform`` places new points."""
+    """Locally linear embedding (Roweis & Saul 2000), in closed form; ``likelihood.transform`` embeds new points."""
     return Autoencoder(LLE(points, event_shape, latent, neighbours, reg), Mode(), joint)
 
 
-def _places(event_shape: Shape) -> Float[Tensor, "*X F"]:
-    """The coordinates of each element, along the axes that have more than one."""
+def _coordinates(event_shape: Shape) -> Float[Tensor, "*X F"]:
+    """The coordinates of each element, along the axes of more than one element."""
     axes = [torch.linspace(-1, 1, size) for size in event_shape]
     grid = torch.stack(torch.meshgrid(*axes, indexing="ij"), -1)
     return grid[..., [size > 1 for size in event_shape]]

@@ -1,4 +1,4 @@
-"""Sequences of classes with one code each: recurrent and attention variational autoencoders."""
+"""Variational autoencoders of sequences of classes: recurrent networks and transformers."""
 
 from functools import partial
 
@@ -33,19 +33,19 @@ def sequence_vae(
     word_dropout: float = 0.7,
     beta: float = 1.0,
 ) -> Autoencoder:
-    """A VAE of sequences with LSTMs (Bowman et al. 2016); x (B, T) holds classes, 0 for padding.
+    """VAE of sequences with LSTMs (Bowman et al. 2016); x (B, T) contains classes, with 0 for padding.
 
     Args:
-        event_shape: (T,), the steps of an observation.
-        classes: C, padding included; for text, at least the ``classes`` of its vocabulary.
+        event_shape: (T,), the length of an observation.
+        classes: number C of classes, including padding; for text, at least the ``classes`` of its vocabulary.
         latent: width of the code.
-        embedding: width of what stands for a class.
+        embedding: width of the embedding of a class.
         hidden: width of the LSTMs.
-        end: the class that ends a sequence; ``None`` for sequences of a given length.
-        autoregressive: whether the decoder sees the classes before each step, or all steps are independent given z.
-        word_dropout: share of the classes seen that is hidden in training mode. With none, a decoder that sees all of
-            them learns to ignore z; with any, an ascent needs ``.eval()``.
-        beta: weight of the KL; any value but 1 is no bound.
+        end: the class that ends a sequence; ``None`` for sequences of fixed length.
+        autoregressive: whether the decoder sees the previous classes; otherwise steps are independent given z.
+        word_dropout: fraction of the previous classes hidden from the decoder in training mode. With 0, an
+            autoregressive decoder learns to ignore z; otherwise inference by ascent needs ``.eval()``.
+        beta: weight of the KL; the objective is a bound only for 1.
     """
     (steps,) = _steps(event_shape)
     decoder = sequence_nets.LSTMDecoder(latent, classes, embedding, hidden, autoregressive, word_dropout)
@@ -74,20 +74,20 @@ def attention_vae(
     word_dropout: float = 0.7,
     beta: float = 1.0,
 ) -> Autoencoder:
-    """A VAE of sequences with transformers (Vaswani et al. 2017); options as ``sequence_vae``'s, but for the networks'.
+    """VAE of sequences with transformers (Vaswani et al. 2017); x (B, T) contains classes, with 0 for padding.
 
     Args:
-        event_shape: (T,), the steps of an observation.
-        classes: C, padding included; for text, at least the ``classes`` of its vocabulary.
+        event_shape: (T,), the length of an observation.
+        classes: number C of classes, including padding; for text, at least the ``classes`` of its vocabulary.
         latent: width of the code.
-        width: of the networks.
-        heads: of each attention layer; they divide the width.
-        layers: blocks of each network.
-        end: the class that ends a sequence; ``None`` for sequences of a given length.
-        autoregressive: whether the decoder sees the classes before each step, or all steps are independent given z.
-        word_dropout: share of the classes seen that is hidden in training mode. With none, a decoder that sees all of
-            them learns to ignore z; with any, an ascent needs ``.eval()``.
-        beta: weight of the KL; any value but 1 is no bound.
+        width: width of the networks.
+        heads: number of heads of each attention layer; must divide the width.
+        layers: number of blocks of each network.
+        end: the class that ends a sequence; ``None`` for sequences of fixed length.
+        autoregressive: whether the decoder sees the previous classes; otherwise steps are independent given z.
+        word_dropout: fraction of the previous classes hidden from the decoder in training mode. With 0, an
+            autoregressive decoder learns to ignore z; otherwise inference by ascent needs ``.eval()``.
+        beta: weight of the KL; the objective is a bound only for 1.
     """
     (steps,) = _steps(event_shape)
     decoder = sequence_nets.TransformerDecoder(latent, classes, width, heads, layers, autoregressive, word_dropout)
@@ -98,8 +98,8 @@ def attention_vae(
 def _steps(event_shape: Shape) -> Shape:
     if len(event_shape) != 1:
         raise ValueError(
-            f"A sequence has the event shape (T,), got {tuple(event_shape)}. Load text (`load('names.txt')`), or write "
-            "each observation as classes 1, 2, ... in a row, with 0 for padding."
+            f"A sequence has the event shape (T,), got {tuple(event_shape)}. Load text (`load('names.txt')`), or "
+            "encode each observation as a row of classes 1, 2, ..., with 0 for padding."
         )
     return event_shape
 

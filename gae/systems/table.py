@@ -1,4 +1,4 @@
-"""The table of named systems, read from the decorators in this package's sources, so that it needs no torch."""
+"""The table of named systems, parsed from the decorators in this package's sources, without importing torch."""
 
 import ast
 from collections.abc import Callable, Iterator, Mapping
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 M = TypeVar("M", bound="Autoencoder")
 
-MODULES = (  # with systems, in the order of the table
+MODULES = (  # modules with systems, in the order of the table
     "linear",
     "autoencoders",
     "variational",
@@ -31,15 +31,15 @@ MODULES = (  # with systems, in the order of the table
 
 @dataclass(frozen=True)
 class System:
-    """One row of the table: a decorator of the function that builds the system for an event shape.
+    """A row of the table, used as the decorator of a function that builds the system for an event shape.
 
-    The function takes a data set too from then on (``gae.systems.constructor``). The name of the row is that of the
-    function, with hyphens. Its values are literals, for the table is read from the source.
+    The decorated function also takes a data set (``gae.systems.constructor``). The row has the name of the function,
+    with hyphens. Its values must be literals, since the table is parsed from the source.
 
     Attributes:
-        observation: one x: a sample of the event shape, unless something else is observed.
-        reads: options that a data set decides unless they are given, and the fact of it that does
-            (``gae.systems.constructor.FACTS``).
+        observation: the kind of one observation x, by default a sample of the event shape.
+        reads: maps each option whose default is read from a data set to a key of
+            ``gae.systems.constructor.FACTS``.
     """
 
     likelihood: str
@@ -68,7 +68,7 @@ def function_name(system: str) -> str:
 
 
 def _rows(module: str) -> Iterator[tuple[str, System]]:
-    """The rows of one module, by name."""
+    """Names and rows of one module."""
     source = Path(__file__).with_name(f"{module}.py").read_text(encoding="utf-8")
     for node in ast.parse(source).body:
         match node:
@@ -82,7 +82,7 @@ SYSTEMS: dict[str, System] = {name: row for rows in TABLE.values() for name, row
 
 
 def named(name: str) -> System:
-    """A row of the table; ValueError lists the valid names."""
+    """The row of a system; raises ValueError for an unknown name and lists the valid ones."""
     if name not in SYSTEMS:
         raise ValueError(f"Unknown system {name!r}. Valid systems: {', '.join(SYSTEMS)}.")
     return SYSTEMS[name]

@@ -1,4 +1,4 @@
-"""Encoders with a density: variational autoencoders."""
+"""Variational autoencoders."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -29,14 +29,14 @@ def vae(
     scale: float | None = None,
     learn: str = "scalar",
 ) -> Autoencoder:
-    """The variational autoencoder (Kingma & Welling 2014); ``beta`` weighs the KL (Higgins et al. 2017).
+    """Variational autoencoder (Kingma & Welling 2014); ``beta`` weighs the KL (Higgins et al. 2017).
 
-    Of a Gaussian or Laplace head, ``scale`` is what a learned scale starts from ("scalar": one value, "pixel": one for
-    each pixel), or with ``learn="fixed"`` what it stays, in data units. Unless given, it is the unit of the data that
-    ``fit`` finds (``nets.InDataUnits``), and columns with units of their own have noise in proportion. A fixed variance
-    c = scale² has the optimum of ``beta=c`` at unit variance (Doersch 2016; ledger D26); a learned one is the expected
-    squared error at its optimum (Rybkin et al. 2021). That is zero for a pixel that never varies, whose scale ends at
-    1e-4 of the unit: do not give such pixels scales of their own.
+    For a Gaussian or Laplace head, ``scale`` is the initial value of a learned scale (``learn="scalar"``: one value,
+    ``"pixel"``: one for each pixel), or the value of a fixed one (``"fixed"``), in data units. The default is the unit
+    of the data, as estimated by ``fit`` (``nets.InDataUnits``); for columns with different units, the noise is in
+    proportion to them. A fixed variance c = scale² has the optimum of ``beta=c`` at unit variance (Doersch 2016; ledger
+    D26); the optimum of a learned variance is the expected squared error (Rybkin et al. 2021). For a constant pixel
+    this is zero, and its scale ends at 1e-4 of the unit: do not use ``"pixel"`` with constant pixels.
     """
     decoder = decoder_of(nets.mlp(latent, hidden[::-1], event_shape), latent, event_shape, head, scale, learn)
     encoder = NormalEncoder(nets.Standardized(nets.mlp(event_shape, hidden, 2 * latent), event_shape))
@@ -60,7 +60,7 @@ def conv_vae(
     scale: float | None = None,
     learn: str = "scalar",
 ) -> Autoencoder:
-    """A VAE with convolutions, for images (C, H, W) of any size; ``scale`` and ``learn`` as in ``vae``."""
+    """Convolutional VAE for images (C, H, W) of any size; ``scale`` and ``learn`` as in ``vae``."""
     network = nets.conv_decoder(latent, event_shape, channels[::-1])
     decoder = decoder_of(network, latent, event_shape, head, scale, learn)
     encoder = NormalEncoder(nets.Standardized(nets.conv_encoder(event_shape, 2 * latent, channels), event_shape))
@@ -77,7 +77,7 @@ def conv_vae(
 def iwae(
     event_shape: Shape, latent: int = 8, hidden: Sequence[int] = (128, 128), head: str = "gaussian", samples: int = 5
 ) -> Autoencoder:
-    """The importance-weighted autoencoder (Burda et al. 2016): a VAE's networks under a tighter bound."""
+    """Importance-weighted autoencoder (Burda et al. 2016): the networks of a VAE with a tighter bound."""
     model = vae(event_shape, latent, hidden, head, samples=samples)
     return Autoencoder(model.likelihood, model.inference, objective.iwae)
 
@@ -97,7 +97,7 @@ def savae(
     steps: int = 5,
     rate: float = 0.01,
 ) -> Autoencoder:
-    """The semi-amortised VAE (Kim et al. 2018): an encoder's density, refined by unrolled ascent on the ELBO."""
+    """Semi-amortised VAE (Kim et al. 2018): the encoder's density is refined by unrolled ascent on the ELBO."""
     model = vae(event_shape, latent, hidden, head)
     refine = Ascent(model.inference, GradientAscent(rate), steps, family=MeanField(samples=2), adjoint=Unroll())
     return Autoencoder(model.likelihood, refine, partial(elbo, analytic=True))

@@ -1,4 +1,4 @@
-"""A decoder that learns from a classifier instead of from codes: generative adversarial networks."""
+"""Generative adversarial networks: a decoder trained against a discriminator instead of from codes."""
 
 import torch
 from jaxtyping import Float, Num
@@ -15,36 +15,37 @@ from gae.objective import Aggregate, Objective, joint, mean
 class Adversarial(Autoencoder):
     """An autoencoder whose decoder is a generator, trained against a discriminator (Goodfellow et al. 2014).
 
-    Without a link from x to z, the variational objective is a constant minus a divergence of the data from the marginal
-    q(x) = ∫ q_w(z) q_r(x|z) dz (ledger D01). A GAN lowers a divergence of the same two laws, estimated by a classifier:
-    at the optimal discriminator the value of the game is 2 JS(p_data, q) - 2 log 2. So training needs neither a density
-    nor codes, and never runs the engine, which is there to encode afterwards: by inversion.
+    Without a link from x to z, the variational objective is a constant minus a divergence between the data distribution
+    and the marginal q(x) = ∫ q_w(z) q_r(x|z) dz (ledger D01). A GAN minimises a divergence between the same two
+    distributions, estimated by a classifier: at the optimal discriminator the value of the game is
+    2 JS(p_data, q) - 2 log 2. Training needs neither a density nor codes and never runs the inference engine; the
+    engine only encodes data after training, by inversion of the generator.
 
     In training mode ``forward(x)`` is one scalar, the sum of two losses in nats per sample, x̃ ~ q_r(x|z), z ~ q_w(z):
 
         discriminator: E softplus(-D(x)) + E softplus(D(x̃)) + gamma/2 E ‖∇D(x)‖²  (R1, Mescheder et al. 2018, eq. 9),
         generator:     E softplus(-D(x̃)),  the non-saturating loss.
 
-    The first sees a detached x̃, the second a detached D: each player's parameters get the gradient of their own loss,
-    and one optimiser step is a simultaneous step of both. The value does not tell how good the samples are: it is
-    3 log 2 at equilibrium, and may lie on either side of it before. In evaluation mode ``forward(x)`` is minus the
-    objective of the codes found, as for every ``Autoencoder``.
+    The first uses a detached x̃, the second a detached D: each player's parameters receive the gradient of their own
+    loss, and one optimiser step updates both players simultaneously. The value does not measure sample quality: it is
+    3 log 2 at equilibrium, and may be above or below it before. In evaluation mode ``forward(x)`` is minus the
+    objective of the inferred codes, as for every ``Autoencoder``.
 
     Args:
-        likelihood: the generator; its draws must be reparameterised (such as ``Gaussian``, whose noise makes it a
-            density), and its prior one that can be sampled.
-        inference: how codes are found once the generator is trained.
-        discriminator: observations (N, *X) -> logits (N,) or (N, 1) of being data; it must not couple samples.
+        likelihood: the generator; its samples must be reparameterised (as those of ``Gaussian``, whose noise gives it
+            a density), and its prior must support sampling.
+        inference: the engine that encodes observations once the generator is trained.
+        discriminator: maps observations (N, *X) to logits (N,) or (N, 1) of being data; it must not couple samples.
         gamma: weight of R1; without it (0) simultaneous steps need not converge, even close to the optimum.
-        objective: what evaluation mode maximises, per sample.
-        aggregate: how the samples' values become one number, in evaluation mode.
-        corruption: what the discriminator sees of the data in training (``gae.training.corruption``); the law of
-            that is then what the marginal is compared with. With the noise that the likelihood itself adds, data on few
-            grey levels or dimensions have a density to compare (instance noise, Sønderby et al. 2017).
+        objective: the objective of a sample's codes in evaluation mode.
+        aggregate: reduces the samples' objectives to one number, in evaluation mode.
+        corruption: applied in training to the data that the discriminator sees (``gae.training.corruption``); the
+            marginal is then compared with the distribution of corrupted data. The likelihood's own noise as corruption
+            gives a density to data on few grey levels or dimensions (instance noise, Sønderby et al. 2017).
 
     Raises:
         ValueError: for a negative gamma; in training, for a discriminator without one logit per observation, or a
-            likelihood whose draws carry no gradient (``Bernoulli``).
+            likelihood whose samples are not reparameterised (``Bernoulli``).
         NotImplementedError: in training, for a prior that cannot be sampled (``Flat``).
 
     >>> from gae import nets
@@ -75,47 +76,47 @@ class Adversarial(Autoencoder):
 
     @property
     def regularised(self) -> bool:
-        """Always: what is learned in training is not the objective of codes."""
+        """Always True: the training loss differs from the objective of the codes."""
         return True
 
     def forward(self, x: Num[Tensor, "B *X"]) -> Float[Tensor, ""]:
-        """Both players' losses in training mode, minus the aggregated objective of codes in evaluation; in nats."""
+        """The sum of both losses in training mode; minus the aggregated objective in evaluation mode; in nats."""
         if not self.training:
             return super().forward(x)
         drawn = self.draw(len(x))
-        seen = x if self.corruption is None else self.corruption(x)
-        return self.discriminator_loss(seen, drawn) + self.generator_loss(drawn)
+        corrupted = x if self.corruption is None else self.corruption(x)
+        return self.discriminator_loss(corrupted, drawn) + self.generator_loss(drawn)
 
     def draw(self, n: int) -> Float[Tensor, "n *X"]:
-        """n draws x̃ ~ q_r(x|z), z ~ q_w(z), differentiable in the likelihood's parameters."""
+        """n samples x̃ ~ q_r(x|z), z ~ q_w(z), differentiable in the likelihood's parameters."""
         decoded = self.likelihood(self.likelihood.prior.sample(Size((n,))))
         if not decoded.has_rsample:
             raise ValueError(
-                f"Draws of {type(self.likelihood).__name__} carry no gradient to the generator. Use a likelihood with "
-                "reparameterised draws, such as `Gaussian` with a small scale."
+                f"Samples of {type(self.likelihood).__name__} carry no gradient to the generator. Use a likelihood "
+                "with reparameterised samples, such as `Gaussian` with a small scale."
             )
         return decoded.rsample()
 
     def discriminator_loss(self, x: Num[Tensor, "B *X"], drawn: Num[Tensor, "N *X"]) -> Float[Tensor, ""]:
-        """The classifier's cross-entropy on data and draws (a constant here), plus R1 on the data."""
-        wanted = torch.is_grad_enabled()
+        """The discriminator's cross-entropy on data and generated samples (detached), plus R1 on the data."""
+        grad_enabled = torch.is_grad_enabled()
         with torch.enable_grad():
             x = x.detach().requires_grad_(self.gamma > 0)
-            real = _one_each(self.discriminator(x), len(x))
-            false = _one_each(self.discriminator(drawn.detach()), len(drawn))
+            real = _check_logits(self.discriminator(x), len(x))
+            false = _check_logits(self.discriminator(drawn.detach()), len(drawn))
             loss = softplus(-real).mean() + softplus(false).mean()
             if self.gamma > 0:
-                (slope,) = torch.autograd.grad(real.sum(), x, create_graph=wanted)
-                loss = loss + 0.5 * self.gamma * slope.square().sum() / len(x)
-        return loss if wanted else loss.detach()
+                (gradient,) = torch.autograd.grad(real.sum(), x, create_graph=grad_enabled)
+                loss = loss + 0.5 * self.gamma * gradient.square().sum() / len(x)
+        return loss if grad_enabled else loss.detach()
 
     def generator_loss(self, drawn: Num[Tensor, "N *X"]) -> Float[Tensor, ""]:
-        """-E log sigmoid D(x̃), with a discriminator that is held constant."""
-        held = {name: parameter.detach() for name, parameter in self.discriminator.named_parameters()}
-        return softplus(-_one_each(functional_call(self.discriminator, held, (drawn,)), len(drawn))).mean()
+        """-E log sigmoid D(x̃), with the discriminator's parameters detached."""
+        detached = {name: parameter.detach() for name, parameter in self.discriminator.named_parameters()}
+        return softplus(-_check_logits(functional_call(self.discriminator, detached, (drawn,)), len(drawn))).mean()
 
 
-def _one_each(output: Tensor, n: int) -> Tensor:
+def _check_logits(output: Tensor, n: int) -> Tensor:
     if output.shape not in ((n,), (n, 1)):
         raise ValueError(
             f"The discriminator must return one logit per observation, shape ({n},) or ({n}, 1), got "

@@ -1,4 +1,4 @@
-"""Corruptions C(x̃|x) of what an engine sees in training; the clean x is scored (Vincent et al. 2010)."""
+"""Corruptions C(x̃|x) of the encoder's input in training; the clean x is scored (Vincent et al. 2010)."""
 
 import torch
 from jaxtyping import Num
@@ -11,7 +11,7 @@ __all__ = ["GaussianNoise", "MaskingNoise", "SaltAndPepper"]
 
 
 class GaussianNoise(Part, nn.Module):
-    """x + scale · ε, ε ~ N(0, I).
+    """Additive Gaussian noise: x + scale · ε, ε ~ N(0, I).
 
     >>> GaussianNoise(0.5)(torch.zeros(2, 3)).shape
     torch.Size([2, 3])
@@ -27,7 +27,7 @@ class GaussianNoise(Part, nn.Module):
 
 
 class MaskingNoise(Part, nn.Module):
-    """Every element is set to ``value`` with probability ``rate``, independently.
+    """Masking noise: sets each element to ``value`` with probability ``rate``, independently.
 
     >>> float(MaskingNoise(0.3)(torch.ones(1000, 10)).mean().round(decimals=1))
     0.7
@@ -42,7 +42,7 @@ class MaskingNoise(Part, nn.Module):
 
 
 class SaltAndPepper(Part, nn.Module):
-    """Every element is replaced with probability ``rate``, by ``low`` or ``high`` alike.
+    """Salt-and-pepper noise: replaces each element with probability ``rate`` by ``low`` or ``high``, equally likely.
 
     >>> SaltAndPepper(1.0, low=-1.0)(torch.full((1000, 10), 0.2)).unique()
     tensor([-1.,  1.])
@@ -55,9 +55,9 @@ class SaltAndPepper(Part, nn.Module):
         self.rate, self.low, self.high = _probability(rate), low, high
 
     def forward(self, x: Num[Tensor, "B *X"]) -> Num[Tensor, "B *X"]:
-        chance = torch.rand_like(x)
-        salted = torch.where(chance < 0.5 * self.rate, self.low, self.high)
-        return torch.where(chance < self.rate, salted.to(x), x)
+        uniform = torch.rand_like(x)
+        salted = torch.where(uniform < 0.5 * self.rate, self.low, self.high)
+        return torch.where(uniform < self.rate, salted.to(x), x)
 
 
 def _probability(rate: float) -> float:

@@ -1,4 +1,4 @@
-"""The only training loop: closed-form M-steps or any torch optimiser, on Lightning Fabric, resumed bit for bit."""
+"""Training on Lightning Fabric, by closed-form M-steps or any torch optimiser, with bit-exact resumption."""
 
 import math
 import os
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     import lightning_fabric
 
 DEFAULT_OPTIMIZER = partial(torch.optim.Adam, lr=1e-3)
-STEPS, EPOCHS = 1000, 10  # of an optimiser, unless told: about so many steps, and no fewer epochs
-CLOSED_EPOCHS = 100  # of closed-form learning, which ends by itself when it has converged
+STEPS, EPOCHS = 1000, 10  # default length of training by an optimiser: about STEPS steps, at least EPOCHS epochs
+CLOSED_EPOCHS = 100  # default limit of closed-form learning, which stops earlier on convergence
 
 
 def fit(
@@ -54,36 +54,38 @@ def fit(
 ) -> History:
     """Trains an autoencoder in place and returns its history.
 
-    Order of the data and all noise are pure functions of (seed, epoch, step, process): the global generators are left
-    as they were, and a run that was stopped or killed and resumed equals one that was not, bit for bit (on a GPU, as
-    far as its kernels are deterministic).
+    The order of the data and all noise are pure functions of (seed, epoch, step, process). The global random state is
+    unchanged, and an interrupted and resumed run equals an uninterrupted one bit for bit (on a GPU, as far as its
+    kernels are deterministic).
 
     Args:
-        autoencoder: trained where it lives, or where ``fabric`` puts it. Layers that are in evaluation mode inside a
-            module in training mode stay so.
+        autoencoder: the model, trained on its current device, or on the device of ``fabric``. Layers in evaluation mode
+            inside a module in training mode stay in evaluation mode.
         data: a data set, whose training split is used, or observations (N, *X).
-        epochs: in total, those of a resumed run included. Unless given, as many as make about 1000 optimiser steps,
-            but at least 10; in closed form at most 100.
-        batch_size: 128 unless given; the last, smaller batch is used too, a single sample with the batch before it. For
-            closed-form steps it only bounds memory: chunks of about 12 MB unless given.
-        optimizer: a callable params -> ``torch.optim.Optimizer``, LBFGS included. None: the autoencoder's own if it has
-            one; closed-form M-steps where the likelihood has them and the engine has no parameters of its own; else
-            Adam(1e-3).
-        clip: largest norm of the gradient.
-        validation: observations (M, *X), or the fraction of the training data to hold out for it.
-        patience: stop after so many epochs without a lower validation loss, and end with the best parameters.
-        tol: closed-form steps stop when no parameter changes by more than ``tol`` (1e-4 unless given): means and
-            loadings in standard deviations of the data, non-negative parts in units of the largest, logarithms of
-            scales and weights as they are. So offset and scale of the data do not matter.
-        seed: of data order, noise, initialisation and held-out fraction.
-        out: folder for checkpoints and ``metrics.csv``; made if missing.
-        resume: continue the run in ``out``, or begin one if it holds none. A run that stopped early stays stopped.
-        checkpoint_every: also write a checkpoint every so many optimiser steps, not only after each epoch.
-        progress: show a bar on standard error.
-        tensorboard: also log to ``out/tensorboard``.
-        fabric: for devices, precision and many processes; launched before. One device, unless given; needed in
-            processes that were launched together, as by torchrun.
-        describe: JSON-able facts kept in the checkpoints, such as how to build the model; the same for a resumed run.
+        epochs: total number of epochs, including those before a resume. By default, enough for about 1000 optimiser
+            steps, and at least 10; in closed form at most 100.
+        batch_size: default 128. The last, smaller batch is used too; a single last sample joins the previous batch. For
+            closed-form steps it only bounds memory: by default chunks of about 12 MB.
+        optimizer: a callable params -> ``torch.optim.Optimizer``, LBFGS included. By default, the autoencoder's
+            ``optimizer`` if it has one; closed-form M-steps if the likelihood has them and the engine has no trainable
+            parameters; otherwise Adam(1e-3).
+        clip: maximum norm of the gradient.
+        validation: observations (M, *X), or the fraction of the training data to hold out.
+        patience: number of epochs without a lower validation loss after which training stops and restores the best
+            parameters.
+        tol: closed-form learning stops when no parameter changes by more than ``tol`` (default 1e-4): means and
+            loadings in standard deviations of the data, non-negative parts relative to the largest, and logarithms of
+            scales and weights. The criterion does not depend on offset and scale of the data.
+        seed: seed of data order, noise, initialisation and held-out fraction.
+        out: folder for checkpoints and ``metrics.csv``; created if missing.
+        resume: continue the run in ``out``, or start one if there is none. A run that stopped early stays stopped.
+        checkpoint_every: number of optimiser steps between additional checkpoints within an epoch.
+        progress: whether to show a progress bar on standard error.
+        tensorboard: whether to log to ``out/tensorboard`` too.
+        fabric: a launched Fabric, for devices, precision and distributed training; required in processes that were
+            launched together, as by torchrun. By default, one device.
+        describe: JSON-serialisable metadata stored in the checkpoints, such as how to build the model; must be the same
+            for a resumed run.
 
     Raises:
         ValueError, TypeError: for data outside the likelihood's support, or options out of range, before anything is
@@ -99,7 +101,7 @@ def fit(
     >>> len(history.rows), history.stopped_early, bool((model.reconstruct(x) - x).square().mean() < 0.02)
     (2, True, True)
     """
-    _in_range(
+    _check_options(
         seed, clip, tol, epochs=epochs, batch_size=batch_size, patience=patience, checkpoint_every=checkpoint_every
     )
     samples = Samples(data, validation, seed)
@@ -111,7 +113,7 @@ def fit(
         autoencoder.preparation = data.preparation
     if fabric is None:
         refuse_many_processes("`fit` without a Fabric", "Give fabric=..., launched, so that they train one model.")
-        fabric = _where_it_lives(autoencoder)
+        fabric = _fabric_of(autoencoder)
     with isolated(fabric.device), mode(autoencoder, training=True):
         _prepare(autoencoder, samples, fabric.device, seed)
         only = {"clip": clip, "checkpoint_every": checkpoint_every, "tol": tol}
@@ -123,13 +125,16 @@ def fit(
 
 
 def restore(autoencoder: Autoencoder, path: str | os.PathLike[str]) -> checkpoint.Checkpoint:
-    """Loads what ``fit`` wrote into a model built alike, with the parameters that ``fit`` would return at that point.
+    """Loads a checkpoint of ``fit`` into a model of the same structure, with the parameters that ``fit`` would return.
 
     ``gae.load`` builds the model too.
 
     Args:
-        autoencoder: of the same structure as the one that was fitted.
-        path: a checkpoint directory or a run's folder; ``state["describe"]`` of the result holds the run's own facts.
+        autoencoder: a model of the same structure as the fitted one.
+        path: a checkpoint directory or a run's folder.
+
+    Returns:
+        The checkpoint; its ``state["describe"]`` is the metadata given to ``fit``.
 
     Raises:
         FileNotFoundError, ValueError: see ``gae.storage.checkpoint.load`` and ``gae.storage.checkpoint.restore``.
@@ -140,13 +145,13 @@ def restore(autoencoder: Autoencoder, path: str | os.PathLike[str]) -> checkpoin
 
 
 def _budget(learner: Learner, size: int) -> int:
-    """The number of epochs for so many observations."""
+    """The default number of epochs for ``size`` observations."""
     if isinstance(learner, ClosedFormLearner):
         return CLOSED_EPOCHS
     return max(EPOCHS, math.ceil(STEPS / len(learner.batches(size, generator(0)))))
 
 
-def _in_range(seed: int, clip: float | None, tol: float | None, **counts: int | None) -> None:
+def _check_options(seed: int, clip: float | None, tol: float | None, **counts: int | None) -> None:
     for name, count in counts.items():
         if count is not None and (not isinstance(count, int) or count < 1):
             raise ValueError(f"{name} must be a whole number of at least 1, got {count}.")
@@ -162,7 +167,7 @@ def _check(autoencoder: Autoencoder, samples: Samples) -> None:
     autoencoder.likelihood.check(x)
     if len(x) < 2:
         raise ValueError(
-            f"fit needs at least 2 training samples, got {len(x)}. To encode one observation, use `encode`."
+            f"fit needs at least 2 training samples, got {len(x)}. Use `encode` to encode a single observation."
         )
     if samples.validation is not None:
         try:
@@ -173,9 +178,9 @@ def _check(autoencoder: Autoencoder, samples: Samples) -> None:
 
 def _open(out: str | os.PathLike[str] | None, resume: bool, tensorboard: bool, every: int | None) -> Log | None:
     if out is None:
-        asked = {"resume": resume, "tensorboard": tensorboard, "checkpoint_every": every}
-        for name in (name for name, value in asked.items() if value):
-            raise ValueError(f"{name}={asked[name]} needs a folder: give out=...")
+        requested = {"resume": resume, "tensorboard": tensorboard, "checkpoint_every": every}
+        for name in (name for name, value in requested.items() if value):
+            raise ValueError(f"{name}={requested[name]} needs a folder: give out=...")
         return None
     folder = Path(out)
     if folder.exists() and not folder.is_dir():
@@ -186,7 +191,7 @@ def _open(out: str | os.PathLike[str] | None, resume: bool, tensorboard: bool, e
     return Log(folder, tensorboard)
 
 
-def _where_it_lives(autoencoder: Autoencoder) -> "lightning_fabric.Fabric":
+def _fabric_of(autoencoder: Autoencoder) -> "lightning_fabric.Fabric":
     from lightning_fabric import Fabric
 
     device = first_tensor(autoencoder).device
@@ -194,7 +199,7 @@ def _where_it_lives(autoencoder: Autoencoder) -> "lightning_fabric.Fabric":
 
 
 def _prepare(autoencoder: Autoencoder, samples: Samples, device: torch.device, seed: int) -> None:
-    """A data-dependent start where there is one, and a first forward pass, in which a guide may make its parameters."""
+    """Data-dependent initialisation, and a first forward pass, which creates a guide's lazy parameters."""
     autoencoder.to(device)
     reseed(device, seed, "start")
     x = samples.epoch(0)
@@ -208,7 +213,7 @@ def _prepare(autoencoder: Autoencoder, samples: Samples, device: torch.device, s
 
 
 def _own_parts(module: nn.Module) -> Iterator[nn.Module]:
-    """Everything below a module whose input or output are its observations: nothing inside a likelihood of another."""
+    """Submodules that act on the module's own observations, excluding those inside a nested likelihood."""
     for child in module.children():
         if not isinstance(child, Likelihood):
             yield child
@@ -224,13 +229,13 @@ def _learner(
     samples: Samples,
     **only: Any,
 ) -> Learner:
-    """The learner that fits, after refusing options that it would ignore."""
+    """The learner of the autoencoder; raises ValueError for options that it would ignore."""
     optimizer = optimizer or autoencoder.optimizer
     closed = optimizer is None and has_closed_form(autoencoder)
     for name in ("clip", "checkpoint_every") if closed else ("tol",):
         if only[name] is not None:
             kind = "an optimizer, and this model learns in closed form" if closed else "closed-form learning"
-            raise ValueError(f"{name} is for {kind}. Leave {name} out{', or give an optimizer' if closed else ''}.")
+            raise ValueError(f"{name} is for {kind}. Omit {name}{', or give an optimizer' if closed else ''}.")
     if closed:
         return ClosedFormLearner(autoencoder, fabric, only["tol"] or 1e-4, batch_size, samples.epoch(0)[0])
     return GradientLearner(autoencoder, fabric, optimizer or DEFAULT_OPTIMIZER, only["clip"], batch_size or 128)

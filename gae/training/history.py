@@ -1,4 +1,4 @@
-"""What a run tells while it goes and leaves behind: its history, metrics.csv, TensorBoard events, a progress bar."""
+"""Records of a training run: history, metrics.csv, TensorBoard events and progress bar."""
 
 import csv
 from collections.abc import Callable, Iterator
@@ -17,10 +17,10 @@ Advance = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Epoch:
-    """One epoch, counted from 1. Losses are means over samples, in nats per sample.
+    """Losses and duration of one epoch, counted from 1. Losses are in nats per sample, averaged over samples.
 
-    ``train_loss`` is taken batch by batch before each update, so while parameters move; ``validation_loss`` after the
-    epoch. ``seconds`` is the only entry that differs between two runs of the same seed.
+    ``train_loss`` is computed on each batch before its update, so while parameters change; ``validation_loss`` after
+    the epoch. ``seconds`` is the only entry that differs between two runs with the same seed.
     """
 
     epoch: int
@@ -30,13 +30,13 @@ class Epoch:
 
     @property
     def loss(self) -> float:
-        """The validation loss, or without validation the training loss."""
+        """The validation loss, or the training loss without validation data."""
         return self.train_loss if self.validation_loss is None else self.validation_loss
 
 
 @dataclass
 class History:
-    """The epochs of a run, and whether it ended before the number of epochs asked for.
+    """The epochs of a run, and whether it stopped before the requested number of epochs.
 
     >>> History([Epoch(1, 3.0, 4.0, 0.1), Epoch(2, 2.0, 3.5, 0.1), Epoch(3, 1.0, 3.7, 0.1)]).best_epoch
     2
@@ -47,11 +47,11 @@ class History:
 
     @property
     def best_epoch(self) -> int:
-        """The first epoch with the lowest validation loss (without validation: training loss); 0 before any."""
+        """The first epoch with the lowest ``loss``; 0 before the first epoch."""
         return min(self.rows, key=lambda row: row.loss).epoch if self.rows else 0
 
     def state(self) -> dict[str, Any]:
-        """For a checkpoint."""
+        """The history as a dictionary, for a checkpoint."""
         return {"rows": [asdict(row) for row in self.rows], "stopped_early": self.stopped_early}
 
     @staticmethod
@@ -61,10 +61,10 @@ class History:
 
 
 class Log:
-    """Writes a history to ``metrics.csv`` and, if asked to, to TensorBoard, in a run's folder.
+    """Writes a history to ``metrics.csv`` and optionally to TensorBoard, in a run's folder.
 
     Raises:
-        ImportError: if TensorBoard is wanted and not installed.
+        ImportError: for ``tensorboard=True`` if TensorBoard is not installed.
     """
 
     def __init__(self, folder: Path, tensorboard: bool):
@@ -75,7 +75,7 @@ class Log:
             raise ImportError("tensorboard=True needs TensorBoard. Install it: pip install 'gae[tensorboard]'.")
 
     def write(self, history: History) -> None:
-        """Replaces the file by the whole history at once, so that no row is ever partial or double."""
+        """Atomically replaces the file by the whole history, so that no row is partial or duplicated."""
         with whole(self.path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
             table = csv.DictWriter(file, [entry.name for entry in fields(Epoch)])
             table.writeheader()
@@ -86,7 +86,7 @@ class Log:
     def _show(self, row: Epoch) -> None:
         from lightning_fabric.loggers import TensorBoardLogger
 
-        if self.board is None:  # purge_step hides what a killed run logged from this epoch on
+        if self.board is None:  # purge_step hides events that a killed run logged from this epoch on
             self.board = TensorBoardLogger(self.folder, name="tensorboard", version="", purge_step=row.epoch)
         values = {name: value for name, value in asdict(row).items() if name != "epoch" and value is not None}
         self.board.log_metrics(values, row.epoch)
@@ -102,7 +102,7 @@ class Log:
 
 @contextmanager
 def progress_bar(shown: bool, total: int, done: int = 0) -> Iterator[Advance]:
-    """A bar on standard error; calling what it yields moves it one step on and sets its text."""
+    """A progress bar on standard error; yields a function that advances it by one step and sets its text."""
     if not shown:
         yield lambda text: None
         return

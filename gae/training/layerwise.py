@@ -1,4 +1,4 @@
-"""Deep autoencoders layer by layer, and the classifier on top of one: both are fitted by ``fit``."""
+"""Greedy layer-wise pre-training of deep autoencoders, and classifiers on their codes."""
 
 from collections.abc import Callable
 from functools import partial
@@ -28,27 +28,27 @@ def pretrain(
     seed: int = 0,
     **options: Any,
 ) -> list[History]:
-    """Fits a deep autoencoder greedily, one layer after another (Hinton & Salakhutdinov 2006; Bengio et al. 2007).
+    """Greedy layer-wise pre-training of a deep autoencoder (Hinton & Salakhutdinov 2006; Bengio et al. 2007).
 
-    Layer i of the encoder and the layer that mirrors it in the decoder are an autoencoder of the codes of layer i - 1:
-    the lowest under the autoencoder's own head, at its default scale, the others under squared error. The layers are
-    the autoencoder's own, so that it is changed in place; fine-tune it by ``fit``.
+    Layer i of the encoder and its mirror layer in the decoder are fitted as an autoencoder of the codes of layer i - 1:
+    the lowest with the autoencoder's head at its default scale, the others with squared error. The autoencoder is
+    changed in place; fine-tune it by ``fit``.
 
     Args:
-        autoencoder: with a deterministic encoder and a decoder that are ``nn.Sequential``s of equally many layers, such
-            as ``systems.build("stacked-ae", ...)``.
-        data: a data set, whose training split is used as it is drawn for epoch 0, or observations (N, *X).
-        epochs: of each layer.
-        corruption: of each layer's input, as in a stacked denoising autoencoder (Vincent et al. 2010).
-        seed: of each layer's ``fit``.
-        options: all else that ``fit`` takes, but ``out`` and ``resume``.
+        autoencoder: a model whose deterministic encoder and decoder are ``nn.Sequential``s with the same number of
+            layers, such as ``systems.build("stacked-ae", ...)``.
+        data: a data set, whose training split at epoch 0 is used, or observations (N, *X).
+        epochs: number of epochs per layer.
+        corruption: corruption of each layer's input, as in a stacked denoising autoencoder (Vincent et al. 2010).
+        seed: seed of each layer's ``fit``.
+        options: further options of ``fit``, except ``out`` and ``resume``.
 
     Returns:
-        the history of each layer, the lowest first.
+        The history of each layer, the lowest first.
 
     Raises:
-        TypeError: for an autoencoder that has no such layers.
-        ValueError: for ``out`` or ``resume``, which are one run's.
+        TypeError: for an autoencoder without such layers.
+        ValueError: for ``out`` or ``resume``, which apply to a single run.
 
     >>> from gae import systems
     >>> model = systems.build("stacked-ae", (4,), hidden=(6, 5), latent=2)
@@ -56,7 +56,7 @@ def pretrain(
     [2, 2, 2]
     """
     for name in {"out", "resume"} & options.keys():
-        raise ValueError(f"{name} is for one run, and each layer is one. Leave it out, and give it when fine-tuning.")
+        raise ValueError(f"{name} is for a single run, but each layer is one run. Give it when fine-tuning only.")
     encoder, decoder, head = _layers(autoencoder)
     codes = data.epoch(0, seed) if isinstance(data, Dataset) else data
     autoencoder.likelihood.check(codes)
@@ -64,22 +64,22 @@ def pretrain(
     histories = []
     for i, (down, up) in enumerate(zip(encoder, reversed(decoder), strict=True)):
         width = _encoded(down, codes[:1].to(device)).shape[1:]
-        law = head if i == 0 else Gaussian
-        layer = Autoencoder(law(up, width, prior=Flat(*width)), Amortized(down), joint, corruption=corruption)
+        layer_head = head if i == 0 else Gaussian
+        layer = Autoencoder(layer_head(up, width, prior=Flat(*width)), Amortized(down), joint, corruption=corruption)
         histories.append(fit(layer, codes, epochs=epochs, seed=seed, **options))
         codes = torch.cat([_encoded(down, part.to(device)) for part in codes.split(1000)])
     return histories
 
 
 class LabelHead(Categorical):
-    """q(y|z) of a class y: an observation is a row (*pixels, y) of D + 1 values, of which only the last is scored.
+    """Categorical likelihood q(y|z) of a label y, the last of the D + 1 values of an observation (*pixels, y).
 
-    A conditional model: ``log_joint`` is log q(y|z) in nats, with z a function of the pixels, and what it decodes is
-    the label alone. See ``classifier``.
+    A conditional model: ``log_joint`` is log q(y|z) in nats, with z a function of the pixels; only the label is decoded
+    and scored. See ``classifier``.
 
     Args:
-        decoder: codes (N, *Z) to logits (N, C).
-        latent_shape: Z, or an int for vectors.
+        decoder: maps codes (N, *Z) to logits (N, C).
+        latent_shape: shape Z of a code, or an int for vectors.
         pixels: D, the number of values before the label.
 
     >>> model = LabelHead(nn.Linear(2, 10), 2, pixels=3)
@@ -91,9 +91,7 @@ class LabelHead(Categorical):
         shape = as_size(latent_shape)
         super().__init__(decoder, shape, Flat(*shape))
         if self.event_shape:
-            raise ValueError(
-                f"The decoder must put out logits (N, C), got outputs of shape {tuple(self.output_shape)}."
-            )
+            raise ValueError(f"The decoder must return logits (N, C), got outputs of shape {tuple(self.output_shape)}.")
         self.event_shape = Size((pixels + 1,))
 
     def log_likelihood(
@@ -102,7 +100,7 @@ class LabelHead(Categorical):
         return self.distribution(output).log_prob(x[:, -1])
 
     def check_support(self, x: Num[Tensor, "B D"]) -> None:
-        """Raises ValueError where the last value of a row is no class."""
+        """Raises ValueError if the last value of a row is not a class."""
         super().check_support(x[:, -1:])
 
     def _independent(self, output: Tensor) -> Distribution:
@@ -110,14 +108,14 @@ class LabelHead(Categorical):
 
 
 def classifier(autoencoder: Autoencoder, classes: int, corruption: nn.Module | None = None) -> Autoencoder:
-    """A softmax layer on the codes of an autoencoder, to be fitted to ``labelled`` rows; it trains the encoder too.
+    """Softmax classifier on the codes of an autoencoder, to be fitted to ``labelled`` rows.
 
-    The encoder is shared: fine-tuning the classifier changes the autoencoder's codes.
+    The encoder is shared: fitting the classifier also trains the autoencoder's encoder.
 
     Args:
-        autoencoder: whose codes are classified.
-        classes: C.
-        corruption: of the pixels in training; labels are scored as they are.
+        autoencoder: the model whose codes are classified.
+        classes: the number C of classes.
+        corruption: corruption of the pixels in training; labels are not corrupted.
 
     Raises:
         TypeError: for an engine other than ``Amortized``.
@@ -132,31 +130,31 @@ def classifier(autoencoder: Autoencoder, classes: int, corruption: nn.Module | N
     if not isinstance(autoencoder.inference, Amortized) or not isinstance(autoencoder.inference.guide, nn.Module):
         raise TypeError(
             f"A classifier needs the codes of an encoder, got `{type(autoencoder.inference).__name__}`. "
-            "Use a system with a deterministic one, such as ae, dae or stacked-ae."
+            "Use a system with a deterministic encoder, such as ae, dae or stacked-ae."
         )
     likelihood = autoencoder.likelihood
     like = first_tensor(autoencoder)
     top = nn.Sequential(nn.Flatten(), nn.Linear(likelihood.latent_shape.numel(), classes)).to(like)
     head = LabelHead(top, likelihood.latent_shape, likelihood.event_shape.numel())
-    encoder = _OfPixels(_Pixels(likelihood.event_shape), autoencoder.inference.guide)
+    encoder = _PixelEncoder(_Pixels(likelihood.event_shape), autoencoder.inference.guide)
     return Autoencoder(head, Amortized(encoder), joint, corruption=corruption)
 
 
 def labelled(x: Float[Tensor, "N *X"], labels: Int[Tensor, " N"]) -> Float[Tensor, "N D"]:
-    """Each observation as a row, its label appended: what a ``classifier`` is fitted to."""
+    """Training data of a ``classifier``: each observation as a row, with its label appended."""
     return torch.cat([x.flatten(1), labels.to(x).unsqueeze(1)], 1)
 
 
 @torch.no_grad()
 def predict(model: Autoencoder, x: Float[Tensor, "N *X"]) -> Int[Tensor, " N"]:
-    """The most probable class of each observation, by a ``classifier``."""
+    """The most probable class of each observation according to a ``classifier``."""
     zeros = torch.zeros(len(x), dtype=torch.long, device=x.device)
     codes = model.encode(labelled(x, zeros)).point
     return model.likelihood.point(model.decode(codes)).long()
 
 
 class _Pixels(nn.Module):
-    """Rows (N, D + 1) without their labels, as observations (N, *X)."""
+    """Maps rows (N, D + 1) to observations (N, *X), without the labels."""
 
     def __init__(self, event_shape: Size):
         super().__init__()
@@ -166,11 +164,11 @@ class _Pixels(nn.Module):
         return x[:, :-1].unflatten(1, self.event_shape)
 
 
-class _OfPixels(nn.Sequential):
-    """An encoder of observations (N, *X), for rows of their values and their label, which it does not see."""
+class _PixelEncoder(nn.Sequential):
+    """An encoder of observations (N, *X), applied to rows of pixels and label; it ignores the label."""
 
     def initialize(self, likelihood: Likelihood, x: Float[Tensor, "N D"], seed: int) -> None:
-        """Readies the parts of the encoder that must know the training data."""
+        """Initialises the parts of the encoder that depend on the training data."""
         pixels, encoder = self
         for part in encoder.modules():
             if isinstance(part, LearnsData):
@@ -178,17 +176,17 @@ class _OfPixels(nn.Sequential):
 
 
 def _layers(autoencoder: Autoencoder) -> tuple[nn.Sequential, nn.Sequential, Callable[..., Likelihood]]:
-    """Encoder and decoder as layers, and the law of the data."""
+    """Encoder and decoder as layers, and the constructor of the head."""
     engine, likelihood = autoencoder.inference, autoencoder.likelihood
     encoder = engine.guide if isinstance(engine, Amortized) else None
     decoder = likelihood.decoder if isinstance(likelihood, Head) else None
     if isinstance(encoder, nn.Sequential) and isinstance(decoder, nn.Sequential) and len(encoder) == len(decoder):
-        law: Callable[..., Likelihood] = type(likelihood)
+        head: Callable[..., Likelihood] = type(likelihood)
         relative = isinstance(likelihood, LocationScaleHead) and likelihood.relative
-        return encoder, decoder, partial(law, relative=True) if relative else law
+        return encoder, decoder, partial(head, relative=True) if relative else head
     raise TypeError(
-        "Pre-training needs an encoder and a decoder that are `nn.Sequential`s of equally many layers, each of which "
-        'mirrors one. Use `systems.build("stacked-ae", ...)`.'
+        "Pre-training needs an encoder and a decoder that are `nn.Sequential`s with the same number of layers, each "
+        'mirroring one of the other. Use `systems.build("stacked-ae", ...)`.'
     )
 
 

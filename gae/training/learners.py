@@ -1,4 +1,4 @@
-"""How parameters change: by a torch optimiser, or by closed-form M-steps."""
+"""Parameter updates of a training loop: torch optimisers and closed-form M-steps."""
 
 import math
 from abc import ABC, abstractmethod
@@ -27,42 +27,42 @@ MakeOptimizer = Callable[[list[nn.Parameter]], Optimizer]
 
 
 class Learner(ABC):
-    """One way to change parameters; an epoch is ``step`` on each of ``batches``, then ``finish``."""
+    """Base class of parameter updates; an epoch is ``step`` on each of ``batches``, then ``finish``."""
 
     batch_size: int
-    config: dict[str, Any]  # what must be the same for a resumed run
-    remedy: str  # of a run whose loss or parameters are not finite
+    config: dict[str, Any]  # settings that a resumed run must share
+    remedy: str  # advice for a run whose loss or parameters are not finite
 
     @abstractmethod
     def batches(self, n: int, order: torch.Generator) -> Sequence[Batch]:
-        """Indices into the n samples of one epoch."""
+        """The batches of one epoch, as indices into its n samples."""
 
     @abstractmethod
     def step(self, x: Tensor, batch: Batch, reseed: Callable[[], None], where: str) -> float:
-        """Learns from x[batch]; returns its mean loss before that, over all processes."""
+        """Updates from x[batch]; returns the mean loss before the update, over all processes."""
 
     @abstractmethod
     def loss(self, x: Tensor, batch: Batch) -> float:
         """The mean loss of x[batch], over all processes."""
 
     def finish(self) -> bool:
-        """Ends an epoch; returns whether learning has converged."""
+        """Ends an epoch; returns True if learning has converged."""
         return False
 
     def state(self) -> dict[str, Any]:
-        """For a checkpoint."""
+        """The state as a dictionary, for a checkpoint."""
         return {}
 
     def load(self, state: dict[str, Any]) -> None:  # noqa: B027 (a learner without state has nothing to load)
         """The inverse of ``state``."""
 
     def advice(self, what: str, where: str) -> str:
-        """The message of a run that cannot go on."""
+        """Error message of a run that cannot continue."""
         return f"{what} at {where}. {self.remedy} A run with `out` keeps its last good checkpoint."
 
 
 class GradientLearner(Learner):
-    """Any torch optimiser, through Fabric. Each process takes its share of every batch."""
+    """Training by any torch optimiser, through Fabric; each process handles its share of every batch."""
 
     remedy = "Try a smaller learning rate, clip=1.0, or data and initial weights of unit scale."
 
@@ -77,20 +77,20 @@ class GradientLearner(Learner):
         parameters = [parameter for parameter in autoencoder.parameters() if parameter.requires_grad]
         if not parameters:
             raise ValueError("The autoencoder has no parameter that requires a gradient: there is nothing to fit.")
-        built = None if isinstance(optimizer, Optimizer) else optimizer(parameters)
-        if not isinstance(built, Optimizer):
+        instance = None if isinstance(optimizer, Optimizer) else optimizer(parameters)
+        if not isinstance(instance, Optimizer):
             raise TypeError(
                 "optimizer must be a callable params -> torch.optim.Optimizer, such as "
                 f"functools.partial(torch.optim.Adam, lr=1e-3); got {optimizer!r}."
             )
         self.fabric, self.clip, self.batch_size = fabric, clip, batch_size
-        self.config = {"optimizer": type(built).__name__, "groups": _settings(built), "clip": clip}
-        self.needs_closure = signature(type(built).step).parameters["closure"].default is Parameter.empty
-        self.module, self.optimizer = fabric.setup(autoencoder, built)
+        self.config = {"optimizer": type(instance).__name__, "groups": _settings(instance), "clip": clip}
+        self.needs_closure = signature(type(instance).step).parameters["closure"].default is Parameter.empty
+        self.module, self.optimizer = fabric.setup(autoencoder, instance)
 
     def batches(self, n: int, order: torch.Generator) -> Sequence[Batch]:
         batches = list(torch.randperm(n, generator=order).split(self.batch_size))
-        if self.batch_size > 1 and len(batches) > 1 and len(batches[-1]) == 1:  # of which nothing can be normalised
+        if self.batch_size > 1 and len(batches) > 1 and len(batches[-1]) == 1:  # a single sample cannot be normalised
             batches[-2:] = [torch.cat(batches[-2:])]
         return batches
 
@@ -105,7 +105,7 @@ class GradientLearner(Learner):
             except FloatingPointError as error:
                 raise FloatingPointError(f"At {where}: {error} {self.remedy}") from error
             values.append(self._reduced(loss))
-            if not math.isfinite(values[0]):  # a line search may try worse points by itself
+            if not math.isfinite(values[0]):  # a line search may evaluate worse points later
                 raise FloatingPointError(self.advice(f"The loss is {values[0]}", where))
             if not loss.requires_grad:
                 raise FloatingPointError(self.advice("All samples' objectives are too large for gradients", where))
@@ -124,7 +124,7 @@ class GradientLearner(Learner):
         return values[0]
 
     def _refuse_nonfinite(self, where: str) -> None:
-        """Before the parameters take such a gradient; losses in 16 bits are scaled by who skips such steps himself."""
+        """Raises FloatingPointError for a non-finite gradient; a gradient scaler (16 bits) skips such steps instead."""
         if getattr(self.fabric.strategy.precision, "scaler", None) is not None:
             return
         grads = {name: p.grad for name, p in self.module.module.named_parameters() if p.grad is not None}
@@ -144,12 +144,12 @@ class GradientLearner(Learner):
         return self._reduced(self._loss(x, batch))
 
     def _loss(self, x: Tensor, batch: Batch) -> Tensor:
-        """This process's share of the loss, scaled so that the mean over processes is the mean over the batch."""
+        """The loss of this process, scaled so that the mean over processes is the mean over the batch."""
         assert isinstance(batch, Tensor)
         world = self.fabric.world_size
-        mine = batch[self.fabric.global_rank :: world]
-        share = len(mine) * world / len(batch)
-        rows = mine if share else batch[:1]
+        own = batch[self.fabric.global_rank :: world]
+        share = len(own) * world / len(batch)
+        rows = own if share else batch[:1]
         with training_rows(self.module, rows):
             return self.module(x[rows.to(x.device)].to(self.fabric.device)) * share
 
@@ -166,10 +166,10 @@ class GradientLearner(Learner):
 
 
 class ClosedFormLearner(Learner):
-    """Alternates codes (E-step) and closed-form parameters (M-step); moments add over chunks and processes.
+    """Training by alternating codes (E-step) and closed-form parameters (M-step).
 
-    It has converged when no parameter changes by more than ``tol``, in units that see neither the data's offset nor
-    their scale: those of ``ClosedFormLearning.maximize``.
+    Moments are summed over chunks and processes. Learning has converged when no parameter changes by more than ``tol``,
+    in the units of ``ClosedFormLearning.maximize``, which are invariant to offset and scale of the data.
     """
 
     remedy = "Closed-form steps overflow or meet undefined values: centre the data and bring them to unit scale."
@@ -194,19 +194,19 @@ class ClosedFormLearner(Learner):
     @torch.no_grad()
     def step(self, x: Tensor, batch: Batch, reseed: Callable[[], None], where: str) -> float:
         reseed()
-        loss = self._visit(x, batch, learn=True)
+        loss = self._chunk_loss(x, batch, learn=True)
         if not math.isfinite(loss):
             raise FloatingPointError(self.advice(f"The loss is {loss}", where))
         return loss
 
     @torch.no_grad()
     def loss(self, x: Tensor, batch: Batch) -> float:
-        return self._visit(x, batch, learn=False)
+        return self._chunk_loss(x, batch, learn=False)
 
-    def _visit(self, x: Tensor, batch: Batch, learn: bool) -> float:
-        mine = slice(self.fabric.global_rank, None, self.fabric.world_size)
-        chunk, indices = x[batch], torch.arange(len(x))[batch][mine]
-        rows = chunk[mine].to(self.fabric.device)
+    def _chunk_loss(self, x: Tensor, batch: Batch, learn: bool) -> float:
+        own = slice(self.fabric.global_rank, None, self.fabric.world_size)
+        chunk, indices = x[batch], torch.arange(len(x))[batch][own]
+        rows = chunk[own].to(self.fabric.device)
         total = torch.zeros((), dtype=torch.float64, device=self.fabric.device)
         if len(rows):
             likelihood = self.autoencoder.likelihood
@@ -225,13 +225,13 @@ class ClosedFormLearner(Learner):
         assert isinstance(likelihood, ClosedFormLearning)
         if self.fabric.world_size > 1:
             gathered = {field.name: self.fabric.all_gather(getattr(moments, field.name)) for field in fields(moments)}
-            parts = [{name: of_all[i] for name, of_all in gathered.items()} for i in range(self.fabric.world_size)]
+            parts = [{name: values[i] for name, values in gathered.items()} for i in range(self.fabric.world_size)]
             moments = reduce(add, [replace(moments, **part) for part in parts])
         return likelihood.maximize(moments) <= self.tol
 
 
 def has_closed_form(autoencoder: Autoencoder) -> bool:
-    """Whether closed-form M-steps reach every parameter: the likelihood has them, and nothing else acts on the loss."""
+    """Whether closed-form M-steps update every parameter and no corruption or penalty changes the loss."""
     learned_elsewhere = autoencoder.regularised or any(
         parameter.requires_grad for parameter in autoencoder.inference.parameters()
     )
@@ -247,7 +247,7 @@ def _over_processes(value: Tensor, fabric: "lightning_fabric.Fabric", how: str) 
 
 
 def _settings(optimizer: Optimizer) -> list[dict[str, Any]]:
-    """Learning rate and the rest, by parameter group, as plain numbers."""
+    """Learning rate and other settings of each parameter group, as plain numbers."""
     return [
         {
             name: value.tolist() if isinstance(value, Tensor) else value

@@ -1,4 +1,4 @@
-"""Terms of a training loss that are no log density of one sample: (seen x, encoding) -> a scalar to be minimised."""
+"""Penalties of a training loss: functions of the encoder's input and the encoding, to be minimised."""
 
 import math
 
@@ -14,12 +14,13 @@ __all__ = ["Contractive", "SparseActivity"]
 
 
 class Contractive(Part, nn.Module):
-    """weight · mean over the batch of ‖∂z/∂x‖²_F, the derivative of the code by the input (Rifai et al. 2011).
+    """Contractive penalty: weight · mean over the batch of ‖∂z/∂x‖²_F (Rifai et al. 2011).
 
-    By the input, not by the weights (ledger D30). It costs one backward pass for each element of a code.
+    The derivative of the code is with respect to the input, not the weights (ledger D30). The cost is one backward pass
+    per element of a code.
 
     Raises:
-        ValueError: at a call, where the code does not depend on x (an ascent with ``Detach``).
+        ValueError: when called, if the code does not depend on x (an ascent with ``Detach``).
     """
 
     def __init__(self, weight: float):
@@ -34,19 +35,19 @@ class Contractive(Part, nn.Module):
             )
         square = seen.new_zeros(())
         for column in code.unbind(1):
-            (slope,) = torch.autograd.grad(column.sum(), seen, create_graph=True, allow_unused=True)
-            if slope is not None:
-                square = square + slope.square().sum()
+            (gradient,) = torch.autograd.grad(column.sum(), seen, create_graph=True, allow_unused=True)
+            if gradient is not None:
+                square = square + gradient.square().sum()
         return self.weight * square / (len(encoding.z) * len(seen))
 
 
 class SparseActivity(Part, nn.Module):
-    """weight · Σ_j KL(Bernoulli(ρ) ‖ Bernoulli(mean of z_j over the batch)), in nats (Ng 2011; ledger D31).
+    """Sparsity penalty: weight · Σ_j KL(Bernoulli(ρ) ‖ Bernoulli(mean of z_j over the batch)), in nats.
 
-    For codes in (0, 1), such as those of an encoder that ends in a sigmoid.
+    For codes in (0, 1), such as those of an encoder that ends in a sigmoid (Ng 2011; ledger D31).
 
     Raises:
-        ValueError: at a call, for codes outside [0, 1].
+        ValueError: when called, for codes outside [0, 1].
     """
 
     def __init__(self, weight: float, rho: float = 0.05):
@@ -62,8 +63,8 @@ class SparseActivity(Part, nn.Module):
             raise ValueError(
                 f"Activities must lie in [0, 1], got {low:.3g} … {high:.3g}. End the encoder in a sigmoid."
             )
-        tiny = torch.finfo(activity.dtype).eps
-        mean = activity.clamp(tiny, 1 - tiny)
+        eps = torch.finfo(activity.dtype).eps
+        mean = activity.clamp(eps, 1 - eps)
         rho = self.rho
         divergence = rho * (math.log(rho) - mean.log()) + (1 - rho) * (math.log1p(-rho) - (-mean).log1p())
         return self.weight * divergence.sum()

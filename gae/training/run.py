@@ -1,4 +1,4 @@
-"""One training run: epochs and steps in order, early stopping, checkpoints, and taking a run up again."""
+"""The training loop: epochs and steps, early stopping, checkpoints and resumption."""
 
 import math
 import time
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class Run:
-    """The state of a run, and the loop that advances it; what a checkpoint holds is all that the loop depends on."""
+    """State of a training run and the loop that advances it; a checkpoint holds all state that the loop depends on."""
 
     autoencoder: Autoencoder
     fabric: "lightning_fabric.Fabric"
@@ -38,9 +38,9 @@ class Run:
     describe: dict[str, Any] | None
     history: History = field(default_factory=History)
     best: dict[str, Any] | None = None
-    epoch: int = 0  # epochs done
-    step: int = 0  # steps done in this epoch
-    total: int = 0  # steps done
+    epoch: int = 0  # completed epochs
+    step: int = 0  # completed steps of this epoch
+    total: int = 0  # completed steps
     loss_sum: float = 0.0  # over this epoch's samples so far
     seconds: float = 0.0  # of this epoch so far
 
@@ -50,20 +50,20 @@ class Run:
         if self.log is not None:
             self.config = self._configuration()
             self.structure = structure(self.autoencoder) if self.fabric.is_global_zero else {}
-            pack((self.config, self.describe))  # refuses what a checkpoint could not hold
+            pack((self.config, self.describe))  # raises TypeError for values that a checkpoint cannot hold
 
     def train(self, epochs: int, progress: bool) -> History:
-        for_one = len(self.learner.batches(len(self.samples.epoch(0)), generator(0)))
+        per_epoch = len(self.learner.batches(len(self.samples.epoch(0)), generator(0)))
         shown = progress and self.fabric.is_global_zero
-        with progress_bar(shown, epochs * for_one, self.total) as advance, self.log or nullcontext():
+        with progress_bar(shown, epochs * per_epoch, self.total) as advance, self.log or nullcontext():
             while self.epoch < epochs and not self.history.stopped_early:
-                self._one_epoch(advance)
+                self._train_epoch(advance)
         if self.best is not None:
             self.autoencoder.load_state_dict(self.best)
         self.fabric.barrier()
         return self.history
 
-    def _one_epoch(self, advance: Advance) -> None:
+    def _train_epoch(self, advance: Advance) -> None:
         started = time.perf_counter() - self.seconds
         x = self.samples.epoch(self.epoch)
         batches = self.learner.batches(len(x), generator(self.seed, self.epoch))
@@ -75,7 +75,7 @@ class Run:
             advance(f"epoch {self.epoch + 1}, loss {loss:.4g} nats")
             if self.checkpoint_every and self.total % self.checkpoint_every == 0 and self.step < len(batches):
                 self.seconds = time.perf_counter() - started
-                self._keep()
+                self._save_checkpoint()
         converged = self.learner.finish()
         self._refuse_nonfinite()
         validation = self._validate()
@@ -89,7 +89,7 @@ class Run:
             self.best = {name: _copied(value) for name, value in self.autoencoder.state_dict().items()}
         waited = row.epoch - self.history.best_epoch
         self.history.stopped_early = converged or (self.patience is not None and waited >= self.patience)
-        self._keep()
+        self._save_checkpoint()
         if self.log is not None and self.fabric.is_global_zero:
             self.log.write(self.history)
 
@@ -100,7 +100,7 @@ class Run:
         total = 0.0
         with torch.no_grad(), mode(self.autoencoder, training=False):
             for i, batch in enumerate(torch.arange(len(x)).split(self.learner.batch_size)):
-                reseed(self.fabric.device, self.seed, "validation", i, self.fabric.global_rank)  # the same each epoch
+                reseed(self.fabric.device, self.seed, "validation", i, self.fabric.global_rank)  # as in each epoch
                 total += self.learner.loss(x, batch) * len(batch)
         if not math.isfinite(total):
             raise FloatingPointError(
@@ -113,7 +113,7 @@ class Run:
             if not torch.isfinite(parameter).all():
                 raise FloatingPointError(self.learner.advice(f"{name} is not finite", f"step {self.total}"))
 
-    def _keep(self) -> None:
+    def _save_checkpoint(self) -> None:
         self._refuse_nonfinite()
         if self.log is not None and self.fabric.is_global_zero:
             checkpoint.save(self.log.folder, self.total, self._state())
@@ -131,21 +131,22 @@ class Run:
         }
 
     def resume(self) -> None:
-        """Takes up the newest good checkpoint, if there is any."""
+        """Resumes from the newest good checkpoint, if there is any."""
         assert self.log is not None
         if not checkpoint.checkpoints(self.log.folder):
             return
-        found = checkpoint.load(self.log.folder)
+        entry = checkpoint.load(self.log.folder)
         now = {"config": self.config, "describe": self.describe}
-        difference = _difference({name: found.state.get(name) for name in now}, now)
+        difference = _difference({name: entry.state.get(name) for name in now}, now)
         if difference:
             raise ValueError(
-                f"{found.path} is from another configuration: {difference}. Use the same, or another `out` folder."
+                f"{entry.path} is from another configuration: {difference}. Use the same configuration, or another "
+                "`out` folder."
             )
-        checkpoint.restore(self.autoencoder, found.state["module"], str(found.path))
-        self.learner.load(found.state["learner"])
-        self.best, self.history = found.state["best"], History.of(found.state["history"])
-        for name, value in found.state["progress"].items():
+        checkpoint.restore(self.autoencoder, entry.state["module"], str(entry.path))
+        self.learner.load(entry.state["learner"])
+        self.best, self.history = entry.state["best"], History.of(entry.state["history"])
+        for name, value in entry.state["progress"].items():
             setattr(self, name, value)
         if self.fabric.is_global_zero:
             self.log.write(self.history)
@@ -169,7 +170,10 @@ class Run:
 
 @contextmanager
 def mode(module: nn.Module, training: bool) -> Iterator[None]:
-    """Puts a module into a mode, and each part back into its own; a part frozen within a training module stays so."""
+    """Sets a module's mode and restores the mode of each submodule afterwards.
+
+    Submodules in evaluation mode inside a module in training mode stay in evaluation mode.
+    """
     modes = {part: part.training for part in module.modules()}
     if not training or not module.training:
         module.train(training)
@@ -181,15 +185,15 @@ def mode(module: nn.Module, training: bool) -> Iterator[None]:
 
 
 def _difference(saved: Any, now: Any, where: str = "") -> str | None:
-    """The first place where two nested states differ, in words."""
+    """A description of the first difference between two nested states."""
     if isinstance(saved, dict) and isinstance(now, dict):
         parts = [(key, saved.get(key), now.get(key)) for key in {**saved, **now}]
     elif isinstance(saved, (list, tuple)) and type(saved) is type(now) and len(saved) == len(now):
         parts = [(i, a, b) for i, (a, b) in enumerate(zip(saved, now, strict=True))]
     else:
         return None if saved == now else f"{where} was {saved!r}, now {now!r}"
-    found = (_difference(a, b, f"{where}.{key}" if where else str(key)) for key, a, b in parts)
-    return next((difference for difference in found if difference), None)
+    differences = (_difference(a, b, f"{where}.{key}" if where else str(key)) for key, a, b in parts)
+    return next((difference for difference in differences if difference), None)
 
 
 def _size(batch: Tensor | slice) -> int:

@@ -1,4 +1,4 @@
-"""What a run draws, each a pure function of its seed: the data of an epoch, their order, the noise of a step."""
+"""Random draws of a run, each a pure function of its seed: data of an epoch, their order, noise of a step."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,7 +12,7 @@ from gae.data import Dataset
 
 
 class Samples:
-    """Training observations of each epoch, and the fixed ones for validation; on whatever device they came on."""
+    """Training observations of each epoch and fixed validation observations, on the device of the data."""
 
     def __init__(self, data: Dataset | Tensor, validation: Tensor | float | None, seed: int):
         if not isinstance(data, (Dataset, Tensor)):
@@ -22,21 +22,21 @@ class Samples:
             )
         self.data, self.seed = data, seed
         self.rows: Tensor | None = None
-        self.drawn: tuple[int, Tensor] | None = None
+        self.cached: tuple[int, Tensor] | None = None
         self.validation = validation if isinstance(validation, Tensor) else None
         self.fraction = None if isinstance(validation, Tensor) else validation
         if self.fraction is not None:
             self._hold_out(self.fraction)
 
     def epoch(self, epoch: int) -> Tensor:
-        """The training observations of an epoch, counted from 0; the last that was asked for is kept."""
-        if self.drawn is None or self.drawn[0] != epoch:
+        """The training observations of an epoch, counted from 0; the last result is cached."""
+        if self.cached is None or self.cached[0] != epoch:
             x = self._all(epoch)
-            self.drawn = epoch, x if self.rows is None else x[self.rows.to(x.device)]
-        return self.drawn[1]
+            self.cached = epoch, x if self.rows is None else x[self.rows.to(x.device)]
+        return self.cached[1]
 
     def facts(self) -> dict[str, Any]:
-        """What identifies the data in a checkpoint."""
+        """Identification of the data in a checkpoint."""
         held = _hash(self.validation) if self.fraction is None and self.validation is not None else self.fraction
         return {"data": self.data.hash if isinstance(self.data, Dataset) else _hash(self.data), "validation": held}
 
@@ -45,13 +45,13 @@ class Samples:
 
     def _hold_out(self, fraction: float) -> None:
         if not 0 < fraction < 1:
-            raise ValueError(f"validation, if a fraction, must lie strictly between 0 and 1, got {fraction}.")
+            raise ValueError(f"A validation fraction must lie strictly between 0 and 1, got {fraction}.")
         x = self._all(0)
         held = max(1, round(fraction * len(x)))
         if len(x) - held < 2:
             raise ValueError(
                 f"validation={fraction} would hold out {held} of {len(x)} training samples, and fit needs at least 2. "
-                "Take a smaller fraction."
+                "Use a smaller fraction."
             )
         order = torch.randperm(len(x), generator=generator(self.seed, "held out"))
         self.rows = order[held:].sort().values
@@ -59,7 +59,7 @@ class Samples:
 
 
 def generator(*key: int | str) -> torch.Generator:
-    """A generator on the CPU whose stream depends on the key alone.
+    """A CPU generator seeded by the key.
 
     >>> torch.equal(torch.rand(3, generator=generator(0, "a")), torch.rand(3, generator=generator(0, "a")))
     True
@@ -68,18 +68,18 @@ def generator(*key: int | str) -> torch.Generator:
 
 
 def reseed(device: torch.device, *key: int | str) -> None:
-    """Sets torch's global generators, on the CPU and the device, to a stream that depends on the key alone.
+    """Seeds torch's global generators, on the CPU and the device, by the key.
 
-    A step that begins with it can be repeated anywhere without any generator's state having been kept.
+    A step that starts with it can be repeated without a stored generator state.
     """
-    torch.default_generator.manual_seed(_number(key))  # torch.manual_seed would also wake up every other device
+    torch.default_generator.manual_seed(_number(key))  # torch.manual_seed would also initialise every other device
     if device.type != "cpu":
         torch.get_device_module(device).manual_seed(_number(key))
 
 
 @contextmanager
 def isolated(device: torch.device) -> Iterator[None]:
-    """Leaves torch's global generators as they were."""
+    """Restores the state of torch's global generators on exit."""
     devices = [] if device.type == "cpu" else [device]
     with torch.random.fork_rng(devices, device_type=device.type):
         yield

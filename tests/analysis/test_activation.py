@@ -1,4 +1,4 @@
-"""Maximal activation: corners for linear encoders, layers by name, and the ``gae activate`` command."""
+"""Activation maximisation: corners for linear encoders, layers by name, and the ``gae activate`` command."""
 
 import json
 from pathlib import Path
@@ -20,7 +20,7 @@ from gae.systems import NormalEncoder, build
 
 
 def gae(*arguments: Any, code: int = 0) -> str:
-    """What the command prints; on an error, what it says on standard error."""
+    """The standard output of the command; on an error, its standard error."""
     result = CliRunner().invoke(cli.app, [str(argument) for argument in arguments])
     if result.exception is not None and not isinstance(result.exception, SystemExit):
         raise result.exception
@@ -155,7 +155,7 @@ def test_the_command_draws(fitted: Path, tmp_path: Path) -> None:
     ("arguments", "said"),
     [
         (["vae", 4], "inference.guide.network has 4 units, 0 ... 3; got unit 4"),
-        (["vae", 0, "--layer", "network.1"], "No layer 'network.1'. Choose one of these (with so many units): infer"),
+        (["vae", 0, "--layer", "network.1"], "No layer 'network.1'. Valid layers (number of units): infer"),
         (["vae", 0, "--layer", "network.1"], "inference.guide.network.1 (16), inference.guide.network.2 (16)"),
         (["vae", 8, "--layer", "inference.guide.network.3"], "has 8 units, 0 ... 7; got unit 8"),
         (
@@ -164,7 +164,7 @@ def test_the_command_draws(fitted: Path, tmp_path: Path) -> None:
         ),
         (["vae", 0, "-o", "found.gif"], "must end in .png or .npz"),
         (["gon", 0], "has no encoder network"),
-        (["gon", 0], "found by Zeros. Fit a system with an encoder: ae, stacked-ae, "),
+        (["gon", 0], "inferred by Zeros. Fit a system with an encoder: ae, "),
     ],
 )
 def test_mistakes_are_named(
@@ -176,10 +176,10 @@ def test_mistakes_are_named(
 
 
 def test_closed_forms_have_no_units() -> None:
-    with pytest.raises(TypeError, match="its codes are found by ClosedForm"):
+    with pytest.raises(TypeError, match="its codes are inferred by ClosedForm"):
         Units(build("pca", (6,), latent=2))
 
 
 def test_classes_have_no_gradient() -> None:
-    with pytest.raises(TypeError, match=r"observations are classes .* has no gradient in them"):
+    with pytest.raises(TypeError, match=r"observations are classes .* has no gradient with respect to them"):
         Units(build("sequence-vae", (6,), classes=5, latent=2, hidden=4))

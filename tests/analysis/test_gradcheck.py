@@ -1,4 +1,4 @@
-"""The certificate of a gradient, and the warnings and refusals that keep second-order work honest."""
+"""Gradient checks, and warnings and errors for invalid second-order computations."""
 
 import copy
 import warnings
@@ -43,7 +43,7 @@ X = torch.randn(4, 5, generator=torch.Generator().manual_seed(0))
 
 
 def spread_out(encoding: Encoding) -> Tensor:
-    """A readout of the codes and the joint: no envelope theorem helps it."""
+    """A function of codes and joint, to which the envelope theorem does not apply."""
     return encoding.log_joint.mean(0) + 3 * encoding.z.square().sum((0, 2)) + encoding.z.sin().sum((0, 2))
 
 
@@ -130,7 +130,7 @@ def test_the_model_and_the_random_streams_stay_as_they_are() -> None:
 
 
 def test_a_guide_that_is_a_plain_function_is_refused() -> None:
-    """Its networks lie outside of the model, where a copy does not reach them: the check would pass over them."""
+    """The guide's networks are outside the model, so a copy does not include them and the check would ignore them."""
     network = nn.Linear(5, 2)
 
     def guide(x: Tensor) -> None:
@@ -164,7 +164,7 @@ def test_nothing_to_check_is_refused() -> None:
     frozen = model(Ascent(max_steps=2))
     for p in frozen.parameters():
         p.requires_grad_(False)
-    with pytest.raises(ValueError, match="no parameter of the autoencoder requires a gradient"):
+    with pytest.raises(ValueError, match="No parameter of the autoencoder requires a gradient"):
         check_gradient(frozen, X)
     constant = model(ClosedForm(), lambda encoding: 0 * encoding.log_joint[0])
     constant.likelihood = LinearMixture(1, 2, (5,))
@@ -184,7 +184,7 @@ def test_one_trainable_part_is_enough() -> None:
 
 
 def test_branches_of_an_argmax_are_certified() -> None:
-    """The winner changes nowhere within reach of the differences, so the loss is smooth there."""
+    """The argmax is constant within the finite differences, so the loss is smooth there."""
     assert check_gradient(llgae((5,), 2, 3, steps=4, rate=0.2), X) < 1e-6
 
 

@@ -76,7 +76,7 @@ def test_the_best_densities_of_a_linear_model() -> None:
 
 @pytest.mark.parametrize("engine", [ClosedForm(), None])
 def test_batches_bound_the_memory_and_nothing_else(engine: ClosedForm | None) -> None:
-    """Of a linear model all is exact, whatever is drawn."""
+    """For a linear model all quantities are exact for any random draws."""
     model, x = linear(), torch.randn(5, 6).double()
     subject = model if engine is None else Autoencoder(model, engine)
     whole, joined = inference_gap(subject, x), inference_gap(subject, x, batch_size=2)
@@ -90,7 +90,7 @@ def curved() -> Bernoulli:
 
 
 def test_gaps_of_a_curved_model() -> None:
-    """log p(x) by quadrature; L[q*] ≤ log p(x), full covariance ≥ mean field, and both below by little."""
+    """log p(x) by quadrature; L[q*] ≤ log p(x), full covariance ≥ mean field, and both gaps are small."""
     model = curved()
     with torch.no_grad():
         x = model(torch.randn(10, 2).double()).sample()
@@ -129,7 +129,7 @@ def test_bounds_are_unbiased() -> None:
 
 
 def test_bounds_of_other_laws() -> None:
-    """A density that is no normal: plain averages of log q(x, z) - log q(z)."""
+    """A density that is not normal: plain averages of log q(x, z) - log q(z)."""
     model = linear(1)
     x = torch.randn(3, 6).double()
     q = Independent(torch.distributions.Laplace(torch.zeros(3, 1).double(), 0.5), 1)
@@ -143,7 +143,7 @@ def test_bounds_of_other_laws() -> None:
 
 
 def test_a_failed_optimisation_is_said() -> None:
-    """No steps from a good encoder's density with too wide a family start: nothing converged."""
+    """No steps from the density of a good encoder, with too wide an initial family: nothing converged."""
     model = linear()
     x = torch.randn(5, 6).double()
     gap = inference_gap(model, x, steps=1)
@@ -182,7 +182,7 @@ def test_encoders_of_a_user() -> None:
 
 
 def test_an_encoder_of_another_law_has_no_amortisation_gap() -> None:
-    """Its bound is estimated all the same, and so is the whole inference gap."""
+    """Its bound and the whole inference gap are still estimated."""
     model = linear(2)
 
     def encode(x: Tensor) -> Distribution:
@@ -204,7 +204,7 @@ def test_engines_with_and_without_a_density(engine: ClosedForm | Ascent) -> None
 
 def test_bad_arguments() -> None:
     model, x = linear(), torch.randn(2, 6).double()
-    with pytest.raises(ValueError, match=r"Unknown family flow\. Choose of mean-field, full covariance"):
+    with pytest.raises(ValueError, match=r"Unknown family flow\. Valid names: mean-field, full covariance"):
         inference_gap(model, x, families=("flow",))
     with pytest.raises(ValueError, match="Unknown family"):
         inference_gap(model, x, families=())

@@ -1,4 +1,4 @@
-"""Restoring photographs: any size and kind of image, the same picture for a seed, clear refusals, nothing lost."""
+"""Image restoration: any size and kind of image, reproducibility, error messages, and interruption."""
 
 import json
 import re
@@ -70,7 +70,7 @@ def test_the_same_seed_gives_the_same_picture() -> None:
 
 
 def test_it_learns_the_image_and_stops() -> None:
-    """A smooth image under noise: better than what was given, and the rule ends the run."""
+    """A smooth noisy image: the result is closer to the clean image than the input, and early stopping ends the run."""
     clean = photo(1, 32, 32)
     noisy = (clean + 0.15 * torch.randn(clean.shape)).clamp(0, 1)
     found = restore_image(noisy, network=Network(8, 3), steps=1500)
@@ -98,7 +98,7 @@ def test_an_interruption_keeps_what_was_reached() -> None:
 
 
 def test_the_memory_told_is_about_what_a_step_keeps() -> None:
-    """Twice the side, four times the activations; and they are those that autograd itself keeps."""
+    """Twice the side needs four times the activations, which equal those saved by autograd."""
     needed = []
     for side in (64, 128):
         likelihood, _ = build_likelihood(torch.zeros(1, side, side), "denoise", network=SMALL)
@@ -123,15 +123,15 @@ def test_the_memory_told_is_about_what_a_step_keeps() -> None:
     [
         (
             70 * 2**20,
-            r"needs about \d+\.\d MiB of memory, and 70.0 MiB are free. Take factor 3, or 4 channels instead of 16, or",
+            r"needs about \d+\.\d MiB of memory, and 70.0 MiB are free. Use factor 3, or 4 channels instead of 16, or",
         ),
-        (1000, "Take a smaller network"),
+        (1000, "Use a smaller network"),
     ],
 )
 def test_too_little_memory_is_refused_before_any_is_taken(
     free: int, told: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As for a photograph of 12 megapixels, but smaller: nothing is built, and the remedies that are named work."""
+    """As for a photograph of 12 megapixels, but smaller: nothing is built, and the suggested settings work."""
     monkeypatch.setattr(image_prior, "free_memory", lambda device: free)
     monkeypatch.setattr(torch, "rand", lambda *sizes, **options: pytest.fail("allocated"))
     network = Network(16, 2)
@@ -155,8 +155,8 @@ def test_sizes_of_networks_are_refused() -> None:
     ("image", "task", "options", "message"),
     [
         (photo(1, 8, 8), "deblur", {}, "Unknown task 'deblur'. Choose one of denoise, inpaint, superresolve"),
-        (photo(1, 8, 8), "inpaint", {}, "inpainting needs one; the task is 'inpaint'"),
-        (photo(1, 8, 8), "denoise", {"mask": torch.ones(8, 8, dtype=torch.bool)}, "A mask is for inpainting"),
+        (photo(1, 8, 8), "inpaint", {}, "Inpainting needs a mask, and other tasks take none, got the task 'inpaint'"),
+        (photo(1, 8, 8), "denoise", {"mask": torch.ones(8, 8, dtype=torch.bool)}, "Inpainting needs a mask, and other"),
         (photo(1, 8, 8), "inpaint", {"mask": torch.ones(8, 9, dtype=torch.bool)}, "mask has 8 × 9 pixels.* 8 × 8"),
         (photo(1, 8, 8), "inpaint", {"mask": torch.zeros(8, 8, dtype=torch.bool)}, "The mask hides every entry"),
         (photo(1, 8, 8), "superresolve", {"factor": 1}, "factor must be at least 2"),
@@ -300,6 +300,6 @@ def test_ctrl_c_keeps_the_best_image(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 def test_errors_of_the_command_are_one_line(tmp_path: Path) -> None:
     image = saved(tmp_path / "a.png", GREY)
-    for options, message in (([], "inpainting needs one"), (["--mask", str(tmp_path / "none.png")], "No image")):
+    for options, message in (([], "Inpainting needs a mask"), (["--mask", str(tmp_path / "none.png")], "No image")):
         found = RUNNER.invoke(app, ["dip", str(image), "--task", "inpaint", "--out", str(tmp_path / "o"), *options])
         assert found.exit_code == 2 and message in found.stderr

@@ -16,7 +16,7 @@ from gae.training import fit
 
 
 class Identity(nn.Module):
-    """A decoder that shows the code."""
+    """A decoder that returns the code."""
 
     def forward(self, z: Tensor) -> Tensor:
         return z
@@ -90,7 +90,7 @@ def test_an_attribute_moves_a_mean_onto_another() -> None:
 
 
 def test_attributes_of_digits_add_up(digits: Dataset) -> None:
-    """On held-out digits: a code of a 3 plus the direction from 3 to 8 decodes to what is nearest to an 8."""
+    """On held-out digits: a code of a 3 plus the direction from 3 to 8 decodes to an image nearest to an 8."""
     x, labels = digits.train, digits.train_labels
     model = build("pca", digits.event_shape, latent=16)
     fit(model, digits, progress=False)
@@ -122,7 +122,7 @@ def test_what_does_not_fit_is_refused() -> None:
     for steps in (-1, 0, 1):
         with pytest.raises(ValueError, match=f"steps must be at least 2, got {steps}"):
             interpolate(model, z, z, steps)
-    with pytest.raises(ValueError, match="start and end must be equally many codes, got 5 and 3"):
+    with pytest.raises(ValueError, match="start and end must have the same number of codes, got 5 and 3"):
         interpolate(model, z, z[:3])
     for direction in (torch.zeros(7), torch.zeros(1, 2)):
         with pytest.raises(ValueError, match=r"A direction has shape \(2,\)"):

@@ -184,7 +184,7 @@ def test_unknown_claims_are_refused(tmp_path: Path) -> None:
 
 @pytest.fixture
 def copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], Path]:
-    """Puts a changed copy of the first note in the place of all notes."""
+    """Replaces the notes by a changed copy of the first note."""
 
     def change(old: str, new: str) -> Path:
         page = tmp_path / "01_bounds.md"
@@ -209,7 +209,7 @@ def test_a_contradicted_verdict_ends_with_1(copied: Callable[[str, str], Path]) 
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("- **Verdict:** holds\n", "- **Verdict:** maybe\n", "verdict starts with"),
+        ("- **Verdict:** holds\n", "- **Verdict:** maybe\n", "verdict must start with"),
         ("- **Source:** 001, the two variational views\n", "", "needs a heading"),
         ("## D01. ", "## D35. ", "no check_D35"),
     ],

@@ -182,7 +182,7 @@ def test_a_full_disk_names_the_last_good_checkpoint(tmp_path: Path) -> None:
     checkpoint.save(tmp_path, 1, "one")
     truncate(checkpoint.save(tmp_path, 2, "two") / checkpoint.STATE)
     for state in ({"weight": torch.zeros(10_000)}, {"rows": list(range(10_000))}):
-        with file_limit(20_000), pytest.raises(OSError, match=r"too large.*The last good checkpoint is .*00001\. Make"):
+        with file_limit(20_000), pytest.raises(OSError, match=r"too large.*The last good checkpoint is .*00001\. Free"):
             checkpoint.save(tmp_path, 3, state)
     assert [path.name for path in sorted(tmp_path.iterdir())] == ["checkpoint-00000001", "checkpoint-00000002"]
 
@@ -212,9 +212,9 @@ DAMAGE = {
 def test_damaged_newest_falls_back(damage: str, tmp_path: Path) -> None:
     first, second = (checkpoint.save(tmp_path, step, {"weight": torch.ones(step)}) for step in (1, 2))
     DAMAGE[damage](second)
-    with pytest.raises(ValueError, match=r"checkpoint-00000002 is .* before it is .*checkpoint-00000001: give that"):
+    with pytest.raises(ValueError, match=r"checkpoint-00000002 is .* good one before it: .*checkpoint-00000001"):
         checkpoint.load(second)
-    with pytest.warns(UserWarning, match=r"Taking checkpoint-00000001, since .*checkpoint-00000002 is"):
+    with pytest.warns(UserWarning, match=r"Using checkpoint-00000001, since .*checkpoint-00000002 is"):
         assert checkpoint.load(tmp_path).step == 1
     checkpoint.save(tmp_path, 2, {"weight": torch.ones(2)})  # the resumed run reaches this step again
     assert checkpoint.load(tmp_path).step == 2
@@ -265,17 +265,17 @@ def test_foreign_things_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"notes.txt is a file. Give a checkpoint"):
         checkpoint.load(tmp_path / "notes.txt")
     save_file({"weight": torch.ones(1)}, tmp_path / "model.safetensors")
-    with pytest.raises(ValueError, match=r"model.safetensors is a safetensors file without our state.json"):
+    with pytest.raises(ValueError, match=r"model.safetensors is a safetensors file without the state.json"):
         checkpoint.load(tmp_path / "model.safetensors")
     path = checkpoint.save(tmp_path, 1, {"weight": torch.ones(1)})
     (tmp_path / "checkpoint-00000001" / checkpoint.STATE).write_text(json.dumps({"version": "1.0"}))
-    with pytest.raises(ValueError, match=r"no checkpoint of gae: its state.json says format None"):
+    with pytest.raises(ValueError, match=r"not a checkpoint of gae: its state.json has format None"):
         checkpoint.load(tmp_path)
     shutil.rmtree(path)
     path = checkpoint.save(tmp_path, 1, {"weight": torch.ones(1)})
     for changes, message in [
         ({"version": 4}, r"format version 4, but this gae reads up to 3. Upgrade gae"),
-        ({"format": "other"}, r"no checkpoint of gae: its state.json says format 'other'"),
+        ({"format": "other"}, r"not a checkpoint of gae: its state.json has format 'other'"),
     ]:
         edit(path, **changes)
         for given_path in (path, tmp_path):
@@ -301,7 +301,7 @@ def test_restore_checks_before_it_changes() -> None:
 
 
 def as_first_version(path: Path) -> dict[str, Any]:
-    """Rewrites a checkpoint as format version 1 had it, without a checksum; returns its document."""
+    """Rewrites a checkpoint in format version 1, without a checksum; returns its document."""
     document = {**verified(json.loads((path / checkpoint.STATE).read_text())), "version": 1}
     (path / checkpoint.STATE).write_text(json.dumps(document))
     return document
@@ -313,7 +313,7 @@ STATE = {"lr": 1e-3, "betas": (0.9, 0.999), 0: torch.arange(3.0), "rows": [{"epo
 def test_the_first_version_is_read_with_a_warning(tmp_path: Path) -> None:
     path = checkpoint.save(tmp_path, 1, STATE)
     document = as_first_version(path)
-    with pytest.warns(UserWarning, match="format version 1, which kept no checksum"):
+    with pytest.warns(UserWarning, match="format version 1, which has no checksum"):
         assert same(checkpoint.load(tmp_path).state, STATE)
     checkpoint.save(tmp_path, 2, STATE)
     assert same(checkpoint.load(tmp_path).state, STATE)  # no warning
@@ -327,7 +327,7 @@ def test_the_first_version_is_read_with_a_warning(tmp_path: Path) -> None:
 
 
 def is_refused(path: Path) -> bool:
-    """Whether it is refused as damaged; otherwise its state must be the one that was saved."""
+    """Whether it is rejected as damaged; otherwise its state must equal the saved one."""
     try:
         found = checkpoint.load(path).state
     except ValueError as error:
@@ -363,7 +363,7 @@ def edits(document: Any) -> Iterator[Any]:
 
 
 def test_no_value_can_be_altered_unnoticed(tmp_path: Path) -> None:
-    """Each altered value is refused as damaged, that of the version, the format or a checksum too."""
+    """Each altered value is rejected as damaged, including the version, the format and a checksum."""
     path = checkpoint.save(tmp_path, 7, STATE)
     file = path / checkpoint.STATE
     document = json.loads(file.read_text())

@@ -1,4 +1,4 @@
-"""Models saved and loaded: what is built by which call, what is refused, and checkpoints of gae 0.1.0."""
+"""Saving and loading of models: recorded calls, errors, and checkpoints of gae 0.1.0."""
 
 import json
 import shutil
@@ -33,7 +33,7 @@ X = torch.linspace(-1, 1, 12).reshape(4, 3)
 
 @pytest.fixture
 def package() -> Iterator[ModuleType]:
-    """A module of a user's own, with a decoder, an engine, and a count of what was called."""
+    """A user-defined module with a decoder, an engine, and a count of calls."""
     module = ModuleType("my_package")
     exec(
         """
@@ -96,9 +96,7 @@ def test_a_part_exchanged_since_is_the_one_that_is_saved(tmp_path: Path) -> None
 def test_a_setting_changed_since_is_not_lost_in_silence(tmp_path: Path) -> None:
     model = by_parts()
     model.inference.max_steps = 7
-    with pytest.warns(
-        UserWarning, match=r"model\.inference\.max_steps is 7, not the 5 by the recorded call of Autoenc"
-    ):
+    with pytest.warns(UserWarning, match=r"model\.inference\.max_steps is 7, not the 5 built by the recorded call"):
         model.save(tmp_path / "model")
     with pytest.raises(ValueError, match=r"cannot be built again: model\.inference\.max_steps.*build="):
         load(tmp_path / "model")
@@ -162,7 +160,7 @@ def test_what_is_not_ours_is_called_only_if_trusted(package: ModuleType, tmp_pat
 
 def test_a_part_without_a_record_needs_a_builder(package: ModuleType, tmp_path: Path) -> None:
     model = Autoencoder(Gaussian(package.plain(), 2), Zeros())
-    with pytest.warns(UserWarning, match=r"likelihood\.decoder is a Sequential of which no call is recorded; decorate"):
+    with pytest.warns(UserWarning, match=r"likelihood\.decoder is a Sequential without a recorded call; decorate"):
         model.save(tmp_path / "model")
     for kind in ("model", "run"):
         if kind == "run":
@@ -184,12 +182,12 @@ def test_a_local_class_cannot_be_recorded(tmp_path: Path) -> None:
 
 
 CALLS = {
-    "another package": ("os:system", ["true"], r"os:system, which is no part of gae"),
-    "a function of gae": ("gae.data.files:write_text", ["executed", ""], "no part of a model"),
-    "by way of gae": ("gae.storage.checkpoint:shutil.rmtree", ["."], "no part of a model"),
-    "what torch.nn imports": ("torch.nn.modules.module:torch.save", [[], "executed"], "no part of a model"),
+    "another package": ("os:system", ["true"], r"os:system, which is not part of gae"),
+    "a function of gae": ("gae.data.files:write_text", ["executed", ""], "not a part of a model"),
+    "by way of gae": ("gae.storage.checkpoint:shutil.rmtree", ["."], "not a part of a model"),
+    "what torch.nn imports": ("torch.nn.modules.module:torch.save", [[], "executed"], "not a part of a model"),
     "nothing": ("gae.nets:perceptron", [], "cannot be imported"),
-    "no reference": ("gae", [], "cannot be imported|no part of a model"),
+    "no reference": ("gae", [], "cannot be imported|not a part of a model"),
 }
 
 
@@ -245,7 +243,7 @@ def test_broken_folders_are_refused(kind: str, tmp_path: Path) -> None:
 
 
 def test_the_commands_take_what_save_wrote(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A model of the table, one of parts in double precision, and one that ``fit`` gave no data set."""
+    """A named system, a model of parts in double precision, and one fitted without a data set."""
     digits = data.load("digits")
     table, parts, bare = (system("vae", (1, 8, 8), latent=2, hidden=(4,)) for _ in range(3))
     fit(table, digits, epochs=1, progress=False)
@@ -278,7 +276,7 @@ def test_encode_reads_a_checkpoint_once(tmp_path: Path, monkeypatch: pytest.Monk
 
 @pytest.mark.parametrize("name", ["vae", "detached"])
 def test_checkpoints_of_the_first_release_are_converted(name: str, tmp_path: Path) -> None:
-    """As ``gae fit`` and ``gae compare`` of gae 0.1.0 wrote them, with the codes that it found by them."""
+    """Checkpoints written by ``gae fit`` and ``gae compare`` of gae 0.1.0, with the codes that it inferred."""
     wanted = json.loads((OLD / "codes.json").read_text())[name]
     x = torch.tensor(wanted["x"])
     model = load(OLD / name)
@@ -292,7 +290,7 @@ def test_a_run_of_the_first_release_without_a_system_needs_a_builder(tmp_path: P
     shutil.copytree(OLD / "vae", tmp_path / "run")
     (folder,) = (tmp_path / "run").iterdir()
     edit(folder, lambda document: document["state"].update(describe={"mine": 1}))
-    with pytest.raises(ValueError, match=r"written by gae 0\.1\.0, which noted systems of its table only.*build="):
+    with pytest.raises(ValueError, match=r"written by gae 0\.1\.0, which recorded only named systems.*build="):
         load(folder)
     again = load(folder, build=lambda: system("vae", (3,), latent=1, hidden=[2]))
     assert same(again, load(OLD / "vae"))

@@ -1,4 +1,4 @@
-"""Corruptions, penalties, sparse codes and the chains that such autoencoders define."""
+"""Corruptions, penalties, sparse codes, and Markov chains of denoising and contractive autoencoders."""
 
 import math
 from functools import partial
@@ -108,7 +108,7 @@ def test_the_clean_x_is_scored() -> None:
 
 
 def test_a_score_of_the_corrupted_x_is_not_used() -> None:
-    """An ascent knows the density at its code, of the x that it saw."""
+    """An ascent stores the log density of its code, for the x that it received."""
     likelihood = LinearMixture(1, 2, (4,), flat_prior=True).double()
     engine = Ascent(Zeros(), GradientAscent(0.1), 3)
     autoencoder, x = Autoencoder(likelihood, engine, joint, corruption=MaskingNoise(1.0)), torch.randn(5, 4).double()
@@ -208,7 +208,7 @@ def alike(latent: int, dim: int, spread: float) -> Gaussian:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("accelerated", [False, True])
 def test_backtracking_converges_where_atoms_are_alike(accelerated: bool, dtype: torch.dtype) -> None:
-    """Within the bounds of Beck & Teboulle (2009, theorems 3.1 and 4.4) of the lasso that coordinate descent finds.
+    """Within the bounds of Beck & Teboulle (2009, theorems 3.1 and 4.4) around the lasso by coordinate descent.
 
     The step that assumes a curvature of √Z / scale² diverges here.
     """

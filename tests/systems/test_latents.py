@@ -1,4 +1,4 @@
-"""Rows whose code is no code of a sample alone: measurements of one, a network's weights, a network's input."""
+"""Systems of measurements of a sample, of a network's weights and of a network's input."""
 
 import pytest
 import torch
@@ -18,7 +18,7 @@ IMAGE, SIZE = (1, 8, 8), 100
 
 @pytest.fixture(scope="module")
 def trained(digits: Dataset) -> Autoencoder:
-    """A VAE of digits, whose decoder the rows can load."""
+    """A VAE of digits, whose decoder the systems can load."""
     seed(0)
     model = build("vae", IMAGE)
     with without_type_checks():
@@ -27,7 +27,7 @@ def trained(digits: Dataset) -> Autoencoder:
 
 
 def restored(name: str, trained: Autoencoder, x: Tensor, **options: float) -> tuple[Tensor, Tensor]:
-    """What the row measures of x, and the whole images that its codes stand for."""
+    """The measurements of x, and the whole images decoded from their codes."""
     seed(0)
     model = build(name, IMAGE, **options)
     model.likelihood.likelihood.load_state_dict(trained.likelihood.state_dict())

@@ -1,4 +1,4 @@
-"""Variants of mixtures: the k-NN limit, shortlisted charts, blended charts, and codes in a space of kernels."""
+"""Variants of mixtures: nearest neighbours, shortlisted charts, blended charts and Gaussian kernels."""
 
 import math
 import sys
@@ -55,7 +55,7 @@ def points(count: int, dim: int = 6, **options: Any) -> LinearMixture:
 
 
 def atlas(count: int = 12, latent: int = 2, dim: int = 6) -> LinearMixture:
-    """Charts with weights and scales of their own, and directions that are neither orthogonal nor of unit length."""
+    """Charts with different weights and scales, and directions that are neither orthogonal nor of unit length."""
     model = LinearMixture(
         count, latent, (dim,), means=2 * torch.randn(count, dim), flat_prior=True, learn_scale=True, learn_weights=True
     ).double()
@@ -92,7 +92,7 @@ def neighbours(digits: Dataset) -> Autoencoder:
 
 
 def test_knn_is_scikit_learns(neighbours: Autoencoder, digits: Dataset) -> None:
-    """The same neighbour wherever only one is nearest, by exact integer distances; where several are, one of them."""
+    """The same neighbour if it is unique, by exact integer distances; otherwise one of the nearest."""
     found = neighbours.encode(digits.test).component
     search = NearestNeighbors(n_neighbors=1).fit(flattened(digits.train))
     theirs = search.kneighbors(flattened(digits.test), return_distance=False)[:, 0]
@@ -132,7 +132,7 @@ def test_nearest_is_the_argmax(entries: int, unequal: tuple[str, ...]) -> None:
 
 
 def test_nearest_holds_blocks_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No product is larger than it may be, whatever B and K are."""
+    """No product exceeds the limit, for any B and K."""
     sizes = []
 
     def product(bias: Tensor, a: Tensor, b: Tensor) -> Tensor:
@@ -145,7 +145,7 @@ def test_nearest_holds_blocks_alone(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_nearest_of_far_data() -> None:
-    """In float32 about a common centre: far from the origin, distances still tell the points apart."""
+    """In float32 relative to a common centre: far from the origin, distances still distinguish the points."""
     means = torch.randn(50, 6)
     model = LinearMixture(50, 0, (6,), means=means + 1000)
     found = Nearest()(model, model.means.detach() + 0.01).k
@@ -289,7 +289,7 @@ class FlatL2:
 
 
 def test_faiss_settles_near_ties_exactly(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The stand-in's float32 differences are better than faiss's products: rounded here to what these tell."""
+    """Rounds the stand-in's float32 differences to the lower accuracy of faiss's products."""
 
     class Coarse(FlatL2):
         def search(self, x: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
@@ -314,7 +314,7 @@ def stand_in(monkeypatch: pytest.MonkeyPatch) -> type[FlatL2]:
 
 
 def test_faiss_is_asked_for_the_nearest_mean(stand_in: type[FlatL2]) -> None:
-    """One index per state of the means, also where they change behind autograd's back; copies build their own."""
+    """One index per state of the means, also if they change without autograd; copies build separate ones."""
     model, x, engine = points(20), observations(), Nearest("faiss")
     for _ in range(2):
         assert torch.equal(engine.infer(model, x).k, Nearest().infer(model, x).k)
@@ -375,7 +375,7 @@ def test_shortlist_of_points_is_nearest() -> None:
 
 @pytest.mark.parametrize("probes", [1, 2, 3])
 def test_shortlist_is_the_argmax_over_the_charts_of_the_nearest_cells(probes: int) -> None:
-    """Cells and choice by hand, from the engine's own quantiser; charts of other cells are never looked at."""
+    """Cells and choice by hand, from the engine's quantiser; charts of other cells are not evaluated."""
     model, x = atlas(), observations()
     engine = Shortlist(ClosedForm(), probes, cells=4)
     found = engine(model, x)
@@ -395,7 +395,7 @@ def test_shortlist_is_the_argmax_over_the_charts_of_the_nearest_cells(probes: in
 
 
 def test_shortlist_counts_what_it_compares() -> None:
-    """Counted at the inner engine, sample by sample; and the account of an ascent is T steps on each of them."""
+    """Counted at the inner engine for each sample; an ascent reports T steps on each of them."""
 
     class Counting(Inference):
         rows = 0
@@ -730,7 +730,7 @@ def test_without_absorption_the_code_drifts_off() -> None:
 
 
 def furthest(model: GaussianKernel, x: Tensor, start: Tensor) -> Tensor:
-    """How far from its nearest centre an ascent from there can end, by the docstring."""
+    """The largest distance between the nearest centre and the end of an ascent from it, by the docstring."""
     log_p = model.log_components(x).amax(1)
     count = len(model.centres)
     return (math.log(count) + log_p - math.log(model.absorbing) - model.log_joint(x, start)[0]).sqrt()

@@ -382,7 +382,7 @@ def plain_vae_losses(
     beta: float,
     batches: Iterator[Tensor],
 ) -> list[float]:
-    """A VAE as anyone would write it: Gaussian (learned scale) or Bernoulli pixels, Adam, closed-form KL.
+    """A plain implementation of a VAE: Gaussian (learned scale) or Bernoulli pixels, Adam, closed-form KL.
 
     Its networks see and paint pixels in the unit of the data, about their mean.
     """
@@ -479,7 +479,7 @@ def test_decoder_variance_is_beta(
 
 
 def test_elbo_below_iwae_below_evidence_on_ppca(images: Tensor) -> None:
-    """An encoder that is wrong on purpose: in expectation each bound lies where theory puts it."""
+    """With a deliberately wrong encoder, each bound has the theoretical expectation."""
     model = build("ppca", latent=2)
     train(model, images)
     likelihood, x = linear(model), images[:20]
@@ -705,7 +705,7 @@ def test_a_raw_table_is_as_good_as_a_standardised_one(name: str) -> None:
 
 
 def test_a_learned_scale_has_a_floor_where_a_pixel_is_constant(images: Tensor) -> None:
-    """However far the parameter runs, log q_r(x|z) is scipy's at the scale that the model states, and finite."""
+    """For any value of the parameter, log q_r(x|z) is finite and equals scipy's at the scale of the model."""
     model = build("vae", latent=2, hidden=(8,), learn="pixel")
     train(model, images[:50], epochs=1)
     likelihood, x, z = model.likelihood, images[:5], torch.randn(1, 5, 2, dtype=torch.float64)

@@ -1,4 +1,4 @@
-"""Every row of the table: it is built, learns (or says that it cannot), encodes, decodes, and can be restored."""
+"""Every system of the table: construction, training (or an error), encoding, decoding and restoring."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -28,7 +28,7 @@ SIZE = 60
 
 @dataclass(frozen=True)
 class Example:
-    """What a row needs to be tried: options that keep it small, and observations for rows whose x are no samples."""
+    """Test case of a row: options for a small model, and observations for rows whose x is not a sample."""
 
     options: dict[str, Any] = field(default_factory=dict)
     observe: Callable[[Tensor], Tensor] = lambda x: x  # observations out of images (N, 1, 8, 8)
@@ -39,7 +39,7 @@ class Example:
 
 
 def measured(name: str, **options: Any) -> Callable[[Tensor], Tensor]:
-    """What the row's own operator makes of images; its random part is that of the seed."""
+    """Measurements of images by the row's operator, which is random with the given seed."""
 
     def observe(x: Tensor) -> Tensor:
         seed(0)
@@ -82,7 +82,7 @@ every_system = pytest.mark.parametrize("name", SYSTEMS)
 
 
 def example(name: str, digits: Dataset) -> tuple[Autoencoder, Tensor, Tensor, Example]:
-    """The row's model, what it learns from, and what it has not seen."""
+    """The row's model, its training data and held-out data."""
     chosen = EXAMPLES.get(name, Example())
     x = chosen.observe(digits.train[:SIZE])
     seed(0)
@@ -153,7 +153,7 @@ def test_a_row_learns(name: str, digits: Dataset) -> None:
 
 
 def results(model: Autoencoder, x: Tensor) -> list[Tensor]:
-    """Codes, their density, decoded codes and log p(x), where there are such."""
+    """Codes, their density, decoded codes and log p(x), if they exist."""
     encoding = encoded(model, x)
     decoded = model.decode(encoding.point, encoding.component)
     found = [encoding.point, encoding.log_joint]
@@ -169,7 +169,7 @@ def results(model: Autoencoder, x: Tensor) -> list[Tensor]:
 @every_system
 @pytest.mark.parametrize("direct", [False, True], ids=["by name", "by function"])
 def test_a_row_is_saved_and_loaded(name: str, direct: bool, digits: Dataset, tmp_path: Path) -> None:
-    """Bit for bit, from what ``save`` and ``fit`` wrote, whichever way it was built."""
+    """Bit for bit, from files of ``save`` and ``fit``, for every way to build the model."""
     model, train, held_out, chosen = example(name, digits)
     if direct:
         model = getattr(gae, function_name(name))(chosen.event_shape, **chosen.options)

@@ -45,7 +45,7 @@ def test_images_come_back_in_their_size(shape: tuple[int, ...], channels: tuple[
 
 @sizes
 def test_every_pixel_is_reached(shape: tuple[int, ...]) -> None:
-    """No border is left out on the way back, and none is unseen on the way in."""
+    """The decoder covers all borders of an image, and the encoder sees them."""
     model, x = build("conv-vae", shape, latent=3, channels=(4, 8)), torch.rand(1, *shape, requires_grad=True)
     assert isinstance(model.inference, Amortized)
     mean = model.inference.guide.density(x).mean  # type: ignore[union-attr, operator]
@@ -56,7 +56,7 @@ def test_every_pixel_is_reached(shape: tuple[int, ...]) -> None:
 
 
 def against_ppca(train_set: Tensor, test_set: Tensor, latent: int, epochs: int) -> float:
-    """By how many nats a short training's bound exceeds the exact evidence of PPCA at equal code width."""
+    """Bound after a short training minus the exact evidence of PPCA of equal code width, in nats."""
     linear = PCA(latent, svd_solver="full").fit(train_set.flatten(1).double().numpy())
     model = build("conv-vae", tuple(train_set.shape[1:]), latent=latent, channels=(8, 16), scale=0.2)
     train(model, train_set, epochs=epochs, batch_size=32, optimizer=Fast)
@@ -108,7 +108,7 @@ def expected_error(model: Autoencoder, x: Tensor) -> Tensor:
 @pytest.mark.parametrize("learn", ["scalar", "pixel"])
 @pytest.mark.parametrize("beta", [1.0, 4.0])
 def test_a_learned_variance_is_the_expected_squared_error(learn: str, beta: float, images: Tensor) -> None:
-    """At a stationary point σ² = E_q (x - f(z))², over all pixels or of each one, whatever the weight of the KL is."""
+    """At a stationary point σ² = E_q (x - f(z))², over all pixels or for each one, for any weight of the KL."""
     model = build("vae", latent=3, hidden=(), learn=learn, scale=0.5, beta=beta, samples=60).double()
     train(model, images, epochs=5, optimizer=Fast)
     likelihood = model.likelihood
@@ -174,7 +174,7 @@ def test_a_fixed_variance_is_the_weight_of_the_kl(name: str, images: Tensor) -> 
 @pytest.mark.parametrize("name", ["ae", "vae", "conv-vae"])
 @pytest.mark.parametrize("option", [{"scale": 0.1}, {"learn": "fixed"}])
 def test_a_head_without_a_scale_takes_none(name: str, option: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match=r"'bernoulli' has no scale: .* would do nothing.*: gaussian, laplace\."):
+    with pytest.raises(ValueError, match=r"'bernoulli' has no scale: .* would have no effect.*: gaussian, laplace\."):
         build(name, head="bernoulli", **option)
 
 

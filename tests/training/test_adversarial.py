@@ -168,7 +168,7 @@ def test_one_logit_for_each_observation(outputs: int | tuple[int, ...]) -> None:
 
 def test_draws_must_be_differentiable() -> None:
     game = Adversarial(Bernoulli(nets.mlp(2, (5,), 3), 2), Prior(), nets.mlp(3, (6,), 1))
-    with pytest.raises(ValueError, match="Draws of Bernoulli carry no gradient"):
+    with pytest.raises(ValueError, match="Samples of Bernoulli carry no gradient"):
         game(torch.zeros(4, 3))
 
 

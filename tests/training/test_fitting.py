@@ -1,4 +1,4 @@
-"""The training loop: what is optimised, what is reported, what is refused."""
+"""The training loop: optimisation, reports and errors."""
 
 import csv
 import math
@@ -307,7 +307,7 @@ def test_progress_of_a_resumed_run_counts_all_its_steps(
 
 
 class Processes:
-    """A launched group whose other members hold what this one does."""
+    """A process group whose other members hold the same values as this one."""
 
     def __init__(self, world_size: int):
         self.world_size, self.global_rank, self.device, self.calls = world_size, 0, torch.device("cpu"), 0
@@ -323,7 +323,7 @@ class Processes:
 
 @pytest.mark.parametrize("world_size", [1, 2, 3])
 def test_values_are_reduced_over_the_processes_of_a_group_of_two_or_more(world_size: int, x: Tensor) -> None:
-    """One process asks nobody; sums over copies of one process leave a closed-form fit as it is."""
+    """One process does not communicate; sums over copies of a process do not change a closed-form fit."""
     fabric = Processes(world_size)
     assert learners._over_processes(torch.tensor(1.5), fabric, "sum") == 1.5 * world_size
     assert fabric.calls == (world_size > 1)
@@ -446,7 +446,7 @@ def test_folders_that_cannot_be_written_to(x: Tensor, tmp_path: Path, monkeypatc
 def test_one_of_many_processes_is_refused(
     name: str, x: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each would train the whole, and write into one folder; one process alone, or with a Fabric, is welcome."""
+    """Each would train the whole model and write to the same folder; a single process, or a Fabric, is accepted."""
     monkeypatch.setenv(name, "1")
     quiet(small(), x, epochs=1)
     monkeypatch.setenv(name, "2")
@@ -509,7 +509,7 @@ def test_exact_posterior_with_learned_scale_reaches_the_evidence() -> None:
 
 
 def test_a_loss_without_any_gradient_is_said() -> None:
-    """Rows whose objective cannot be differentiated are constants; where all are, nothing is left to learn from."""
+    """Rows with a non-differentiable objective are constants; if all rows are, there is no gradient."""
     x = 1e12 * (torch.randn(30, 4) + 30 * torch.eye(3, 4).repeat(10, 1))  # no cluster of a row or two, which would fit
     model = smooth_llgae((4,), latent=2, components=3)
     with pytest.raises(FloatingPointError, match=r"objectives are too large for gradients at epoch 1, step 1\. Try"):

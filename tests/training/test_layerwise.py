@@ -1,4 +1,4 @@
-"""Greedy pre-training layer by layer, and the classifier on top."""
+"""Greedy layer-wise pre-training, and the classifier on top."""
 
 from functools import partial
 
@@ -44,7 +44,7 @@ def test_layers_mirror_each_other(hidden: tuple[int, ...]) -> None:
 
 
 def test_each_layer_is_fitted_to_the_codes_below() -> None:
-    """As two loops of ``fit`` written out, with the same seed and the same weights to start from."""
+    """Equals two explicit calls of ``fit`` with the same seed and initial weights."""
     x, model, other = torch.randn(40, 2, 4), stack(hidden=(6,)), stack(hidden=(6,))
     histories = pre(model, x, epochs=3, optimizer=SGD, seed=5)
     encoder, decoder = layers(other)
@@ -83,13 +83,13 @@ def test_corruption_reaches_every_layer() -> None:
 
 def test_what_cannot_be_pretrained() -> None:
     x = torch.randn(10, 2, 4)
-    with pytest.raises(TypeError, match=r"`nn.Sequential`s of equally many layers.*stacked-ae"):
+    with pytest.raises(TypeError, match=r"`nn.Sequential`s with the same number of layers.*stacked-ae"):
         pre(Autoencoder(Gaussian(nn.Linear(2, 8), 2), Ascent()), x)
     uneven = stack()
     uneven.inference.guide = uneven.inference.guide[:2]
-    with pytest.raises(TypeError, match="equally many layers"):
+    with pytest.raises(TypeError, match="the same number of layers"):
         pre(uneven, x)
-    with pytest.raises(ValueError, match="out is for one run"):
+    with pytest.raises(ValueError, match="out is for a single run"):
         pre(stack(), x, out="run")
 
 
@@ -121,7 +121,7 @@ def test_corruption_leaves_the_labels_alone() -> None:
 def test_what_cannot_be_classified() -> None:
     with pytest.raises(TypeError, match="needs the codes of an encoder, got `Ascent`"):
         classifier(Autoencoder(Gaussian(nn.Linear(2, 8), 2), Ascent()), 3)
-    with pytest.raises(ValueError, match=r"must put out logits \(N, C\), got outputs of shape \(3, 4\)"):
+    with pytest.raises(ValueError, match=r"must return logits \(N, C\), got outputs of shape \(3, 4\)"):
         LabelHead(nn.Sequential(nn.Linear(2, 12), nn.Unflatten(1, (3, 4))), 2, 5)
     head = classifier(stack(), 3)
     for label in (3, -1):
@@ -133,7 +133,7 @@ def test_what_cannot_be_classified() -> None:
 
 @pytest.mark.usefixtures("unchecked_types")
 def test_pretrained_and_fine_tuned_it_reads_digits(digits: Dataset) -> None:
-    """At least 95 % of the test digits, after a few epochs; a tenth would be chance."""
+    """At least 95 % of the test digits after a few epochs; chance level is 10 %."""
     torch.manual_seed(0)
     noise = GaussianNoise(0.2)
     model = systems.build("stacked-ae", digits.event_shape, hidden=(128,))

@@ -1,4 +1,4 @@
-"""A run that was stopped, killed or spread over processes ends where an undisturbed one does."""
+"""A run that was stopped, killed or distributed over processes gives the result of an uninterrupted one."""
 
 import json
 import random
@@ -68,7 +68,7 @@ def course(name: str, out: Path | str, epochs: int = 4, **options: Any) -> tuple
 
 
 def fingerprint(out: Path) -> tuple[str, dict[str, bytes]]:
-    """Everything in the newest checkpoint, but for the seconds."""
+    """The newest checkpoint without the durations."""
     state = checkpoint.load(out).state
     state["progress"]["seconds"] = 0.0
     for row in state["history"]["rows"]:
@@ -120,13 +120,13 @@ def test_damaged_newest_checkpoint(tmp_path: Path) -> None:
     course("vae", tmp_path / "run", epochs=3)
     newest = checkpoint.checkpoints(tmp_path / "run")[-1] / checkpoint.TENSORS
     newest.write_bytes(newest.read_bytes()[:100])
-    with pytest.warns(UserWarning, match=r"Taking checkpoint-00000008, since .*00000012 is damaged"):
+    with pytest.warns(UserWarning, match=r"Using checkpoint-00000008, since .*00000012 is damaged"):
         model, _ = course("vae", tmp_path / "run", resume=True)
     assert_same_end("vae", tmp_path / "run", model, tmp_path)
 
 
 def test_damaged_values_of_the_newest_checkpoint(tmp_path: Path) -> None:
-    """One digit of the learning rate, the epoch or a loss: the run goes on from the checkpoint before."""
+    """One altered digit of the learning rate, the epoch or a loss: the run resumes from the previous checkpoint."""
     course("vae", tmp_path / "undisturbed")
     course("vae", tmp_path / "run", epochs=3)
     newest = checkpoint.checkpoints(tmp_path / "run")[-1] / checkpoint.STATE
@@ -138,7 +138,7 @@ def test_damaged_values_of_the_newest_checkpoint(tmp_path: Path) -> None:
         file = tmp_path / name / newest.parent.name / checkpoint.STATE
         digit = str((int(value[-1]) + 1) % 10)
         file.write_text(text.replace(f'"{name}": {value}', f'"{name}": {value[:-1]}{digit}'))
-        with pytest.warns(UserWarning, match=r"Taking checkpoint-00000008, since .*00000012 is damaged"):
+        with pytest.warns(UserWarning, match=r"Using checkpoint-00000008, since .*00000012 is damaged"):
             course("vae", tmp_path / name, resume=True)
         assert fingerprint(tmp_path / name) == fingerprint(tmp_path / "undisturbed")
 
@@ -147,7 +147,7 @@ def test_a_full_disk_costs_one_epoch(tmp_path: Path) -> None:
     course("adam", tmp_path / "run", epochs=2)
     with (
         file_limit(1000),
-        pytest.raises(OSError, match=r"The last good checkpoint is .*checkpoint-00000008\. Make room"),
+        pytest.raises(OSError, match=r"The last good checkpoint is .*checkpoint-00000008\. Free disk space"),
     ):
         course("adam", tmp_path / "run", resume=True)
     model, _ = course("adam", tmp_path / "run", resume=True)
@@ -191,7 +191,9 @@ DIFFERENT: list[tuple[dict[str, Any], str]] = [
 def test_resuming_with_another_configuration(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
     course("adam", tmp_path, epochs=1, describe={"system": "ae"})
     before = fingerprint(tmp_path)
-    with pytest.raises(ValueError, match=rf"another configuration: {message}. Use the same, or another `out` folder"):
+    with pytest.raises(
+        ValueError, match=rf"another configuration: {message}. Use the same configuration, or another `out` folder"
+    ):
         course("adam", tmp_path, resume=True, **{"describe": {"system": "ae"}, **changes})
     assert fingerprint(tmp_path) == before
 
@@ -292,7 +294,7 @@ def reached(out: Path) -> int:
 
 
 def test_killed_before_any_file_operation(worker: Worker, tmp_path: Path) -> None:
-    """Each attempt survives one operation longer than the one before, and so dies at every point of a write."""
+    """Each attempt is killed one operation later than the previous one, so that every point of a write is covered."""
     out, steps, operations = tmp_path / "run", [0], 1
     while not worker.attempt("vae", out, operations=operations):
         steps.append(reached(out))
