@@ -15,6 +15,7 @@ from torch import Tensor
 
 from gae.autoencoder import Autoencoder
 from gae.data import Dataset
+from gae.evidence import Evidence
 from gae.evidence.base import without_warning
 from gae.inference import Encoding, Status
 from gae.inference.laws import codes_from
