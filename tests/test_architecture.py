@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -107,6 +108,25 @@ def test_no_two_classes_share_a_name() -> None:
 def test_no_module_imports_itself_by_way_of_others() -> None:
     imports = {module: own_imports(module) - {module} for module in FILES}
     TopologicalSorter(imports).prepare()  # raises CycleError, which names the circle
+
+
+# Phrases that a native speaker would not write, and clauses where a noun belongs.
+ODD = re.compile(r"\b(but for|lest|hangs? on|tells? of|for want of)\b")
+CLAUSE = re.compile(r"^(What|Where)\b|\bwhat (is|was|are|the|of|came|comes|stands|it|one|they|each|users?)\b")
+
+
+@every_module
+def test_docstrings_are_plain_english(module: str) -> None:
+    documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    texts = [ast.get_docstring(node) or "" for node in ast.walk(parse(module)) if isinstance(node, documented)]
+    assert not [text for text in texts if ODD.search(text) or CLAUSE.search(text.partition("\n")[0])]
+
+
+@every_module
+def test_no_variable_is_named_found(module: str) -> None:
+    """Say what it is: code, index, entry."""
+    names = {node.id for node in ast.walk(parse(module)) if isinstance(node, ast.Name)}
+    assert "found" not in names | {node.arg for node in ast.walk(parse(module)) if isinstance(node, ast.arg)}
 
 
 def hazards(tree: ast.Module) -> Iterator[str]:  # noqa: C901 (one case for each hazard)
