@@ -16,6 +16,7 @@ from typing import Any
 import hypothesis
 import jaxtyping
 import numpy as np
+import pyro
 import pytest
 import torch
 
@@ -65,6 +66,7 @@ class Deterministic:
         np.random.seed(0)
         torch.manual_seed(0)
         torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+        pyro.clear_param_store()  # of parameters that other tests left
         yield
         torch.set_default_dtype(torch.float32)
 

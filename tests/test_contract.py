@@ -44,11 +44,6 @@ every_pair = each(PAIRS)
 every_likelihood = each(LIKELIHOODS)
 
 
-@pytest.fixture(autouse=True)
-def empty_store() -> None:
-    pyro.clear_param_store()
-
-
 class SameNoise(TorchDispatchMode):
     """Random numbers that depend on neither place nor size of the batch: all rows along S and B get the same ones."""
 

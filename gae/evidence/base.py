@@ -14,8 +14,6 @@ from gae.likelihood import ExactPosterior, FlatDistribution, Likelihood
 from gae.likelihood.door import checked
 from gae.likelihood.evidence import Evidence
 
-HEAVY, DOMINATED = 0.7, 2.0  # above this Pareto k or below this ess, the standard error is too small
-
 
 class UnreliableWarning(UserWarning):
     """Warning that a few weights dominate an estimate of log p(x), so that its standard error is too small."""

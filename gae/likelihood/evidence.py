@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-HEAVY, DOMINATED = 0.7, 2.0  # shape and effective size of weights beyond which their mean's standard error is too small
+HEAVY, DOMINATED = 0.7, 2.0  # above this Pareto k or below this ess, the standard error is too small
 
 
 @dataclass(frozen=True)

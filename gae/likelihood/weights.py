@@ -82,12 +82,13 @@ class WeightDecoder(nn.Module):
 
 
 def _freeze(net: nn.Module) -> None:
-    """Replaces parameters by non-persistent buffers, which are neither trained nor saved."""
+    """Replaces parameters by non-persistent buffers of zeros, neither trained nor saved: only their shapes matter."""
     buffers: dict[nn.Parameter, Tensor] = {}
     for module in net.modules():
         for name, parameter in list(module.named_parameters(recurse=False)):
             delattr(module, name)
-            module.register_buffer(name, buffers.setdefault(parameter, parameter.detach()), persistent=False)
+            zeros = buffers.setdefault(parameter, torch.zeros_like(parameter, requires_grad=False))
+            module.register_buffer(name, zeros, persistent=False)
 
 
 class WeightLikelihood(DecoderLikelihood):

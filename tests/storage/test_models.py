@@ -253,7 +253,9 @@ def test_the_commands_take_what_save_wrote(tmp_path: Path, monkeypatch: pytest.M
     for name, model in (("table", table), ("parts", parts), ("bare", bare)):
         model.save(Path(name))
         with (
-            nullcontext() if name == "table" else pytest.warns(UserWarning, match="not say how its data were binarised")
+            nullcontext()
+            if name == "table"
+            else pytest.warns(UserWarning, match="binarization of the model's data is unknown")
         ):
             gae("encode", name, "digits", "-o", "codes.npz")
             gae("explore", name, "digits", "-n", 5, "--size", 2)
