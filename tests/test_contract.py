@@ -448,6 +448,7 @@ def test_bridge_has_the_same_density(case: LikelihoodCase, bridge: Callable[...,
 
 
 @each([case for case in LIKELIHOODS if isinstance(case.build(), ClosedFormLearning)])
+@pytest.mark.filterwarnings("ignore:The noise scale")  # few samples, which charts may fit exactly
 def test_statistics_add_over_batches(case: LikelihoodCase) -> None:
     likelihood, x = built(case)
     assert isinstance(likelihood, ClosedFormLearning)

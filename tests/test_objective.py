@@ -167,7 +167,7 @@ def test_logsumexp_over_all_components_is_the_evidence() -> None:
 @pytest.mark.parametrize("head", [Gaussian, Bernoulli])
 def test_elbo_below_iwae_below_more_iwae(head: type[Bernoulli] | type[Gaussian]) -> None:
     """In expectation, and tighter with S (Burda et al. 2016, theorem 1): means of many draws, 4 standard errors."""
-    model, x = decoder(head), torch.ones(3000, 6, dtype=torch.float64)
+    model, x = decoder(head), torch.ones(12000, 6, dtype=torch.float64)
     bounds = []
     for samples in (1, 2, 8, 32):
         values = iwae(Amortized(Density(normal(0.3, 1.2)), samples)(model, x))

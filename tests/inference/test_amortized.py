@@ -282,8 +282,8 @@ def test_svi_trains_any_likelihood(case: LikelihoodCase) -> None:
     assert all(moved), "the store holds the likelihood's own parameters"
 
 
-def posterior_draws(likelihood: Likelihood, x: Tensor, samples: int, warmup: int, depth: int = 10) -> Tensor:
-    kernel = NUTS(to_pyro(likelihood), max_tree_depth=depth)
+def posterior_draws(likelihood: Likelihood, x: Tensor, samples: int, warmup: int, **options: Any) -> Tensor:
+    kernel = NUTS(to_pyro(likelihood), **options)
     mcmc = MCMC(kernel, num_samples=samples, warmup_steps=warmup, disable_progbar=True)
     seeded(lambda: mcmc.run(x))
     return mcmc.get_samples()["z"]
@@ -292,7 +292,7 @@ def posterior_draws(likelihood: Likelihood, x: Tensor, samples: int, warmup: int
 @each(SAMPLED)
 def test_nuts_runs_on_any_likelihood(case: LikelihoodCase) -> None:
     likelihood, x = built(case, batch=2)
-    z = posterior_draws(likelihood, x, 4, 5, depth=3)
+    z = posterior_draws(likelihood, x, 4, 0, max_tree_depth=3, step_size=0.01, adapt_step_size=False)
     assert z.shape == (4, 2, *likelihood.latent_shape)
     assert z.isfinite().all() and len(z.unique(dim=0)) > 1
 
