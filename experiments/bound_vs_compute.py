@@ -30,7 +30,7 @@ from torch import Tensor
 from benchmarks.common import agree
 from benchmarks.mnist_vae import LATENT, images, trained
 from benchmarks.p01_map_codes import long_run
-from experiments.common import mnist, write
+from experiments.common import arguments, mnist, write
 from gae import Autoencoder
 from gae.inference import (
     LBFGS,
@@ -217,4 +217,5 @@ def main(configuration: Configuration) -> None:
 
 
 if __name__ == "__main__":
+    arguments(__doc__)
     main(Configuration())

@@ -1,8 +1,10 @@
 """Common functions of the experiments: reading MNIST and writing results."""
 
+import argparse
 import json
 import os
 import sys
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,19 @@ from gae.data.environment import processor, versions
 
 ROOT = Path(__file__).resolve().parent
 RESULTS = ROOT / "results"
+
+
+def arguments(description: str | None, names: Iterable[str] = ()) -> list[str]:
+    """The names on the command line, all optional; ``--help`` prints the description and what they may be."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    choices = list(names)
+    if choices:
+        parser.add_argument("names", nargs="*", metavar="NAME", help=f"{', '.join(choices)}; all unless given")
+    chosen = getattr(parser.parse_args(), "names", [])
+    for name in chosen:
+        if name not in choices:
+            parser.error(f"unknown name {name!r}, choose from {', '.join(choices)}")
+    return chosen
 
 
 def mnist(binarize: str = "none") -> Dataset:

@@ -31,7 +31,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from experiments.common import ROOT, mnist, write
+from experiments.common import ROOT, arguments, mnist, write
 from gae import Autoencoder, nets
 from gae.inference import LBFGS, Adam, Amortized, Ascent, Detach, Encoding, Prior
 from gae.likelihood import Bernoulli, GaussianProjection, Likelihood, LinearOperator, Mask, Measured
@@ -288,4 +288,5 @@ def main(configuration: Configuration) -> None:
 
 
 if __name__ == "__main__":
+    arguments(__doc__)
     main(Configuration())

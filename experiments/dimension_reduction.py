@@ -24,7 +24,7 @@ import torch
 from threadpoolctl import threadpool_limits
 from torch import Tensor
 
-from experiments.common import ROOT, mnist, write
+from experiments.common import ROOT, arguments, mnist, write
 from gae.analysis.metrics import EvaluationBudget, encode, proportion
 from gae.data import Dataset, load
 from gae.inference import LBFGS, Ascent, Detach, Zeros
@@ -167,6 +167,7 @@ def main(configuration: Configuration) -> None:
 
 
 if __name__ == "__main__":
+    arguments(__doc__)
     torch.set_num_threads(1)
     with threadpool_limits(1):
         main(Configuration())

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from experiments.common import write
+from experiments.common import arguments, write
 from gae.analysis.restoration import Progress, restore_image
 from gae.likelihood import Downsample
 from gae.systems.image_prior import Network
@@ -183,4 +183,5 @@ def main(configuration: Configuration) -> None:
 
 
 if __name__ == "__main__":
+    arguments(__doc__)
     main(Configuration())

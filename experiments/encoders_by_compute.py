@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
-from experiments.common import mnist, write
+from experiments.common import arguments, mnist, write
 from experiments.gap_models import TRAININGS, train
 from gae.analysis.inference_gap import inference_gap, lower_bound, one_row
 from gae.analysis.metrics import mean_and_error
@@ -173,5 +173,6 @@ def main(configuration: Configuration) -> None:
 
 
 if __name__ == "__main__":
+    arguments(__doc__)
     torch.set_num_threads(1)
     main(Configuration())

@@ -10,7 +10,6 @@ trains the named decoders (all by default). An interrupted run resumes from its 
 ``runs/inference_gap``.
 """
 
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -18,7 +17,7 @@ from functools import partial
 import torch
 from torch import nn
 
-from experiments.common import ROOT, mnist
+from experiments.common import ROOT, arguments, mnist
 from gae import Autoencoder, nets
 from gae.data import Dataset
 from gae.inference import Adam, Adjoint, Amortized, Ascent, Detach, Inference, MeanField, Unroll, Zeros
@@ -125,8 +124,9 @@ def train(name: str, data: Dataset) -> tuple[Autoencoder, NormalEncoder]:
 
 
 if __name__ == "__main__":
+    chosen = arguments(__doc__, [*TRAININGS, *WIDTHS])
     torch.set_num_threads(1)
     images = mnist(binarize="dynamic")
-    for chosen in sys.argv[1:] or [*TRAININGS, *WIDTHS]:
-        train(chosen, images)
-        print(chosen, "done", flush=True)
+    for name in chosen or [*TRAININGS, *WIDTHS]:
+        train(name, images)
+        print(name, "done", flush=True)

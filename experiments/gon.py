@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from experiments.common import ROOT, mnist, write
+from experiments.common import ROOT, arguments, mnist, write
 from gae import Autoencoder
 from gae.data import Dataset
 from gae.inference import LBFGS, Adjoint, Ascent, Detach, Unroll, Zeros
@@ -193,4 +193,5 @@ def main(configuration: Configuration) -> None:
 
 
 if __name__ == "__main__":
+    arguments(__doc__)
     main(Configuration())

@@ -22,14 +22,13 @@ Published: Burda et al. (2016), table 1, one stochastic layer, 3,280 epochs at f
 import copy
 import json
 import math
-import sys
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from experiments.common import mnist, write
+from experiments.common import arguments, mnist, write
 from experiments.gap_models import RUNS, TRAININGS, WIDTHS, train
 from gae import Autoencoder
 from gae.analysis.inference_gap import inference_gap
@@ -225,4 +224,4 @@ def main(configuration: Configuration, names: list[str]) -> None:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    main(Configuration(), sys.argv[1:])
+    main(Configuration(), arguments(__doc__, [*TRAININGS, *WIDTHS]))

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from experiments.common import mnist, write
+from experiments.common import arguments, mnist, write
 from gae import Autoencoder
 from gae.systems import llgae, pca
 from gae.training import fit
@@ -74,4 +74,5 @@ def main(configuration: Configuration) -> None:
 
 
 if __name__ == "__main__":
+    arguments(__doc__)
     main(Configuration())

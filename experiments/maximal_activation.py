@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution, MultivariateNormal, ReshapeTransform, TransformedDistribution
 from torch.nn.functional import cross_entropy, logsigmoid
 
-from experiments.common import write
+from experiments.common import arguments, write
 from gae import nets
 from gae.data import Dataset, load
 from gae.inference import Adam, Ascent, Box, Constant, Detach, Projected, Scheduled, Step
@@ -256,4 +256,5 @@ def main(c: Configuration) -> None:
 
 
 if __name__ == "__main__":
+    arguments(__doc__)
     main(Configuration())

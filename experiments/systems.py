@@ -10,7 +10,6 @@ runs the named parts (all by default); the table is written once all are finishe
 """
 
 import json
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -24,7 +23,7 @@ from experiments import (
     systems_sequences,
     systems_variational,
 )
-from experiments.common import ROOT, write
+from experiments.common import ROOT, arguments, write
 
 RUNS = ROOT.parent / "runs" / "systems"
 Rows = dict[str, dict[str, Any]]
@@ -115,4 +114,4 @@ def main(names: list[str]) -> None:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    main(sys.argv[1:])
+    main(arguments(__doc__, PARTS))

@@ -18,6 +18,7 @@ from sklearn.decomposition._nmf import _beta_divergence
 from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor, nn
 
+from experiments.common import arguments
 from gae import systems
 from gae.data import Dataset, load
 from gae.inference import Ascent, Detach, ProximalAscent, Zeros
@@ -186,4 +187,5 @@ def _mean(values: np.ndarray) -> list[float]:
 
 
 if __name__ == "__main__":
+    arguments(__doc__)
     print(json.dumps(run(), indent=1))

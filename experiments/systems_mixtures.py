@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import avg_pool2d
 
-from experiments.common import mnist
+from experiments.common import arguments, mnist
 from gae import Autoencoder
 from gae.data import load
 from gae.inference import Argmax, Ascent, ClosedForm, Encoding, GradientAscent, Shortlist, Zeros
@@ -218,4 +218,5 @@ def row(check: str, value: Any, goal: str, holds: bool) -> Row:
 
 
 if __name__ == "__main__":
+    arguments(__doc__)
     print(json.dumps(run(), indent=1))

@@ -11,6 +11,7 @@ from sklearn.manifold import TSNE as SkTSNE
 from sklearn.manifold import LocallyLinearEmbedding, trustworthiness
 from torch import Tensor
 
+from experiments.common import arguments
 from gae import data, systems
 from gae.autoencoder import Autoencoder
 from gae.inference import LBFGS, Ascent, PrincipalComponents
@@ -105,6 +106,7 @@ def _likelihood(model: Autoencoder, kind: type[Any]) -> Any:
 
 
 if __name__ == "__main__":
+    arguments(__doc__)
     torch.set_num_threads(1)
     for row, result in run().items():
         print(row, result)

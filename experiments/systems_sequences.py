@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 from torch.distributions import kl_divergence
 
+from experiments.common import arguments
 from gae import systems
 from gae.data import load
 from gae.training import fit
@@ -121,4 +122,5 @@ def run() -> dict[str, Any]:
 
 
 if __name__ == "__main__":
+    arguments(__doc__)
     print(json.dumps(run(), indent=1))

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.distributions import MultivariateNormal
 from torch.nn.functional import pad
 
-from experiments.common import mnist
+from experiments.common import arguments, mnist
 from gae import Autoencoder, systems
 from gae.data import Dataset, load
 from gae.training import fit
@@ -176,4 +176,5 @@ def run() -> dict[str, Any]:
 
 
 if __name__ == "__main__":
+    arguments(__doc__)
     print(json.dumps(run(), indent=1, ensure_ascii=False))

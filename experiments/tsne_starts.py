@@ -16,7 +16,7 @@ from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE as SkTSNE
 from torch import Tensor
 
-from experiments.common import ROOT, write
+from experiments.common import ROOT, arguments, write
 from gae import systems
 from gae.data import load
 from gae.inference import Constant, DecoderInit, EarlyExaggeration, PrincipalComponents
@@ -97,4 +97,5 @@ def main(config: Configuration = Configuration()) -> None:
 
 
 if __name__ == "__main__":
+    arguments(__doc__)
     main()

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from benchmarks.mnist_vae import EPOCHS, images, untrained
-from experiments.common import ROOT, mnist, write
+from experiments.common import ROOT, arguments, mnist, write
 from gae import Autoencoder
 from gae.analysis.gradcheck import check_gradient
 from gae.inference import LBFGS, Adjoint, Ascent, Detach, Encoding, GradientAscent, Implicit, OneStep, Truncate, Unroll
@@ -272,4 +272,5 @@ def main(configuration: Configuration) -> None:
 
 
 if __name__ == "__main__":
+    arguments(__doc__)
     main(Configuration())

@@ -26,9 +26,7 @@ from gae.likelihood import Gaussian, LinearMixture, WeightLikelihood
 RULE = {"window": 6, "every": 2, "patience": 10, "delay": 0.5, "decay": 0.8}
 
 
-VARYING_RATE = Scheduled(
-    Adam(0.02), lambda t: 1 + (t / 20) ** 2
-)  # outputs settle, and then vary more and more
+VARYING_RATE = Scheduled(Adam(0.02), lambda t: 1 + (t / 20) ** 2)  # outputs settle, and then vary more and more
 
 
 def by_hand(signals: np.ndarray) -> tuple[int, int, np.ndarray]:
