@@ -15,12 +15,10 @@ EXPERIMENTS = [
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
 @pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")
-def test_help_says_what_is_claimed(
-    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_help_is_offered(name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("skimage")
     monkeypatch.setattr(sys, "argv", [name, "--help"])
     with pytest.raises(SystemExit) as ended:
         runpy.run_module(f"experiments.{name}", run_name="__main__")
     assert not ended.value.code
-    assert "Claim" in capsys.readouterr().out or name.startswith("systems_")
+    assert capsys.readouterr().out.startswith(f"usage: {name}")
