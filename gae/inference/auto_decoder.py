@@ -40,7 +40,7 @@ class AutoDecoder(Inference):
     True
     """
 
-    sized_by_data = ("codes",)  # its first dimension depends on the data; see ``gae.training.checkpoint.restore``
+    sized_by_data = ("codes",)  # its first dimension depends on the data; see ``gae.storage.checkpoint.restore``
     codes: nn.Parameter
     rows: Tensor | None = None  # of the batch in training
 
