@@ -104,7 +104,13 @@ def main() -> None:
     times: dict[str, dict[str, float]] = {}
     for _ in range(TURNS):
         for checkout in (before, after):
-            command = [sys.executable, str(Path(__file__).resolve()), "--measure", *names]
+            script = Path(checkout, "benchmarks", "versions.py").resolve()  # its own: names differ between versions
+            command = [
+                sys.executable,
+                str(script if script.exists() else Path(__file__).resolve()),
+                "--measure",
+                *names,
+            ]
             environment = os.environ | {"PYTHONPATH": str(Path(checkout).resolve()), "OMP_NUM_THREADS": "1"}
             done = subprocess.run(command, cwd=checkout, env=environment, stdout=subprocess.PIPE, text=True, check=True)
             for name, value in json.loads(done.stdout.splitlines()[-1]).items():
