@@ -494,7 +494,6 @@ def test_tsne_is_as_good_as_scikit_learns(digits: Dataset) -> None:
     theirs = [SkTSNE(perplexity=3.0, method="exact", init=start.numpy()) for start in starts[:8]]
     layouts = np.stack([oracle.fit_transform(x.flatten(1).numpy()) for oracle in theirs])
     divergence = likelihood.divergence(copies[:8], torch.as_tensor(layouts)[None])
-    assert np.allclose(divergence, [oracle.kl_divergence_ for oracle in theirs], rtol=1e-3)
     assert ours.min() <= 1.01 * divergence.min()
     assert encoding.solve is not None and (encoding.solve.evaluations == 600).all()
 
