@@ -117,6 +117,9 @@ def main() -> None:
                 sides = times.setdefault(name, {})
                 sides[checkout] = min(value, sides.get(checkout, value))
     for name, sides in times.items():
+        if len(sides) < 2:
+            print(f"{name:14s} {next(iter(sides.values())):8.2f} ms in {next(iter(sides))} only")
+            continue
         print(f"{name:14s} {sides[before]:8.2f} ms  {sides[after]:8.2f} ms  {sides[after] / sides[before]:.3f}")
 
 
