@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import lru_cache
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from jaxtyping import Float, Num
@@ -14,12 +15,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from gae.likelihood import DecoderLikelihood, Likelihood, Measured, Relational, WeightLikelihood
 from gae.likelihood.door import hidden
 
+AGAIN = 16  # a decoder whose settings have not changed is checked in one of so many ascents
 ROWS = 3  # codes decoded to test whether a decoder is a deterministic function of each
 REPEATS = 30  # decodings that must agree if a decoder draws random numbers, since dropout may be rare
 REGIONS = 16  # codes at which a decoder's slope is compared, to tell a piecewise linear one from an affine one
 SLACK, MOST = 1e3, 0.03  # how far two decodings may differ, in units of rounding and of the largest output
 TENSOR_FLOAT = 2.0**-11  # rounding of float32 products on a GPU that may use TensorFloat-32
 GOLDEN = 0.6180339887498949
+_PASSED: WeakKeyDictionary[Likelihood, tuple[list[Any], int]] = WeakKeyDictionary()  # settings, ascents since the check
 
 
 @contextmanager
@@ -36,8 +39,29 @@ def transformed() -> bool:
     return torch._C._functorch.peek_interpreter_stack() is not None
 
 
-@torch.no_grad()
 def need_fixed(likelihood: Likelihood, x: Num[Tensor, "B *X"], z: Float[Tensor, "S B *Z"]) -> None:
+    """Raises ValueError unless the decoder is deterministic (``check_fixed``).
+
+    A likelihood that has passed is checked again when a module or a plain attribute of one (training mode, dropout
+    probability, a flag) has changed, and otherwise in one of 16 calls.
+    """
+    if hidden(z):
+        return
+    settings = [value for module in likelihood.modules() for value in _settings(module)]
+    known, ascents = _PASSED.get(likelihood, (None, 0))
+    if known != settings or ascents >= AGAIN:
+        _PASSED.pop(likelihood, None)
+        check_fixed(likelihood, x, z)
+        ascents = 0
+    _PASSED[likelihood] = settings, ascents + 1
+
+
+def _settings(module: nn.Module) -> list[Any]:
+    return [id(module), *(value for value in vars(module).values() if isinstance(value, (bool, int, float, str)))]
+
+
+@torch.no_grad()
+def check_fixed(likelihood: Likelihood, x: Num[Tensor, "B *X"], z: Float[Tensor, "S B *Z"]) -> None:
     """Raises ValueError for a decoder that is random, or whose output for a code depends on the rest of its batch.
 
     Three codes near z are decoded, then two of them in reverse order, and one alone: the outputs of a deterministic
@@ -45,7 +69,7 @@ def need_fixed(likelihood: Likelihood, x: Num[Tensor, "B *X"], z: Float[Tensor, 
     use them rarely. The state of the random generator is restored. Codes that are network weights are decoded
     separately by construction, so only twice; relational likelihoods have no decoder.
     """
-    if isinstance(likelihood, Relational) or hidden(z) or not z.shape[2:].numel():
+    if isinstance(likelihood, Relational) or not z.shape[2:].numel():
         return
     codes = _spread(z, 1 if _is_network(likelihood) else ROWS)
     index = list(range(len(codes)))

@@ -322,4 +322,31 @@ def test_a_decoder_is_asked_once_for_its_gradient() -> None:
     calls = []
     model.decoder.register_forward_hook(lambda *_: calls.append(1))
     assert torch.equal(engine(model, x).z, first)
-    assert len(calls) <= 3 + 2 + 2  # three of `need_fixed`, the steps, and the scores
+    assert len(calls) <= 2 + 2  # the steps and the scores: `need_fixed` has passed too
+
+
+class Noisy(nn.Module):
+    def __init__(self, switch: list[bool]):
+        super().__init__()
+        self.linear, self.noise, self.switch = nn.Linear(2, 3), False, switch
+
+    def forward(self, z: Tensor) -> Tensor:
+        output = self.linear(z)
+        return output + torch.randn_like(output) if self.noise or self.switch[0] else output
+
+
+def test_a_decoder_that_becomes_random_is_refused() -> None:
+    """At once where an attribute of a module says so, and otherwise within 16 ascents."""
+    switch = [False]
+    model, x, engine = Gaussian(Noisy(switch), 2), torch.randn(4, 3), Ascent(max_steps=1)
+    engine(model, x)
+    model.decoder.noise = True
+    for _ in range(2):
+        with pytest.raises(ValueError, match="deterministic decoder"):
+            engine(model, x)
+    model.decoder.noise = False
+    engine(model, x)
+    switch[0] = True
+    with pytest.raises(ValueError, match="deterministic decoder"):
+        for _ in range(decoder.AGAIN):
+            engine(model, x)
