@@ -157,11 +157,12 @@ def cae(
     latent: int = 32,
     hidden: Sequence[int] = (128,),
     head: str = "gaussian",
-    weight: float = 0.1,
+    weight: float = 1.0,
 ) -> Autoencoder:
     """Contractive autoencoder (Rifai et al. 2011): penalises the derivative of the code with respect to the input.
 
-    Draw samples by ``gae.analysis.chains.contractive_walk``.
+    ``weight`` is that of the squared derivative per unit of the data (``nets.InDataUnits``), in nats. Draw
+    samples by ``gae.analysis.chains.contractive_walk``.
     """
     model = ae(event_shape, latent, hidden, head)
-    return Autoencoder(model.likelihood, model.inference, joint, penalties=[Contractive(weight)])
+    return Autoencoder(model.likelihood, model.inference, joint, penalties=[Contractive(weight, event_shape)])

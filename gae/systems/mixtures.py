@@ -73,7 +73,8 @@ def ggae(
 ) -> Autoencoder:
     """Gaussian-kernel latent space with an absorbing component (GAE note; ledger D17, D18).
 
-    Codes are inferred by unrolled ascent from the origin; the noise has one learned scale.
+    Codes are inferred by unrolled ascent from the origin; the noise has one learned scale. The learning rate is in data
+    units: give data whose standard deviations are of the order of 1.
     """
     likelihood = GaussianKernel(components, latent, event_shape, absorbing=absorbing, growth=growth, learn_scale=True)
     return Autoencoder(likelihood, Ascent(Zeros(), GradientAscent(rate), steps, adjoint=Unroll()), joint)

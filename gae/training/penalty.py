@@ -1,6 +1,7 @@
 """Penalties of a training loss: functions of the encoder's input and the encoding, to be minimised."""
 
 import math
+from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float, Num
@@ -8,6 +9,7 @@ from torch import Tensor, nn
 
 from gae.data.checks import positive
 from gae.inference import Encoding
+from gae.nets import InDataUnits
 from gae.storage import Part
 
 __all__ = ["Contractive", "SparseActivity"]
@@ -19,13 +21,19 @@ class Contractive(Part, nn.Module):
     The derivative of the code is with respect to the input, not the weights (ledger D30). The cost is one backward pass
     per element of a code.
 
+    Args:
+        weight: in nats.
+        event_shape: X, for a derivative per unit of the training data (``InDataUnits``), so that the penalty does not
+            change with the unit; None for one per unit of x.
+
     Raises:
         ValueError: when called, if the code does not depend on x (an ascent with ``Detach``).
     """
 
-    def __init__(self, weight: float):
+    def __init__(self, weight: float, event_shape: int | Sequence[int] | None = None):
         super().__init__()
         self.weight = positive("weight", weight)
+        self.units = None if event_shape is None else InDataUnits(nn.Identity(), event_shape)
 
     def forward(self, seen: Num[Tensor, "B *X"], encoding: Encoding) -> Float[Tensor, ""]:
         code = encoding.z.flatten(2).sum(0)  # (B, Z)
@@ -37,7 +45,7 @@ class Contractive(Part, nn.Module):
         for column in code.unbind(1):
             (gradient,) = torch.autograd.grad(column.sum(), seen, create_graph=True, allow_unused=True)
             if gradient is not None:
-                square = square + gradient.square().sum()
+                square = square + (gradient if self.units is None else gradient * self.units.scale).square().sum()
         return self.weight * square / (len(encoding.z) * len(seen))
 
 

@@ -360,7 +360,7 @@ def jacobian_norm(autoencoder: Autoencoder, x: Tensor) -> float:
 @pytest.mark.usefixtures("unchecked_types")
 def test_contraction_lowers_the_jacobian(digits: Dataset) -> None:
     norms = []
-    for name, options in (("ae", {}), ("cae", {"weight": 5.0})):
+    for name, options in (("ae", {}), ("cae", {"weight": 50.0})):
         torch.manual_seed(0)
         autoencoder = systems.build(name, digits.event_shape, latent=16, hidden=(64,), **options)
         train(autoencoder, digits, epochs=10, optimizer=Adam)

@@ -659,7 +659,7 @@ def test_savae_without_steps_is_the_vae(images: Tensor) -> None:
 # The unit of the data.
 
 SMALL: dict[str, dict[str, Any]] = {
-    **{name: {"hidden": (16,)} for name in ("ae", "vae", "iwae", "dae", "gon", "savae", "sparse-ae")},
+    **{name: {"hidden": (16,)} for name in ("ae", "vae", "iwae", "dae", "cae", "gon", "savae", "sparse-ae")},
     "short-run": {"hidden": (16,), "steps": 3},
     "conv-vae": {"channels": (4,)},
     "stacked-ae": {"hidden": (16,), "latent": 4},
