@@ -18,6 +18,7 @@ from gae.inference import (
     Box,
     Clipped,
     Constant,
+    Delta,
     Detach,
     FullCovariance,
     GaussNewton,
@@ -36,6 +37,7 @@ from gae.inference import (
     Whiten,
     Zeros,
 )
+from gae.inference.ascent.problem import Problem
 from gae.inference.ascent.steps.gauss_newton import mean_curvature
 from gae.likelihood import Flat, Gaussian, LinearMixture
 
@@ -100,24 +102,53 @@ def test_adam_has_a_finite_derivative_at_zero_gradient() -> None:
 @pytest.mark.parametrize("flat_prior", [False, True])
 @pytest.mark.parametrize("dense", [True, False])
 def test_gauss_newton_solves_ppca_in_three_iterations(dense: bool, flat_prior: bool) -> None:
+    """No code loses more than rounding of its log joint, which decides between the points that a search has seen."""
     latent = 6
     model = LinearMixture(1, latent, (9,), scale=0.3, flat_prior=flat_prior).double()
     x = torch.randn(20, 9, dtype=torch.float64)
     with torch.no_grad():
         model.means.normal_()
         model.loadings.normal_()
-        exact = posterior(model, x)[0]
+        exact, covariance = posterior(model, x)
+        precision = torch.linalg.inv(covariance)
         if flat_prior:
             exact = torch.linalg.lstsq(model.loadings[0].mT, (x - model.means[0]).mT).solution.mT
+            precision -= torch.eye(latent)
     start = Constant(10 * torch.randn(20, latent, dtype=torch.float64))
     found = solve(GaussNewton(dense=dense), 3, init=start)(model, x)
-    assert float((found.z[0] - exact).abs().max()) < 1e-10
+    error = found.z[0] - exact
+    loss = 0.5 * (error @ precision * error).sum(1)
+    assert bool((loss < 1e-13 * (1 + found.log_joint[0].abs())).all())
+
+
+@pytest.mark.parametrize("damping", [0.0, 0.3])
+def test_gauss_newton_steps_by_its_formula(damping: float) -> None:
+    """(G + shift I)⁻¹ ∇ at random codes, with G = JᵀJ / σ² + I from each code's own Jacobian, dense and matrix-free.
+
+    The shift is relative to the mean of G's diagonal, or to its curvature along the gradient.
+    """
+    model, x, z = neural(), torch.randn(6, 5, dtype=torch.float64), torch.randn(1, 6, 2, dtype=torch.float64)
+    problem = Problem(model, Delta(), x, None, None)
+    value, grad = problem.evaluate(z, create_graph=False)[:2]
+    jacobian = torch.stack([torch.func.jacrev(model.decoder)(code) for code in z[0]]).detach()
+    identity = torch.eye(2, dtype=torch.float64)
+    matrix = jacobian.mT @ jacobian * (-2 * model.log_scale).exp().detach() + identity
+    along = torch.einsum("bi,bij,bj->b", grad[0], matrix, grad[0]) / grad[0].square().sum(1)
+    for dense, level in ((True, matrix.diagonal(dim1=1, dim2=2).mean(1)), (False, along)):
+        step = GaussNewton(dense=dense)
+        state = step.start(problem, z) | {"damping": torch.full_like(value, 10 * damping)}  # a tenth after success
+        moved, after = step(problem, z, value, grad, state, 0)
+        assert torch.allclose(after["damping"], torch.full_like(value, damping))
+        wanted = torch.linalg.solve(matrix + damping * level.view(-1, 1, 1) * identity, grad[0].unsqueeze(2))
+        assert torch.allclose((moved - z)[0], wanted.squeeze(2), rtol=1e-6)
 
 
 def test_matrix_free_and_dense_gauss_newton_agree_on_a_network() -> None:
-    model, x = neural(), torch.randn(6, 5, dtype=torch.float64)
+    """Where no trial fails, as their damping differs: under wide noise, which leaves the prior's curvature."""
+    model, x = neural(scale=3.0), torch.randn(6, 5, dtype=torch.float64)
     dense, free = (solve(GaussNewton(dense=d), 6)(model, x) for d in (True, False))
     assert torch.allclose(dense.z, free.z, atol=1e-7)
+    assert dense.solve is not None and bool((dense.solve.grad_norm < 1e-6).all())
 
 
 @pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])

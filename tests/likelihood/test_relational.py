@@ -514,17 +514,23 @@ def test_early_exaggeration_is_an_ascent_of_its_own(digits: Dataset) -> None:
 
 
 def test_random_layouts_and_restarts(digits: Dataset) -> None:
-    x = digits.train[:60].unsqueeze(0)
-    model = systems.build("tsne", digits.event_shape, points=60, perplexity=10.0, init="random", steps=300)
+    """Restarts keep the best of ascents from layouts that are drawn one after another."""
+    x = digits.train[:30].double().unsqueeze(0)
+    model = systems.build("tsne", digits.event_shape, points=30, perplexity=5.0, init="random").double()
     likelihood = model.likelihood
     assert isinstance(likelihood, TSNE)
     drawn = likelihood.initial(50)
-    assert drawn.shape == (50, 60, 2) and float(drawn.std()) == pytest.approx(1e-4, rel=0.05)
-    best = Ascent(DecoderInit(), DeltaBarDelta(50.0), 200, restarts=3, adjoint=Detach())
+    assert drawn.shape == (50, 30, 2) and float(drawn.std()) == pytest.approx(1e-4, rel=0.1)
+    copies, options = x.expand(3, *x.shape[1:]), {"grad_tol": 1e-30, "adjoint": Detach()}  # returns the best point too
     with torch.no_grad():
-        found, searched = model.encode(x), model.encode(x, best)
-    for encoding in (found, searched):
-        assert float(likelihood.divergence(x, encoding.z)) < 0.5 * float(likelihood.divergence(x, drawn[:1, None]))
+        torch.manual_seed(5)
+        found = Ascent(DecoderInit(), DeltaBarDelta(50.0), 20, restarts=3, **options)(likelihood, x)
+        torch.manual_seed(5)
+        starts = torch.cat([likelihood.initial(1) for _ in range(3)])
+        each = Ascent(Constant(starts), DeltaBarDelta(50.0), 20, **options)(likelihood, copies)
+        alone = [likelihood.divergence(copies[i : i + 1], each.z[:, i : i + 1]).item() for i in range(3)]
+    assert likelihood.divergence(x, found.z).item() == pytest.approx(min(alone), rel=1e-9)
+    assert max(alone) > 1.0001 * min(alone)
 
 
 @pytest.mark.parametrize(("system", "way"), [("tsne", "t-SNE has no map for a new .*`LLE`"), ("lle", "transform")])

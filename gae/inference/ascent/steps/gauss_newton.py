@@ -28,7 +28,8 @@ class GaussNewton(Step):
         dense: G as a (Z, Z) matrix per row, solved by Cholesky: for small Z. Otherwise matrix-free products with
             conjugate gradients.
         iterations: maximum number of conjugate-gradient iterations if not dense.
-        damping: first value after a failed trial, relative to the mean curvature; 0 before.
+        damping: first value after a failed trial, relative to the mean curvature, or to that along the gradient if
+            not dense; 0 before.
 
     >>> GaussNewton(dense=False, iterations=10).returns_best
     True
