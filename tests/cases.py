@@ -727,29 +727,40 @@ def system(case: SystemCase) -> Pair:
     return Pair(f"system-{name}", make, case.data, case.stochastic, case.density, case.detached, case.samples)
 
 
-def covering(options: list[tuple[Any, Any]], partners: int) -> list[tuple[Any, Any]]:
-    """A few of the options, in which each case, left or right, has so many partners, or as many as it can have.
+def covering(options: list[tuple[Any, Any]], partners: Callable[[Any], int]) -> list[tuple[Any, Any]]:
+    """A few of the options, in which each case, left or right, has the partners it wants, or as many as it can have.
 
     In turn, each right case with too few takes its least used partner, then each left case that still has too few.
     """
     uses: Counter[Any] = Counter()
     chosen: dict[tuple[Any, Any], None] = {}
     for side in (1, 0):
-        for _ in range(partners):
-            for case in dict.fromkeys(option[side] for option in options):
+        cases = list(dict.fromkeys(option[side] for option in options))
+        for _ in range(max(map(partners, cases))):
+            for case in cases:
                 rest = [option for option in options if option[side] == case and option not in chosen]
-                if rest and uses[case] < partners:
+                if rest and uses[case] < partners(case):
                     option = min(rest, key=lambda option: uses[option[1 - side]])
                     chosen[option] = None
                     uses.update(option)
     return list(chosen)
 
 
+def partners_of(case: LikelihoodCase | EngineCase) -> int:
+    """How many partners a case has: an ascent that differs from the first in one of its parts needs only one."""
+    if isinstance(case, LikelihoodCase):
+        return 2
+    return 1 if case.name.startswith("ascent-") and case.name != ascent().name else 3
+
+
 def pairs() -> list[Pair]:
-    """Each engine on three likelihoods and each likelihood under three engines; in full, every engine that suits it."""
+    """Each engine on three likelihoods, each part of an ascent on one, each likelihood under two engines.
+
+    In full, every engine with every likelihood that suits it.
+    """
     models = [(case, case.build()) for case in LIKELIHOODS]
     options = [(case, engine) for case, model in models for engine in ENGINES if engine.suits(model)]
-    chosen = options if FULL else covering(options, partners=3)
+    chosen = options if FULL else covering(options, partners_of)
     return [pair(case, engine, elbo if engine.density else joint) for case, engine in chosen]
 
 
@@ -759,7 +770,7 @@ def objective_pairs() -> list[Pair]:
     engines = {case.name: case for case in ENGINES}
     options = [(case, aggregate) for case in OBJECTIVES for aggregate in AGGREGATES]
     found = []
-    for case, aggregate in options if FULL else covering(options, partners=1):
+    for case, aggregate in options if FULL else covering(options, lambda case: 1):
         made = pair(likelihoods[case.likelihood], engines[case.engine], case.build(), aggregate.build())
         found.append(replace(made, name=f"{case.name}+{aggregate.name}"))
     return found

@@ -8,9 +8,12 @@ os.environ["MPLBACKEND"] = "Agg"  # figures without a screen
 os.environ["OMP_NUM_THREADS"] = os.environ.get("GAE_THREADS", "1")  # small computations only wait for each other
 
 import random
+import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import CodeType, FunctionType
 from typing import Any
 
 import hypothesis
@@ -20,10 +23,43 @@ import pyro
 import pytest
 import torch
 
-jaxtyping.install_import_hook("gae", "beartype.beartype")
-
 OFFSET = int(os.environ.get("GAE_SEED_OFFSET", 0))  # added to every seed: see tests/seeds.py
 FULL = os.environ.get("GAE_FULL") == "1"  # every engine with every likelihood that suits it, and more examples
+CHECKS = sys.maxsize if FULL else 3  # calls of a function whose types are checked, in each test
+
+checked: Counter[CodeType] = Counter()  # such calls, in this test
+
+
+def first_calls(jaxtyped: Callable[..., Any]) -> Callable[..., Any]:
+    """jaxtyping's decorator, for a function's first calls in each test: loops repeat the same shapes.
+
+    What it makes of a function, it makes at the first call, because a function inside another one is decorated again
+    and again.
+    """
+
+    def decorate(function: Any = None, *, typechecker: Any) -> Any:
+        if function is None:
+            return functools.partial(decorate, typechecker=typechecker)
+        if not isinstance(function, FunctionType):
+            return jaxtyped(function, typechecker=typechecker)
+        code, strict = function.__code__, None
+
+        @functools.wraps(function)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            nonlocal strict
+            if checked[code] >= CHECKS or jaxtyping.config.jaxtyping_disable:
+                return function(*args, **kwargs)
+            checked[code] += 1
+            strict = strict or jaxtyped(function, typechecker=typechecker)
+            return strict(*args, **kwargs)
+
+        return call
+
+    return decorate
+
+
+jaxtyping.jaxtyped = first_calls(jaxtyping.jaxtyped)  # type: ignore[assignment]
+jaxtyping.install_import_hook("gae", "beartype.beartype")
 
 
 class TorchRandom:
@@ -66,6 +102,7 @@ class Deterministic:
         np.random.seed(0)
         torch.manual_seed(0)
         torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+        checked.clear()
         pyro.clear_param_store()  # of parameters that other tests left
         yield
         torch.set_default_dtype(torch.float32)
