@@ -31,6 +31,7 @@ from .systems import glo as glo
 from .systems import gmm as gmm
 from .systems import gon as gon
 from .systems import inpainting as inpainting
+from .systems import iterative_vae as iterative_vae
 from .systems import iwae as iwae
 from .systems import kmeans as kmeans
 from .systems import knn as knn

@@ -14,7 +14,7 @@ from gae.inference import Encoding
 Objective = Callable[[Encoding], Tensor]
 Aggregate = Callable[[Tensor], Tensor]
 
-__all__ = ["elbo", "iwae", "joint", "logsumexp", "mean", "minimum", "soft_minimum"]
+__all__ = ["elbo", "iwae", "joint", "logsumexp", "mean", "minimum", "soft_minimum", "stepwise_elbo"]
 
 
 def joint(encoding: Encoding) -> Float[Tensor, " B"]:
@@ -69,6 +69,32 @@ def iwae(encoding: Encoding) -> Float[Tensor, " B"]:
     """
     log_weight = encoding.log_joint - _density(encoding, "iwae")
     return log_weight.logsumexp(0) - math.log(len(log_weight))
+
+
+def stepwise_elbo(encoding: Encoding) -> Float[Tensor, " B"]:
+    """Mean of the ELBOs after each step of an ascent, which trains a learned step (Marino et al. 2018, algorithm 1).
+
+    Each of the T bounds lies below log p(x), and so does their mean. The paper trains the decoder by the last of them
+    only; here both networks maximise the mean.
+
+    Raises:
+        ValueError: for an engine without a density q(z|x); for an ascent without ``trace=True``; for a gradient through
+            an ascent whose steps are not all in the graph.
+    """
+    last = (encoding.log_joint - _density(encoding, "stepwise_elbo")).mean(0)
+    solve = encoding.solve
+    if solve is None or solve.trace is None:
+        raise ValueError(
+            f"Cannot use `stepwise_elbo` with `{encoding.engine}` here: it reports no bound for each step. Use "
+            "`Ascent(..., family=MeanField(), trace=True)` with at least one step, or `elbo`."
+        )
+    if solve.path is None and last.requires_grad:
+        raise ValueError(
+            "`stepwise_elbo` needs every step of the ascent in the graph. Use `adjoint=Unroll()`, or `elbo` to train "
+            "by the last point."
+        )
+    bounds = solve.trace if solve.path is None else solve.path
+    return torch.cat([bounds[1:].mean(1), last.unsqueeze(0)]).mean(0)
 
 
 def logsumexp(encoding: Encoding) -> Float[Tensor, " B"]:

@@ -42,6 +42,7 @@ from gae.inference import (
     GradientAscent,
     Implicit,
     Inference,
+    IterativeAmortized,
     Langevin,
     MaskedStep,
     MeanField,
@@ -103,7 +104,7 @@ from gae.likelihood import (
     WeightLikelihood,
 )
 from gae.nets import sequence as sequence_nets
-from gae.objective import Aggregate, Objective, elbo, iwae, joint, logsumexp, mean, minimum, soft_minimum
+from gae.objective import Aggregate, Objective, elbo, iwae, joint, logsumexp, mean, minimum, soft_minimum, stepwise_elbo
 
 Shape = tuple[int, ...]
 
@@ -478,6 +479,18 @@ def ascent_from(start: EngineCase) -> EngineCase:
     return EngineCase(f"ascent-from-{start.name}", build, suits, start.stochastic)
 
 
+def iterative(family: Part, lead: Callable[[Shape], Shape]) -> EngineCase:
+    """A learned step on points of the family, which have more dimensions than codes."""
+
+    def build(likelihood: Likelihood) -> Inference:
+        shape = (*lead(likelihood.latent_shape), *likelihood.latent_shape)
+        step = IterativeAmortized(shape, (5,), likelihood.event_shape)
+        return Ascent(step=step, max_steps=3, family=family.build(), trace=True)
+
+    flags = {"stochastic": family.stochastic, "density": family.density}
+    return EngineCase(f"iterative-{family.name}", build, family.suits, **flags)
+
+
 SEMI_AMORTISED = EngineCase(
     "semi-amortised",
     lambda m: Ascent(Amortized(Density(encoder(m, 2))), max_steps=3, family=MeanField()),
@@ -505,6 +518,9 @@ ENGINES = [
             ("simplex", lambda: Projected(GradientAscent(0.05), Simplex())),
         ]
     ),
+    iterative(FAMILIES[0], lambda code: ()),
+    iterative(FAMILIES[1], lambda code: (2,)),
+    iterative(FAMILIES[3], lambda code: (1 + code[0],)),
     EngineCase("free-codes", lambda m: AutoDecoder(m.latent_shape, Ascent(max_steps=3)).eval()),
     EngineCase(
         "ascent-monotone",
@@ -622,6 +638,7 @@ OBJECTIVES = [
     ObjectiveCase("elbo-analytic", lambda: partial(elbo, analytic=True), "amortized-density-3"),
     ObjectiveCase("elbo-beta", lambda: partial(elbo, beta=0.5), "amortized-density-3"),
     ObjectiveCase("iwae", lambda: iwae, "amortized-density-3"),
+    ObjectiveCase("stepwise-elbo", lambda: stepwise_elbo, "iterative-mean-field"),
     ObjectiveCase("logsumexp", lambda: logsumexp, "enumerate", "gmm"),
 ]
 AGGREGATES = [
@@ -664,6 +681,7 @@ SYSTEMS = [
     SystemCase("nmf", {"latent": 2, "steps": 3}, data=unit, detached=True),
     SystemCase("nmf", {"latent": 2, "steps": 3, "head": "poisson"}, data=count, detached=True),
     SystemCase("savae", SMALL, stochastic=True, density=True),
+    SystemCase("iterative-vae", SMALL, stochastic=True, density=True),
     SystemCase("linear-regression", {"learn_scale": True}, density=True),
     SystemCase("knn", {"components": 20}),
     SystemCase("smooth-llgae", {"latent": 2, "components": 3, "steps": 3}),

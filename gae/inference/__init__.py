@@ -10,6 +10,7 @@ from gae.inference.ascent.steps.first_order import Adam, DeltaBarDelta, Gradient
 from gae.inference.ascent.steps.gauss_newton import GaussNewton
 from gae.inference.ascent.steps.langevin import Langevin
 from gae.inference.ascent.steps.lbfgs import LBFGS
+from gae.inference.ascent.steps.learned import IterativeAmortized
 from gae.inference.ascent.steps.monotone import MonotoneAscent
 from gae.inference.ascent.steps.proximal import ProximalAscent
 from gae.inference.ascent.steps.wrappers import (
@@ -59,6 +60,7 @@ __all__ = [
     "GradientAscent",
     "Implicit",
     "Inference",
+    "IterativeAmortized",
     "Langevin",
     "LearnsData",
     "MaskedStep",

@@ -5,8 +5,8 @@ from functools import partial
 
 from gae import nets, objective
 from gae.autoencoder import Autoencoder
-from gae.inference import Amortized, Ascent, GradientAscent, MeanField, Unroll
-from gae.objective import elbo
+from gae.inference import Amortized, Ascent, GradientAscent, IterativeAmortized, MeanField, Unroll, Zeros
+from gae.objective import elbo, stepwise_elbo
 from gae.systems.parts import NormalEncoder, Shape, decoder_of
 from gae.systems.table import System
 
@@ -101,3 +101,29 @@ def savae(
     model = vae(event_shape, latent, hidden, head)
     refine = Ascent(model.inference, GradientAscent(rate), steps, family=MeanField(samples=2), adjoint=Unroll())
     return Autoencoder(model.likelihood, refine, partial(elbo, analytic=True))
+
+
+@System(
+    likelihood="neural head",
+    prior="N(0, I)",
+    inference="Ascent(Zeros, IterativeAmortized, MeanField)",
+    objective="stepwise_elbo",
+    source="Marino et al. 2018",
+)
+def iterative_vae(
+    event_shape: Shape,
+    latent: int = 8,
+    hidden: Sequence[int] = (128, 128),
+    head: str = "gaussian",
+    steps: int = 5,
+    samples: int = 2,
+) -> Autoencoder:
+    """Iterative amortised inference (Marino et al. 2018): a network updates q(z|x) from its gradient, from N(0, I).
+
+    ``samples`` is the number of draws for each gradient. The decoder is that of ``vae``.
+    """
+    nets.need_sizes(steps=steps)
+    decoder = vae(event_shape, latent, hidden, head).likelihood
+    step = IterativeAmortized((2, latent), hidden, event_shape)
+    family = MeanField(samples, scale=1.0)
+    return Autoencoder(decoder, Ascent(Zeros(), step, steps, family=family, trace=True), stepwise_elbo)
