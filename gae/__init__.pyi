@@ -43,6 +43,7 @@ from .systems import nmf as nmf
 from .systems import overcomplete_ae as overcomplete_ae
 from .systems import pca as pca
 from .systems import ppca as ppca
+from .systems import rws_vae as rws_vae
 from .systems import savae as savae
 from .systems import sequence_vae as sequence_vae
 from .systems import short_run as short_run

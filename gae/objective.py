@@ -14,7 +14,7 @@ from gae.inference import Encoding
 Objective = Callable[[Encoding], Tensor]
 Aggregate = Callable[[Tensor], Tensor]
 
-__all__ = ["elbo", "iwae", "joint", "logsumexp", "mean", "minimum", "soft_minimum", "stepwise_elbo"]
+__all__ = ["elbo", "iwae", "joint", "logsumexp", "mean", "minimum", "soft_minimum", "stepwise_elbo", "wake_wake"]
 
 
 def joint(encoding: Encoding) -> Float[Tensor, " B"]:
@@ -95,6 +95,32 @@ def stepwise_elbo(encoding: Encoding) -> Float[Tensor, " B"]:
         )
     bounds = solve.trace if solve.path is None else solve.path
     return torch.cat([bounds[1:].mean(1), last.unsqueeze(0)]).mean(0)
+
+
+def wake_wake(encoding: Encoding) -> Float[Tensor, " B"]:
+    """Reweighted wake-sleep with wake phases only: the decoder ascends ``iwae``, the encoder Σ_s w_s log q(z_s|x).
+
+    With normalised importance weights w_s, which are constants, the encoder lowers an estimate of KL(p(z|x) ‖ q(z|x))
+    (Bornschein & Bengio 2015; "wake-wake" of Le et al. 2019). Both estimates have a bias that falls with S. The value
+    is that of ``iwae``; its gradient is not, since the two networks have different objectives.
+
+    Raises:
+        ValueError: for an engine without a density q(z|x); for draws that depend on the encoder; for a single draw,
+            whose weight is always 1.
+    """
+    log_q = _density(encoding, "wake_wake")
+    if encoding.z.requires_grad:
+        raise ValueError(
+            f"`wake_wake` scores constant draws, but those of `{encoding.engine}` depend on parameters, which its "
+            "gradient would reach twice. Use `DetachedDraws(engine)`."
+        )
+    if len(log_q) < 2:
+        raise ValueError(
+            "`wake_wake` compares draws, got S=1, which has the weight 1 everywhere. Use samples=5 or more."
+        )
+    log_weight = encoding.log_joint - log_q.detach()
+    wake = (log_weight.detach().softmax(0) * log_q).sum(0)
+    return log_weight.logsumexp(0) - math.log(len(log_weight)) + (wake - wake.detach())
 
 
 def logsumexp(encoding: Encoding) -> Float[Tensor, " B"]:

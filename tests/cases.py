@@ -35,6 +35,7 @@ from gae.inference import (
     Delta,
     DeltaBarDelta,
     Detach,
+    DetachedDraws,
     EarlyExaggeration,
     Enumerate,
     FullCovariance,
@@ -104,7 +105,19 @@ from gae.likelihood import (
     WeightLikelihood,
 )
 from gae.nets import sequence as sequence_nets
-from gae.objective import Aggregate, Objective, elbo, iwae, joint, logsumexp, mean, minimum, soft_minimum, stepwise_elbo
+from gae.objective import (
+    Aggregate,
+    Objective,
+    elbo,
+    iwae,
+    joint,
+    logsumexp,
+    mean,
+    minimum,
+    soft_minimum,
+    stepwise_elbo,
+    wake_wake,
+)
 
 Shape = tuple[int, ...]
 
@@ -580,6 +593,15 @@ ENGINES = [
     EngineCase(
         "amortized-density-3", lambda m: Amortized(Density(encoder(m, 2)), 3), stochastic=True, density=True, samples=3
     ),
+    EngineCase(
+        "detached-draws",
+        lambda m: DetachedDraws(Amortized(Density(encoder(m, 2)), 3)),
+        signed,
+        stochastic=True,
+        density=True,
+        detached=True,
+        samples=3,
+    ),
     EngineCase("closed-form-3", lambda m: ClosedForm(samples=3), uncertain, stochastic=True, density=True, samples=3),
     EngineCase("argmax", lambda m: Argmax(), points),
     EngineCase("enumerate", lambda m: Enumerate(), points, samples=0),
@@ -624,6 +646,7 @@ class ObjectiveCase:
     build: Callable[[], Objective]
     engine: str
     likelihood: str = "bernoulli"
+    surrogate: bool = False  # its gradient is not that of its value
 
 
 @dataclass(frozen=True)
@@ -639,6 +662,7 @@ OBJECTIVES = [
     ObjectiveCase("elbo-beta", lambda: partial(elbo, beta=0.5), "amortized-density-3"),
     ObjectiveCase("iwae", lambda: iwae, "amortized-density-3"),
     ObjectiveCase("stepwise-elbo", lambda: stepwise_elbo, "iterative-mean-field"),
+    ObjectiveCase("wake-wake", lambda: wake_wake, "detached-draws", surrogate=True),
     ObjectiveCase("logsumexp", lambda: logsumexp, "enumerate", "gmm"),
 ]
 AGGREGATES = [
@@ -650,7 +674,7 @@ AGGREGATES = [
 
 @dataclass(frozen=True)
 class SystemCase:
-    """A named system, small; its flags are those of ``EngineCase``."""
+    """A named system, small; its flags are those of ``EngineCase`` and ``ObjectiveCase``."""
 
     name: str
     options: dict[str, Any]
@@ -660,6 +684,7 @@ class SystemCase:
     density: bool = False
     samples: int = 1
     detached: bool = False
+    surrogate: bool = False
 
 
 SMALL: dict[str, Any] = {"latent": 2, "hidden": (5,)}
@@ -682,6 +707,7 @@ SYSTEMS = [
     SystemCase("nmf", {"latent": 2, "steps": 3, "head": "poisson"}, data=count, detached=True),
     SystemCase("savae", SMALL, stochastic=True, density=True),
     SystemCase("iterative-vae", SMALL, stochastic=True, density=True),
+    SystemCase("rws-vae", SMALL, stochastic=True, density=True, detached=True, samples=10, surrogate=True),
     SystemCase("linear-regression", {"learn_scale": True}, density=True),
     SystemCase("knn", {"components": 20}),
     SystemCase("smooth-llgae", {"latent": 2, "components": 3, "steps": 3}),
@@ -704,6 +730,7 @@ class Pair:
     density: bool
     detached: bool
     samples: int
+    surrogate: bool = False
 
     @property
     def copied(self) -> bool:
@@ -742,7 +769,9 @@ def system(case: SystemCase) -> Pair:
         return model
 
     name = "-".join([case.name, *(str(case.options[key]) for key in ("head", "steps") if key in case.options)])
-    return Pair(f"system-{name}", make, case.data, case.stochastic, case.density, case.detached, case.samples)
+    return Pair(
+        f"system-{name}", make, case.data, case.stochastic, case.density, case.detached, case.samples, case.surrogate
+    )
 
 
 def covering(options: list[tuple[Any, Any]], partners: int) -> list[tuple[Any, Any]]:
@@ -779,7 +808,7 @@ def objective_pairs() -> list[Pair]:
     found = []
     for case, aggregate in options if FULL else covering(options, partners=1):
         made = pair(likelihoods[case.likelihood], engines[case.engine], case.build(), aggregate.build())
-        found.append(replace(made, name=f"{case.name}+{aggregate.name}"))
+        found.append(replace(made, name=f"{case.name}+{aggregate.name}", surrogate=case.surrogate))
     return found
 
 

@@ -27,6 +27,7 @@ from gae.inference.ascent.steps.wrappers import (
 from gae.inference.ascent.stopping import ESWMV, Stopping, StoppingDecision
 from gae.inference.auto_decoder import AutoDecoder
 from gae.inference.base import Code, Encoding, Inference, LearnsData, Solve, Status
+from gae.inference.detached import DetachedDraws
 from gae.inference.exact import Argmax, ClosedForm, Enumerate, Mode
 from gae.inference.nearest import Nearest, Shortlist
 from gae.inference.starts import ChartGate, Constant, DecoderInit, EarlyExaggeration, PrincipalComponents, Prior, Zeros
@@ -51,6 +52,7 @@ __all__ = [
     "Delta",
     "DeltaBarDelta",
     "Detach",
+    "DetachedDraws",
     "EarlyExaggeration",
     "Encoding",
     "Enumerate",

@@ -5,8 +5,8 @@ from functools import partial
 
 from gae import nets, objective
 from gae.autoencoder import Autoencoder
-from gae.inference import Amortized, Ascent, GradientAscent, IterativeAmortized, MeanField, Unroll, Zeros
-from gae.objective import elbo, stepwise_elbo
+from gae.inference import Amortized, Ascent, DetachedDraws, GradientAscent, IterativeAmortized, MeanField, Unroll, Zeros
+from gae.objective import elbo, stepwise_elbo, wake_wake
 from gae.systems.parts import NormalEncoder, Shape, decoder_of
 from gae.systems.table import System
 
@@ -127,3 +127,18 @@ def iterative_vae(
     step = IterativeAmortized((2, latent), hidden, event_shape)
     family = MeanField(samples, scale=1.0)
     return Autoencoder(decoder, Ascent(Zeros(), step, steps, family=family, trace=True), stepwise_elbo)
+
+
+@System(
+    likelihood="neural head",
+    prior="N(0, I)",
+    inference="DetachedDraws(Amortized), S",
+    objective="wake_wake",
+    source="Bornschein & Bengio 2015; Le et al. 2019",
+)
+def rws_vae(
+    event_shape: Shape, latent: int = 8, hidden: Sequence[int] = (128, 128), head: str = "gaussian", samples: int = 10
+) -> Autoencoder:
+    """Reweighted wake-sleep (Bornschein & Bengio 2015) by wake phases only (Le et al. 2019), with a VAE's networks."""
+    model = vae(event_shape, latent, hidden, head, samples=samples)
+    return Autoencoder(model.likelihood, DetachedDraws(model.inference), wake_wake)
