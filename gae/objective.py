@@ -14,7 +14,18 @@ from gae.inference import Encoding
 Objective = Callable[[Encoding], Tensor]
 Aggregate = Callable[[Tensor], Tensor]
 
-__all__ = ["elbo", "iwae", "joint", "logsumexp", "mean", "minimum", "soft_minimum", "stepwise_elbo", "wake_wake"]
+__all__ = [
+    "elbo",
+    "iwae",
+    "joint",
+    "logsumexp",
+    "mean",
+    "minimum",
+    "monte_carlo_em",
+    "soft_minimum",
+    "stepwise_elbo",
+    "wake_wake",
+]
 
 
 def joint(encoding: Encoding) -> Float[Tensor, " B"]:
@@ -95,6 +106,28 @@ def stepwise_elbo(encoding: Encoding) -> Float[Tensor, " B"]:
         )
     bounds = solve.trace if solve.path is None else solve.path
     return torch.cat([bounds[1:].mean(1), last.unsqueeze(0)]).mean(0)
+
+
+def monte_carlo_em(encoding: Encoding) -> Float[Tensor, " B"]:
+    """Monte Carlo EM (Hoffman 2017): the decoder ascends ``joint`` at the states of ``MCMC``, the encoder its own ELBO.
+
+    At posterior draws the decoder's gradient is that of log p(x), without bias (Fisher's identity). The value is that
+    of ``joint``; its gradient is not, since the two networks have different objectives.
+
+    Raises:
+        ValueError: for a gradient with another engine.
+    """
+    value = joint(encoding)
+    path = None if encoding.solve is None or encoding.z.requires_grad else encoding.solve.path
+    if path is not None:
+        bound = path.mean((0, 1))
+        return value + (bound - bound.detach())
+    if torch.is_grad_enabled():
+        raise ValueError(
+            f"`monte_carlo_em` needs the last states of chains, and the ELBO of the draws that they start from, which "
+            f"`{encoding.engine}` does not give. Use `MCMC(Amortized(guide), HMC(rate))`."
+        )
+    return value
 
 
 def wake_wake(encoding: Encoding) -> Float[Tensor, " B"]:

@@ -19,7 +19,9 @@ import gae.likelihood
 from gae import Autoencoder, nets, systems
 from gae.inference import (
     ESWMV,
+    HMC,
     LBFGS,
+    MCMC,
     Adam,
     Amortized,
     Argmax,
@@ -114,6 +116,7 @@ from gae.objective import (
     logsumexp,
     mean,
     minimum,
+    monte_carlo_em,
     soft_minimum,
     stepwise_elbo,
     wake_wake,
@@ -551,6 +554,15 @@ ENGINES = [
     EngineCase("ascent-whiten", lambda m: Ascent(Prior(), Projected(GradientAscent(0.05), Whiten()), 2), sets, True),
     EngineCase("ascent-gauss-newton", lambda m: Ascent(step=GaussNewton(), max_steps=2), exact_code),
     EngineCase("ascent-langevin", lambda m: Ascent(step=Langevin(0.01), max_steps=3), stochastic=True),
+    EngineCase("ascent-hmc", lambda m: Ascent(step=HMC(0.02, 3), max_steps=3), stochastic=True),
+    EngineCase(
+        "mcmc",
+        lambda m: MCMC(Amortized(Density(encoder(m, 2)), 2), HMC(0.02, 2), 3),
+        signed,
+        stochastic=True,
+        detached=True,
+        samples=2,
+    ),
     EngineCase("ascent-checkpoint", lambda m: Ascent(max_steps=3, adjoint=CheckpointedUnroll())),
     EngineCase("ascent-truncate", lambda m: Ascent(max_steps=3, adjoint=Truncate(3))),
     EngineCase("ascent-one-step", lambda m: Ascent(step=GaussNewton(), max_steps=3, adjoint=OneStep()), exact_code),
@@ -663,6 +675,7 @@ OBJECTIVES = [
     ObjectiveCase("iwae", lambda: iwae, "amortized-density-3"),
     ObjectiveCase("stepwise-elbo", lambda: stepwise_elbo, "iterative-mean-field"),
     ObjectiveCase("wake-wake", lambda: wake_wake, "detached-draws", surrogate=True),
+    ObjectiveCase("monte-carlo-em", lambda: monte_carlo_em, "mcmc", surrogate=True),
     ObjectiveCase("logsumexp", lambda: logsumexp, "enumerate", "gmm"),
 ]
 AGGREGATES = [
@@ -708,6 +721,7 @@ SYSTEMS = [
     SystemCase("savae", SMALL, stochastic=True, density=True),
     SystemCase("iterative-vae", SMALL, stochastic=True, density=True),
     SystemCase("rws-vae", SMALL, stochastic=True, density=True, detached=True, samples=10, surrogate=True),
+    SystemCase("mcmc-em", SMALL | {"steps": 2}, stochastic=True, detached=True, surrogate=True),
     SystemCase("linear-regression", {"learn_scale": True}, density=True),
     SystemCase("knn", {"components": 20}),
     SystemCase("smooth-llgae", {"latent": 2, "components": 3, "steps": 3}),

@@ -59,6 +59,8 @@ class SameNoise(TorchDispatchMode):
         match func._schema.name:
             case "aten::randn_like":
                 return self.pattern(value)
+            case "aten::rand_like":
+                return torch.full_like(value, 0.3)
             case "aten::normal":
                 return args[0] + args[1] * self.pattern(value)
             case "aten::normal_" | "aten::uniform_":

@@ -39,7 +39,7 @@ class Solve:
     evaluations: Int[Tensor, "S B"]  # decoder evaluations that the solve cost
     grad_norm: Float[Tensor, "S B"]  # ‖∇ objective‖₂ at the last point where it was evaluated
     trace: Float[Tensor, "T S B"] | None = None  # objective (nats) before each step; -inf where it was not finite
-    path: Float[Tensor, "T S B"] | None = None  # the trace in the graph of an ascent with ``Unroll``
+    path: Float[Tensor, "T S B"] | None = None  # the trace in the graph of an ascent with ``Unroll``; see ``MCMC``
     reconstruction: Float[Tensor, "S B *X"] | None = (
         None  # running average of the decoder's output, at the point chosen by a stopping rule
     )

@@ -56,7 +56,8 @@ EXAMPLES = {
     **{name: Example({"components": 4}) for name in ("kmeans", "gmm")},
     "llgae": Example({"components": 4, "latent": 2}),
     **{
-        name: Example(SMALL) for name in ("ae", "vae", "gon", "iwae", "savae", "iterative-vae", "rws-vae", "dae", "cae")
+        name: Example(SMALL)
+        for name in ("ae", "vae", "gon", "iwae", "savae", "iterative-vae", "rws-vae", "mcmc-em", "dae", "cae")
     },
     "gan": Example(FEW),
     "nmf": Example({"latent": 4, "steps": 5}),
