@@ -169,7 +169,7 @@ def mcmc_em(
     head: str = "gaussian",
     steps: int = 5,
     leapfrog: int = 5,
-    rate: float = 0.05,
+    rate: float = 0.1,
     samples: int = 1,
 ) -> Autoencoder:
     """MCMC inside EM (Hoffman 2017): Hamiltonian chains from a VAE's encoder give the codes that train the decoder.
