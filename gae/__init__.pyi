@@ -31,6 +31,7 @@ from .systems import glo as glo
 from .systems import gmm as gmm
 from .systems import gon as gon
 from .systems import inpainting as inpainting
+from .systems import iterative_vae as iterative_vae
 from .systems import iwae as iwae
 from .systems import kmeans as kmeans
 from .systems import knn as knn
@@ -38,10 +39,12 @@ from .systems import linear_regression as linear_regression
 from .systems import lle as lle
 from .systems import llgae as llgae
 from .systems import maximal_activation as maximal_activation
+from .systems import mcmc_em as mcmc_em
 from .systems import nmf as nmf
 from .systems import overcomplete_ae as overcomplete_ae
 from .systems import pca as pca
 from .systems import ppca as ppca
+from .systems import rws_vae as rws_vae
 from .systems import savae as savae
 from .systems import sequence_vae as sequence_vae
 from .systems import short_run as short_run

@@ -14,7 +14,18 @@ from gae.inference import Encoding
 Objective = Callable[[Encoding], Tensor]
 Aggregate = Callable[[Tensor], Tensor]
 
-__all__ = ["elbo", "iwae", "joint", "logsumexp", "mean", "minimum", "soft_minimum"]
+__all__ = [
+    "elbo",
+    "iwae",
+    "joint",
+    "logsumexp",
+    "mean",
+    "minimum",
+    "monte_carlo_em",
+    "soft_minimum",
+    "stepwise_elbo",
+    "wake_wake",
+]
 
 
 def joint(encoding: Encoding) -> Float[Tensor, " B"]:
@@ -69,6 +80,80 @@ def iwae(encoding: Encoding) -> Float[Tensor, " B"]:
     """
     log_weight = encoding.log_joint - _density(encoding, "iwae")
     return log_weight.logsumexp(0) - math.log(len(log_weight))
+
+
+def stepwise_elbo(encoding: Encoding) -> Float[Tensor, " B"]:
+    """Mean of the ELBOs after each step of an ascent, which trains a learned step (Marino et al. 2018, algorithm 1).
+
+    Each of the T bounds lies below log p(x), and so does their mean. The paper trains the decoder by the last of them
+    only; here both networks maximise the mean.
+
+    Raises:
+        ValueError: for an engine without a density q(z|x); for an ascent without ``trace=True``; for a gradient through
+            an ascent whose steps are not all in the graph.
+    """
+    last = (encoding.log_joint - _density(encoding, "stepwise_elbo")).mean(0)
+    solve = encoding.solve
+    if solve is None or solve.trace is None:
+        raise ValueError(
+            f"Cannot use `stepwise_elbo` with `{encoding.engine}` here: it reports no bound for each step. Use "
+            "`Ascent(..., family=MeanField(), trace=True)` with at least one step, or `elbo`."
+        )
+    if solve.path is None and last.requires_grad:
+        raise ValueError(
+            "`stepwise_elbo` needs every step of the ascent in the graph. Use `adjoint=Unroll()`, or `elbo` to train "
+            "by the last point."
+        )
+    bounds = solve.trace if solve.path is None else solve.path
+    return torch.cat([bounds[1:].mean(1), last.unsqueeze(0)]).mean(0)
+
+
+def monte_carlo_em(encoding: Encoding) -> Float[Tensor, " B"]:
+    """Monte Carlo EM (Hoffman 2017): the decoder ascends ``joint`` at the states of ``MCMC``, the encoder its own ELBO.
+
+    At posterior draws the decoder's gradient is that of log p(x), without bias (Fisher's identity). The value is that
+    of ``joint``; its gradient is not, since the two networks have different objectives.
+
+    Raises:
+        ValueError: for a gradient with another engine.
+    """
+    value = joint(encoding)
+    path = None if encoding.solve is None or encoding.z.requires_grad else encoding.solve.path
+    if path is not None:
+        bound = path.mean((0, 1))
+        return value + (bound - bound.detach())
+    if torch.is_grad_enabled():
+        raise ValueError(
+            f"`monte_carlo_em` needs the last states of chains, and the ELBO of the draws that they start from, which "
+            f"`{encoding.engine}` does not give. Use `MCMC(Amortized(guide), HMC(rate))`."
+        )
+    return value
+
+
+def wake_wake(encoding: Encoding) -> Float[Tensor, " B"]:
+    """Reweighted wake-sleep with wake phases only: the decoder ascends ``iwae``, the encoder Σ_s w_s log q(z_s|x).
+
+    With normalised importance weights w_s, which are constants, the encoder lowers an estimate of KL(p(z|x) ‖ q(z|x))
+    (Bornschein & Bengio 2015; "wake-wake" of Le et al. 2019). Both estimates have a bias that falls with S. The value
+    is that of ``iwae``; its gradient is not, since the two networks have different objectives.
+
+    Raises:
+        ValueError: for an engine without a density q(z|x); for draws that depend on the encoder; for a single draw,
+            whose weight is always 1.
+    """
+    log_q = _density(encoding, "wake_wake")
+    if encoding.z.requires_grad:
+        raise ValueError(
+            f"`wake_wake` scores constant draws, but those of `{encoding.engine}` depend on parameters, which its "
+            "gradient would reach twice. Use `DetachedDraws(engine)`."
+        )
+    if len(log_q) < 2:
+        raise ValueError(
+            "`wake_wake` compares draws, got S=1, which has the weight 1 everywhere. Use samples=5 or more."
+        )
+    log_weight = encoding.log_joint - log_q.detach()
+    wake = (log_weight.detach().softmax(0) * log_q).sum(0)
+    return log_weight.logsumexp(0) - math.log(len(log_weight)) + (wake - wake.detach())
 
 
 def logsumexp(encoding: Encoding) -> Float[Tensor, " B"]:

@@ -19,7 +19,9 @@ import gae.likelihood
 from gae import Autoencoder, nets, systems
 from gae.inference import (
     ESWMV,
+    HMC,
     LBFGS,
+    MCMC,
     Adam,
     Amortized,
     Argmax,
@@ -35,6 +37,7 @@ from gae.inference import (
     Delta,
     DeltaBarDelta,
     Detach,
+    DetachedDraws,
     EarlyExaggeration,
     Enumerate,
     FullCovariance,
@@ -42,6 +45,7 @@ from gae.inference import (
     GradientAscent,
     Implicit,
     Inference,
+    IterativeAmortized,
     Langevin,
     MaskedStep,
     MeanField,
@@ -103,7 +107,20 @@ from gae.likelihood import (
     WeightLikelihood,
 )
 from gae.nets import sequence as sequence_nets
-from gae.objective import Aggregate, Objective, elbo, iwae, joint, logsumexp, mean, minimum, soft_minimum
+from gae.objective import (
+    Aggregate,
+    Objective,
+    elbo,
+    iwae,
+    joint,
+    logsumexp,
+    mean,
+    minimum,
+    monte_carlo_em,
+    soft_minimum,
+    stepwise_elbo,
+    wake_wake,
+)
 
 Shape = tuple[int, ...]
 
@@ -478,6 +495,18 @@ def ascent_from(start: EngineCase) -> EngineCase:
     return EngineCase(f"ascent-from-{start.name}", build, suits, start.stochastic)
 
 
+def iterative(family: Part, lead: Callable[[Shape], Shape]) -> EngineCase:
+    """A learned step on points of the family, which have more dimensions than codes."""
+
+    def build(likelihood: Likelihood) -> Inference:
+        shape = (*lead(likelihood.latent_shape), *likelihood.latent_shape)
+        step = IterativeAmortized(shape, (5,), likelihood.event_shape)
+        return Ascent(step=step, max_steps=3, family=family.build(), trace=True)
+
+    flags = {"stochastic": family.stochastic, "density": family.density}
+    return EngineCase(f"iterative-{family.name}", build, family.suits, **flags)
+
+
 SEMI_AMORTISED = EngineCase(
     "semi-amortised",
     lambda m: Ascent(Amortized(Density(encoder(m, 2))), max_steps=3, family=MeanField()),
@@ -505,6 +534,9 @@ ENGINES = [
             ("simplex", lambda: Projected(GradientAscent(0.05), Simplex())),
         ]
     ),
+    iterative(FAMILIES[0], lambda code: ()),
+    iterative(FAMILIES[1], lambda code: (2,)),
+    iterative(FAMILIES[3], lambda code: (1 + code[0],)),
     EngineCase("free-codes", lambda m: AutoDecoder(m.latent_shape, Ascent(max_steps=3)).eval()),
     EngineCase(
         "ascent-monotone",
@@ -522,6 +554,15 @@ ENGINES = [
     EngineCase("ascent-whiten", lambda m: Ascent(Prior(), Projected(GradientAscent(0.05), Whiten()), 2), sets, True),
     EngineCase("ascent-gauss-newton", lambda m: Ascent(step=GaussNewton(), max_steps=2), exact_code),
     EngineCase("ascent-langevin", lambda m: Ascent(step=Langevin(0.01), max_steps=3), stochastic=True),
+    EngineCase("ascent-hmc", lambda m: Ascent(step=HMC(0.02, 3), max_steps=3), stochastic=True),
+    EngineCase(
+        "mcmc",
+        lambda m: MCMC(Amortized(Density(encoder(m, 2)), 2), HMC(0.02, 2), 3),
+        signed,
+        stochastic=True,
+        detached=True,
+        samples=2,
+    ),
     EngineCase("ascent-checkpoint", lambda m: Ascent(max_steps=3, adjoint=CheckpointedUnroll())),
     EngineCase("ascent-truncate", lambda m: Ascent(max_steps=3, adjoint=Truncate(3))),
     EngineCase("ascent-one-step", lambda m: Ascent(step=GaussNewton(), max_steps=3, adjoint=OneStep()), exact_code),
@@ -563,6 +604,15 @@ ENGINES = [
     ),
     EngineCase(
         "amortized-density-3", lambda m: Amortized(Density(encoder(m, 2)), 3), stochastic=True, density=True, samples=3
+    ),
+    EngineCase(
+        "detached-draws",
+        lambda m: DetachedDraws(Amortized(Density(encoder(m, 2)), 3)),
+        signed,
+        stochastic=True,
+        density=True,
+        detached=True,
+        samples=3,
     ),
     EngineCase("closed-form-3", lambda m: ClosedForm(samples=3), uncertain, stochastic=True, density=True, samples=3),
     EngineCase("argmax", lambda m: Argmax(), points),
@@ -608,6 +658,7 @@ class ObjectiveCase:
     build: Callable[[], Objective]
     engine: str
     likelihood: str = "bernoulli"
+    surrogate: bool = False  # its gradient is not that of its value
 
 
 @dataclass(frozen=True)
@@ -622,6 +673,9 @@ OBJECTIVES = [
     ObjectiveCase("elbo-analytic", lambda: partial(elbo, analytic=True), "amortized-density-3"),
     ObjectiveCase("elbo-beta", lambda: partial(elbo, beta=0.5), "amortized-density-3"),
     ObjectiveCase("iwae", lambda: iwae, "amortized-density-3"),
+    ObjectiveCase("stepwise-elbo", lambda: stepwise_elbo, "iterative-mean-field"),
+    ObjectiveCase("wake-wake", lambda: wake_wake, "detached-draws", surrogate=True),
+    ObjectiveCase("monte-carlo-em", lambda: monte_carlo_em, "mcmc", surrogate=True),
     ObjectiveCase("logsumexp", lambda: logsumexp, "enumerate", "gmm"),
 ]
 AGGREGATES = [
@@ -633,7 +687,7 @@ AGGREGATES = [
 
 @dataclass(frozen=True)
 class SystemCase:
-    """A named system, small; its flags are those of ``EngineCase``."""
+    """A named system, small; its flags are those of ``EngineCase`` and ``ObjectiveCase``."""
 
     name: str
     options: dict[str, Any]
@@ -643,6 +697,7 @@ class SystemCase:
     density: bool = False
     samples: int = 1
     detached: bool = False
+    surrogate: bool = False
 
 
 SMALL: dict[str, Any] = {"latent": 2, "hidden": (5,)}
@@ -664,6 +719,9 @@ SYSTEMS = [
     SystemCase("nmf", {"latent": 2, "steps": 3}, data=unit, detached=True),
     SystemCase("nmf", {"latent": 2, "steps": 3, "head": "poisson"}, data=count, detached=True),
     SystemCase("savae", SMALL, stochastic=True, density=True),
+    SystemCase("iterative-vae", SMALL, stochastic=True, density=True),
+    SystemCase("rws-vae", SMALL, stochastic=True, density=True, detached=True, samples=10, surrogate=True),
+    SystemCase("mcmc-em", SMALL | {"steps": 2}, stochastic=True, detached=True, surrogate=True),
     SystemCase("linear-regression", {"learn_scale": True}, density=True),
     SystemCase("knn", {"components": 20}),
     SystemCase("smooth-llgae", {"latent": 2, "components": 3, "steps": 3}),
@@ -686,6 +744,7 @@ class Pair:
     density: bool
     detached: bool
     samples: int
+    surrogate: bool = False
 
     @property
     def copied(self) -> bool:
@@ -724,7 +783,9 @@ def system(case: SystemCase) -> Pair:
         return model
 
     name = "-".join([case.name, *(str(case.options[key]) for key in ("head", "steps") if key in case.options)])
-    return Pair(f"system-{name}", make, case.data, case.stochastic, case.density, case.detached, case.samples)
+    return Pair(
+        f"system-{name}", make, case.data, case.stochastic, case.density, case.detached, case.samples, case.surrogate
+    )
 
 
 def covering(options: list[tuple[Any, Any]], partners: Callable[[Any], int]) -> list[tuple[Any, Any]]:
@@ -772,7 +833,7 @@ def objective_pairs() -> list[Pair]:
     found = []
     for case, aggregate in options if FULL else covering(options, lambda case: 1):
         made = pair(likelihoods[case.likelihood], engines[case.engine], case.build(), aggregate.build())
-        found.append(replace(made, name=f"{case.name}+{aggregate.name}"))
+        found.append(replace(made, name=f"{case.name}+{aggregate.name}", surrogate=case.surrogate))
     return found
 
 

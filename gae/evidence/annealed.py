@@ -12,6 +12,7 @@ from torch.distributions import Distribution
 from gae.data.checks import at_least_one
 from gae.evidence.base import Evidence, from_log_weights, need_proper, unit
 from gae.inference.ascent.problem import expand_rows
+from gae.inference.ascent.steps.hamiltonian import leapfrog as trajectory
 from gae.inference.laws import codes_from, log_density, need_cover, need_density
 from gae.likelihood import Likelihood
 from gae.likelihood.door import check_codes, checked
@@ -233,11 +234,9 @@ class _Path:
         step = self.unit * expand_rows(size * (1 + JITTER * (2 * torch.rand_like(state.log_joint) - 1)), state.z)
         momentum = torch.randn_like(state.z)
         _, grad = self.force(state.z, beta)
-        z, after, kick = state.z, state, momentum + 0.5 * step * grad
-        for i in range(leapfrog):
-            z = z + step * kick
-            after, grad = self.force(z, beta)
-            kick = kick + (0.5 if i + 1 == leapfrog else 1.0) * step * grad
+        z, kick = trajectory(state.z, momentum, grad, step, leapfrog, lambda z: self.force(z, beta)[1])
+        after, grad = self.force(z, beta)
+        kick = kick + 0.5 * step * grad
         change = (after.log_start + beta * after.slope) - (state.log_start + beta * state.slope)
         energy = 0.5 * (momentum.square() - kick.square()).flatten(2).sum(2)
         accepted = (change + energy >= torch.rand_like(change).log()) & torch.isfinite(after.log_joint)

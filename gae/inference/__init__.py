@@ -8,8 +8,10 @@ from gae.inference.ascent.gradients.unrolled import Adjoint, CheckpointedUnroll,
 from gae.inference.ascent.solver import Progress
 from gae.inference.ascent.steps.first_order import Adam, DeltaBarDelta, GradientAscent, Momentum, Step
 from gae.inference.ascent.steps.gauss_newton import GaussNewton
+from gae.inference.ascent.steps.hamiltonian import HMC
 from gae.inference.ascent.steps.langevin import Langevin
 from gae.inference.ascent.steps.lbfgs import LBFGS
+from gae.inference.ascent.steps.learned import IterativeAmortized
 from gae.inference.ascent.steps.monotone import MonotoneAscent
 from gae.inference.ascent.steps.proximal import ProximalAscent
 from gae.inference.ascent.steps.wrappers import (
@@ -26,13 +28,17 @@ from gae.inference.ascent.steps.wrappers import (
 from gae.inference.ascent.stopping import ESWMV, Stopping, StoppingDecision
 from gae.inference.auto_decoder import AutoDecoder
 from gae.inference.base import Code, Encoding, Inference, LearnsData, Solve, Status
+from gae.inference.detached import DetachedDraws
 from gae.inference.exact import Argmax, ClosedForm, Enumerate, Mode
+from gae.inference.mcmc import MCMC
 from gae.inference.nearest import Nearest, Shortlist
 from gae.inference.starts import ChartGate, Constant, DecoderInit, EarlyExaggeration, PrincipalComponents, Prior, Zeros
 
 __all__ = [
     "ESWMV",
+    "HMC",
     "LBFGS",
+    "MCMC",
     "Adam",
     "Adjoint",
     "Amortized",
@@ -50,6 +56,7 @@ __all__ = [
     "Delta",
     "DeltaBarDelta",
     "Detach",
+    "DetachedDraws",
     "EarlyExaggeration",
     "Encoding",
     "Enumerate",
@@ -59,6 +66,7 @@ __all__ = [
     "GradientAscent",
     "Implicit",
     "Inference",
+    "IterativeAmortized",
     "Langevin",
     "LearnsData",
     "MaskedStep",

@@ -39,6 +39,7 @@ class Solve:
     evaluations: Int[Tensor, "S B"]  # decoder evaluations that the solve cost
     grad_norm: Float[Tensor, "S B"]  # ‖∇ objective‖₂ at the last point where it was evaluated
     trace: Float[Tensor, "T S B"] | None = None  # objective (nats) before each step; -inf where it was not finite
+    path: Float[Tensor, "T S B"] | None = None  # the trace in the graph of an ascent with ``Unroll``; see ``MCMC``
     reconstruction: Float[Tensor, "S B *X"] | None = (
         None  # running average of the decoder's output, at the point chosen by a stopping rule
     )
@@ -51,13 +52,16 @@ class Solve:
         def pick(value: Tensor) -> Tensor:
             return value.reshape(shape).gather(0, best.unsqueeze(0)).squeeze(0)
 
-        trace = None if self.trace is None else torch.stack([pick(values) for values in self.trace])
+        trace, path = (
+            None if record is None else torch.stack([pick(values) for values in record])
+            for record in (self.trace, self.path)
+        )
         spread = None
         if objective is not None:
             top = objective.amax(0)
             spread = torch.where(torch.isfinite(top), top - objective.amin(0), torch.inf)
         evaluations = self.evaluations.reshape(shape).sum(0)
-        return Solve(pick(self.status), pick(self.steps), evaluations, pick(self.grad_norm), trace=trace, spread=spread)
+        return Solve(pick(self.status), pick(self.steps), evaluations, pick(self.grad_norm), trace, path, spread=spread)
 
     def summary(self) -> str:
         """Counts of each status, as one line."""

@@ -5,8 +5,19 @@ from functools import partial
 
 from gae import nets, objective
 from gae.autoencoder import Autoencoder
-from gae.inference import Amortized, Ascent, GradientAscent, MeanField, Unroll
-from gae.objective import elbo
+from gae.inference import (
+    HMC,
+    MCMC,
+    Amortized,
+    Ascent,
+    DetachedDraws,
+    GradientAscent,
+    IterativeAmortized,
+    MeanField,
+    Unroll,
+    Zeros,
+)
+from gae.objective import elbo, monte_carlo_em, stepwise_elbo, wake_wake
 from gae.systems.parts import NormalEncoder, Shape, decoder_of
 from gae.systems.table import System
 
@@ -101,3 +112,69 @@ def savae(
     model = vae(event_shape, latent, hidden, head)
     refine = Ascent(model.inference, GradientAscent(rate), steps, family=MeanField(samples=2), adjoint=Unroll())
     return Autoencoder(model.likelihood, refine, partial(elbo, analytic=True))
+
+
+@System(
+    likelihood="neural head",
+    prior="N(0, I)",
+    inference="Ascent(Zeros, IterativeAmortized, MeanField)",
+    objective="stepwise_elbo",
+    source="Marino et al. 2018",
+)
+def iterative_vae(
+    event_shape: Shape,
+    latent: int = 8,
+    hidden: Sequence[int] = (128, 128),
+    head: str = "gaussian",
+    steps: int = 5,
+    samples: int = 2,
+) -> Autoencoder:
+    """Iterative amortised inference (Marino et al. 2018): a network updates q(z|x) from its gradient, from N(0, I).
+
+    ``samples`` is the number of draws for each gradient. The decoder is that of ``vae``.
+    """
+    nets.need_sizes(steps=steps)
+    decoder = vae(event_shape, latent, hidden, head).likelihood
+    step = IterativeAmortized((2, latent), hidden, event_shape)
+    family = MeanField(samples, scale=1.0)
+    return Autoencoder(decoder, Ascent(Zeros(), step, steps, family=family, trace=True), stepwise_elbo)
+
+
+@System(
+    likelihood="neural head",
+    prior="N(0, I)",
+    inference="DetachedDraws(Amortized), S",
+    objective="wake_wake",
+    source="Bornschein & Bengio 2015; Le et al. 2019",
+)
+def rws_vae(
+    event_shape: Shape, latent: int = 8, hidden: Sequence[int] = (128, 128), head: str = "gaussian", samples: int = 10
+) -> Autoencoder:
+    """Reweighted wake-sleep (Bornschein & Bengio 2015) by wake phases only (Le et al. 2019), with a VAE's networks."""
+    model = vae(event_shape, latent, hidden, head, samples=samples)
+    return Autoencoder(model.likelihood, DetachedDraws(model.inference), wake_wake)
+
+
+@System(
+    likelihood="neural head",
+    prior="N(0, I)",
+    inference="MCMC(Amortized, HMC)",
+    objective="monte_carlo_em",
+    source="Hoffman 2017",
+)
+def mcmc_em(
+    event_shape: Shape,
+    latent: int = 8,
+    hidden: Sequence[int] = (128, 128),
+    head: str = "gaussian",
+    steps: int = 5,
+    leapfrog: int = 5,
+    rate: float = 0.1,
+    samples: int = 1,
+) -> Autoencoder:
+    """MCMC inside EM (Hoffman 2017): Hamiltonian chains from a VAE's encoder give the codes that train the decoder.
+
+    ``steps`` trajectories of ``leapfrog`` moves of mean size ``rate``, in units of the code, for each of ``samples``.
+    """
+    model = vae(event_shape, latent, hidden, head, samples=samples)
+    return Autoencoder(model.likelihood, MCMC(model.inference, HMC(rate, leapfrog), steps + 1), monte_carlo_em)

@@ -208,6 +208,13 @@ class Ascent(Inference):
                 f"`{type(self.step).__name__}` moves codes, got `{type(self.family).__name__}`, which ascends the "
                 "parameters of a density over codes. Use `Delta()`, or a step without projection such as `Adam`."
             )
+        compares = self.tol is not None or self.grad_tol is not None or self.restarts > 1
+        if self.step.draws_noise and not isinstance(self.family, Delta) and compares:
+            raise TypeError(
+                f"`{type(self.step).__name__}` draws new noise at each step, so `tol`, `grad_tol` and `restarts` would "
+                f"compare objectives of `{type(self.family).__name__}` under different draws. Leave them out, or use "
+                "`Delta()`."
+            )
 
     def _need_deterministic(self, subject: str) -> None:
         """Raises TypeError for options that need a deterministic objective."""

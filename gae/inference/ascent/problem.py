@@ -1,6 +1,7 @@
 """The problem of one solve: a deterministic objective per sample, as a function of u alone."""
 
 from collections.abc import Callable, Mapping
+from copy import copy
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -105,6 +106,12 @@ class Problem:
     def rebind(self) -> "Problem":
         """The same problem with x bound again, under the current gradient mode."""
         return Problem(self.likelihood, self.family, self.x, self.k, self.noise)
+
+    def with_noise(self, noise: Float[Tensor, "S B M *Z"]) -> "Problem":
+        """The same problem under other noise, with x bound as it is."""
+        other = copy(self)
+        object.__setattr__(other, "noise", noise)
+        return other
 
     def rows(self, index: Int[Tensor, " n"], shape: tuple[int, int]) -> "Problem":
         """The problem of some of the S · B rows alone, as S = 1 and B = n."""

@@ -26,6 +26,7 @@ class Iterate:
     rows: dict[str, Tensor]
     trace: tuple[Tensor, ...] = ()
     intact: bool = True  # every row has been usable and is running
+    unrolled: bool = True  # every step is in the graph
 
     def __getitem__(self, name: str) -> Tensor:
         return self.rows[name]
@@ -124,22 +125,28 @@ class Solver:
         if index is not None:
             part = {name: v.flatten(0, 1).index_select(0, index).unsqueeze(0) for name, v in part.items()}
         problem = self.problem if index is None else self._problem(index, at.shape)
+        problem = self.step.observed(problem, _state_of(part, PREFIX))
         evaluation = (
             problem.evaluate(part["u"], create_graph) if self.stop is None else problem.evaluate_with_output(part["u"])
         )
         intact = at.intact and not self.keeps_best and bool(evaluation.usable.all())
         with torch.set_grad_enabled(create_graph):
             after = (self._advance_unmasked if intact else self._advance_masked)(problem, part, evaluation, t)
-        trace = at.trace
         if index is not None:
             after = {
                 name: at[name].flatten(0, 1).index_copy(0, index, new.squeeze(0)).view_as(at[name])
                 for name, new in after.items()
             }
-        if self.record:
-            trace = (*trace, after["value"].detach())
-        following = Iterate(after, trace, intact)
+        trace = (*at.trace, self._recorded(at, evaluation, index)) if self.record else ()
+        following = Iterate(after, trace, intact, at.unrolled and create_graph)
         return following if create_graph else following.detach()
+
+    def _recorded(self, at: Iterate, evaluation: Evaluation, index: Tensor | None) -> Tensor:
+        """The objective of every row, in the graph of the evaluation; rows that have stopped keep theirs."""
+        value = torch.where(evaluation.usable, evaluation.value, -torch.inf)
+        if index is None:
+            return value
+        return at["value"].flatten().index_copy(0, index, value.squeeze(0)).view_as(at["value"])
 
     def _advance_unmasked(
         self, problem: Problem, part: dict[str, Tensor], evaluation: Evaluation, t: int
@@ -251,9 +258,13 @@ class Solver:
             fell = reached < last["first"] - rounding(last["first"])
             status = torch.where((status == RUNNING) & fell, Status.diverged, status)
         status = torch.where(status == RUNNING, Status.max_steps, status)
-        trace = torch.stack(last.trace) if last.trace else None
-        reconstruction = last.rows.get(JUDGED + "reconstruction")
-        return Solve(status, last["steps"], last["evaluations"], last["grad_norm"], trace, reconstruction)
+        path = torch.stack(last.trace) if last.trace else None
+        return Solve(
+            *(status, last["steps"], last["evaluations"], last["grad_norm"]),
+            trace=None if path is None else path.detach(),
+            path=path if last.unrolled else None,
+            reconstruction=last.rows.get(JUDGED + "reconstruction"),
+        )
 
 
 def _chosen(rows: Tensor, points: Tensor, others: Tensor) -> Tensor:

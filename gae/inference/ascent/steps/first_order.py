@@ -24,6 +24,7 @@ class Step(Part, nn.Module, ABC):
     returns_best: bool = False  # its solve returns the best point
     codes_only: bool = False  # it moves codes, not the parameters of a density
     is_monotone: bool = True  # it ascends, so an end below the start means that it diverged
+    draws_noise: bool = False  # it sees the objective of a density under new noise at each step (``observed``)
     evaluations: int = 1  # decoder evaluations per step, in units of one objective value
 
     def project_start(self, u: Float[Tensor, "S B *U"]) -> Float[Tensor, "S B *U"]:
@@ -33,6 +34,10 @@ class Step(Part, nn.Module, ABC):
     def start(self, problem: Problem, u: Float[Tensor, "S B *U"]) -> State:
         """The state before the first step."""
         return {}
+
+    def observed(self, problem: Problem, state: State) -> Problem:
+        """The problem whose value and gradient the rule sees at its next step."""
+        return problem
 
     @abstractmethod
     def forward(
