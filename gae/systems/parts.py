@@ -1,5 +1,6 @@
 """Building blocks of the systems: heads by name, decoders, and the encoder of a normal density."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from functools import partial
 
@@ -85,7 +86,27 @@ def directions(event_shape: Shape, latent: int | None) -> int:
     return min(8, Size(event_shape).numel()) if latent is None else latent
 
 
-class NormalEncoder(Part, nn.Module):
+class Encoder(Part, nn.Module, ABC):
+    """Base class of encoders with a density q(z|x), which are Pyro guides.
+
+    Args:
+        network: maps observations (B, *X) to the parameters of the density, (B, width).
+    """
+
+    def __init__(self, network: nn.Module):
+        super().__init__()
+        self.network = network
+
+    @abstractmethod
+    def density(self, x: Num[Tensor, "B *X"]) -> dist.TorchDistribution:
+        """The density q(z|x), with batch shape (B,) and event shape (Z,)."""
+
+    def forward(self, x: Num[Tensor, "B *X"]) -> Float[Tensor, "..."]:
+        with pyro.plate("data", len(x)):
+            return pyro.sample("z", self.density(x))
+
+
+class NormalEncoder(Encoder):
     """Mean-field normal encoder q(z|x) = N(mean(x), scale(x)²): a network with 2 Z outputs, as a Pyro guide.
 
     >>> import torch
@@ -94,19 +115,14 @@ class NormalEncoder(Part, nn.Module):
     torch.Size([5])
     """
 
-    def __init__(self, network: nn.Module):
-        super().__init__()
-        self.network = network
-
     def density(self, x: Num[Tensor, "B *X"]) -> dist.Independent:
-        """The density q(z|x), with batch shape (B,) and event shape (Z,)."""
         loc, log_scale = self.network(x).chunk(2, -1)
-        scale = log_scale.clamp(-LOG_BOUND, LOG_BOUND).exp()
-        return dist.Independent(dist.Normal(loc, scale, validate_args=False), 1, validate_args=False)
+        return dist.Independent(dist.Normal(loc, bounded_exp(log_scale), validate_args=False), 1, validate_args=False)
 
-    def forward(self, x: Num[Tensor, "B *X"]) -> Float[Tensor, "..."]:
-        with pyro.plate("data", len(x)):
-            return pyro.sample("z", self.density(x))
+
+def bounded_exp(log_scale: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+    """The scale of an encoder's log scale, which is clamped to a range whose scales float32 can square."""
+    return log_scale.clamp(-LOG_BOUND, LOG_BOUND).exp()
 
 
 def need_image(system: str, event_shape: Shape) -> None:

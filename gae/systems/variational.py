@@ -7,6 +7,7 @@ from gae import nets, objective
 from gae.autoencoder import Autoencoder
 from gae.inference import Amortized, Ascent, GradientAscent, MeanField, Unroll
 from gae.objective import elbo
+from gae.systems.encoders import FlowEncoder, encoder_of
 from gae.systems.parts import NormalEncoder, Shape, decoder_of
 from gae.systems.table import System
 
@@ -28,6 +29,7 @@ def vae(
     analytic: bool = True,
     scale: float | None = None,
     learn: str = "scalar",
+    posterior: str = "diagonal",
 ) -> Autoencoder:
     """Variational autoencoder (Kingma & Welling 2014); ``beta`` weighs the KL (Higgins et al. 2017).
 
@@ -37,10 +39,17 @@ def vae(
     proportion to them. A fixed variance c = scale² has the optimum of ``beta=c`` at unit variance (Doersch 2016; ledger
     D26); the optimum of a learned variance is the expected squared error (Rybkin et al. 2021). For a constant pixel
     this is zero, and its scale ends at 1e-4 of the unit: do not use ``"pixel"`` with constant pixels.
+
+    ``posterior`` is the encoder's family of densities: a normal with a ``"diagonal"`` or ``"full"`` covariance, or a
+    normalizing flow, ``"maf"`` (Papamakarios et al. 2017) or ``"nsf"`` (Durkan et al. 2019), which needs zuko. With
+    ``analytic``, the KL of a normal is computed in closed form; that of a flow is always estimated from the draws.
     """
     decoder = decoder_of(nets.mlp(latent, hidden[::-1], event_shape), latent, event_shape, head, scale, learn)
-    encoder = NormalEncoder(nets.Standardized(nets.mlp(event_shape, hidden, 2 * latent), event_shape))
-    return Autoencoder(decoder, Amortized(encoder, samples), partial(elbo, beta=beta, analytic=analytic))
+    encoder = encoder_of(
+        posterior, latent, lambda width: nets.Standardized(nets.mlp(event_shape, hidden, width), event_shape)
+    )
+    closed_form = analytic and not isinstance(encoder, FlowEncoder)
+    return Autoencoder(decoder, Amortized(encoder, samples), partial(elbo, beta=beta, analytic=closed_form))
 
 
 @System(
