@@ -128,7 +128,8 @@ class Encoding:
         The point is the mean of q, or for a flow the image of its base's mean (``gae.inference.laws.point_of``).
         """
         if self.k is None and self.q is not None:
-            point = point_of(self.q)
+            with torch.set_grad_enabled(torch.is_grad_enabled() and self.z.requires_grad):  # a flow maps its base now
+                point = point_of(self.q)
             return point[0] if point.dim() == self.z.dim() else point
         return self.z[self.best, torch.arange(self.z.shape[1], device=self.z.device)]
 

@@ -247,8 +247,9 @@ def _rearranged(laws: Sequence[Distribution], combine: Callable[[list[Tensor]], 
     if isinstance(laws[0], Independent):
         base = _rearranged([law.base_dist for law in laws], combine)  # type: ignore[attr-defined]
         return kind(base, laws[0].reinterpreted_batch_ndims, validate_args=False)
-    if isinstance(laws[0], NormalizingFlow) and all(law.flow is laws[0].flow for law in laws):
-        return kind(laws[0].flow, *(combine([getattr(law, name) for law in laws]) for name in PARAMETERS))
+    flows = [law.flow for law in laws if isinstance(law, NormalizingFlow)]
+    if flows and all(flow is flows[0] for flow in flows):
+        return kind(flows[0], *(combine([getattr(law, name) for law in laws]) for name in PARAMETERS))
     if isinstance(laws[0], MultivariateNormal):
         names = ["loc", "scale_tril"]
     else:

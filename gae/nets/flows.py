@@ -78,13 +78,13 @@ def _flow(
 
 def _zuko() -> Any:
     """The package zuko, whose import would switch off torch's checks of the arguments of distributions."""
-    validate: bool = Distribution._validate_args  # type: ignore[attr-defined]
+    validate: bool = Distribution._validate_args
     try:
         import zuko
     except ImportError as error:
         raise ImportError(
             "MAF and NSF flows need zuko: `pip install zuko`, or `pip install 'gae[flows]'`. Full-covariance encoders "
-            "(`posterior=\"full\"`) and flows of `pyro.distributions.transforms` need nothing more."
+            '(`posterior="full"`) and flows of `pyro.distributions.transforms` need nothing more.'
         ) from error
     finally:
         Distribution.set_default_validate_args(validate)
