@@ -1,12 +1,11 @@
 """What every engine, likelihood and system keeps, whatever it is: each case of ``cases.py`` runs through all of it."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import nullcontext
 from copy import deepcopy
 from dataclasses import fields, replace
 from typing import Any
 
-import jaxtyping
 import numpy as np
 import pyro
 import pytest
@@ -270,14 +269,6 @@ def test_state_and_seed_make_the_codes(case: Pair) -> None:
         assert_same(codes(model, 3), wanted)
     elif case.density:
         assert not torch.equal(codes(model, 3)["log_q"], wanted["log_q"])
-
-
-@pytest.fixture
-def unchecked_shapes() -> Iterator[None]:
-    """Twice as fast, for a test that calls the same thing many times."""
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 @each(PAIRS + OBJECTIVE_PAIRS)

@@ -18,7 +18,7 @@ class LazyFlow(Protocol):
     base: nn.Module
 
 
-def noise_to_code(flow: nn.Module, context: Float[Tensor, "B C"]) -> Transform:
+def noise_to_code(flow: nn.Module, context: Float[Tensor, "*B C"]) -> Transform:
     """The transform of a conditional flow, from noise (B, Z) to codes, given the context.
 
     Raises:

@@ -22,6 +22,13 @@ EVEN = (
     1 / 181440,
 )  # series of log(sinh(h) / h) in (2h)²: the next term is below 1e-15 of the sum for |2h| < NEAR
 
+LOG_BOUND = 15.0  # bound of a network's log scale: float32 can square e^15 and its inverse
+
+
+def bounded_exp(log_scale: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+    """The scale of a network's log scale, which is clamped to a range whose scales float32 can square."""
+    return log_scale.clamp(-LOG_BOUND, LOG_BOUND).exp()
+
 
 class Normal(dist.Normal):
     """Normal distribution that divides by the scale before squaring, since scale² may underflow or overflow.

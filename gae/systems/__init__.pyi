@@ -12,6 +12,7 @@ from .decoders import short_run as short_run
 from .decoders import sparse_coding as sparse_coding
 from .encoders import FlowEncoder as FlowEncoder
 from .encoders import FullNormalEncoder as FullNormalEncoder
+from .encoders import LadderEncoder as LadderEncoder
 from .factors import nmf as nmf
 from .image_prior import deep_image_prior as deep_image_prior
 from .latents import compressed_sensing as compressed_sensing
@@ -41,5 +42,6 @@ from .table import System as System
 from .table import named as named
 from .variational import conv_vae as conv_vae
 from .variational import iwae as iwae
+from .variational import ladder_vae as ladder_vae
 from .variational import savae as savae
 from .variational import vae as vae

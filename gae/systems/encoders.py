@@ -5,11 +5,14 @@ from collections.abc import Callable
 import pyro.distributions as dist
 import torch
 from jaxtyping import Float, Num
+from pyro.distributions.conditional import ConditionalTransformModule
 from torch import Tensor, nn
 
 from gae.inference.flows import NormalizingFlow
+from gae.likelihood.distributions import bounded_exp
+from gae.likelihood.hierarchical import HierarchicalNormal, Moments, TopDown
 from gae.nets import flows
-from gae.systems.parts import Encoder, NormalEncoder, bounded_exp
+from gae.systems.parts import Encoder, NormalEncoder
 
 POSTERIORS = ("diagonal", "full", "maf", "nsf")
 CONTEXT = 16  # elements of the vector on which a flow is conditioned
@@ -83,6 +86,52 @@ class FlowEncoder(Encoder):
     def density(self, x: Num[Tensor, "B *X"]) -> NormalizingFlow:
         loc, scale, context = _split(self.network(x), self.latent, 2 * self.latent + self.context)
         return NormalizingFlow(self.flow, loc, scale, context)
+
+
+class LadderEncoder(Encoder):
+    """Ladder encoder of two layers, q(z2|x) q(z1|x, z2), as a Pyro guide (Sønderby et al. 2016, eqs. 8 to 14).
+
+    The network proposes a normal density for either layer. That of z1 is multiplied by the prior p(z1|z2), so that the
+    moments of q(z1|x, z2) are those of both weighted by their precisions.
+
+    Args:
+        network: maps observations (B, *X) to mean and log scale of z1, then of z2, (B, 2 (Z1 + Z2)).
+        prior: the prior of the likelihood, whose parameters the encoder shares.
+
+    >>> from gae import nets
+    >>> prior = HierarchicalNormal(nn.Linear(1, 4), bottom=2, top=1)
+    >>> LadderEncoder(nets.mlp(5, (8,), 6), prior).density(torch.zeros(4, 5)).rsample().shape
+    torch.Size([4, 3])
+    """
+
+    def __init__(self, network: nn.Module, prior: HierarchicalNormal):
+        super().__init__(network)
+        self.flow = _Ladder(prior)
+
+    def density(self, x: Num[Tensor, "B *X"]) -> NormalizingFlow:
+        context = self.network(x)
+        loc = context.new_zeros(len(x), self.flow.prior.bottom + self.flow.prior.top)
+        return NormalizingFlow(self.flow, loc, torch.ones_like(loc), context)
+
+
+class _Ladder(ConditionalTransformModule):
+    """The transform from noise to codes of a ladder encoder, given its network's output."""
+
+    def __init__(self, prior: HierarchicalNormal):
+        super().__init__()
+        self.prior = prior
+
+    def condition(self, context: Float[Tensor, "..."]) -> TopDown:
+        bottom, top = self.prior.bottom, self.prior.top
+        loc1, log_scale1, loc2, log_scale2 = context.split((bottom, bottom, top, top), -1)
+        scale1 = bounded_exp(log_scale1)
+
+        def conditional(z2: Tensor) -> Moments:
+            loc, scale = self.prior.conditional(z2)
+            share = scale.square() / (scale.square() + scale1.square())  # of the proposal in the mean
+            return loc + share * (loc1 - loc), scale1 * share.sqrt()
+
+        return TopDown(bottom, (loc2, bounded_exp(log_scale2)), conditional)
 
 
 def _split(

@@ -11,11 +11,10 @@ from torch import Size, Tensor, nn
 
 from gae import nets
 from gae.likelihood import HEADS, Head, LocationScaleHead
+from gae.likelihood.distributions import bounded_exp
 from gae.storage import Part
 
 Shape = Size | tuple[int, ...]
-
-LOG_BOUND = 15.0  # bound of an encoder's log scale: float32 can square e^15 and its inverse
 
 
 def head_of(name: str, scale: float | None = None, learn: str = "scalar", default: float = 1.0) -> Callable[..., Head]:
@@ -118,11 +117,6 @@ class NormalEncoder(Encoder):
     def density(self, x: Num[Tensor, "B *X"]) -> dist.Independent:
         loc, log_scale = self.network(x).chunk(2, -1)
         return dist.Independent(dist.Normal(loc, bounded_exp(log_scale), validate_args=False), 1, validate_args=False)
-
-
-def bounded_exp(log_scale: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
-    """The scale of an encoder's log scale, which is clamped to a range whose scales float32 can square."""
-    return log_scale.clamp(-LOG_BOUND, LOG_BOUND).exp()
 
 
 def need_image(system: str, event_shape: Shape) -> None:

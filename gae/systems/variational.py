@@ -3,11 +3,14 @@
 from collections.abc import Sequence
 from functools import partial
 
+from torch import Size
+
 from gae import nets, objective
 from gae.autoencoder import Autoencoder
 from gae.inference import Amortized, Ascent, GradientAscent, MeanField, Unroll
+from gae.likelihood import HierarchicalNormal
 from gae.objective import elbo
-from gae.systems.encoders import FlowEncoder, encoder_of
+from gae.systems.encoders import FlowEncoder, LadderEncoder, encoder_of
 from gae.systems.parts import NormalEncoder, Shape, decoder_of
 from gae.systems.table import System
 
@@ -110,3 +113,35 @@ def savae(
     model = vae(event_shape, latent, hidden, head)
     refine = Ascent(model.inference, GradientAscent(rate), steps, family=MeanField(samples=2), adjoint=Unroll())
     return Autoencoder(model.likelihood, refine, partial(elbo, analytic=True))
+
+
+@System(
+    likelihood="neural head",
+    prior="learned, p(z2) p(z1|z2)",
+    inference="Amortized (guide)",
+    objective="elbo",
+    source="Sønderby et al. 2016",
+)
+def ladder_vae(
+    event_shape: Shape,
+    latent: int = 8,
+    top: int = 4,
+    hidden: Sequence[int] = (128, 128),
+    head: str = "gaussian",
+    beta: float = 1.0,
+    samples: int = 1,
+) -> Autoencoder:
+    """Ladder VAE (Sønderby et al. 2016) of two stochastic layers: z1 of ``latent`` elements, z2 of ``top`` elements.
+
+    A code is the vector (z1, z2) under the prior p(z2) p(z1|z2), so any other engine can infer both layers; the decoder
+    sees z1. The paper raises the weight of the KL from 0 to 1 over the first epochs; here ``beta`` is constant.
+    """
+    prior = HierarchicalNormal(nets.mlp(top, hidden[-1:], 2 * latent), latent, top)
+    network = nets.Leading(nets.mlp(latent, hidden[::-1], event_shape), latent)
+    decoder = decoder_of(network, latent + top, event_shape, head, prior=prior)
+    width = hidden[-1] if hidden else Size(event_shape).numel()
+    bottom_up = nets.BottomUp(
+        nets.mlp(event_shape, hidden[:-1], width), nets.mlp(width, hidden[-1:], width), width, (2 * latent, 2 * top)
+    )
+    encoder = LadderEncoder(nets.Standardized(bottom_up, event_shape), prior)
+    return Autoencoder(decoder, Amortized(encoder, samples), partial(elbo, beta=beta))
