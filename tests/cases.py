@@ -89,6 +89,7 @@ from gae.likelihood import (
     Gaussian,
     GaussianKernel,
     GaussianProjection,
+    HierarchicalNormal,
     Laplace,
     LaplacePrior,
     Likelihood,
@@ -238,6 +239,7 @@ LIKELIHOODS = [
     LikelihoodCase("kernel", lambda: GaussianKernel(3, 2, (2, 2), learn_scale=True, prior=StandardNormal(2))),
     LikelihoodCase("kernel-growth", lambda: GaussianKernel(3, 1, (4,), absorbing=0.5, growth=1.0)),
     LikelihoodCase("kernel-free", lambda: GaussianKernel(3, 2, (4,), absorbing=0.0)),
+    LikelihoodCase("hierarchical", lambda: Gaussian(net(3, 4), 3, 0.7, prior=HierarchicalNormal(net(1, 4), 2, 1))),
     LikelihoodCase("cropped-weights", lambda: Measured(drawn_by(), Crop((1, 4, 4), 3, 2))),
 ]
 
@@ -677,6 +679,7 @@ SYSTEMS = [
     SystemCase("vae", SMALL | {"head": "bernoulli"}, data=binary, stochastic=True, density=True),
     SystemCase("vae", SMALL | {"posterior": "full"}, stochastic=True, density=True),
     SystemCase("vae", SMALL | {"posterior": "maf"}, stochastic=True, density=True),
+    SystemCase("ladder-vae", SMALL | {"top": 1}, stochastic=True, density=True),
     SystemCase("conv-vae", {"latent": 2, "channels": (2,)}, (1, 4, 4), stochastic=True, density=True),
     SystemCase("gon", SMALL),
     SystemCase("nmf", {"latent": 2, "steps": 3}, data=unit, detached=True),

@@ -253,7 +253,6 @@ def test_gaps_of_a_flow_encoder() -> None:
     assert gap.family == "flow" and gap.encoder is not None and gap.amortisation is not None
     best = gap.best["flow"]
     assert best.status is None and best.q is None
-    print(gap.approximation("flow"), best.standard_error, gap.amortisation)
     assert (gap.approximation("flow").abs() < 0.05 + 4 * best.standard_error).all()
     assert (gap.amortisation > 0.1).all() and not gap.suspicious.any()
     columns = gap.columns()
