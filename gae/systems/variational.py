@@ -117,7 +117,7 @@ def savae(
 
 @System(
     likelihood="neural head",
-    prior="learned, p(z2) p(z1|z2)",
+    prior="learned, two layers",
     inference="Amortized (guide)",
     objective="elbo",
     source="Sønderby et al. 2016",
