@@ -35,6 +35,7 @@ from .systems import iterative_vae as iterative_vae
 from .systems import iwae as iwae
 from .systems import kmeans as kmeans
 from .systems import knn as knn
+from .systems import ladder_vae as ladder_vae
 from .systems import linear_regression as linear_regression
 from .systems import lle as lle
 from .systems import llgae as llgae

@@ -10,7 +10,8 @@ import pyro
 import torch
 from conftest import FULL, OFFSET
 from pyro.distributions import Independent, Normal
-from pyro.nn import PyroModule
+from pyro.distributions.transforms import ConditionalAffineAutoregressive
+from pyro.nn import ConditionalAutoRegressiveNN, PyroModule
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
@@ -92,6 +93,7 @@ from gae.likelihood import (
     Gaussian,
     GaussianKernel,
     GaussianProjection,
+    HierarchicalNormal,
     Laplace,
     LaplacePrior,
     Likelihood,
@@ -121,6 +123,7 @@ from gae.objective import (
     stepwise_elbo,
     wake_wake,
 )
+from gae.systems.encoders import FlowEncoder
 
 Shape = tuple[int, ...]
 
@@ -253,6 +256,7 @@ LIKELIHOODS = [
     LikelihoodCase("kernel", lambda: GaussianKernel(3, 2, (2, 2), learn_scale=True, prior=StandardNormal(2))),
     LikelihoodCase("kernel-growth", lambda: GaussianKernel(3, 1, (4,), absorbing=0.5, growth=1.0)),
     LikelihoodCase("kernel-free", lambda: GaussianKernel(3, 2, (4,), absorbing=0.0)),
+    LikelihoodCase("hierarchical", lambda: Gaussian(net(3, 4), 3, 0.7, prior=HierarchicalNormal(net(1, 4), 2, 1))),
     LikelihoodCase("cropped-weights", lambda: Measured(drawn_by(), Crop((1, 4, 4), 3, 2))),
 ]
 
@@ -350,6 +354,11 @@ def vector(likelihood: Likelihood) -> bool:
     return continuous(likelihood) and len(likelihood.latent_shape) == 1
 
 
+def plane(likelihood: Likelihood) -> bool:
+    """Vector codes with more than one element."""
+    return vector(likelihood) and likelihood.latent_shape.numel() > 1
+
+
 def uncertain(likelihood: Likelihood) -> bool:
     return exact(likelihood) and (continuous(likelihood) or likelihood.components > 1)
 
@@ -374,6 +383,14 @@ def callable_guide(network: nn.Module) -> Callable[[Tensor], Tensor]:
             return pyro.sample("z", normal(network(x) + shift))
 
     return guide
+
+
+def flow_encoder(likelihood: Likelihood) -> FlowEncoder:
+    """An inverse autoregressive flow of Pyro, smooth for differences of gradients."""
+    latent = likelihood.latent_shape.numel()
+    network = ConditionalAutoRegressiveNN(latent, 3, [4], permutation=torch.arange(latent), nonlinearity=nn.Tanh())
+    flow = ConditionalAffineAutoregressive(network)
+    return FlowEncoder(nets.mlp(likelihood.event_shape, (5,), 2 * latent + 3), flow, latent, 3)
 
 
 def called(engine: Inference, likelihood: Likelihood) -> Inference:
@@ -461,6 +478,7 @@ GUIDES = [
     ),
     EngineCase("amortized-density", lambda m: Amortized(Density(encoder(m, 2))), signed, stochastic=True, density=True),
     EngineCase("amortized-deterministic", lambda m: Amortized(encoder(m)), signed),
+    EngineCase("amortized-flow", lambda m: Amortized(flow_encoder(m)), plane, stochastic=True, density=True),
 ]
 STARTS = [
     *GUIDES,
@@ -714,6 +732,9 @@ SYSTEMS = [
     SystemCase("ae", SMALL),
     SystemCase("vae", SMALL, stochastic=True, density=True),
     SystemCase("vae", SMALL | {"head": "bernoulli"}, data=binary, stochastic=True, density=True),
+    SystemCase("vae", SMALL | {"posterior": "full"}, stochastic=True, density=True),
+    SystemCase("vae", SMALL | {"posterior": "maf"}, stochastic=True, density=True),
+    SystemCase("ladder-vae", SMALL | {"top": 1}, stochastic=True, density=True),
     SystemCase("conv-vae", {"latent": 2, "channels": (2,)}, (1, 4, 4), stochastic=True, density=True),
     SystemCase("gon", SMALL),
     SystemCase("nmf", {"latent": 2, "steps": 3}, data=unit, detached=True),
@@ -782,7 +803,9 @@ def system(case: SystemCase) -> Pair:
             model.likelihood.initialize(case.data((20, *case.event_shape)), 0)
         return model
 
-    name = "-".join([case.name, *(str(case.options[key]) for key in ("head", "steps") if key in case.options)])
+    name = "-".join(
+        [case.name, *(str(case.options[key]) for key in ("head", "steps", "posterior") if key in case.options)]
+    )
     return Pair(
         f"system-{name}", make, case.data, case.stochastic, case.density, case.detached, case.samples, case.surrogate
     )

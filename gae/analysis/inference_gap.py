@@ -9,17 +9,20 @@ from jaxtyping import Bool, Float, Int, Num
 from torch import Tensor
 from torch.distributions import Distribution, Independent, MultivariateNormal
 
+from gae.analysis.best_flow import best_flow
 from gae.analysis.metrics import Entry, mean_and_error
 from gae.autoencoder import Autoencoder
 from gae.evidence import Evidence, exact, importance, laplace_approximation
 from gae.evidence.base import need_proper, without_warning
 from gae.evidence.laplace import expansion
 from gae.inference import LBFGS, Ascent, Code, Detach, Family, FullCovariance, Inference, MeanField, Status, Zeros
-from gae.inference.laws import codes_from, need_density
+from gae.inference.flows import NormalizingFlow
+from gae.inference.laws import codes_from, need_density, point_of, spread_of
 from gae.likelihood import ExactPosterior, Likelihood
 from gae.likelihood.door import checked, door
 
 FAMILIES: dict[str, type[MeanField]] = {"mean-field": MeanField, "full covariance": FullCovariance}
+FLOW = "flow"  # the family of an encoder whose densities are flows
 SLACK = 4.0  # a difference of up to SLACK standard errors ...
 TOLERANCE = 1e-3  # ... plus TOLERANCE nats does not indicate a failed optimisation
 
@@ -58,8 +61,8 @@ class Gap:
         evidence: log p(x), exact or by importance sampling from the optimised density.
         best: L[q*] of each family.
         encoder: L[q] of the model's engine; None if it has no density q(z|x).
-        family: the family of the encoder's densities, whose q* defines the amortisation gap; None if the densities are
-            not normal.
+        family: the family of the encoder's densities, whose q* defines the amortisation gap; None if that q* is not
+            known, as for densities other than normal ones and flows of a ``FlowEncoder``.
     """
 
     evidence: Evidence
@@ -96,7 +99,8 @@ class Gap:
         for name, bound in self.best.items():
             columns[f"L[q*], {name}"] = bound.value
             columns[f"sampling s.e. of L[q*], {name}"] = bound.standard_error
-            columns[f"converged, {name}"] = _converged(bound)
+            if bound.status is not None:
+                columns[f"converged, {name}"] = _converged(bound)
             columns[f"approximation gap, {name}"] = self.approximation(name)
         if self.encoder is not None:
             columns["L[q]"] = self.encoder.value
@@ -130,6 +134,12 @@ def inference_gap(
     optimisation and matched in its first two moments. It starts from the encoder's density, or without an encoder from
     the Laplace approximation at the mode. All bounds are then estimated with fresh samples.
 
+    If the encoder's densities are flows of a ``FlowEncoder``, the flows are one more family, ``"flow"``, whose best
+    member is found by ``best_flow``, from the encoder's flow or, where it is better, that flow with the moments of the
+    last normal family. For any other density, the columns are those of the normal families, the encoder's
+    own bound and the inference gap; its amortisation gap is not defined, since the best member of its family is not
+    known.
+
     Args:
         autoencoder: a model whose engine has a density q(z|x), for the amortisation gap. With any other engine, or a
             likelihood alone, only approximation gaps are estimated.
@@ -138,7 +148,7 @@ def inference_gap(
         samples: number S of importance samples, if log p(x) is not known exactly.
         draws: number of samples per observation, to estimate each bound.
         noise: number of samples per objective value of the optimisation; by default four times the size of a code.
-        steps: maximum number of optimisation steps.
+        steps: maximum number of optimisation steps; a flow takes twice as many, by Adam.
         batch_size: number of observations at a time; bounds the memory, most of which is for importance samples.
 
     Raises:
@@ -173,13 +183,28 @@ def _gap(
     start = q if q is not None and _normal(q) is not None else _laplace(likelihood, x)
     width = likelihood.latent_shape.numel()
     best = {name: _best(name, likelihood, x, start, noise or 4 * width, steps, draws) for name in families}
-    encoder = None if q is None else lower_bound(likelihood, x, q, draws)
     proposal = best[families[-1]].q
     assert proposal is not None
+    if isinstance(q, NormalizingFlow):
+        start = _flow_start(likelihood, x, q, proposal, draws)
+        best[FLOW] = lower_bound(likelihood, x, best_flow(likelihood, x, start, steps=2 * steps), draws)
+    encoder = None if q is None else lower_bound(likelihood, x, q, draws)
     with without_warning():  # a column of the table reports unreliable weights
         tractable = isinstance(likelihood, ExactPosterior)
         evidence = exact(likelihood, x) if tractable else importance(likelihood, x, proposal, samples)
     return Gap(evidence, best, encoder, _family_of(q, best))
+
+
+def _flow_start(
+    likelihood: Likelihood, x: Tensor, q: NormalizingFlow, normal: Distribution, draws: int
+) -> NormalizingFlow:
+    """The encoder's flow, or where it is better, the same flow moved and scaled to the moments of a normal density."""
+    ratio = normal.stddev / spread_of(q)
+    moved = NormalizingFlow(q.flow, normal.mean + ratio * (q.loc - point_of(q)), ratio * q.scale, q.context)
+    bounds = [lower_bound(likelihood, x, law, draws).value for law in (q, moved)]
+    is_moved = (bounds[0] <= bounds[1]).unsqueeze(1)
+    loc, scale = torch.where(is_moved, moved.loc, q.loc), torch.where(is_moved, moved.scale, q.scale)
+    return NormalizingFlow(q.flow, loc, scale, q.context)
 
 
 def _joined(parts: Sequence[Gap]) -> Gap:
@@ -272,10 +297,12 @@ def one_row(q: Distribution) -> Distribution:
     """The density of batch shape (B,) that a density of batch shape (S, B) repeats.
 
     Raises:
-        ValueError: for a distribution that is not normal, whose rows cannot be separated.
+        ValueError: for a distribution that is neither normal nor a flow, whose rows cannot be separated.
     """
     if len(q.batch_shape) < 2:
         return q
+    if isinstance(q, NormalizingFlow):
+        return NormalizingFlow(q.flow, q.loc[0], q.scale[0], q.context[0])
     if isinstance(q, MultivariateNormal):
         return MultivariateNormal(q.loc[0], scale_tril=q.scale_tril[0], validate_args=False)
     if _normal(q) is None:
@@ -304,6 +331,8 @@ def _best(
 
 
 def _family_of(q: Distribution | None, best: dict[str, Bound]) -> str | None:
+    if isinstance(q, NormalizingFlow):
+        return FLOW
     if q is None or _normal(q) is None:
         return None
     name = "full covariance" if isinstance(q, MultivariateNormal) else "mean-field"

@@ -91,6 +91,8 @@ def _print(results: dict[str, Any], observations: int, out: Path) -> None:
     console().print(shown)
     for name, share in converged(results).items():
         typer.echo(f"Local optimisation, {name}: {share:.0%} converged.")
+    if "L[q]" in results and "amortisation gap" not in results:
+        typer.echo("The best member of the encoder's own family is not computed, so there is no amortisation gap.")
     if results.get("q* below q", {"mean": 0})["mean"]:
         typer.echo(f"For {results['q* below q']['mean']:.0%} of the samples q* came out below q: try more --steps.")
     if "effective sample size" in results:

@@ -14,6 +14,7 @@ from torch.distributions import Distribution, biject_to, constraints
 
 from gae.data.checks import at_least_one
 from gae.inference.base import Code, Inference
+from gae.inference.flows import with_base
 from gae.inference.laws import codes_from, is_point, log_density, need_density
 from gae.likelihood import Likelihood
 from gae.likelihood.door import door
@@ -28,7 +29,8 @@ class Amortized(Inference):
               (B,) and event Z. Parameters that a plain callable declares (``pyro.param``, ``pyro.module``) become
               parameters of this module at its first call; from then on it cannot be copied or pickled, since a copy
               would train the same networks. Pyro's global parameter store is not changed;
-            - a module or callable that returns a torch or Pyro distribution of batch (B,) and event Z;
+            - a module or callable that returns a torch or Pyro distribution, or a flow of zuko, of batch (B,) and
+              event Z. A distribution without a batch is that of every observation;
             - a module or callable that returns codes (B, *Z): a deterministic encoder, for which ``log_q`` is None. A
               Pyro ``Delta`` counts as one too, such as that of ``AutoDelta``.
         samples: S, reparameterised draws per observation.
@@ -76,7 +78,9 @@ class Amortized(Inference):
         if site.q is not None:
             code = self._from_density(site.q, site.z, likelihood)
         elif isinstance(output, Distribution):
-            code = self._from_density(output, self._sample(output), likelihood)
+            q = with_base(output)
+            q = q if q.batch_shape else q.expand(x.shape[:1])  # Pyro's conditional flows have no batch until they draw
+            code = self._from_density(q, self._sample(q), likelihood)
         elif isinstance(output, Tensor):
             code = self._deterministic(output)
         else:

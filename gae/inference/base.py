@@ -13,7 +13,7 @@ from jaxtyping import Float, Int, Num
 from torch import Size, Tensor, nn
 from torch.distributions import Distribution
 
-from gae.inference.laws import is_point, need_density, rearranged
+from gae.inference.laws import is_point, need_density, point_of, rearranged
 from gae.likelihood import Likelihood
 from gae.likelihood.door import check_components, door
 from gae.storage import Part
@@ -127,16 +127,14 @@ class Encoding:
 
     @property
     def point(self) -> Float[Tensor, "B *Z"]:
-        """One code per sample, the same at every call: the mean of q for one continuous code, else the best of S."""
+        """One code per sample, the same at every call: the point of q for one continuous code, else the best of S.
+
+        The point is the mean of q, or for a flow the image of its base's mean (``gae.inference.laws.point_of``).
+        """
         if self.k is None and self.q is not None:
-            try:
-                mean = self.q.mean
-            except NotImplementedError:
-                raise NotImplementedError(
-                    f"{type(self.q).__name__} has no `mean`, the code that represents q(z|x). Use the draws, `z`, or "
-                    "implement `mean`."
-                ) from None
-            return mean[0] if mean.dim() == self.z.dim() else mean
+            with torch.set_grad_enabled(torch.is_grad_enabled() and self.z.requires_grad):  # a flow maps its base now
+                point = point_of(self.q)
+            return point[0] if point.dim() == self.z.dim() else point
         return self.z[self.best, torch.arange(self.z.shape[1], device=self.z.device)]
 
     @property

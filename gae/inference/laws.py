@@ -19,6 +19,7 @@ from torch.distributions import (
     constraints,
 )
 
+from gae.inference.flows import PARAMETERS, NormalizingFlow
 from gae.likelihood import Likelihood
 from gae.likelihood.door import hidden
 
@@ -28,6 +29,60 @@ PROBES = 1000  # draws of the prior that test whether a distribution covers it
 def is_point(q: Distribution) -> bool:
     """Whether q has all its mass at one point: Pyro's ``Delta``, also inside wrappers."""
     return isinstance(list(_nested(q))[-1], Delta)
+
+
+def point_of(q: Distribution) -> Float[Tensor, "..."]:
+    """The code that represents q, the same at every call: its mean, or that of its base, transformed.
+
+    The mean of most transformed distributions, such as flows, has no closed form. The image of the base's mean is the
+    median where a monotonic function of each element is all that was applied to a symmetric base.
+
+    Raises:
+        NotImplementedError: for a distribution without either.
+
+    >>> from torch.distributions import Normal, TanhTransform
+    >>> point_of(TransformedDistribution(Normal(torch.tensor([0.5]), 2.0), TanhTransform()))
+    tensor([0.4621])
+    """
+    try:
+        return q.mean
+    except NotImplementedError:
+        inner = getattr(q, "base_dist", None)
+    if inner is None:
+        raise NotImplementedError(
+            f"{type(q).__name__} has no `mean`, the code that represents q(z|x). Use the draws, `z`, or implement "
+            "`mean`."
+        )
+    z = point_of(inner)
+    for step in q.transforms if isinstance(q, TransformedDistribution) else ():
+        z = step(z)
+    return z
+
+
+def spread_of(q: Distribution) -> Float[Tensor, "..."]:
+    """Standard deviations of q: exact, or those of its base, transformed to first order.
+
+    A transformed distribution is linearised by differences between the images of one standard deviation of each element
+    of the base in both directions, which is exact for affine transforms.
+
+    Raises:
+        NotImplementedError: for a distribution without either.
+    """
+    try:
+        return q.stddev
+    except NotImplementedError:
+        inner = getattr(q, "base_dist", None)
+    if inner is None:
+        raise NotImplementedError(f"{type(q).__name__} has no `stddev`. Implement it, or start from another density.")
+    if not isinstance(q, TransformedDistribution):
+        return spread_of(inner)
+    centre, event = point_of(inner), inner.event_shape
+    unit = torch.eye(event.numel(), dtype=centre.dtype, device=centre.device)
+    move = unit.view(-1, *[1] * len(inner.batch_shape), *event) * spread_of(inner)
+    ends = [centre + move, centre - move]
+    for step in q.transforms:
+        ends = [step(end) for end in ends]
+    return (0.5 * (ends[0] - ends[1])).square().sum(0).sqrt()
 
 
 def codes_from(q: Distribution, n: int) -> Float[Tensor, "n ..."]:
@@ -192,6 +247,9 @@ def _rearranged(laws: Sequence[Distribution], combine: Callable[[list[Tensor]], 
     if isinstance(laws[0], Independent):
         base = _rearranged([law.base_dist for law in laws], combine)  # type: ignore[attr-defined]
         return kind(base, laws[0].reinterpreted_batch_ndims, validate_args=False)
+    flows = [law.flow for law in laws if isinstance(law, NormalizingFlow)]
+    if flows and all(flow is flows[0] for flow in flows):
+        return kind(flows[0], *(combine([getattr(law, name) for law in laws]) for name in PARAMETERS))
     if isinstance(laws[0], MultivariateNormal):
         names = ["loc", "scale_tril"]
     else:
@@ -200,6 +258,6 @@ def _rearranged(laws: Sequence[Distribution], combine: Callable[[list[Tensor]], 
     if not names or not accepted <= laws[0].arg_constraints.keys() | set(names):
         raise TypeError(
             f"Laws q(z|x) of the kind {kind.__name__} cannot be cut or joined along the observations. Encode each "
-            "batch by itself, without batch_size."
+            "batch by itself, without batch_size; for a flow, use `gae.systems.FlowEncoder`."
         )
     return kind(**{name: combine([getattr(law, name) for law in laws]) for name in names}, validate_args=False)

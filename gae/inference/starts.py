@@ -27,7 +27,7 @@ class Zeros(Inference):
 
 
 class Prior(Inference):
-    """One draw per sample from the prior q_w(z), by torch's global generator.
+    """One draw per sample from the prior q_w(z), by torch's global generator, reparameterised if possible.
 
     >>> from gae.likelihood import LinearMixture
     >>> Prior()(LinearMixture(1, 2, (5,)), torch.randn(3, 5)).z.shape
@@ -36,7 +36,9 @@ class Prior(Inference):
 
     def infer(self, likelihood: Likelihood, x: Num[Tensor, "B *X"], k: Int[Tensor, "S _"] | None = None) -> Code:
         shape = (1 if k is None else len(k), len(x))
-        return Code(likelihood.prior.sample(torch.Size(shape)), None if k is None else k.expand(shape))
+        prior = likelihood.prior
+        z = prior.rsample(torch.Size(shape)) if prior.has_rsample else prior.sample(torch.Size(shape))
+        return Code(z, None if k is None else k.expand(shape))
 
 
 class DecoderInit(Inference):

@@ -20,6 +20,7 @@ from gae.likelihood.heads import (
     LocationScaleHead,
     Poisson,
 )
+from gae.likelihood.hierarchical import HierarchicalNormal
 from gae.likelihood.linear.blended import BlendedCharts
 from gae.likelihood.linear.kernel import GaussianKernel
 from gae.likelihood.linear.mixture import LinearMixture
@@ -65,6 +66,7 @@ __all__ = [
     "GaussianKernel",
     "GaussianProjection",
     "Head",
+    "HierarchicalNormal",
     "Laplace",
     "LaplacePrior",
     "Likelihood",

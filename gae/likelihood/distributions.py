@@ -11,7 +11,7 @@ import pyro.distributions as dist
 import torch
 from jaxtyping import Float, Num
 from torch import Tensor
-from torch.distributions import register_kl
+from torch.distributions import Independent, MultivariateNormal, register_kl
 from torch.distributions.utils import lazy_property
 from torch.nn.functional import softplus
 
@@ -21,6 +21,13 @@ EVEN = (
     -1 / 2880,
     1 / 181440,
 )  # series of log(sinh(h) / h) in (2h)²: the next term is below 1e-15 of the sum for |2h| < NEAR
+
+LOG_BOUND = 15.0  # bound of a network's log scale: float32 can square e^15 and its inverse
+
+
+def bounded_exp(log_scale: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+    """The scale of a network's log scale, which is clamped to a range whose scales float32 can square."""
+    return log_scale.clamp(-LOG_BOUND, LOG_BOUND).exp()
 
 
 class Normal(dist.Normal):
@@ -173,3 +180,15 @@ def _far_quantile(rising: Tensor, a: Tensor, u: Tensor) -> Tensor:
 def _kl_continuous_bernoulli(p: ContinuousBernoulli, q: ContinuousBernoulli) -> Tensor:
     """-H(p) - E_p log q, without the clamped probabilities of torch."""
     return -p.entropy() - q.log_prob(p.mean)
+
+
+@register_kl(MultivariateNormal, Independent)
+def _kl_multivariate_independent(p: MultivariateNormal, q: Independent) -> Tensor:
+    """The KL of a normal with a full covariance to independent normals."""
+    base = q.base_dist
+    if not isinstance(base, torch.distributions.Normal) or len(q.event_shape) != 1:
+        raise NotImplementedError
+    log_det = p.scale_tril.diagonal(dim1=-2, dim2=-1).log()
+    move = (p.loc - base.loc) / base.scale
+    spread = (p.scale_tril / base.scale.unsqueeze(-1)).square().sum(-1)
+    return (0.5 * (spread + move.square() - 1) + base.scale.log() - log_det).sum(-1)

@@ -1,9 +1,11 @@
 """Neural networks, without distributions: feedforward, convolutional, skip and sequence networks."""
 
 from gae.nets.networks import (
+    BottomUp,
     ChannelNorm,
     Dictionary,
     InDataUnits,
+    Leading,
     Rescaled,
     Skip,
     Standardized,
@@ -17,9 +19,11 @@ from gae.nets.networks import (
 )
 
 __all__ = [
+    "BottomUp",
     "ChannelNorm",
     "Dictionary",
     "InDataUnits",
+    "Leading",
     "Rescaled",
     "Skip",
     "Standardized",

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Size, Tensor, nn
-from torch.nn.functional import batch_norm, group_norm, interpolate
+from torch.nn.functional import batch_norm, group_norm, interpolate, silu
 
 from gae.storage import Part, recorded
 
@@ -148,6 +148,47 @@ class Dictionary(Part, nn.Module):
 
     def forward(self, z: Float[Tensor, "N Z"]) -> Float[Tensor, "N *X"]:
         return (z @ nn.functional.normalize(self.atoms, dim=1)).unflatten(1, self.shape)
+
+
+class Leading(Part, nn.Module):
+    """A network of the first elements of a vector, such as the bottom layer of a hierarchical code.
+
+    >>> import torch
+    >>> Leading(nn.Linear(2, 5), 2)(torch.zeros(3, 7)).shape
+    torch.Size([3, 5])
+    """
+
+    def __init__(self, network: nn.Module, size: int):
+        super().__init__()
+        self.network, self.size = network, size
+
+    def forward(self, z: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+        output: Tensor = self.network(z[..., : self.size])
+        return output
+
+
+class BottomUp(Part, nn.Module):
+    """Outputs of two layers of features, x → d1 → d2, in one vector: those of d1 first (Sønderby et al. 2016).
+
+    Args:
+        first: the network from x to d1, (B, H), before its activation (SiLU).
+        second: the network from d1 to d2, (B, H), before its activation.
+        width: H.
+        outputs: the number of outputs of either layer, which are linear.
+
+    >>> import torch
+    >>> BottomUp(nn.Linear(6, 4), nn.Linear(4, 4), 4, (2, 1))(torch.zeros(3, 6)).shape
+    torch.Size([3, 3])
+    """
+
+    def __init__(self, first: nn.Module, second: nn.Module, width: int, outputs: tuple[int, int]):
+        super().__init__()
+        self.first, self.second = first, second
+        self.heads = nn.ModuleList([nn.Linear(width, size) for size in outputs])
+
+    def forward(self, x: Float[Tensor, "..."]) -> Float[Tensor, "B _"]:
+        lower = silu(self.first(x))
+        return torch.cat([self.heads[0](lower), self.heads[1](silu(self.second(lower)))], 1)
 
 
 @recorded

@@ -40,6 +40,7 @@ from .table import named as named
 from .variational import conv_vae as conv_vae
 from .variational import iterative_vae as iterative_vae
 from .variational import iwae as iwae
+from .variational import ladder_vae as ladder_vae
 from .variational import mcmc_em as mcmc_em
 from .variational import rws_vae as rws_vae
 from .variational import savae as savae

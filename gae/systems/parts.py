@@ -1,5 +1,6 @@
 """Building blocks of the systems: heads by name, decoders, and the encoder of a normal density."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from functools import partial
 
@@ -10,11 +11,10 @@ from torch import Size, Tensor, nn
 
 from gae import nets
 from gae.likelihood import HEADS, Head, LocationScaleHead
+from gae.likelihood.distributions import bounded_exp
 from gae.storage import Part
 
 Shape = Size | tuple[int, ...]
-
-LOG_BOUND = 15.0  # bound of an encoder's log scale: float32 can square e^15 and its inverse
 
 
 def head_of(name: str, scale: float | None = None, learn: str = "scalar", default: float = 1.0) -> Callable[..., Head]:
@@ -85,7 +85,27 @@ def directions(event_shape: Shape, latent: int | None) -> int:
     return min(8, Size(event_shape).numel()) if latent is None else latent
 
 
-class NormalEncoder(Part, nn.Module):
+class Encoder(Part, nn.Module, ABC):
+    """Base class of encoders with a density q(z|x), which are Pyro guides.
+
+    Args:
+        network: maps observations (B, *X) to the parameters of the density, (B, width).
+    """
+
+    def __init__(self, network: nn.Module):
+        super().__init__()
+        self.network = network
+
+    @abstractmethod
+    def density(self, x: Num[Tensor, "B *X"]) -> dist.TorchDistribution:
+        """The density q(z|x), with batch shape (B,) and event shape (Z,)."""
+
+    def forward(self, x: Num[Tensor, "B *X"]) -> Float[Tensor, "..."]:
+        with pyro.plate("data", len(x)):
+            return pyro.sample("z", self.density(x))
+
+
+class NormalEncoder(Encoder):
     """Mean-field normal encoder q(z|x) = N(mean(x), scale(x)²): a network with 2 Z outputs, as a Pyro guide.
 
     >>> import torch
@@ -94,19 +114,9 @@ class NormalEncoder(Part, nn.Module):
     torch.Size([5])
     """
 
-    def __init__(self, network: nn.Module):
-        super().__init__()
-        self.network = network
-
     def density(self, x: Num[Tensor, "B *X"]) -> dist.Independent:
-        """The density q(z|x), with batch shape (B,) and event shape (Z,)."""
         loc, log_scale = self.network(x).chunk(2, -1)
-        scale = log_scale.clamp(-LOG_BOUND, LOG_BOUND).exp()
-        return dist.Independent(dist.Normal(loc, scale, validate_args=False), 1, validate_args=False)
-
-    def forward(self, x: Num[Tensor, "B *X"]) -> Float[Tensor, "..."]:
-        with pyro.plate("data", len(x)):
-            return pyro.sample("z", self.density(x))
+        return dist.Independent(dist.Normal(loc, bounded_exp(log_scale), validate_args=False), 1, validate_args=False)
 
 
 def need_image(system: str, event_shape: Shape) -> None:

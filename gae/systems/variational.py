@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from functools import partial
 
+from torch import Size
+
 from gae import nets, objective
 from gae.autoencoder import Autoencoder
 from gae.inference import (
@@ -17,7 +19,9 @@ from gae.inference import (
     Unroll,
     Zeros,
 )
+from gae.likelihood import HierarchicalNormal
 from gae.objective import elbo, monte_carlo_em, stepwise_elbo, wake_wake
+from gae.systems.encoders import FlowEncoder, LadderEncoder, encoder_of
 from gae.systems.parts import NormalEncoder, Shape, decoder_of
 from gae.systems.table import System
 
@@ -39,6 +43,7 @@ def vae(
     analytic: bool = True,
     scale: float | None = None,
     learn: str = "scalar",
+    posterior: str = "diagonal",
 ) -> Autoencoder:
     """Variational autoencoder (Kingma & Welling 2014); ``beta`` weighs the KL (Higgins et al. 2017).
 
@@ -48,10 +53,17 @@ def vae(
     proportion to them. A fixed variance c = scale² has the optimum of ``beta=c`` at unit variance (Doersch 2016; ledger
     D26); the optimum of a learned variance is the expected squared error (Rybkin et al. 2021). For a constant pixel
     this is zero, and its scale ends at 1e-4 of the unit: do not use ``"pixel"`` with constant pixels.
+
+    ``posterior`` is the encoder's family of densities: a normal with a ``"diagonal"`` or ``"full"`` covariance, or a
+    normalizing flow, ``"maf"`` (Papamakarios et al. 2017) or ``"nsf"`` (Durkan et al. 2019), which needs zuko. With
+    ``analytic``, the KL of a normal is computed in closed form; that of a flow is always estimated from the draws.
     """
     decoder = decoder_of(nets.mlp(latent, hidden[::-1], event_shape), latent, event_shape, head, scale, learn)
-    encoder = NormalEncoder(nets.Standardized(nets.mlp(event_shape, hidden, 2 * latent), event_shape))
-    return Autoencoder(decoder, Amortized(encoder, samples), partial(elbo, beta=beta, analytic=analytic))
+    encoder = encoder_of(
+        posterior, latent, lambda width: nets.Standardized(nets.mlp(event_shape, hidden, width), event_shape)
+    )
+    closed_form = analytic and not isinstance(encoder, FlowEncoder)
+    return Autoencoder(decoder, Amortized(encoder, samples), partial(elbo, beta=beta, analytic=closed_form))
 
 
 @System(
@@ -178,3 +190,35 @@ def mcmc_em(
     """
     model = vae(event_shape, latent, hidden, head, samples=samples)
     return Autoencoder(model.likelihood, MCMC(model.inference, HMC(rate, leapfrog), steps + 1), monte_carlo_em)
+
+
+@System(
+    likelihood="neural head",
+    prior="learned, two layers",
+    inference="Amortized (guide)",
+    objective="elbo",
+    source="Sønderby et al. 2016",
+)
+def ladder_vae(
+    event_shape: Shape,
+    latent: int = 8,
+    top: int = 4,
+    hidden: Sequence[int] = (128, 128),
+    head: str = "gaussian",
+    beta: float = 1.0,
+    samples: int = 1,
+) -> Autoencoder:
+    """Ladder VAE (Sønderby et al. 2016) of two stochastic layers: z1 of ``latent`` elements, z2 of ``top`` elements.
+
+    A code is the vector (z1, z2) under the prior p(z2) p(z1|z2), so any other engine can infer both layers; the decoder
+    sees z1. The paper raises the weight of the KL from 0 to 1 over the first epochs; here ``beta`` is constant.
+    """
+    prior = HierarchicalNormal(nets.mlp(top, hidden[-1:], 2 * latent), latent, top)
+    network = nets.Leading(nets.mlp(latent, hidden[::-1], event_shape), latent)
+    decoder = decoder_of(network, latent + top, event_shape, head, prior=prior)
+    width = hidden[-1] if hidden else Size(event_shape).numel()
+    bottom_up = nets.BottomUp(
+        nets.mlp(event_shape, hidden[:-1], width), nets.mlp(width, hidden[-1:], width), width, (2 * latent, 2 * top)
+    )
+    encoder = LadderEncoder(nets.Standardized(bottom_up, event_shape), prior)
+    return Autoencoder(decoder, Amortized(encoder, samples), partial(elbo, beta=beta))

@@ -57,8 +57,21 @@ EXAMPLES = {
     "llgae": Example({"components": 4, "latent": 2}),
     **{
         name: Example(SMALL)
-        for name in ("ae", "vae", "gon", "iwae", "savae", "iterative-vae", "rws-vae", "mcmc-em", "dae", "cae")
+        for name in (
+            "ae",
+            "vae",
+            "gon",
+            "iwae",
+            "savae",
+            "iterative-vae",
+            "rws-vae",
+            "mcmc-em",
+            "dae",
+            "cae",
+            "ladder-vae",
+        )
     },
+    "ladder-vae": Example(SMALL),
     "gan": Example(FEW),
     "nmf": Example({"latent": 4, "steps": 5}),
     "glo": Example({**SMALL, "steps": 3}),

@@ -9,6 +9,7 @@ from pyro.distributions import Independent, MultivariateNormal
 from torch import Tensor, nn
 
 from gae.inference.base import Code
+from gae.inference.laws import point_of, spread_of
 from gae.likelihood import Likelihood
 from gae.likelihood.base import LogJoint
 from gae.likelihood.distributions import Normal
@@ -51,8 +52,8 @@ class Delta(Family):
     def start(self, start: Code) -> Float[Tensor, "S B *U"]:
         if start.q is None:
             return start.z
-        mean = start.q.mean
-        return mean if mean.dim() == start.z.dim() else mean.unsqueeze(0)
+        point = point_of(start.q)
+        return point if point.dim() == start.z.dim() else point.unsqueeze(0)
 
     def objective(self, u: Float[Tensor, "S B *U"], noise: Tensor | None, log_joint: LogJoint) -> Float[Tensor, "S B"]:
         return log_joint(u)
@@ -89,7 +90,7 @@ class MeanField(Family):
     def start(self, start: Code) -> Float[Tensor, "S B *U"]:
         if start.q is None:
             return torch.stack([start.z, torch.full_like(start.z, self.log_scale)], 2)
-        loc, scale = start.q.mean, start.q.stddev
+        loc, scale = point_of(start.q), spread_of(start.q)
         if loc.dim() < start.z.dim():
             loc, scale = loc.unsqueeze(0), scale.unsqueeze(0)
         return torch.stack([loc, scale.log()], 2)

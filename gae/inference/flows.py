@@ -1,0 +1,87 @@
+"""Normalizing flows as densities q(z|x), conditioned on the output of an encoder."""
+
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float
+from pyro.distributions import Independent, Normal, TransformedDistribution
+from pyro.distributions.conditional import ConditionalTransform
+from torch import Size, Tensor, nn
+from torch.distributions import AffineTransform, Distribution, Transform
+
+
+@runtime_checkable
+class LazyFlow(Protocol):
+    """A flow of zuko: ``transform(context)`` returns a transform from codes to noise."""
+
+    transform: nn.Module
+    base: nn.Module
+
+
+def noise_to_code(flow: nn.Module, context: Float[Tensor, "*B C"]) -> Transform:
+    """The transform of a conditional flow, from noise (B, Z) to codes, given the context.
+
+    Raises:
+        TypeError: for a module that is neither a conditional transform of Pyro nor a flow of zuko.
+    """
+    if isinstance(flow, ConditionalTransform):
+        return flow.condition(context)
+    if isinstance(flow, LazyFlow):
+        return flow.transform(context).inv
+    raise TypeError(
+        f"A flow is a conditional transform of Pyro, such as `conditional_affine_coupling(latent, context)`, or a "
+        f"`zuko.flows.Flow`, such as `gae.nets.flows.maf(latent, context)`, got {type(flow).__name__}."
+    )
+
+
+PARAMETERS = ("loc", "scale", "context")  # of a NormalizingFlow, for each observation
+
+
+class NormalizingFlow(TransformedDistribution):
+    """The density of z = loc + scale ε', where ε' is standard normal noise transformed by a conditional flow.
+
+    The flow is shared by all observations, and loc, scale and context are parameters of each.
+
+    Args:
+        flow: a conditional transform of Pyro, or a flow of zuko, whose own base distribution is not used.
+        loc: (B, Z).
+        scale: (B, Z).
+        context: (B, C).
+
+    >>> from pyro.distributions.transforms import conditional_affine_coupling
+    >>> flow = conditional_affine_coupling(2, context_dim=3)
+    >>> q = NormalizingFlow(flow, torch.zeros(5, 2), torch.ones(5, 2), torch.zeros(5, 3))
+    >>> q.rsample().shape, q.batch_shape
+    (torch.Size([5, 2]), torch.Size([5]))
+    """
+
+    def __init__(
+        self,
+        flow: nn.Module,
+        loc: Float[Tensor, "*B Z"],
+        scale: Float[Tensor, "*B Z"],
+        context: Float[Tensor, "*B C"],
+    ):
+        self.flow, self.loc, self.scale, self.context = flow, loc, scale, context
+        noise = Normal(torch.zeros_like(loc), torch.ones_like(scale), validate_args=False)
+        # Pyro's transforms recognise a code that they returned, so that its density needs no inverse
+        cached = int(isinstance(flow, ConditionalTransform))
+        affine = AffineTransform(loc, scale, event_dim=1, cache_size=cached)
+        base = Independent(noise, 1, validate_args=False)
+        super().__init__(base, [noise_to_code(flow, context), affine], validate_args=False)
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> "NormalizingFlow":
+        new = self._get_checked_instance(NormalizingFlow, _instance)
+        new.flow = self.flow
+        for name in PARAMETERS:
+            setattr(new, name, getattr(self, name).expand(*Size(batch_shape), -1))
+        expanded: NormalizingFlow = super().expand(batch_shape, _instance=new)
+        return expanded
+
+
+def with_base(q: Distribution) -> Distribution:
+    """A flow of zuko as the equivalent ``TransformedDistribution``; any other distribution as it is."""
+    transform, base = getattr(q, "transform", None), getattr(q, "base", None)
+    if isinstance(transform, Transform) and isinstance(base, Distribution):
+        return TransformedDistribution(base, [transform.inv], validate_args=False)
+    return q

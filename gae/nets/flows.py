@@ -1,0 +1,91 @@
+"""Conditional normalizing flows of the package ``zuko``, an optional dependency."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import nn
+from torch.distributions import Distribution
+
+from gae.nets.networks import ActivationType, need_sizes
+from gae.storage import recorded
+
+
+@recorded
+def maf(
+    features: int,
+    context: int,
+    transforms: int = 3,
+    hidden: Sequence[int] = (64, 64),
+    activation: ActivationType = nn.SiLU,
+) -> nn.Module:
+    """A masked autoregressive flow (Papamakarios et al. 2017), whose transforms are affine: ``zuko.flows.MAF``.
+
+    Args:
+        features: number of elements of a vector.
+        context: number of elements of the vector on which the flow is conditioned.
+        transforms: number of transforms, of alternating order of the elements.
+        hidden: widths of the hidden layers of each transform's network.
+        activation: the activation between them.
+
+    Raises:
+        ImportError: without zuko.
+    """
+    return _flow("MAF", features, context, transforms, hidden, activation)
+
+
+@recorded
+def nsf(
+    features: int,
+    context: int,
+    transforms: int = 3,
+    hidden: Sequence[int] = (64, 64),
+    activation: ActivationType = nn.SiLU,
+    bins: int = 8,
+) -> nn.Module:
+    """A neural spline flow (Durkan et al. 2019), of monotonic splines on [-5, 5]: ``zuko.flows.NSF``.
+
+    Args:
+        features: number of elements of a vector.
+        context: number of elements of the vector on which the flow is conditioned.
+        transforms: number of transforms, of alternating order of the elements.
+        hidden: widths of the hidden layers of each transform's network.
+        activation: the activation between them.
+        bins: number of pieces of each spline.
+
+    Raises:
+        ImportError: without zuko.
+    """
+    need_sizes(bins=bins)
+    return _flow("NSF", features, context, transforms, hidden, activation, bins=bins)
+
+
+def _flow(
+    name: str,
+    features: int,
+    context: int,
+    transforms: int,
+    hidden: Sequence[int],
+    activation: ActivationType,
+    **options: Any,
+) -> nn.Module:
+    need_sizes(features=features, context=context, transforms=transforms, hidden=hidden)
+    build = getattr(_zuko().flows, name)
+    flow: nn.Module = build(
+        features, context, transforms=transforms, hidden_features=tuple(hidden), activation=activation, **options
+    )
+    return flow
+
+
+def _zuko() -> Any:
+    """The package zuko, whose import would switch off torch's checks of the arguments of distributions."""
+    validate: bool = Distribution._validate_args
+    try:
+        import zuko
+    except ImportError as error:
+        raise ImportError(
+            "MAF and NSF flows need zuko: `pip install zuko`, or `pip install 'gae[flows]'`. Full-covariance encoders "
+            '(`posterior="full"`) and flows of `pyro.distributions.transforms` need nothing more.'
+        ) from error
+    finally:
+        Distribution.set_default_validate_args(validate)
+    return zuko
