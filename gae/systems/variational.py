@@ -1,12 +1,14 @@
 """Variational autoencoders."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
+
+from torch import Tensor
 
 from gae import nets, objective
 from gae.autoencoder import Autoencoder
 from gae.inference import Amortized, Ascent, GradientAscent, MeanField, Unroll
-from gae.objective import elbo
+from gae.objective import Objective, elbo
 from gae.systems.parts import NormalEncoder, Shape, decoder_of
 from gae.systems.table import System
 
@@ -28,8 +30,11 @@ def vae(
     analytic: bool = True,
     scale: float | None = None,
     learn: str = "scalar",
+    gradient: str = "total",
 ) -> Autoencoder:
     """Variational autoencoder (Kingma & Welling 2014); ``beta`` weighs the KL (Higgins et al. 2017).
+
+    ``gradient="stl"``, with ``analytic=False``, is sticking the landing (Roeder et al. 2017; ``gae.objective.elbo``).
 
     For a Gaussian or Laplace head, ``scale`` is the initial value of a learned scale (``learn="scalar"``: one value,
     ``"pixel"``: one for each pixel), or the value of a fixed one (``"fixed"``), in data units. The default is the unit
@@ -40,7 +45,8 @@ def vae(
     """
     decoder = decoder_of(nets.mlp(latent, hidden[::-1], event_shape), latent, event_shape, head, scale, learn)
     encoder = NormalEncoder(nets.Standardized(nets.mlp(event_shape, hidden, 2 * latent), event_shape))
-    return Autoencoder(decoder, Amortized(encoder, samples), partial(elbo, beta=beta, analytic=analytic))
+    bound = partial(elbo, beta=beta, analytic=analytic)
+    return Autoencoder(decoder, Amortized(encoder, samples), _estimated(bound, gradient))
 
 
 @System(
@@ -75,11 +81,19 @@ def conv_vae(
     source="Burda et al. 2016",
 )
 def iwae(
-    event_shape: Shape, latent: int = 8, hidden: Sequence[int] = (128, 128), head: str = "gaussian", samples: int = 5
+    event_shape: Shape,
+    latent: int = 8,
+    hidden: Sequence[int] = (128, 128),
+    head: str = "gaussian",
+    samples: int = 5,
+    gradient: str = "total",
 ) -> Autoencoder:
-    """Importance-weighted autoencoder (Burda et al. 2016): the networks of a VAE with a tighter bound."""
+    """Importance-weighted autoencoder (Burda et al. 2016): the networks of a VAE with a tighter bound.
+
+    ``gradient="dreg"`` is the doubly reparameterised gradient (Tucker et al. 2019; ``gae.objective.iwae``).
+    """
     model = vae(event_shape, latent, hidden, head, samples=samples)
-    return Autoencoder(model.likelihood, model.inference, objective.iwae)
+    return Autoencoder(model.likelihood, model.inference, _estimated(objective.iwae, gradient))
 
 
 @System(
@@ -101,3 +115,8 @@ def savae(
     model = vae(event_shape, latent, hidden, head)
     refine = Ascent(model.inference, GradientAscent(rate), steps, family=MeanField(samples=2), adjoint=Unroll())
     return Autoencoder(model.likelihood, refine, partial(elbo, analytic=True))
+
+
+def _estimated(bound: Callable[..., Tensor], gradient: str) -> Objective:
+    """The bound with a gradient estimator."""
+    return bound if gradient == "total" else partial(bound, gradient=gradient)
