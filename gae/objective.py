@@ -11,6 +11,7 @@ from torch.distributions import kl_divergence
 from gae.data.checks import positive
 from gae.inference import Encoding
 from gae.inference.laws import score
+from gae.likelihood import CodebookDistribution
 
 Objective = Callable[[Encoding], Tensor]
 Aggregate = Callable[[Tensor], Tensor]
@@ -105,6 +106,8 @@ def iwae(encoding: Encoding, gradient: str = "total") -> Float[Tensor, " B"]:
 def logsumexp(encoding: Encoding) -> Float[Tensor, " B"]:
     """Sum over the distinct values of a discrete code, log Σ_k q(x, k): with ``Enumerate``, log p(x).
 
+    The code is the component of a mixture of points, or codebook vectors.
+
     Raises:
         ValueError: for codes with a continuous part, without a discrete one, or that repeat, since their sum would
             count one mode several times.
@@ -116,16 +119,18 @@ def logsumexp(encoding: Encoding) -> Float[Tensor, " B"]:
     >>> bool((logsumexp(Enumerate()(model, x)) - model.log_evidence(x).log_p).abs().max() < 1e-5)
     True
     """
-    if encoding.k is None or encoding.z.shape[2:].numel():
+    discrete = isinstance(encoding.prior, CodebookDistribution)
+    if not discrete and (encoding.k is None or encoding.z.shape[2:].numel()):
         raise ValueError(
             f"Cannot use `logsumexp` with codes of `{encoding.engine}` that are continuous: densities at points do not "
             "add up to log p(x), and a mode reached by S restarts or draws would count S times. `logsumexp` is for "
             "discrete codes only, from `Enumerate()`. Use `iwae` for an engine with a density q(z|x), else `joint`."
         )
-    if not _distinct(encoding.k):
+    name, k = ("code", _numbered(encoding.z)) if encoding.k is None else ("k", encoding.k)
+    if not _distinct(k):
         raise ValueError(
-            f"Cannot use `logsumexp` with `{encoding.engine}`: a sample has the same k more than once, which would "
-            "be counted repeatedly. Use `Enumerate()`, or `iwae` for draws."
+            f"Cannot use `logsumexp` with `{encoding.engine}`: a sample has the same {name} more than once, which "
+            "would be counted repeatedly. Use `Enumerate()`, or `iwae` for draws."
         )
     return encoding.log_joint.logsumexp(0)
 
@@ -159,11 +164,17 @@ def soft_minimum(beta: float) -> Aggregate:
     return aggregate
 
 
-def _distinct(k: Int[Tensor, "S B"]) -> bool:
+def _distinct(k: Int[Tensor, "S _"]) -> bool:
     """Whether no sample repeats a component."""
     if bool((k == k[:, :1]).all()) and len(k[:, 0].unique()) == len(k):  # all components, the same for all samples
         return True
     return not bool((k.sort(0).values.diff(dim=0) == 0).any())
+
+
+def _numbered(z: Float[Tensor, "S B *Z"]) -> Int[Tensor, "S _"]:
+    """Equal numbers for equal codes; one column if all samples have the same codes, as in an enumeration."""
+    rows = z[:, :1] if bool((z == z[:, :1]).all()) else z
+    return rows.flatten(2).flatten(0, 1).unique(dim=0, return_inverse=True)[1].view(rows.shape[:2])
 
 
 def _need_gradient(gradient: str, other: str) -> None:

@@ -28,6 +28,7 @@ from gae.inference.auto_decoder import AutoDecoder
 from gae.inference.base import Code, Encoding, Inference, LearnsData, Solve, Status
 from gae.inference.exact import Argmax, ClosedForm, Enumerate, Mode
 from gae.inference.nearest import Nearest, Shortlist
+from gae.inference.quantized import IteratedConditionalModes, VectorQuantizer
 from gae.inference.starts import ChartGate, Constant, DecoderInit, EarlyExaggeration, PrincipalComponents, Prior, Zeros
 
 __all__ = [
@@ -59,6 +60,7 @@ __all__ = [
     "GradientAscent",
     "Implicit",
     "Inference",
+    "IteratedConditionalModes",
     "Langevin",
     "LearnsData",
     "MaskedStep",
@@ -85,6 +87,7 @@ __all__ = [
     "Truncate",
     "UnitSphere",
     "Unroll",
+    "VectorQuantizer",
     "Whiten",
     "Zeros",
     "to_pyro",

@@ -9,7 +9,9 @@ from gae.likelihood.base import (
     Likelihood,
     MonotoneCodes,
     NoiseScale,
+    OnlineLearning,
 )
+from gae.likelihood.codebook import Codebook, CodebookDistribution, CodebookMoments
 from gae.likelihood.heads import (
     Bernoulli,
     Categorical,
@@ -52,6 +54,9 @@ __all__ = [
     "Categorical",
     "CategoricalSequence",
     "ClosedFormLearning",
+    "Codebook",
+    "CodebookDistribution",
+    "CodebookMoments",
     "ContinuousBernoulli",
     "Crop",
     "DataDependentInit",
@@ -80,6 +85,7 @@ __all__ = [
     "NonNegativeGaussian",
     "NonNegativeLinear",
     "NonNegativePoisson",
+    "OnlineLearning",
     "Poisson",
     "Relational",
     "SequenceDistribution",
