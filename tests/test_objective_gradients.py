@@ -214,7 +214,7 @@ class Nodes(Inference):
 @both
 def test_the_expected_gradient_by_quadrature(bound: Objective) -> None:
     """In one dimension, of two draws: the mean gradient is the derivative of the mean value, of every parameter."""
-    model, value = neural(latent=1), torch.randn(1, 5).double()
+    model, value = neural(latent=1, scale=1.5), torch.randn(1, 5).double()
     noise = torch.cartesian_prod(NODES, NODES).mT.contiguous()
     weight = torch.outer(WEIGHTS, WEIGHTS).flatten()
     x = value.expand(len(weight), 5)

@@ -56,6 +56,7 @@ EXAMPLES = {
     **{name: Example({"components": 4}) for name in ("kmeans", "gmm")},
     "llgae": Example({"components": 4, "latent": 2}),
     **{name: Example(SMALL) for name in ("ae", "vae", "gon", "iwae", "savae", "dae", "cae")},
+    "vq-vae": Example({**SMALL, "positions": 4, "vectors": 8}),
     "gan": Example(FEW),
     "nmf": Example({"latent": 4, "steps": 5}),
     "glo": Example({**SMALL, "steps": 3}),
