@@ -704,7 +704,7 @@ class Pair:
     density: bool
     detached: bool
     samples: int
-    surrogate: bool
+    surrogate: bool = False
 
     @property
     def copied(self) -> bool:

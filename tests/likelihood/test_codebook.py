@@ -256,6 +256,16 @@ def test_the_codebook_starts_among_the_outputs() -> None:
         engine.initialize(decoder(vectors=9), x[:2], 0)
 
 
+def test_fit_starts_the_codebook_from_standardised_data() -> None:
+    """The encoder takes its units from the data before its outputs start the codebook."""
+    model, x = decoder(decay=None), 50 + 9 * data(40)
+    encoder = nets.Standardized(nets.mlp(D, (6,), (P, E)), (D,)).double()
+    train(Autoencoder(model, VectorQuantizer(encoder)), x, epochs=1, optimizer=partial(torch.optim.SGD, lr=0.0))
+    outputs = encoder(x).detach().view(-1, E).numpy()
+    assert encoder.loc.mean() > 40
+    assert cdist(model.latent_prior.vectors.detach().numpy(), outputs).min(1).max() < 1e-9  # type: ignore[operator, union-attr]
+
+
 def test_a_codebook_is_learned_by_gradients_without_an_encoder() -> None:
     torch.manual_seed(0)
     model = Autoencoder(decoder(2, decay=None), IteratedConditionalModes(Prior(), 2))
