@@ -56,6 +56,7 @@ from .systems import stacked_ae as stacked_ae
 from .systems import superresolution as superresolution
 from .systems import tsne as tsne
 from .systems import vae as vae
+from .systems import vq_vae as vq_vae
 from .training import fit as fit
 
 __version__: str

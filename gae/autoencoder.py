@@ -15,7 +15,7 @@ from gae.data.preparation import Preparation
 from gae.evidence import Evidence, exact, importance, laplace_approximation
 from gae.evidence.base import need_proper
 from gae.inference import Code, Encoding, Inference
-from gae.likelihood import ExactPosterior, Likelihood
+from gae.likelihood import CodebookDistribution, ExactPosterior, Likelihood
 from gae.likelihood.door import door
 from gae.objective import Aggregate, Objective, joint, mean
 from gae.storage import Part, models
@@ -191,7 +191,7 @@ class Autoencoder(Part, nn.Module):
         ``encoding`` of x if it is known, to avoid encoding x again.
         """
         with door(self.likelihood, x):
-            if isinstance(self.likelihood, ExactPosterior):
+            if isinstance(self.likelihood, ExactPosterior) or isinstance(self.likelihood.prior, CodebookDistribution):
                 return exact(self.likelihood, x)
             need_proper(self.likelihood)
             if encoding is None:

@@ -10,6 +10,8 @@ from torch.distributions import kl_divergence
 
 from gae.data.checks import positive
 from gae.inference import Encoding
+from gae.inference.laws import score
+from gae.likelihood import CodebookDistribution
 
 Objective = Callable[[Encoding], Tensor]
 Aggregate = Callable[[Tensor], Tensor]
@@ -44,7 +46,7 @@ def joint(encoding: Encoding) -> Float[Tensor, " B"]:
     return encoding.log_joint.mean(0)
 
 
-def elbo(encoding: Encoding, beta: float = 1.0, analytic: bool = False) -> Float[Tensor, " B"]:
+def elbo(encoding: Encoding, beta: float = 1.0, analytic: bool = False, gradient: str = "total") -> Float[Tensor, " B"]:
     """Evidence lower bound E_q[log q_r(x|z)] - KL(q(z|x) ‖ q_w(z)), with the KL times beta (Kingma & Welling 2014).
 
     Args:
@@ -52,14 +54,24 @@ def elbo(encoding: Encoding, beta: float = 1.0, analytic: bool = False) -> Float
         beta: weight of the KL (Higgins et al. 2017); only 1 gives the evidence lower bound.
         analytic: whether the KL is computed in closed form, by ``torch.distributions.kl_divergence``, instead of
             estimated from the same draws.
+        gradient: "total", the derivative of the value, or "stl", sticking the landing (Roeder et al. 2017): log q(z|x)
+            depends on the parameters of q through the draws z alone. The value and the expected gradient are the
+            same, and at the exact posterior the gradient in the parameters of q is 0 for each draw. First derivatives
+            only.
 
     Raises:
-        ValueError: for an engine without a density q(z|x); with ``analytic``, for a KL without a closed form; for
-            codes of a mixture unless beta = 1; for a beta that is negative or not finite.
+        ValueError: for an engine without a density q(z|x); with ``analytic``, for a KL without a closed form or for
+            gradient="stl"; for codes of a mixture unless beta = 1 and gradient="total"; for a beta that is negative or
+            not finite; for an unknown gradient.
     """
     if not 0 <= beta < math.inf:
         raise ValueError(f"beta must be finite and not negative, got {beta}.")
+    _need_gradient(gradient, "stl")
+    if gradient == "stl" and analytic:
+        raise ValueError('gradient="stl" needs draws of log q(z|x), got analytic=True. Use `analytic=False`.')
     log_q = _density(encoding, "elbo")
+    if gradient == "stl":
+        log_q = _through_draws(encoding, log_q)[0]
     if not analytic and beta == 1.0:
         return (encoding.log_joint - log_q).mean(0)
     if encoding.k is not None:
@@ -72,14 +84,34 @@ def elbo(encoding: Encoding, beta: float = 1.0, analytic: bool = False) -> Float
     return log_likelihood - beta * kl
 
 
-def iwae(encoding: Encoding) -> Float[Tensor, " B"]:
+def iwae(encoding: Encoding, gradient: str = "total") -> Float[Tensor, " B"]:
     """Importance-weighted bound log 1/S Σ_s q(x, z_s) / q(z_s|x), tighter with S (Burda et al. 2016, eq. 8).
 
+    Args:
+        encoding: from an engine with a density (``log_q``).
+        gradient: "total", the derivative of the value, or "dreg", doubly reparameterised (Tucker et al. 2019, eq. 8):
+            the gradient through the draws z_s has the squared normalised weights, and log q(z|x) no other gradient;
+            the gradient of the decoder is that of "total". The value and the expected gradient are the same; the
+            signal-to-noise ratio for the parameters of q grows with S instead of falling (Rainforth et al. 2018). First
+            derivatives only; costs one more backward pass through the decoder to the codes.
+
     Raises:
-        ValueError: for an engine without a density q(z|x).
+        ValueError: for an engine without a density q(z|x); with gradient="dreg", for codes of a mixture and for an
+            encoding cut from another one; for an unknown gradient.
     """
-    log_weight = encoding.log_joint - _density(encoding, "iwae")
-    return log_weight.logsumexp(0) - math.log(len(log_weight))
+    _need_gradient(gradient, "dreg")
+    log_q = _density(encoding, "iwae")
+    if gradient == "total":
+        log_weight = encoding.log_joint - log_q
+        return log_weight.logsumexp(0) - math.log(len(log_weight))
+    log_q, slope_q = _through_draws(encoding, log_q)
+    log_weight = encoding.log_joint - log_q
+    bound = log_weight.logsumexp(0) - math.log(len(log_weight))  # its gradient through z_s has the weight of s, once
+    if not (encoding.z.requires_grad and torch.is_grad_enabled()):
+        return bound
+    slope = _slope(encoding)
+    weight = log_weight.detach().softmax(0)
+    return bound + ((weight.square() - weight) * _along(slope - slope_q, encoding.z)).sum(0)
 
 
 def stepwise_elbo(encoding: Encoding) -> Float[Tensor, " B"]:
@@ -159,6 +191,8 @@ def wake_wake(encoding: Encoding) -> Float[Tensor, " B"]:
 def logsumexp(encoding: Encoding) -> Float[Tensor, " B"]:
     """Sum over the distinct values of a discrete code, log Σ_k q(x, k): with ``Enumerate``, log p(x).
 
+    The code is the component of a mixture of points, or codebook vectors.
+
     Raises:
         ValueError: for codes with a continuous part, without a discrete one, or that repeat, since their sum would
             count one mode several times.
@@ -170,16 +204,18 @@ def logsumexp(encoding: Encoding) -> Float[Tensor, " B"]:
     >>> bool((logsumexp(Enumerate()(model, x)) - model.log_evidence(x).log_p).abs().max() < 1e-5)
     True
     """
-    if encoding.k is None or encoding.z.shape[2:].numel():
+    discrete = isinstance(encoding.prior, CodebookDistribution)
+    if not discrete and (encoding.k is None or encoding.z.shape[2:].numel()):
         raise ValueError(
             f"Cannot use `logsumexp` with codes of `{encoding.engine}` that are continuous: densities at points do not "
             "add up to log p(x), and a mode reached by S restarts or draws would count S times. `logsumexp` is for "
             "discrete codes only, from `Enumerate()`. Use `iwae` for an engine with a density q(z|x), else `joint`."
         )
-    if not _distinct(encoding.k):
+    name, k = ("code", _numbered(encoding.z)) if encoding.k is None else ("k", encoding.k)
+    if not _distinct(k):
         raise ValueError(
-            f"Cannot use `logsumexp` with `{encoding.engine}`: a sample has the same k more than once, which would "
-            "be counted repeatedly. Use `Enumerate()`, or `iwae` for draws."
+            f"Cannot use `logsumexp` with `{encoding.engine}`: a sample has the same {name} more than once, which "
+            "would be counted repeatedly. Use `Enumerate()`, or `iwae` for draws."
         )
     return encoding.log_joint.logsumexp(0)
 
@@ -213,11 +249,53 @@ def soft_minimum(beta: float) -> Aggregate:
     return aggregate
 
 
-def _distinct(k: Int[Tensor, "S B"]) -> bool:
+def _distinct(k: Int[Tensor, "S _"]) -> bool:
     """Whether no sample repeats a component."""
     if bool((k == k[:, :1]).all()) and len(k[:, 0].unique()) == len(k):  # all components, the same for all samples
         return True
     return not bool((k.sort(0).values.diff(dim=0) == 0).any())
+
+
+def _numbered(z: Float[Tensor, "S B *Z"]) -> Int[Tensor, "S _"]:
+    """Equal numbers for equal codes; one column if all samples have the same codes, as in an enumeration."""
+    rows = z[:, :1] if bool((z == z[:, :1]).all()) else z
+    return rows.flatten(2).flatten(0, 1).unique(dim=0, return_inverse=True)[1].view(rows.shape[:2])
+
+
+def _need_gradient(gradient: str, other: str) -> None:
+    if gradient not in ("total", other):
+        raise ValueError(f"Unknown gradient {gradient!r}. Valid gradients: total, {other}.")
+
+
+def _through_draws(
+    encoding: Encoding, log_q: Float[Tensor, "S B"]
+) -> tuple[Float[Tensor, "S B"], Float[Tensor, "S B *Z"]]:
+    """log q(z|x) with the gradient through the draws z alone, and its slope in z."""
+    if encoding.k is not None or encoding.q is None:
+        raise ValueError(
+            f"A gradient through the draws needs continuous codes of a density q(z|x), which `{encoding.engine}` does "
+            'not return. Use gradient="total".'
+        )
+    slope = score(encoding.q, encoding.z)
+    return log_q.detach() + _along(slope, encoding.z), slope
+
+
+def _slope(encoding: Encoding) -> Float[Tensor, "S B *Z"]:
+    """∂ log_joint / ∂z, as a constant."""
+    total, slope = encoding.log_joint.sum(), None
+    if total.requires_grad:
+        (slope,) = torch.autograd.grad(total, encoding.z, retain_graph=True, allow_unused=True)
+    if slope is None:
+        raise ValueError(
+            'gradient="dreg" needs the derivative of log_joint in the codes z, but the log_joint of this encoding was '
+            "not computed from its z. Encode x itself instead of taking rows of another encoding."
+        )
+    return slope
+
+
+def _along(slope: Float[Tensor, "S B *Z"], z: Float[Tensor, "S B *Z"]) -> Float[Tensor, "S B"]:
+    """Zeros with the gradient ``slope`` in z."""
+    return (slope.detach() * (z - z.detach())).flatten(2).sum(2)
 
 
 def _density(encoding: Encoding, name: str) -> Tensor:

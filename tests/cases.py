@@ -46,6 +46,7 @@ from gae.inference import (
     GradientAscent,
     Implicit,
     Inference,
+    IteratedConditionalModes,
     IterativeAmortized,
     Langevin,
     MaskedStep,
@@ -68,6 +69,7 @@ from gae.inference import (
     Truncate,
     UnitSphere,
     Unroll,
+    VectorQuantizer,
     Whiten,
     Zeros,
     to_pyro,
@@ -82,6 +84,8 @@ from gae.likelihood import (
     Categorical,
     CategoricalSequence,
     ClosedFormLearning,
+    Codebook,
+    CodebookDistribution,
     ContinuousBernoulli,
     Crop,
     DecoderLikelihood,
@@ -257,6 +261,8 @@ LIKELIHOODS = [
     LikelihoodCase("kernel-growth", lambda: GaussianKernel(3, 1, (4,), absorbing=0.5, growth=1.0)),
     LikelihoodCase("kernel-free", lambda: GaussianKernel(3, 2, (4,), absorbing=0.0)),
     LikelihoodCase("hierarchical", lambda: Gaussian(net(3, 4), 3, 0.7, prior=HierarchicalNormal(net(1, 4), 2, 1))),
+    LikelihoodCase("codebook", lambda: Gaussian(net((2, 3), 3), (2, 3), 0.7, prior=Codebook(4, 2, 3))),
+    LikelihoodCase("codebook-learned", lambda: Bernoulli(net((2, 1), 4), (2, 1), Codebook(4, 2, 1, None)), binary),
     LikelihoodCase("cropped-weights", lambda: Measured(drawn_by(), Crop((1, 4, 4), 3, 2))),
 ]
 
@@ -264,8 +270,12 @@ LIKELIHOODS = [
 # Which engines suit which likelihoods.
 
 
+def quantised(likelihood: Likelihood) -> bool:
+    return isinstance(likelihood.prior, CodebookDistribution)
+
+
 def codes(likelihood: Likelihood) -> bool:
-    return likelihood.latent_shape.numel() > 0
+    return likelihood.latent_shape.numel() > 0 and not quantised(likelihood)
 
 
 def signed(likelihood: Likelihood) -> bool:
@@ -274,8 +284,8 @@ def signed(likelihood: Likelihood) -> bool:
 
 
 def apart(likelihood: Likelihood) -> bool:
-    """Not t-SNE, for which codes that all coincide say nothing, and have gradient 0."""
-    return not isinstance(likelihood, TSNE)
+    """Not t-SNE, for which codes that all coincide say nothing, and have gradient 0, and any code is one."""
+    return not isinstance(likelihood, TSNE) and not quantised(likelihood)
 
 
 def exact(likelihood: Likelihood) -> bool:
@@ -423,7 +433,8 @@ class Density(nn.Module):
 class EngineCase:
     """``samples`` is S, with 0 for one branch per component; ``density`` says whether the encoding has a ``log_q``.
 
-    ``stochastic`` engines draw from torch's generator; ``detached`` ones pass no gradient through the code.
+    ``stochastic`` engines draw from torch's generator; ``detached`` ones pass no gradient through the code, and
+    ``surrogate`` ones another than the code's.
     """
 
     name: str
@@ -433,6 +444,7 @@ class EngineCase:
     density: bool = False
     detached: bool = False
     samples: int = 1
+    surrogate: bool = False
 
 
 @dataclass(frozen=True)
@@ -666,6 +678,10 @@ ENGINES += [
     ),
     EngineCase("chart-gate", lambda m: ChartGate(), blended),
     EngineCase("gated-residual", lambda m: gated(m, "residual"), blended),
+    EngineCase("quantizer", lambda m: VectorQuantizer(encoder(m)), quantised, surrogate=True),
+    EngineCase("conditional-modes", lambda m: IteratedConditionalModes(VectorQuantizer(encoder(m)), 3), quantised),
+    EngineCase("argmax-codes", lambda m: Argmax(), quantised),
+    EngineCase("enumerate-codes", lambda m: Enumerate(), quantised, samples=16),
     EngineCase("gated-centre", lambda m: gated(m, "centre"), blended),
 ]
 
@@ -736,6 +752,7 @@ SYSTEMS = [
     SystemCase("vae", SMALL | {"posterior": "maf"}, stochastic=True, density=True),
     SystemCase("ladder-vae", SMALL | {"top": 1}, stochastic=True, density=True),
     SystemCase("conv-vae", {"latent": 2, "channels": (2,)}, (1, 4, 4), stochastic=True, density=True),
+    SystemCase("vq-vae", {"positions": 2, "vectors": 3, "width": 2, "hidden": (5,)}, surrogate=True),
     SystemCase("gon", SMALL),
     SystemCase("nmf", {"latent": 2, "steps": 3}, data=unit, detached=True),
     SystemCase("nmf", {"latent": 2, "steps": 3, "head": "poisson"}, data=count, detached=True),
@@ -792,7 +809,7 @@ def pair(likelihood: LikelihoodCase, engine: EngineCase, objective: Objective, a
         model = likelihood.build()
         return Autoencoder(model, engine.build(model), objective, aggregate)
 
-    flags = (engine.stochastic, engine.density, engine.detached, engine.samples)
+    flags = (engine.stochastic, engine.density, engine.detached, engine.samples, engine.surrogate)
     return Pair(f"{likelihood.name}+{engine.name}", make, likelihood.data, *flags)
 
 
@@ -806,9 +823,8 @@ def system(case: SystemCase) -> Pair:
     name = "-".join(
         [case.name, *(str(case.options[key]) for key in ("head", "steps", "posterior") if key in case.options)]
     )
-    return Pair(
-        f"system-{name}", make, case.data, case.stochastic, case.density, case.detached, case.samples, case.surrogate
-    )
+    flags = (case.stochastic, case.density, case.detached, case.samples, case.surrogate)
+    return Pair(f"system-{name}", make, case.data, *flags)
 
 
 def covering(options: list[tuple[Any, Any]], partners: Callable[[Any], int]) -> list[tuple[Any, Any]]:
@@ -907,3 +923,5 @@ def _things(case: Pair) -> Iterator[Any]:
         yield from (encoding.solve, *(Status(status) for status in encoding.solve.status.flatten().tolist()))
     if isinstance(model.likelihood, ClosedFormLearning) and code.k is not None and len(code.k) == 1:
         yield model.likelihood.statistics(x, code)
+    if code.encoded is not None and isinstance(model.likelihood.latent_prior, Codebook):
+        yield model.likelihood.latent_prior.statistics(code)

@@ -19,11 +19,13 @@ from gae.evidence import Evidence
 from gae.evidence.base import without_warning
 from gae.inference import Encoding, Status
 from gae.inference.laws import codes_from
-from gae.likelihood import ExactPosterior, FlatDistribution
+from gae.likelihood import CodebookDistribution, ExactPosterior, FlatDistribution
+from gae.likelihood.codebook import ENUMERABLE
 from gae.objective import elbo
 
 Entry = dict[str, Any]
 NO_EVIDENCE = "under a flat prior log p(x) and its bounds do not exist"
+TOO_MANY = f"log p(x) is a sum over all codes of the codebook, more than {ENUMERABLE}"
 NO_DENSITY = "a point code has no density q(z|x), so no ELBO"
 ACTIVE = 0.01  # minimum variance over the data of an active code dimension
 SAMPLED_AT_ONCE = 250  # number of observations with many samples each in memory
@@ -104,8 +106,9 @@ def evaluate(
     ``joint``, ``elbo`` and ``log_p`` are in nats, ``squared_error`` is per element of x, ``accuracy`` is that of 5
     nearest neighbours on the codes, ``milliseconds`` and ``evaluations`` (of the decoder) are per sample. A metric that
     does not exist is null with a reason. ``active`` counts the code dimensions whose variance over the test set is
-    above 0.01 (active units, Burda et al. 2016); dimensions that the decoder ignores are not active. torch's global
-    random state is unchanged. The test set is encoded once, or not at all if its ``points`` are given.
+    above 0.01 (active units, Burda et al. 2016); dimensions that the decoder ignores are not active. ``perplexity`` is
+    given for codes of codebook vectors alone (``codebook_perplexity``). torch's global random state is unchanged. The
+    test set is encoded once, or not at all if its ``points`` are given.
     """
     points = points or held_out(model, data, effort, seed)
     with torch.random.fork_rng(devices=[]), torch.no_grad():
@@ -119,8 +122,23 @@ def evaluate(
             "milliseconds": points.milliseconds,
             "evaluations": mean_and_error(points.evaluations),
         }
+        if isinstance(model.likelihood.prior, CodebookDistribution):
+            values["perplexity"] = codebook_perplexity(model.likelihood.prior, points.z)
         spread = (points.z - points.z.mean(0)).square().mean(0)
         return {**values, "active": int((spread > ACTIVE).sum()), "status": dict(points.status)}
+
+
+def codebook_perplexity(prior: CodebookDistribution, z: Float[Tensor, "N P E"]) -> float:
+    """Perplexity of the use of a codebook: exp of the entropy of its K vectors' frequencies, from 1 to K.
+
+    Frequencies are those over all N codes and all P positions.
+
+    >>> prior = CodebookDistribution(torch.tensor([[0.0], [1.0], [2.0]]), positions=2)
+    >>> codebook_perplexity(prior, torch.tensor([[[0.0], [1.0]], [[1.0], [0.0]]]))
+    2.0
+    """
+    share = prior.nearest(z).flatten().bincount(minlength=len(prior.vectors)).double() / z.shape[:2].numel()
+    return math.exp(-float(torch.xlogy(share, share).sum()))
 
 
 def held_out(model: Autoencoder, data: Dataset, effort: EvaluationBudget, seed: int) -> PointEncodings:
@@ -179,19 +197,22 @@ def mean_log_evidence(
 
     ``sampling_se`` and ``ess`` are means over x, of the standard error of one sample's estimate and of the effective
     sample size of its importance weights; ``unreliable`` is the fraction of x for which both are unreliable. Missing
-    under a flat prior.
+    under a flat prior, and for too many codes of a codebook.
     """
     if isinstance(model.likelihood.prior, FlatDistribution):
         return missing(NO_EVIDENCE)
+    prior = model.likelihood.prior
+    if isinstance(prior, CodebookDistribution) and not prior.is_enumerable:
+        return missing(TOO_MANY)
     with without_warning():  # the entry reports the fraction of unreliable estimates
         chunks = points.chunks(x, min(effort.evidence_samples, len(x)))
         evidence = Evidence.join(
             [model.log_evidence(rows, effort.importance_samples, encoding) for rows, encoding in chunks]
         )
-    method = "exact" if isinstance(model.likelihood, ExactPosterior) else "importance sampling"
+    is_exact = isinstance(model.likelihood, ExactPosterior) or isinstance(prior, CodebookDistribution)
     return {
         **mean_and_error(evidence.log_p),
-        "method": method,
+        "method": "exact" if is_exact else "importance sampling",
         "sampling_se": float(evidence.standard_error.mean()),
         "ess": None if evidence.ess is None else float(evidence.ess.mean()),
         "unreliable": float(evidence.unreliable.double().mean()),

@@ -265,16 +265,21 @@ app.command()(notes)
 def _test_results(model: "Autoencoder", data: "Dataset", seed: int) -> dict[str, Any]:
     import torch
 
-    from gae.analysis.metrics import EvaluationBudget, encode, mean_and_error
+    from gae.analysis.metrics import EvaluationBudget, codebook_perplexity, encode, mean_and_error
     from gae.data.text import PADDING
+    from gae.likelihood import CodebookDistribution
 
     torch.manual_seed(seed)
     model.eval()
     with torch.no_grad():
         loss = sum(float(model(batch)) * len(batch) for batch in data.test.split(1000)) / len(data.test)
-        restored = encode(model, data.test, EvaluationBudget()).mean
+        points = encode(model, data.test, EvaluationBudget())
+    restored, prior = points.mean, model.likelihood.prior
     if data.vocabulary is not None:  # differences of classes are meaningless
         right = (restored == data.test)[data.test != PADDING].double().mean()
         return {"test loss (nats)": loss, "test tokens restored": float(right)}
     error = (restored - data.test).square().flatten(1).mean(1)
-    return {"test loss (nats)": loss, "test squared error per element": mean_and_error(error)}
+    results = {"test loss (nats)": loss, "test squared error per element": mean_and_error(error)}
+    if isinstance(prior, CodebookDistribution):
+        results[f"codebook perplexity, of {len(prior.vectors)}"] = codebook_perplexity(prior, points.z)
+    return results

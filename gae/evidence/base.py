@@ -10,9 +10,11 @@ from jaxtyping import Float, Num
 from torch import Tensor
 from torch.distributions import Distribution
 
-from gae.likelihood import ExactPosterior, FlatDistribution, Likelihood
+from gae.inference import Enumerate
+from gae.likelihood import CodebookDistribution, ExactPosterior, FlatDistribution, Likelihood
 from gae.likelihood.door import checked
 from gae.likelihood.evidence import Evidence
+from gae.objective import logsumexp
 
 
 class UnreliableWarning(UserWarning):
@@ -80,25 +82,35 @@ def pareto_shape(weight: Float[Tensor, "S B"]) -> Float[Tensor, " B"]:
 @torch.no_grad()
 @checked
 def exact(likelihood: Likelihood, x: Num[Tensor, "B *X"]) -> Evidence:
-    """log p(x) in closed form: for conjugate models, and for mixtures of them by a sum over k.
+    """log p(x) in closed form: for conjugate models, and by a sum over the codes of mixtures of them or of a codebook.
 
     Raises:
         TypeError: for a likelihood without a closed-form evidence.
-        ValueError: under a flat prior.
+        ValueError: under a flat prior; for more than 4096 codes of a codebook.
 
     >>> from gae.likelihood import LinearMixture
     >>> exact(LinearMixture(3, 2, (5,)), torch.zeros(4, 5)).log_p.shape
     torch.Size([4])
     """
+    if isinstance(likelihood.prior, CodebookDistribution):
+        return Evidence.exact(logsumexp(Enumerate()(likelihood, x)))
     if not isinstance(likelihood, ExactPosterior):
         raise TypeError(f"log p(x) of {type(likelihood).__name__} has no closed form. Use `importance` or `ais`.")
     return likelihood.log_evidence(x)
 
 
 def need_proper(likelihood: Likelihood) -> None:
-    """Raises ValueError under a flat prior, for which no density p(x) exists."""
+    """Raises ValueError under a flat prior, for which no density p(x) exists, and for discrete codes.
+
+    Estimates from draws or curvature need a density over codes.
+    """
     if isinstance(likelihood.prior, FlatDistribution):
         raise ValueError("log p(x) does not exist under a flat prior. Use a proper prior such as `StandardNormal`.")
+    if isinstance(likelihood.prior, CodebookDistribution):
+        raise ValueError(
+            "Codes of codebook vectors are discrete, and log p(x) cannot be estimated as for a density over codes. Use "
+            "`gae.evidence.exact` for at most 4096 codes; `joint` bounds log p(x) from below."
+        )
 
 
 def unit(distribution: Distribution) -> Tensor:

@@ -32,6 +32,7 @@ from gae.inference.detached import DetachedDraws
 from gae.inference.exact import Argmax, ClosedForm, Enumerate, Mode
 from gae.inference.mcmc import MCMC
 from gae.inference.nearest import Nearest, Shortlist
+from gae.inference.quantized import IteratedConditionalModes, VectorQuantizer
 from gae.inference.starts import ChartGate, Constant, DecoderInit, EarlyExaggeration, PrincipalComponents, Prior, Zeros
 
 __all__ = [
@@ -66,6 +67,7 @@ __all__ = [
     "GradientAscent",
     "Implicit",
     "Inference",
+    "IteratedConditionalModes",
     "IterativeAmortized",
     "Langevin",
     "LearnsData",
@@ -93,6 +95,7 @@ __all__ = [
     "Truncate",
     "UnitSphere",
     "Unroll",
+    "VectorQuantizer",
     "Whiten",
     "Zeros",
     "to_pyro",

@@ -37,7 +37,7 @@ class Solve:
     status: Int[Tensor, "S B"]
     steps: Int[Tensor, "S B"]
     evaluations: Int[Tensor, "S B"]  # decoder evaluations that the solve cost
-    grad_norm: Float[Tensor, "S B"]  # ‖∇ objective‖₂ at the last point where it was evaluated
+    grad_norm: Float[Tensor, "S B"]  # ‖∇ objective‖₂ at the last point where it was evaluated; NaN without gradients
     trace: Float[Tensor, "T S B"] | None = None  # objective (nats) before each step; -inf where it was not finite
     path: Float[Tensor, "T S B"] | None = None  # the trace in the graph of an ascent with ``Unroll``; see ``MCMC``
     reconstruction: Float[Tensor, "S B *X"] | None = (
@@ -82,6 +82,7 @@ class Code:
     q: Distribution | None = None
     solve: Solve | None = None
     log_joint: Float[Tensor, "S B"] | None = None
+    encoded: Float[Tensor, "S B *Z"] | None = None  # an encoder's output, before it was quantised to z
 
     def expand_components(self, k: Int[Tensor, "S _"]) -> "Code":
         """The same code for every given component k (S, 1) or (S, B)."""
@@ -110,6 +111,7 @@ class Encoding:
     prior: Distribution
     engine: str
     solve: Solve | None = None
+    encoded: Float[Tensor, "S B *Z"] | None = None  # an encoder's output, before it was quantised to z
 
     def __post_init__(self) -> None:
         lead = self.log_joint.shape
@@ -190,7 +192,7 @@ def _rearranged(parts: Sequence[Encoding], combine: Callable[[list[Tensor], int]
         solves = [one if one.trace is None else replace(one, trace=_prolonged(one.trace, longest)) for one in solves]
         names = ("status", "steps", "evaluations", "grad_norm", "reconstruction", "spread")
         solve = Solve(**{name: tensor(solves, name) for name in names}, trace=tensor(solves, "trace", 2))
-    columns = {name: tensor(parts, name) for name in ("z", "k", "log_joint", "log_q")}
+    columns = {name: tensor(parts, name) for name in ("z", "k", "log_joint", "log_q", "encoded")}
     return Encoding(**columns, q=q, prior=first.prior, engine=first.engine, solve=solve)
 
 
@@ -232,9 +234,8 @@ class Inference(Part, nn.Module, ABC):
         """The encoding of a code, with its log density at x."""
         known = None if likelihood.bind_is_surrogate else code.log_joint
         log_joint = likelihood.log_joint(x, code.z, code.k) if known is None else known
-        return Encoding(
-            code.z, code.k, log_joint, code.log_q, code.q, likelihood.prior, type(self).__name__, code.solve
-        )
+        parts = code.z, code.k, log_joint, code.log_q, code.q, likelihood.prior, type(self).__name__
+        return Encoding(*parts, code.solve, code.encoded)
 
 
 def _checked(infer: Callable[..., Code]) -> Callable[..., Code]:

@@ -7,7 +7,7 @@ from jaxtyping import Int, Num
 from torch import Tensor
 
 from gae.inference.base import Code, Inference
-from gae.likelihood import ExactMode, ExactPosterior, Likelihood, LinearMixture
+from gae.likelihood import CodebookDistribution, ExactMode, ExactPosterior, Likelihood, LinearMixture
 
 
 class ClosedForm(Inference):
@@ -81,7 +81,7 @@ class Enumerate(Inference):
     """Enumeration of all components as S = K branches, each encoded by ``inner``; ``logsumexp`` sums over them.
 
     For a likelihood without a continuous code (k-means, GMM) ``inner`` is not needed, and ``logsumexp`` is the
-    exact evidence.
+    exact evidence. So it is for codes of codebook vectors, all K^P of which are branches (at most 4096).
 
     >>> from gae.likelihood import LinearMixture
     >>> Enumerate()(LinearMixture(4, 0, (5,)), torch.randn(3, 5)).log_joint.shape
@@ -94,6 +94,9 @@ class Enumerate(Inference):
 
     def infer(self, likelihood: Likelihood, x: Num[Tensor, "B *X"], k: Int[Tensor, "S _"] | None = None) -> Code:
         self._check(likelihood, k)
+        if isinstance(likelihood.prior, CodebookDistribution):
+            z = likelihood.prior.expand((len(x),)).enumerate_support()
+            return Code(z, log_joint=likelihood.bind(x)(z))
         branches = torch.arange(likelihood.components, device=x.device).unsqueeze(1)
         code = self._inner_codes(likelihood, x, branches)
         if len(code.z) != len(branches):
@@ -106,7 +109,7 @@ class Enumerate(Inference):
         return Code(code.z, branches.expand(score.shape), log_q, code.q, code.solve, score)
 
     def _check(self, likelihood: Likelihood, k: Tensor | None) -> None:
-        if not likelihood.components:
+        if not likelihood.components and not isinstance(likelihood.prior, CodebookDistribution):
             raise TypeError(
                 f"Cannot use `{type(self).__name__}` with {type(likelihood).__name__}: it has no discrete code. "
                 "Use a mixture such as LinearMixture, or `Ascent` / `Amortized` directly."
@@ -138,8 +141,9 @@ class Argmax(Enumerate):
     """The best component: k = argmax_k max_z log q(k) q(z) q_r(x|z, k), all K branches at once.
 
     Alone it is the assignment step of k-means; around ``ClosedForm()`` or ``Ascent(...)`` it is the encoder of
-    LLGAE (the GAE note's hierarchical form, max_k max_z). A point estimate: ``log_q`` is None. Points are compared as
-    in ``Nearest``: near ties by differences in float64, exact ties by the first component.
+    LLGAE (the GAE note's hierarchical form, max_k max_z). For codes of codebook vectors it is the best of all K^P. A
+    point estimate: ``log_q`` is None. Points are compared as in ``Nearest``: near ties by differences in float64, exact
+    ties by the first component.
 
     >>> from gae.likelihood import LinearMixture
     >>> Argmax(ClosedForm())(LinearMixture(4, 2, (5,)), torch.randn(3, 5)).k.shape
@@ -156,4 +160,5 @@ class Argmax(Enumerate):
         best = branches.log_joint.argmax(0, keepdim=True)
         z = branches.z[best, torch.arange(len(x), device=x.device)]
         solve = None if branches.solve is None else branches.solve.choose(best)
-        return Code(z, best, solve=solve, log_joint=branches.log_joint.gather(0, best))
+        k = None if branches.k is None else best
+        return Code(z, k, solve=solve, log_joint=branches.log_joint.gather(0, best))

@@ -18,7 +18,9 @@ from torch.distributions import (
     biject_to,
     constraints,
 )
+from torch.func import vjp
 
+from gae.inference.decoder import transformed
 from gae.inference.flows import PARAMETERS, NormalizingFlow
 from gae.likelihood import Likelihood
 from gae.likelihood.door import hidden
@@ -146,6 +148,24 @@ def log_density(q: Distribution, z: Tensor) -> Tensor:
             "code)`."
         )
     return log_q
+
+
+def score(q: Distribution, z: Float[Tensor, "S B *Z"]) -> Float[Tensor, "S B *Z"]:
+    """The gradient ∇_z log q(z) with the parameters of q fixed, in nats per unit of z, as a constant.
+
+    Raises:
+        ValueError, NotFiniteError: as ``log_density`` does.
+
+    >>> from torch.distributions import Normal
+    >>> score(Normal(torch.zeros(1, 2), 2.0), torch.tensor([[4.0, -8.0]]))
+    tensor([[-1.,  2.]])
+    """
+    if transformed():  # ``torch.autograd.grad`` of a new leaf fails inside the transforms of ``torch.func``
+        log_q, pull = vjp(lambda point: log_density(q, point), z.detach())  # type: ignore[misc]
+        return pull(torch.ones_like(log_q))[0].detach()
+    with torch.enable_grad():
+        point = z.detach().requires_grad_()
+        return torch.autograd.grad(log_density(q, point).sum(), point)[0]
 
 
 @contextmanager

@@ -9,7 +9,9 @@ from gae.likelihood.base import (
     Likelihood,
     MonotoneCodes,
     NoiseScale,
+    OnlineLearning,
 )
+from gae.likelihood.codebook import Codebook, CodebookDistribution, CodebookMoments
 from gae.likelihood.heads import (
     Bernoulli,
     Categorical,
@@ -53,6 +55,9 @@ __all__ = [
     "Categorical",
     "CategoricalSequence",
     "ClosedFormLearning",
+    "Codebook",
+    "CodebookDistribution",
+    "CodebookMoments",
     "ContinuousBernoulli",
     "Crop",
     "DataDependentInit",
@@ -82,6 +87,7 @@ __all__ = [
     "NonNegativeGaussian",
     "NonNegativeLinear",
     "NonNegativePoisson",
+    "OnlineLearning",
     "Poisson",
     "Relational",
     "SequenceDistribution",

@@ -288,3 +288,14 @@ class ClosedFormLearning(DataDependentInit, Protocol):
 
     def maximize(self, moments: Any) -> float:
         """Sets the parameters to their optimum; returns the largest change, free of the data's offset and scale."""
+
+
+@runtime_checkable
+class OnlineLearning(Protocol):
+    """A part of a model that ``fit`` updates in closed form after each step of an optimiser."""
+
+    def statistics(self, code: Any) -> Any:
+        """Sufficient statistics of the codes of a batch, which add over parts of it with ``+``; None for no update."""
+
+    def update(self, moments: Any) -> None:
+        """Updates the part."""

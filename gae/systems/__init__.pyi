@@ -29,6 +29,7 @@ from .options import defaults as defaults
 from .options import describe as describe
 from .parts import HEADS as HEADS
 from .parts import NormalEncoder as NormalEncoder
+from .quantized import vq_vae as vq_vae
 from .relational import linear_regression as linear_regression
 from .relational import lle as lle
 from .relational import tsne as tsne

@@ -56,7 +56,7 @@ def has_scale(head: str) -> bool:
 
 def decoder_of(
     network: nn.Module,
-    latent: int,
+    latent: int | Shape,
     event_shape: Shape,
     head: str = "gaussian",
     scale: float | None = None,

@@ -18,6 +18,7 @@ MODULES = (  # modules with systems, in the order of the table
     "linear",
     "autoencoders",
     "variational",
+    "quantized",
     "sequences",
     "decoders",
     "adversarial",

@@ -1,9 +1,9 @@
 """Variational autoencoders."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
-from torch import Size
+from torch import Size, Tensor
 
 from gae import nets, objective
 from gae.autoencoder import Autoencoder
@@ -20,7 +20,7 @@ from gae.inference import (
     Zeros,
 )
 from gae.likelihood import HierarchicalNormal
-from gae.objective import elbo, monte_carlo_em, stepwise_elbo, wake_wake
+from gae.objective import Objective, elbo, monte_carlo_em, stepwise_elbo, wake_wake
 from gae.systems.encoders import FlowEncoder, LadderEncoder, encoder_of
 from gae.systems.parts import NormalEncoder, Shape, decoder_of
 from gae.systems.table import System
@@ -44,8 +44,11 @@ def vae(
     scale: float | None = None,
     learn: str = "scalar",
     posterior: str = "diagonal",
+    gradient: str = "total",
 ) -> Autoencoder:
     """Variational autoencoder (Kingma & Welling 2014); ``beta`` weighs the KL (Higgins et al. 2017).
+
+    ``gradient="stl"``, with ``analytic=False``, is sticking the landing (Roeder et al. 2017; ``gae.objective.elbo``).
 
     For a Gaussian or Laplace head, ``scale`` is the initial value of a learned scale (``learn="scalar"``: one value,
     ``"pixel"``: one for each pixel), or the value of a fixed one (``"fixed"``), in data units. The default is the unit
@@ -63,7 +66,8 @@ def vae(
         posterior, latent, lambda width: nets.Standardized(nets.mlp(event_shape, hidden, width), event_shape)
     )
     closed_form = analytic and not isinstance(encoder, FlowEncoder)
-    return Autoencoder(decoder, Amortized(encoder, samples), partial(elbo, beta=beta, analytic=closed_form))
+    bound = partial(elbo, beta=beta, analytic=closed_form)
+    return Autoencoder(decoder, Amortized(encoder, samples), _estimated(bound, gradient))
 
 
 @System(
@@ -98,11 +102,19 @@ def conv_vae(
     source="Burda et al. 2016",
 )
 def iwae(
-    event_shape: Shape, latent: int = 8, hidden: Sequence[int] = (128, 128), head: str = "gaussian", samples: int = 5
+    event_shape: Shape,
+    latent: int = 8,
+    hidden: Sequence[int] = (128, 128),
+    head: str = "gaussian",
+    samples: int = 5,
+    gradient: str = "total",
 ) -> Autoencoder:
-    """Importance-weighted autoencoder (Burda et al. 2016): the networks of a VAE with a tighter bound."""
+    """Importance-weighted autoencoder (Burda et al. 2016): the networks of a VAE with a tighter bound.
+
+    ``gradient="dreg"`` is the doubly reparameterised gradient (Tucker et al. 2019; ``gae.objective.iwae``).
+    """
     model = vae(event_shape, latent, hidden, head, samples=samples)
-    return Autoencoder(model.likelihood, model.inference, objective.iwae)
+    return Autoencoder(model.likelihood, model.inference, _estimated(objective.iwae, gradient))
 
 
 @System(
@@ -222,3 +234,8 @@ def ladder_vae(
     )
     encoder = LadderEncoder(nets.Standardized(bottom_up, event_shape), prior)
     return Autoencoder(decoder, Amortized(encoder, samples), partial(elbo, beta=beta))
+
+
+def _estimated(bound: Callable[..., Tensor], gradient: str) -> Objective:
+    """The bound with a gradient estimator."""
+    return bound if gradient == "total" else partial(bound, gradient=gradient)

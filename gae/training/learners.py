@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 
 from gae.autoencoder import Autoencoder
 from gae.inference.auto_decoder import training_rows
-from gae.likelihood import ClosedFormLearning
+from gae.likelihood import ClosedFormLearning, OnlineLearning
 
 if TYPE_CHECKING:
     import lightning_fabric
@@ -87,6 +87,8 @@ class GradientLearner(Learner):
         self.config = {"optimizer": type(instance).__name__, "groups": _settings(instance), "clip": clip}
         self.needs_closure = signature(type(instance).step).parameters["closure"].default is Parameter.empty
         self.module, self.optimizer = fabric.setup(autoencoder, instance)
+        self.autoencoder = autoencoder
+        self.online = [part for part in autoencoder.modules() if isinstance(part, OnlineLearning)]
 
     def batches(self, n: int, order: torch.Generator) -> Sequence[Batch]:
         batches = list(torch.randperm(n, generator=order).split(self.batch_size))
@@ -121,7 +123,25 @@ class GradientLearner(Learner):
         else:
             closure()
             self.optimizer.step()
+        if self.online:
+            self._update_online(x, batch)
         return values[0]
+
+    @torch.no_grad()
+    def _update_online(self, x: Tensor, batch: Batch) -> None:
+        """Updates the parts that learn in closed form, from the codes of the batch under the new parameters."""
+        rows, share = self._own(batch)
+        with training_rows(self.module, rows):
+            seen = x[rows.to(x.device)].to(self.fabric.device)
+            code = self.autoencoder.inference.infer(self.autoencoder.likelihood, seen)
+        for part in self.online:
+            moments = part.statistics(code)
+            if moments is None:
+                continue
+            if not share:
+                empty = {field.name: torch.zeros_like(getattr(moments, field.name)) for field in fields(moments)}
+                moments = replace(moments, **empty)
+            part.update(_summed(moments, self.fabric))
 
     def _refuse_nonfinite(self, where: str) -> None:
         """Raises FloatingPointError for a non-finite gradient; a gradient scaler (16 bits) skips such steps instead."""
@@ -145,13 +165,17 @@ class GradientLearner(Learner):
 
     def _loss(self, x: Tensor, batch: Batch) -> Tensor:
         """The loss of this process, scaled so that the mean over processes is the mean over the batch."""
+        rows, share = self._own(batch)
+        with training_rows(self.module, rows):
+            return self.module(x[rows.to(x.device)].to(self.fabric.device)) * share
+
+    def _own(self, batch: Batch) -> tuple[Tensor, float]:
+        """This process's rows of a batch, and their weight: 0 for one row of a process that has none."""
         assert isinstance(batch, Tensor)
         world = self.fabric.world_size
         own = batch[self.fabric.global_rank :: world]
         share = len(own) * world / len(batch)
-        rows = own if share else batch[:1]
-        with training_rows(self.module, rows):
-            return self.module(x[rows.to(x.device)].to(self.fabric.device)) * share
+        return own if share else batch[:1], share
 
     def _reduced(self, loss: Tensor) -> float:
         return _over_processes(loss.detach(), self.fabric, "mean")
@@ -223,11 +247,7 @@ class ClosedFormLearner(Learner):
     def finish(self) -> bool:
         likelihood, moments, self.moments = self.autoencoder.likelihood, self.moments, None
         assert isinstance(likelihood, ClosedFormLearning)
-        if self.fabric.world_size > 1:
-            gathered = {field.name: self.fabric.all_gather(getattr(moments, field.name)) for field in fields(moments)}
-            parts = [{name: values[i] for name, values in gathered.items()} for i in range(self.fabric.world_size)]
-            moments = reduce(add, [replace(moments, **part) for part in parts])
-        return likelihood.maximize(moments) <= self.tol
+        return likelihood.maximize(_summed(moments, self.fabric)) <= self.tol
 
 
 def has_closed_form(autoencoder: Autoencoder) -> bool:
@@ -236,6 +256,15 @@ def has_closed_form(autoencoder: Autoencoder) -> bool:
         parameter.requires_grad for parameter in autoencoder.inference.parameters()
     )
     return isinstance(autoencoder.likelihood, ClosedFormLearning) and not learned_elsewhere
+
+
+def _summed(moments: Any, fabric: "lightning_fabric.Fabric") -> Any:
+    """Sufficient statistics of all processes."""
+    if fabric.world_size == 1:
+        return moments
+    gathered = {field.name: fabric.all_gather(getattr(moments, field.name)) for field in fields(moments)}
+    parts = [{name: values[i] for name, values in gathered.items()} for i in range(fabric.world_size)]
+    return reduce(add, [replace(moments, **part) for part in parts])
 
 
 def _over_processes(value: Tensor, fabric: "lightning_fabric.Fabric", how: str) -> float:

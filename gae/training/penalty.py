@@ -12,7 +12,31 @@ from gae.inference import Encoding
 from gae.nets import InDataUnits
 from gae.storage import Part
 
-__all__ = ["Contractive", "SparseActivity"]
+__all__ = ["Commitment", "Contractive", "SparseActivity"]
+
+
+class Commitment(Part, nn.Module):
+    """Commitment loss: weight · mean over the batch of Σ ‖encoder's output - its codebook vector‖².
+
+    It keeps the outputs of ``VectorQuantizer``'s encoder near their vectors, which are constants here (van den Oord et
+    al. 2017, eq. 3).
+
+    Raises:
+        ValueError: when called, for codes of an engine without an encoder.
+    """
+
+    def __init__(self, weight: float):
+        super().__init__()
+        self.weight = positive("weight", weight)
+
+    def forward(self, seen: Num[Tensor, "B *X"], encoding: Encoding) -> Float[Tensor, ""]:
+        if encoding.encoded is None:
+            raise ValueError(
+                f"The commitment loss needs an encoder whose outputs are quantised, got codes of `{encoding.engine}`. "
+                "Use `VectorQuantizer`, or omit the penalty."
+            )
+        square = (encoding.encoded - encoding.z.detach()).square().sum()
+        return self.weight * square / encoding.log_joint.numel()
 
 
 class Contractive(Part, nn.Module):

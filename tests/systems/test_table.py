@@ -55,23 +55,9 @@ DATA_SETS: Any = {"observe": lambda x: x.unflatten(0, (5, 12)), "held_out": 1, "
 EXAMPLES = {
     **{name: Example({"components": 4}) for name in ("kmeans", "gmm")},
     "llgae": Example({"components": 4, "latent": 2}),
-    **{
-        name: Example(SMALL)
-        for name in (
-            "ae",
-            "vae",
-            "gon",
-            "iwae",
-            "savae",
-            "iterative-vae",
-            "rws-vae",
-            "mcmc-em",
-            "dae",
-            "cae",
-            "ladder-vae",
-        )
-    },
-    "ladder-vae": Example(SMALL),
+    **{name: Example(SMALL) for name in ("ae", "vae", "gon", "iwae", "savae", "dae", "cae", "ladder-vae")},
+    **{name: Example(SMALL) for name in ("iterative-vae", "rws-vae", "mcmc-em")},
+    "vq-vae": Example({**SMALL, "positions": 4, "vectors": 8}),
     "gan": Example(FEW),
     "nmf": Example({"latent": 4, "steps": 5}),
     "glo": Example({**SMALL, "steps": 3}),

@@ -20,7 +20,7 @@ from gae.inference.ascent.stopping import Stopping
 from gae.inference.base import Code, Inference, Status
 from gae.inference.decoder import is_piecewise_linear, need_fixed, need_gradient, transformed, twice_differentiable
 from gae.inference.starts import Zeros
-from gae.likelihood import DecoderLikelihood, Likelihood
+from gae.likelihood import CodebookDistribution, DecoderLikelihood, Likelihood
 from gae.likelihood.door import hidden
 
 NONDETERMINISTIC_LAYERS = (_BatchNorm, _DropoutNd, nn.RNNBase, nn.MultiheadAttention, nn.RReLU)
@@ -194,6 +194,11 @@ class Ascent(Inference):
     def _refuse_likelihood(self, likelihood: Likelihood) -> None:
         """Raises TypeError for a likelihood that the step, the adjoint or the stopping rule does not support."""
         self._refuse_family()
+        if isinstance(likelihood.prior, CodebookDistribution):
+            raise TypeError(
+                f"`Ascent` follows gradients, but a code of this {type(likelihood).__name__} consists of vectors of a "
+                "codebook. Use `VectorQuantizer`, `IteratedConditionalModes`, or `Argmax()` for at most 4096 codes."
+            )
         if isinstance(likelihood, DecoderLikelihood) and likelihood.stochastic:
             self._need_deterministic(f"{type(likelihood).__name__} with noise drawn at each step")
         if self.stop is not None and (not isinstance(likelihood, DecoderLikelihood) or likelihood.components > 1):
