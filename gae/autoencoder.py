@@ -13,6 +13,7 @@ from torch.distributions import Distribution
 
 from gae.data.preparation import Preparation
 from gae.evidence import Evidence, exact, importance, laplace_approximation
+from gae.evidence.automatic import Method, estimate
 from gae.evidence.base import need_proper
 from gae.inference import Code, Encoding, Inference
 from gae.likelihood import CodebookDistribution, ExactPosterior, Likelihood
@@ -200,20 +201,36 @@ class Autoencoder(Part, nn.Module):
             return importance(self.likelihood, x, proposal(self.likelihood, x, encoding), samples)
 
 
-def log_evidence(model: Autoencoder, x: Num[Tensor, "N *X"], samples: int = 500, batch_size: int = 100) -> Evidence:
-    """log p(x) of a model in nats, by ``Autoencoder.log_evidence`` in batches, which bound the memory.
+def log_evidence(
+    model: Autoencoder,
+    x: Num[Tensor, "N *X"],
+    samples: int = 500,
+    batch_size: int = 100,
+    method: Method = "auto",
+) -> Evidence:
+    """log p(x) of a model in nats by the first method that is tight: exact, importance sampling, annealing.
+
+    See ``gae.evidence.automatic.estimate``; ``Evidence.method``, ``reason`` and ``tight`` say for each observation
+    which method was taken, why, and whether the value is a lower bound only.
 
     Args:
         samples: importance samples per observation, where log p(x) is not known exactly.
+        batch_size: number of observations at a time, which bounds the memory.
+        method: ``"auto"``, or ``"exact"``, ``"importance"`` or ``"ais"`` for all observations.
 
     Raises:
-        ValueError: under a flat prior, where p(x) does not exist.
+        ValueError: under a flat prior, where p(x) does not exist; for an unknown method.
+        TypeError: with ``"exact"``, for a likelihood without a closed form.
 
     >>> from gae.systems import ppca
     >>> log_evidence(ppca((5,), latent=2), torch.randn(7, 5), batch_size=3).log_p.shape
     torch.Size([7])
     """
-    return Evidence.join([model.log_evidence(batch, samples) for batch in x.split(batch_size)])
+
+    def propose(batch: Tensor) -> Distribution:
+        return proposal(model.likelihood, batch, model.inference(model.likelihood, batch))
+
+    return estimate(model.likelihood, x, propose, samples, method, batch_size)
 
 
 def load(

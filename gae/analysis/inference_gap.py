@@ -12,10 +12,10 @@ from torch.distributions import Distribution, Independent, MultivariateNormal
 from gae.analysis.best_flow import best_flow
 from gae.analysis.metrics import Entry, mean_and_error
 from gae.autoencoder import Autoencoder
-from gae.evidence import Evidence, exact, importance, laplace_approximation
+from gae.evidence import Evidence, exact, importance
 from gae.evidence.base import need_proper, without_warning
-from gae.evidence.laplace import expansion
-from gae.inference import LBFGS, Ascent, Code, Detach, Family, FullCovariance, Inference, MeanField, Status, Zeros
+from gae.evidence.laplace import expansion, mode_approximation
+from gae.inference import LBFGS, Ascent, Code, Detach, Family, FullCovariance, Inference, MeanField, Status
 from gae.inference.flows import NormalizingFlow
 from gae.inference.laws import codes_from, need_density, point_of, spread_of
 from gae.likelihood import ExactPosterior, Likelihood
@@ -95,7 +95,11 @@ class Gap:
         columns = {"log p(x)": self.evidence.log_p, "sampling s.e. of log p(x)": self.evidence.standard_error}
         if self.evidence.ess is not None:
             columns["effective sample size"] = self.evidence.ess
+            if self.evidence.pareto_k is not None:
+                columns["Pareto k"] = self.evidence.pareto_k
             columns["unreliable weights"] = self.evidence.unreliable.to(self.evidence.log_p)
+        if self.evidence.tight is not None:
+            columns["tight log p(x)"] = self.evidence.tight.to(self.evidence.log_p)
         for name, bound in self.best.items():
             columns[f"L[q*], {name}"] = bound.value
             columns[f"sampling s.e. of L[q*], {name}"] = bound.standard_error
@@ -180,7 +184,7 @@ def _gap(
     steps: int,
 ) -> Gap:
     q = None if engine is None else _density(engine, likelihood, x)
-    start = q if q is not None and _normal(q) is not None else _laplace(likelihood, x)
+    start = q if q is not None and _normal(q) is not None else mode_approximation(likelihood, x)
     width = likelihood.latent_shape.numel()
     best = {name: _best(name, likelihood, x, start, noise or 4 * width, steps, draws) for name in families}
     proposal = best[families[-1]].q
@@ -209,16 +213,14 @@ def _flow_start(
 
 def _joined(parts: Sequence[Gap]) -> Gap:
     """Concatenates the gaps of several batches."""
-    evidence, encoders = [part.evidence for part in parts], [part.encoder for part in parts if part.encoder is not None]
-    ess = [each.ess for each in evidence if each.ess is not None]
-    joined = Evidence(
-        torch.cat([each.log_p for each in evidence]),
-        torch.cat([each.standard_error for each in evidence]),
-        torch.cat(ess) if ess else None,
-        evidence[0].evaluations,
-    )
+    encoders = [part.encoder for part in parts if part.encoder is not None]
     best = {name: Bound.join([part.best[name] for part in parts]) for name in parts[0].best}
-    return Gap(joined, best, Bound.join(encoders) if encoders else None, parts[0].family)
+    return Gap(
+        Evidence.join([part.evidence for part in parts]),
+        best,
+        Bound.join(encoders) if encoders else None,
+        parts[0].family,
+    )
 
 
 @torch.no_grad()
@@ -312,11 +314,6 @@ def one_row(q: Distribution) -> Distribution:
         )
     base = torch.distributions.Normal(q.mean[0], q.stddev[0], validate_args=False)
     return Independent(base, 1, validate_args=False)
-
-
-def _laplace(likelihood: Likelihood, x: Tensor) -> Distribution:
-    mode = Ascent(Zeros(), LBFGS(), 100, grad_tol=1e-4, adjoint=Detach())(likelihood, x)
-    return laplace_approximation(likelihood, x, mode.point)
 
 
 def _best(

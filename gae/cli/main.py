@@ -161,6 +161,7 @@ def fit(
         "epochs": len(history.rows),
         "training loss (nats)": last.train_loss,
         "validation loss (nats)": last.validation_loss,
+        **({} if history.usage is None else {"code": history.usage.summary()}),
         **_test_results(model, dataset, seed),
         "checkpoint": str(folder),
     }

@@ -11,10 +11,11 @@ from torch.distributions import Distribution
 
 from gae.data.checks import at_least_one
 from gae.evidence.base import Evidence, from_log_weights, need_proper, unit
+from gae.inference import ClosedForm
 from gae.inference.ascent.problem import expand_rows
 from gae.inference.ascent.steps.hamiltonian import leapfrog as trajectory
 from gae.inference.laws import codes_from, log_density, need_cover, need_density
-from gae.likelihood import Likelihood
+from gae.likelihood import ExactPosterior, Likelihood
 from gae.likelihood.door import check_codes, checked
 
 Schedule = Literal["sigmoid", "linear"]
@@ -112,7 +113,7 @@ def ais(
 def reverse_ais(
     likelihood: Likelihood,
     x: Num[Tensor, "B *X"],
-    z: Float[Tensor, "..."],
+    z: Float[Tensor, "..."] | None = None,
     temperatures: int = 1000,
     chains: int = 16,
     leapfrog: int = 10,
@@ -129,19 +130,22 @@ def reverse_ais(
 
     Args:
         likelihood, x, temperatures, leapfrog, schedule, start, pilot: as for ``ais``.
-        z: one exact draw for each x, (B, *Z), or R independent ones, (R, B, *Z).
-        chains: chains from each draw.
+        z: one exact draw for each x, (B, *Z), or R independent ones, (R, B, *Z). By default every chain starts from a
+            draw of its own, which needs a likelihood with an exact posterior.
+        chains: chains from each draw; without z, the number of draws.
 
     Raises:
         ValueError: as in ``ais``; for draws of another shape.
+        TypeError: without z, for a likelihood without an exact posterior.
 
     >>> from gae.likelihood import LinearMixture
     >>> model, x = LinearMixture(1, 2, (5,)), torch.randn(3, 5)
-    >>> several = model.posterior(x).sample((50,)).squeeze(1)
-    >>> evidence = reverse_ais(model, x, several, temperatures=50, chains=1)
+    >>> evidence = reverse_ais(model, x, temperatures=50, chains=50)
     >>> bool(((evidence.log_p - model.log_evidence(x).log_p).abs() < 4 * evidence.standard_error + 0.05).all())
     True
     """
+    if z is None:
+        z, chains = _exact_draws(likelihood, x, chains), 1
     draws = z.unsqueeze(0) if z.dim() == 1 + len(likelihood.latent_shape) else z
     check_codes(likelihood, draws, None, len(x), True)
     betas, path = _prepare(likelihood, x, temperatures, chains, leapfrog, schedule, start, pilot)
@@ -177,6 +181,18 @@ def sandwich(
     x, z = likelihood.sample_joint(samples)
     options = (temperatures, chains, leapfrog, schedule)
     return BDMC(x, z, ais(likelihood, x, *options), reverse_ais(likelihood, x, z, *options))
+
+
+def _exact_draws(likelihood: Likelihood, x: Tensor, number: int) -> Float[Tensor, "S B *Z"]:
+    """Independent draws of the exact posterior, of a component each for a mixture."""
+    need_proper(likelihood)
+    if not isinstance(likelihood, ExactPosterior):
+        raise TypeError(
+            f"The posterior of {type(likelihood).__name__} cannot be sampled exactly, so reverse annealing needs exact "
+            "draws z. Simulate x with them, by `likelihood.sample_joint(n)` or `sandwich`."
+        )
+    at_least_one("chains", number)
+    return ClosedForm(number).infer(likelihood, x).z
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,8 @@ from gae.likelihood.door import checked
 from gae.likelihood.evidence import Evidence
 from gae.objective import logsumexp
 
+SMALLEST_TAIL = 5  # weights of which a shape can be estimated
+
 
 class UnreliableWarning(UserWarning):
     """Warning that a few weights dominate an estimate of log p(x), so that its standard error is too small."""
@@ -62,21 +64,34 @@ def pareto_shape(weight: Float[Tensor, "S B"]) -> Float[Tensor, " B"]:
     """The shape k of a generalised Pareto distribution fitted to the largest min(S / 5, 3 √S) weights, per column.
 
     Uses the empirical Bayes estimator of Zhang & Stephens (2009), with the weak prior at 0.5 of Vehtari et al.
-    (2024). NaN for fewer than 100 weights, and where a quarter of the largest are equal.
+    (2024), and the tail size of their paper, rounded up as in ``loo`` and ``arviz`` before 1.0. Weights equal to the
+    largest outside the tail do not belong to it. NaN for fewer than 100 weights, whose k is noise; and where fewer
+    than five weights of the tail are above the rest, unless that rest is 0: then infinite.
     """
     size = len(weight)
     tail = math.ceil(min(size / 5, 3 * math.sqrt(size)))
-    if size < 100:  # too few in the tail
+    if size < 100:
         return torch.full_like(weight[0], torch.nan)
     ordered = weight.double().sort(0).values
-    excess = ordered[-tail:] - ordered[-tail - 1]
-    points = 30 + int(math.sqrt(tail))
+    cutoff = ordered[-tail - 1]
+    excess = ordered[-tail:] - cutoff
+    number = (excess > 0).sum(0)
+    shape = torch.where((cutoff == 0) & (number > 0), torch.inf, torch.nan).to(excess)
+    for count in number.unique().tolist():  # one count, without ties
+        if count >= SMALLEST_TAIL:
+            columns = number == count
+            shape[columns] = _tail_shape(excess[-count:, columns])
+    return shape.to(weight)
+
+
+def _tail_shape(excess: Float[Tensor, "T B"]) -> Float[Tensor, " B"]:
+    tail, points = len(excess), 30 + int(math.sqrt(len(excess)))
     grid = torch.arange(1, points + 1, dtype=excess.dtype, device=excess.device).unsqueeze(1) - 0.5
     slope = 1 / excess[-1] + (1 - (points / grid).sqrt()) / (3 * excess[int(tail / 4 + 0.5) - 1])
     shape = torch.log1p(-slope.unsqueeze(1) * excess).mean(1)
     share = (tail * ((-slope / shape).log() - shape - 1)).softmax(0)
     best = torch.log1p(-(share * slope).sum(0) * excess).mean(0)
-    return ((tail * best + 5) / (tail + 10)).to(weight)
+    return (tail * best + 5) / (tail + 10)
 
 
 @torch.no_grad()

@@ -1,6 +1,7 @@
 """Importance sampling of log p(x)."""
 
 import math
+from dataclasses import replace
 
 import torch
 from jaxtyping import Num
@@ -13,6 +14,7 @@ from gae.inference import Inference
 from gae.inference.laws import codes_from, log_density, need_cover, need_density
 from gae.likelihood import Likelihood
 from gae.likelihood.door import checked
+from gae.likelihood.evidence import HEAVY, TIGHT_ESS
 
 
 @torch.no_grad()
@@ -61,7 +63,16 @@ def importance(
         z = codes_from(proposal, min(step, rounds - start))
         log_q = log_density(proposal, z).reshape(-1, len(x))
         log_weights.append(likelihood.log_joint(x, z.reshape(-1, len(x), *likelihood.latent_shape)) - log_q)
-    return from_log_weights(torch.cat(log_weights), rounds * rows)
+    return _judged(from_log_weights(torch.cat(log_weights), rounds * rows))
+
+
+def _judged(evidence: Evidence) -> Evidence:
+    """The evidence with its method, and whether it is tight: effective sample size >= 100 and Pareto k <= 0.7."""
+    assert evidence.ess is not None and evidence.pareto_k is not None
+    tight = (evidence.ess >= TIGHT_ESS) & ~(evidence.pareto_k > HEAVY)
+    rows = zip(evidence.ess.tolist(), evidence.pareto_k.tolist(), tight.tolist(), strict=True)
+    reasons = tuple(f"{'tight' if good else 'loose'}: Pareto k {k:.2f}, ESS {ess:.0f}" for ess, k, good in rows)
+    return replace(evidence, method=("importance",) * len(reasons), reason=reasons, tight=tight)
 
 
 def _density(engine: Inference, likelihood: Likelihood, x: Tensor) -> Distribution:

@@ -54,6 +54,12 @@ def laplace_approximation(
     return MultivariateNormal(z.detach(), scale_tril=torch.linalg.cholesky(covariance).to(z.dtype), validate_args=False)
 
 
+def mode_approximation(likelihood: Likelihood, x: Num[Tensor, "B *X"]) -> MultivariateNormal:
+    """``laplace_approximation`` at the mode that L-BFGS reaches from zero."""
+    mode = Ascent(Zeros(), LBFGS(), 100, grad_tol=1e-4, adjoint=Detach())(likelihood, x)
+    return laplace_approximation(likelihood, x, mode.point)
+
+
 @checked
 def laplace(
     likelihood: Likelihood,

@@ -1,5 +1,6 @@
 """log p(x) of a model, exact or estimated, with the error of the estimate."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -8,6 +9,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 HEAVY, DOMINATED = 0.7, 2.0  # above this Pareto k or below this ess, the standard error is too small
+TIGHT_ESS = 100.0  # least effective sample size of a tight estimate
 
 
 @dataclass(frozen=True)
@@ -23,6 +25,10 @@ class Evidence:
         pareto_k: the shape of a generalised Pareto distribution fitted to the largest weights (Vehtari et al. 2024),
             which have 1 / k finite moments. NaN for fewer than 100 weights, and where the largest are equal.
         evaluations: decoder evaluations per sample, averaged over samples if they differ.
+        method: the method of each sample: ``"exact"``, ``"importance"`` or ``"ais"``; empty if not recorded.
+        reason: the reason why the method was taken and whether its value is tight, for each sample.
+        tight: whether the value can stand for log p(x); where False, it is a lower bound in expectation. None if
+            not known.
     """
 
     log_p: Float[Tensor, " B"]
@@ -30,6 +36,9 @@ class Evidence:
     ess: Float[Tensor, " B"] | None = None
     evaluations: int = 0
     pareto_k: Float[Tensor, " B"] | None = None
+    method: tuple[str, ...] = ()
+    reason: tuple[str, ...] = ()
+    tight: Bool[Tensor, " B"] | None = None
 
     @classmethod
     def exact(cls, log_p: Float[Tensor, " B"]) -> "Evidence":
@@ -38,7 +47,11 @@ class Evidence:
         >>> Evidence.exact(torch.tensor([-1.5])).standard_error
         tensor([0.])
         """
-        return cls(log_p, torch.zeros_like(log_p))
+        rows = len(log_p)
+        tight = torch.ones_like(log_p, dtype=torch.bool)
+        return cls(
+            log_p, torch.zeros_like(log_p), method=("exact",) * rows, reason=("closed form",) * rows, tight=tight
+        )
 
     @classmethod
     def join(cls, parts: "Sequence[Evidence]") -> "Evidence":
@@ -49,6 +62,7 @@ class Evidence:
         """
         sizes = [part.ess for part in parts if part.ess is not None]
         shapes = [part.pareto_k for part in parts if part.pareto_k is not None]
+        tight = [part.tight for part in parts if part.tight is not None]
         rows = sum(len(part.log_p) for part in parts)
         return cls(
             torch.cat([part.log_p for part in parts]),
@@ -56,7 +70,27 @@ class Evidence:
             torch.cat(sizes) if sizes else None,
             round(sum(part.evaluations * len(part.log_p) for part in parts) / max(rows, 1)),
             torch.cat(shapes) if shapes else None,
+            tuple(name for part in parts for name in part.method),
+            tuple(text for part in parts for text in part.reason),
+            torch.cat(tight) if tight else None,
         )
+
+    def summary(self) -> str:
+        """Mean, methods, and the ranges of effective sample size and Pareto k, as one line.
+
+        >>> Evidence.exact(torch.tensor([-1.5, -2.5])).summary()
+        'log p(x) of 2 samples: mean -2 nats; exact: 2'
+        """
+        text = f"log p(x) of {len(self.log_p)} samples: mean {float(self.log_p.mean()):.5g} nats"
+        if self.method:
+            counts = Counter(self.method)
+            text += "; " + ", ".join(f"{name}: {count}" for name, count in sorted(counts.items()))
+        for name, values in (("effective sample size", self.ess), ("Pareto k", self.pareto_k)):
+            known = values[~values.isnan()] if values is not None else None
+            if known is not None and len(known):
+                text += f"; {name} {float(known.min()):.3g} to {float(known.max()):.3g}"
+        loose = 0 if self.tight is None else int((~self.tight).sum())
+        return f"{text}; {loose} lower bounds only" if loose else text
 
     @property
     def unreliable(self) -> Bool[Tensor, " B"]:

@@ -13,11 +13,13 @@ from torch import Tensor, nn
 from gae.autoencoder import Autoencoder
 from gae.data import Dataset
 from gae.data.files import check_folder
+from gae.evidence.usage import CodeUsage
 from gae.inference import LearnsData
 from gae.likelihood import DataDependentInit, Likelihood
 from gae.nets import first_tensor
 from gae.storage import checkpoint
 from gae.storage.models import fitted
+from gae.training import collapse
 from gae.training.history import History, Log
 from gae.training.learners import ClosedFormLearner, GradientLearner, Learner, MakeOptimizer, has_closed_form
 from gae.training.processes import refuse_many_processes
@@ -87,6 +89,10 @@ def fit(
         describe: JSON-serialisable metadata stored in the checkpoints, such as how to build the model; must be the same
             for a resumed run.
 
+    Warns:
+        CollapseWarning: if the engine has a density q(z|x) and no unit of the code is active after 200 optimiser
+            steps or more, on some of the training data; ``History.usage`` has the variance and the KL of each unit.
+
     Raises:
         ValueError, TypeError: for data outside the likelihood's support, or options out of range, before anything is
             written; on ``resume``, for a run of another configuration.
@@ -121,7 +127,19 @@ def fit(
         run = Run(autoencoder, fabric, learner, samples, seed, patience, checkpoint_every, log, describe)
         if resume:
             run.resume()
-        return run.train(epochs or _budget(learner, len(samples.epoch(0))), progress)
+        history = run.train(epochs or _budget(learner, len(samples.epoch(0))), progress)
+        history.usage = _usage(autoencoder, samples.epoch(max(run.epoch - 1, 0)), fabric.device, seed)
+    is_trained = isinstance(learner, ClosedFormLearner) or run.total >= collapse.STEPS
+    if history.usage is not None and is_trained and fabric.is_global_zero:
+        collapse.warn_of_collapse(history.usage)
+    return history
+
+
+def _usage(autoencoder: Autoencoder, x: Tensor, device: torch.device, seed: int) -> CodeUsage | None:
+    """Use of the trained model's code, in evaluation mode."""
+    reseed(device, seed, "usage")
+    with mode(autoencoder, training=False):
+        return collapse.usage_on(autoencoder, x, device)
 
 
 def restore(autoencoder: Autoencoder, path: str | os.PathLike[str]) -> checkpoint.Checkpoint:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from gae.data.files import whole
+from gae.evidence.usage import CodeUsage
 
 METRICS = "metrics.csv"
 
@@ -36,7 +37,9 @@ class Epoch:
 
 @dataclass
 class History:
-    """The epochs of a run, and whether it stopped before the requested number of epochs.
+    """The epochs of a run, whether it stopped before the requested number of epochs, and the use of its code.
+
+    ``usage`` is measured on some of the training data; None without a density q(z|x) or a proper prior.
 
     >>> History([Epoch(1, 3.0, 4.0, 0.1), Epoch(2, 2.0, 3.5, 0.1), Epoch(3, 1.0, 3.7, 0.1)]).best_epoch
     2
@@ -44,6 +47,16 @@ class History:
 
     rows: list[Epoch] = field(default_factory=list)
     stopped_early: bool = False
+    usage: CodeUsage | None = field(default=None, compare=False)  # not stored: it follows from the parameters
+
+    def summary(self) -> str:
+        """Number of epochs, last loss, and active units, as one line.
+
+        >>> History([Epoch(1, 3.0, None, 0.1)]).summary()
+        '1 epochs, loss 3 nats'
+        """
+        text = f"{len(self.rows)} epochs" + (f", loss {self.rows[-1].loss:.4g} nats" if self.rows else "")
+        return text if self.usage is None else f"{text}; {self.usage.summary()}"
 
     @property
     def best_epoch(self) -> int:

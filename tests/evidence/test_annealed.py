@@ -99,6 +99,28 @@ def test_the_error_of_reverse_ais_is_that_of_its_exact_draws() -> None:
     assert float((naive.standard_error / honest.standard_error).median()) < 0.6
 
 
+@pytest.mark.parametrize("components", [1, 2])
+def test_the_error_of_reverse_ais_with_a_draw_for_each_chain(components: int) -> None:
+    """400 repetitions at one x, at T = 3: the reported error is the deviation of the estimates, and they are right."""
+    model = LinearMixture(components, 2, (3,), scale=2.0, means=torch.randn(components, 3)).double()
+    x = drawn(model, 1)[0].expand(400, -1)
+    found = reverse_ais(model, x, temperatures=3, chains=64, leapfrog=2)
+    error = found.log_p - exact(model, x).log_p
+    ratio = error.std() / found.standard_error.square().mean().sqrt()
+    within("deviation of estimates, by their error", ratio, above=0.75, below=1.33)
+    within("mean error, in standard errors", error.mean().abs() / error.std() * 20, below=5.0)
+    assert found.ess is not None and bool((found.ess > 2).all())
+
+
+def test_reverse_ais_without_draws_needs_an_exact_posterior() -> None:
+    with pytest.raises(TypeError, match="Bernoulli cannot be sampled exactly"):
+        reverse_ais(bernoulli(), torch.ones(2, 5).double())
+    with pytest.raises(ValueError, match="flat prior"):
+        reverse_ais(LinearMixture(1, 2, (4,), flat_prior=True), torch.zeros(2, 4))
+    with pytest.raises(ValueError, match="chains must be at least 1"):
+        reverse_ais(ppca(), torch.zeros(2, 6).double(), chains=0)
+
+
 def test_one_exact_draw_has_no_known_error() -> None:
     """Its chains share an error; over observations with independent draws, the mean gap has a standard error."""
     model = ppca()

@@ -192,7 +192,8 @@ def test_modes_are_kept(x: Tensor) -> None:
         (False, True),
         (False, False),
         (False, False),
-    ]  # trial, two steps, validation
+        (False, False),
+    ]  # trial, two steps, validation, use of the code
     assert torch.equal(encoder[1].running_mean, mean)
     assert model.training and not encoder[1].training
     quiet(model.eval(), x, epochs=1, batch_size=25)

@@ -1,0 +1,163 @@
+"""The choice of an estimator of log p(x), against models whose evidence is known; Pareto k against a second version."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy.special import logsumexp
+from scipy.stats import multivariate_normal
+from torch import Tensor, nn
+from torch.distributions import Distribution, Independent, MultivariateNormal, Normal
+
+from gae import Autoencoder, log_evidence
+from gae.evidence import automatic, importance
+from gae.evidence.automatic import estimate
+from gae.evidence.base import from_log_weights, pareto_shape
+from gae.inference import Ascent
+from gae.likelihood import Flat, Gaussian, LinearMixture
+
+
+def psis_shape(log_weight: np.ndarray) -> float:
+    """Appendix of Vehtari et al. (2024), written for one column of log weights, as arviz has it."""
+    size = len(log_weight)
+    ordered = np.sort(log_weight - log_weight.max())
+    cutoff = ordered[-math.ceil(min(size / 5, 3 * math.sqrt(size))) - 1]
+    tail = np.exp(ordered[ordered > cutoff]) - np.exp(cutoff)
+    n, m = len(tail), 30 + int(len(tail) ** 0.5)
+    b = 1 / tail[-1] + (1 - np.sqrt(m / (np.arange(1, m + 1) - 0.5))) / (3 * tail[int(n / 4 + 0.5) - 1])
+    k = np.array([np.log1p(-each * tail).mean() for each in b])
+    log_likelihood = n * (np.log(-b / k) - k - 1)
+    chosen = (np.exp(log_likelihood - logsumexp(log_likelihood)) * b).sum()
+    return float((n * np.log1p(-chosen * tail).mean() + 0.5 * 10) / (n + 10))
+
+
+@pytest.mark.parametrize("size", [100, 101, 225, 226, 1000, 4999])
+def test_pareto_k_is_that_of_psis(size: int) -> None:
+    """Log-normal weights of widths 0.1 to 4; in the last column, some of the largest are equal."""
+    log_weight = np.random.default_rng(1).normal(size=(size, 5)) * np.array([0.1, 0.5, 1.0, 4.0, 1.0])
+    log_weight[:, 4] = log_weight[:, 4].round(1)
+    wanted = [psis_shape(column) for column in log_weight.T]
+    found = pareto_shape(torch.from_numpy(np.exp(log_weight - log_weight.max(0))))
+    assert np.allclose(found, wanted, atol=1e-6, rtol=0)
+
+
+def test_pareto_k_of_weights_without_a_tail() -> None:
+    """Equal weights need none; four weights over nothing but zeros are the heaviest tail there is."""
+    equal, few = torch.ones(200), torch.zeros(200)
+    few[:4] = torch.tensor([1.0, 0.9, 0.8, 0.7])
+    found = pareto_shape(torch.stack([equal, few], 1))
+    assert found[0].isnan() and found[1] == math.inf
+    assert from_log_weights(torch.stack([equal, few], 1).log(), 200).unreliable.tolist() == [False, True]
+    assert pareto_shape(torch.rand(99, 2)).isnan().all()
+
+
+D, SCALE = 4, 0.5
+
+
+def linear(latent: int = 2) -> tuple[Gaussian, Tensor, np.ndarray]:
+    """A neural head that happens to be linear, draws of it, and their log p(x) by SciPy."""
+    layer = nn.Linear(latent, D).double()
+    model = Gaussian(layer, latent, SCALE)
+    with torch.no_grad():
+        x, _ = model.sample_joint(5)
+    weight, bias = layer.weight.detach().numpy(), layer.bias.detach().numpy()
+    return model, x, multivariate_normal(bias, weight @ weight.T + SCALE**2 * np.eye(D)).logpdf(x.numpy())
+
+
+def normals(scale: float, shift: float = 0.0) -> Distribution:
+    return lambda x: Independent(Normal(torch.full((len(x), 2), shift).double(), scale), 1)  # type: ignore[return-value]
+
+
+def test_good_weights_are_kept() -> None:
+    model, x, wanted = linear()
+    found = estimate(model, x, normals(1.2), samples=2000)  # type: ignore[arg-type]
+    assert found.method == ("importance",) * 5 and found.tight is not None and found.tight.all()
+    assert (np.abs(found.log_p.numpy() - wanted) < 5 * found.standard_error.numpy()).all()
+    assert all(reason.startswith("tight: Pareto k") and "Laplace" not in reason for reason in found.reason)
+    assert found.evaluations == 2000 and "lower bounds" not in found.summary() and "Pareto k" in found.summary()
+
+
+def test_bad_weights_are_replaced_by_those_of_a_mode() -> None:
+    """Proposals far from the posterior for the first two observations: only those are estimated anew."""
+    model, x, wanted = linear()
+
+    def propose(batch: Tensor) -> Distribution:
+        loc = torch.zeros(len(batch), 2).double()
+        loc[:2] = 9.0
+        return Independent(Normal(loc, 1.2), 1)
+
+    torch.manual_seed(3)
+    first = importance(model, x, propose(x), 1000)
+    torch.manual_seed(3)
+    found = estimate(model, x, propose, samples=1000)
+    assert found.tight is not None and found.tight.all() and found.method == ("importance",) * 5
+    assert ["Laplace" in reason for reason in found.reason] == [True, True, False, False, False]
+    assert torch.equal(found.log_p[2:], first.log_p[2:])
+    assert np.allclose(found.log_p[:2], wanted[:2], atol=1e-6)  # the Laplace approximation is the posterior here
+    assert found.evaluations == 1000 + 2 * 10_000 // 5
+
+
+class Image(nn.Module):
+    """A linear decoder of codes (1, 2), which no dense Laplace approximation takes."""
+
+    def __init__(self, layer: nn.Linear):
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, z: Tensor) -> Tensor:
+        return self.layer(z.flatten(1))
+
+
+@pytest.mark.parametrize("agree", [True, False])
+def test_annealing_is_the_last_resort(agree: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two of three failed rows are annealed; what is not tight says that it is a lower bound."""
+    layer = nn.Linear(2, D).double()
+    layer.weight.data *= 0.5
+    model = Gaussian(Image(layer), (1, 2), SCALE)
+    with torch.no_grad():
+        x, _ = model.sample_joint(5)
+    weight = layer.weight.detach().numpy()
+    wanted = multivariate_normal(layer.bias.detach().numpy(), weight @ weight.T + SCALE**2 * np.eye(D)).logpdf(x)
+
+    def propose(batch: Tensor) -> Distribution:
+        loc = torch.zeros(len(batch), 1, 2).double()
+        loc[2:] = 30.0
+        return Independent(Normal(loc, 1.2), 2)
+
+    monkeypatch.setattr(automatic, "ANNEALED", 2)
+    monkeypatch.setattr(automatic, "TEMPERATURES", 40)
+    monkeypatch.setattr(automatic, "GAP", 5.0 if agree else -1.0)
+    found = estimate(model, x, propose, samples=4000)
+    assert found.method == ("importance", "importance", "ais", "ais", "importance")
+    assert found.tight is not None and found.tight.tolist() == [True, True, agree, agree, False]
+    assert "reverse annealing on 16 draws" in found.reason[2] and "limited to 2" in found.reason[4]
+    errors = np.abs(found.log_p.numpy() - wanted)[:4]
+    assert (errors < 6 * found.standard_error.numpy()[:4] + 0.1).all()
+    assert f"{1 if agree else 3} lower bounds only" in found.summary()
+
+
+def test_methods_by_name() -> None:
+    model, x, wanted = linear()
+    autoencoder = Autoencoder(model, Ascent(max_steps=1))
+    assert set(log_evidence(autoencoder, x, 200, method="importance").method) == {"importance"}
+    with pytest.raises(TypeError, match="no closed form"):
+        log_evidence(autoencoder, x, method="exact")
+    with pytest.raises(ValueError, match="flat prior"):
+        log_evidence(Autoencoder(Gaussian(nn.Linear(2, D).double(), 2, prior=Flat(2)), Ascent()), x)
+    known = LinearMixture(2, 2, (D,)).double()
+    evidence = log_evidence(Autoencoder(known, Ascent(max_steps=1)), x, batch_size=2)
+    assert evidence.method == ("exact",) * 5 and evidence.reason == ("closed form",) * 5
+    assert evidence.tight is not None and evidence.tight.all()
+    found = log_evidence(autoencoder, x)
+    assert (np.abs(found.log_p.numpy() - wanted) < 5 * found.standard_error.numpy() + 1e-3).all()
+
+
+@pytest.mark.usefixtures("unchecked_types")
+def test_an_unknown_method(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, x, _ = linear()
+    monkeypatch.setattr(automatic, "TEMPERATURES", 3)
+    with pytest.raises(ValueError, match="'importance' or 'ais', got 'best'"):
+        estimate(model, x, normals(1.0), method="best")  # type: ignore[arg-type]
+    q = MultivariateNormal(torch.zeros(5, 2).double(), torch.eye(2).double())
+    assert set(estimate(model, x, lambda _: q, method="ais").method) == {"ais"}
