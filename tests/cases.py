@@ -103,7 +103,18 @@ from gae.likelihood import (
     WeightLikelihood,
 )
 from gae.nets import sequence as sequence_nets
-from gae.objective import Aggregate, Objective, elbo, iwae, joint, logsumexp, mean, minimum, soft_minimum
+from gae.objective import (
+    Aggregate,
+    Objective,
+    elbo,
+    iwae,
+    joint,
+    laplace_evidence,
+    logsumexp,
+    mean,
+    minimum,
+    soft_minimum,
+)
 
 Shape = tuple[int, ...]
 
@@ -331,6 +342,11 @@ def best(likelihood: Likelihood) -> bool:
 
 def vector(likelihood: Likelihood) -> bool:
     return continuous(likelihood) and len(likelihood.latent_shape) == 1
+
+
+def curved(likelihood: Likelihood) -> bool:
+    """Vector codes of a single decoder output, whose curvature is positive definite."""
+    return vector(likelihood) and one_output(likelihood)
 
 
 def uncertain(likelihood: Likelihood) -> bool:
@@ -565,6 +581,22 @@ ENGINES = [
         "amortized-density-3", lambda m: Amortized(Density(encoder(m, 2)), 3), stochastic=True, density=True, samples=3
     ),
     EngineCase("closed-form-3", lambda m: ClosedForm(samples=3), uncertain, stochastic=True, density=True, samples=3),
+    EngineCase(
+        "laplace",
+        lambda m: gae.inference.Laplace(Ascent(max_steps=3), samples=3),
+        curved,
+        stochastic=True,
+        density=True,
+        samples=3,
+    ),
+    EngineCase(
+        "laplace-amortized",
+        lambda m: gae.inference.Laplace(Amortized(encoder(m)), "diagonal", "hessian"),
+        vector,
+        stochastic=True,
+        density=True,
+    ),
+    EngineCase("laplace-mode", lambda m: gae.inference.Laplace(Ascent(max_steps=3), samples=None), curved),
     EngineCase("argmax", lambda m: Argmax(), points),
     EngineCase("enumerate", lambda m: Enumerate(), points, samples=0),
     EngineCase("argmax-closed-form", lambda m: Argmax(ClosedForm()), charts),
@@ -618,6 +650,7 @@ class AggregateCase:
 
 OBJECTIVES = [
     ObjectiveCase("joint", lambda: joint, "zeros"),
+    ObjectiveCase("laplace-evidence", lambda: laplace_evidence, "laplace-mode"),
     ObjectiveCase("elbo", lambda: elbo, "amortized-density-3"),
     ObjectiveCase("elbo-analytic", lambda: partial(elbo, analytic=True), "amortized-density-3"),
     ObjectiveCase("elbo-beta", lambda: partial(elbo, beta=0.5), "amortized-density-3"),

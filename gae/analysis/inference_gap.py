@@ -13,8 +13,8 @@ from gae.analysis.metrics import Entry, mean_and_error
 from gae.autoencoder import Autoencoder
 from gae.evidence import Evidence, exact, importance, laplace_approximation
 from gae.evidence.base import need_proper, without_warning
-from gae.evidence.laplace import expansion
 from gae.inference import LBFGS, Ascent, Code, Detach, Family, FullCovariance, Inference, MeanField, Status, Zeros
+from gae.inference.curvature import expansion
 from gae.inference.laws import codes_from, need_density
 from gae.likelihood import ExactPosterior, Likelihood
 from gae.likelihood.door import checked, door

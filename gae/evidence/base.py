@@ -8,7 +8,6 @@ from contextlib import contextmanager
 import torch
 from jaxtyping import Float, Num
 from torch import Tensor
-from torch.distributions import Distribution
 
 from gae.likelihood import ExactPosterior, FlatDistribution, Likelihood
 from gae.likelihood.door import checked
@@ -99,12 +98,3 @@ def need_proper(likelihood: Likelihood) -> None:
     """Raises ValueError under a flat prior, for which no density p(x) exists."""
     if isinstance(likelihood.prior, FlatDistribution):
         raise ValueError("log p(x) does not exist under a flat prior. Use a proper prior such as `StandardNormal`.")
-
-
-def unit(distribution: Distribution) -> Tensor:
-    """The standard deviations of a distribution over codes, the units of step sizes and precisions; 1 if unknown."""
-    try:
-        spread = distribution.stddev
-    except NotImplementedError:
-        return torch.ones(())
-    return torch.where(spread.isfinite() & (spread > 0), spread, 1)

@@ -27,6 +27,7 @@ from gae.inference.ascent.stopping import ESWMV, Stopping, StoppingDecision
 from gae.inference.auto_decoder import AutoDecoder
 from gae.inference.base import Code, Encoding, Inference, LearnsData, Solve, Status
 from gae.inference.exact import Argmax, ClosedForm, Enumerate, Mode
+from gae.inference.laplace import Laplace
 from gae.inference.nearest import Nearest, Shortlist
 from gae.inference.starts import ChartGate, Constant, DecoderInit, EarlyExaggeration, PrincipalComponents, Prior, Zeros
 
@@ -60,6 +61,7 @@ __all__ = [
     "Implicit",
     "Inference",
     "Langevin",
+    "Laplace",
     "LearnsData",
     "MaskedStep",
     "MeanField",

@@ -37,7 +37,9 @@ def transformed() -> bool:
 
 
 @torch.no_grad()
-def need_fixed(likelihood: Likelihood, x: Num[Tensor, "B *X"], z: Float[Tensor, "S B *Z"]) -> None:
+def need_fixed(
+    likelihood: Likelihood, x: Num[Tensor, "B *X"], z: Float[Tensor, "S B *Z"], subject: str = "An ascent"
+) -> None:
     """Raises ValueError for a decoder that is random, or whose output for a code depends on the rest of its batch.
 
     Three codes near z are decoded, then two of them in reverse order, and one alone: the outputs of a deterministic
@@ -63,12 +65,12 @@ def need_fixed(likelihood: Likelihood, x: Num[Tensor, "B *X"], z: Float[Tensor, 
     name = type(likelihood).__name__
     if fixed:
         raise ValueError(
-            "An ascent needs a decoder whose output for a code does not depend on the rest of its batch; that of "
+            f"{subject} needs a decoder whose output for a code does not depend on the rest of its batch; that of "
             f"{name} changes when some of three codes are decoded alone. Avoid batch statistics: use GroupNorm or "
             "InstanceNorm, or call `.eval()` for fixed statistics."
         )
     raise ValueError(
-        f"An ascent needs a deterministic decoder; that of {name} gives a different output each time. Remove dropout "
+        f"{subject} needs a deterministic decoder; that of {name} gives a different output each time. Remove dropout "
         "and noise: call `.eval()`, pass `training=self.training` to functional dropout, or draw the noise once and "
         "keep it."
     )
