@@ -34,6 +34,7 @@ from .systems import inpainting as inpainting
 from .systems import iwae as iwae
 from .systems import kmeans as kmeans
 from .systems import knn as knn
+from .systems import laplace_gae as laplace_gae
 from .systems import linear_regression as linear_regression
 from .systems import lle as lle
 from .systems import llgae as llgae
@@ -52,6 +53,7 @@ from .systems import stacked_ae as stacked_ae
 from .systems import superresolution as superresolution
 from .systems import tsne as tsne
 from .systems import vae as vae
+from .systems import vlae as vlae
 from .training import fit as fit
 
 __version__: str

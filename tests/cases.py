@@ -697,6 +697,7 @@ SYSTEMS = [
     SystemCase("nmf", {"latent": 2, "steps": 3}, data=unit, detached=True),
     SystemCase("nmf", {"latent": 2, "steps": 3, "head": "poisson"}, data=count, detached=True),
     SystemCase("savae", SMALL, stochastic=True, density=True),
+    SystemCase("vlae", SMALL | {"steps": 1}, stochastic=True, density=True),
     SystemCase("linear-regression", {"learn_scale": True}, density=True),
     SystemCase("knn", {"components": 20}),
     SystemCase("smooth-llgae", {"latent": 2, "components": 3, "steps": 3}),

@@ -55,7 +55,7 @@ DATA_SETS: Any = {"observe": lambda x: x.unflatten(0, (5, 12)), "held_out": 1, "
 EXAMPLES = {
     **{name: Example({"components": 4}) for name in ("kmeans", "gmm")},
     "llgae": Example({"components": 4, "latent": 2}),
-    **{name: Example(SMALL) for name in ("ae", "vae", "gon", "iwae", "savae", "dae", "cae")},
+    **{name: Example(SMALL) for name in ("ae", "vae", "gon", "iwae", "savae", "vlae", "laplace-gae", "dae", "cae")},
     "gan": Example(FEW),
     "nmf": Example({"latent": 4, "steps": 5}),
     "glo": Example({**SMALL, "steps": 3}),
