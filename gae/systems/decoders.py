@@ -95,11 +95,15 @@ def glo(
 ) -> Autoencoder:
     """Auto-decoder: learned codes of the training data (Bojanowski et al. 2018), prior N(0, I) (Park et al. 2019).
 
-    New data are encoded by ``steps`` steps of Adam from the origin.
+    New data are encoded by ``steps`` steps of Adam from the origin. The decoder is trained by maximum a posteriori
+    codes, as published. That objective has no maximiser under N(0, I): codes shrink and weights grow as long as it is
+    trained, and log p(x) suffers. ``laplace-gae`` has one.
     """
     decoder = decoder_of(nets.mlp(latent, hidden[::-1], event_shape), latent, event_shape, head)
     inner = Ascent(Zeros(), Adam(rate), steps, adjoint=Detach())
-    return Autoencoder(decoder, AutoDecoder(latent, inner), joint)
+    model = Autoencoder(decoder, AutoDecoder(latent, inner), joint)
+    model.accepts_rescaling = True
+    return model
 
 
 @System(

@@ -23,12 +23,14 @@ from gae.training.learners import ClosedFormLearner, GradientLearner, Learner, M
 from gae.training.processes import refuse_many_processes
 from gae.training.run import Run, mode
 from gae.training.sampling import Samples, generator, isolated, reseed
+from gae.training.scale import code_scale, warn_of_rescaling
 
 if TYPE_CHECKING:
     import lightning_fabric
 
 DEFAULT_OPTIMIZER = partial(torch.optim.Adam, lr=1e-3)
 STEPS, EPOCHS = 1000, 10  # default length of training by an optimiser: about STEPS steps, at least EPOCHS epochs
+SCALED = 100  # training observations whose codes are compared with the prior
 CLOSED_EPOCHS = 100  # default limit of closed-form learning, which stops earlier on convergence
 
 
@@ -121,7 +123,15 @@ def fit(
         run = Run(autoencoder, fabric, learner, samples, seed, patience, checkpoint_every, log, describe)
         if resume:
             run.resume()
-        return run.train(epochs or _budget(learner, len(samples.epoch(0))), progress)
+        few = samples.epoch(0)[:SCALED].to(first_tensor(autoencoder))
+        if isinstance(learner, GradientLearner):
+            with mode(autoencoder, training=False):
+                warn_of_rescaling(autoencoder, learner.config["groups"], few[:2])
+        history = run.train(epochs or _budget(learner, len(samples.epoch(0))), progress)
+        reseed(fabric.device, seed, "scale")
+        with mode(autoencoder, training=False):
+            history.code_scale = code_scale(autoencoder, few)
+        return history
 
 
 def restore(autoencoder: Autoencoder, path: str | os.PathLike[str]) -> checkpoint.Checkpoint:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from gae.data.files import whole
+from gae.training.scale import CodeScale
 
 METRICS = "metrics.csv"
 
@@ -38,12 +39,16 @@ class Epoch:
 class History:
     """The epochs of a run, and whether it stopped before the requested number of epochs.
 
+    ``code_scale`` is E‖z‖² of the codes of some training observations at the end, beside its expectation under the
+    prior; None if that is unknown.
+
     >>> History([Epoch(1, 3.0, 4.0, 0.1), Epoch(2, 2.0, 3.5, 0.1), Epoch(3, 1.0, 3.7, 0.1)]).best_epoch
     2
     """
 
     rows: list[Epoch] = field(default_factory=list)
     stopped_early: bool = False
+    code_scale: CodeScale | None = None
 
     @property
     def best_epoch(self) -> int:
