@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from gae.autoencoder import Autoencoder
 from gae.data import Dataset
 from gae.data.files import check_folder
-from gae.inference import LearnsData
+from gae.inference import Encoding, LearnsData
 from gae.likelihood import DataDependentInit, Likelihood
 from gae.nets import first_tensor
 from gae.storage import checkpoint
@@ -117,20 +117,18 @@ def fit(
         refuse_many_processes("`fit` without a Fabric", "Give fabric=..., launched, so that they train one model.")
         fabric = _fabric_of(autoencoder)
     with isolated(fabric.device), mode(autoencoder, training=True):
-        _prepare(autoencoder, samples, fabric.device, seed)
+        first = _prepare(autoencoder, samples, fabric.device, seed)
         only = {"clip": clip, "checkpoint_every": checkpoint_every, "tol": tol}
         learner = _learner(autoencoder, fabric, optimizer, batch_size, samples, **only)
         run = Run(autoencoder, fabric, learner, samples, seed, patience, checkpoint_every, log, describe)
         if resume:
             run.resume()
-        few = samples.epoch(0)[:SCALED].to(first_tensor(autoencoder))
-        if isinstance(learner, GradientLearner):
-            with mode(autoencoder, training=False):
-                warn_of_rescaling(autoencoder, learner.config["groups"], few[:2])
+        if isinstance(learner, GradientLearner) and first is not None:
+            warn_of_rescaling(autoencoder, learner.config["groups"], first)
         history = run.train(epochs or _budget(learner, len(samples.epoch(0))), progress)
         reseed(fabric.device, seed, "scale")
         with mode(autoencoder, training=False):
-            history.code_scale = code_scale(autoencoder, few)
+            history.code_scale = code_scale(autoencoder, samples.epoch(0)[:SCALED].to(first_tensor(autoencoder)))
         return history
 
 
@@ -208,8 +206,11 @@ def _fabric_of(autoencoder: Autoencoder) -> "lightning_fabric.Fabric":
     return Fabric(accelerator=device.type, devices=1 if device.index is None else [device.index])
 
 
-def _prepare(autoencoder: Autoencoder, samples: Samples, device: torch.device, seed: int) -> None:
-    """Data-dependent initialisation, and a first forward pass, which creates a guide's lazy parameters."""
+def _prepare(autoencoder: Autoencoder, samples: Samples, device: torch.device, seed: int) -> Encoding | None:
+    """Data-dependent initialisation, and a first forward pass, which creates a guide's lazy parameters.
+
+    Returns the encoding of that pass; None if its loss does not encode.
+    """
     autoencoder.to(device)
     reseed(device, seed, "start")
     x = samples.epoch(0)
@@ -218,8 +219,14 @@ def _prepare(autoencoder: Autoencoder, samples: Samples, device: torch.device, s
     for part in _own_parts(autoencoder):
         if isinstance(part, LearnsData):
             part.initialize(autoencoder.likelihood, x.to(device), seed)
-    with torch.no_grad(), mode(autoencoder, training=False):
-        autoencoder(x[:2].to(device))
+    encodings: list[Encoding] = []
+    hook = autoencoder.inference.register_forward_hook(lambda module, given, encoding: encodings.append(encoding))
+    try:
+        with torch.no_grad(), mode(autoencoder, training=False):
+            autoencoder(x[:2].to(device))
+    finally:
+        hook.remove()
+    return encodings[0] if encodings else None
 
 
 def _own_parts(module: nn.Module) -> Iterator[nn.Module]:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from gae.autoencoder import Autoencoder
-from gae.inference import Inference, Step
+from gae.inference import Encoding, Inference, Step
 from gae.likelihood import DecoderLikelihood, Likelihood
 from gae.objective import joint
 
@@ -48,14 +48,14 @@ def code_scale(autoencoder: Autoencoder, x: Num[Tensor, "B *X"]) -> CodeScale | 
     return CodeScale(float(autoencoder.encode(x).z.flatten(2).square().sum(2).mean()), expected)
 
 
-def warn_of_rescaling(autoencoder: Autoencoder, groups: Sequence[Mapping[str, Any]], x: Num[Tensor, "B *X"]) -> None:
+def warn_of_rescaling(autoencoder: Autoencoder, groups: Sequence[Mapping[str, Any]], first: Encoding) -> None:
     """Warns if training by ``joint`` has no maximiser, since a rescaled decoder with smaller codes always raises it.
 
     Silent where something fixes the scale: a flat prior, unit weights, a penalty, weight decay, draws instead of modes.
 
     Args:
         groups: the settings of the optimiser's parameter groups.
-        x: a few observations.
+        first: an encoding by the autoencoder's engine.
     """
     objective = autoencoder.objective
     rule = objective.func if isinstance(objective, partial) else objective
@@ -64,7 +64,7 @@ def warn_of_rescaling(autoencoder: Autoencoder, groups: Sequence[Mapping[str, An
         return
     if any(group.get("weight_decay", 0) for group in groups):
         return
-    if _can_rescale(autoencoder.likelihood) and _has_points(autoencoder, x):
+    if _can_rescale(autoencoder.likelihood) and _has_points(autoencoder.inference, first):
         warnings.warn(
             "Training by `joint` under a proper prior has no maximiser: smaller codes with larger weights always "
             "raise it, while log p(x) falls. Use `laplace_evidence` with `Laplace(engine, samples=None)`, an `elbo`, "
@@ -74,14 +74,11 @@ def warn_of_rescaling(autoencoder: Autoencoder, groups: Sequence[Mapping[str, An
         )
 
 
-def _has_points(autoencoder: Autoencoder, x: Tensor) -> bool:
+def _has_points(engine: Inference, encoding: Encoding) -> bool:
     """Whether codes are continuous points, without a density and not draws of the posterior."""
-    parts = [part for part in autoencoder.inference.modules() if isinstance(part, (Inference, Step))]
-    if any(part.is_sampler for part in parts):
-        return False
-    with torch.no_grad():
-        encoding = autoencoder.encode(x)
-    return encoding.log_q is None and encoding.z.shape[2:].numel() > 0
+    parts = [part for part in engine.modules() if isinstance(part, (Inference, Step))]
+    draws = any(part.is_sampler for part in parts)
+    return not draws and encoding.log_q is None and encoding.z.shape[2:].numel() > 0
 
 
 class _Outputs(nn.Module):

@@ -140,6 +140,7 @@ def test_a_row_names_the_parts_of_its_model(name: str, digits: Dataset) -> None:
 
 
 @every_system
+@pytest.mark.filterwarnings("error:Training by")
 def test_a_row_learns(name: str, digits: Dataset) -> None:
     model, train, _, chosen = example(name, digits)
     before = {key: value.clone() for key, value in model.state_dict().items()}

@@ -29,6 +29,7 @@ from gae.objective import Objective, elbo, joint, laplace_evidence
 from gae.training import fit
 from gae.training.penalty import SparseActivity
 
+pytestmark = pytest.mark.filterwarnings("error:Training by")
 CURE = r"`joint` under a proper prior has no maximiser: .*Use `laplace_evidence` with `Laplace\(engine, samples=None\)`"
 
 
