@@ -36,6 +36,7 @@ from .systems import iwae as iwae
 from .systems import kmeans as kmeans
 from .systems import knn as knn
 from .systems import ladder_vae as ladder_vae
+from .systems import laplace_gae as laplace_gae
 from .systems import linear_regression as linear_regression
 from .systems import lle as lle
 from .systems import llgae as llgae
@@ -56,6 +57,7 @@ from .systems import stacked_ae as stacked_ae
 from .systems import superresolution as superresolution
 from .systems import tsne as tsne
 from .systems import vae as vae
+from .systems import vlae as vlae
 from .systems import vq_vae as vq_vae
 from .training import fit as fit
 

@@ -40,6 +40,8 @@ class Autoencoder(Part, nn.Module):
 
     Attributes:
         optimizer: callable parameters -> optimiser, the default of ``fit`` for this model; None: ``fit`` chooses.
+        accepts_rescaling: whether training by ``joint`` under a proper prior, which has no maximiser, is intended;
+            ``fit`` then does not warn of it.
 
     >>> from gae.inference import ClosedForm
     >>> from gae.likelihood import LinearMixture
@@ -49,6 +51,7 @@ class Autoencoder(Part, nn.Module):
     """
 
     optimizer: Callable[..., torch.optim.Optimizer] | None = None
+    accepts_rescaling: bool = False
 
     def __init__(
         self,

@@ -119,6 +119,7 @@ from gae.objective import (
     elbo,
     iwae,
     joint,
+    laplace_evidence,
     logsumexp,
     mean,
     minimum,
@@ -367,6 +368,11 @@ def vector(likelihood: Likelihood) -> bool:
 def plane(likelihood: Likelihood) -> bool:
     """Vector codes with more than one element."""
     return vector(likelihood) and likelihood.latent_shape.numel() > 1
+
+
+def curved(likelihood: Likelihood) -> bool:
+    """Vector codes of a single decoder output, whose curvature is positive definite."""
+    return vector(likelihood) and one_output(likelihood)
 
 
 def uncertain(likelihood: Likelihood) -> bool:
@@ -645,6 +651,22 @@ ENGINES = [
         samples=3,
     ),
     EngineCase("closed-form-3", lambda m: ClosedForm(samples=3), uncertain, stochastic=True, density=True, samples=3),
+    EngineCase(
+        "laplace",
+        lambda m: gae.inference.Laplace(Ascent(max_steps=3), samples=3),
+        curved,
+        stochastic=True,
+        density=True,
+        samples=3,
+    ),
+    EngineCase(
+        "laplace-amortized",
+        lambda m: gae.inference.Laplace(Amortized(encoder(m)), "diagonal", "hessian"),
+        vector,
+        stochastic=True,
+        density=True,
+    ),
+    EngineCase("laplace-mode", lambda m: gae.inference.Laplace(Ascent(max_steps=3), samples=None), curved),
     EngineCase("argmax", lambda m: Argmax(), points),
     EngineCase("enumerate", lambda m: Enumerate(), points, samples=0),
     EngineCase("argmax-closed-form", lambda m: Argmax(ClosedForm()), charts),
@@ -703,6 +725,7 @@ class AggregateCase:
 
 OBJECTIVES = [
     ObjectiveCase("joint", lambda: joint, "zeros"),
+    ObjectiveCase("laplace-evidence", lambda: laplace_evidence, "laplace-mode"),
     ObjectiveCase("elbo", lambda: elbo, "amortized-density-3"),
     ObjectiveCase("elbo-analytic", lambda: partial(elbo, analytic=True), "amortized-density-3"),
     ObjectiveCase("elbo-beta", lambda: partial(elbo, beta=0.5), "amortized-density-3"),
@@ -760,6 +783,7 @@ SYSTEMS = [
     SystemCase("iterative-vae", SMALL, stochastic=True, density=True),
     SystemCase("rws-vae", SMALL, stochastic=True, density=True, detached=True, samples=10, surrogate=True),
     SystemCase("mcmc-em", SMALL | {"steps": 2}, stochastic=True, detached=True, surrogate=True),
+    SystemCase("vlae", SMALL | {"steps": 1}, stochastic=True, density=True),
     SystemCase("linear-regression", {"learn_scale": True}, density=True),
     SystemCase("knn", {"components": 20}),
     SystemCase("smooth-llgae", {"latent": 2, "components": 3, "steps": 3}),

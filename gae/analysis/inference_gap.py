@@ -14,8 +14,9 @@ from gae.analysis.metrics import Entry, mean_and_error
 from gae.autoencoder import Autoencoder
 from gae.evidence import Evidence, exact, importance
 from gae.evidence.base import need_proper, without_warning
-from gae.evidence.laplace import expansion, mode_approximation
+from gae.evidence.laplace import mode_approximation
 from gae.inference import LBFGS, Ascent, Code, Detach, Family, FullCovariance, Inference, MeanField, Status
+from gae.inference.curvature import expansion
 from gae.inference.flows import NormalizingFlow
 from gae.inference.laws import codes_from, need_density, point_of, spread_of
 from gae.likelihood import ExactPosterior, Likelihood

@@ -152,7 +152,7 @@ def fit(
         progress=not quiet,
         describe=described,
     )
-    last = history.rows[-1]
+    last, scale = history.rows[-1], history.code_scale
     results = {
         "system": system,
         "options": described["options"],
@@ -162,6 +162,7 @@ def fit(
         "training loss (nats)": last.train_loss,
         "validation loss (nats)": last.validation_loss,
         **({} if history.usage is None else {"code": history.usage.summary()}),
+        **({} if scale is None else {"E‖z‖² of codes": scale.codes, "E‖z‖² of the prior": scale.prior}),
         **_test_results(model, dataset, seed),
         "checkpoint": str(folder),
     }

@@ -10,10 +10,11 @@ from torch import Size, Tensor
 from torch.distributions import Distribution
 
 from gae.data.checks import at_least_one
-from gae.evidence.base import Evidence, from_log_weights, need_proper, unit
+from gae.evidence.base import Evidence, from_log_weights, need_proper
 from gae.inference import ClosedForm
 from gae.inference.ascent.problem import expand_rows
 from gae.inference.ascent.steps.hamiltonian import leapfrog as trajectory
+from gae.inference.curvature import unit
 from gae.inference.laws import codes_from, log_density, need_cover, need_density
 from gae.likelihood import ExactPosterior, Likelihood
 from gae.likelihood.door import check_codes, checked

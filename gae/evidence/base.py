@@ -8,7 +8,6 @@ from contextlib import contextmanager
 import torch
 from jaxtyping import Float, Num
 from torch import Tensor
-from torch.distributions import Distribution
 
 from gae.inference import Enumerate
 from gae.likelihood import CodebookDistribution, ExactPosterior, FlatDistribution, Likelihood
@@ -126,12 +125,3 @@ def need_proper(likelihood: Likelihood) -> None:
             "Codes of codebook vectors are discrete, and log p(x) cannot be estimated as for a density over codes. Use "
             "`gae.evidence.exact` for at most 4096 codes; `joint` bounds log p(x) from below."
         )
-
-
-def unit(distribution: Distribution) -> Tensor:
-    """The standard deviations of a distribution over codes, the units of step sizes and precisions; 1 if unknown."""
-    try:
-        spread = distribution.stddev
-    except NotImplementedError:
-        return torch.ones(())
-    return torch.where(spread.isfinite() & (spread > 0), spread, 1)

@@ -5,34 +5,15 @@ from typing import Literal
 
 import torch
 from jaxtyping import Float, Num
+from pyro.distributions import MultivariateNormal
 from torch import Tensor
-from torch.distributions import MultivariateNormal
 
-from gae.evidence.base import Evidence, need_proper, unit
+from gae.evidence.base import Evidence, need_proper
 from gae.inference import LBFGS, Ascent, Detach, Inference, Zeros
+from gae.inference.curvature import expansion, normal_at
 from gae.inference.decoder import twice_differentiable
 from gae.likelihood import Likelihood
 from gae.likelihood.door import checked
-
-
-@checked
-def expansion(
-    likelihood: Likelihood, x: Num[Tensor, "B *X"], z: Float[Tensor, "B *Z"]
-) -> tuple[Float[Tensor, " B"], Float[Tensor, "B Z"], Float[Tensor, "B Z Z"]]:
-    """log_joint at codes z, its gradient and its Hessian; the dense Hessian costs Z decoder derivatives.
-
-    Raises:
-        ValueError: for codes that are not vectors.
-    """
-    if z.dim() != 2:
-        raise ValueError(f"A dense Hessian needs vector codes (B, Z), got shape {tuple(z.shape)}. Use `lanczos`.")
-    with torch.enable_grad(), twice_differentiable(likelihood):
-        code = z.detach().requires_grad_()
-        value = likelihood.log_joint(x, code.unsqueeze(0))[0]
-        (grad,) = torch.autograd.grad(value.sum(), code, create_graph=True)
-        rows = [torch.autograd.grad(g, code, retain_graph=True)[0] for g in grad.sum(0)]
-    hessian = torch.stack(rows, 1)
-    return value.detach(), grad.detach(), 0.5 * (hessian + hessian.mT).detach()
 
 
 @checked
@@ -46,12 +27,7 @@ def laplace_approximation(
     Exact for linear-Gaussian decoders at the posterior mean; otherwise a proposal for ``importance``.
     Codes must be vectors (Z of one dimension); the dense Hessian costs Z decoder derivatives per sample.
     """
-    scale = unit(likelihood.prior).to(z.device, torch.float64)
-    precision = -expansion(likelihood, x, z)[2].to(torch.float64) * scale * scale.unsqueeze(-1)
-    values, vectors = torch.linalg.eigh(precision)
-    factor = scale.unsqueeze(-1) * vectors * values.clamp_min(floor).rsqrt().unsqueeze(1)
-    covariance = factor @ factor.mT
-    return MultivariateNormal(z.detach(), scale_tril=torch.linalg.cholesky(covariance).to(z.dtype), validate_args=False)
+    return normal_at(z.detach(), -expansion(likelihood, x, z)[2], likelihood.prior, floor)
 
 
 def mode_approximation(likelihood: Likelihood, x: Num[Tensor, "B *X"]) -> MultivariateNormal:

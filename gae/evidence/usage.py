@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.distributions import Distribution, Independent, MultivariateNormal, Normal, kl_divergence
 
-from gae.evidence.base import unit
+from gae.inference.curvature import unit
 from gae.inference.laws import codes_from
 
 ACTIVE = 0.01  # minimum variance over the data of an active unit, in units of the prior's variance

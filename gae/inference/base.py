@@ -216,6 +216,8 @@ class Inference(Part, nn.Module, ABC):
     counts as a point estimate, without a density.
     """
 
+    is_sampler: bool = False  # whether its codes are draws of the posterior without a density, rather than modes
+
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         if "infer" in vars(cls):

@@ -39,7 +39,9 @@ def transformed() -> bool:
     return torch._C._functorch.peek_interpreter_stack() is not None
 
 
-def need_fixed(likelihood: Likelihood, x: Num[Tensor, "B *X"], z: Float[Tensor, "S B *Z"]) -> None:
+def need_fixed(
+    likelihood: Likelihood, x: Num[Tensor, "B *X"], z: Float[Tensor, "S B *Z"], subject: str = "An ascent"
+) -> None:
     """Raises ValueError unless the decoder is deterministic (``check_fixed``).
 
     A likelihood that has passed is checked again when a module or a plain attribute of one (training mode, dropout
@@ -51,7 +53,7 @@ def need_fixed(likelihood: Likelihood, x: Num[Tensor, "B *X"], z: Float[Tensor, 
     known, ascents = _PASSED.get(likelihood, (None, 0))
     if known != settings or ascents >= AGAIN:
         _PASSED.pop(likelihood, None)
-        check_fixed(likelihood, x, z)
+        check_fixed(likelihood, x, z, subject)
         ascents = 0
     _PASSED[likelihood] = settings, ascents + 1
 
@@ -61,7 +63,7 @@ def _settings(module: nn.Module) -> list[Any]:
 
 
 @torch.no_grad()
-def check_fixed(likelihood: Likelihood, x: Num[Tensor, "B *X"], z: Float[Tensor, "S B *Z"]) -> None:
+def check_fixed(likelihood: Likelihood, x: Num[Tensor, "B *X"], z: Float[Tensor, "S B *Z"], subject: str) -> None:
     """Raises ValueError for a decoder that is random, or whose output for a code depends on the rest of its batch.
 
     Three codes near z are decoded, then two of them in reverse order, and one alone: the outputs of a deterministic
@@ -87,12 +89,12 @@ def check_fixed(likelihood: Likelihood, x: Num[Tensor, "B *X"], z: Float[Tensor,
     name = type(likelihood).__name__
     if fixed:
         raise ValueError(
-            "An ascent needs a decoder whose output for a code does not depend on the rest of its batch; that of "
+            f"{subject} needs a decoder whose output for a code does not depend on the rest of its batch; that of "
             f"{name} changes when some of three codes are decoded alone. Avoid batch statistics: use GroupNorm or "
             "InstanceNorm, or call `.eval()` for fixed statistics."
         )
     raise ValueError(
-        f"An ascent needs a deterministic decoder; that of {name} gives a different output each time. Remove dropout "
+        f"{subject} needs a deterministic decoder; that of {name} gives a different output each time. Remove dropout "
         "and noise: call `.eval()`, pass `training=self.training` to functional dropout, or draw the noise once and "
         "keep it."
     )

@@ -46,6 +46,8 @@ class MCMC(Inference):
     torch.Size([3, 4, 2])
     """
 
+    is_sampler = True
+
     def __init__(self, init: Inference, step: Step, max_steps: int = 10):
         super().__init__()
         if max_steps < 2:

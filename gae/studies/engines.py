@@ -202,7 +202,9 @@ def calibrate_noise(model: Autoencoder, x: Num[Tensor, "N *X"], effort: Evaluati
 def assemble(configuration: Configuration, name: str, likelihood: Likelihood, encoder: NormalEncoder) -> Autoencoder:
     """Autoencoder of a named engine on a decoder, with the engine's training objective."""
     engine = ENGINES[name]
-    return Autoencoder(likelihood, engine.build(configuration, encoder), engine.objective)
+    model = Autoencoder(likelihood, engine.build(configuration, encoder), engine.objective)
+    model.accepts_rescaling = True  # the comparison shows where MAP training leads
+    return model
 
 
 def describe_engine(configuration: Configuration, name: str, data: Dataset) -> dict[str, Any]:

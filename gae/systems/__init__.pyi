@@ -8,6 +8,7 @@ from .autoencoders import sparse_ae as sparse_ae
 from .autoencoders import stacked_ae as stacked_ae
 from .decoders import glo as glo
 from .decoders import gon as gon
+from .decoders import laplace_gae as laplace_gae
 from .decoders import short_run as short_run
 from .decoders import sparse_coding as sparse_coding
 from .factors import nmf as nmf
@@ -46,3 +47,4 @@ from .variational import mcmc_em as mcmc_em
 from .variational import rws_vae as rws_vae
 from .variational import savae as savae
 from .variational import vae as vae
+from .variational import vlae as vlae

@@ -9,15 +9,18 @@ from gae.inference import (
     Ascent,
     AutoDecoder,
     Detach,
+    GaussNewton,
     GradientAscent,
     Langevin,
+    Laplace,
+    OneStep,
     Prior,
     ProximalAscent,
     Unroll,
     Zeros,
 )
 from gae.likelihood import Flat, Gaussian, Head, LaplacePrior
-from gae.objective import joint
+from gae.objective import joint, laplace_evidence
 from gae.systems.parts import Shape, decoder_of
 from gae.systems.table import System
 
@@ -92,11 +95,42 @@ def glo(
 ) -> Autoencoder:
     """Auto-decoder: learned codes of the training data (Bojanowski et al. 2018), prior N(0, I) (Park et al. 2019).
 
-    New data are encoded by ``steps`` steps of Adam from the origin.
+    New data are encoded by ``steps`` steps of Adam from the origin. The decoder is trained by maximum a posteriori
+    codes, as published. That objective has no maximiser under N(0, I): codes shrink and weights grow as long as it is
+    trained, and log p(x) suffers. ``laplace-gae`` has one.
     """
     decoder = decoder_of(nets.mlp(latent, hidden[::-1], event_shape), latent, event_shape, head)
     inner = Ascent(Zeros(), Adam(rate), steps, adjoint=Detach())
-    return Autoencoder(decoder, AutoDecoder(latent, inner), joint)
+    model = Autoencoder(decoder, AutoDecoder(latent, inner), joint)
+    model.accepts_rescaling = True
+    return model
+
+
+@System(
+    likelihood="neural head",
+    prior="N(0, I)",
+    inference="Laplace(Ascent(Zeros, Gauss–Newton))",
+    objective="laplace_evidence",
+    source="ledger D02; MacKay 1992",
+)
+def laplace_gae(
+    event_shape: Shape,
+    latent: int = 8,
+    hidden: Sequence[int] = (128, 128),
+    head: str = "gaussian",
+    steps: int = 8,
+    scale: float | None = None,
+    learn: str = "scalar",
+) -> Autoencoder:
+    """Decoder without an encoder, trained by the Laplace evidence of the mode that ``steps`` Gauss–Newton steps reach.
+
+    Unlike ``joint``, this objective has a maximiser under N(0, I): the codes keep the scale of the prior, and a linear
+    decoder becomes that of probabilistic PCA. The mode is differentiated by one step at it (``OneStep``). ``scale`` and
+    ``learn`` are as in ``vae``.
+    """
+    decoder = decoder_of(nets.mlp(latent, hidden[::-1], event_shape), latent, event_shape, head, scale, learn)
+    climb = Ascent(Zeros(), GaussNewton(), steps + 1, adjoint=OneStep())  # the last one evaluates the point
+    return Autoencoder(decoder, Laplace(climb, samples=None), laplace_evidence)
 
 
 @System(

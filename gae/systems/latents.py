@@ -62,9 +62,9 @@ def compressed_sensing(
 ) -> Autoencoder:
     """Compressed sensing with a decoder (Bora et al. 2017): observations are random projections of samples.
 
-    The decoder has the architecture of that of ``vae``, whose parameters ``likelihood.likelihood`` can load;
-    ``likelihood.restored`` decodes a code to the whole sample. ``scale`` is the standard deviation of the measurement
-    noise.
+    The decoder has the architecture of that of ``vae``, whose parameters ``likelihood.likelihood`` can load: training
+    by MAP codes has no maximiser. ``likelihood.restored`` decodes a code to the whole sample. ``scale`` is the standard
+    deviation of the measurement noise.
     """
     return _observed(
         event_shape, GaussianProjection(measurements, event_shape), latent, hidden, head, scale, restarts, steps
@@ -132,6 +132,9 @@ def _observed(
     restarts: int,
     steps: int,
 ) -> Autoencoder:
+    """MAP codes on a decoder that was trained elsewhere; training it here, by ``joint``, would have no maximiser."""
     decoder = decoder_of(nets.mlp(latent, hidden[::-1], event_shape), latent, event_shape, head)
     engine = Ascent(Prior(), LBFGS(), steps, tol=1e-3, restarts=restarts, adjoint=Detach())
-    return Autoencoder(Measured(decoder, operator, scale), engine, joint)
+    model = Autoencoder(Measured(decoder, operator, scale), engine, joint)
+    model.accepts_rescaling = True
+    return model

@@ -13,8 +13,10 @@ from gae.inference import (
     Amortized,
     Ascent,
     DetachedDraws,
+    GaussNewton,
     GradientAscent,
     IterativeAmortized,
+    Laplace,
     MeanField,
     Unroll,
     Zeros,
@@ -136,6 +138,34 @@ def savae(
     model = vae(event_shape, latent, hidden, head)
     refine = Ascent(model.inference, GradientAscent(rate), steps, family=MeanField(samples=2), adjoint=Unroll())
     return Autoencoder(model.likelihood, refine, partial(elbo, analytic=True))
+
+
+@System(
+    likelihood="neural head",
+    prior="N(0, I)",
+    inference="Laplace(Ascent(Amortized, Gauss–Newton))",
+    objective="elbo",
+    source="Park et al. 2019",
+)
+def vlae(
+    event_shape: Shape,
+    latent: int = 8,
+    hidden: Sequence[int] = (128, 128),
+    head: str = "gaussian",
+    steps: int = 4,
+    samples: int = 1,
+    scale: float | None = None,
+    learn: str = "scalar",
+) -> Autoencoder:
+    """Variational Laplace autoencoder (Park et al. 2019): Gauss–Newton steps from an encoder, then a full covariance.
+
+    Each step linearises the decoder; the density is the normal of mean and curvature at the last point, exact after
+    one step if the decoder is linear. Gradients pass through the steps. ``scale`` and ``learn`` are as in ``vae``.
+    """
+    decoder = decoder_of(nets.mlp(latent, hidden[::-1], event_shape), latent, event_shape, head, scale, learn)
+    encoder = nets.Standardized(nets.mlp(event_shape, hidden, latent), event_shape)
+    climb = Ascent(Amortized(encoder), GaussNewton(), steps + 1, adjoint=Unroll())  # the last one evaluates the point
+    return Autoencoder(decoder, Laplace(climb, samples=samples), elbo)
 
 
 @System(

@@ -14,7 +14,7 @@ from gae.autoencoder import Autoencoder
 from gae.data import Dataset
 from gae.data.files import check_folder
 from gae.evidence.usage import CodeUsage
-from gae.inference import LearnsData
+from gae.inference import Encoding, LearnsData
 from gae.likelihood import DataDependentInit, Likelihood
 from gae.nets import first_tensor
 from gae.storage import checkpoint
@@ -25,12 +25,14 @@ from gae.training.learners import ClosedFormLearner, GradientLearner, Learner, M
 from gae.training.processes import refuse_many_processes
 from gae.training.run import Run, mode
 from gae.training.sampling import Samples, generator, isolated, reseed
+from gae.training.scale import code_scale, warn_of_rescaling
 
 if TYPE_CHECKING:
     import lightning_fabric
 
 DEFAULT_OPTIMIZER = partial(torch.optim.Adam, lr=1e-3)
 STEPS, EPOCHS = 1000, 10  # default length of training by an optimiser: about STEPS steps, at least EPOCHS epochs
+SCALED = 100  # training observations whose codes are compared with the prior
 CLOSED_EPOCHS = 100  # default limit of closed-form learning, which stops earlier on convergence
 
 
@@ -121,14 +123,19 @@ def fit(
         refuse_many_processes("`fit` without a Fabric", "Give fabric=..., launched, so that they train one model.")
         fabric = _fabric_of(autoencoder)
     with isolated(fabric.device), mode(autoencoder, training=True):
-        _prepare(autoencoder, samples, fabric.device, seed)
+        first = _prepare(autoencoder, samples, fabric.device, seed)
         only = {"clip": clip, "checkpoint_every": checkpoint_every, "tol": tol}
         learner = _learner(autoencoder, fabric, optimizer, batch_size, samples, **only)
         run = Run(autoencoder, fabric, learner, samples, seed, patience, checkpoint_every, log, describe)
         if resume:
             run.resume()
+        if isinstance(learner, GradientLearner) and first is not None:
+            warn_of_rescaling(autoencoder, learner.config["groups"], first)
         history = run.train(epochs or _budget(learner, len(samples.epoch(0))), progress)
         history.usage = _usage(autoencoder, samples.epoch(max(run.epoch - 1, 0)), fabric.device, seed)
+        reseed(fabric.device, seed, "scale")
+        with mode(autoencoder, training=False):
+            history.code_scale = code_scale(autoencoder, samples.epoch(0)[:SCALED].to(first_tensor(autoencoder)))
     is_trained = isinstance(learner, ClosedFormLearner) or run.total >= collapse.STEPS
     if history.usage is not None and is_trained and fabric.is_global_zero:
         collapse.warn_of_collapse(history.usage)
@@ -216,8 +223,11 @@ def _fabric_of(autoencoder: Autoencoder) -> "lightning_fabric.Fabric":
     return Fabric(accelerator=device.type, devices=1 if device.index is None else [device.index])
 
 
-def _prepare(autoencoder: Autoencoder, samples: Samples, device: torch.device, seed: int) -> None:
-    """Data-dependent initialisation, and a first forward pass, which creates a guide's lazy parameters."""
+def _prepare(autoencoder: Autoencoder, samples: Samples, device: torch.device, seed: int) -> Encoding | None:
+    """Data-dependent initialisation, and a first forward pass, which creates a guide's lazy parameters.
+
+    Returns the encoding of that pass; None if its loss does not encode.
+    """
     autoencoder.to(device)
     reseed(device, seed, "start")
     x = samples.epoch(0)
@@ -226,8 +236,14 @@ def _prepare(autoencoder: Autoencoder, samples: Samples, device: torch.device, s
     for part in _own_parts(autoencoder):
         if isinstance(part, LearnsData):
             part.initialize(autoencoder.likelihood, x.to(device), seed)
-    with torch.no_grad(), mode(autoencoder, training=False):
-        autoencoder(x[:2].to(device))
+    encodings: list[Encoding] = []
+    hook = autoencoder.inference.register_forward_hook(lambda module, given, encoding: encodings.append(encoding))
+    try:
+        with torch.no_grad(), mode(autoencoder, training=False):
+            autoencoder(x[:2].to(device))
+    finally:
+        hook.remove()
+    return encodings[0] if encodings else None
 
 
 def _own_parts(module: nn.Module) -> Iterator[nn.Module]:

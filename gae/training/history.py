@@ -10,6 +10,7 @@ from typing import Any
 
 from gae.data.files import whole
 from gae.evidence.usage import CodeUsage
+from gae.training.scale import CodeScale
 
 METRICS = "metrics.csv"
 
@@ -41,6 +42,9 @@ class History:
 
     ``usage`` is measured on some of the training data; None without a density q(z|x) or a proper prior.
 
+    ``code_scale`` is E‖z‖² of the codes of some training observations at the end, beside its expectation under the
+    prior; None if that is unknown.
+
     >>> History([Epoch(1, 3.0, 4.0, 0.1), Epoch(2, 2.0, 3.5, 0.1), Epoch(3, 1.0, 3.7, 0.1)]).best_epoch
     2
     """
@@ -48,6 +52,7 @@ class History:
     rows: list[Epoch] = field(default_factory=list)
     stopped_early: bool = False
     usage: CodeUsage | None = field(default=None, compare=False)  # not stored: it follows from the parameters
+    code_scale: CodeScale | None = None
 
     def summary(self) -> str:
         """Number of epochs, last loss, and active units, as one line.

@@ -10,8 +10,8 @@ from scipy import integrate, stats
 from torch import Tensor, nn
 
 from gae.evidence import ais, annealed, exact, importance, inverse_temperatures, laplace, nuts, reverse_ais, sandwich
-from gae.evidence.laplace import expansion
 from gae.inference import Ascent, GradientAscent, Zeros
+from gae.inference.curvature import expansion
 from gae.likelihood import Bernoulli, Flat, Gaussian, Likelihood, LinearMixture, LinearRegression
 
 

@@ -56,7 +56,7 @@ EXAMPLES = {
     **{name: Example({"components": 4}) for name in ("kmeans", "gmm")},
     "llgae": Example({"components": 4, "latent": 2}),
     **{name: Example(SMALL) for name in ("ae", "vae", "gon", "iwae", "savae", "dae", "cae", "ladder-vae")},
-    **{name: Example(SMALL) for name in ("iterative-vae", "rws-vae", "mcmc-em")},
+    **{name: Example(SMALL) for name in ("iterative-vae", "rws-vae", "mcmc-em", "vlae", "laplace-gae")},
     "vq-vae": Example({**SMALL, "positions": 4, "vectors": 8}),
     "gan": Example(FEW),
     "nmf": Example({"latent": 4, "steps": 5}),
@@ -142,6 +142,7 @@ def test_a_row_names_the_parts_of_its_model(name: str, digits: Dataset) -> None:
 
 
 @every_system
+@pytest.mark.filterwarnings("error:Training by")
 def test_a_row_learns(name: str, digits: Dataset) -> None:
     model, train, _, chosen = example(name, digits)
     before = {key: value.clone() for key, value in model.state_dict().items()}

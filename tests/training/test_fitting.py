@@ -155,7 +155,7 @@ def test_dynamic_binarisation_is_redrawn(digits: Dataset) -> None:
     model = vae(data.event_shape, 2, (8,), head="bernoulli")
     model.inference.register_forward_pre_hook(lambda _, args: seen.append(args[1].clone()))
     quiet(model, data, epochs=2, batch_size=len(data.train), optimizer=still, seed=3)
-    for epoch, found in enumerate(seen[1:]):
+    for epoch, found in enumerate(seen[1:3]):
         wanted = data.epoch(epoch, seed=3)
         assert torch.equal(found.flatten(1).sum(1).sort().values, wanted.flatten(1).sum(1).sort().values)
     assert seen[1].sum() != seen[2].sum()

@@ -133,7 +133,7 @@ class FullCovariance(MeanField):
     def start(self, start: Code) -> Float[Tensor, "S B U Z"]:
         if start.z.dim() != 3:
             raise ValueError(f"A full covariance needs vector codes (S, B, Z), got shape {tuple(start.z.shape)}.")
-        if isinstance(start.q, MultivariateNormal):
+        if isinstance(start.q, torch.distributions.MultivariateNormal):
             loc, factor = start.q.mean, start.q.scale_tril
             if loc.dim() < 3:
                 loc, factor = loc.unsqueeze(0), factor.unsqueeze(0)

@@ -23,6 +23,7 @@ class Step(Part, nn.Module, ABC):
     is_trial: bool = False  # its points are trials that it may reject, non-finite ones included
     returns_best: bool = False  # its solve returns the best point
     codes_only: bool = False  # it moves codes, not the parameters of a density
+    is_sampler: bool = False  # its points are draws of the posterior, rather than modes
     is_monotone: bool = True  # it ascends, so an end below the start means that it diverged
     draws_noise: bool = False  # it sees the objective of a density under new noise at each step (``observed``)
     evaluations: int = 1  # decoder evaluations per step, in units of one objective value

@@ -1,17 +1,15 @@
 """Generalised Gauss–Newton with Levenberg damping, one independent trust region per row."""
 
-from collections.abc import Callable
-
 import torch
 from jaxtyping import Float, Num
 from torch import Tensor
-from torch.func import jvp, vjp, vmap
 
 from gae.inference.ascent.family import Delta
 from gae.inference.ascent.problem import Problem, expand_rows, rounding, row_dot
 from gae.inference.ascent.steps.conjugate import Product, conjugate_gradients
 from gae.inference.ascent.steps.first_order import State, Step
 from gae.inference.ascent.steps.trials import accept, no_trial
+from gae.inference.curvature import curvature, curvature_matrix
 from gae.likelihood import DecoderLikelihood, Likelihood
 
 
@@ -87,13 +85,15 @@ class GaussNewton(Step):
         t: int,
     ) -> Float[Tensor, "S B *U"]:
         with torch.no_grad():
-            matrix = curvature_matrix(problem, u)
+            matrix = curvature_matrix(problem.likelihood, problem.x, u, problem.k)
         return u + _solve(matrix, grad.flatten(2), state["damping"]).view_as(u)
 
     def _moved(self, problem: Problem, u: Tensor, grad: Tensor, damping: Tensor) -> Tensor:
         if self.dense:
-            return u + _solve(curvature_matrix(problem, u), grad.flatten(2), damping).view_as(u)
-        return u + self._matrix_free(curvature(problem, u), grad, damping)
+            return u + _solve(
+                curvature_matrix(problem.likelihood, problem.x, u, problem.k), grad.flatten(2), damping
+            ).view_as(u)
+        return u + self._matrix_free(curvature(problem.likelihood, problem.x, u, problem.k), grad, damping)
 
     def _matrix_free(self, product: Product, grad: Tensor, damping: Tensor) -> Tensor:
         """(G + damping · curvature along the gradient)⁻¹ grad, by conjugate gradients."""
@@ -119,54 +119,6 @@ def _solve(matrix: Tensor, grad: Tensor, damping: Tensor) -> Tensor:
     return torch.where(solved.unsqueeze(-1), step, grad / level.clamp_min(1).unsqueeze(-1))
 
 
-class _Linearised:
-    """The linear maps of the curvature at u: v -> J v, J' v, and the symmetric H v and prior part of G v."""
-
-    def __init__(self, problem: Problem, u: Float[Tensor, "S B *Z"]):
-        likelihood, x, k = problem.likelihood, problem.x, problem.k
-        if not isinstance(likelihood, DecoderLikelihood):
-            raise TypeError(f"{type(likelihood).__name__} has no single decoder output. Use `LBFGS()`.")
-        self.u, self.outputs = u, lambda z: likelihood.outputs(z, k)
-        output, self._pull = vjp(self.outputs, u)  # type: ignore[misc]
-        _, self._hessian = vjp(_slope(lambda o: likelihood.log_likelihood(x, o, k)), output)  # type: ignore[misc]
-        _, self._prior = vjp(_slope(likelihood.prior.log_prob), u)  # type: ignore[misc]
-
-    def push(self, v: Tensor) -> Tensor:
-        return jvp(self.outputs, (self.u,), (v,))[1]
-
-    def pull(self, v: Tensor) -> Tensor:
-        return self._pull(v)[0]
-
-    def hessian(self, v: Tensor) -> Tensor:
-        return self._hessian(v)[0]
-
-    def prior(self, v: Tensor) -> Tensor:
-        return self._prior(v)[0]
-
-
-def _slope(log_density: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-    def slope(at: Tensor) -> Tensor:
-        total, pull = vjp(lambda a: -log_density(a).sum(), at)  # type: ignore[misc]
-        return pull(torch.ones_like(total))[0]
-
-    return slope
-
-
-def curvature(problem: Problem, u: Float[Tensor, "S B *Z"]) -> Product:
-    """v -> G v of each row at u: Gauss–Newton curvature of -log q_r(x|z) plus the exact curvature of -log q_w(z)."""
-    at = _Linearised(problem, u)
-    return lambda v: at.pull(at.hessian(at.push(v))) + at.prior(v)
-
-
-def curvature_matrix(problem: Problem, u: Float[Tensor, "S B *Z"]) -> Float[Tensor, "S B U U"]:
-    """G of each row at u; U is the number of elements of one code."""
-    at, width = _Linearised(problem, u), u[0, 0].numel()
-    basis = torch.eye(width, dtype=u.dtype, device=u.device).reshape(width, 1, 1, *u.shape[2:]).expand(width, *u.shape)
-    columns = vmap(at.push)(basis)
-    hessian, prior = vmap(at.hessian)(columns), vmap(at.prior)(basis)
-    return torch.einsum("usbo,vsbo->sbuv", columns.flatten(3), hessian.flatten(3)) + prior.flatten(3).movedim(0, -1)
-
-
 def mean_curvature(likelihood: Likelihood, x: Num[Tensor, "N *X"], z: Float[Tensor, "N *Z"]) -> Float[Tensor, "U U"]:
     """The mean curvature of -log_joint (Gauss–Newton's, prior included) over codes z, with U elements each.
 
@@ -182,5 +134,4 @@ def mean_curvature(likelihood: Likelihood, x: Num[Tensor, "N *X"], z: Float[Tens
     torch.Size([2, 2])
     """
     with torch.no_grad():
-        problem = Problem(likelihood, Delta(), x, None, None)
-        return curvature_matrix(problem, z.detach().unsqueeze(0)).squeeze(0).mean(0)
+        return curvature_matrix(likelihood, x, z.detach().unsqueeze(0)).squeeze(0).mean(0)

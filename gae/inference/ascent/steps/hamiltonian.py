@@ -48,6 +48,7 @@ class HMC(Step):
 
     is_trial = True
     is_monotone = False
+    is_sampler = True
     codes_only = True
 
     def __init__(self, rate: float, leapfrog: int = 10):

@@ -24,6 +24,7 @@ class Langevin(Step):
     """
 
     is_monotone = False
+    is_sampler = True
 
     def __init__(self, rate: float, adjusted: bool = False):
         super().__init__()

@@ -1,0 +1,137 @@
+"""The curvature of -log_joint at codes: Gauss–Newton's products and matrix, the exact Hessian, and normals of it."""
+
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Float, Int, Num
+from pyro.distributions import MultivariateNormal
+from torch import Tensor
+from torch.distributions import Distribution
+from torch.func import jvp, vjp, vmap
+
+from gae.inference.decoder import twice_differentiable
+from gae.likelihood import DecoderLikelihood, Likelihood
+from gae.likelihood.door import checked
+
+
+class _Linearised:
+    """The linear maps of the curvature at z: v -> J v, J' v, and the symmetric H v and prior part of G v."""
+
+    def __init__(self, likelihood: Likelihood, x: Tensor, z: Tensor, k: Tensor | None):
+        if not isinstance(likelihood, DecoderLikelihood):
+            raise TypeError(f"{type(likelihood).__name__} has no single decoder output. Use `LBFGS()`.")
+        self.z, self.outputs = z, lambda z: likelihood.outputs(z, k)
+        output, self._pull = vjp(self.outputs, z)  # type: ignore[misc]
+        _, self._hessian = vjp(_slope(lambda o: likelihood.log_likelihood(x, o, k)), output)  # type: ignore[misc]
+        _, self._prior = vjp(_slope(likelihood.prior.log_prob), z)  # type: ignore[misc]
+
+    def push(self, v: Tensor) -> Tensor:
+        return jvp(self.outputs, (self.z,), (v,))[1]
+
+    def pull(self, v: Tensor) -> Tensor:
+        return self._pull(v)[0]
+
+    def hessian(self, v: Tensor) -> Tensor:
+        return self._hessian(v)[0]
+
+    def prior(self, v: Tensor) -> Tensor:
+        return self._prior(v)[0]
+
+
+def _slope(log_density: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    def slope(at: Tensor) -> Tensor:
+        total, pull = vjp(lambda a: -log_density(a).sum(), at)  # type: ignore[misc]
+        return pull(torch.ones_like(total))[0]
+
+    return slope
+
+
+def curvature(
+    likelihood: Likelihood, x: Num[Tensor, "B *X"], z: Float[Tensor, "S B *Z"], k: Int[Tensor, "S _"] | None = None
+) -> Callable[[Tensor], Tensor]:
+    """v -> G v of each row at z: Gauss–Newton curvature of -log q_r(x|z) plus the exact curvature of -log q_w(z)."""
+    at = _Linearised(likelihood, x, z, k)
+    return lambda v: at.pull(at.hessian(at.push(v))) + at.prior(v)
+
+
+def curvature_matrix(
+    likelihood: Likelihood, x: Num[Tensor, "B *X"], z: Float[Tensor, "S B *Z"], k: Int[Tensor, "S _"] | None = None
+) -> Float[Tensor, "S B U U"]:
+    """G of each row at z; U is the number of elements of one code."""
+    at, width = _Linearised(likelihood, x, z, k), z[0, 0].numel()
+    basis = torch.eye(width, dtype=z.dtype, device=z.device).reshape(width, 1, 1, *z.shape[2:]).expand(width, *z.shape)
+    columns = vmap(at.push)(basis)
+    hessian, prior = vmap(at.hessian)(columns), vmap(at.prior)(basis)
+    return torch.einsum("usbo,vsbo->sbuv", columns.flatten(3), hessian.flatten(3)) + prior.flatten(3).movedim(0, -1)
+
+
+def derivatives(
+    likelihood: Likelihood, x: Num[Tensor, "B *X"], z: Float[Tensor, "S B Z"], k: Int[Tensor, "S _"] | None = None
+) -> tuple[Float[Tensor, "S B"], Float[Tensor, "S B Z"], Float[Tensor, "S B Z Z"]]:
+    """log_joint at vector codes, its gradient and its Hessian, in the graph; the Hessian costs Z backward passes."""
+
+    def gradient(code: Tensor) -> tuple[Tensor, Tensor]:
+        value, pull = vjp(lambda z: likelihood.log_joint(x, z, k), code)  # type: ignore[misc]
+        return pull(torch.ones_like(value))[0], value
+
+    with twice_differentiable(likelihood):
+        grad, pull, value = vjp(gradient, z, has_aux=True)  # type: ignore[misc]
+        basis = torch.eye(z.shape[-1], dtype=z.dtype, device=z.device)
+        hessian = torch.stack([pull(direction.expand_as(z))[0] for direction in basis], -2)
+    return value, grad, 0.5 * (hessian + hessian.mT)
+
+
+@torch.no_grad()
+@checked
+def expansion(
+    likelihood: Likelihood, x: Num[Tensor, "B *X"], z: Float[Tensor, "B *Z"]
+) -> tuple[Float[Tensor, " B"], Float[Tensor, "B Z"], Float[Tensor, "B Z Z"]]:
+    """log_joint at codes z, its gradient and its Hessian; the dense Hessian costs Z decoder derivatives.
+
+    Raises:
+        ValueError: for codes that are not vectors.
+    """
+    if z.dim() != 2:
+        raise ValueError(f"A dense Hessian needs vector codes (B, Z), got shape {tuple(z.shape)}. Use `lanczos`.")
+    value, grad, hessian = derivatives(likelihood, x, z.detach().unsqueeze(0))
+    return value[0], grad[0], hessian[0]
+
+
+def unit(distribution: Distribution) -> Tensor:
+    """The standard deviations of a distribution over codes, the units of step sizes and precisions; 1 if unknown."""
+    try:
+        spread = distribution.stddev
+    except NotImplementedError:
+        return torch.ones(())
+    return torch.where(spread.isfinite() & (spread > 0), spread, 1)
+
+
+def normal_at(
+    z: Float[Tensor, "*L Z"], precision: Float[Tensor, "*L Z Z"], prior: Distribution, floor: float
+) -> MultivariateNormal:
+    """The normal of mean z and the given precision, with eigenvalues of at least ``floor`` in units of the prior.
+
+    Differentiable in z and in the precision. Computed in float64, since the precision may be ill-conditioned.
+    """
+    scale = unit(prior).to(z.device, torch.float64).expand(z.shape[-1])
+    scaled = raised(precision.double() * scale * scale.unsqueeze(-1), floor)
+    factor = MultivariateNormal(torch.zeros_like(scale), precision_matrix=scaled, validate_args=False).scale_tril
+    return MultivariateNormal(z, scale_tril=(scale.unsqueeze(-1) * factor).to(z.dtype), validate_args=False)
+
+
+def raised(matrix: Float[Tensor, "*L Z Z"], floor: float) -> Float[Tensor, "*L Z Z"]:
+    """Symmetric matrices with their eigenvalues raised to at least ``floor``, once differentiable.
+
+    The derivative is that of Daleckii and Krein: unlike ``eigh``'s own, it exists where eigenvalues coincide.
+    """
+    identity = torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
+    low = torch.linalg.cholesky_ex(matrix.detach() - floor * identity)[1] != 0
+    if not bool(low.any()):
+        return matrix
+    part = matrix[low]
+    values, vectors = torch.linalg.eigh(part.detach())
+    lifted = values.clamp_min(floor)
+    rise, run = (a.unsqueeze(-1) - a.unsqueeze(-2) for a in (lifted, values))
+    slope = torch.where(run == 0, (values > floor).to(values).unsqueeze(-1), rise / torch.where(run == 0, 1.0, run))
+    move = vectors.mT @ (part - part.detach()) @ vectors  # 0, with the gradient of the matrix
+    return matrix.index_put((low,), vectors @ (lifted.diag_embed() + slope * move) @ vectors.mT)

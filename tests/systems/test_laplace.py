@@ -1,0 +1,76 @@
+"""Systems with the Laplace approximation: exact for linear decoders, and codes at the scale of the prior."""
+
+from collections.abc import Sequence
+
+import pytest
+import torch
+from cases import seed
+from torch import Tensor
+
+from gae import Autoencoder, systems
+from gae.inference import Amortized, Ascent, Detach, GaussNewton, Inference, Laplace, Zeros
+from gae.likelihood import Gaussian
+from gae.objective import Objective, elbo, joint, laplace_evidence
+
+VARIANCES = torch.tensor([9.0, 4.0, 0.3, 0.25, 0.2], dtype=torch.float64)
+
+
+def linear(model: Autoencoder) -> tuple[Tensor, Tensor, Tensor]:
+    """Weight, bias and scales (one for each element) of a decoder without hidden layers."""
+    assert isinstance(model.likelihood, Gaussian)
+    origin = torch.zeros(1, 2, dtype=torch.float64)
+    bias = model.likelihood.decoder(origin)[0]
+    weight = torch.autograd.functional.jacobian(lambda z: model.likelihood.decoder(z)[0], origin)[:, 0]
+    return weight, bias, model.likelihood.scale
+
+
+def test_vlae_of_a_linear_decoder_is_exact_after_one_step() -> None:
+    seed(0)
+    model = systems.build("vlae", (5,), latent=2, hidden=(), steps=1, scale=0.7, samples=3).double()
+    x = torch.randn(4, 5, dtype=torch.float64)
+    weight, bias, scale = linear(model)
+    pull = (weight / scale.square().unsqueeze(1)).mT
+    precision = torch.eye(2) + pull @ weight
+    encoding = model.encode(x)
+    mean = torch.linalg.solve(precision, pull @ (x - bias).mT).mT
+    torch.testing.assert_close(encoding.q.mean[0], mean, rtol=1e-8, atol=1e-8)
+    torch.testing.assert_close(torch.linalg.inv(encoding.q.covariance_matrix[0, 1]), precision, rtol=1e-8, atol=1e-8)
+    marginal = torch.distributions.MultivariateNormal(bias, weight @ weight.mT + scale.square().diag())
+    torch.testing.assert_close(elbo(encoding), marginal.log_prob(x), rtol=1e-8, atol=1e-8)
+    untouched = systems.build("vlae", (5,), latent=2, hidden=(), steps=0, scale=0.7).double()
+    untouched.load_state_dict(model.state_dict())
+    assert isinstance(model.inference, Laplace) and isinstance(model.inference.inner, Ascent)
+    assert isinstance(model.inference.inner.init, Amortized)
+    assert torch.equal(untouched.encode(x).point, model.inference.inner.init(model.likelihood, x).point)
+
+
+def code_square(objective: Objective, inference: Inference, hidden: Sequence[int], x: Tensor) -> float:
+    """The mean square of the codes after training by L-BFGS, relative to the prior's."""
+    seed(1)
+    likelihood = systems.build("vae", (5,), latent=2, hidden=hidden, scale=0.5, learn="fixed").likelihood.double()
+    model = Autoencoder(likelihood, inference, objective)
+    optimizer = torch.optim.LBFGS(model.parameters(), max_iter=25, line_search_fn="strong_wolfe")
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = model(x)
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    return float(model.encode(x).point.detach().square().sum(1).mean()) / 2
+
+
+@pytest.mark.parametrize("hidden", [(), (8,)], ids=["linear", "neural"])
+def test_codes_keep_the_scale_of_the_prior(hidden: Sequence[int]) -> None:
+    """Under N(0, I), ``joint`` shrinks them. Probabilistic PCA has E z_i² = 1 - σ² / λ_i."""
+    seed(2)
+    x = torch.randn(30, 5, dtype=torch.float64) * VARIANCES.sqrt()
+    climb = Ascent(Zeros(), GaussNewton(), 3 if not hidden else 6, adjoint=Detach())
+    kept = code_square(laplace_evidence, Laplace(climb, samples=None), hidden, x)
+    shrunk = code_square(joint, climb, hidden, x)
+    values = torch.linalg.eigvalsh(x.T.cov(correction=0)).flip(0)[:2]
+    if not hidden:
+        assert kept == pytest.approx(float((1 - 0.25 / values).mean()), rel=1e-3)
+    assert 0.5 < kept < 1.5
+    assert shrunk < 0.1
