@@ -193,7 +193,8 @@ def test_modes_are_kept(x: Tensor) -> None:
         (False, False),
         (False, False),
         (False, False),
-    ]  # trial, two steps, validation, use of the code
+        (False, False),
+    ]  # trial, two steps, validation, use of the code, scale of the codes
     assert torch.equal(encoder[1].running_mean, mean)
     assert model.training and not encoder[1].training
     quiet(model.eval(), x, epochs=1, batch_size=25)
