@@ -184,14 +184,8 @@ def _gap(
 
 def _joined(parts: Sequence[Gap]) -> Gap:
     """Concatenates the gaps of several batches."""
-    evidence, encoders = [part.evidence for part in parts], [part.encoder for part in parts if part.encoder is not None]
-    ess = [each.ess for each in evidence if each.ess is not None]
-    joined = Evidence(
-        torch.cat([each.log_p for each in evidence]),
-        torch.cat([each.standard_error for each in evidence]),
-        torch.cat(ess) if ess else None,
-        evidence[0].evaluations,
-    )
+    encoders = [part.encoder for part in parts if part.encoder is not None]
+    joined = Evidence.join([part.evidence for part in parts])
     best = {name: Bound.join([part.best[name] for part in parts]) for name in parts[0].best}
     return Gap(joined, best, Bound.join(encoders) if encoders else None, parts[0].family)
 
@@ -230,8 +224,8 @@ def lower_bound(
     return Bound(values.mean(0), values.std(0) / math.sqrt(draws), q)
 
 
-class _Given(Inference):
-    """Inference engine that returns a given density, as the start of an ascent."""
+class GivenDensity(Inference):
+    """Inference engine that returns a given density of batch shape (B,), as the start of an ascent."""
 
     def __init__(self, q: Distribution):
         super().__init__()
@@ -296,7 +290,7 @@ def _best(
     name: str, likelihood: Likelihood, x: Tensor, start: Distribution, noise: int, steps: int, draws: int
 ) -> Bound:
     family: Family = FAMILIES[name](noise, matched=True)
-    engine = Ascent(_Given(start), LBFGS(), steps, tol=1e-5, family=family, adjoint=Detach())
+    engine = Ascent(GivenDensity(start), LBFGS(), steps, tol=1e-5, family=family, adjoint=Detach())
     code = engine.infer(likelihood, x)
     assert code.q is not None and code.solve is not None
     bound = lower_bound(likelihood, x, one_row(code.q), draws)

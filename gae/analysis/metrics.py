@@ -110,17 +110,27 @@ def evaluate(
     points = points or held_out(model, data, effort, seed)
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(seed)
-        values: Entry = {
-            "joint": mean_and_error(points.joint),
+        bounds: Entry = {
             "elbo": mean_elbo(model, data.test, points, effort),
             "log_p": mean_log_evidence(model, data.test, points, effort),
+        }
+    return {**bounds, **point_metrics(model, data, effort, points)}
+
+
+@torch.no_grad()
+def point_metrics(model: Autoencoder, data: Dataset, effort: EvaluationBudget, points: PointEncodings) -> Entry:
+    """The metrics of ``evaluate`` that need no density: those of the test set's codes as points."""
+    spread = (points.z - points.z.mean(0)).square().mean(0)
+    with torch.random.fork_rng(devices=[]):
+        return {
+            "joint": mean_and_error(points.joint),
             "squared_error": mean_and_error((points.mean - data.test).square().flatten(1).mean(1)),
             "accuracy": accuracy(model, data, points, effort),
             "milliseconds": points.milliseconds,
             "evaluations": mean_and_error(points.evaluations),
+            "active": int((spread > ACTIVE).sum()),
+            "status": dict(points.status),
         }
-        spread = (points.z - points.z.mean(0)).square().mean(0)
-        return {**values, "active": int((spread > ACTIVE).sum()), "status": dict(points.status)}
 
 
 def held_out(model: Autoencoder, data: Dataset, effort: EvaluationBudget, seed: int) -> PointEncodings:

@@ -140,6 +140,12 @@ def _best(results: dict[str, Any]) -> Iterator[tuple[int, str]]:
                 yield from ((id(c), column.key) for c in rivals if c[column.key]["mean"] == value)
 
 
+def leading(results: dict[str, Any]) -> str:
+    """The training whose decoder leads the report: amortised if it was asked for, else the first."""
+    names = results["configuration"]["engines"]
+    return "amortised" if "amortised" in names else names[0]
+
+
 def highlights(results: dict[str, Any]) -> list[str]:
     """Main results in sentences with units; sound comparisons only."""
     cells = {(cell["decoder"], cell["engine"]): cell for cell in results["cells"]}
