@@ -70,7 +70,7 @@ def bounds(matrices: Sequence[Entry], family: str, engine: str) -> list[list[flo
 
 
 def worst(matrix: Entry, family: str, count: int = 8) -> list[tuple[int, float]]:
-    """The test samples on which the encoder gives up most, and how much: of log p(x), or of L[q*] if that is not tight."""
+    """The test samples on which the encoder gives up most, and how much: of log p(x) if it is tight, else of L[q*]."""
     encoder = matrix["cells"][family][ENCODER]["values"]
     evidence = matrix["log_p"]
     upper = evidence["values"] if evidence["tight"] else matrix["cells"][family][OPTIMUM]["values"]

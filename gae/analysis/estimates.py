@@ -8,6 +8,7 @@ import torch
 
 CONFIDENCE = 0.975  # two-sided 95 %
 NEGLIGIBLE = 0.01  # nats: differences below this are not claimed, however small their error
+SMALL = 0.1  # nats: "nothing to win" means that this much is excluded
 
 
 @dataclass(frozen=True)
@@ -32,11 +33,21 @@ class Estimate:
     @property
     def significant(self) -> bool:
         """Whether the mean differs from zero: by at least 0.01 nats, and in a two-sided t test at 5 %."""
-        from scipy.special import stdtrit
-
         if self.error is None or not math.isfinite(self.mean):
             return False
-        return abs(self.mean) >= NEGLIGIBLE and abs(self.mean) > float(stdtrit(self.n - 1, CONFIDENCE)) * self.error
+        return abs(self.mean) >= NEGLIGIBLE and abs(self.mean) > self._margin
+
+    @property
+    def excludes(self) -> bool:
+        """Whether a mean of 0.1 nats or more is excluded, by the upper end of the 95 % interval."""
+        return self.error is not None and self.mean + self._margin < SMALL
+
+    @property
+    def _margin(self) -> float:
+        from scipy.special import stdtrit
+
+        assert self.error is not None
+        return float(stdtrit(self.n - 1, CONFIDENCE)) * self.error
 
     @property
     def population(self) -> str:

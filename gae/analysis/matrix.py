@@ -40,8 +40,8 @@ class MatrixBudget:
     importance_samples: int = 2000
     draws: int = 100
     optimum_steps: int = 200
-    steps: tuple[int, ...] = (1, 4, 16)
-    rates: tuple[float, ...] = (0.01, 0.03, 0.1, 0.3)
+    steps: tuple[int, ...] = (4, 16)
+    rates: tuple[float, ...] = (0.003, 0.01, 0.03, 0.1, 0.3)
     tuning_samples: int = 32
 
 
@@ -145,8 +145,8 @@ def refined(
 def tuned_rate(
     likelihood: Likelihood, x: Num[Tensor, "T *X"], q: Distribution, family: str, budget: MatrixBudget
 ) -> Entry:
-    """Adam's rate of the grid with the highest bound after the middle number of steps, and whether it is an edge."""
-    steps = budget.steps[len(budget.steps) // 2]
+    """Adam's rate of the grid with the highest bound after the fewest steps, and whether it is an edge."""
+    steps = budget.steps[0]
     bounds = [
         float(refined(likelihood, x, q, family, Adam(rate), steps, budget.draws).bound.value.mean())
         for rate in budget.rates

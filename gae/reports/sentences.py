@@ -15,7 +15,8 @@ def answer(costs: Costs, subject: str = "On this decoder") -> str:
     """
     if costs.active == 0:
         return (
-            f"{subject} the code has collapsed (0 of {costs.width} units active, KL {nats(costs.kl)} nats): the decoder "
+            f"{subject} the code has collapsed (0 of {costs.width} units active, KL {nats(costs.kl)} nats): the "
+            "decoder "
             "ignores it, and a gap near zero says nothing about inference."
         )
     return f"{subject} {_given_up(costs)}{_units(costs)}"
@@ -26,22 +27,33 @@ def _given_up(costs: Costs) -> str:
         return _without_evidence(costs)
     if costs.total.significant and costs.total.mean < 0:
         return (
-            f"the encoder's bound came out {quoted(costs.total, sign=-1)} above log p(x), which is impossible: the estimate "
+            f"the encoder's bound came out {quoted(costs.total, sign=-1)} above log p(x), which is impossible: the "
+            "estimate "
             "of log p(x) is wrong, and no gap is quoted."
         )
     if not costs.total.significant:
-        return f"the encoder gives up nothing that can be told from zero ({quoted(costs.total)}): there is nothing to win."
+        told = f"the encoder gives up nothing that can be told from zero ({named(costs.total)})"
+        return (
+            f"{told}: there is nothing to win."
+            if costs.total.excludes
+            else f"{told}, but these errors hide small gaps."
+        )
     return f"the encoder gives up {named(costs.total)}; {_won(costs, 'of them')}; {_rest(costs)}."
 
 
 def _without_evidence(costs: Costs) -> str:
     """The amortisation gap alone, which needs no log p(x)."""
-    unknown = "log p(x) is known only as a lower bound, so no gap to it is quoted and the cost of the family is not known"
+    unknown = (
+        "log p(x) is known only as a lower bound, so no gap to it is quoted and the cost of the family is not known"
+    )
     gap = costs.amortisation
     if not gap.significant:
         if costs.converged < CONVERGED:
             return f"no density better than the encoder's was reached, but {_unfinished(costs)}; {unknown}."
-        return f"no {costs.family} density beats the encoder's by more than can be told from zero ({quoted(gap)}); {unknown}."
+        return (
+            f"no {costs.family} density beats the encoder's by more than can be told from zero ({quoted(gap)}); "
+            f"{unknown}."
+        )
     if gap.mean < 0:
         return f"the local optimisation ended below the encoder's density ({quoted(gap)}), so it failed; {unknown}."
     least = "at least " if costs.converged < CONVERGED else ""
@@ -89,16 +101,20 @@ def _units(costs: Costs) -> str:
 
 
 def family_cost(gain: Estimate, diagonal: float, full: float) -> str:
-    """The sentence on the family: L[q*] of a full covariance less that of a diagonal one, with both converged shares."""
+    """The sentence on the family: L[q*] of a full covariance less that of a diagonal one, and both converged shares."""
     if diagonal < CONVERGED or full < CONVERGED:
         return (
-            f"The families are not compared at their optima: {diagonal:.0%} (diagonal) and {full:.0%} (full covariance) of "
+            f"The families are not compared at their optima: {diagonal:.0%} (diagonal) and {full:.0%} (full "
+            "covariance) of "
             "the local optimisations converged."
         )
     if not gain.significant:
         return f"A full covariance is worth nothing that can be told from zero ({quoted(gain)}), each family at its q*."
     if gain.mean < 0:
-        return f"The full covariance's q* ended {quoted(gain, sign=-1)} below the diagonal one's, so its optimisation failed."
+        return (
+            f"The full covariance's q* ended {quoted(gain, sign=-1)} below the diagonal one's, so its optimisation "
+            "failed."
+        )
     return f"A full covariance is worth {quoted(gain)}, each family at its own q*."
 
 
@@ -127,8 +143,10 @@ def simpler(model: str, gain: Estimate | None, tight: bool) -> str | None:
 def runaway(name: str, square: float, prior: float) -> str:
     """The sentence on a decoder that was trained by the joint density at a code under a proper prior."""
     return (
-        f"{name} maximised the joint density at a code, which under a proper prior has no maximiser (scaling the codes down "
-        f"and the decoder up always raises it): E‖z‖² of its codes is {nats(square)}, where the prior says {nats(prior)}."
+        f"{name} maximised the joint density at a code, which under a proper prior has no maximiser (scaling the "
+        "codes down "
+        f"and the decoder up always raises it): E‖z‖² of its codes is {nats(square)}, where the prior says "
+        f"{nats(prior)}."
     )
 
 

@@ -143,7 +143,10 @@ class Comparison(ResumableJob):
     def measured(self, name: str, model: Autoencoder) -> Entry:
         """Metrics of a baseline, and log p(x) of the samples of the matrix if it exists."""
         c = self.configuration
-        entry = {"decoder": name, **evaluate(model, self.data, c.effort, c.seed, held_out(model, self.data, c.effort, c.seed))}
+        entry = {
+            "decoder": name,
+            **evaluate(model, self.data, c.effort, c.seed, held_out(model, self.data, c.effort, c.seed)),
+        }
         proper = not isinstance(model.likelihood.prior, FlatDistribution)
         return {**entry, "values": model.log_evidence(self.matrix_samples).log_p.tolist() if proper else None}
 
@@ -266,7 +269,9 @@ class Training:
     def point(self, decoder: Likelihood) -> Entry:
         """A point of a training curve."""
         x = self.data.test[: self.configuration.curve_samples]
-        return held_out_bound(copy.deepcopy(decoder).double().requires_grad_(False), x.double(), self.configuration.curve_draws)
+        return held_out_bound(
+            copy.deepcopy(decoder).double().requires_grad_(False), x.double(), self.configuration.curve_draws
+        )
 
     def measured(self, name: str, side: Side) -> Entry:
         """All measurements on one frozen decoder."""
@@ -307,7 +312,9 @@ class Training:
             engines["its engine"] = side.model.inference
         x, draws = self.job.matrix_samples.double(), self.configuration.matrix.draws
         return {
-            label: lower_bound(decoder, x, self.density(copy.deepcopy(engine).double(), decoder, x), draws).value.tolist()
+            label: lower_bound(
+                decoder, x, self.density(copy.deepcopy(engine).double(), decoder, x), draws
+            ).value.tolist()
             for label, engine in engines.items()
         }
 
@@ -329,4 +336,7 @@ class Training:
     def points(self, label: str, side: Side, engine: Inference) -> Entry:
         """Metrics of codes as points."""
         model, effort = Autoencoder(side.model.likelihood, engine), self.configuration.effort
-        return {"engine": label, **point_metrics(model, self.data, effort, held_out(model, self.data, effort, self.seed))}
+        return {
+            "engine": label,
+            **point_metrics(model, self.data, effort, held_out(model, self.data, effort, self.seed)),
+        }

@@ -24,8 +24,7 @@ from gae.systems.encoders import FullNormalEncoder, encoder_of
 from gae.systems.parts import decoder_of, directions
 from gae.training import fit
 
-
-QUICK_MATRIX = MatrixBudget(samples=24, importance_samples=1000, draws=50, steps=(1, 4), tuning_samples=12)
+QUICK_MATRIX = MatrixBudget(samples=24, importance_samples=1000, draws=50, steps=(4,), tuning_samples=12)
 
 
 @dataclass(frozen=True)
@@ -117,7 +116,7 @@ ENGINES: dict[str, Engine] = {
         joint,
         trains_encoder=False,
         evaluations=lambda configuration: configuration.steps + 1,
-        share=0.3,
+        share=0.25,
     ),
     "detached": Engine(
         "joint log density at the code, the code taken as a constant",
@@ -126,7 +125,7 @@ ENGINES: dict[str, Engine] = {
         joint,
         trains_encoder=False,
         evaluations=lambda configuration: configuration.steps + 1,
-        share=0.3,
+        share=0.25,
     ),
     "amortised": Engine(
         "ELBO of the encoder's normal density (a VAE)",
@@ -284,7 +283,7 @@ def describe_engine(
 
 @recorded
 def rebuild(description: dict[str, Any]) -> Autoencoder:
-    """Autoencoder of a description by ``describe_engine``, with initial parameters; budgets of evaluation are ignored."""
+    """Autoencoder of a description by ``describe_engine``, with initial parameters."""
     known = {each.name for each in fields(Configuration)} - {"matrix", "effort"}
     configuration = Configuration(**{key: value for key, value in description["comparison"].items() if key in known})
     shape, posterior = tuple(description["event_shape"]), description.get("posterior", "diagonal")
