@@ -1,10 +1,12 @@
 """The three costs of an encoder on a fixed decoder, apart: amortisation, iterations not taken, and family."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from gae.analysis.estimates import Estimate, difference
-from gae.analysis.matrix import ENCODER, LBFGS_STEPS, OPTIMUM, after
+from torch import Tensor
+
+from gae.analysis.estimates import Estimate, difference, estimate
+from gae.analysis.matrix import ENCODER, LBFGS_STEPS, OPTIMUM, after, evidence_is_tight
 from gae.analysis.metrics import Entry
 
 
@@ -61,6 +63,28 @@ def costs(matrices: Sequence[Entry], uses: Sequence[Entry], family: str, steps: 
         min(use["active"] for use in uses),
         uses[0]["width"],
         sum(use["kl"] for use in uses) / len(uses),
+    )
+
+
+def gap_costs(columns: Mapping[str, Tensor], family: str, use: Entry, steps: int, rule: str = LBFGS_STEPS) -> Costs:
+    """Costs from the columns of an inference gap (``Gap.columns``) and of the encoder after some steps."""
+    rows = {name: [values.tolist()] for name, values in columns.items()}
+    tight = evidence_is_tight(columns.get("effective sample size"), columns.get("Pareto k"))
+    moved = rows[f"L[q after {steps} {rule} steps]"]
+    optimum, encoder = rows[f"L[q*], {family}"], rows["L[q]"]
+    return Costs(
+        family,
+        estimate(rows["inference gap"]) if tight else None,
+        estimate(rows[f"approximation gap, {family}"]) if tight else None,
+        estimate(rows["amortisation gap"]),
+        difference(moved, encoder),
+        difference(optimum, moved),
+        steps,
+        rule,
+        float(columns[f"converged, {family}"].mean()),
+        use["active"],
+        use["width"],
+        use["kl"],
     )
 
 

@@ -92,6 +92,8 @@ class Gap:
         columns = {"log p(x)": self.evidence.log_p, "sampling s.e. of log p(x)": self.evidence.standard_error}
         if self.evidence.ess is not None:
             columns["effective sample size"] = self.evidence.ess
+            if self.evidence.pareto_k is not None:
+                columns["Pareto k"] = self.evidence.pareto_k
             columns["unreliable weights"] = self.evidence.unreliable.to(self.evidence.log_p)
         for name, bound in self.best.items():
             columns[f"L[q*], {name}"] = bound.value

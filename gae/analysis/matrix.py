@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Num
+from jaxtyping import Num
 from torch import Tensor
 from torch.distributions import Distribution, Independent, MultivariateNormal, Normal, kl_divergence
 
@@ -50,7 +50,7 @@ class Cell:
     """The bound of one engine in one family, and the decoder evaluations per sample that its density took."""
 
     bound: Bound
-    evaluations: Float[Tensor, " B"]
+    evaluations: Num[Tensor, " B"]
 
     def entry(self) -> Entry:
         """As JSON: one value per sample; the share of solves that converged where an optimum was sought."""
@@ -183,8 +183,7 @@ def log_evidence_entry(likelihood: Likelihood, x: Num[Tensor, "B *X"], best: Bou
 def reliability(evidence: Evidence, samples: int) -> Entry:
     """Effective sample size, Pareto k and error of an estimate by importance sampling, and whether it is tight."""
     assert evidence.ess is not None and evidence.pareto_k is not None
-    reliable = (evidence.pareto_k <= HEAVY) & (evidence.ess >= FEW)
-    share = float(reliable.double().mean())
+    share = reliable_share(evidence.ess, evidence.pareto_k)
     return {
         "method": "importance sampling",
         "draws": samples,
@@ -195,6 +194,20 @@ def reliability(evidence: Evidence, samples: int) -> Entry:
         "reliable": share,
         "tight": share >= TIGHT,
     }
+
+
+def reliable_share(ess: Num[Tensor, " B"], pareto_k: Num[Tensor, " B"]) -> float:
+    """The share of samples with an effective sample size of at least 100 and a Pareto k of at most 0.7."""
+    return float(((pareto_k <= HEAVY) & (ess >= FEW)).double().mean())
+
+
+def evidence_is_tight(ess: Num[Tensor, " B"] | None, pareto_k: Num[Tensor, " B"] | None) -> bool:
+    """Whether an estimate is log p(x) and not merely a lower bound; without weights it is exact.
+
+    >>> evidence_is_tight(torch.full((9,), 500.0), torch.full((9,), 0.8)), evidence_is_tight(None, None)
+    (False, True)
+    """
+    return ess is None or (pareto_k is not None and reliable_share(ess, pareto_k) >= TIGHT)
 
 
 def widened(q: Distribution, factor: float = WIDER) -> MultivariateNormal:

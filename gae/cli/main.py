@@ -106,7 +106,10 @@ def fit(
     option: Annotated[
         list[str] | None, typer.Option("--option", metavar="KEY=VALUE", help="Option of the system; repeatable.")
     ] = None,
-    epochs: Annotated[int, typer.Option(help="Maximum number of epochs.")] = 30,
+    epochs: Annotated[
+        int | None,
+        typer.Option(help="By default, enough for 1000 optimiser steps, and at least 30; in closed form at most 100."),
+    ] = None,
     batch_size: Annotated[int | None, typer.Option(help="128 by default.")] = None,
     lr: Annotated[
         float | None,

@@ -240,8 +240,8 @@ def highlights(results: dict[str, Any]) -> list[str]:
     ]
     answers += [text for name in names[1:] for text in _training(results, lead, name)]
     simple = _simpler(results)
-    beaten = [text for text in simple if text.startswith("The best decoder")]
-    return [*(text for text in simple if text not in beaten), *answers, *beaten]
+    winners = [text for text in simple if " wins: " in text]
+    return [*winners, *answers, *(text for text in simple if text not in winners)]
 
 
 def _costs(results: dict[str, Any], name: str) -> Costs:

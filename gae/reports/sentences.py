@@ -36,7 +36,7 @@ def _given_up(costs: Costs) -> str:
         return (
             f"{told}: there is nothing to win."
             if costs.total.excludes
-            else f"{told}, but these errors hide small gaps."
+            else f"{told}, but errors of this size hide gaps."
         )
     return f"the encoder gives up {named(costs.total)}; {_won(costs, 'of them')}; {_rest(costs)}."
 
