@@ -26,7 +26,7 @@ class Costs:
         steps: number of steps.
         rule: their step rule.
         converged: the least share over trainings of local optimisations of q* that converged.
-        active: the least number of active units over trainings.
+        active: the least number of active units over trainings; None if unknown.
         width: number of units.
         kl: mean KL of q(z|x) from the prior.
     """
@@ -40,7 +40,7 @@ class Costs:
     steps: int
     rule: str
     converged: float
-    active: int
+    active: int | None
     width: int
     kl: float
 
@@ -60,7 +60,7 @@ def costs(matrices: Sequence[Entry], uses: Sequence[Entry], family: str, steps: 
         steps,
         rule,
         min(entry["cells"][family][OPTIMUM]["converged"] for entry in matrices),
-        min(use["active"] for use in uses),
+        None if uses[0]["active"] is None else min(use["active"] for use in uses),
         uses[0]["width"],
         sum(use["kl"] for use in uses) / len(uses),
     )

@@ -21,6 +21,7 @@ from gae.likelihood.door import checked, door
 
 FAMILIES: dict[str, type[MeanField]] = {"mean-field": MeanField, "full covariance": FullCovariance}
 SLACK = 4.0  # a difference of up to SLACK standard errors ...
+WIDER = 1.2  # scale of a proposal relative to q*, whose tails are lighter than those of the posterior
 TOLERANCE = 1e-3  # ... plus TOLERANCE nats does not indicate a failed optimisation
 
 
@@ -180,7 +181,7 @@ def _gap(
     assert proposal is not None
     with without_warning():  # a column of the table reports unreliable weights
         tractable = isinstance(likelihood, ExactPosterior)
-        evidence = exact(likelihood, x) if tractable else importance(likelihood, x, proposal, samples)
+        evidence = exact(likelihood, x) if tractable else importance(likelihood, x, widened(proposal), samples)
     return Gap(evidence, best, encoder, _family_of(q, best))
 
 
@@ -224,6 +225,14 @@ def lower_bound(
         known = expanded[0] + 0.5 * torch.einsum("bij,bij->b", expanded[2], normal.covariance_matrix)
         values = _controlled(log_joint, variate, known) + normal.entropy()
     return Bound(values.mean(0), values.std(0) / math.sqrt(draws), q)
+
+
+def widened(q: Distribution, factor: float = WIDER) -> Distribution:
+    """A normal of ``factor`` times the standard deviations of a normal q, as a proposal; any other q itself."""
+    normal = _normal(q)
+    if normal is None:
+        return q
+    return MultivariateNormal(normal.mean, scale_tril=factor * normal.scale_tril, validate_args=False)
 
 
 class GivenDensity(Inference):

@@ -8,7 +8,7 @@ from jaxtyping import Num
 from torch import Tensor
 from torch.distributions import Distribution, Independent, MultivariateNormal, Normal, kl_divergence
 
-from gae.analysis.inference_gap import FAMILIES, Bound, GivenDensity, lower_bound, one_row
+from gae.analysis.inference_gap import FAMILIES, Bound, GivenDensity, lower_bound, one_row, widened
 from gae.analysis.metrics import ACTIVE, Entry
 from gae.evidence import Evidence, exact, importance, laplace_approximation
 from gae.evidence.base import without_warning
@@ -19,7 +19,6 @@ ENCODER, OPTIMUM, LAPLACE = "encoder", "local optimum q*", "Laplace at the mode"
 DIAGONAL, FULL = "mean-field", "full covariance"
 LBFGS_STEPS, GRADIENT_STEPS = "L-BFGS", "gradient"
 HEAVY, FEW, TIGHT = 0.7, 100, 0.99  # PROPOSAL is reliable for an x with a Pareto k below, and an ESS above, these
-WIDER = 1.2  # scale of the proposal relative to q*, whose tails are lighter than those of the posterior
 
 
 @dataclass(frozen=True)
@@ -210,16 +209,11 @@ def evidence_is_tight(ess: Num[Tensor, " B"] | None, pareto_k: Num[Tensor, " B"]
     return ess is None or (pareto_k is not None and reliable_share(ess, pareto_k) >= TIGHT)
 
 
-def widened(q: Distribution, factor: float = WIDER) -> MultivariateNormal:
-    """A normal with the mean of a normal q, and ``factor`` times its standard deviations."""
-    factored = q.scale_tril if isinstance(q, MultivariateNormal) else q.stddev.diag_embed()
-    return MultivariateNormal(q.mean, scale_tril=factor * factored, validate_args=False)
-
-
 def code_use(q: Distribution, prior: Distribution) -> Entry:
     """How much of the code the densities q(z|x) of a test set (B,) use, where collapse is visible.
 
-    ``active`` counts the elements whose mean has a variance above 0.01 over the test set (Burda et al. 2016);
+    ``active`` counts the elements whose mean has a variance above 0.01 over the test set (Burda et al. 2016), and
+    is None for a single observation, which has no variance;
     ``kl_per_unit`` is KL(q(z_d|x) ‖ prior) of each element's marginal, in nats per sample, and ``kl`` their sum;
     ``square`` is E‖z‖² under q, ``prior_square`` that under the prior.
 
@@ -232,7 +226,7 @@ def code_use(q: Distribution, prior: Distribution) -> Entry:
     per_unit = kl_divergence(own, reference).mean(0)
     return {
         "width": q.event_shape.numel(),
-        "active": int((q.mean.var(0, correction=0) > ACTIVE).sum()),
+        "active": int((q.mean.var(0, correction=0) > ACTIVE).sum()) if len(q.mean) > 1 else None,
         "kl": float(per_unit.sum()),
         "kl_per_unit": per_unit.tolist(),
         "square": float((q.mean.square() + q.variance).sum(-1).mean()),

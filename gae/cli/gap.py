@@ -81,10 +81,10 @@ def _columns(
 
     parts, laws, family = [], [], None
     for batch in track(x.split(BATCH_SIZE), "samples", console=console(stderr=True), transient=True):
-        found = inference_gap(model, batch, samples=samples, draws=draws, steps=steps)
-        columns, family = found.columns(), found.family
-        if found.encoder is not None and found.encoder.q is not None and family is not None:
-            laws.append(found.encoder.q)
+        gaps = inference_gap(model, batch, samples=samples, draws=draws, steps=steps)
+        columns, family = gaps.columns(), gaps.family
+        if gaps.encoder is not None and gaps.encoder.q is not None and family is not None:
+            laws.append(gaps.encoder.q)
             moved = refined(model.likelihood, batch, laws[-1], family, LBFGS(), FEW_STEPS, draws)
             columns[f"L[q after {FEW_STEPS} {LBFGS_STEPS} steps]"] = moved.bound.value
         parts.append(columns)
@@ -94,7 +94,7 @@ def _columns(
 def _answer(
     model: "Autoencoder", columns: "dict[str, torch.Tensor]", family: str | None, laws: "list[Distribution]"
 ) -> tuple[str, list[dict[str, Any]]]:
-    """The sentence that says what the encoder costs, and the observations on which it costs most."""
+    """The sentence on the cost of the encoder, and the observations on which it costs most."""
     from gae.analysis.costs import gap_costs
     from gae.analysis.matrix import code_use
     from gae.inference.laws import rearranged

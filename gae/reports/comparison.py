@@ -87,7 +87,7 @@ def parts(results: dict[str, Any], name: str, part: str) -> list[Any]:
 
 
 def matrix_table(results: dict[str, Any]) -> list[tuple[str, list[Row]]]:
-    """Families × engines, a group for each decoder: L of each family, and what it is above the encoder's."""
+    """Families × engines, a group for each decoder: each bound, and its gain over the encoder of its family."""
     groups = []
     for name in results["configuration"]["engines"]:
         matrices = parts(results, name, "matrix")
@@ -131,7 +131,7 @@ def plain_estimate(one: Estimate) -> str:
 def decoder_facts(results: dict[str, Any], name: str) -> str:
     """The heading of a decoder: collapse first, then log p(x) with the evidence that it is tight."""
     uses, matrices, curves = (parts(results, name, part) for part in ("use", "matrix", "curve"))
-    active = ", ".join(str(use["active"]) for use in uses)
+    active = ", ".join("?" if use["active"] is None else str(use["active"]) for use in uses)
     kl, square = (sum(use[key] for use in uses) / len(uses) for key in ("kl", "square"))
     evidence = [matrix["log_p"] for matrix in matrices]
     above = difference([e["values"] for e in evidence], [results["without code"]["values"]] * len(evidence))

@@ -8,7 +8,7 @@ WORDS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight")
 
 
 def answer(costs: Costs, subject: str = "On this decoder") -> str:
-    """The sentence that says what the encoder costs, and where the nats are.
+    """The sentence on the cost of the encoder, and on how it divides.
 
     It names the population of its errors. Collapse comes first; without a tight log p(x) no gap to it is quoted; with
     optimisations that did not converge, q* is a lower bound of the best density.
@@ -97,7 +97,11 @@ def _unfinished(costs: Costs) -> str:
 
 
 def _units(costs: Costs) -> str:
-    return f" ({costs.active} of {costs.width} units are active.)" if costs.active < costs.width else ""
+    return (
+        f" ({costs.active} of {costs.width} units are active.)"
+        if costs.active is not None and costs.active < costs.width
+        else ""
+    )
 
 
 def family_cost(gain: Estimate, diagonal: float, full: float) -> str:

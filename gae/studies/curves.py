@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Num
 from torch import Tensor
 
-from gae.analysis.matrix import widened
+from gae.analysis.inference_gap import widened
 from gae.analysis.metrics import Entry
 from gae.evidence import importance, laplace_approximation
 from gae.evidence.base import without_warning
