@@ -210,7 +210,7 @@ def evidence_is_tight(ess: Num[Tensor, " B"] | None, pareto_k: Num[Tensor, " B"]
 
 
 def code_use(q: Distribution, prior: Distribution) -> Entry:
-    """How much of the code the densities q(z|x) of a test set (B,) use, where collapse is visible.
+    """Use of the code by the densities q(z|x) of a test set (B,), where collapse is visible.
 
     ``active`` counts the elements whose mean has a variance above 0.01 over the test set (Burda et al. 2016), and
     is None for a single observation, which has no variance;

@@ -75,7 +75,7 @@ def _won(costs: Costs, of: str) -> str:
 
 
 def _rest(costs: Costs) -> str:
-    """What remains after the steps: more steps, family, or neither."""
+    """The clause on the remainder after the steps: more steps, family, or neither."""
     assert costs.approximation is not None
     family, more = costs.approximation, costs.left
     if costs.converged < CONVERGED:
