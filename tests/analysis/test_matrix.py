@@ -20,7 +20,7 @@ def neural_twin(model: LinearMixture) -> Gaussian:
     with torch.no_grad():
         decoder.weight.copy_(model.loadings[0].T)
         decoder.bias.copy_(model.means[0])
-    return Gaussian(decoder, 3, scale=float(model.log_scale.exp())).double().requires_grad_(False)
+    return Gaussian(decoder, 3, scale=model.log_scale.detach().exp().item()).double().requires_grad_(False)
 
 
 def encoders(model: LinearMixture, x: Tensor, shift: float) -> dict[str, Distribution]:

@@ -448,7 +448,9 @@ def test_one_test_sample_in_a_folder_with_brackets(single: Path) -> None:
     assert "s[a].png" in gae("sample", run, "-n", 2, "-o", single / "s[a].png") and (single / "s[a].png").exists()
     out = single / "g[a]"
     assert "g[a]" in gae("gap", run, data, "--samples", 20, "--draws", 20, "--steps", 2, "--out", out)
-    page = (out / "gap.html").read_text(encoding="utf-8")
+    page, account = (out / "gap.html").read_text(encoding="utf-8"), json.loads((out / "gap.json").read_text("utf-8"))
+    assert "only as a lower bound" in account["answer"]  # of 20 draws nothing shows that it is more
+    assert account["worst"] == [{"sample": 0, "gap": account["results"]["inference gap"]["mean"]}]
     assert "<b>" not in page.split("<dl")[1].split("</dl>")[0] and "r[/bold]" in page
     assert "r[/bold]x does not exist" in gae("encode", f"{run}x", data, code=2)
 
