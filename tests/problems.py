@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from gae import nets
+from gae.analysis.matrix import MatrixBudget
 from gae.data import Dataset
 from gae.likelihood import Flat, Gaussian, Likelihood, LinearMixture
 
@@ -87,4 +88,11 @@ def part_of(data: Dataset, train: int, test: int) -> Dataset:
         test=data.test[:test],
         train_labels=data.train_labels[:train],
         test_labels=data.test_labels[:test],
+    )
+
+
+def tiny_matrix() -> MatrixBudget:
+    """Budget of the bounds of a comparison in tests."""
+    return MatrixBudget(
+        8, importance_samples=200, draws=20, optimum_steps=100, steps=(4,), rates=(0.03,), tuning_samples=4
     )

@@ -25,6 +25,7 @@ from gae.likelihood.door import checked, door
 FAMILIES: dict[str, type[MeanField]] = {"mean-field": MeanField, "full covariance": FullCovariance}
 FLOW = "flow"  # the family of an encoder whose densities are flows
 SLACK = 4.0  # a difference of up to SLACK standard errors ...
+WIDER = 1.2  # scale of a proposal relative to q*, whose tails are lighter than those of the posterior
 TOLERANCE = 1e-3  # ... plus TOLERANCE nats does not indicate a failed optimisation
 
 
@@ -196,7 +197,7 @@ def _gap(
     encoder = None if q is None else lower_bound(likelihood, x, q, draws)
     with without_warning():  # a column of the table reports unreliable weights
         tractable = isinstance(likelihood, ExactPosterior)
-        evidence = exact(likelihood, x) if tractable else importance(likelihood, x, proposal, samples)
+        evidence = exact(likelihood, x) if tractable else importance(likelihood, x, widened(proposal), samples)
     return Gap(evidence, best, encoder, _family_of(q, best))
 
 
@@ -258,8 +259,16 @@ def lower_bound(
     return Bound(values.mean(0), values.std(0) / math.sqrt(draws), q)
 
 
-class _Given(Inference):
-    """Inference engine that returns a given density, as the start of an ascent."""
+def widened(q: Distribution, factor: float = WIDER) -> Distribution:
+    """A normal of ``factor`` times the standard deviations of a normal q, as a proposal; any other q itself."""
+    normal = _normal(q)
+    if normal is None:
+        return q
+    return MultivariateNormal(normal.mean, scale_tril=factor * normal.scale_tril, validate_args=False)
+
+
+class GivenDensity(Inference):
+    """Inference engine that returns a given density of batch shape (B,), as the start of an ascent."""
 
     def __init__(self, q: Distribution):
         super().__init__()
@@ -321,7 +330,7 @@ def _best(
     name: str, likelihood: Likelihood, x: Tensor, start: Distribution, noise: int, steps: int, draws: int
 ) -> Bound:
     family: Family = FAMILIES[name](noise, matched=True)
-    engine = Ascent(_Given(start), LBFGS(), steps, tol=1e-5, family=family, adjoint=Detach())
+    engine = Ascent(GivenDensity(start), LBFGS(), steps, tol=1e-5, family=family, adjoint=Detach())
     code = engine.infer(likelihood, x)
     assert code.q is not None and code.solve is not None
     bound = lower_bound(likelihood, x, one_row(code.q), draws)

@@ -113,19 +113,30 @@ def evaluate(
     points = points or held_out(model, data, effort, seed)
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(seed)
-        values: Entry = {
-            "joint": mean_and_error(points.joint),
+        bounds: Entry = {
             "elbo": mean_elbo(model, data.test, points, effort),
             "log_p": mean_log_evidence(model, data.test, points, effort),
+        }
+    return {**bounds, **point_metrics(model, data, effort, points)}
+
+
+@torch.no_grad()
+def point_metrics(model: Autoencoder, data: Dataset, effort: EvaluationBudget, points: PointEncodings) -> Entry:
+    """The metrics of ``evaluate`` that need no density: those of the test set's codes as points."""
+    spread = (points.z - points.z.mean(0)).square().mean(0)
+    with torch.random.fork_rng(devices=[]):
+        values: Entry = {
+            "joint": mean_and_error(points.joint),
             "squared_error": mean_and_error((points.mean - data.test).square().flatten(1).mean(1)),
             "accuracy": accuracy(model, data, points, effort),
             "milliseconds": points.milliseconds,
             "evaluations": mean_and_error(points.evaluations),
+            "active": int((spread > ACTIVE).sum()),
+            "status": dict(points.status),
         }
-        if isinstance(model.likelihood.prior, CodebookDistribution):
-            values["perplexity"] = codebook_perplexity(model.likelihood.prior, points.z)
-        spread = (points.z - points.z.mean(0)).square().mean(0)
-        return {**values, "active": int((spread > ACTIVE).sum()), "status": dict(points.status)}
+    if isinstance(model.likelihood.prior, CodebookDistribution):
+        values["perplexity"] = codebook_perplexity(model.likelihood.prior, points.z)
+    return values
 
 
 def codebook_perplexity(prior: CodebookDistribution, z: Float[Tensor, "N P E"]) -> float:

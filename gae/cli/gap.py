@@ -12,9 +12,11 @@ from gae.data.files import check_folder, write_text
 
 if TYPE_CHECKING:
     import torch
+    from torch.distributions import Distribution
 
     from gae.autoencoder import Autoencoder
 
+FEW_STEPS, WORST = 4, 8  # steps from the encoder; observations that are named
 BATCH_SIZE = 100  # observations per step of the progress bar
 
 
@@ -42,7 +44,8 @@ def gap(
     model.double()  # in single precision, an optimisation stalls before it has converged
     x = load_like(model, data, binarize).test[:size].double()
     torch.manual_seed(seed)
-    columns = _columns(model, x, samples, draws, steps)
+    columns, family, laws = _columns(model, x, samples, draws, steps)
+    sentence, worst = _answer(model, columns, family, laws)
     account: dict[str, Any] = {
         "checkpoint": str(checkpoint),
         "data": data,
@@ -51,6 +54,8 @@ def gap(
         "draws of each bound": draws,
         "seed": seed,
         "unit": "nats",
+        "answer": sentence,
+        "worst": worst,
         "results": {name: mean_and_error(values) for name, values in columns.items()},
     }
     save_arrays(out / "gap.npz", {name: values.cpu().numpy() for name, values in columns.items()})
@@ -59,22 +64,51 @@ def gap(
     if as_json:
         echo_json(account)
     else:
+        typer.echo(sentence)
         _print(account["results"], len(x), out)
 
 
 def _columns(
     model: "Autoencoder", x: "torch.Tensor", samples: int, draws: int, steps: int
-) -> "dict[str, torch.Tensor]":
+) -> "tuple[dict[str, torch.Tensor], str | None, list[Distribution]]":
+    """Columns of the gap, the encoder's family, and its densities by batch; both empty without a normal density."""
     import torch
     from rich.progress import track
 
     from gae.analysis.inference_gap import inference_gap
+    from gae.analysis.matrix import LBFGS_STEPS, refined
+    from gae.inference import LBFGS
 
-    parts = [
-        inference_gap(model, batch, samples=samples, draws=draws, steps=steps).columns()
-        for batch in track(x.split(BATCH_SIZE), "samples", console=console(stderr=True), transient=True)
-    ]
-    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+    parts, laws, family = [], [], None
+    for batch in track(x.split(BATCH_SIZE), "samples", console=console(stderr=True), transient=True):
+        gaps = inference_gap(model, batch, samples=samples, draws=draws, steps=steps)
+        columns, family = gaps.columns(), gaps.family
+        if gaps.encoder is not None and gaps.encoder.q is not None and family is not None:
+            laws.append(gaps.encoder.q)
+            moved = refined(model.likelihood, batch, laws[-1], family, LBFGS(), FEW_STEPS, draws)
+            columns[f"L[q after {FEW_STEPS} {LBFGS_STEPS} steps]"] = moved.bound.value
+        parts.append(columns)
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}, family, laws
+
+
+def _answer(
+    model: "Autoencoder", columns: "dict[str, torch.Tensor]", family: str | None, laws: "list[Distribution]"
+) -> tuple[str, list[dict[str, Any]]]:
+    """The sentence on the cost of the encoder, and the observations on which it costs most."""
+    from gae.analysis.costs import gap_costs
+    from gae.analysis.matrix import code_use
+    from gae.inference.laws import rearranged
+    from gae.reports.sentences import answer
+
+    if family is None:
+        return "This model's engine has no normal density q(z|x), so only the cost of each family is known.", []
+    import torch
+
+    use = code_use(rearranged(laws, torch.cat), model.likelihood.prior)
+    gap = columns["inference gap"]
+    order = gap.argsort(descending=True)[:WORST].tolist()
+    worst = [{"sample": index, "gap": float(gap[index])} for index in order]
+    return answer(gap_costs(columns, family, use, FEW_STEPS)), worst
 
 
 def _print(results: dict[str, Any], observations: int, out: Path) -> None:

@@ -106,7 +106,10 @@ def fit(
     option: Annotated[
         list[str] | None, typer.Option("--option", metavar="KEY=VALUE", help="Option of the system; repeatable.")
     ] = None,
-    epochs: Annotated[int, typer.Option(help="Maximum number of epochs.")] = 30,
+    epochs: Annotated[
+        int | None,
+        typer.Option(help="By default, enough for 1000 optimiser steps, and at least 30; in closed form at most 100."),
+    ] = None,
     batch_size: Annotated[int | None, typer.Option(help="128 by default.")] = None,
     lr: Annotated[
         float | None,
@@ -218,26 +221,31 @@ def compare(
     ] = None,
     head: Annotated[str | None, typer.Option(help="Distribution of the decoder; gaussian by default.")] = None,
     binarize: Binarize = "none",
+    seeds: Annotated[
+        int | None, typer.Option(help="Trainings of each engine; errors are then over trainings. 1 by default.")
+    ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Fewer epochs and samples.")] = False,
     out: Annotated[Path | None, typer.Option(help="A new folder.", show_default="runs/compare-DATA")] = None,
     resume: Resume = False,
     as_json: AsJson = False,
 ) -> None:
-    """Train one decoder by several engines, encode with every engine on each, and write a report with baselines.
+    """Train a decoder by each engine, freeze it, and tell apart what an encoder, its family and a few steps cost on it.
 
     With --systems: fit these systems with their default options, and evaluate each by its own engine.
     """
     dataset = load(data, binarize)
     kind = "compare" if systems is None else "systems"
     folder = out or Path("runs") / f"{kind}-{dataset.name}"
-    only = {"engines": engines, "latent": latent, "head": head}
+    only = {"engines": engines, "latent": latent, "head": head, "seeds": seeds}
     shared: Any = {"epochs": epochs, "seed": seed, "quick": quick, "resume": resume}
     if systems is None:
         from gae.studies.compare import compare as run
         from gae.studies.engines import ENGINES
 
         names = list(ENGINES) if engines is None else _names(engines)
-        chosen: Any = {name: value for name, value in (("latent", latent), ("head", head)) if value is not None}
+        chosen: Any = {
+            name: value for name, value in (("latent", latent), ("head", head), ("seeds", seeds)) if value is not None
+        }
         results = run(dataset, folder, engines=names, **chosen, **shared)
     else:
         from gae.studies.survey import survey
@@ -248,6 +256,11 @@ def compare(
     if as_json:
         echo_json(results)
         return
+    if systems is None:
+        from gae.reports.comparison import highlights
+
+        for sentence in highlights(results):
+            typer.echo(sentence)
     console().print(comparison(results) if systems is None else surveyed(results))
     typer.echo(f"Report: {folder / 'report.html'}")
 

@@ -57,18 +57,23 @@ def comparison(results: dict[str, Any]) -> "Table":
 
     from gae.reports import comparison as report
 
-    content = report.table(results)
-    shown = table("encoded by", *(f"{column.title}\n({column.unit})" for column in report.COLUMNS))
+    titles = {"mean-field": "diagonal", "full covariance": "full"}
+    columns = [f"{titles[family]}\n{what}" for family in report.FAMILIES for what in report.BOUND_COLUMNS]
+    shown = table("engine", *columns)
     for column in shown.columns[1:]:
         column.justify = "right"
-    for heading, rows in content.groups:
+    for heading, rows in report.matrix_table(results):
         shown.add_section()
-        shown.add_row(Text(heading.partition(";")[0], style="bold"))
+        shown.add_row(Text(heading.partition(" (")[0], style="bold"))
         for row in rows:
-            texts = [Text(cell.text, style="bold green" if cell.best else "") for cell in row.cells]
-            shown.add_row(f"  {row.label}", *texts)
-    shown.caption = "mean ± standard error over test samples; green: best of the comparable ones; –: does not exist"
+            shown.add_row(f"  {row.label}", *(_bound(cell.text, cell.detail) for cell in row.cells))
+    shown.caption = "bounds on log p(x) in nats; " + report.population(results)
     return shown
+
+
+def _bound(text: str, detail: str) -> str:
+    """A bound, with the share of solves that converged unless all did."""
+    return text if detail in ("", "100% converged") else f"{text} ({detail})"
 
 
 def surveyed(results: dict[str, Any]) -> "Table":

@@ -2,7 +2,7 @@
 
 import json
 import shlex
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,22 +11,27 @@ from zlib import error
 
 import numpy as np
 
+from gae.analysis.costs import Costs, bounds, costs
+from gae.analysis.estimates import Estimate, difference, estimate
+from gae.analysis.matrix import DIAGONAL, ENCODER, FULL, OPTIMUM
 from gae.likelihood import HEADS
 from gae.reports.figures import draw, save_all
 from gae.reports.pages import write_page
+from gae.reports.sentences import answer, errors, family_cost, nats, ordered, quoted, runaway, simpler
+
+FAMILIES = (DIAGONAL, FULL)
+BOUND_COLUMNS = ("bound", "above encoder", "evaluations")
 
 
 @dataclass(frozen=True)
 class Column:
-    """A column of the table: the format of its numbers, and which of them is the best."""
+    """A column of the table: the format of its numbers."""
 
     key: str
     title: str
     unit: str
     decimals: int
     scale: float = 1.0
-    best: Callable[[list[float]], float] | None = None
-    within_decoder: bool = False
 
     def text(self, entry: dict[str, Any]) -> str:
         """Mean ± standard error, or a dash if missing."""
@@ -38,11 +43,9 @@ class Column:
 
 
 COLUMNS = (
-    Column("joint", "joint log density", "nats", 1, best=max, within_decoder=True),
-    Column("elbo", "ELBO", "nats", 1, best=max),
-    Column("log_p", "log p̂(x)", "nats", 1, best=max),
-    Column("squared_error", "squared error", "×10⁻³ per pixel", 2, 1e3, best=min),
-    Column("accuracy", "5-NN accuracy", "%", 1, 1e2, best=max),
+    Column("joint", "joint log density", "nats", 1),
+    Column("squared_error", "squared error", "×10⁻³ per pixel", 2, 1e3),
+    Column("accuracy", "5-NN accuracy", "%", 1, 1e2),
     Column("milliseconds", "time", "ms per sample", 3),
     Column("evaluations", "decoder evaluations", "per sample", 0),
 )
@@ -72,29 +75,125 @@ class Table:
     notes: dict[str, str]
 
 
-def table(results: dict[str, Any]) -> Table:
-    """Table of a comparison, grouped by decoder, baselines last."""
-    notes: dict[str, str] = {}
-    best = set(_best(results))
+def leading(results: dict[str, Any]) -> str:
+    """The training whose decoder leads the report: amortised if it was asked for, else the first."""
+    names = results["configuration"]["engines"]
+    return "amortised" if "amortised" in names else names[0]
+
+
+def parts(results: dict[str, Any], name: str, part: str) -> list[Any]:
+    """A part of the measurements on the decoders that an engine trained, one per training."""
+    return [training["decoders"][name][part] for training in results["trainings"]]
+
+
+def matrix_table(results: dict[str, Any]) -> list[tuple[str, list[Row]]]:
+    """Families × engines, a group for each decoder: each bound, and its gain over the encoder of its family."""
     groups = []
-    for heading, label, cells in _groups(results):
-        rows = [
-            Row(cell[label], [format_cell(cell, column, (id(cell), column.key) in best, notes) for column in COLUMNS])
-            for cell in cells
-        ]
+    for name in results["configuration"]["engines"]:
+        matrices = parts(results, name, "matrix")
+        rows = []
+        for engine in matrices[0]["cells"][DIAGONAL]:
+            cells = [cell for family in FAMILIES for cell in _bound_cells(matrices, family, engine)]
+            rows.append(Row(engine, cells))
+        groups.append((decoder_facts(results, name), rows))
+    return groups
+
+
+def population(results: dict[str, Any]) -> str:
+    """The population of the errors of a table, in words."""
+    samples, trainings = results["configuration"]["matrix"]["samples"], len(results["trainings"])
+    over = f"{min(samples, results['data']['test'])} test samples"
+    return (
+        f"± s.e. over {trainings} trainings [over {over}]" if trainings > 1 else f"± s.e. over {over} of one training"
+    )
+
+
+def _bound_cells(matrices: list[dict[str, Any]], family: str, engine: str) -> Iterator[TableCell]:
+    entries = [matrix["cells"][family][engine] for matrix in matrices]
+    value, gain = (
+        estimate(bounds(matrices, family, engine)),
+        difference(bounds(matrices, family, engine), bounds(matrices, family, ENCODER)),
+    )
+    shares = [entry["converged"] for entry in entries if entry["converged"] is not None]
+    converged = f"{min(shares):.0%} converged" if shares else ""
+    evaluations = sum(entry["evaluations"] for entry in entries) / len(entries)
+    yield TableCell(plain_estimate(value), converged)
+    yield TableCell("" if engine == ENCODER else plain_estimate(gain))
+    yield TableCell(f"{evaluations:,.0f}")
+
+
+def plain_estimate(one: Estimate) -> str:
+    """Mean ± error; with several trainings, the error over test samples in brackets."""
+    text = quoted(one).removesuffix(" nats")
+    return text if one.over != "trainings" or one.sample_error is None else f"{text} [{one.sample_error:.2f}]"
+
+
+def decoder_facts(results: dict[str, Any], name: str) -> str:
+    """The heading of a decoder: collapse first, then log p(x) with the evidence that it is tight."""
+    uses, matrices, curves = (parts(results, name, part) for part in ("use", "matrix", "curve"))
+    active = ", ".join("?" if use["active"] is None else str(use["active"]) for use in uses)
+    kl, square = (sum(use[key] for use in uses) / len(uses) for key in ("kl", "square"))
+    evidence = [matrix["log_p"] for matrix in matrices]
+    above = difference([e["values"] for e in evidence], [results["without code"]["values"]] * len(evidence))
+    return (
+        f"Decoder trained by {name} ({curves[0]['steps'][-1]:,} steps, {curves[0]['evaluations'][-1]:,} decoder "
+        "evaluations): "
+        f"{active} of {uses[0]['width']} units active, KL {nats(kl)} nats, E‖z‖² {nats(square)} (prior "
+        f"{nats(uses[0]['prior_square'])}); log p(x) {_evidence(evidence)}, {quoted(above)} above a model without a "
+        "code"
+    )
+
+
+def _evidence(evidence: list[dict[str, Any]]) -> str:
+    value = quoted(estimate([entry["values"] for entry in evidence]))
+    if evidence[0]["method"] == "exact":
+        return f"{value} (exact)"
+    reliable, ess = min(entry["reliable"] for entry in evidence), min(entry["ess"] for entry in evidence)
+    shapes = [entry["largest_pareto_k"] for entry in evidence]
+    worst_shape = "unknown" if None in shapes else f"{max(shapes):.2f}"
+    kind = "importance sampling" if all(entry["tight"] for entry in evidence) else "lower bound, by importance sampling"
+    return (
+        f"{value} ({kind} with {evidence[0]['draws']:,} draws: mean ESS {ess:.0f}, largest Pareto k {worst_shape}, "
+        "reliable for "
+        f"{reliable:.0%})"
+    )
+
+
+def points_table(results: dict[str, Any]) -> Table:
+    """Codes as points: joint density only between points on one decoder; baselines last. Of the first training."""
+    notes: dict[str, str] = {}
+    groups = []
+    first = results["trainings"][0]["decoders"]
+    for heading, label, cells in [
+        *((f"Decoder trained by {name}", "engine", first[name]["points"]) for name in first),
+        (_baselines(results["configuration"]), "decoder", results["baselines"]),
+    ]:
+        best = max((c["joint"]["mean"] for c in cells if c["joint"]["mean"] is not None), default=None)
+        rows = []
+        for cell in cells:
+            row = [
+                format_cell(
+                    cell, column, label == "engine" and column.key == "joint" and cell["joint"]["mean"] == best, notes
+                )
+                for column in COLUMNS
+            ]
+            rows.append(Row(cell[label], row))
         groups.append((heading, rows))
     return Table(groups, {mark: reason for reason, mark in notes.items()})
 
 
-def _groups(results: dict[str, Any]) -> Iterator[tuple[str, str, list[dict[str, Any]]]]:
-    for name, decoder in results["decoders"].items():
-        cells = [cell for cell in results["cells"] if cell["decoder"] == name]
-        yield f"Decoder trained by {name}; {decoder['encoder']}", "engine", cells
-    yield (
-        _baselines(results["configuration"]),
-        "decoder",
-        results["baselines"],
-    )
+def cotrained_table(results: dict[str, Any]) -> list[Row]:
+    """Bounds of encoders on the decoder that was trained with them, beside q* there: how a decoder adapts."""
+    rows = []
+    for name in results["configuration"]["engines"]:
+        entries, matrices = parts(results, name, "co-trained"), parts(results, name, "matrix")
+        for label in entries[0] or ():
+            own = [entry[label] for entry in entries]
+            gap = difference(bounds(matrices, DIAGONAL, OPTIMUM), own)
+            fitted = difference(bounds(matrices, DIAGONAL, OPTIMUM), bounds(matrices, DIAGONAL, ENCODER))
+            texts = plain_estimate(estimate(own)), plain_estimate(gap), plain_estimate(fitted)
+            rows.append(Row(f"{name}: {label}", [TableCell(text) for text in texts]))
+    return rows
 
 
 def _baselines(configuration: dict[str, Any]) -> str:
@@ -124,92 +223,80 @@ def is_mass(results: dict[str, Any]) -> bool:
     return HEADS[results["configuration"]["head"]].support.is_discrete
 
 
-def _best(results: dict[str, Any]) -> Iterator[tuple[int, str]]:
-    """Yields (id of the cell, key of the column) of the best numbers among comparable ones."""
-    mass = is_mass(results)
-    for column in COLUMNS:
-        if column.best is None:
-            continue
-        nats = column.unit == "nats"
-        everyone = results["cells"] + ([] if nats and (mass or column.within_decoder) else results["baselines"])
-        names = results["decoders"] if column.within_decoder else [None]
-        for name in names:
-            rivals = [c for c in everyone if name in (None, c["decoder"]) and c[column.key]["mean"] is not None]
-            if rivals:
-                value = column.best([c[column.key]["mean"] for c in rivals])
-                yield from ((id(c), column.key) for c in rivals if c[column.key]["mean"] == value)
-
-
 def highlights(results: dict[str, Any]) -> list[str]:
-    """Main results in sentences with units; sound comparisons only."""
-    cells = {(cell["decoder"], cell["engine"]): cell for cell in results["cells"]}
-    return [sentence for part in (_models, _encoders, _training, _costs) for sentence in part(results, cells)]
+    """Main results in sentences: the answer first, or before it a simpler model that wins."""
+    lead = leading(results)
+    names = [lead, *(name for name in results["configuration"]["engines"] if name != lead)]
+    known = {name: _costs(results, name) for name in names}
+    answers = [
+        answer(known[lead]),
+        f"That decoder was trained by {lead} and then frozen; the encoder was fitted to it.",
+    ]
+    answers += [errors(known[lead].amortisation), _family(results, lead)]
+    answers += [answer(known[name], f"On the decoder trained by {name}") for name in names[1:]]
+    uses = {name: parts(results, name, "use") for name in names if parts(results, name, "co-trained")[0] is None}
+    answers += [
+        runaway(name, sum(u["square"] for u in use) / len(use), use[0]["prior_square"]) for name, use in uses.items()
+    ]
+    answers += [text for name in names[1:] for text in _training(results, lead, name)]
+    simple = _simpler(results)
+    winners = [text for text in simple if " wins: " in text]
+    return [*winners, *answers, *(text for text in simple if text not in winners)]
 
 
-Cells = dict[tuple[str, str], dict[str, Any]]
+def _costs(results: dict[str, Any], name: str) -> Costs:
+    steps = results["configuration"]["matrix"]["steps"][0]
+    return costs(parts(results, name, "matrix"), parts(results, name, "use"), DIAGONAL, steps)
 
 
-def _models(results: dict[str, Any], cells: Cells) -> Iterator[str]:
-    """Sentences on the best cells; among ties, the engine that trained the decoder wins."""
-
-    def best(key: str, sign: float) -> dict[str, Any] | None:
-        known = [cell for cell in cells.values() if cell[key]["mean"] is not None]
-        rank = [(sign * cell[key]["mean"], cell["engine"] != cell["decoder"], i) for i, cell in enumerate(known)]
-        return known[min(rank)[2]] if known else None
-
-    if cell := best("log_p", -1.0):
-        yield (
-            f"Highest estimated log p(x): {_nats(cell['log_p']['mean'])} nats per test sample, by the decoder trained "
-            f"by {cell['decoder']} (from the codes of {cell['engine']})."
-        )
-    if cell := best("squared_error", 1.0):
-        floor, baseline = min((c["squared_error"]["mean"], c["decoder"]) for c in results["baselines"])
-        yield (
-            f"Lowest squared error per pixel: {1e3 * cell['squared_error']['mean']:.2f} × 10⁻³, by {cell['engine']} on "
-            f"the decoder trained by {cell['decoder']}; the best baseline, {baseline}, has {1e3 * floor:.2f} × 10⁻³."
-        )
+def _family(results: dict[str, Any], name: str) -> str:
+    matrices = parts(results, name, "matrix")
+    shares = [min(m["cells"][family][OPTIMUM]["converged"] for m in matrices) for family in FAMILIES]
+    gain = difference(bounds(matrices, FULL, OPTIMUM), bounds(matrices, DIAGONAL, OPTIMUM))
+    return family_cost(gain, *shares)
 
 
-def _encoders(results: dict[str, Any], cells: Cells) -> Iterator[str]:
-    gains = []
-    for name in results["decoders"]:
-        alone, refined = cells.get((name, "amortised")), cells.get((name, "semi-amortised"))
-        if alone and refined and None not in (alone["elbo"]["mean"], refined["elbo"]["mean"]):
-            gain = _nats(refined["elbo"]["mean"] - alone["elbo"]["mean"], sign=True)
-            gains.append(f"{gain} nats on the decoder trained by {name}")
-    if gains:
-        yield f"Refining the encoder's density by ascent changes the ELBO by {', '.join(gains)}."
+def _training(results: dict[str, Any], lead: str, other: str) -> Iterator[str]:
+    """Two trainings at equal steps and at equal decoder evaluations, by the same lower bound on log p(x)."""
+    for axis, unit in (("steps", "optimiser steps"), ("evaluations", "decoder evaluations")):
+        curves = [parts(results, name, "curve") for name in (lead, other)]
+        budget = min(curve[0][axis][-1] for curve in curves)
+        first, second = ([_at(curve, axis, budget) for curve in each] for each in curves)
+        if all(first) and all(second):
+            what = f"After at most {budget:,} {unit} of training (rates not tuned; lower bounds on log p(x))"
+            yield ordered(lead, other, difference(first, second), what)
 
 
-def _training(results: dict[str, Any], cells: Cells) -> Iterator[str]:
-    unrolled, detached = cells.get(("unrolled", "unrolled")), cells.get(("detached", "detached"))
-    if unrolled and detached:
-        values = [1e3 * cell["squared_error"]["mean"] for cell in (unrolled, detached)]
-        yield (
-            f"Differentiating through the ascent while training gives a squared error of {values[0]:.2f} × 10⁻³ per "
-            f"pixel, treating its codes as constants {values[1]:.2f} × 10⁻³, at equal epochs and steps."
-        )
+def _at(curve: dict[str, Any], axis: str, budget: int) -> list[float]:
+    """The last point of a training curve within a budget, a value per sample; empty if there is none."""
+    rows = [values for spent, values in zip(curve[axis], curve["values"], strict=True) if spent <= budget]
+    return rows[-1] if rows else []
 
 
-def _costs(results: dict[str, Any], cells: Cells) -> Iterator[str]:
-    times = {cell["engine"]: cell["milliseconds"]["mean"] for cell in results["cells"]}
-    slowest, fastest = max(times, key=lambda name: times[name]), min(times, key=lambda name: times[name])
-    if slowest != fastest:
-        yield (
-            f"One code takes {times[fastest]:.3f} ms by {fastest} and {times[slowest]:.3f} ms by {slowest} on the "
-            "machine named above."
-        )
-
-
-def _nats(value: float, sign: bool = False) -> str:
-    return format(value, "+.1f" if sign else ".1f").replace("-", "−")
+def _simpler(results: dict[str, Any]) -> list[str]:
+    """Sentences on the models without a network or without a code; the best decoder is that of the highest mean."""
+    evidence = {
+        name: [matrix["log_p"] for matrix in parts(results, name, "matrix")]
+        for name in results["configuration"]["engines"]
+    }
+    values = {name: [entry["values"] for entry in entries] for name, entries in evidence.items()}
+    best = max(values, key=lambda name: estimate(values[name]).mean)
+    tight = all(entry["tight"] for entry in evidence[best])
+    models = [("a model without a code", results["without code"]["values"])]
+    if not is_mass(results):
+        models += [(row["decoder"], row["values"]) for row in results["baselines"]]
+    gains = [
+        (model, difference(values[best], [rows] * len(values[best])) if rows is not None else None)
+        for model, rows in models
+    ]
+    return [text for model, gain in gains if (text := simpler(model, gain, tight)) is not None]
 
 
 def command(configuration: dict[str, Any]) -> str:
     """Command that reproduces these results."""
     parts = ["gae compare", shlex.quote(configuration["data"]), "--engines", ",".join(configuration["engines"])]
-    for option in ("epochs", "latent", "head", "seed"):
-        parts += [f"--{option}", str(configuration[option])]
+    for option in ("epochs", "latent", "head", "seed", "seeds"):
+        parts += [] if configuration[option] is None else [f"--{option}", str(configuration[option])]
     parts += [] if configuration["binarize"] == "none" else ["--binarize", configuration["binarize"]]
     return " ".join(parts + (["--quick"] if configuration["quick"] else []))
 
@@ -221,21 +308,35 @@ def write(out: Path) -> Path:
     """
     results = json.loads((out / "results.json").read_text(encoding="utf-8"))
     figures = draw(results, load_arrays(out / "pictures.npz", "Delete it"))
-    page, own = out / "report.html", [cell for cell in results["cells"] if cell["engine"] == cell["decoder"]]
+    page = out / "report.html"
     write_page(
         page,
         "report.html",
         results=results,
         columns=COLUMNS,
-        table=table(results),
+        matrix=matrix_table(results),
+        points=points_table(results),
+        cotrained=cotrained_table(results),
+        rates=rates(results),
         highlights=highlights(results),
         command=command(results["configuration"]),
-        statuses={cell["engine"]: cell["status"] for cell in own},
+        population=population(results),
         mass=is_mass(results),
         figures=figures,
         images=save_all(figures, out / "figures"),
     )
     return page
+
+
+def rates(results: dict[str, Any]) -> list[str]:
+    """The rates that were chosen for the gradient steps, and whether one is an edge of its grid."""
+    texts = []
+    for name in results["configuration"]["engines"]:
+        for family in FAMILIES:
+            chosen = [matrix["rates"][family] for matrix in parts(results, name, "matrix")]
+            shown = ", ".join(f"{one['rate']}{' (an edge of the grid)' if one['edge'] else ''}" for one in chosen)
+            texts.append(f"{name}, {family}: {shown}")
+    return texts
 
 
 def load_arrays(path: Path, remedy: str) -> dict[str, np.ndarray]:

@@ -10,6 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from gae.analysis.costs import worst
+from gae.analysis.estimates import estimate
+from gae.analysis.matrix import DIAGONAL, ENCODER, OPTIMUM
 from gae.data.files import whole
 from gae.data.images import channels_last
 from gae.reports.pages import embed
@@ -58,6 +61,7 @@ def draw(results: dict[str, Any], pictures: Pictures) -> list[Figure]:
         figures = [
             training_curves(results),
             bounds(results),
+            worst_gaps(results, pictures),
             reconstructions(results, pictures),
             *([interpolations(results, pictures)] if under(pictures, "interpolation") else []),
             traversals(results, pictures),
@@ -96,56 +100,89 @@ def save_all(figures: Sequence[Figure], folder: Path) -> dict[str, str]:
 
 
 def training_curves(results: dict[str, Any]) -> Figure:
-    """Loss against epoch, one line per decoder."""
-    figure = canvas(8.0, 3.8)
-    axes = figure.subplots()
-    for i, (name, decoder) in enumerate(results["decoders"].items()):
-        loss = decoder["curve"]
-        marker = "o" if len(loss) == 1 else None
-        axes.plot(range(1, len(loss) + 1), loss, DASHES[i], color=LINES[i], label=name, lw=1.8, marker=marker)
-    axes.set(xlabel="epoch", ylabel="training loss (nats per sample)")
-    axes.legend(title="decoder trained by")
+    """The same held-out bound for every training, against steps and against decoder evaluations."""
+    figure = canvas(9.4, 4.2)
+    panels = figure.subplots(1, 2, sharey=True)
+    names, trainings = results["configuration"]["engines"], results["trainings"]
+    for axes, axis in zip(panels, ("steps", "evaluations"), strict=True):
+        for i, name in enumerate(names):
+            curves = [training["decoders"][name]["curve"] for training in trainings]
+            points = [estimate([curve["values"][k] for curve in curves]) for k in range(len(curves[0][axis]))]
+            line = {"color": LINES[i], "ls": DASHES[i], "marker": "o", "ms": 4, "capsize": 2, "label": name}
+            axes.errorbar(curves[0][axis], [p.mean for p in points], _numbers([p.error for p in points]), **line)
+        axes.set(
+            xscale="log", xlabel={"steps": "optimiser steps", "evaluations": "decoder evaluations per sample"}[axis]
+        )
+    panels[0].set_ylabel("held-out bound on log p(x)   (nats)")
+    panels[0].legend(title="decoder trained by")
+    held = len(trainings[0]["decoders"][names[0]]["curve"]["values"][0])
     caption = (
-        "Mean training loss of each epoch, in nats per sample; lower is better. The loss is minus the joint log "
-        "density at the code for unrolled and detached ascent, and minus the ELBO for amortised and semi-amortised "
-        "encoding: two different quantities, so compare shapes, and compare levels only within a pair."
+        f"A lower bound on log p(x) of the first {held} test samples, in nats, by importance sampling around the mode "
+        "from 0: the same quantity for every training, whatever it maximises. Left against optimiser steps, right "
+        "against "
+        f"the decoder evaluations that they took. {_over(results)} Learning rates are the same for all and were not "
+        "tuned, and no training was stopped early."
     )
-    return Figure("training", "Training", caption, figure)
+    return Figure("training", "Training at equal steps and at equal decoder evaluations", caption, figure)
 
 
 def bounds(results: dict[str, Any]) -> Figure:
-    """Joint log density and ELBO against decoder evaluations, on one decoder."""
-    entry = results["bounds"]
-    figure = canvas(9.4, 5.2)
-    panels = figure.subplots(1, 2)
-    titles = {
-        "joint": "MAP ascent: joint log density (no bound)",
-        "elbo": "mean-field ascent: ELBO (bounds log p(x) from below)",
-    }
-    for axes, (quantity, title) in zip(panels, titles.items(), strict=True):
-        for i, curve in enumerate(entry["curves"]):
-            if curve["quantity"] == quantity:
-                point = {"marker": "*", "ms": 13, "zorder": 4} if len(curve["mean"]) == 1 else {"marker": "o", "ms": 4}
-                style = {"color": LINES[i], "ls": DASHES[i], "capsize": 2, "lw": 1.6, "label": curve["label"], **point}
-                axes.errorbar(curve["evaluations"], _numbers(curve["mean"]), _numbers(curve["se"]), **style)
-        axes.set(title=title, xlabel="decoder evaluations per sample", ylabel="nats per sample")
-        _evaluation_axis(axes, max(max(c["evaluations"]) for c in entry["curves"] if c["quantity"] == quantity))
-    if entry["log_p"]["mean"] is not None:
-        panels[1].axhline(entry["log_p"]["mean"], color=INK, lw=1, label="log p̂(x), importance sampling")
-    for axes in panels:
-        _zoom(axes)
-        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.15))
+    """Bounds on log p(x) against decoder evaluations, a panel per frozen decoder."""
+    names, trainings = results["configuration"]["engines"], results["trainings"]
+    figure = canvas(4.7 * min(len(names), 2), 4.0 * math.ceil(len(names) / 2))
+    panels = figure.subplots(math.ceil(len(names) / 2), min(len(names), 2), squeeze=False).flatten()
+    for axes in panels[len(names) :]:
+        axes.remove()
+    for axes, name in zip(panels, names, strict=False):
+        matrices = [training["decoders"][name]["matrix"] for training in trainings]
+        for i, family in enumerate(matrices[0]["cells"]):
+            for j, rule in enumerate(("L-BFGS", "gradient")):
+                row = {k: v for k, v in matrices[0]["cells"][family].items() if k in (ENCODER, OPTIMUM) or rule in k}
+                row = row if rule == "L-BFGS" else {k: v for k, v in row.items() if k != OPTIMUM}
+                means = [estimate([m["cells"][family][k]["values"] for m in matrices]).mean for k in row]
+                spent = [cell["evaluations"] for cell in row.values()]
+                axes.plot(spent, means, DASHES[j], color=LINES[i], marker="o", ms=4, label=f"{family}, {rule}")
+        if all(matrix["log_p"]["tight"] for matrix in matrices):
+            axes.axhline(estimate([m["log_p"]["values"] for m in matrices]).mean, color=INK, lw=1, label="log p(x)")
+        axes.set(title=name, xlabel="decoder evaluations per sample", ylabel="bound on log p(x)   (nats)")
+        _evaluation_axis(
+            axes, max(cell["evaluations"] for row in matrices[0]["cells"].values() for cell in row.values())
+        )
+        axes.legend(fontsize=8)
     caption = (
-        f"Mean over the first {entry['samples']} test samples, in nats, ± standard error (mostly the spread of the "
-        f"samples, which all points share), on the decoder trained by {entry['decoder']}; {entry['encoder']}. Left: "
-        "the joint log density at the code, from 0 and from the encoder's mean. Right: the ELBO of a mean-field "
-        "normal that starts as the encoder's, with few and with many draws per step: an ascent on few fixed draws "
-        "overfits them, and the true ELBO falls. The line is log p(x) of the same samples by importance sampling, "
-        "from the better of two proposals according to a pilot with separate draws. Every value is recomputed, "
-        "never taken from the draws of the ascent. "
-        "The two panels hold different quantities; poor first values may lie below the frame."
+        "Bounds on log p(x) of the same test samples on each frozen decoder, in nats, from the encoder of each "
+        "family (0 "
+        "evaluations) over a few steps to the local optimum q* (last point of the solid lines). The black line is "
+        "log p(x), "
+        "drawn only where its estimate is tight. All bounds are estimated from fresh draws."
     )
     return Figure("bounds", "Bound against decoder evaluations", caption, figure)
+
+
+def worst_gaps(results: dict[str, Any], pictures: Pictures) -> Figure:
+    """The test samples on which the encoder gives up most, with their reconstructions."""
+    name = "amortised" if "amortised" in results["configuration"]["engines"] else results["configuration"]["engines"][0]
+    matrix = results["trainings"][0]["decoders"][name]["matrix"]
+    gaps = worst(matrix, DIAGONAL)
+    upper = "log p(x)" if matrix["log_p"]["tight"] else "the bound of q* (log p(x) is not known tightly)"
+    caption = (
+        f"The test samples whose bound by the diagonal encoder lies furthest below {upper}, on the decoder trained "
+        f"by {name} "
+        "(first training), and the decoder's mean at the encoder's mean. Gaps in nats: "
+        + ", ".join(f"{gap:.1f} (test sample {i})" for i, gap in gaps)
+        + f". Grey values in data units, clipped to {_range(results)}."
+    )
+    rows = {"test sample": pictures["worst"], "reconstruction": pictures["worst reconstruction"]}
+    return Figure("worst", "Where the encoder gives up most", caption, grid(rows, results["data"]["value_range"]))
+
+
+def _over(results: dict[str, Any]) -> str:
+    several = len(results["trainings"]) > 1
+    return (
+        f"Error bars: standard error over {len(results['trainings'])} trainings."
+        if several
+        else ("Error bars: standard error over test samples, which all curves share; one training.")
+    )
 
 
 def _numbers(values: Sequence[float | None]) -> list[float]:
@@ -231,7 +268,7 @@ def code_scatter(results: dict[str, Any], pictures: Pictures) -> Figure:
     for axes, (name, cloud) in zip(panels, clouds.items(), strict=False):
         scatter(axes, cloud, labels)
         explained = float(pictures[f"explained/{name}"])
-        active = next(c["active"] for c in results["cells"] if c["decoder"] == c["engine"] == name)
+        active = results["trainings"][0]["decoders"][name]["use"]["active"]
         title = f"{name}\n{active} active dimensions, {100 * explained:.0f} % of variance shown"
         axes.set(title=title, xlabel="PC 1", ylabel="PC 2")
     coloured = "each drawn as its label, in its colour" if labels is not None else "which have no labels"
@@ -239,7 +276,7 @@ def code_scatter(results: dict[str, Any], pictures: Pictures) -> Figure:
         f"Codes of the first {len(next(iter(clouds.values())))} test samples ({coloured}) by the engine that "
         "trained the decoder, projected on their first two principal components, in units of the code; the title "
         "gives the share of the codes' variance that the two show, and the number of active dimensions (variance over "
-        "the test set above 0.01). Axes differ from panel to panel."
+        "the test set of the encoder's mean above 0.01). Axes differ from panel to panel."
     )
     return Figure("codes", "Codes", caption, figure)
 
@@ -324,13 +361,3 @@ def _evaluation_axis(axes: "Axes", highest: float) -> None:
     axes.set_xticks(ticks, [f"{tick:.0f}" for tick in ticks])
     axes.set_xticks([], minor=True)
     axes.set_xlim(left=-0.2)
-
-
-def _zoom(axes: "Axes") -> None:
-    """Limits the y axis to the final values of the curves, not their initial rise."""
-    values: Sequence[float] = [float(y) for line in axes.get_lines() for y in np.atleast_1d(line.get_ydata())]
-    finite = np.array([y for y in values if math.isfinite(y)])
-    if len(finite):
-        high, middle = finite.max(), np.median(finite)
-        span = max(high - middle, 1.0)
-        axes.set_ylim(max(finite.min(), high - 4 * span) - 0.1 * span, high + 0.15 * span)

@@ -10,7 +10,7 @@ from gae.reports.pages import embed, write_page
 if TYPE_CHECKING:
     from torch import Tensor
 
-ASIDE = ("sampling s.e.", "converged", "q* below", "effective sample size", "unreliable")
+ASIDE = ("sampling s.e.", "converged", "q* below", "effective sample size", "unreliable", "Pareto")
 
 
 def rows(results: dict[str, Any]) -> list[tuple[str, str, str, str]]:
@@ -33,6 +33,7 @@ def write(columns: "dict[str, Tensor]", account: dict[str, Any], folder: Path) -
     """Writes gap.png and a self-contained gap.html."""
     image, results = embed(ladder(columns, folder / "gap.png")), account["results"]
     facts = {"account": account, "rows": rows(results), "converged": converged(results), "image": image}
+    facts |= {"answer": account["answer"], "worst": account["worst"]}
     write_page(folder / "gap.html", "gap.html", **facts)
 
 

@@ -1,4 +1,4 @@
-"""Comparison of inference engines on the same decoder, in nats, with closed-form baselines."""
+"""Comparison of inference engines on fixed decoders, in nats, with closed-form baselines (one training per engine)."""
 
 import copy
 import json
@@ -11,14 +11,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.distributions import Distribution
 
-from gae.analysis.metrics import Entry, PointEncodings, evaluate, held_out
+from gae.analysis.costs import worst
+from gae.analysis.inference_gap import lower_bound, one_row
+from gae.analysis.matrix import DIAGONAL, FULL, bound_matrix, code_use
+from gae.analysis.metrics import Entry, evaluate, held_out, point_metrics
 from gae.autoencoder import Autoencoder
 from gae.data import Dataset
 from gae.data.files import whole, write_text
-from gae.likelihood import Likelihood
-from gae.reports.comparison import write
-from gae.studies.curves import bound_curves
+from gae.inference import Amortized, Inference
+from gae.likelihood import FlatDistribution, Likelihood
+from gae.reports.comparison import leading, write
+from gae.studies.curves import held_out_bound, marks
 from gae.studies.engines import (
     BASELINES,
     ENGINES,
@@ -28,11 +33,14 @@ from gae.studies.engines import (
     configure,
     describe_engine,
     initial,
+    without_code,
 )
 from gae.studies.jobs import ResumableJob, facts, one_thread
 from gae.studies.pictures import pictures
-from gae.systems import NormalEncoder
+from gae.systems.parts import Encoder
 from gae.training import fit
+
+POSTERIORS = {DIAGONAL: "diagonal", FULL: "full"}
 
 
 def compare(
@@ -45,11 +53,16 @@ def compare(
     hidden: Sequence[int] = (128, 128),
     head: str = "gaussian",
     seed: int = 0,
+    seeds: int = 1,
     quick: bool = False,
     resume: bool = False,
     progress: bool = True,
 ) -> dict[str, Any]:
-    """Trains one decoder per engine from the same initial weights, then encodes the test set with every engine on each.
+    """Trains one decoder per engine, freezes it, and compares families of densities and engines on each.
+
+    On every frozen decoder an encoder of each family is fitted anew, so that its gap is not that of a decoder which has
+    adapted to it. Then the bounds of the encoders, of a few steps from them, of local optima and of the Laplace
+    approximation stand beside log p(x) of the same test samples.
 
     Writes into ``out``: ``results.json`` (the returned dictionary), ``report.html``, ``figures``, ``checkpoints`` and
     the state for resuming. All numbers except times are functions of the configuration. torch's global generator is
@@ -58,12 +71,13 @@ def compare(
     Args:
         data: a data set; see ``gae.data.load`` for labels and a predefined test split.
         out: a new folder, or with ``resume`` the folder of an interrupted comparison of the same configuration.
-        engines: names from ``gae.studies.engines.ENGINES``.
-        epochs: epochs of every training; by default chosen by the size of the data.
+        engines: names from ``gae.studies.engines.ENGINES``, each of which trains a decoder.
+        epochs: epochs of every training; by default chosen by the size of the data and the cost of the engine.
         latent: width of the code; by default 8, or the number of elements of an observation if that is smaller.
         hidden: widths of the hidden layers of the encoder; the decoder mirrors them.
         head: the decoder's distribution, a name from ``gae.systems.HEADS``.
         seed: seed of the weights, the order of the data and the noise.
+        seeds: number of trainings of each engine, with seeds from ``seed`` on; errors are then over trainings.
         quick: fewer epochs and samples, for a first look.
         resume: continue the comparison in ``out``.
         progress: announce each phase on standard error.
@@ -72,50 +86,38 @@ def compare(
         ValueError, TypeError: unknown names, sizes or data that do not fit, or on resume another configuration.
         FileExistsError: ``out`` exists and ``resume`` is False.
     """
-    configuration = configure(data, engines, epochs, latent, hidden, head, seed, quick)
-    decoder, encoder = initial(configuration, data.event_shape)
+    configuration = configure(data, engines, epochs, latent, hidden, head, seed, quick, seeds)
+    decoder, _ = initial(configuration, data.event_shape)
     decoder.check(data.epoch(0, seed))
     decoder.check(data.test)
     with one_thread(), torch.random.fork_rng(devices=[]):
         run = Comparison(Path(out), configuration, data, resume, progress)
-        results = _results(run, decoder, encoder)
+        results = _results(run)
     run.say("report")
     write(run.out)
     return results
 
 
-def _results(run: "Comparison", decoder: Likelihood, encoder: NormalEncoder) -> dict[str, Any]:
-    engines = run.configuration.engines
+def _results(run: "Comparison") -> dict[str, Any]:
+    configuration = run.configuration
     baselines = {name: run.baseline(name) for name in BASELINES}
-    trained = {name: run.train(name, decoder, encoder) for name in engines}
-    results = {
-        **facts(asdict(run.configuration), run.data),
-        "engines": {name: {"training": ENGINES[name].training, "encoding": ENGINES[name].encoding} for name in engines},
-        "decoders": {
-            name: {"encoder": side.origin, "curve": side.curve, "encoder_curve": side.encoder_curve}
-            for name, side in trained.items()
+    trainings = [Training(run, configuration.seed + i, i) for i in range(configuration.seeds)]
+    results: dict[str, Any] = {
+        **facts(asdict(configuration), run.data),
+        "engines": {
+            name: {"training": ENGINES[name].training, "encoding": ENGINES[name].encoding}
+            for name in configuration.engines
         },
-        "cells": [run.evaluate(trained, name, engine) for name in engines for engine in engines],
+        "trainings": [{"seed": each.seed, "decoders": each.decoders()} for each in trainings],
         "baselines": [
             run.phase(f"encode {name}", partial(run.measured, name, model)) for name, model in baselines.items()
         ],
-        "bounds": run.phase("bounds", partial(run.bounds, trained)),
+        "without code": run.phase("without code", run.without_code),
     }
-    run.draw({name: side.model for name, side in trained.items()}, baselines)
+    run.draw(trainings[0], baselines, results)
     results["seconds"] = {**run.seconds, "total": sum(run.seconds.values())}
     write_text(run.out / "results.json", json.dumps(results, indent=1, allow_nan=False) + "\n")
     return results
-
-
-@dataclass(frozen=True)
-class Trained:
-    """A trained decoder with its engine, its encoder, and the loss of each epoch (nats per sample)."""
-
-    model: Autoencoder
-    encoder: NormalEncoder
-    origin: str
-    curve: list[float]
-    encoder_curve: list[float] | None
 
 
 class Comparison(ResumableJob):
@@ -124,41 +126,8 @@ class Comparison(ResumableJob):
     def __init__(self, out: Path, configuration: Configuration, data: Dataset, resume: bool, progress: bool):
         super().__init__(out, asdict(configuration), resume, progress)
         self.configuration = configuration
-        # of the test set, by the engine of each trained model and by the baselines
-        self.points: dict[str, PointEncodings] = {}
         # training redraws dynamic binarisations, evaluation uses one fixed draw
         self.source, self.data = data, replace(data, train=data.epoch(0, configuration.seed))
-
-    def fit(self, name: str, engine: str, model: Autoencoder) -> list[float]:
-        """Trains by Adam, from the last checkpoint if there is one, and returns the loss of each epoch."""
-        c = self.configuration
-        self.say(f"train {name}")
-        history = fit(
-            model,
-            self.source,
-            epochs=c.epochs,
-            batch_size=c.batch_size,
-            clip=c.clip,
-            optimizer=partial(torch.optim.Adam, lr=c.learning_rate),
-            seed=c.seed,
-            out=self.out / "checkpoints" / name.replace(" ", "-"),
-            resume=True,
-            progress=self.progress,
-            describe=describe_engine(c, engine, self.data),
-        )
-        self.seconds[f"train {name}"] = sum(row.seconds for row in history.rows)
-        return [row.train_loss for row in history.rows]
-
-    def train(self, name: str, decoder: Likelihood, encoder: NormalEncoder) -> Trained:
-        """Trains a copy of the decoder by a named engine, and afterwards an encoder if the engine has none."""
-        decoder, encoder = copy.deepcopy(decoder), copy.deepcopy(encoder)
-        model = assemble(self.configuration, name, decoder, encoder)
-        curve = self.fit(name, name, model)
-        if ENGINES[name].trains_encoder:
-            return Trained(model, encoder, "its encoder was trained with it", curve, None)
-        frozen = copy.deepcopy(decoder).requires_grad_(False)
-        after = self.fit(f"{name} encoder", "amortised", assemble(self.configuration, "amortised", frozen, encoder))
-        return Trained(model, encoder, "its encoder was fitted afterwards, the decoder frozen", curve, after)
 
     def baseline(self, name: str) -> Autoencoder:
         """A fitted baseline; a noise scale that it does not learn is set to the RMS of the training residual."""
@@ -171,37 +140,203 @@ class Comparison(ResumableJob):
         self.seconds[f"fit {name}"] = time.perf_counter() - start
         return model
 
-    def measured(self, decoder: str, model: Autoencoder, own: bool = True) -> Entry:
-        """Metrics of a model; if the engine is the decoder's own, its codes are kept for the pictures."""
+    def measured(self, name: str, model: Autoencoder) -> Entry:
+        """Metrics of a baseline, and log p(x) of the samples of the matrix if it exists."""
         c = self.configuration
-        points = held_out(model, self.data, c.effort, c.seed)
-        if own:
-            self.points[decoder] = replace(points, encodings=[], seconds=[])
-        return {"decoder": decoder, **evaluate(model, self.data, c.effort, c.seed, points)}
+        entry = {
+            "decoder": name,
+            **evaluate(model, self.data, c.effort, c.seed, held_out(model, self.data, c.effort, c.seed)),
+        }
+        proper = not isinstance(model.likelihood.prior, FlatDistribution)
+        return {**entry, "values": model.log_evidence(self.matrix_samples).log_p.tolist() if proper else None}
 
-    def evaluate(self, trained: dict[str, Trained], decoder: str, engine: str) -> Entry:
-        """Metrics of a named engine on the decoder that another (or the same) engine trained."""
-        side = trained[decoder]
-        model = assemble(self.configuration, engine, side.model.likelihood, side.encoder)
-        entry = self.phase(f"encode {decoder} by {engine}", lambda: self.measured(decoder, model, engine == decoder))
-        return {"engine": engine, **entry}
+    def without_code(self) -> Entry:
+        """log p(x) of the head alone: the decoder's outputs are the same for every code, and fitted to the data."""
+        torch.manual_seed(self.configuration.seed)
+        model = without_code(self.data.event_shape, self.configuration, self.data.train)
+        x = self.matrix_samples
+        with torch.no_grad():
+            likelihood = model.likelihood
+            values = likelihood.log_joint(x, x.new_zeros(1, len(x), 1))[0] - likelihood.prior.log_prob(x.new_zeros(1))
+        return {"values": values.tolist()}
 
-    def bounds(self, trained: dict[str, Trained]) -> Entry:
-        """Bounds against decoder evaluations on one decoder: that of a VAE if there is one."""
-        name = "amortised" if "amortised" in trained else next(iter(trained))
-        side = trained[name]
-        x = self.data.test[: self.configuration.bound_samples]
-        curves = bound_curves(side.model.likelihood, side.encoder, x, self.configuration)
-        return {"decoder": name, "encoder": side.origin, "samples": len(x), **curves}
+    @property
+    def matrix_samples(self) -> torch.Tensor:
+        return self.data.test[: self.configuration.matrix.samples]
 
-    def draw(self, models: dict[str, Autoencoder], baselines: dict[str, Autoencoder]) -> None:
-        """Writes the arrays of the figures."""
+    def draw(self, first: "Training", baselines: dict[str, Autoencoder], results: dict[str, Any]) -> None:
+        """Writes the arrays of the figures, from the first training."""
         import numpy as np
 
         start, stored = time.perf_counter(), self.out / "pictures.npz"
         if not stored.exists():
             self.say("pictures")
-            arrays = pictures(models, baselines, self.data, self.configuration, self.points)
+            models = {name: side.model for name, side in first.sides.items()}
+            arrays = pictures(models, baselines, self.data, self.configuration, {})
+            name = leading(results)
+            rows = [index for index, _ in worst(results["trainings"][0]["decoders"][name]["matrix"], DIAGONAL)]
+            with torch.no_grad():
+                shown = Autoencoder(models[name].likelihood, Amortized(first.sides[name].encoders[DIAGONAL]))
+                x = self.matrix_samples[rows]
+                arrays |= {"worst": x.numpy(), "worst reconstruction": shown.reconstruct(x).numpy()}
             with whole(stored) as path:
                 np.savez(path, **arrays)  # type: ignore[arg-type]
         self.seconds["pictures"] = time.perf_counter() - start
+
+
+@dataclass(frozen=True)
+class Side:
+    """A decoder trained by an engine, with the encoder of that training, and those fitted to it once it was frozen."""
+
+    model: Autoencoder
+    encoder: Encoder
+    encoders: dict[str, Encoder]
+    loss: list[float]
+    curve: Entry
+
+
+class Training:
+    """One training of every decoder, from the same initial weights, and its measurements."""
+
+    def __init__(self, job: Comparison, seed: int, index: int):
+        self.job, self.seed, self.data = job, seed, job.data
+        self.configuration = replace(job.configuration, seed=seed)
+        self.suffix = f" seed {seed}" if index else ""
+        self.sides: dict[str, Side] = {}
+
+    def decoders(self) -> Entry:
+        """Trains and measures every decoder."""
+        self.sides = {name: self.train(name) for name in self.configuration.engines}
+        return {name: self.measured(name, side) for name, side in self.sides.items()}
+
+    def fit(self, name: str, model: Autoencoder, epochs: int, describe: dict[str, Any]) -> list[float]:
+        """Trains by Adam up to an epoch, from the last checkpoint if there is one; returns the loss of each epoch."""
+        c = self.configuration
+        history = fit(
+            model,
+            self.job.source,
+            epochs=epochs,
+            batch_size=c.batch_size,
+            clip=c.clip,
+            optimizer=partial(torch.optim.Adam, lr=c.learning_rate),
+            seed=c.seed,
+            out=self.job.out / "checkpoints" / f"{name}{self.suffix}".replace(" ", "-"),
+            resume=True,
+            progress=False,
+            describe=describe,
+        )
+        self.job.seconds[f"train {name}{self.suffix}"] = sum(row.seconds for row in history.rows)
+        return [row.train_loss for row in history.rows]
+
+    def train(self, name: str) -> Side:
+        """Trains a decoder by a named engine, and fits encoders of both families to it once it is frozen."""
+        c = self.configuration
+        decoder, encoder = initial(c, self.data.event_shape)
+        model, loss = assemble(c, name, decoder, encoder), []
+        curve: dict[str, list[Any]] = {"steps": [], "evaluations": [], "values": []}
+        per_epoch = -(-len(self.data.train) // c.batch_size)
+        self.job.say(f"train {name}{self.suffix}")
+        for epoch in marks(c.training_epochs, name):
+            loss = self.fit(name, model, epoch, describe_engine(c, name, self.data))
+            point = self.phase(f"curve {name} {epoch}", partial(self.point, decoder))
+            curve["steps"].append(epoch * per_epoch)
+            curve["evaluations"].append(epoch * per_epoch * ENGINES[name].evaluations(c))
+            curve["values"].append(point["values"])
+        frozen = copy.deepcopy(decoder).requires_grad_(False)
+        encoders = {family: self.encoder(name, frozen, family) for family in POSTERIORS}
+        return Side(model, encoder, encoders, loss, curve)
+
+    def encoder(self, name: str, frozen: Likelihood, family: str) -> Encoder:
+        """An encoder of a family, fitted to a frozen decoder."""
+        c, posterior = self.configuration, POSTERIORS[family]
+        _, encoder = initial(c, self.data.event_shape, posterior)
+        label = f"{name} encoder" if family == DIAGONAL else f"{name} {posterior} encoder"
+        self.job.say(f"fit {label}{self.suffix}")
+        model = assemble(c, "amortised", frozen, encoder)
+        self.fit(label, model, c.encoder_epochs, describe_engine(c, "amortised", self.data, posterior))
+        return encoder
+
+    def phase(self, name: str, compute: Any) -> Any:
+        """A stored phase of this training, computed from its seed."""
+
+        def seeded() -> Any:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(self.seed)
+                return compute()
+
+        return self.job.phase(f"{name}{self.suffix}", seeded)
+
+    def point(self, decoder: Likelihood) -> Entry:
+        """A point of a training curve."""
+        x = self.data.test[: self.configuration.curve_samples]
+        return held_out_bound(
+            copy.deepcopy(decoder).double().requires_grad_(False), x.double(), self.configuration.curve_draws
+        )
+
+    def measured(self, name: str, side: Side) -> Entry:
+        """All measurements on one frozen decoder."""
+        return {
+            "loss": side.loss,
+            "curve": side.curve,
+            "use": self.phase(f"code {name}", partial(self.use, side)),
+            "matrix": self.phase(f"matrix {name}", partial(self.matrix, side)),
+            "co-trained": self.phase(f"co-trained {name}", partial(self.cotrained, name, side)),
+            "points": [
+                self.phase(f"points {name} by {label}", partial(self.points, label, side, engine))
+                for label, engine in self.point_engines(side).items()
+            ],
+        }
+
+    def use(self, side: Side) -> Entry:
+        """Use of the code by the encoder that was fitted to the frozen decoder, over the test set."""
+        with torch.no_grad():
+            return code_use(side.encoders[DIAGONAL].density(self.data.test), side.model.likelihood.prior)
+
+    def matrix(self, side: Side) -> Entry:
+        """Bounds of families × engines, in double precision."""
+        budget = self.configuration.matrix
+        decoder = copy.deepcopy(side.model.likelihood).double().requires_grad_(False)
+        encoders = {family: copy.deepcopy(each).double() for family, each in side.encoders.items()}
+        x, held = self.job.matrix_samples.double(), self.data.train[: budget.tuning_samples].double()
+        with torch.no_grad():
+            densities, tuning = ({f: one.density(rows) for f, one in encoders.items()} for rows in (x, held))
+        return bound_matrix(decoder, x, densities, (held, tuning), budget)
+
+    def cotrained(self, name: str, side: Side) -> Entry | None:
+        """Bounds of the encoder that was trained with its decoder, alone and by its engine; None without one."""
+        if not ENGINES[name].trains_encoder:
+            return None
+        decoder = copy.deepcopy(side.model.likelihood).double().requires_grad_(False)
+        engines: dict[str, Inference] = {"its encoder": Amortized(side.encoder)}
+        if name != "amortised":
+            engines["its engine"] = side.model.inference
+        x, draws = self.job.matrix_samples.double(), self.configuration.matrix.draws
+        return {
+            label: lower_bound(
+                decoder, x, self.density(copy.deepcopy(engine).double(), decoder, x), draws
+            ).value.tolist()
+            for label, engine in engines.items()
+        }
+
+    @torch.no_grad()
+    def density(self, engine: Inference, decoder: Likelihood, x: torch.Tensor) -> Distribution:
+        q = engine.infer(decoder, x).q
+        assert q is not None
+        return one_row(q)
+
+    def point_engines(self, side: Side) -> dict[str, Inference]:
+        """Engines whose codes are compared as points: the encoder's mean, and ascents to the mode."""
+        c, encoder = self.configuration, Amortized(side.encoders[DIAGONAL])
+        return {
+            "encoder's mean": encoder,
+            f"{c.steps} Adam steps from 0": c.ascent(),
+            f"{c.steps} Adam steps from the encoder's mean": c.ascent(init=encoder),
+        }
+
+    def points(self, label: str, side: Side, engine: Inference) -> Entry:
+        """Metrics of codes as points."""
+        model, effort = Autoencoder(side.model.likelihood, engine), self.configuration.effort
+        return {
+            "engine": label,
+            **point_metrics(model, self.data, effort, held_out(model, self.data, effort, self.seed)),
+        }

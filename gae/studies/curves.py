@@ -1,72 +1,38 @@
-"""Bounds against decoder evaluations: ascents of increasing length on one decoder, from several starts."""
+"""Training curves: a bound on log p(x) of held-out data after some epochs, of one kind for every way to train."""
 
-import math
-from collections.abc import Callable, Sequence
-from dataclasses import replace
-from functools import partial
+from collections.abc import Mapping
 
 import torch
 from jaxtyping import Num
 from torch import Tensor
 
-from gae.analysis.metrics import Entry, encode, mean_and_error, mean_elbo, mean_log_evidence
-from gae.autoencoder import Autoencoder
-from gae.inference import Amortized, Inference
+from gae.analysis.inference_gap import widened
+from gae.analysis.metrics import Entry
+from gae.evidence import importance, laplace_approximation
+from gae.evidence.base import without_warning
+from gae.inference import LBFGS, Ascent, Detach, Zeros
 from gae.likelihood import Likelihood
-from gae.studies.engines import Configuration
-from gae.systems import NormalEncoder
-
-Engines = Callable[[int], Inference]
-PILOT = 5  # the pilot that chooses a proposal takes one in so many draws
 
 
-def bound_curves(
-    decoder: Likelihood, encoder: NormalEncoder, x: Num[Tensor, "N *X"], configuration: Configuration
-) -> Entry:
-    """Curves of the joint log density at the code (MAP ascent) and of the ELBO (mean-field ascent), and log p(x).
+def marks(epochs: Mapping[str, int], name: str) -> list[int]:
+    """Epochs at which a training is measured: powers of three, and the last epochs of all trainings up to its own.
 
-    Each point is a separate solve with that many steps, from the same seed. Its value is recomputed at the final code
-    or density, in nats (mean over x and standard error). Evaluations are per sample.
+    >>> marks({"a": 20, "b": 6}, "a")
+    [1, 3, 6, 9, 20]
     """
-    c, warm = configuration, Amortized(encoder)
-    settings: list[tuple[str, str, Engines, Sequence[int]]] = [
-        ("from 0", "joint", c.ascent, c.bound_steps),
-        ("from the encoder", "joint", partial(c.ascent, init=warm), c.bound_steps),
-        ("encoder alone", "elbo", lambda steps: warm, (0,)),
-    ]
-    for draws in c.bound_draws:
-        refinement = partial(c.refinement, encoder, draws=draws)
-        settings.append((f"from the encoder, {draws} draws a step", "elbo", refinement, c.bound_steps))
-    curves = []
-    for label, quantity, engines, steps in settings:
-        points = [_point(Autoencoder(decoder, engines(count)), quantity, x, c) for count in steps]
-        columns = {key: [point[key] for point in points] for key in ("evaluations", "mean", "se")}
-        curves.append({"label": label, "quantity": quantity, **columns})
-    return {"curves": curves, "log_p": _evidence(decoder, encoder, x, c)}
+    last = epochs[name]
+    return sorted({epoch for epoch in (1, 3, 9, 27, 81, 243, *epochs.values()) if epoch <= last})
 
 
-def _evidence(decoder: Likelihood, encoder: NormalEncoder, x: Tensor, configuration: Configuration) -> Entry:
-    """log p(x) by importance sampling around MAP codes or from refined densities, whichever is higher in a pilot.
+@torch.no_grad()
+def held_out_bound(likelihood: Likelihood, x: Num[Tensor, "B *X"], draws: int) -> Entry:
+    """A lower bound on log p(x) of each sample: importance sampling around the mode that L-BFGS reaches from 0.
 
-    The estimate uses fresh draws, so it is a lower bound in expectation; the maximum of two estimates would not be.
+    It needs no encoder, so that it is the same quantity for every training. In expectation it is below log p(x), by
+    little if the effective sample size is large.
     """
-    c, steps = configuration, max(configuration.bound_steps)
-    engines = (c.ascent(steps, init=Amortized(encoder)), c.refinement(encoder, steps, max(c.bound_draws)))
-    few = replace(c.effort, importance_samples=max(c.effort.importance_samples // PILOT, 2))
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
-        torch.manual_seed(c.seed)
-        models = [Autoencoder(decoder, engine) for engine in engines]
-        points = [encode(model, x, few) for model in models]
-        pilots = [mean_log_evidence(model, x, codes, few)["mean"] for model, codes in zip(models, points, strict=True)]
-        best = max(range(len(models)), key=lambda i: -math.inf if pilots[i] is None else pilots[i])
-        return mean_log_evidence(models[best], x, points[best], c.effort)
-
-
-def _point(model: Autoencoder, quantity: str, x: Tensor, configuration: Configuration) -> Entry:
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
-        torch.manual_seed(configuration.seed)
-        points = encode(model, x, configuration.effort)
-        value = (
-            mean_and_error(points.joint) if quantity == "joint" else mean_elbo(model, x, points, configuration.effort)
-        )
-    return {**value, "evaluations": float(points.evaluations.mean())}
+    mode = Ascent(Zeros(), LBFGS(), 100, grad_tol=1e-3, adjoint=Detach())(likelihood, x).point
+    with without_warning():
+        evidence = importance(likelihood, x, widened(laplace_approximation(likelihood, x, mode)), draws)
+    assert evidence.ess is not None
+    return {"values": evidence.log_p.tolist(), "ess": float(evidence.ess.mean())}

@@ -2,15 +2,16 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import partial
 from typing import Any
 
 import torch
-from jaxtyping import Num
-from torch import Size, Tensor
+from jaxtyping import Float, Num
+from torch import Size, Tensor, nn
 
 from gae import nets
+from gae.analysis.matrix import MatrixBudget
 from gae.analysis.metrics import EvaluationBudget, encode
 from gae.autoencoder import Autoencoder
 from gae.data import Dataset
@@ -18,8 +19,12 @@ from gae.inference import Adam, Adjoint, Amortized, Ascent, Detach, Inference, M
 from gae.likelihood import Likelihood, LinearMixture
 from gae.objective import Objective, elbo, joint
 from gae.storage import recorded
-from gae.systems import HEADS, NormalEncoder, build
+from gae.systems import HEADS, build
+from gae.systems.encoders import encoder_of
 from gae.systems.parts import decoder_of, directions
+from gae.training import fit
+
+QUICK_MATRIX = MatrixBudget(samples=24, importance_samples=1000, draws=50, steps=(4,), tuning_samples=12)
 
 
 @dataclass(frozen=True)
@@ -27,24 +32,31 @@ class Configuration:
     """Everything that determines the numbers of a comparison; stored in ``results.json``.
 
     Attributes:
+        epochs: epochs of every training, or None for the default ``training_epochs``.
+        seed: of the first training; the others of ``seeds`` trainings count on from it.
+        training_epochs: epochs of the decoder's training, by engine.
+        encoder_epochs: epochs of each encoder that is fitted to a frozen decoder.
         steps, rate, betas: options of the MAP ascent by Adam. The learned noise scale shrinks in training, so a fixed
             gradient step would diverge; Adam's steps do not depend on the scale of the gradient.
         refine_steps, refine_rate, refine_samples: options of the semi-amortised ascent on the ELBO.
         clip: largest norm of a gradient; several times the typical norm, so it only limits rare jumps.
-        bound_steps, bound_draws, bound_samples: for the bound-against-evaluations curves: numbers of ascent steps, of
-            draws per step of the mean-field ascent, and of test samples.
+        matrix: budget of the bounds on each fixed decoder.
+        curve_samples, curve_draws: test samples, and draws for each, of a point of the training curves.
     """
 
     data: str
     data_hash: str
     binarize: str
     engines: tuple[str, ...]
-    epochs: int
+    epochs: int | None
     latent: int
     hidden: tuple[int, ...]
     head: str
     seed: int
     quick: bool
+    seeds: int = 1
+    training_epochs: dict[str, int] = field(default_factory=dict)
+    encoder_epochs: int = 1
     batch_size: int = 64
     learning_rate: float = 3e-3
     clip: float = 50.0
@@ -54,11 +66,11 @@ class Configuration:
     refine_steps: int = 5
     refine_rate: float = 0.02
     refine_samples: int = 2
-    bound_steps: tuple[int, ...] = (0, 1, 2, 4, 8, 16, 32, 64)
-    bound_draws: tuple[int, ...] = (2, 16)
-    bound_samples: int = 250
     components: int = 10
     baseline_epochs: int = 30
+    curve_samples: int = 32
+    curve_draws: int = 200
+    matrix: MatrixBudget = field(default_factory=MatrixBudget)
     effort: EvaluationBudget = field(default_factory=EvaluationBudget)
 
     def ascent(self, steps: int | None = None, adjoint: Adjoint | None = None, init: Inference | None = None) -> Ascent:
@@ -66,7 +78,7 @@ class Configuration:
         steps = self.steps if steps is None else steps
         return Ascent(init or Zeros(), Adam(self.rate, self.betas), steps, adjoint=adjoint)
 
-    def refinement(self, encoder: NormalEncoder, steps: int | None = None, draws: int | None = None) -> Ascent:
+    def refinement(self, encoder: Encoder, steps: int | None = None, draws: int | None = None) -> Ascent:
         """Ascent on the ELBO of a mean-field normal, from the encoder's density."""
         family = MeanField(samples=draws or self.refine_samples)
         steps = self.refine_steps if steps is None else steps
@@ -83,13 +95,17 @@ class Engine:
         build: makes the engine from the configuration and an encoder.
         objective: training objective, (B,) in nats.
         trains_encoder: whether an encoder is trained together with the decoder.
+        evaluations: decoder evaluations per sample of a training step.
+        share: share of the default epochs, since a step of some engines takes many evaluations.
     """
 
     training: str
     encoding: str
-    build: Callable[[Configuration, NormalEncoder], Inference]
+    build: Callable[[Configuration, Encoder], Inference]
     objective: Objective
     trains_encoder: bool
+    evaluations: Callable[[Configuration], int]
+    share: float
 
 
 ENGINES: dict[str, Engine] = {
@@ -99,6 +115,8 @@ ENGINES: dict[str, Engine] = {
         lambda configuration, encoder: configuration.ascent(adjoint=Unroll()),
         joint,
         trains_encoder=False,
+        evaluations=lambda configuration: configuration.steps + 1,
+        share=0.25,
     ),
     "detached": Engine(
         "joint log density at the code, the code taken as a constant",
@@ -106,6 +124,8 @@ ENGINES: dict[str, Engine] = {
         lambda configuration, encoder: configuration.ascent(adjoint=Detach()),
         joint,
         trains_encoder=False,
+        evaluations=lambda configuration: configuration.steps + 1,
+        share=0.25,
     ),
     "amortised": Engine(
         "ELBO of the encoder's normal density (a VAE)",
@@ -113,6 +133,8 @@ ENGINES: dict[str, Engine] = {
         lambda configuration, encoder: Amortized(encoder),
         partial(elbo, analytic=True),
         trains_encoder=True,
+        evaluations=lambda configuration: 1,
+        share=1.0,
     ),
     "semi-amortised": Engine(
         "ELBO after ascent from the encoder's density, differentiated through every step",
@@ -120,6 +142,8 @@ ENGINES: dict[str, Engine] = {
         lambda configuration, encoder: configuration.refinement(encoder),
         partial(elbo, analytic=True),
         trains_encoder=True,
+        evaluations=lambda configuration: configuration.refine_steps * configuration.refine_samples + 1,
+        share=0.5,
     ),
 }
 
@@ -131,6 +155,29 @@ BASELINES: dict[str, Callable[[Size, Configuration], Autoencoder]] = {
 }
 
 
+class SameOutput(nn.Module):
+    """A decoder that ignores its code: one learned output for all."""
+
+    def __init__(self, shape: Size | tuple[int, ...]):
+        super().__init__()
+        self.output = nn.Parameter(torch.zeros(shape))
+
+    def forward(self, z: Float[Tensor, "N Z"]) -> Float[Tensor, "N *X"]:
+        return self.output.expand(len(z), *self.output.shape)
+
+
+def without_code(shape: Size, configuration: Configuration, x: Num[Tensor, "N *X"]) -> Autoencoder:
+    """The model without its code: the head of the decoders on an output that is the same for every code, fitted to x.
+
+    Its log joint density less that of the prior is log p(x).
+    """
+    likelihood = decoder_of(SameOutput(shape), 1, shape, configuration.head)
+    model = Autoencoder(likelihood, Zeros(), joint)
+    whole = partial(torch.optim.LBFGS, max_iter=100, line_search_fn="strong_wolfe")
+    fit(model, x, epochs=2, batch_size=len(x), optimizer=whole, seed=configuration.seed, progress=False)
+    return model
+
+
 def configure(
     data: Dataset,
     engines: Sequence[str],
@@ -140,11 +187,13 @@ def configure(
     head: str = "gaussian",
     seed: int = 0,
     quick: bool = False,
+    seeds: int = 1,
 ) -> Configuration:
     """Configuration of a comparison, checked against the data.
 
-    The default number of epochs takes about 70,000 training samples (``quick``: 10,000), and is at least 5
-    (``quick``: 1). The default code has 8 elements, or as many as an observation if that is fewer.
+    The default number of epochs takes about 60,000 training samples (``quick``: 10,000), and is at least 5
+    (``quick``: 1); engines that evaluate the decoder often, and encoders fitted afterwards, take a share of it. The
+    default code has 8 elements, or as many as an observation if that is fewer.
 
     Raises:
         ValueError: unknown names (the valid ones are listed), or sizes that do not fit the data.
@@ -163,27 +212,38 @@ def configure(
         raise ValueError(f"A comparison needs at least {max(latent, 10)} training samples, got {size}.")
     if epochs is not None and epochs < 1:
         raise ValueError(f"epochs must be at least 1, got {epochs}.")
-    if epochs is None:
-        epochs = max(1, 10_000 // size) if quick else max(5, 70_000 // size)
+    if seeds < 1:
+        raise ValueError(f"seeds must be at least 1, got {seeds}.")
+    longest = epochs or (max(1, 10_000 // size) if quick else max(5, 60_000 // size))
+    share = {name: 1.0 if epochs else ENGINES[name].share for name in engines}
     chosen = Configuration(
-        data.name, data.hash, data.binarization, tuple(engines), epochs, latent, tuple(hidden), head, seed, quick
+        *(data.name, data.hash, data.binarization, tuple(engines), epochs, latent, tuple(hidden), head, seed, quick),
+        seeds=seeds,
+        training_epochs={name: max(1, round(share[name] * longest)) for name in engines},
+        encoder_epochs=max(1, round(longest * (1.0 if epochs else 0.5))),
     )
-    if quick:
-        chosen = replace(
-            chosen, bound_steps=(0, 1, 2, 4, 8, 16), bound_samples=100, effort=EvaluationBudget(evidence_samples=100)
-        )
-    return chosen
+    return replace(chosen, matrix=QUICK_MATRIX, effort=EvaluationBudget(evidence_samples=100)) if quick else chosen
 
 
-def initial(configuration: Configuration, shape: Size | tuple[int, ...]) -> tuple[Likelihood, NormalEncoder]:
+def initial(
+    configuration: Configuration, shape: Size | tuple[int, ...], posterior: str = "diagonal"
+) -> tuple[Likelihood, Encoder]:
     """Initial decoder and encoder of every training, as a function of the seed."""
     latent = configuration.latent
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(configuration.seed)
         network = nets.mlp(latent, configuration.hidden[::-1], shape)
         decoder = decoder_of(network, latent, shape, configuration.head)
-        encoder = NormalEncoder(nets.Standardized(nets.mlp(shape, configuration.hidden, 2 * latent), shape))
-    return decoder, encoder
+        return decoder, initial_encoder(configuration, shape, posterior)
+
+
+def initial_encoder(configuration: Configuration, shape: Size | tuple[int, ...], posterior: str) -> Encoder:
+    """Encoder of a family of densities (``gae.systems.encoders.encoder_of``), with random weights."""
+    return encoder_of(
+        posterior,
+        configuration.latent,
+        lambda width: nets.Standardized(nets.mlp(shape, configuration.hidden, width), shape),
+    )
 
 
 @torch.no_grad()
@@ -199,7 +259,7 @@ def calibrate_noise(model: Autoencoder, x: Num[Tensor, "N *X"], effort: Evaluati
             likelihood.log_scale.fill_(0.5 * math.log(square))
 
 
-def assemble(configuration: Configuration, name: str, likelihood: Likelihood, encoder: NormalEncoder) -> Autoencoder:
+def assemble(configuration: Configuration, name: str, likelihood: Likelihood, encoder: Encoder) -> Autoencoder:
     """Autoencoder of a named engine on a decoder, with the engine's training objective."""
     engine = ENGINES[name]
     model = Autoencoder(likelihood, engine.build(configuration, encoder), engine.objective)
@@ -207,15 +267,22 @@ def assemble(configuration: Configuration, name: str, likelihood: Likelihood, en
     return model
 
 
-def describe_engine(configuration: Configuration, name: str, data: Dataset) -> dict[str, Any]:
+def describe_engine(
+    configuration: Configuration, name: str, data: Dataset, posterior: str = "diagonal"
+) -> dict[str, Any]:
     """JSON-able description from which ``rebuild`` makes the same autoencoder, without its parameters."""
-    return {"comparison": asdict(configuration), "engine": name, **data.preparation.note()}
+    return {
+        "comparison": asdict(configuration),
+        "engine": name,
+        "posterior": posterior,
+        **data.preparation.note(),
+    }
 
 
 @recorded
 def rebuild(description: dict[str, Any]) -> Autoencoder:
     """Autoencoder of a description by ``describe_engine``, with initial parameters."""
-    stored = dict(description["comparison"])
-    configuration = Configuration(**{**stored, "effort": EvaluationBudget(**stored["effort"])})
-    likelihood, encoder = initial(configuration, tuple(description["event_shape"]))
-    return assemble(configuration, description["engine"], likelihood, encoder)
+    known = {each.name for each in fields(Configuration)} - {"matrix", "effort"}
+    configuration = Configuration(**{key: value for key, value in description["comparison"].items() if key in known})
+    shape, posterior = tuple(description["event_shape"]), description.get("posterior", "diagonal")
+    return assemble(configuration, description["engine"], *initial(configuration, shape, posterior))

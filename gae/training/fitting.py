@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     import lightning_fabric
 
 DEFAULT_OPTIMIZER = partial(torch.optim.Adam, lr=1e-3)
-STEPS, EPOCHS = 1000, 10  # default length of training by an optimiser: about STEPS steps, at least EPOCHS epochs
+STEPS, EPOCHS = 1000, 30  # default length of training by an optimiser: about STEPS steps, at least EPOCHS epochs
 SCALED = 100  # training observations whose codes are compared with the prior
 CLOSED_EPOCHS = 100  # default limit of closed-form learning, which stops earlier on convergence
 
@@ -67,7 +67,7 @@ def fit(
             inside a module in training mode stay in evaluation mode.
         data: a data set, whose training split is used, or observations (N, *X).
         epochs: total number of epochs, including those before a resume. By default, enough for about 1000 optimiser
-            steps, and at least 10; in closed form at most 100.
+            steps, and at least 30; in closed form at most 100.
         batch_size: default 128. The last, smaller batch is used too; a single last sample joins the previous batch. For
             closed-form steps it only bounds memory: by default chunks of about 12 MB.
         optimizer: a callable params -> ``torch.optim.Optimizer``, LBFGS included. By default, the autoencoder's

@@ -54,6 +54,7 @@ def compared(digits: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
     options = ("--engines", "unrolled, amortised", "--epochs", "1", "--latent", "2", "--quick")
     printed = gae("compare", folder / "mine.npz", *options, "--out", folder / "run")
     assert "Decoder trained by unrolled" in printed and "ppca" in printed and "report.html" in printed
+    assert "On this decoder" in printed and "of one training" in printed
     return folder
 
 
@@ -318,11 +319,12 @@ def test_compare_writes_all_of_it(compared: Path) -> None:
 def test_compare_prints_the_stored_results(compared: Path) -> None:
     options = ("--engines", "unrolled,amortised", "--epochs", "1", "--latent", "2", "--quick", "--resume", "--json")
     printed = json.loads(gae("compare", compared / "mine.npz", *options, "--out", compared / "run"))
-    assert printed["cells"] == json.loads((compared / "run" / "results.json").read_text(encoding="utf-8"))["cells"]
+    stored = json.loads((compared / "run" / "results.json").read_text(encoding="utf-8"))
+    assert printed["trainings"] == stored["trainings"]
 
 
 def test_checkpoints_of_a_comparison_encode_and_sample(compared: Path, tmp_path: Path) -> None:
-    for name in ("unrolled", "unrolled-encoder", "amortised"):
+    for name in ("unrolled", "unrolled-full-encoder", "amortised"):
         checkpoint = compared / "run" / "checkpoints" / name
         gae("encode", checkpoint, compared / "mine.npz", "-o", tmp_path / "codes.npz")
         gae("sample", checkpoint, "-n", 2, "-o", tmp_path / "samples.npz")
@@ -446,7 +448,9 @@ def test_one_test_sample_in_a_folder_with_brackets(single: Path) -> None:
     assert "s[a].png" in gae("sample", run, "-n", 2, "-o", single / "s[a].png") and (single / "s[a].png").exists()
     out = single / "g[a]"
     assert "g[a]" in gae("gap", run, data, "--samples", 20, "--draws", 20, "--steps", 2, "--out", out)
-    page = (out / "gap.html").read_text(encoding="utf-8")
+    page, account = (out / "gap.html").read_text(encoding="utf-8"), json.loads((out / "gap.json").read_text("utf-8"))
+    assert "only as a lower bound" in account["answer"]  # of 20 draws nothing shows that it is more
+    assert account["worst"] == [{"sample": 0, "gap": account["results"]["inference gap"]["mean"]}]
     assert "<b>" not in page.split("<dl")[1].split("</dl>")[0] and "r[/bold]" in page
     assert "r[/bold]x does not exist" in gae("encode", f"{run}x", data, code=2)
 
@@ -456,7 +460,10 @@ def test_comparisons_with_one_test_sample(kind: str, single: Path) -> None:
     chosen = ("--engines", "amortised", "--latent", "2") if kind == "engines" else ("--systems", "vae,kmeans")
     out = single / f"{kind}[a]"
     printed = gae("compare", single / f"{AWKWARD}.npz", *chosen, "--epochs", 1, "--quick", "--out", out)
-    assert f"{kind}[a]" in printed and "kmeans" in printed and "±" not in printed.split("mean ±")[0]
+    assert (
+        f"{kind}[a]" in printed and "kmeans" in printed and "±" not in printed.split("; ± s.e.")[0].split("mean ±")[0]
+    )
+    assert "collapsed" not in printed  # one observation has no variance
     page = (out / "report.html").read_text(encoding="utf-8")
     assert "<b>&amp;" not in page.split("<h2>")[0] and "&lt;b&gt;&amp;amp;" in page
     if kind == "engines":

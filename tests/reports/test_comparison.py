@@ -1,8 +1,10 @@
 """The report of a comparison: self-contained, consistent with the results, readable for any data."""
 
 import base64
+import html
 import json
 import re
+from collections.abc import Iterator
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -11,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from problems import tiny_matrix
 
 from gae.autoencoder import Autoencoder
 from gae.data import Dataset, load
@@ -18,13 +21,14 @@ from gae.inference import ClosedForm
 from gae.likelihood import LinearMixture
 from gae.reports import comparison as report
 from gae.reports import figures
-from gae.studies import pictures
+from gae.studies import engines, pictures
 from gae.studies.compare import compare
 
 ENGINES = ("detached", "amortised", "semi-amortised")
 FIGURES = {
     "training",
     "bounds",
+    "worst",
     "reconstructions",
     "interpolations",
     "traversals",
@@ -35,7 +39,13 @@ FIGURES = {
 
 
 @pytest.fixture(scope="module")
-def out(digits: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def monkeypatch_budget() -> Iterator[pytest.MonkeyPatch]:
+    with pytest.MonkeyPatch.context() as patch:
+        yield patch
+
+
+@pytest.fixture(scope="module")
+def out(digits: Dataset, tmp_path_factory: pytest.TempPathFactory, monkeypatch_budget: pytest.MonkeyPatch) -> Path:
     assert digits.train_labels is not None and digits.test_labels is not None
     small = replace(
         digits,
@@ -46,6 +56,7 @@ def out(digits: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
         test_labels=digits.test_labels[:30],
     )
     folder = tmp_path_factory.mktemp("report") / "run"
+    monkeypatch_budget.setattr(engines, "QUICK_MATRIX", tiny_matrix())
     compare(small, folder, engines=ENGINES, epochs=1, latent=2, hidden=(8,), quick=True, progress=False)
     return folder
 
@@ -114,12 +125,39 @@ def test_the_header_says_what_was_run(parsed: Balanced, results: dict[str, Any])
         assert text in parsed.text
 
 
-def test_every_number_is_in_the_table(parsed: Balanced, results: dict[str, Any]) -> None:
-    for row in results["cells"] + results["baselines"]:
+def test_every_number_is_in_a_table(parsed: Balanced, results: dict[str, Any]) -> None:
+    points = [point for side in results["trainings"][0]["decoders"].values() for point in side["points"]]
+    for row in points + results["baselines"]:
         for column in report.COLUMNS:
             assert column.text(row[column.key]) in parsed.text
-    for reason in {row["elbo"].get("reason") for row in results["cells"] + results["baselines"]} - {None}:
-        assert reason in parsed.text
+    for side in results["trainings"][0]["decoders"].values():
+        for row in side["matrix"]["cells"].values():
+            for cell in row.values():
+                values = np.array(cell["values"])
+                assert (
+                    f"{values.mean():.1f} ± {values.std(ddof=1) / len(values) ** 0.5:.1f}".replace("-", "−")
+                    in parsed.text
+                )
+
+
+def test_a_gain_is_paired_with_the_encoder(results: dict[str, Any]) -> None:
+    """Its error is that of the differences, far below that of the bounds."""
+    (rows, *_) = [rows for _, rows in report.matrix_table(results)]
+    cells = results["trainings"][0]["decoders"][ENGINES[0]]["matrix"]["cells"]["mean-field"]
+    gain = np.array(cells["local optimum q*"]["values"]) - np.array(cells["encoder"]["values"])
+    (row,) = [row for row in rows if row.label == "local optimum q*"]
+    error = gain.std(ddof=1) / len(gain) ** 0.5
+    decimals = 1 if error >= 0.095 else 2
+    assert row.cells[1].text == f"{gain.mean():.{decimals}f} ± {error:.{decimals}f}".replace("-", "−")
+
+
+def test_collapse_and_the_evidence_stand_in_the_heading(results: dict[str, Any]) -> None:
+    side = results["trainings"][0]["decoders"]["amortised"]
+    side["use"]["active"], side["matrix"]["log_p"]["tight"] = 0, False
+    heading = report.decoder_facts(results, "amortised")
+    assert "0 of 2 units active" in heading and "lower bound, by importance sampling" in heading
+    assert "above a model without a code" in heading
+    assert any(text.startswith("On this decoder the code has collapsed") for text in report.highlights(results))
 
 
 def test_a_report_is_made_from_files_alone(out: Path, page: str) -> None:
@@ -142,51 +180,60 @@ def test_damaged_pictures_are_named(tmp_path: Path) -> None:
                 assert all((arrays[name] == array).all() for name, array in found.items())
 
 
-def table_cells(results: dict[str, Any], key: str) -> list[report.TableCell]:
-    index = [column.key for column in report.COLUMNS].index(key)
-    return [row.cells[index] for _, rows in report.table(results).groups for row in rows]
-
-
-def test_the_best_are_marked_among_comparable_numbers(results: dict[str, Any]) -> None:
-    rows = results["cells"] + results["baselines"]
-    for key, best in (("log_p", max), ("elbo", max), ("squared_error", min), ("accuracy", max)):
-        value = best(row[key]["mean"] for row in rows if row[key]["mean"] is not None)
-        assert [cell.best for cell in table_cells(results, key)] == [row[key]["mean"] == value for row in rows]
-    joint = [
-        row in results["cells"]
-        and row["joint"]["mean"] == max(c["joint"]["mean"] for c in results["cells"] if c["decoder"] == row["decoder"])
-        for row in rows
-    ]
-    assert [cell.best for cell in table_cells(results, "joint")] == joint and sum(joint) >= len(ENGINES)
-    assert not any(cell.best for key in ("milliseconds", "evaluations") for cell in table_cells(results, key))
+def test_points_are_marked_on_one_decoder_only(results: dict[str, Any]) -> None:
+    groups = report.points_table(results).groups
+    for (heading, rows), side in zip(groups, results["trainings"][0]["decoders"].values(), strict=False):
+        joint = [point["joint"]["mean"] for point in side["points"]]
+        assert [row.cells[0].best for row in rows] == [value == max(joint) for value in joint], heading
+    assert not any(cell.best for _, rows in groups for row in rows for cell in row.cells[1:])
+    assert not any(cell.best for row in groups[-1][1] for cell in row.cells)  # baselines are other models
 
 
 def test_masses_are_not_compared_with_densities(results: dict[str, Any]) -> None:
+    assert any("ppca" in text for text in report.highlights(results))
     results["configuration"]["head"] = "bernoulli"
-    for row in results["baselines"]:
-        row["log_p"] = {"mean": 1e6, "se": 0.0, "method": "exact", "sampling_se": 0.0, "samples": 1}
-        row["squared_error"] = {"mean": -1.0, "se": 0.0}
-    assert not any(cell.best for cell in table_cells(results, "log_p")[-4:])
-    assert all(cell.best for cell in table_cells(results, "squared_error")[-4:])
+    assert not any("ppca" in text or "kmeans" in text for text in report.highlights(results))
 
 
 def test_numbers_have_their_unit_and_error() -> None:
-    nats, percent = report.COLUMNS[0], report.COLUMNS[4]
+    nats, percent = report.COLUMNS[0], report.COLUMNS[2]
     assert nats.text({"mean": -1234.56, "se": 0.25}) == "−1,234.6 ± 0.2"
     assert percent.text({"mean": 0.954, "se": 0.011}) == "95.4 ± 1.1"
     assert nats.text({"mean": None, "se": None, "reason": "?"}) == "–"
 
 
-def test_highlights_are_true(results: dict[str, Any]) -> None:
-    cells = {(row["decoder"], row["engine"]): row for row in results["cells"]}
-    error, engine, decoder = min(
-        (row["squared_error"]["mean"], row["engine"], row["decoder"]) for row in cells.values()
-    )
-    text = " ".join(report.highlights(results))
-    assert f"{1e3 * error:.2f} × 10⁻³, by {engine} on the decoder trained by {decoder}" in text
-    gain = cells["amortised", "semi-amortised"]["elbo"]["mean"] - cells["amortised", "amortised"]["elbo"]["mean"]
-    assert f"{gain:+.1f} nats on the decoder trained by amortised".replace("-", "−") in text
-    assert "Differentiating through" not in text  # there was no unrolled training to compare with
+def test_a_simpler_model_that_wins_comes_first(results: dict[str, Any]) -> None:
+    results["without code"]["values"] = [-1e4] * 8
+    results["baselines"] = [row for row in results["baselines"] if row["decoder"] == "ppca"]
+    (ppca,) = [row for row in results["baselines"] if row["decoder"] == "ppca"]
+    for shift, first in ((-1e4, False), (1e4, True)):
+        ppca["values"] = [1.0 * i + shift for i in range(len(ppca["values"]))]
+        for side in results["trainings"][0]["decoders"].values():
+            side["matrix"]["log_p"]["tight"] = True
+        texts = report.highlights(results)
+        lead = report.answer(report._costs(results, "amortised"))
+        assert texts.index(lead) == (1 if first else 0), texts
+        assert texts[0].startswith("ppca wins") == first
+
+
+def test_the_answer_leads_page_and_names_its_error(page: str, results: dict[str, Any]) -> None:
+    lead = page.partition('<p class="lead">')[2].partition("</p>")[0]
+    assert lead == html.escape(report.highlights(results)[0], quote=False).replace("'", "&#39;")
+    assert any("over 8 test samples of one training" in text for text in report.highlights(results))
+
+
+def test_trainings_are_compared_at_equal_budgets(results: dict[str, Any]) -> None:
+    """Curves of constant values: one training is ahead at equal steps, the other at equal evaluations."""
+    amortised, other = (results["trainings"][0]["decoders"][name] for name in ("amortised", "detached"))
+    noise = [0.0, 0.1, -0.1, 0.05]
+    curve = {"steps": [10, 100], "evaluations": [10, 100]}
+    amortised["curve"] = {**curve, "values": [[n + 1 for n in noise], [n + 3 for n in noise]]}
+    other["curve"] = {"steps": [10], "evaluations": [100], "values": [[n + 2 for n in noise]]}
+    steps, evaluations = report._training(results, "amortised", "detached")
+    assert "at most 10 optimiser steps" in steps and "detached is above amortised by 1.0" in steps
+    assert "at most 100 decoder evaluations" in evaluations and "amortised is above detached by 1.0" in evaluations
+    amortised["curve"]["evaluations"], other["curve"]["evaluations"] = [10, 100], [200]
+    assert len(list(report._training(results, "amortised", "detached"))) == 1  # no point of it fits into 100
 
 
 def test_figures_leave_no_state(out: Path, results: dict[str, Any]) -> None:
@@ -243,8 +290,8 @@ def test_other_data_can_be_reported(kind: str, tmp_path: Path) -> None:
     options: dict[str, Any] = {"epochs": 1, "latent": latent, "hidden": (4,), "quick": True, "progress": False}
     found = compare(data, tmp_path / "run", engines=("detached",), **options)
     assert {path.stem for path in (tmp_path / "run" / "figures").iterdir()} == FIGURES - {"attributes"}
-    assert found["bounds"]["decoder"] == "detached"
-    assert all(row["accuracy"]["mean"] is None for row in found["cells"] + found["baselines"])
+    points = found["trainings"][0]["decoders"]["detached"]["points"]
+    assert all(row["accuracy"]["mean"] is None for row in points + found["baselines"])
 
 
 def test_a_sheet_of_samples_holds_them_all(tmp_path: Path) -> None:

@@ -1,0 +1,234 @@
+"""Families of densities × inference engines on one fixed decoder: bounds on log p(x), in nats."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Num
+from torch import Tensor
+from torch.distributions import Distribution, Independent, MultivariateNormal, Normal, kl_divergence
+
+from gae.analysis.inference_gap import FAMILIES, Bound, GivenDensity, lower_bound, one_row, widened
+from gae.analysis.metrics import ACTIVE, Entry
+from gae.evidence import Evidence, exact, importance, laplace_approximation
+from gae.evidence.base import without_warning
+from gae.inference import LBFGS, Adam, Ascent, Detach, Family, Status, Step
+from gae.likelihood import ExactPosterior, Likelihood
+
+ENCODER, OPTIMUM, LAPLACE = "encoder", "local optimum q*", "Laplace at the mode"
+DIAGONAL, FULL = "mean-field", "full covariance"
+LBFGS_STEPS, GRADIENT_STEPS = "L-BFGS", "gradient"
+HEAVY, FEW, TIGHT = 0.7, 100, 0.99  # PROPOSAL is reliable for an x with a Pareto k below, and an ESS above, these
+
+
+@dataclass(frozen=True)
+class MatrixBudget:
+    """Budget of a matrix of bounds.
+
+    Attributes:
+        samples: number of test samples, from the first.
+        importance_samples: draws per sample for log p(x), where it has no closed form.
+        draws: draws per sample of each bound, with a control variate.
+        optimum_steps: most L-BFGS steps to a local optimum q*.
+        steps: numbers of steps from the encoder's density.
+        rates: Adam's rates for the gradient steps; the best on training samples is used.
+        tuning_samples: number of training samples, from the first, on which the rate is chosen.
+    """
+
+    samples: int = 64
+    importance_samples: int = 2000
+    draws: int = 100
+    optimum_steps: int = 200
+    steps: tuple[int, ...] = (4, 16)
+    rates: tuple[float, ...] = (0.003, 0.01, 0.03, 0.1, 0.3)
+    tuning_samples: int = 32
+
+
+@dataclass(frozen=True)
+class Cell:
+    """The bound of one engine in one family, and the decoder evaluations per sample that its density took."""
+
+    bound: Bound
+    evaluations: Num[Tensor, " B"]
+
+    def entry(self) -> Entry:
+        """As JSON: one value per sample; the share of solves that converged where an optimum was sought."""
+        status = self.bound.status
+        return {
+            "values": self.bound.value.tolist(),
+            "sampling_se": float(self.bound.standard_error.mean()),
+            "converged": None if status is None else float(torch.eq(status, Status.converged).double().mean()),
+            "evaluations": float(self.evaluations.double().mean()),
+        }
+
+
+def after(steps: int, rule: str) -> str:
+    """Name of the engine that takes steps from the encoder's density.
+
+    >>> after(4, "L-BFGS")
+    'encoder + 4 L-BFGS steps'
+    """
+    return f"{ENCODER} + {steps} {rule} step" + ("s" if steps > 1 else "")
+
+
+@torch.no_grad()
+def bound_matrix(
+    likelihood: Likelihood,
+    x: Num[Tensor, "B *X"],
+    encoders: Mapping[str, Distribution],
+    tuning: tuple[Num[Tensor, "T *X"], Mapping[str, Distribution]],
+    budget: MatrixBudget,
+) -> Entry:
+    """The matrix of bounds on log p(x) of a fixed decoder, and log p(x) with the evidence that it is tight.
+
+    Every family holds the density of its own encoder, that density after a few steps of L-BFGS and of Adam, the local
+    optimum q* that L-BFGS reaches from it, and the Laplace approximation at the mode (of the diagonal family: the
+    precision's diagonal). All bounds are estimated from fresh draws by ``lower_bound``.
+
+    Args:
+        likelihood: the decoder and a proper prior, in double precision: in single precision a solve stalls.
+        x: (B, *X).
+        encoders: the densities q(z|x) of batch shape (B,) of each family's encoder, by names in ``FAMILIES``.
+        tuning: observations that are not x, and the encoders' densities there, on which the rate is chosen.
+        budget: numbers of samples, draws and steps.
+    """
+    cells, rates = {}, {}
+    mode = Ascent(GivenDensity(next(iter(encoders.values()))), LBFGS(), 100, grad_tol=1e-4, adjoint=Detach())(
+        likelihood, x
+    )
+    laplace = laplace_approximation(likelihood, x, mode.point)
+    assert mode.solve is not None
+    for family, q in encoders.items():
+        row = {ENCODER: Cell(lower_bound(likelihood, x, q, budget.draws), x.new_zeros(len(x)))}
+        rates[family] = tuned_rate(likelihood, tuning[0], tuning[1][family], family, budget)
+        for rule, step in ((LBFGS_STEPS, LBFGS()), (GRADIENT_STEPS, Adam(rates[family]["rate"]))):
+            for steps in budget.steps:
+                row[after(steps, rule)] = refined(likelihood, x, q, family, step, steps, budget.draws)
+        row[OPTIMUM] = refined(likelihood, x, q, family, LBFGS(), budget.optimum_steps, budget.draws, tol=1e-5)
+        density = laplace if family == FULL else diagonal_of(laplace)
+        bound = lower_bound(likelihood, x, density, budget.draws)
+        cost = mode.solve.evaluations[0] + likelihood.latent_shape.numel()
+        row[LAPLACE] = Cell(Bound(bound.value, bound.standard_error, density, mode.solve.status[0]), cost)
+        cells[family] = row
+    best = max((row[OPTIMUM].bound for row in cells.values()), key=lambda bound: float(bound.value.mean()))
+    return {
+        "cells": {family: {name: cell.entry() for name, cell in row.items()} for family, row in cells.items()},
+        "rates": rates,
+        "log_p": log_evidence_entry(likelihood, x, best, budget.importance_samples),
+    }
+
+
+def refined(
+    likelihood: Likelihood,
+    x: Num[Tensor, "B *X"],
+    q: Distribution,
+    family: str,
+    step: Step,
+    steps: int,
+    draws: int,
+    tol: float | None = None,
+) -> Cell:
+    """The bound of a density after steps from q, with noise that is matched in its first two moments.
+
+    With ``tol`` an optimum is sought, and the cell says which solves converged.
+    """
+    noise = 4 * likelihood.latent_shape.numel()
+    member: Family = FAMILIES[family](noise, matched=True)
+    code = Ascent(GivenDensity(q), step, steps, tol=tol, family=member, adjoint=Detach()).infer(likelihood, x)
+    assert code.q is not None and code.solve is not None
+    bound = lower_bound(likelihood, x, one_row(code.q), draws)
+    status = None if tol is None else code.solve.status[0]
+    return Cell(Bound(bound.value, bound.standard_error, bound.q, status), code.solve.evaluations[0])
+
+
+def tuned_rate(
+    likelihood: Likelihood, x: Num[Tensor, "T *X"], q: Distribution, family: str, budget: MatrixBudget
+) -> Entry:
+    """Adam's rate of the grid with the highest bound after the fewest steps, and whether it is an edge."""
+    steps = budget.steps[0]
+    bounds = [
+        float(refined(likelihood, x, q, family, Adam(rate), steps, budget.draws).bound.value.mean())
+        for rate in budget.rates
+    ]
+    best = max(range(len(bounds)), key=bounds.__getitem__)
+    return {"rate": budget.rates[best], "edge": best in (0, len(bounds) - 1), "steps": steps, "samples": len(x)}
+
+
+def diagonal_of(q: MultivariateNormal) -> Independent:
+    """The mean-field normal nearest to a normal in KL(mean-field ‖ q): of the variances 1 / diag(precision).
+
+    >>> q = MultivariateNormal(torch.zeros(2), precision_matrix=torch.tensor([[4.0, 1.0], [1.0, 4.0]]))
+    >>> diagonal_of(q).stddev
+    tensor([0.5000, 0.5000])
+    """
+    spread = q.precision_matrix.diagonal(dim1=-2, dim2=-1).rsqrt()
+    return Independent(Normal(q.mean, spread, validate_args=False), 1, validate_args=False)
+
+
+def log_evidence_entry(likelihood: Likelihood, x: Num[Tensor, "B *X"], best: Bound, samples: int) -> Entry:
+    """log p(x) per sample: exact, or by importance sampling from a wider copy of the best density.
+
+    ``tight`` says whether it is log p(x) and not merely a lower bound: for 99 % of the samples the Pareto k of the
+    weights is at most 0.7 and their effective sample size at least 100.
+    """
+    if isinstance(likelihood, ExactPosterior):
+        return {"values": exact(likelihood, x).log_p.tolist(), "method": "exact", "tight": True}
+    assert best.q is not None
+    with without_warning():
+        evidence = importance(likelihood, x, widened(best.q), samples)
+    return {"values": evidence.log_p.tolist(), **reliability(evidence, samples)}
+
+
+def reliability(evidence: Evidence, samples: int) -> Entry:
+    """Effective sample size, Pareto k and error of an estimate by importance sampling, and whether it is tight."""
+    assert evidence.ess is not None and evidence.pareto_k is not None
+    share = reliable_share(evidence.ess, evidence.pareto_k)
+    return {
+        "method": "importance sampling",
+        "draws": samples,
+        "ess": float(evidence.ess.mean()),
+        "least_ess": float(evidence.ess.min()),
+        "largest_pareto_k": float(evidence.pareto_k.nan_to_num(torch.inf).max()) if samples >= FEW else None,
+        "sampling_se": float(evidence.standard_error.mean()),
+        "reliable": share,
+        "tight": share >= TIGHT,
+    }
+
+
+def reliable_share(ess: Num[Tensor, " B"], pareto_k: Num[Tensor, " B"]) -> float:
+    """The share of samples with an effective sample size of at least 100 and a Pareto k of at most 0.7."""
+    return float(((pareto_k <= HEAVY) & (ess >= FEW)).double().mean())
+
+
+def evidence_is_tight(ess: Num[Tensor, " B"] | None, pareto_k: Num[Tensor, " B"] | None) -> bool:
+    """Whether an estimate is log p(x) and not merely a lower bound; without weights it is exact.
+
+    >>> evidence_is_tight(torch.full((9,), 500.0), torch.full((9,), 0.8)), evidence_is_tight(None, None)
+    (False, True)
+    """
+    return ess is None or (pareto_k is not None and reliable_share(ess, pareto_k) >= TIGHT)
+
+
+def code_use(q: Distribution, prior: Distribution) -> Entry:
+    """Use of the code by the densities q(z|x) of a test set (B,), where collapse is visible.
+
+    ``active`` counts the elements whose mean has a variance above 0.01 over the test set (Burda et al. 2016), and
+    is None for a single observation, which has no variance;
+    ``kl_per_unit`` is KL(q(z_d|x) ‖ prior) of each element's marginal, in nats per sample, and ``kl`` their sum;
+    ``square`` is E‖z‖² under q, ``prior_square`` that under the prior.
+
+    >>> q = Independent(Normal(torch.tensor([[1.0, 0.0], [-1.0, 0.0]]), torch.ones(2)), 1)
+    >>> use = code_use(q, Independent(Normal(torch.zeros(2), torch.ones(2)), 1))
+    >>> use["active"], use["kl_per_unit"], use["square"]
+    (1, [0.5, 0.0], 3.0)
+    """
+    own, reference = (Normal(law.mean, law.stddev, validate_args=False) for law in (q, prior))
+    per_unit = kl_divergence(own, reference).mean(0)
+    return {
+        "width": q.event_shape.numel(),
+        "active": int((q.mean.var(0, correction=0) > ACTIVE).sum()) if len(q.mean) > 1 else None,
+        "kl": float(per_unit.sum()),
+        "kl_per_unit": per_unit.tolist(),
+        "square": float((q.mean.square() + q.variance).sum(-1).mean()),
+        "prior_square": float((prior.mean.square() + prior.variance).sum()),
+    }

@@ -1,0 +1,213 @@
+"""The sentences of "in short", as pure functions of results: nothing is claimed that the numbers do not carry."""
+
+from gae.analysis.costs import Costs
+from gae.analysis.estimates import NEGLIGIBLE, Estimate
+
+CONVERGED = 0.99  # share of solves below which q* is "at least"
+WORDS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight")
+
+
+def answer(costs: Costs, subject: str = "On this decoder") -> str:
+    """The sentence on the cost of the encoder, and on how it divides.
+
+    It names the population of its errors. Collapse comes first; without a tight log p(x) no gap to it is quoted; with
+    optimisations that did not converge, q* is a lower bound of the best density.
+    """
+    if costs.active == 0:
+        return (
+            f"{subject} the code has collapsed (0 of {costs.width} units active, KL {nats(costs.kl)} nats): the "
+            "decoder "
+            "ignores it, and a gap near zero says nothing about inference."
+        )
+    return f"{subject} {_given_up(costs)}{_units(costs)}"
+
+
+def _given_up(costs: Costs) -> str:
+    if costs.total is None:
+        return _without_evidence(costs)
+    if costs.total.significant and costs.total.mean < 0:
+        return (
+            f"the encoder's bound came out {quoted(costs.total, sign=-1)} above log p(x), which is impossible: the "
+            "estimate "
+            "of log p(x) is wrong, and no gap is quoted."
+        )
+    if not costs.total.significant:
+        told = f"the encoder gives up nothing that can be told from zero ({named(costs.total)})"
+        return (
+            f"{told}: there is nothing to win."
+            if costs.total.excludes
+            else f"{told}, but errors of this size hide gaps."
+        )
+    return f"the encoder gives up {named(costs.total)}; {_won(costs, 'of them')}; {_rest(costs)}."
+
+
+def _without_evidence(costs: Costs) -> str:
+    """The amortisation gap alone, which needs no log p(x)."""
+    unknown = (
+        "log p(x) is known only as a lower bound, so no gap to it is quoted and the cost of the family is not known"
+    )
+    gap = costs.amortisation
+    if not gap.significant:
+        if costs.converged < CONVERGED:
+            return f"no density better than the encoder's was reached, but {_unfinished(costs)}; {unknown}."
+        return (
+            f"no {costs.family} density beats the encoder's by more than can be told from zero ({quoted(gap)}); "
+            f"{unknown}."
+        )
+    if gap.mean < 0:
+        return f"the local optimisation ended below the encoder's density ({quoted(gap)}), so it failed; {unknown}."
+    least = "at least " if costs.converged < CONVERGED else ""
+    shortfall = f" ({_unfinished(costs)})" if least else ""
+    return (
+        f"the encoder gives up {least}{named(gap)} against the best {costs.family} density{shortfall}; "
+        f"{_won(costs, 'of them')}; {unknown}."
+    )
+
+
+def _won(costs: Costs, of: str) -> str:
+    steps = f"{number(costs.steps)} {costs.rule} step{'s' if costs.steps > 1 else ''}"
+    verb = "wins" if costs.steps == 1 else "win"
+    if not costs.gain.significant:
+        return f"{steps} {verb} back nothing that can be told from zero"
+    if costs.gain.mean < 0:
+        return f"{steps} {'loses' if costs.steps == 1 else 'lose'} {nats(-costs.gain.mean)} more"
+    return f"{steps} {verb} back {nats(costs.gain.mean)} {of}"
+
+
+def _rest(costs: Costs) -> str:
+    """The clause on the remainder after the steps: more steps, family, or neither."""
+    assert costs.approximation is not None
+    family, more = costs.approximation, costs.left
+    if costs.converged < CONVERGED:
+        return f"the rest is family or unfinished optimisation, since {_unfinished(costs)}"
+    if family.significant and family.mean < 0:
+        return "the bound of q* came out above log p(x), so the rest is not split"
+    waits = more.significant and more.mean > 0
+    if waits and family.significant:
+        return f"more steps win back {nats(more.mean)}, and {nats(family.mean)} are family"
+    if waits:
+        return "the rest takes more steps, and none of it can be told to be family"
+    if family.significant:
+        return "the rest is family"
+    return "nothing of the rest can be told from zero"
+
+
+def _unfinished(costs: Costs) -> str:
+    return f"only {costs.converged:.0%} of the local optimisations converged"
+
+
+def _units(costs: Costs) -> str:
+    return (
+        f" ({costs.active} of {costs.width} units are active.)"
+        if costs.active is not None and costs.active < costs.width
+        else ""
+    )
+
+
+def family_cost(gain: Estimate, diagonal: float, full: float) -> str:
+    """The sentence on the family: L[q*] of a full covariance less that of a diagonal one, and both converged shares."""
+    if diagonal < CONVERGED or full < CONVERGED:
+        return (
+            f"The families are not compared at their optima: {diagonal:.0%} (diagonal) and {full:.0%} (full "
+            "covariance) of "
+            "the local optimisations converged."
+        )
+    if not gain.significant:
+        return f"A full covariance is worth nothing that can be told from zero ({quoted(gain)}), each family at its q*."
+    if gain.mean < 0:
+        return (
+            f"The full covariance's q* ended {quoted(gain, sign=-1)} below the diagonal one's, so its optimisation "
+            "failed."
+        )
+    return f"A full covariance is worth {quoted(gain)}, each family at its own q*."
+
+
+def ordered(name: str, other: str, gain: Estimate, what: str) -> str:
+    """The sentence on two bounds of one kind: which is higher, or that they cannot be told apart."""
+    if not gain.significant:
+        return f"{what}: {name} and {other} cannot be told apart ({quoted(gain)})."
+    first, second = (name, other) if gain.mean > 0 else (other, name)
+    return f"{what}: {first} is above {second} by {quoted(gain, sign=1 if gain.mean > 0 else -1)}."
+
+
+def simpler(model: str, gain: Estimate | None, tight: bool) -> str | None:
+    """The sentence on a baseline: the best decoder's log p(x) less the baseline's; None without a comparison."""
+    if gain is None:
+        return None
+    if gain.significant and gain.mean > 0:
+        least = "" if tight else "at least "
+        return f"The best decoder's log p(x) is above {model}'s by {least}{quoted(gain)}."
+    if not tight:
+        return f"No decoder is shown to beat {model}: its log p(x) is known only as a lower bound ({quoted(gain)})."
+    if gain.significant:
+        return f"{model} wins: its log p(x) is above the best decoder's by {quoted(gain, sign=-1)}."
+    return f"{model} does as well as the best decoder: their log p(x) cannot be told apart ({quoted(gain)})."
+
+
+def runaway(name: str, square: float, prior: float) -> str:
+    """The sentence on a decoder that was trained by the joint density at a code under a proper prior."""
+    return (
+        f"{name} maximised the joint density at a code, which under a proper prior has no maximiser (scaling the "
+        "codes down "
+        f"and the decoder up always raises it): E‖z‖² of its codes is {nats(square)}, where the prior says "
+        f"{nats(prior)}."
+    )
+
+
+def errors(one: Estimate) -> str:
+    """The sentence that names the population of every error."""
+    if one.over == "trainings":
+        few = ", fewer than the 3 that a claim about trainings needs" if one.n < 3 else ""
+        return f"Errors are standard errors over {one.population}{few}."
+    return f"Errors are standard errors over {one.population}: they say nothing about other trainings (--seeds)."
+
+
+def quoted(one: Estimate, sign: int = 1) -> str:
+    """A mean with its error.
+
+    >>> quoted(Estimate(2.06, 0.14, 3, "trainings"))
+    '2.1 ± 0.1 nats'
+    """
+    decimals = places(one)
+    error = "" if one.error is None else f" ± {one.error:.{decimals}f}"
+    return f"{signed(sign * one.mean, decimals)}{error} nats"
+
+
+def named(one: Estimate) -> str:
+    """A mean with its error, and the population that the error is over.
+
+    >>> named(Estimate(2.06, 0.14, 3, "trainings"))
+    '2.1 ± 0.1 nats (s.e. over 3 trainings)'
+    """
+    return quoted(one) if one.error is None else f"{quoted(one)} (s.e. over {one.population})"
+
+
+def places(one: Estimate) -> int:
+    """Decimals that show the error's first digit: one or two, three for the smallest."""
+    if one.error is None or one.error >= 0.095:
+        return 1
+    return 2 if one.error >= NEGLIGIBLE / 2 else 3
+
+
+def nats(value: float) -> str:
+    """A number of nats without its unit.
+
+    >>> nats(-0.04), nats(1.618)
+    ('−0.04', '1.6')
+    """
+    return signed(value, 1 if abs(value) >= 0.095 else 2)
+
+
+def signed(value: float, decimals: int) -> str:
+    """A number with a typographic minus, and no minus for zero."""
+    text = f"{value:.{decimals}f}"
+    return text.replace("-", "−") if float(text) else text.lstrip("-")
+
+
+def number(count: int) -> str:
+    """A small number in words.
+
+    >>> number(4), number(16)
+    ('four', '16')
+    """
+    return WORDS[count] if count < len(WORDS) else str(count)

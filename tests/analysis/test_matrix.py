@@ -1,0 +1,68 @@
+"""The matrix of families × engines against closed forms of a linear-Gaussian decoder."""
+
+import pytest
+import torch
+from problems import posterior, ppca
+from torch import Tensor
+from torch.distributions import Distribution, Independent, MultivariateNormal, Normal
+
+from gae.analysis.costs import costs
+from gae.analysis.matrix import DIAGONAL, ENCODER, FULL, LAPLACE, OPTIMUM, MatrixBudget, bound_matrix, reliability
+from gae.evidence import Evidence
+from gae.likelihood import Gaussian, LinearMixture
+
+BUDGET = MatrixBudget(6, importance_samples=500, draws=20, steps=(4,), rates=(0.01, 0.1), tuning_samples=3)
+
+
+def neural_twin(model: LinearMixture) -> Gaussian:
+    """The same model as a head with a linear decoder, whose evidence has no closed form in gae."""
+    decoder = torch.nn.Linear(3, 6).double()
+    with torch.no_grad():
+        decoder.weight.copy_(model.loadings[0].T)
+        decoder.bias.copy_(model.means[0])
+    return Gaussian(decoder, 3, scale=model.log_scale.detach().exp().item()).double().requires_grad_(False)
+
+
+def encoders(model: LinearMixture, x: Tensor, shift: float) -> dict[str, Distribution]:
+    mean, covariance = posterior(model, x)
+    spread = torch.linalg.inv(covariance).diagonal().rsqrt().expand_as(mean)
+    full = MultivariateNormal(mean + shift, covariance.expand(len(x), -1, -1))
+    return {DIAGONAL: Independent(Normal(mean + shift, spread), 1), FULL: full}
+
+
+@pytest.mark.parametrize("shift", [0.0, 0.3])
+def test_every_cell_has_its_closed_form(shift: float) -> None:
+    """L of a normal of covariance C at mean m + s: log p(x) − KL, for a posterior N(m, Λ⁻¹)."""
+    torch.manual_seed(0)
+    model = ppca()
+    x, held = torch.randn(6, 6).double(), torch.randn(3, 6).double()
+    with torch.no_grad():
+        log_p = model.log_evidence(x).log_p
+        precision = torch.linalg.inv(posterior(model, x)[1])
+        q, tuning = encoders(model, x, shift), encoders(model, held, shift)
+    entry = bound_matrix(neural_twin(model), x, q, (held, tuning), BUDGET)
+    family = 0.5 * (precision.diagonal().log().sum() - precision.logdet())
+    moved = 0.5 * (torch.full((3,), shift).double() @ precision @ torch.full((3,), shift).double())
+    for name, cost in ((FULL, 0.0), (DIAGONAL, float(family))):
+        cells = {engine: torch.tensor(cell["values"]).double() for engine, cell in entry["cells"][name].items()}
+        assert torch.allclose(cells[ENCODER], log_p - cost - moved, atol=1e-6)
+        for engine in (OPTIMUM, LAPLACE):
+            assert torch.allclose(cells[engine], log_p - cost, atol=1e-4), (name, engine)
+            assert entry["cells"][name][engine]["converged"] == 1
+    assert entry["log_p"]["tight"] and torch.allclose(torch.tensor(entry["log_p"]["values"]).double(), log_p, atol=0.3)
+    known = costs([entry], [{"active": 3, "width": 3, "kl": 1.0}], DIAGONAL, 4)
+    assert known.amortisation.mean == pytest.approx(float(moved), abs=1e-4)
+    assert known.left.mean < known.amortisation.mean or shift == 0
+    assert entry["rates"][DIAGONAL]["edge"]  # both rates of the grid are edges
+
+
+def test_an_evidence_is_tight_if_nearly_all_samples_are_reliable() -> None:
+    def evidence(ess: list[float], shape: list[float]) -> Evidence:
+        zeros = torch.zeros(len(ess))
+        return Evidence(zeros, zeros, torch.tensor(ess), 0, torch.tensor(shape))
+
+    assert reliability(evidence([500.0] * 10, [0.5] * 10), 1000)["tight"]
+    for ess, shape in (([500.0] * 9 + [50.0], [0.5] * 10), ([500.0] * 10, [0.5] * 9 + [0.8])):
+        entry = reliability(evidence(ess, shape), 1000)
+        assert not entry["tight"] and entry["reliable"] == pytest.approx(0.9)
+    assert not reliability(evidence([50.0] * 10, [float("nan")] * 10), 50)["tight"]  # too few weights for a shape

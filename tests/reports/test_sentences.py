@@ -1,0 +1,156 @@
+"""Each sentence of "in short" against results that are built to break it."""
+
+import re
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from gae.analysis.costs import Costs, costs, worst
+from gae.analysis.estimates import Estimate, difference, estimate
+from gae.analysis.matrix import DIAGONAL, ENCODER, OPTIMUM
+from gae.reports.sentences import answer, errors, family_cost, ordered, runaway, simpler
+
+
+def one(mean: float, error: float | None = 0.01, n: int = 64, over: str = "test samples") -> Estimate:
+    return Estimate(mean, error, n, over, error)
+
+
+GOOD = Costs(
+    DIAGONAL,
+    total=one(2.06, 0.13),
+    approximation=one(0.46),
+    amortisation=one(1.6, 0.1),
+    gain=one(1.58, 0.1),
+    left=one(0.001, 0.01),
+    steps=4,
+    rule="L-BFGS",
+    converged=1.0,
+    active=8,
+    width=8,
+    kl=16.0,
+)
+
+
+def test_the_answer_in_the_form_of_the_question() -> None:
+    assert answer(GOOD) == (
+        "On this decoder the encoder gives up 2.1 ± 0.1 nats (s.e. over 64 test samples of one training); four L-BFGS "
+        "steps win back 1.6 of them; the rest is family."
+    )
+    trainings = replace(GOOD, total=one(2.06, 0.13, 3, "trainings"))
+    assert "2.1 ± 0.1 nats (s.e. over 3 trainings)" in answer(trainings)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said", "unsaid"),
+    [
+        ({"active": 0, "kl": 0.0}, r"has collapsed \(0 of 8 units active, KL 0.00 nats\)", "gives up|family|win back"),
+        ({"active": 3}, r"\(3 of 8 units are active\.\)", "collapsed"),
+        ({"total": one(0.004, 0.001)}, "nothing that can be told from zero.*nothing to win", "gives up 0|family"),
+        ({"total": one(0.3, 0.2)}, "told from zero .*hide gaps", "to win|win back|family"),
+        ({"total": one(2.0, 0.6, 3, "trainings")}, "hide gaps", "to win|win back"),  # t(2) = 4.3, not 1.96
+        ({"total": one(2.0, 0.6, 64)}, "gives up 2.0", "nothing to win"),
+        ({"total": one(2.0, None, 1)}, "hide gaps", "to win|win back"),  # one sample has no error
+        ({"total": one(-0.5)}, "impossible", "gives up|win back|family"),
+        ({"converged": 0.95}, "rest is family or unfinished optimisation, since only 95% of", "is family[.]"),
+        ({"gain": one(0.1, 0.2)}, "win back nothing that can be told from zero", "win back 0"),
+        ({"gain": one(-0.4)}, "four L-BFGS steps lose 0.4 more", "win back"),
+        ({"left": one(0.3)}, "more steps win back 0.3, and 0.5 are family", "rest is family"),
+        (
+            {"left": one(0.3), "approximation": one(0.005)},
+            "none of it can be told to be family",
+            "is family|are family",
+        ),
+        ({"approximation": one(0.005)}, "nothing of the rest can be told from zero", "is family"),
+        ({"approximation": one(-0.2)}, "q. came out above log p.x., so the rest is not split", "is family"),
+        ({"steps": 1}, "one L-BFGS step wins back 1.6", "steps"),
+        ({"steps": 16, "rule": "gradient"}, "16 gradient steps win back", "L-BFGS"),
+    ],
+)
+def test_answers_to_cases_built_to_break_them(changes: dict[str, Any], said: str, unsaid: str) -> None:
+    text = answer(replace(GOOD, **changes))
+    assert re.search(said, text) and not re.search(unsaid, text)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said", "unsaid"),
+    [
+        ({}, "gives up 1.6 ± 0.1 nats .*against the best mean-field density; four", "at least|2.1"),
+        ({"converged": 0.95}, r"gives up at least 1.6 .*\(only 95% of", "2.1"),
+        ({"amortisation": one(0.001)}, "no mean-field density beats the encoder's", "gives up"),
+        ({"amortisation": one(0.001), "converged": 0.5}, "was reached, but only 50% of", "no mean-field density beats"),
+        ({"amortisation": one(-0.6)}, "ended below the encoder's density .*so it failed", "gives up"),
+    ],
+)
+def test_without_a_tight_evidence_no_gap_to_it_is_quoted(changes: dict[str, Any], said: str, unsaid: str) -> None:
+    text = answer(replace(GOOD, total=None, approximation=None, **changes))
+    assert re.search(said, text) and not re.search(unsaid, text)
+    assert "only as a lower bound, so no gap to it is quoted" in text and "is family" not in text
+
+
+def test_families() -> None:
+    assert family_cost(one(0.43, 0.03), 1.0, 1.0).startswith("A full covariance is worth 0.43 ± 0.03 nats")
+    assert "cannot" not in family_cost(one(0.0), 1.0, 1.0) and "nothing" in family_cost(one(0.0), 1.0, 1.0)
+    assert "failed" in family_cost(one(-0.4), 1.0, 1.0)
+    for shares in ((0.98, 1.0), (1.0, 0.98)):
+        assert "not compared" in family_cost(one(0.43), *shares) and "worth" not in family_cost(one(0.43), *shares)
+
+
+def test_simpler_models() -> None:
+    assert simpler("ppca", None, True) is None
+    assert simpler("ppca", one(7.0), True) == "The best decoder's log p(x) is above ppca's by 7.00 ± 0.01 nats."
+    assert "at least 7.00" in str(simpler("ppca", one(7.0), False))
+    assert str(simpler("ppca", one(-7.0, 0.5), True)).startswith("ppca wins") and "by 7.0" in str(
+        simpler("ppca", one(-7.0, 0.5), True)
+    )
+    assert "wins" not in str(simpler("ppca", one(-7.0), False)) and "lower bound" in str(
+        simpler("ppca", one(-7.0), False)
+    )
+    assert "cannot be told apart" in str(simpler("ppca", one(0.1, 0.2), True))
+
+
+def test_an_order_is_claimed_only_beyond_the_error() -> None:
+    assert ordered("a", "b", one(0.5, 0.1), "At 9 steps") == "At 9 steps: a is above b by 0.5 ± 0.1 nats."
+    assert ordered("a", "b", one(-0.5, 0.1), "At 9 steps") == "At 9 steps: b is above a by 0.5 ± 0.1 nats."
+    assert "cannot be told apart" in ordered("a", "b", one(0.5, 0.3), "At 9 steps")
+    assert "cannot be told apart" in ordered("a", "b", one(0.5, 0.2, 2, "trainings"), "At 9 steps")
+
+
+def test_errors_are_named() -> None:
+    assert "over 64 test samples of one training" in errors(one(1.0)) and "--seeds" in errors(one(1.0))
+    assert errors(one(1.0, 0.1, 3, "trainings")) == "Errors are standard errors over 3 trainings."
+    assert "fewer than the 3" in errors(one(1.0, 0.1, 2, "trainings"))
+    assert "E‖z‖² of its codes is 1.1, where the prior says 8.0" in runaway("unrolled", 1.14, 8.0)
+
+
+def matrix(encoder: list[float], moved: list[float], optimum: list[float], log_p: list[float], tight: bool) -> Any:
+    rows = {ENCODER: encoder, "encoder + 4 L-BFGS steps": moved, OPTIMUM: optimum}
+    cells = {name: {"values": values, "converged": 1.0} for name, values in rows.items()}
+    return {"cells": {DIAGONAL: cells}, "log_p": {"values": log_p, "tight": tight}}
+
+
+def test_costs_are_paired_by_training_and_sample() -> None:
+    """Samples differ by hundreds of nats, gaps by hundredths; two trainings count as two."""
+    base = [0.0, 100.0, -300.0]
+    first = matrix(base, [b + 1 for b in base], [b + 1.5 for b in base], [b + 2 for b in base], True)
+    second = matrix(base, [b + 2 for b in base], [b + 2.5 for b in base], [b + 4 for b in base], True)
+    use = {"active": 2, "width": 2, "kl": 3.0}
+    alone = costs([first], [use], DIAGONAL, 4)
+    assert alone.total == Estimate(2.0, 0.0, 3, "test samples", 0.0) and alone.gain.mean == 1 and alone.left.mean == 0.5
+    both = costs([first, second], [use, {**use, "active": 1}], DIAGONAL, 4)
+    assert both.total is not None and (both.total.mean, both.total.error, both.total.n) == (3.0, 1.0, 2)
+    assert both.active == 1 and both.total.over == "trainings"
+    assert costs([first, {**second, "log_p": {"values": base, "tight": False}}], [use] * 2, DIAGONAL, 4).total is None
+
+
+def test_the_worst_samples_come_first() -> None:
+    entry = matrix([0.0, 0.0, 0.0], [0.0] * 3, [1.0, 5.0, 2.0], [9.0, 6.0, 7.0], True)
+    assert worst(entry, DIAGONAL, 2) == [(0, 9.0), (2, 7.0)]
+    entry["log_p"]["tight"] = False
+    assert worst(entry, DIAGONAL, 2) == [(1, 5.0), (2, 2.0)]
+
+
+def test_errors_over_trainings_are_those_of_their_means() -> None:
+    both = estimate([[1.0, 2.0, 3.0], [3.0, 4.0, 5.0], [5.0, 6.0, 7.0]])
+    assert both.mean == 4 and both.error == pytest.approx(2 / 3**0.5) and both.sample_error == pytest.approx(3**-0.5)
+    assert difference([[1.0]], [[0.5]]).error is None and not difference([[1.0]], [[0.5]]).significant
