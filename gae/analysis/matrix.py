@@ -6,12 +6,13 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Num
 from torch import Tensor
-from torch.distributions import Distribution, Independent, MultivariateNormal, Normal, kl_divergence
+from torch.distributions import Distribution, Independent, MultivariateNormal, Normal
 
 from gae.analysis.inference_gap import FAMILIES, Bound, GivenDensity, lower_bound, one_row, widened
-from gae.analysis.metrics import ACTIVE, Entry
+from gae.analysis.metrics import Entry
 from gae.evidence import Evidence, exact, importance, laplace_approximation
 from gae.evidence.base import without_warning
+from gae.evidence.usage import code_usage, kl_per_dimension
 from gae.inference import LBFGS, Adam, Ascent, Detach, Family, Status, Step
 from gae.likelihood import ExactPosterior, Likelihood
 
@@ -212,8 +213,7 @@ def evidence_is_tight(ess: Num[Tensor, " B"] | None, pareto_k: Num[Tensor, " B"]
 def code_use(q: Distribution, prior: Distribution) -> Entry:
     """Use of the code by the densities q(z|x) of a test set (B,), where collapse is visible.
 
-    ``active`` counts the elements whose mean has a variance above 0.01 over the test set (Burda et al. 2016), and
-    is None for a single observation, which has no variance;
+    ``active`` counts the active units (``code_usage``), and is None for a single observation, which has no variance;
     ``kl_per_unit`` is KL(q(z_d|x) ‖ prior) of each element's marginal, in nats per sample, and ``kl`` their sum;
     ``square`` is E‖z‖² under q, ``prior_square`` that under the prior.
 
@@ -222,11 +222,10 @@ def code_use(q: Distribution, prior: Distribution) -> Entry:
     >>> use["active"], use["kl_per_unit"], use["square"]
     (1, [0.5, 0.0], 3.0)
     """
-    own, reference = (Normal(law.mean, law.stddev, validate_args=False) for law in (q, prior))
-    per_unit = kl_divergence(own, reference).mean(0)
+    per_unit = kl_per_dimension(q, prior).mean(0)
     return {
         "width": q.event_shape.numel(),
-        "active": int((q.mean.var(0, correction=0) > ACTIVE).sum()) if len(q.mean) > 1 else None,
+        "active": int(code_usage([q], prior).active.sum()) if len(q.mean) > 1 else None,
         "kl": float(per_unit.sum()),
         "kl_per_unit": per_unit.tolist(),
         "square": float((q.mean.square() + q.variance).sum(-1).mean()),

@@ -71,11 +71,11 @@ def gap(
 def _columns(
     model: "Autoencoder", x: "torch.Tensor", samples: int, draws: int, steps: int
 ) -> "tuple[dict[str, torch.Tensor], str | None, list[Distribution]]":
-    """Columns of the gap, the encoder's family, and its densities by batch; both empty without a normal density."""
+    """Columns of the gap, the encoder's family, and its densities by batch; the last of normal encoders only."""
     import torch
     from rich.progress import track
 
-    from gae.analysis.inference_gap import inference_gap
+    from gae.analysis.inference_gap import FAMILIES, inference_gap
     from gae.analysis.matrix import LBFGS_STEPS, refined
     from gae.inference import LBFGS
 
@@ -83,7 +83,7 @@ def _columns(
     for batch in track(x.split(BATCH_SIZE), "samples", console=console(stderr=True), transient=True):
         gaps = inference_gap(model, batch, samples=samples, draws=draws, steps=steps)
         columns, family = gaps.columns(), gaps.family
-        if gaps.encoder is not None and gaps.encoder.q is not None and family is not None:
+        if gaps.encoder is not None and gaps.encoder.q is not None and family in FAMILIES:
             laws.append(gaps.encoder.q)
             moved = refined(model.likelihood, batch, laws[-1], family, LBFGS(), FEW_STEPS, draws)
             columns[f"L[q after {FEW_STEPS} {LBFGS_STEPS} steps]"] = moved.bound.value
@@ -100,8 +100,8 @@ def _answer(
     from gae.inference.laws import rearranged
     from gae.reports.sentences import answer
 
-    if family is None:
-        return "This model's engine has no normal density q(z|x), so only the cost of each family is known.", []
+    if not laws or family is None:
+        return "This model's engine has no normal density q(z|x): the table gives the cost of each family.", []
     import torch
 
     use = code_use(rearranged(laws, torch.cat), model.likelihood.prior)

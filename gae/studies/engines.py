@@ -21,7 +21,7 @@ from gae.objective import Objective, elbo, joint
 from gae.storage import recorded
 from gae.systems import HEADS, build
 from gae.systems.encoders import encoder_of
-from gae.systems.parts import decoder_of, directions
+from gae.systems.parts import Encoder, decoder_of, directions
 from gae.training import fit
 
 QUICK_MATRIX = MatrixBudget(samples=24, importance_samples=1000, draws=50, steps=(4,), tuning_samples=12)
