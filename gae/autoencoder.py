@@ -37,11 +37,11 @@ class Autoencoder(Part, nn.Module):
         aggregate: reduces the samples' objectives to one number.
         corruption: applied to the engine's input in training (``gae.training.corruption``); the clean x is scored.
         penalties: additional terms of the training loss (``gae.training.penalty``).
+        accepts_rescaling: whether training by ``joint`` under a proper prior, which has no maximiser, is intended;
+            ``fit`` then does not warn of it.
 
     Attributes:
         optimizer: callable parameters -> optimiser, the default of ``fit`` for this model; None: ``fit`` chooses.
-        accepts_rescaling: whether training by ``joint`` under a proper prior, which has no maximiser, is intended;
-            ``fit`` then does not warn of it.
 
     >>> from gae.inference import ClosedForm
     >>> from gae.likelihood import LinearMixture
@@ -51,7 +51,6 @@ class Autoencoder(Part, nn.Module):
     """
 
     optimizer: Callable[..., torch.optim.Optimizer] | None = None
-    accepts_rescaling: bool = False
 
     def __init__(
         self,
@@ -61,6 +60,7 @@ class Autoencoder(Part, nn.Module):
         aggregate: Aggregate = mean,
         corruption: nn.Module | None = None,
         penalties: Sequence[nn.Module] = (),
+        accepts_rescaling: bool = False,
     ):
         super().__init__()
         self.likelihood = likelihood
@@ -69,6 +69,7 @@ class Autoencoder(Part, nn.Module):
         self.aggregate = aggregate
         self.corruption = corruption
         self.penalties = nn.ModuleList(penalties)
+        self.accepts_rescaling = accepts_rescaling
         self.preparation: Preparation | None = None  # of the data set passed to ``fit``
 
     def calls(self) -> list[Call]:

@@ -11,8 +11,7 @@ from gae.analysis.matrix import MatrixBudget
 from gae.data import Dataset
 from gae.likelihood import Flat, Gaussian, Likelihood, LinearMixture
 
-PROBED = 3 + 2 + 1  # codes that an ascent decodes before it starts, to see whether the decoder is a fixed function
-FIRST = PROBED + 1  # and once for each likelihood, to see whether a gradient passes through it
+FIRST = 3 + 2 + 1 + 1  # codes that the first ascent on a likelihood decodes to check its decoder and its gradient
 
 
 def ppca(latent: int = 3, dim: int = 6, scale: float = 0.7) -> LinearMixture:

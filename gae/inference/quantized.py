@@ -7,7 +7,7 @@ from jaxtyping import Bool, Float, Int, Num
 from torch import Tensor, nn
 
 from gae.data.checks import at_least_one
-from gae.inference.base import Code, Inference, Solve, Status
+from gae.inference.base import Code, Inference, LearnsData, Solve, Status
 from gae.likelihood import Codebook, CodebookDistribution, Likelihood
 
 STARTING = 2000  # observations whose encoder outputs initialise the codebook
@@ -44,6 +44,9 @@ class VectorQuantizer(Inference):
     def initialize(self, likelihood: Likelihood, x: Num[Tensor, "N *X"], seed: int) -> None:
         """Initialises the codebook from the outputs for observations spread over x, unless it is initialised."""
         _codebook(self, likelihood, None)
+        for part in self.encoder.modules():  # the outputs depend on them
+            if isinstance(part, LearnsData):
+                part.initialize(likelihood, x, seed)
         if isinstance(likelihood.latent_prior, Codebook):
             likelihood.latent_prior.start(self._outputs(likelihood, x[:: -(-len(x) // STARTING)]), seed)
 

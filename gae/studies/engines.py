@@ -262,9 +262,8 @@ def calibrate_noise(model: Autoencoder, x: Num[Tensor, "N *X"], effort: Evaluati
 def assemble(configuration: Configuration, name: str, likelihood: Likelihood, encoder: Encoder) -> Autoencoder:
     """Autoencoder of a named engine on a decoder, with the engine's training objective."""
     engine = ENGINES[name]
-    model = Autoencoder(likelihood, engine.build(configuration, encoder), engine.objective)
-    model.accepts_rescaling = True  # the comparison shows where MAP training leads
-    return model
+    parts = likelihood, engine.build(configuration, encoder), engine.objective
+    return Autoencoder(*parts, accepts_rescaling=True)  # the comparison shows where MAP training leads
 
 
 def describe_engine(

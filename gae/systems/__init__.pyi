@@ -11,6 +11,9 @@ from .decoders import gon as gon
 from .decoders import laplace_gae as laplace_gae
 from .decoders import short_run as short_run
 from .decoders import sparse_coding as sparse_coding
+from .encoders import FlowEncoder as FlowEncoder
+from .encoders import FullNormalEncoder as FullNormalEncoder
+from .encoders import LadderEncoder as LadderEncoder
 from .factors import nmf as nmf
 from .image_prior import deep_image_prior as deep_image_prior
 from .latents import compressed_sensing as compressed_sensing

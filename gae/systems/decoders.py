@@ -101,9 +101,7 @@ def glo(
     """
     decoder = decoder_of(nets.mlp(latent, hidden[::-1], event_shape), latent, event_shape, head)
     inner = Ascent(Zeros(), Adam(rate), steps, adjoint=Detach())
-    model = Autoencoder(decoder, AutoDecoder(latent, inner), joint)
-    model.accepts_rescaling = True
-    return model
+    return Autoencoder(decoder, AutoDecoder(latent, inner), joint, accepts_rescaling=True)
 
 
 @System(

@@ -135,6 +135,4 @@ def _observed(
     """MAP codes on a decoder that was trained elsewhere; training it here, by ``joint``, would have no maximiser."""
     decoder = decoder_of(nets.mlp(latent, hidden[::-1], event_shape), latent, event_shape, head)
     engine = Ascent(Prior(), LBFGS(), steps, tol=1e-3, restarts=restarts, adjoint=Detach())
-    model = Autoencoder(Measured(decoder, operator, scale), engine, joint)
-    model.accepts_rescaling = True
-    return model
+    return Autoencoder(Measured(decoder, operator, scale), engine, joint, accepts_rescaling=True)

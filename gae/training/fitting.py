@@ -247,12 +247,12 @@ def _prepare(autoencoder: Autoencoder, samples: Samples, device: torch.device, s
 
 
 def _own_parts(module: nn.Module) -> Iterator[nn.Module]:
-    """Submodules that act on the module's own observations, excluding those inside a nested likelihood; inner first."""
+    """Submodules that act on the module's own observations, excluding those inside a nested likelihood."""
     for child in module.children():
-        if not isinstance(module, Likelihood) or not isinstance(child, Likelihood):
-            yield from _own_parts(child)
         if not isinstance(child, Likelihood):
             yield child
+        if not isinstance(module, Likelihood) or not isinstance(child, Likelihood):
+            yield from _own_parts(child)
 
 
 def _learner(

@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 import torch
 from cases import STEPS, Density, chart, encoder, net
-from problems import PROBED
 from torch import Tensor, nn
 
 from gae import Autoencoder
@@ -214,8 +213,7 @@ def test_decoder_evaluations_are_counted(engine: Ascent, wanted: int, x: Tensor)
     assert solve.evaluations.tolist() == [[wanted] * B]
     assert solve.steps.tolist() == [[engine.max_steps] * B]
     scorings = 2 if isinstance(engine.init, Ascent) else 1  # of the code found, by each solve
-    probes = scorings * PROBED if engine.max_steps else 0
-    assert rows_decoded(model, lambda: engine(model, x)) == (wanted + scorings) * B + probes
+    assert rows_decoded(model, lambda: engine(model, x)) == (wanted + scorings) * B
 
 
 def test_branches_of_a_mixture_are_counted(x: Tensor) -> None:

@@ -49,6 +49,8 @@ class IterativeAmortized(Step):
     ):
         super().__init__()
         nets.need_sizes(shape=shape)
+        if event_shape is not None and not len(event_shape):
+            raise ValueError("The network sees arrays of at least one dimension, got event_shape=(). Use None.")
         self.shape = torch.Size(shape)
         self.observe = None if event_shape is None else nets.Standardized(nn.Flatten(), event_shape)
         seen = 0 if event_shape is None else math.prod(event_shape)
