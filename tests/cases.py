@@ -536,7 +536,7 @@ def iterative(family: Part, lead: Callable[[Shape], Shape]) -> EngineCase:
 
     def build(likelihood: Likelihood) -> Inference:
         shape = (*lead(likelihood.latent_shape), *likelihood.latent_shape)
-        step = IterativeAmortized(shape, (5,), likelihood.event_shape)
+        step = IterativeAmortized(shape, (5,), likelihood.event_shape or None)
         return Ascent(step=step, max_steps=3, family=family.build(), trace=True)
 
     flags = {"stochastic": family.stochastic, "density": family.density}

@@ -329,7 +329,7 @@ def replayed(compute: Callable[[], Any]) -> Any:
 
 @torch.no_grad()
 def central_difference(
-    loss: Callable[[], Tensor], variables: list[Tensor], directions: list[Tensor], step: float = 1e-5
+    loss: Callable[[], Tensor], variables: list[Tensor], directions: list[Tensor], step: float = 1e-6
 ) -> Tensor:
     values = []
     for move in (step, -2 * step):

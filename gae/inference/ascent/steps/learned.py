@@ -32,7 +32,7 @@ class IterativeAmortized(Step):
         event_shape: X, if the network sees x too, standardised by statistics of the training data.
 
     Raises:
-        ValueError: at the first step, for points of another shape.
+        ValueError: for an ``event_shape`` without dimensions; at the first step, for points of another shape.
 
     >>> from gae.inference import Ascent, MeanField
     >>> from gae.likelihood import LinearMixture
