@@ -307,6 +307,7 @@ def test_restarts_are_in_the_account(rule: str) -> None:
     decoder = Rows(neural().decoder)
     model = Gaussian(decoder, 2, 0.5).double()
     x = torch.randn(4, 5, dtype=torch.float64)
+    decoder.rows = 0
     found = solve(RULES[rule](), 25, Prior(), tol=1e-3, restarts=3)(model, x)
     assert account(found).evaluations.shape == (1, 4)
     assert bool((account(found).evaluations >= 3 * 2).all())
