@@ -15,10 +15,11 @@ from gae.autoencoder import Autoencoder
 from gae.evidence import Evidence, exact, importance
 from gae.evidence.base import need_proper, without_warning
 from gae.evidence.laplace import mode_approximation
-from gae.inference import LBFGS, Ascent, Code, Detach, Family, FullCovariance, Inference, MeanField, Status
+from gae.inference import LBFGS, Ascent, Detach, Family, FullCovariance, Inference, MeanField, Status
 from gae.inference.curvature import expansion
 from gae.inference.flows import NormalizingFlow
 from gae.inference.laws import codes_from, need_density, point_of, spread_of
+from gae.inference.starts import Given
 from gae.likelihood import ExactPosterior, Likelihood
 from gae.likelihood.door import checked, door
 
@@ -267,17 +268,6 @@ def widened(q: Distribution, factor: float = WIDER) -> Distribution:
     return MultivariateNormal(normal.mean, scale_tril=factor * normal.scale_tril, validate_args=False)
 
 
-class GivenDensity(Inference):
-    """Inference engine that returns a given density of batch shape (B,), as the start of an ascent."""
-
-    def __init__(self, q: Distribution):
-        super().__init__()
-        self.q = q
-
-    def infer(self, likelihood: Likelihood, x: Num[Tensor, "B *X"], k: Int[Tensor, "S _"] | None = None) -> Code:
-        return Code(self.q.mean.unsqueeze(0), q=self.q)
-
-
 def _parts(autoencoder: Autoencoder | Likelihood) -> tuple[Likelihood, Inference | None]:
     if isinstance(autoencoder, Autoencoder):
         return autoencoder.likelihood, autoencoder.inference
@@ -330,7 +320,7 @@ def _best(
     name: str, likelihood: Likelihood, x: Tensor, start: Distribution, noise: int, steps: int, draws: int
 ) -> Bound:
     family: Family = FAMILIES[name](noise, matched=True)
-    engine = Ascent(GivenDensity(start), LBFGS(), steps, tol=1e-5, family=family, adjoint=Detach())
+    engine = Ascent(Given.density(start), LBFGS(), steps, tol=1e-5, family=family, adjoint=Detach())
     code = engine.infer(likelihood, x)
     assert code.q is not None and code.solve is not None
     bound = lower_bound(likelihood, x, one_row(code.q), draws)

@@ -8,12 +8,13 @@ from jaxtyping import Num
 from torch import Tensor
 from torch.distributions import Distribution, Independent, MultivariateNormal, Normal
 
-from gae.analysis.inference_gap import FAMILIES, Bound, GivenDensity, lower_bound, one_row, widened
+from gae.analysis.inference_gap import FAMILIES, Bound, lower_bound, one_row, widened
 from gae.analysis.metrics import Entry
 from gae.evidence import Evidence, exact, importance, laplace_approximation
 from gae.evidence.base import without_warning
 from gae.evidence.usage import code_usage, kl_per_dimension
 from gae.inference import LBFGS, Adam, Ascent, Detach, Family, Status, Step
+from gae.inference.starts import Given
 from gae.likelihood import ExactPosterior, Likelihood
 
 ENCODER, OPTIMUM, LAPLACE = "encoder", "local optimum q*", "Laplace at the mode"
@@ -94,7 +95,7 @@ def bound_matrix(
         budget: numbers of samples, draws and steps.
     """
     cells, rates = {}, {}
-    mode = Ascent(GivenDensity(next(iter(encoders.values()))), LBFGS(), 100, grad_tol=1e-4, adjoint=Detach())(
+    mode = Ascent(Given.density(next(iter(encoders.values()))), LBFGS(), 100, grad_tol=1e-4, adjoint=Detach())(
         likelihood, x
     )
     laplace = laplace_approximation(likelihood, x, mode.point)
@@ -135,7 +136,7 @@ def refined(
     """
     noise = 4 * likelihood.latent_shape.numel()
     member: Family = FAMILIES[family](noise, matched=True)
-    code = Ascent(GivenDensity(q), step, steps, tol=tol, family=member, adjoint=Detach()).infer(likelihood, x)
+    code = Ascent(Given.density(q), step, steps, tol=tol, family=member, adjoint=Detach()).infer(likelihood, x)
     assert code.q is not None and code.solve is not None
     bound = lower_bound(likelihood, x, one_row(code.q), draws)
     status = None if tol is None else code.solve.status[0]

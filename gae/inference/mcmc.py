@@ -10,18 +10,8 @@ from gae.inference.ascent.engine import Ascent
 from gae.inference.ascent.gradients.unrolled import Detach
 from gae.inference.ascent.steps.first_order import Step
 from gae.inference.base import Code, Inference
+from gae.inference.starts import Given
 from gae.likelihood import Likelihood
-
-
-class _Given(Inference):
-    """Codes that are given."""
-
-    def __init__(self, code: Code):
-        super().__init__()
-        self.code = code
-
-    def infer(self, likelihood: Likelihood, x: Num[Tensor, "B *X"], k: Int[Tensor, "S _"] | None = None) -> Code:
-        return self.code
 
 
 class MCMC(Inference):
@@ -61,7 +51,7 @@ class MCMC(Inference):
                 f"`MCMC` starts at draws of a density q(z|x) over continuous codes, which `{type(self.init).__name__}` "
                 "does not give here. Start from `Amortized` with a guide."
             )
-        chain = Ascent(_Given(Code(start.z.detach())), self.step, self.max_steps, adjoint=Detach())
+        chain = Ascent(Given(Code(start.z.detach())), self.step, self.max_steps, adjoint=Detach())
         code = chain.infer(likelihood, x)
         assert code.solve is not None
         path = _bound(likelihood, x, start).unsqueeze(0) if torch.is_grad_enabled() else None

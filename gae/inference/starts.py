@@ -5,6 +5,7 @@ from dataclasses import replace
 import torch
 from jaxtyping import Float, Int, Num
 from torch import Tensor
+from torch.distributions import Distribution
 
 from gae.data.checks import at_least_one, positive
 from gae.inference.base import Code, Inference
@@ -39,6 +40,22 @@ class Prior(Inference):
         prior = likelihood.prior
         z = prior.rsample(torch.Size(shape)) if prior.has_rsample else prior.sample(torch.Size(shape))
         return Code(z, None if k is None else k.expand(shape))
+
+
+class Given(Inference):
+    """A code that is known already, for the same x at each call."""
+
+    def __init__(self, code: Code):
+        super().__init__()
+        self.code = code
+
+    @classmethod
+    def density(cls, q: Distribution) -> "Given":
+        """The mean of a density of batch shape (B,), with the density."""
+        return cls(Code(q.mean.unsqueeze(0), q=q))
+
+    def infer(self, likelihood: Likelihood, x: Num[Tensor, "B *X"], k: Int[Tensor, "S _"] | None = None) -> Code:
+        return self.code
 
 
 class DecoderInit(Inference):
