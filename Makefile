@@ -26,7 +26,8 @@ test-all: $(INSTALLED) ## run every engine with every likelihood too, and more r
 # Tests that train or follow a trajectory, whose end rounding may move. For other seeds see tests/seeds.py.
 TRAJECTORIES := $(addprefix tests/,analysis/test_activation.py analysis/test_restoration.py evidence/test_annealed.py \
 	inference/test_amortized.py inference/test_auto_decoder.py inference/test_learned.py inference/test_mcmc.py \
-	inference/test_solver.py inference/test_steps.py likelihood/test_codebook.py likelihood/test_nonnegative.py likelihood/test_relational.py likelihood/test_sequence.py systems \
+	inference/test_solver.py inference/test_steps.py likelihood/test_codebook.py likelihood/test_nonnegative.py \
+	likelihood/test_relational.py likelihood/test_sequence.py systems \
 	training/test_adversarial.py training/test_fitting.py training/test_layerwise.py)
 
 test-portable: $(INSTALLED) ## run what trains once more, on the processor's plainest instructions
