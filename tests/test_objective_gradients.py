@@ -228,9 +228,12 @@ def test_the_expected_gradient_by_quadrature(bound: Objective) -> None:
 
 
 @both
-@every_law
+@pytest.mark.parametrize(("law", "width"), LAWS[:2], ids=["normal", "full"])
 def test_the_expected_gradient_by_draws(bound: Objective, law: Callable[[Tensor], Distribution], width: int) -> None:
-    """Paired differences from the plain estimator: mean 0, and not 0 themselves."""
+    """Paired differences from the plain estimator: mean 0, and not 0 themselves.
+
+    Those of the transformed law have a kurtosis of 10,000, for which no mean of draws is normal; formulas check it.
+    """
     model, x = neural(), torch.randn(1, 5).double().expand(20_000, 5)
     guide = Rows((0.3 * torch.randn(1, width).double()).repeat(len(x), 1), law)
     encoding = Amortized(guide, 2)(model, x)

@@ -60,6 +60,7 @@ def linear(latent: int = 2) -> tuple[Gaussian, Tensor, np.ndarray]:
     layer = nn.Linear(latent, D).double()
     model = Gaussian(layer, latent, SCALE)
     with torch.no_grad():
+        layer.weight.mul_(0.5)  # for posteriors that a broad normal covers well
         x, _ = model.sample_joint(5)
     weight, bias = layer.weight.detach().numpy(), layer.bias.detach().numpy()
     return model, x, multivariate_normal(bias, weight @ weight.T + SCALE**2 * np.eye(D)).logpdf(x.numpy())
@@ -82,10 +83,13 @@ def test_bad_weights_are_replaced_by_those_of_a_mode() -> None:
     """Proposals far from the posterior for the first two observations: only those are estimated anew."""
     model, x, wanted = linear()
 
+    layer = dict(model.decoder.named_parameters())
+    precision = torch.eye(2).double() + layer["weight"].mT @ layer["weight"] / SCALE**2
+
     def propose(batch: Tensor) -> Distribution:
-        loc = torch.zeros(len(batch), 2).double()
+        loc = (batch - layer["bias"]) @ layer["weight"] @ precision.inverse() / SCALE**2  # posterior means
         loc[:2] = 9.0
-        return Independent(Normal(loc, 1.2), 1)
+        return Independent(Normal(loc.detach(), 1.2), 1)
 
     torch.manual_seed(3)
     first = importance(model, x, propose(x), 1000)

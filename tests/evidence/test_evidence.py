@@ -373,8 +373,8 @@ def test_log_evidence_proposes_from_the_encoder(samples: int) -> None:
     assert np.abs(z_scores(found, wanted)).max() < 4
     directly = importance(model, x, broad(model, x), samples=4000).standard_error
     around = importance(model, x, laplace_approximation(model, x, broad(model, x).mean), samples=4000).standard_error
-    assert (around < 0.7 * directly).all()  # a proposal around the encoder's mean would be another one
-    assert torch.allclose(found.standard_error, directly, rtol=0.2)
+    assert (around < 0.85 * directly).all()  # a proposal around the encoder's mean would be another one
+    assert torch.allclose(found.standard_error, directly, rtol=0.1)
 
 
 def test_log_evidence_proposes_around_a_point() -> None:

@@ -301,7 +301,7 @@ def test_detached_codes_are_constants(x: Tensor) -> None:
 OPTIMIZERS: list[tuple[Step, type[torch.optim.Optimizer], dict[str, Any]]] = [
     (GradientAscent(0.1), torch.optim.SGD, {"lr": 0.1}),
     (Momentum(0.1, 0.7), torch.optim.SGD, {"lr": 0.1, "momentum": 0.7}),
-    (Adam(0.1, (0.8, 0.95)), torch.optim.Adam, {"lr": 0.1, "betas": (0.8, 0.95)}),
+    (Adam(0.1, (0.8, 0.95), 1e-12), torch.optim.Adam, {"lr": 0.1, "betas": (0.8, 0.95), "eps": 1e-12}),
 ]
 
 
@@ -310,7 +310,7 @@ OPTIMIZERS: list[tuple[Step, type[torch.optim.Optimizer], dict[str, Any]]] = [
 def test_steps_are_those_of_torch_optim(
     step: Step, optimizer: type[torch.optim.Optimizer], options: dict[str, Any], steps: int, x: Tensor
 ) -> None:
-    model, start = curved(), torch.randn(B, E)
+    model, x, start = curved().double(), x.double(), torch.randn(B, E, dtype=torch.float64)
     found = Ascent(Constant(start), step, max_steps=steps)(model, x)
     z = start.clone().requires_grad_()
     other = optimizer([z], maximize=True, **options)

@@ -695,7 +695,7 @@ def test_what_an_ascent_climbs_is_the_log_joint(case: str, near: bool) -> None:
     if model.latent_shape[0]:
         (grad,) = torch.autograd.grad(found.sum(), z)
         size = slope.norm(dim=2, keepdim=True) + 1e-5 * loadings.norm(dim=2).unsqueeze(1) / scale[:, None, None]
-        assert float(((grad.double() - slope).norm(dim=2, keepdim=True) / size).max()) <= 1e-4
+        assert float(((grad.double() - slope).abs() / size).max()) <= 1e-4  # each element in its own unit
 
 
 @hard

@@ -49,7 +49,7 @@ def code_square(objective: Objective, inference: Inference, hidden: Sequence[int
     seed(1)
     likelihood = systems.build("vae", (5,), latent=2, hidden=hidden, scale=0.5, learn="fixed").likelihood.double()
     model = Autoencoder(likelihood, inference, objective)
-    optimizer = torch.optim.LBFGS(model.parameters(), max_iter=25, line_search_fn="strong_wolfe")
+    optimizer = torch.optim.LBFGS(model.parameters(), max_iter=25 if hidden else 100, line_search_fn="strong_wolfe")
 
     def closure() -> Tensor:
         optimizer.zero_grad()
