@@ -1,7 +1,7 @@
 """Families of densities × inference engines on one fixed decoder: bounds on log p(x), in nats."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Num
@@ -14,6 +14,8 @@ from gae.evidence import Evidence, exact, importance, laplace_approximation
 from gae.evidence.base import without_warning
 from gae.evidence.usage import code_usage, kl_per_dimension
 from gae.inference import LBFGS, Adam, Ascent, Detach, Family, Status, Step
+from gae.inference.ascent.problem import expand_rows, finite
+from gae.inference.ascent.solver import Iterate, Solver
 from gae.inference.starts import Given
 from gae.likelihood import ExactPosterior, Likelihood
 
@@ -103,10 +105,14 @@ def bound_matrix(
     for family, q in encoders.items():
         row = {ENCODER: Cell(lower_bound(likelihood, x, q, budget.draws), x.new_zeros(len(x)))}
         rates[family] = tuned_rate(likelihood, tuning[0], tuning[1][family], family, budget)
-        for rule, step in ((LBFGS_STEPS, LBFGS()), (GRADIENT_STEPS, Adam(rates[family]["rate"]))):
-            for steps in budget.steps:
-                row[after(steps, rule)] = refined(likelihood, x, q, family, step, steps, budget.draws)
-        row[OPTIMUM] = refined(likelihood, x, q, family, LBFGS(), budget.optimum_steps, budget.draws, tol=1e-5)
+        gradient = Adam(rates[family]["rate"])
+        *searched, optimum = refined(
+            likelihood, x, q, family, LBFGS(), (*budget.steps, budget.optimum_steps), budget.draws, tol=1e-5
+        )
+        moved = refined(likelihood, x, q, family, gradient, budget.steps, budget.draws)
+        for rule, cells_of in ((LBFGS_STEPS, searched), (GRADIENT_STEPS, moved)):
+            row |= {after(steps, rule): cell for steps, cell in zip(budget.steps, cells_of, strict=True)}
+        row[OPTIMUM] = optimum
         density = laplace if family == FULL else diagonal_of(laplace)
         bound = lower_bound(likelihood, x, density, budget.draws)
         cost = mode.solve.evaluations[0] + likelihood.latent_shape.numel()
@@ -120,27 +126,56 @@ def bound_matrix(
     }
 
 
+class Stops(Detach):
+    """A solve without a graph that records its solution and its decoder evaluations after some numbers of steps.
+
+    A point that is not finite is replaced by the best one before it.
+    """
+
+    def __init__(self, steps: Sequence[int]):
+        super().__init__()
+        self.steps = tuple(steps)
+        self.ends: list[tuple[Tensor, Tensor]] = []
+
+    def forward(self, solver: Solver, start: Iterate) -> Iterate:
+        at, begin = start.detach(), 0
+        for end in self.steps:
+            at = at if solver.finished(at) else solver.run(at, begin, end, False)
+            u = solver.point(at)
+            self.ends.append((torch.where(expand_rows(finite(u, at["value"]), u), u, at["best"]), at["evaluations"]))
+            begin = end
+        return at
+
+
 def refined(
     likelihood: Likelihood,
     x: Num[Tensor, "B *X"],
     q: Distribution,
     family: str,
     step: Step,
-    steps: int,
+    steps: Sequence[int],
     draws: int,
     tol: float | None = None,
-) -> Cell:
-    """The bound of a density after steps from q, with noise that is matched in its first two moments.
+) -> list[Cell]:
+    """The bounds of the densities after each of some increasing numbers of steps of one solve from q.
 
-    With ``tol`` an optimum is sought, and the cell says which solves converged.
+    Its noise is matched in its first two moments. With ``tol`` the last is an optimum that was sought, and its cell says
+    which solves converged; those that end earlier take fewer steps.
     """
     noise = 4 * likelihood.latent_shape.numel()
     member: Family = FAMILIES[family](noise, matched=True)
-    code = Ascent(Given.density(q), step, steps, tol=tol, family=member, adjoint=Detach()).infer(likelihood, x)
-    assert code.q is not None and code.solve is not None
-    bound = lower_bound(likelihood, x, one_row(code.q), draws)
-    status = None if tol is None else code.solve.status[0]
-    return Cell(Bound(bound.value, bound.standard_error, bound.q, status), code.solve.evaluations[0])
+    stops = Stops(steps)
+    code = Ascent(Given.density(q), step, steps[-1], tol=tol, family=member, adjoint=stops).infer(likelihood, x)
+    assert code.solve is not None
+    cells = []
+    for u, evaluations in stops.ends:
+        density = member.code(likelihood, u, member.draw(u)).q
+        assert density is not None
+        cells.append(Cell(lower_bound(likelihood, x, one_row(density), draws), evaluations[0]))
+    if tol is not None:
+        last = cells.pop()
+        cells.append(replace(last, bound=replace(last.bound, status=code.solve.status[0])))
+    return cells
 
 
 def tuned_rate(
@@ -149,7 +184,7 @@ def tuned_rate(
     """Adam's rate of the grid with the highest bound after the fewest steps, and whether it is an edge."""
     steps = budget.steps[0]
     bounds = [
-        float(refined(likelihood, x, q, family, Adam(rate), steps, budget.draws).bound.value.mean())
+        float(refined(likelihood, x, q, family, Adam(rate), [steps], budget.draws)[0].bound.value.mean())
         for rate in budget.rates
     ]
     best = max(range(len(bounds)), key=bounds.__getitem__)

@@ -7,8 +7,21 @@ from torch import Tensor
 from torch.distributions import Distribution, Independent, MultivariateNormal, Normal
 
 from gae.analysis.costs import costs
-from gae.analysis.matrix import DIAGONAL, ENCODER, FULL, LAPLACE, OPTIMUM, MatrixBudget, bound_matrix, reliability
+from gae.analysis.inference_gap import FAMILIES
+from gae.analysis.matrix import (
+    DIAGONAL,
+    ENCODER,
+    FULL,
+    LAPLACE,
+    OPTIMUM,
+    MatrixBudget,
+    bound_matrix,
+    refined,
+    reliability,
+)
 from gae.evidence import Evidence
+from gae.inference import LBFGS, Adam, Ascent, Detach, Step
+from gae.inference.starts import Given
 from gae.likelihood import Gaussian, LinearMixture
 
 BUDGET = MatrixBudget(6, importance_samples=500, draws=20, steps=(4,), rates=(0.01, 0.1), tuning_samples=3)
@@ -66,3 +79,24 @@ def test_an_evidence_is_tight_if_nearly_all_samples_are_reliable() -> None:
         entry = reliability(evidence(ess, shape), 1000)
         assert not entry["tight"] and entry["reliable"] == pytest.approx(0.9)
     assert not reliability(evidence([50.0] * 10, [float("nan")] * 10), 50)["tight"]  # too few weights for a shape
+
+
+@pytest.mark.parametrize("step", [LBFGS(), Adam(0.1)], ids=["l-bfgs", "adam"])
+@pytest.mark.parametrize("family", [DIAGONAL, FULL])
+def test_the_densities_after_some_steps_are_those_of_solves_of_as_many(step: Step, family: str) -> None:
+    torch.manual_seed(0)
+    model, x = ppca(), torch.randn(6, 6).double()
+    with torch.no_grad():
+        q = encoders(model, x, 0.5)[family]
+    likelihood = neural_twin(model)
+    torch.manual_seed(1)
+    cells = refined(likelihood, x, q, family, step, (2, 5), draws=20)
+    for steps, cell in zip((2, 5), cells, strict=True):
+        torch.manual_seed(1)
+        member = FAMILIES[family](12, matched=True)
+        alone = Ascent(Given.density(q), step, steps, family=member, adjoint=Detach()).infer(likelihood, x)
+        assert cell.bound.q is not None and alone.q is not None and alone.solve is not None
+        assert torch.allclose(cell.bound.q.mean, alone.q.mean[0]) and torch.allclose(
+            cell.bound.q.variance, alone.q.variance[0]
+        )
+        assert torch.equal(cell.evaluations, alone.solve.evaluations[0])
