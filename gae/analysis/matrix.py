@@ -159,8 +159,8 @@ def refined(
 ) -> list[Cell]:
     """The bounds of the densities after each of some increasing numbers of steps of one solve from q.
 
-    Its noise is matched in its first two moments. With ``tol`` the last is an optimum that was sought, and its cell says
-    which solves converged; those that end earlier take fewer steps.
+    Its noise is matched in its first two moments. With ``tol`` the last is an optimum that was sought, and its cell
+    says which solves converged; those that end earlier take fewer steps.
     """
     noise = 4 * likelihood.latent_shape.numel()
     member: Family = FAMILIES[family](noise, matched=True)
