@@ -219,7 +219,7 @@ class Training:
             epochs=epochs,
             batch_size=c.batch_size,
             clip=c.clip,
-            optimizer=partial(torch.optim.Adam, lr=c.learning_rate),
+            optimizer=partial(torch.optim.Adam, lr=c.learning_rate, fused=True),
             seed=c.seed,
             out=self.job.out / "checkpoints" / f"{name}{self.suffix}".replace(" ", "-"),
             resume=True,
