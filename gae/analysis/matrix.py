@@ -1,5 +1,6 @@
 """Families of densities × inference engines on one fixed decoder: bounds on log p(x), in nats."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -10,14 +11,13 @@ from torch.distributions import Distribution, Independent, MultivariateNormal, N
 
 from gae.analysis.inference_gap import FAMILIES, Bound, lower_bound, one_row, widened
 from gae.analysis.metrics import Entry
-from gae.evidence import Evidence, exact, importance, laplace_approximation
-from gae.evidence.base import without_warning
+from gae.evidence import Evidence, estimate, laplace_approximation
 from gae.evidence.usage import code_usage, kl_per_dimension
 from gae.inference import LBFGS, Adam, Ascent, Detach, Family, Status, Step
 from gae.inference.ascent.problem import expand_rows, finite
 from gae.inference.ascent.solver import Iterate, Solver
 from gae.inference.starts import Given
-from gae.likelihood import ExactPosterior, Likelihood
+from gae.likelihood import Likelihood
 
 ENCODER, OPTIMUM, LAPLACE = "encoder", "local optimum q*", "Laplace at the mode"
 DIAGONAL, FULL = "mean-field", "full covariance"
@@ -203,29 +203,39 @@ def diagonal_of(q: MultivariateNormal) -> Independent:
 
 
 def log_evidence_entry(likelihood: Likelihood, x: Num[Tensor, "B *X"], best: Bound, samples: int) -> Entry:
-    """log p(x) per sample: exact, or by importance sampling from a wider copy of the best density.
+    """log p(x) per sample by the rule of ``gae.evidence.estimate``, with a wider copy of the best density as proposal.
 
-    ``tight`` says whether it is log p(x) and not merely a lower bound: for 99 % of the samples the Pareto k of the
-    weights is at most 0.7 and their effective sample size at least 100.
+    ``tight`` says whether it is log p(x) and not merely a lower bound: for 99 % of the samples the estimate is.
     """
-    if isinstance(likelihood, ExactPosterior):
-        return {"values": exact(likelihood, x).log_p.tolist(), "method": "exact", "tight": True}
-    assert best.q is not None
-    with without_warning():
-        evidence = importance(likelihood, x, widened(best.q), samples)
+    q = best.q
+    assert q is not None
+    evidence = estimate(likelihood, x, lambda _: widened(q), samples, batch_size=len(x))
     return {"values": evidence.log_p.tolist(), **reliability(evidence, samples)}
 
 
 def reliability(evidence: Evidence, samples: int) -> Entry:
-    """Effective sample size, Pareto k and error of an estimate by importance sampling, and whether it is tight."""
+    """Method, error and reason of an estimate of log p(x), and whether it is tight.
+
+    Effective sample size and Pareto k are those of the importance sampling, without annealed samples; None if there
+    are none.
+    """
+    assert evidence.tight is not None
+    counts = Counter(evidence.method)
+    share = float(evidence.tight.double().mean())
+    if counts["exact"] == len(evidence.log_p):
+        return {"method": "exact", "tight": True}
     assert evidence.ess is not None and evidence.pareto_k is not None
-    share = reliable_share(evidence.ess, evidence.pareto_k)
+    weighted = torch.tensor([method == "importance" for method in evidence.method])
+    ess, shapes = evidence.ess[weighted], evidence.pareto_k[weighted]
+    known = shapes[shapes.isfinite()]
     return {
         "method": "importance sampling",
+        "methods": dict(counts),
+        "reasons": list(evidence.reason),
         "draws": samples,
-        "ess": float(evidence.ess.mean()),
-        "least_ess": float(evidence.ess.min()),
-        "largest_pareto_k": float(evidence.pareto_k.nan_to_num(torch.inf).max()) if samples >= FEW else None,
+        "ess": float(ess.mean()) if len(ess) else None,
+        "least_ess": float(ess.min()) if len(ess) else None,
+        "largest_pareto_k": float(known.max()) if len(known) and not bool(shapes.isposinf().any()) else None,
         "sampling_se": float(evidence.standard_error.mean()),
         "reliable": share,
         "tight": share >= TIGHT,

@@ -1,5 +1,8 @@
 """The matrix of families × engines against closed forms of a linear-Gaussian decoder."""
 
+import json
+import math
+
 import pytest
 import torch
 from problems import posterior, ppca
@@ -7,7 +10,7 @@ from torch import Tensor
 from torch.distributions import Distribution, Independent, MultivariateNormal, Normal
 
 from gae.analysis.costs import costs
-from gae.analysis.inference_gap import FAMILIES
+from gae.analysis.inference_gap import FAMILIES, Bound
 from gae.analysis.matrix import (
     DIAGONAL,
     ENCODER,
@@ -16,6 +19,7 @@ from gae.analysis.matrix import (
     OPTIMUM,
     MatrixBudget,
     bound_matrix,
+    log_evidence_entry,
     refined,
     reliability,
 )
@@ -69,16 +73,34 @@ def test_every_cell_has_its_closed_form(shift: float) -> None:
     assert entry["rates"][DIAGONAL]["edge"]  # both rates of the grid are edges
 
 
-def test_an_evidence_is_tight_if_nearly_all_samples_are_reliable() -> None:
-    def evidence(ess: list[float], shape: list[float]) -> Evidence:
-        zeros = torch.zeros(len(ess))
-        return Evidence(zeros, zeros, torch.tensor(ess), 0, torch.tensor(shape))
+def test_an_evidence_is_tight_if_nearly_all_samples_are() -> None:
+    def evidence(tight: list[bool], method: tuple[str, ...], shape: float = 0.5) -> Evidence:
+        zeros, rows = torch.zeros(len(tight)), len(tight)
+        shapes = torch.tensor([shape if name == "importance" else math.nan for name in method])
+        return Evidence(zeros, zeros, zeros + 500, 0, shapes, method, ("because",) * rows, torch.tensor(tight))
 
-    assert reliability(evidence([500.0] * 10, [0.5] * 10), 1000)["tight"]
-    for ess, shape in (([500.0] * 9 + [50.0], [0.5] * 10), ([500.0] * 10, [0.5] * 9 + [0.8])):
-        entry = reliability(evidence(ess, shape), 1000)
-        assert not entry["tight"] and entry["reliable"] == pytest.approx(0.9)
-    assert not reliability(evidence([50.0] * 10, [float("nan")] * 10), 50)["tight"]  # too few weights for a shape
+    weights = ("importance",) * 10
+    assert reliability(evidence([True] * 10, weights), 1000)["tight"]
+    entry = reliability(evidence([True] * 9 + [False], weights, math.inf), 1000)
+    assert not entry["tight"] and entry["reliable"] == pytest.approx(0.9) and entry["largest_pareto_k"] is None
+    entry = reliability(evidence([True] * 10, (*weights[:9], "ais")), 1000)
+    assert entry["tight"] and entry["methods"] == {"importance": 9, "ais": 1} and entry["largest_pareto_k"] == 0.5
+    entry = reliability(evidence([False] * 2, ("ais", "ais")), 1000)
+    assert entry["ess"] is None and json.dumps(entry, allow_nan=False)
+    assert reliability(Evidence.exact(torch.zeros(2)), 1000) == {"method": "exact", "tight": True}
+
+
+def test_a_proposal_that_fails_is_replaced_with_a_reason() -> None:
+    """From a density far from the posterior, log p(x) still has its closed form, and the reason says why."""
+    torch.manual_seed(0)
+    model, x = ppca(), torch.randn(4, 6).double()
+    with torch.no_grad():
+        far = encoders(model, x, 5.0)[FULL]
+        log_p = model.log_evidence(x).log_p
+    zeros = torch.zeros(4).double()
+    entry = log_evidence_entry(neural_twin(model), x, Bound(zeros, zeros, far), 200)
+    assert entry["tight"] and torch.allclose(torch.tensor(entry["values"]).double(), log_p, atol=1e-5)
+    assert all("proposal: Laplace approximation" in reason for reason in entry["reasons"])
 
 
 @pytest.mark.parametrize("step", [LBFGS(), Adam(0.1)], ids=["l-bfgs", "adam"])
