@@ -156,14 +156,14 @@ def refined(
     steps: Sequence[int],
     draws: int,
     tol: float | None = None,
+    noise: int = 4,
 ) -> list[Cell]:
     """The bounds of the densities after each of some increasing numbers of steps of one solve from q.
 
-    Its noise is matched in its first two moments. With ``tol`` the last is an optimum that was sought, and its cell
-    says which solves converged; those that end earlier take fewer steps.
+    Its noise, ``noise`` draws for each element of a code, is matched in its first two moments. With ``tol`` the last is
+    an optimum that was sought, and its cell says which solves converged; those that end earlier take fewer steps.
     """
-    noise = 4 * likelihood.latent_shape.numel()
-    member: Family = FAMILIES[family](noise, matched=True)
+    member: Family = FAMILIES[family](noise * likelihood.latent_shape.numel(), matched=True)
     stops = Stops(steps)
     code = Ascent(Given.density(q), step, steps[-1], tol=tol, family=member, adjoint=stops).infer(likelihood, x)
     assert code.solve is not None
@@ -184,7 +184,7 @@ def tuned_rate(
     """Adam's rate of the grid with the highest bound after the fewest steps, and whether it is an edge."""
     steps = budget.steps[0]
     bounds = [
-        float(refined(likelihood, x, q, family, Adam(rate), [steps], budget.draws)[0].bound.value.mean())
+        float(refined(likelihood, x, q, family, Adam(rate), [steps], budget.draws, noise=2)[0].bound.value.mean())
         for rate in budget.rates
     ]
     best = max(range(len(bounds)), key=bounds.__getitem__)
