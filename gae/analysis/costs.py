@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from gae.analysis.estimates import Estimate, difference, estimate
-from gae.analysis.matrix import ENCODER, LBFGS_STEPS, OPTIMUM, after, evidence_is_tight
+from gae.analysis.matrix import ENCODER, LBFGS_STEPS, OPTIMUM, TIGHT, after
 from gae.analysis.metrics import Entry
 
 
@@ -69,7 +69,7 @@ def costs(matrices: Sequence[Entry], uses: Sequence[Entry], family: str, steps: 
 def gap_costs(columns: Mapping[str, Tensor], family: str, use: Entry, steps: int, rule: str = LBFGS_STEPS) -> Costs:
     """Costs from the columns of an inference gap (``Gap.columns``) and of the encoder after some steps."""
     rows = {name: [values.tolist()] for name, values in columns.items()}
-    tight = evidence_is_tight(columns.get("effective sample size"), columns.get("Pareto k"))
+    tight = float(columns["tight log p(x)"].double().mean()) >= TIGHT
     moved = rows[f"L[q after {steps} {rule} steps]"]
     optimum, encoder = rows[f"L[q*], {family}"], rows["L[q]"]
     return Costs(

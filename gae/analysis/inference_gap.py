@@ -12,15 +12,15 @@ from torch.distributions import Distribution, Independent, MultivariateNormal
 from gae.analysis.best_flow import best_flow
 from gae.analysis.metrics import Entry, mean_and_error
 from gae.autoencoder import Autoencoder
-from gae.evidence import Evidence, exact, importance
-from gae.evidence.base import need_proper, without_warning
+from gae.evidence import Evidence, estimate
+from gae.evidence.base import need_proper
 from gae.evidence.laplace import mode_approximation
 from gae.inference import LBFGS, Ascent, Detach, Family, FullCovariance, Inference, MeanField, Status
 from gae.inference.curvature import expansion
 from gae.inference.flows import NormalizingFlow
 from gae.inference.laws import codes_from, need_density, point_of, spread_of
 from gae.inference.starts import Given
-from gae.likelihood import ExactPosterior, Likelihood
+from gae.likelihood import Likelihood
 from gae.likelihood.door import checked, door
 
 FAMILIES: dict[str, type[MeanField]] = {"mean-field": MeanField, "full covariance": FullCovariance}
@@ -61,7 +61,7 @@ class Gap:
     """The inference gap of each sample: log p(x) - L[q] = (log p(x) - L[q*]) + (L[q*] - L[q]).
 
     Attributes:
-        evidence: log p(x), exact or by importance sampling from the optimised density.
+        evidence: log p(x) by the rule of ``gae.evidence.estimate``, with the optimised density as first proposal.
         best: L[q*] of each family.
         encoder: L[q] of the model's engine; None if it has no density q(z|x).
         family: the family of the encoder's densities, whose q* defines the amortisation gap; None if that q* is not
@@ -196,9 +196,7 @@ def _gap(
         start = _flow_start(likelihood, x, q, proposal, draws)
         best[FLOW] = lower_bound(likelihood, x, best_flow(likelihood, x, start, steps=2 * steps), draws)
     encoder = None if q is None else lower_bound(likelihood, x, q, draws)
-    with without_warning():  # a column of the table reports unreliable weights
-        tractable = isinstance(likelihood, ExactPosterior)
-        evidence = exact(likelihood, x) if tractable else importance(likelihood, x, widened(proposal), samples)
+    evidence = estimate(likelihood, x, lambda _: widened(proposal), samples, batch_size=len(x))
     return Gap(evidence, best, encoder, _family_of(q, best))
 
 

@@ -1,7 +1,8 @@
 """Families of densities × inference engines on one fixed decoder: bounds on log p(x), in nats."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Num
@@ -10,17 +11,18 @@ from torch.distributions import Distribution, Independent, MultivariateNormal, N
 
 from gae.analysis.inference_gap import FAMILIES, Bound, lower_bound, one_row, widened
 from gae.analysis.metrics import Entry
-from gae.evidence import Evidence, exact, importance, laplace_approximation
-from gae.evidence.base import without_warning
+from gae.evidence import Evidence, estimate, laplace_approximation
 from gae.evidence.usage import code_usage, kl_per_dimension
 from gae.inference import LBFGS, Adam, Ascent, Detach, Family, Status, Step
+from gae.inference.ascent.problem import expand_rows, finite
+from gae.inference.ascent.solver import Iterate, Solver
 from gae.inference.starts import Given
-from gae.likelihood import ExactPosterior, Likelihood
+from gae.likelihood import Likelihood
 
 ENCODER, OPTIMUM, LAPLACE = "encoder", "local optimum q*", "Laplace at the mode"
 DIAGONAL, FULL = "mean-field", "full covariance"
 LBFGS_STEPS, GRADIENT_STEPS = "L-BFGS", "gradient"
-HEAVY, FEW, TIGHT = 0.7, 100, 0.99  # PROPOSAL is reliable for an x with a Pareto k below, and an ESS above, these
+TIGHT = 0.99  # share of samples with a tight estimate of log p(x), above which gaps to it are quoted
 
 
 @dataclass(frozen=True)
@@ -103,10 +105,14 @@ def bound_matrix(
     for family, q in encoders.items():
         row = {ENCODER: Cell(lower_bound(likelihood, x, q, budget.draws), x.new_zeros(len(x)))}
         rates[family] = tuned_rate(likelihood, tuning[0], tuning[1][family], family, budget)
-        for rule, step in ((LBFGS_STEPS, LBFGS()), (GRADIENT_STEPS, Adam(rates[family]["rate"]))):
-            for steps in budget.steps:
-                row[after(steps, rule)] = refined(likelihood, x, q, family, step, steps, budget.draws)
-        row[OPTIMUM] = refined(likelihood, x, q, family, LBFGS(), budget.optimum_steps, budget.draws, tol=1e-5)
+        gradient = Adam(rates[family]["rate"])
+        *searched, optimum = refined(
+            likelihood, x, q, family, LBFGS(), (*budget.steps, budget.optimum_steps), budget.draws, tol=1e-5
+        )
+        moved = refined(likelihood, x, q, family, gradient, budget.steps, budget.draws)
+        for rule, cells_of in ((LBFGS_STEPS, searched), (GRADIENT_STEPS, moved)):
+            row |= {after(steps, rule): cell for steps, cell in zip(budget.steps, cells_of, strict=True)}
+        row[OPTIMUM] = optimum
         density = laplace if family == FULL else diagonal_of(laplace)
         bound = lower_bound(likelihood, x, density, budget.draws)
         cost = mode.solve.evaluations[0] + likelihood.latent_shape.numel()
@@ -120,27 +126,56 @@ def bound_matrix(
     }
 
 
+class Stops(Detach):
+    """A solve without a graph that records its solution and its decoder evaluations after some numbers of steps.
+
+    A point that is not finite is replaced by the best one before it.
+    """
+
+    def __init__(self, steps: Sequence[int]):
+        super().__init__()
+        self.steps = tuple(steps)
+        self.ends: list[tuple[Tensor, Tensor]] = []
+
+    def forward(self, solver: Solver, start: Iterate) -> Iterate:
+        at, begin = start.detach(), 0
+        for end in self.steps:
+            at = at if solver.finished(at) else solver.run(at, begin, end, False)
+            u = solver.point(at)
+            self.ends.append((torch.where(expand_rows(finite(u, at["value"]), u), u, at["best"]), at["evaluations"]))
+            begin = end
+        return at
+
+
 def refined(
     likelihood: Likelihood,
     x: Num[Tensor, "B *X"],
     q: Distribution,
     family: str,
     step: Step,
-    steps: int,
+    steps: Sequence[int],
     draws: int,
     tol: float | None = None,
-) -> Cell:
-    """The bound of a density after steps from q, with noise that is matched in its first two moments.
+    noise: int = 4,
+) -> list[Cell]:
+    """The bounds of the densities after each of some increasing numbers of steps of one solve from q.
 
-    With ``tol`` an optimum is sought, and the cell says which solves converged.
+    Its noise, ``noise`` draws for each element of a code, is matched in its first two moments. With ``tol`` the last is
+    an optimum that was sought, and its cell says which solves converged; those that end earlier take fewer steps.
     """
-    noise = 4 * likelihood.latent_shape.numel()
-    member: Family = FAMILIES[family](noise, matched=True)
-    code = Ascent(Given.density(q), step, steps, tol=tol, family=member, adjoint=Detach()).infer(likelihood, x)
-    assert code.q is not None and code.solve is not None
-    bound = lower_bound(likelihood, x, one_row(code.q), draws)
-    status = None if tol is None else code.solve.status[0]
-    return Cell(Bound(bound.value, bound.standard_error, bound.q, status), code.solve.evaluations[0])
+    member: Family = FAMILIES[family](noise * likelihood.latent_shape.numel(), matched=True)
+    stops = Stops(steps)
+    code = Ascent(Given.density(q), step, steps[-1], tol=tol, family=member, adjoint=stops).infer(likelihood, x)
+    assert code.solve is not None
+    cells = []
+    for u, evaluations in stops.ends:
+        density = member.code(likelihood, u, member.draw(u)).q
+        assert density is not None
+        cells.append(Cell(lower_bound(likelihood, x, one_row(density), draws), evaluations[0]))
+    if tol is not None:
+        last = cells.pop()
+        cells.append(replace(last, bound=replace(last.bound, status=code.solve.status[0])))
+    return cells
 
 
 def tuned_rate(
@@ -149,7 +184,7 @@ def tuned_rate(
     """Adam's rate of the grid with the highest bound after the fewest steps, and whether it is an edge."""
     steps = budget.steps[0]
     bounds = [
-        float(refined(likelihood, x, q, family, Adam(rate), steps, budget.draws).bound.value.mean())
+        float(refined(likelihood, x, q, family, Adam(rate), [steps], budget.draws, noise=2)[0].bound.value.mean())
         for rate in budget.rates
     ]
     best = max(range(len(bounds)), key=bounds.__getitem__)
@@ -168,47 +203,43 @@ def diagonal_of(q: MultivariateNormal) -> Independent:
 
 
 def log_evidence_entry(likelihood: Likelihood, x: Num[Tensor, "B *X"], best: Bound, samples: int) -> Entry:
-    """log p(x) per sample: exact, or by importance sampling from a wider copy of the best density.
+    """log p(x) per sample by the rule of ``gae.evidence.estimate``, with a wider copy of the best density as proposal.
 
-    ``tight`` says whether it is log p(x) and not merely a lower bound: for 99 % of the samples the Pareto k of the
-    weights is at most 0.7 and their effective sample size at least 100.
+    ``tight`` says whether it is log p(x) and not merely a lower bound: for 99 % of the samples the estimate is.
     """
-    if isinstance(likelihood, ExactPosterior):
-        return {"values": exact(likelihood, x).log_p.tolist(), "method": "exact", "tight": True}
-    assert best.q is not None
-    with without_warning():
-        evidence = importance(likelihood, x, widened(best.q), samples)
+    q = best.q
+    assert q is not None
+    evidence = estimate(likelihood, x, lambda _: widened(q), samples, batch_size=len(x))
     return {"values": evidence.log_p.tolist(), **reliability(evidence, samples)}
 
 
 def reliability(evidence: Evidence, samples: int) -> Entry:
-    """Effective sample size, Pareto k and error of an estimate by importance sampling, and whether it is tight."""
+    """Method, error and reason of an estimate of log p(x), and whether it is tight.
+
+    Effective sample size and Pareto k are those of the importance sampling, without annealed samples; None if there
+    are none.
+    """
+    assert evidence.tight is not None
+    counts = Counter(evidence.method)
+    share = float(evidence.tight.double().mean())
+    if counts["exact"] == len(evidence.log_p):
+        return {"method": "exact", "tight": True}
     assert evidence.ess is not None and evidence.pareto_k is not None
-    share = reliable_share(evidence.ess, evidence.pareto_k)
+    weighted = torch.tensor([method == "importance" for method in evidence.method])
+    ess, shapes = evidence.ess[weighted], evidence.pareto_k[weighted]
+    known = shapes[shapes.isfinite()]
     return {
         "method": "importance sampling",
+        "methods": dict(counts),
+        "reasons": list(evidence.reason),
         "draws": samples,
-        "ess": float(evidence.ess.mean()),
-        "least_ess": float(evidence.ess.min()),
-        "largest_pareto_k": float(evidence.pareto_k.nan_to_num(torch.inf).max()) if samples >= FEW else None,
+        "ess": float(ess.mean()) if len(ess) else None,
+        "least_ess": float(ess.min()) if len(ess) else None,
+        "largest_pareto_k": float(known.max()) if len(known) and not bool(shapes.isposinf().any()) else None,
         "sampling_se": float(evidence.standard_error.mean()),
         "reliable": share,
         "tight": share >= TIGHT,
     }
-
-
-def reliable_share(ess: Num[Tensor, " B"], pareto_k: Num[Tensor, " B"]) -> float:
-    """The share of samples with an effective sample size of at least 100 and a Pareto k of at most 0.7."""
-    return float(((pareto_k <= HEAVY) & (ess >= FEW)).double().mean())
-
-
-def evidence_is_tight(ess: Num[Tensor, " B"] | None, pareto_k: Num[Tensor, " B"] | None) -> bool:
-    """Whether an estimate is log p(x) and not merely a lower bound; without weights it is exact.
-
-    >>> evidence_is_tight(torch.full((9,), 500.0), torch.full((9,), 0.8)), evidence_is_tight(None, None)
-    (False, True)
-    """
-    return ess is None or (pareto_k is not None and reliable_share(ess, pareto_k) >= TIGHT)
 
 
 def code_use(q: Distribution, prior: Distribution) -> Entry:

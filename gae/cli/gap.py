@@ -85,7 +85,7 @@ def _columns(
         columns, family = gaps.columns(), gaps.family
         if gaps.encoder is not None and gaps.encoder.q is not None and family in FAMILIES:
             laws.append(gaps.encoder.q)
-            moved = refined(model.likelihood, batch, laws[-1], family, LBFGS(), FEW_STEPS, draws)
+            (moved,) = refined(model.likelihood, batch, laws[-1], family, LBFGS(), [FEW_STEPS], draws)
             columns[f"L[q after {FEW_STEPS} {LBFGS_STEPS} steps]"] = moved.bound.value
         parts.append(columns)
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}, family, laws

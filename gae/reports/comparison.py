@@ -148,14 +148,16 @@ def _evidence(evidence: list[dict[str, Any]]) -> str:
     value = quoted(estimate([entry["values"] for entry in evidence]))
     if evidence[0]["method"] == "exact":
         return f"{value} (exact)"
-    reliable, ess = min(entry["reliable"] for entry in evidence), min(entry["ess"] for entry in evidence)
-    shapes = [entry["largest_pareto_k"] for entry in evidence]
-    worst_shape = "unknown" if None in shapes else f"{max(shapes):.2f}"
+    reliable, annealed = min(e["reliable"] for e in evidence), sum(e["methods"].get("ais", 0) for e in evidence)
+    sizes, shapes = ([e[key] for e in evidence if e["ess"] is not None] for key in ("ess", "largest_pareto_k"))
+    ess = f"{min(sizes):.0f}" if sizes else "unknown"
+    worst_shape = "unknown" if None in shapes or not shapes else f"{max(shapes):.2f}"
     kind = "importance sampling" if all(entry["tight"] for entry in evidence) else "lower bound, by importance sampling"
+    samples = sum(len(entry["values"]) for entry in evidence)
+    also = f"; annealed importance sampling for {annealed} of {samples} samples" if annealed else ""
     return (
-        f"{value} ({kind} with {evidence[0]['draws']:,} draws: mean ESS {ess:.0f}, largest Pareto k {worst_shape}, "
-        "reliable for "
-        f"{reliable:.0%})"
+        f"{value} ({kind} with {evidence[0]['draws']:,} draws: mean ESS {ess}, largest Pareto k {worst_shape}{also}, "
+        f"reliable for {reliable:.0%})"
     )
 
 

@@ -40,6 +40,7 @@ from gae.studies.pictures import pictures
 from gae.systems.parts import Encoder
 from gae.training import fit
 
+INTERVAL = 10.0  # seconds of training that an interruption may cost; a checkpoint takes as long as several steps
 POSTERIORS = {DIAGONAL: "diagonal", FULL: "full"}
 
 
@@ -218,10 +219,11 @@ class Training:
             epochs=epochs,
             batch_size=c.batch_size,
             clip=c.clip,
-            optimizer=partial(torch.optim.Adam, lr=c.learning_rate),
+            optimizer=partial(torch.optim.Adam, lr=c.learning_rate, fused=True),
             seed=c.seed,
             out=self.job.out / "checkpoints" / f"{name}{self.suffix}".replace(" ", "-"),
             resume=True,
+            checkpoint_interval=INTERVAL,
             progress=False,
             describe=describe,
         )

@@ -25,6 +25,7 @@ from gae.systems.parts import Encoder, decoder_of, directions
 from gae.training import fit
 
 QUICK_MATRIX = MatrixBudget(samples=24, importance_samples=1000, draws=50, steps=(4,), tuning_samples=12)
+QUICK_EFFORT = EvaluationBudget(evidence_samples=100, neighbour_samples=500)
 
 
 @dataclass(frozen=True)
@@ -222,7 +223,7 @@ def configure(
         training_epochs={name: max(1, round(share[name] * longest)) for name in engines},
         encoder_epochs=max(1, round(longest * (1.0 if epochs else 0.5))),
     )
-    return replace(chosen, matrix=QUICK_MATRIX, effort=EvaluationBudget(evidence_samples=100)) if quick else chosen
+    return replace(chosen, matrix=QUICK_MATRIX, effort=QUICK_EFFORT) if quick else chosen
 
 
 def initial(

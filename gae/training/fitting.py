@@ -51,6 +51,7 @@ def fit(
     out: str | os.PathLike[str] | None = None,
     resume: bool = False,
     checkpoint_every: int | None = None,
+    checkpoint_interval: float | None = None,
     progress: bool = True,
     tensorboard: bool = False,
     fabric: "lightning_fabric.Fabric | None" = None,
@@ -84,6 +85,8 @@ def fit(
         out: folder for checkpoints and ``metrics.csv``; created if missing.
         resume: continue the run in ``out``, or start one if there is none. A run that stopped early stays stopped.
         checkpoint_every: number of optimiser steps between additional checkpoints within an epoch.
+        checkpoint_interval: seconds from one checkpoint, or the start, after which the next epoch to end has another;
+            by default every epoch has one. The last epoch always has one.
         progress: whether to show a progress bar on standard error.
         tensorboard: whether to log to ``out/tensorboard`` too.
         fabric: a launched Fabric, for devices, precision and distributed training; required in processes that were
@@ -110,13 +113,17 @@ def fit(
     (2, True, True)
     """
     _check_options(
-        seed, clip, tol, epochs=epochs, batch_size=batch_size, patience=patience, checkpoint_every=checkpoint_every
+        *(seed, clip, tol, checkpoint_interval),
+        epochs=epochs,
+        batch_size=batch_size,
+        patience=patience,
+        checkpoint_every=checkpoint_every,
     )
     samples = Samples(data, validation, seed)
     _check(autoencoder, samples)
     if patience is not None and samples.validation is None:
         raise ValueError("patience needs validation data: give validation=0.1 or a tensor of observations.")
-    log = _open(out, resume, tensorboard, checkpoint_every)
+    log = _open(out, resume, tensorboard, checkpoint_every=checkpoint_every, checkpoint_interval=checkpoint_interval)
     if isinstance(data, Dataset):
         autoencoder.preparation = data.preparation
     if fabric is None:
@@ -126,7 +133,8 @@ def fit(
         first = _prepare(autoencoder, samples, fabric.device, seed)
         only = {"clip": clip, "checkpoint_every": checkpoint_every, "tol": tol}
         learner = _learner(autoencoder, fabric, optimizer, batch_size, samples, **only)
-        run = Run(autoencoder, fabric, learner, samples, seed, patience, checkpoint_every, log, describe)
+        saving = checkpoint_every, checkpoint_interval or 0.0
+        run = Run(autoencoder, fabric, learner, samples, seed, patience, *saving, log, describe)
         if resume:
             run.resume()
         if isinstance(learner, GradientLearner) and first is not None:
@@ -176,11 +184,13 @@ def _budget(learner: Learner, size: int) -> int:
     return max(EPOCHS, math.ceil(STEPS / len(learner.batches(size, generator(0)))))
 
 
-def _check_options(seed: int, clip: float | None, tol: float | None, **counts: int | None) -> None:
+def _check_options(
+    seed: int, clip: float | None, tol: float | None, interval: float | None, **counts: int | None
+) -> None:
     for name, count in counts.items():
         if count is not None and (not isinstance(count, int) or count < 1):
             raise ValueError(f"{name} must be a whole number of at least 1, got {count}.")
-    for name, value in (("clip", clip), ("tol", tol)):
+    for name, value in (("clip", clip), ("tol", tol), ("checkpoint_interval", interval)):
         if value is not None and not value > 0:
             raise ValueError(f"{name} must be positive, got {value}.")
     if not 0 <= seed < 2**32:
@@ -201,9 +211,11 @@ def _check(autoencoder: Autoencoder, samples: Samples) -> None:
             raise type(error)(f"In the validation data: {error}") from None
 
 
-def _open(out: str | os.PathLike[str] | None, resume: bool, tensorboard: bool, every: int | None) -> Log | None:
+def _open(
+    out: str | os.PathLike[str] | None, resume: bool, tensorboard: bool, **checkpoints: float | int | None
+) -> Log | None:
     if out is None:
-        requested = {"resume": resume, "tensorboard": tensorboard, "checkpoint_every": every}
+        requested = {"resume": resume, "tensorboard": tensorboard, **checkpoints}
         for name in (name for name, value in requested.items() if value):
             raise ValueError(f"{name}={requested[name]} needs a folder: give out=...")
         return None

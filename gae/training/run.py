@@ -34,6 +34,7 @@ class Run:
     seed: int
     patience: int | None
     checkpoint_every: int | None
+    checkpoint_interval: float  # seconds
     log: Log | None
     describe: dict[str, Any] | None
     history: History = field(default_factory=History)
@@ -43,6 +44,7 @@ class Run:
     total: int = 0  # completed steps
     loss_sum: float = 0.0  # over this epoch's samples so far
     seconds: float = 0.0  # of this epoch so far
+    saved: float = field(default_factory=time.monotonic)  # time of the last checkpoint, or of the start
 
     def __post_init__(self) -> None:
         self.config: dict[str, Any] = {}
@@ -57,13 +59,13 @@ class Run:
         shown = progress and self.fabric.is_global_zero
         with progress_bar(shown, epochs * per_epoch, self.total) as advance, self.log or nullcontext():
             while self.epoch < epochs and not self.history.stopped_early:
-                self._train_epoch(advance)
+                self._train_epoch(epochs, advance)
         if self.best is not None:
             self.autoencoder.load_state_dict(self.best)
         self.fabric.barrier()
         return self.history
 
-    def _train_epoch(self, advance: Advance) -> None:
+    def _train_epoch(self, epochs: int, advance: Advance) -> None:
         started = time.perf_counter() - self.seconds
         x = self.samples.epoch(self.epoch)
         batches = self.learner.batches(len(x), generator(self.seed, self.epoch))
@@ -80,15 +82,18 @@ class Run:
         self._refuse_nonfinite()
         validation = self._validate()
         row = Epoch(self.epoch + 1, self.loss_sum / len(x), validation, time.perf_counter() - started)
-        self._end_epoch(row, converged)
+        self._end_epoch(row, converged, epochs)
 
-    def _end_epoch(self, row: Epoch, converged: bool) -> None:
+    def _end_epoch(self, row: Epoch, converged: bool, epochs: int) -> None:
         self.history.rows.append(row)
         self.epoch, self.step, self.loss_sum, self.seconds = self.epoch + 1, 0, 0.0, 0.0
         if self.patience is not None and self.history.best_epoch == row.epoch:
             self.best = {name: _copied(value) for name, value in self.autoencoder.state_dict().items()}
         waited = row.epoch - self.history.best_epoch
         self.history.stopped_early = converged or (self.patience is not None and waited >= self.patience)
+        is_last = self.history.stopped_early or self.epoch >= epochs
+        if not is_last and time.monotonic() - self.saved < self.checkpoint_interval:
+            return
         self._save_checkpoint()
         if self.log is not None and self.fabric.is_global_zero:
             self.log.write(self.history)
@@ -117,6 +122,7 @@ class Run:
         self._refuse_nonfinite()
         if self.log is not None and self.fabric.is_global_zero:
             checkpoint.save(self.log.folder, self.total, self._state())
+        self.saved = time.monotonic()
 
     def _state(self) -> dict[str, Any]:
         return {

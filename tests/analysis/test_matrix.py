@@ -1,5 +1,8 @@
 """The matrix of families × engines against closed forms of a linear-Gaussian decoder."""
 
+import json
+import math
+
 import pytest
 import torch
 from problems import posterior, ppca
@@ -7,8 +10,22 @@ from torch import Tensor
 from torch.distributions import Distribution, Independent, MultivariateNormal, Normal
 
 from gae.analysis.costs import costs
-from gae.analysis.matrix import DIAGONAL, ENCODER, FULL, LAPLACE, OPTIMUM, MatrixBudget, bound_matrix, reliability
+from gae.analysis.inference_gap import FAMILIES, Bound
+from gae.analysis.matrix import (
+    DIAGONAL,
+    ENCODER,
+    FULL,
+    LAPLACE,
+    OPTIMUM,
+    MatrixBudget,
+    bound_matrix,
+    log_evidence_entry,
+    refined,
+    reliability,
+)
 from gae.evidence import Evidence
+from gae.inference import LBFGS, Adam, Ascent, Detach, Step
+from gae.inference.starts import Given
 from gae.likelihood import Gaussian, LinearMixture
 
 BUDGET = MatrixBudget(6, importance_samples=500, draws=20, steps=(4,), rates=(0.01, 0.1), tuning_samples=3)
@@ -56,13 +73,52 @@ def test_every_cell_has_its_closed_form(shift: float) -> None:
     assert entry["rates"][DIAGONAL]["edge"]  # both rates of the grid are edges
 
 
-def test_an_evidence_is_tight_if_nearly_all_samples_are_reliable() -> None:
-    def evidence(ess: list[float], shape: list[float]) -> Evidence:
-        zeros = torch.zeros(len(ess))
-        return Evidence(zeros, zeros, torch.tensor(ess), 0, torch.tensor(shape))
+def test_an_evidence_is_tight_if_nearly_all_samples_are() -> None:
+    def evidence(tight: list[bool], method: tuple[str, ...], shape: float = 0.5) -> Evidence:
+        zeros, rows = torch.zeros(len(tight)), len(tight)
+        shapes = torch.tensor([shape if name == "importance" else math.nan for name in method])
+        return Evidence(zeros, zeros, zeros + 500, 0, shapes, method, ("because",) * rows, torch.tensor(tight))
 
-    assert reliability(evidence([500.0] * 10, [0.5] * 10), 1000)["tight"]
-    for ess, shape in (([500.0] * 9 + [50.0], [0.5] * 10), ([500.0] * 10, [0.5] * 9 + [0.8])):
-        entry = reliability(evidence(ess, shape), 1000)
-        assert not entry["tight"] and entry["reliable"] == pytest.approx(0.9)
-    assert not reliability(evidence([50.0] * 10, [float("nan")] * 10), 50)["tight"]  # too few weights for a shape
+    weights = ("importance",) * 10
+    assert reliability(evidence([True] * 10, weights), 1000)["tight"]
+    entry = reliability(evidence([True] * 9 + [False], weights, math.inf), 1000)
+    assert not entry["tight"] and entry["reliable"] == pytest.approx(0.9) and entry["largest_pareto_k"] is None
+    entry = reliability(evidence([True] * 10, (*weights[:9], "ais")), 1000)
+    assert entry["tight"] and entry["methods"] == {"importance": 9, "ais": 1} and entry["largest_pareto_k"] == 0.5
+    entry = reliability(evidence([False] * 2, ("ais", "ais")), 1000)
+    assert entry["ess"] is None and json.dumps(entry, allow_nan=False)
+    assert reliability(Evidence.exact(torch.zeros(2)), 1000) == {"method": "exact", "tight": True}
+
+
+def test_a_proposal_that_fails_is_replaced_with_a_reason() -> None:
+    """From a density far from the posterior, log p(x) still has its closed form, and the reason says why."""
+    torch.manual_seed(0)
+    model, x = ppca(), torch.randn(4, 6).double()
+    with torch.no_grad():
+        far = encoders(model, x, 5.0)[FULL]
+        log_p = model.log_evidence(x).log_p
+    zeros = torch.zeros(4).double()
+    entry = log_evidence_entry(neural_twin(model), x, Bound(zeros, zeros, far), 200)
+    assert entry["tight"] and torch.allclose(torch.tensor(entry["values"]).double(), log_p, atol=1e-5)
+    assert all("proposal: Laplace approximation" in reason for reason in entry["reasons"])
+
+
+@pytest.mark.parametrize("step", [LBFGS(), Adam(0.1)], ids=["l-bfgs", "adam"])
+@pytest.mark.parametrize("family", [DIAGONAL, FULL])
+def test_the_densities_after_some_steps_are_those_of_solves_of_as_many(step: Step, family: str) -> None:
+    torch.manual_seed(0)
+    model, x = ppca(), torch.randn(6, 6).double()
+    with torch.no_grad():
+        q = encoders(model, x, 0.5)[family]
+    likelihood = neural_twin(model)
+    torch.manual_seed(1)
+    cells = refined(likelihood, x, q, family, step, (2, 5), draws=20)
+    for steps, cell in zip((2, 5), cells, strict=True):
+        torch.manual_seed(1)
+        member = FAMILIES[family](12, matched=True)
+        alone = Ascent(Given.density(q), step, steps, family=member, adjoint=Detach()).infer(likelihood, x)
+        assert cell.bound.q is not None and alone.q is not None and alone.solve is not None
+        assert torch.allclose(cell.bound.q.mean, alone.q.mean[0]) and torch.allclose(
+            cell.bound.q.variance, alone.q.variance[0]
+        )
+        assert torch.equal(cell.evaluations, alone.solve.evaluations[0])

@@ -372,6 +372,7 @@ REFUSED: list[tuple[Any, dict[str, Any], type[Exception], str]] = [
     (None, {"patience": 0, "validation": 0.1}, ValueError, "patience must be a whole number of at least 1"),
     (None, {"patience": 3}, ValueError, "patience needs validation data"),
     (None, {"checkpoint_every": 0}, ValueError, "checkpoint_every must be a whole number"),
+    (None, {"checkpoint_interval": 0.0}, ValueError, "checkpoint_interval must be positive"),
     (None, {"clip": 0.0}, ValueError, "clip must be positive"),
     (None, {"seed": -1}, ValueError, "seed must lie in"),
     (None, {"tol": 1e-3}, ValueError, "tol is for closed-form learning"),
@@ -420,7 +421,9 @@ def test_nothing_to_fit(x: Tensor) -> None:
         quiet(model, x)
 
 
-@pytest.mark.parametrize("option", [{"resume": True}, {"tensorboard": True}, {"checkpoint_every": 3}])
+@pytest.mark.parametrize(
+    "option", [{"resume": True}, {"tensorboard": True}, {"checkpoint_every": 3}, {"checkpoint_interval": 1.0}]
+)
 def test_folder_is_needed(option: dict[str, Any], x: Tensor) -> None:
     with pytest.raises(ValueError, match="needs a folder: give out="):
         quiet(small(), x, **option)

@@ -116,6 +116,30 @@ def test_stopped_in_mid_epoch(name: str, steps: int, tmp_path: Path, monkeypatch
     assert_same_end(name, tmp_path / "run", model, tmp_path)
 
 
+def test_epochs_within_the_interval_have_no_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that ends again and again saves its last epochs; one that is stopped between resumes from there."""
+    days = {"checkpoint_interval": 1e6}
+    course("vae", tmp_path / "run", epochs=2, **days)
+    assert [path.name for path in checkpoint.checkpoints(tmp_path / "run")] == ["checkpoint-00000008"]
+    real, calls = GradientLearner.step, [0]
+
+    def step(*args: Any) -> float:
+        calls[0] += 1
+        if calls[0] > 6:
+            raise KeyboardInterrupt
+        return real(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(GradientLearner, "step", step)
+        with pytest.raises(KeyboardInterrupt):
+            course("vae", tmp_path / "run", resume=True, **days)
+    assert len(checkpoint.checkpoints(tmp_path / "run")) == 1
+    model, _ = course("vae", tmp_path / "run", resume=True, **days)
+    assert_same_end("vae", tmp_path / "run", model, tmp_path)
+    course("vae", tmp_path / "short", checkpoint_interval=1e-9)
+    assert len(checkpoint.checkpoints(tmp_path / "short")) == 2
+
+
 def test_damaged_newest_checkpoint(tmp_path: Path) -> None:
     course("vae", tmp_path / "run", epochs=3)
     newest = checkpoint.checkpoints(tmp_path / "run")[-1] / checkpoint.TENSORS

@@ -15,6 +15,8 @@ from gae.likelihood.base import LogJoint
 from gae.likelihood.distributions import Normal
 from gae.storage import Part
 
+BLOCK = 256  # codes decoded at once: many small calls are slow, and large ones leave the processor's cache
+
 
 class Family(Part, nn.Module, ABC):
     """A family of densities q(z; u), and the per-sample objective of its parameters u."""
@@ -101,7 +103,7 @@ class MeanField(Family):
     def objective(self, u: Float[Tensor, "S B *U"], noise: Tensor | None, log_joint: LogJoint) -> Float[Tensor, "S B"]:
         assert noise is not None
         loc, log_scale = u[:, :, 0], u[:, :, 1]
-        expected = sum(log_joint(loc + log_scale.exp() * draw) for draw in noise.unbind(2)) / noise.shape[2]
+        expected = _expected(log_joint, loc, log_scale.exp().unsqueeze(2) * noise)
         entropy = (log_scale + 0.5 * math.log(2 * math.pi * math.e)).flatten(2).sum(2)
         return expected + entropy
 
@@ -147,8 +149,7 @@ class FullCovariance(MeanField):
     def objective(self, u: Float[Tensor, "S B *U"], noise: Tensor | None, log_joint: LogJoint) -> Float[Tensor, "S B"]:
         assert noise is not None
         loc, factor, log_diagonal = _factor(u)
-        moved = torch.einsum("sbij,sbmj->msbi", factor, noise)
-        expected = sum(log_joint(loc + move) for move in moved) / len(moved)
+        expected = _expected(log_joint, loc, torch.einsum("sbij,sbmj->sbmi", factor, noise))
         return expected + (log_diagonal + 0.5 * math.log(2 * math.pi * math.e)).sum(2)
 
     def code(self, likelihood: Likelihood, u: Float[Tensor, "S B *U"], draw: Tensor | None) -> Code:
@@ -163,6 +164,15 @@ def _factor(u: Float[Tensor, "S B U Z"]) -> tuple[Tensor, Tensor, Tensor]:
     """Mean, Cholesky factor, and the logarithm of its diagonal."""
     log_diagonal = u[:, :, 1:].diagonal(dim1=-2, dim2=-1)
     return u[:, :, 0], u[:, :, 1:].tril(-1) + log_diagonal.exp().diag_embed(), log_diagonal
+
+
+def _expected(
+    log_joint: LogJoint, loc: Float[Tensor, "S B *Z"], moves: Float[Tensor, "S B M *Z"]
+) -> Float[Tensor, "S B"]:
+    """The mean of a log joint density over M moves from ``loc``, with about ``BLOCK`` codes in each call."""
+    blocks = moves.movedim(2, 0).split(max(1, BLOCK // max(1, loc.shape[:2].numel())))
+    sums = [log_joint((loc + block).flatten(0, 1)).unflatten(0, (len(block), -1)).sum(0) for block in blocks]
+    return torch.stack(sums).sum(0) / moves.shape[2]
 
 
 def _noise(like: Float[Tensor, "S B *Z"], samples: int, matched: bool) -> Float[Tensor, "S B M *Z"]:
