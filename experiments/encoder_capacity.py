@@ -20,9 +20,10 @@ On the first test and the first training images (which all encoders learn from):
 Beside it, in a table of its own: the same for *co-trained* VAEs, each with its own decoder, which has adapted to the
 encoder. This is another quantity.
 
-    python -m experiments.encoder_capacity [decoder diagonal full maf cotrained] [--seeds 0] [--data fashion-mnist]
+    python -m experiments.encoder_capacity [PART ...] [--seeds 0] [--data fashion-mnist]
 
-computes some parts of the grid; the results are written once all are there. ``--smoke`` takes a tiny grid of the
+computes some parts of the grid; the results are written once all are there. Parts are ``decoder``, a family with what
+differs from the middle size (``full-width``), and ``cotrained`` with a family. ``--smoke`` takes a tiny grid of the
 bundled digits.
 """
 
@@ -68,7 +69,13 @@ from gae.training import fit
 
 CLAIM = "encoder_capacity"
 FAMILIES = {"diagonal": "mean-field", "full": "full covariance", "maf": "flow"}
-PARTS = ("decoder", *FAMILIES, "cotrained")
+AXES = ("middle", "width", "depth", "images", "corners")
+COTRAINED = "cotrained"
+PARTS = (
+    "decoder",
+    *(f"{family}-{axis}" for family in FAMILIES for axis in AXES),
+    *(f"{COTRAINED}-{family}" for family in FAMILIES),
+)
 SPLITS = ("test", "train")
 
 
@@ -86,7 +93,7 @@ class Configuration:
     """
 
     seeds: tuple[int, ...] = (0, 1, 2)
-    latent: int = 20
+    latent: int = 10
     decoder_hidden: tuple[int, ...] = (200, 200)
     widths: tuple[int, ...] = (16, 64, 256, 1024)
     depths: tuple[int, ...] = (1, 2, 3)
@@ -94,8 +101,8 @@ class Configuration:
     middle: tuple[int, int, int] = (256, 2, 55_000)
     rates: tuple[float, ...] = (3e-4, 1e-3, 3e-3)
     stages: tuple[tuple[float, float], ...] = ((1.0, 0.7), (0.1, 0.3))
-    decoder_epochs: int = 40
-    encoder_epochs: int = 20
+    decoder_epochs: int = 20
+    encoder_epochs: int = 10
     patience: int = 4
     batch_size: int = 128
     held_out: int = 5000
@@ -103,7 +110,7 @@ class Configuration:
     usage_images: int = 2000
     draws: int = 500
     optimum_steps: int = 300
-    flow_steps: int = 400
+    flow_steps: int = 200
     samples: int = 5000
 
 
@@ -141,15 +148,21 @@ class Size:
         return f"width {self.width} depth {self.depth} images {self.images}"
 
 
-def sizes(c: Configuration) -> list[Size]:
+def axes_of(c: Configuration) -> dict[str, list[Size]]:
     """The middle size, those that differ from it in one respect, and the extreme widths on the fewest images."""
     width, depth, number = c.middle
-    grid = [Size(*c.middle)]
-    grid += [Size(each, depth, number) for each in c.widths]
-    grid += [Size(width, each, number) for each in c.depths]
-    grid += [Size(width, depth, each) for each in c.sizes]
-    grid += [Size(each, depth, c.sizes[0]) for each in (c.widths[0], c.widths[-1])]
-    return list(dict.fromkeys(grid))
+    return {
+        "middle": [Size(*c.middle)],
+        "width": [Size(each, depth, number) for each in c.widths],
+        "depth": [Size(width, each, number) for each in c.depths],
+        "images": [Size(width, depth, each) for each in c.sizes],
+        "corners": [Size(each, depth, c.sizes[0]) for each in (c.widths[0], c.widths[-1])],
+    }
+
+
+def sizes(c: Configuration) -> list[Size]:
+    """All sizes of the study."""
+    return list(dict.fromkeys(size for axis in axes_of(c).values() for size in axis))
 
 
 def names(c: Configuration, seed: int) -> Iterator[str]:
@@ -242,13 +255,16 @@ class Capacity:
     def run(self, part: str, seed: int) -> None:
         """Computes the cells of a part."""
         self.decoder(seed)
-        if part in FAMILIES:
-            for size in sizes(self.c):
-                cell = partial(self.encoder, part, size, seed)
-                self.study.cell(encoder_name(part, size, seed), seed, cell)
-        if part == "cotrained":
+        first, _, second = part.partition("-")
+        if first in FAMILIES:
+            for size in axes_of(self.c)[second]:
+                cell = partial(self.encoder, first, size, seed)
+                self.study.cell(encoder_name(first, size, seed), seed, cell)
+        if first == COTRAINED:
             for family, width in cotrained(self.c):
-                self.study.cell(cotrained_name(family, width, seed), seed, partial(self.cotrained, family, width, seed))
+                if family == second:
+                    cell = partial(self.cotrained, family, width, seed)
+                    self.study.cell(cotrained_name(family, width, seed), seed, cell)
 
     def vae(self, family: str, width: int, seed: int) -> tuple[Autoencoder, dict[str, Any]]:
         """A VAE trained as a whole, on dynamically binarised images; kept in a file."""

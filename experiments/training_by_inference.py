@@ -80,9 +80,9 @@ class Configuration:
     hidden: tuple[int, ...] = (200, 200)
     batch_size: int = 100
     part: int = 50
-    step_parts: int = 60
-    evaluation_parts: int = 1200
-    tuning_parts: int = 20
+    step_parts: int = 48
+    evaluation_parts: int = 400
+    tuning_parts: int = 10
     rates: tuple[float, ...] = (3e-4, 1e-3, 3e-3)
     patience: int = 3
     held_out: int = 5000
