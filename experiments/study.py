@@ -55,6 +55,8 @@ def options(description: str | None, parts: Sequence[str]) -> Options:
     for name in given.parts:
         if name not in parts:
             parser.error(f"unknown part {name!r}, choose from {', '.join(parts)}")
+    if given.smoke and given.data != DATA[0]:
+        parser.error(f"--smoke takes the bundled digits, and not --data {given.data}: omit one of them")
     chosen = tuple(given.parts or parts)
     return Options(chosen, tuple(given.seeds) if given.seeds else None, given.data, given.smoke)
 
