@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import subprocess
 import sys
 from collections.abc import Iterable
 from dataclasses import asdict
@@ -31,26 +32,36 @@ def arguments(description: str | None, names: Iterable[str] = ()) -> list[str]:
     return chosen
 
 
-def mnist(binarize: str = "none") -> Dataset:
-    """MNIST from ``GAE_DATA``, from a folder ``shared/data`` beside the checkout, or from OpenML."""
+def mnist(binarize: str = "none", name: str = "mnist") -> Dataset:
+    """MNIST (or Fashion-MNIST) from ``GAE_DATA``, from ``shared/data`` beside the checkout, or from OpenML."""
     beside = ROOT.parent.parent / "shared" / "data"
-    folder = None if "GAE_DATA" in os.environ or not beside.exists() else str(beside)
-    return load("mnist", folder=folder, binarize=binarize)
+    folder = None if "GAE_DATA" in os.environ or not (beside / name).exists() else str(beside)
+    return load(name, folder=folder, binarize=binarize)
 
 
-def write(claim: str, configuration: Any, results: dict[str, Any], figure: Any) -> None:
-    """results/claim.json, with command, configuration, machine and versions, and results/claim.png."""
-    RESULTS.mkdir(exist_ok=True)
+def commit() -> str | None:
+    """The checkout's commit, with ``-dirty`` for uncommitted changes; None outside a checkout."""
+    try:
+        command = ["git", "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def write(claim: str, configuration: Any, results: dict[str, Any], figure: Any, folder: Path = RESULTS) -> None:
+    """folder/claim.json, with command, commit, configuration, machine and versions, and folder/claim.png."""
+    folder.mkdir(parents=True, exist_ok=True)
     record = {
         "claim": claim,
-        "command": f"python -m experiments.{claim} {' '.join(sys.argv[1:])}".strip(),
+        "command": " ".join(["python", "-m", f"experiments.{Path(sys.argv[0]).stem}", *sys.argv[1:]]),
+        "commit": commit(),
         "configuration": asdict(configuration),
         "machine": {"processor": device(), "threads": torch.get_num_threads()},
         "versions": versions(["torch", "gae"]),
         "results": results,
     }
-    (RESULTS / f"{claim}.json").write_text(json.dumps(record, indent=1, allow_nan=False) + "\n")
-    figure.savefig(RESULTS / f"{claim}.png", dpi=120, bbox_inches="tight")
+    (folder / f"{claim}.json").write_text(json.dumps(record, indent=1, allow_nan=False) + "\n")
+    figure.savefig(folder / f"{claim}.png", dpi=120, bbox_inches="tight")
 
 
 def device() -> str:
