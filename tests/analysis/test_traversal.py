@@ -47,6 +47,11 @@ def test_linear_interpolation_is_a_line_of_codes() -> None:
         assert torch.allclose(codes, start + t / 7 * (end - start), atol=1e-12)
 
 
+def angle(a: Tensor, b: Tensor) -> Tensor:
+    """The angle between vectors of three elements, accurate for small ones too."""
+    return torch.atan2(torch.linalg.cross(*torch.broadcast_tensors(a, b)).norm(dim=-1), (a * b).sum(-1))
+
+
 @pytest.mark.parametrize("steps", [2, 5, 9])
 def test_spherical_interpolation_is_an_arc(steps: int) -> None:
     """Equal angles between neighbours, all in the plane of the ends, and norms that change evenly."""
@@ -55,9 +60,10 @@ def test_spherical_interpolation_is_an_arc(steps: int) -> None:
     even = torch.linspace(0, 1, steps).double()[:, None]
     assert torch.allclose(norms, (1 - even) * norms[0] + even * norms[-1], atol=1e-5)
     units = path / norms[..., None]
-    whole = (units[0] * units[-1]).sum(-1).clamp(-1, 1).acos()
-    angles = (units[1:] * units[:-1]).sum(-1).clamp(-1, 1).acos()
-    assert torch.allclose(angles, (whole / (steps - 1)).expand_as(angles), atol=2e-3)
+    whole, angles = angle(units[0], units[-1]), angle(units[1:], units[:-1])
+    assert torch.allclose(
+        angles, (whole / (steps - 1)).expand_as(angles), atol=1e-4
+    )  # opposite ends nearly have no arc
     assert torch.linalg.cross(units[:1], units[-1:]).mul(units).sum(-1).abs().max() < 1e-5
 
 
