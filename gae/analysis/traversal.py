@@ -107,4 +107,6 @@ def _arc(a: Tensor, b: Tensor, weights: Tensor) -> Tensor:
     angle = cosine.acos().reshape(shape)
     unit_a, unit_b = a / norm_a.clamp_min(1e-12).reshape(shape), b / norm_b.clamp_min(1e-12).reshape(shape)
     direction = (((1 - weights) * angle).sin() * unit_a + (weights * angle).sin() * unit_b) / angle.sin()
+    length = direction.flatten(-a.dim() + 1).norm(dim=-1).clamp_min(1e-12)  # 1, but for rounding between opposite ends
+    direction = direction / length.reshape(*length.shape, *[1] * (a.dim() - 1))
     return direction * torch.lerp(norm_a.reshape(shape), norm_b.reshape(shape), weights)
