@@ -17,6 +17,7 @@ from gae.autoencoder import Autoencoder
 from gae.data import Dataset
 from gae.evidence import Evidence
 from gae.evidence.base import without_warning
+from gae.evidence.usage import ACTIVE
 from gae.inference import Encoding, Status
 from gae.inference.laws import codes_from
 from gae.likelihood import CodebookDistribution, ExactPosterior, FlatDistribution
@@ -27,7 +28,6 @@ Entry = dict[str, Any]
 NO_EVIDENCE = "under a flat prior log p(x) and its bounds do not exist"
 TOO_MANY = f"log p(x) is a sum over all codes of the codebook, more than {ENUMERABLE}"
 NO_DENSITY = "a point code has no density q(z|x), so no ELBO"
-ACTIVE = 0.01  # minimum variance over the data of an active code dimension
 SAMPLED_AT_ONCE = 250  # number of observations with many samples each in memory
 
 

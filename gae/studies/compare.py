@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch.distributions import Distribution
 
+from gae.analysis.baseline import without_code
 from gae.analysis.costs import worst
 from gae.analysis.inference_gap import lower_bound, one_row
 from gae.analysis.matrix import DIAGONAL, FULL, bound_matrix, code_use
@@ -33,7 +34,6 @@ from gae.studies.engines import (
     configure,
     describe_engine,
     initial,
-    without_code,
 )
 from gae.studies.jobs import ResumableJob, facts, one_thread
 from gae.studies.pictures import pictures
@@ -153,13 +153,8 @@ class Comparison(ResumableJob):
 
     def without_code(self) -> Entry:
         """log p(x) of the head alone: the decoder's outputs are the same for every code, and fitted to the data."""
-        torch.manual_seed(self.configuration.seed)
-        model = without_code(self.data.event_shape, self.configuration, self.data.train)
-        x = self.matrix_samples
-        with torch.no_grad():
-            likelihood = model.likelihood
-            values = likelihood.log_joint(x, x.new_zeros(1, len(x), 1))[0] - likelihood.prior.log_prob(x.new_zeros(1))
-        return {"values": values.tolist()}
+        likelihood, _ = initial(self.configuration, self.data.event_shape)
+        return {"values": without_code(likelihood, self.data.train, self.matrix_samples).tolist()}
 
     @property
     def matrix_samples(self) -> torch.Tensor:

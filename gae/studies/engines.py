@@ -7,8 +7,8 @@ from functools import partial
 from typing import Any
 
 import torch
-from jaxtyping import Float, Num
-from torch import Size, Tensor, nn
+from jaxtyping import Num
+from torch import Size, Tensor
 
 from gae import nets
 from gae.analysis.matrix import MatrixBudget
@@ -22,7 +22,6 @@ from gae.storage import recorded
 from gae.systems import HEADS, build
 from gae.systems.encoders import encoder_of
 from gae.systems.parts import Encoder, decoder_of, directions
-from gae.training import fit
 
 QUICK_MATRIX = MatrixBudget(samples=24, importance_samples=1000, draws=50, steps=(4,), tuning_samples=12)
 QUICK_EFFORT = EvaluationBudget(evidence_samples=100, neighbour_samples=500)
@@ -154,29 +153,6 @@ BASELINES: dict[str, Callable[[Size, Configuration], Autoencoder]] = {
     "kmeans": lambda shape, c: build("kmeans", shape, components=c.latent),
     "llgae": lambda shape, c: build("llgae", shape, latent=c.latent, components=c.components),
 }
-
-
-class SameOutput(nn.Module):
-    """A decoder that ignores its code: one learned output for all."""
-
-    def __init__(self, shape: Size | tuple[int, ...]):
-        super().__init__()
-        self.output = nn.Parameter(torch.zeros(shape))
-
-    def forward(self, z: Float[Tensor, "N Z"]) -> Float[Tensor, "N *X"]:
-        return self.output.expand(len(z), *self.output.shape)
-
-
-def without_code(shape: Size, configuration: Configuration, x: Num[Tensor, "N *X"]) -> Autoencoder:
-    """The model without its code: the head of the decoders on an output that is the same for every code, fitted to x.
-
-    Its log joint density less that of the prior is log p(x).
-    """
-    likelihood = decoder_of(SameOutput(shape), 1, shape, configuration.head)
-    model = Autoencoder(likelihood, Zeros(), joint)
-    whole = partial(torch.optim.LBFGS, max_iter=100, line_search_fn="strong_wolfe")
-    fit(model, x, epochs=2, batch_size=len(x), optimizer=whole, seed=configuration.seed, progress=False)
-    return model
 
 
 def configure(
