@@ -458,7 +458,7 @@ def test_one_test_sample_in_a_folder_with_brackets(single: Path) -> None:
     assert "c[a].npz" in gae("encode", run, data, "-o", single / "c[a].npz") and (single / "c[a].npz").exists()
     assert "s[a].png" in gae("sample", run, "-n", 2, "-o", single / "s[a].png") and (single / "s[a].png").exists()
     out = single / "g[a]"
-    assert "g[a]" in gae("gap", run, data, "--samples", 20, "--draws", 20, "--steps", 2, "--out", out)
+    assert "g[a]" in gae("gap", run, data, "--samples", 200, "--draws", 20, "--steps", 2, "--out", out)
     page, account = (out / "gap.html").read_text(encoding="utf-8"), json.loads((out / "gap.json").read_text("utf-8"))
     assert "nothing that can be told from zero" in account["answer"]  # one observation shows no spread
     assert account["worst"] == [{"sample": 0, "gap": account["results"]["inference gap"]["mean"]}]
