@@ -401,7 +401,6 @@ def test_exact_refuses_other_models() -> None:
 
 
 @pytest.mark.usefixtures("unchecked_types")
-@pytest.mark.usefixtures("unchecked_types")
 @pytest.mark.parametrize("name", MODELS)
 def test_nuts_finds_the_posterior(name: str) -> None:
     """The parts of the mixture overlap, since one chain rarely crosses between modes that lie apart."""

@@ -240,6 +240,8 @@ class Worker:
 
 @pytest.fixture(scope="module")
 def worker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Worker]:
+    if not hasattr(os, "fork"):
+        pytest.skip("processes are forked, which this system cannot do")
     here, tests, root = Path(__file__).resolve().parents[:3]
     pipe, paths = subprocess.PIPE, {"PYTHONPATH": os.pathsep.join(map(str, (root, tests)))}
     command = [sys.executable, here / "worker.py", tmp_path_factory.mktemp("worker")]
