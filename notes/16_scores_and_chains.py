@@ -25,12 +25,13 @@ NOISE = 0.6  # σ of the corruption
 @check
 def check_D44() -> Check:
     """Exact laws and draws of gae's chain and decoder, with exact conditionals, against the data's law."""
-    data = 0.5 * torch.randn(SYMBOLS).softmax(0)
+    data = 0.25 * torch.randn(SYMBOLS).softmax(0) + 0.05  # no value is rare
     data[0] += 0.5
-    corruption = torch.randn(SYMBOLS, SEEN).softmax(1)
+    corruption = 0.3 * torch.randn(SYMBOLS, SEEN).softmax(1)
+    corruption += 0.7 * torch.eye(SEEN)[torch.arange(SYMBOLS) % SEEN]
     denoiser = _conditional(data, corruption)
     chain = corruption @ _decoded(denoiser)
-    walked = denoising_walk(denoiser, torch.zeros(1500), steps=30, corruption=lambda x: _drawn(corruption, x))[-1]
+    walked = denoising_walk(denoiser, torch.ones(3000), steps=30, corruption=lambda x: _drawn(corruption, x))[-1]
 
     active = one_hot(torch.tensor([0, 1, 2, 1, 2])).double()  # one unit of three is active
     sparse = _conditional(data, active)
@@ -44,7 +45,7 @@ def check_D44() -> Check:
         ],
         correction=[
             equal("long-run law of the denoising chain = p, from every start", _long_run(chain), data),
-            estimate("gae's denoising walk from x = 0", _counted(walked), data),
+            estimate("gae's denoising walk from x = 1", _counted(walked), data),
             equal("sparse: codes of data, decoded by P(x|z): the law is p", by_aggregate, data),
             estimate("gae's decoder at codes of data", _counted(by_code), data),
             at_most("sparse: all codes equally often: 0.1 or more of p is missed", 0.1, _distance(blind, data)),
