@@ -29,7 +29,9 @@ SEEDS = range(5 if FULL else 2)
 
 def test_every_row_of_the_ledger_is_here() -> None:
     rows = [claim.id for note in NOTES for claim in note.claims]
-    assert sorted(rows) == sorted([*(f"D{row:02}" for row in range(1, 35)), "D38", "D39", "D44", "D45", "D46", "D48", "D50"])
+    assert sorted(rows) == sorted(
+        [*(f"D{row:02}" for row in range(1, 35)), "D38", "D39", "D44", "D45", "D46", "D48", "D50"]
+    )
     assert {row for row in rows if CLAIMS[row].verdict is Verdict.fails} == FAIL
     assert {row for row in rows if CLAIMS[row].verdict is Verdict.holds_if} == CONDITIONAL
 
