@@ -4,6 +4,7 @@ import itertools
 import math
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from sklearn.linear_model import Ridge
 from torch import Tensor, nn
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
 
 STEPS = 20  # T
 DIM = 3  # D, the width of an observation
-RISK = 1.69  # bound on the ratio of risks (Ali, Kolter and Tibshirani 2019)
 
 
 @check
@@ -32,13 +32,8 @@ def check_D40() -> Check:
     grid = torch.linspace(0.01, 10, 1000)
     flow, ridge = 1 - (-grid).exp(), grid / (1 + grid)
     widest = _crossing()
-    strengths = torch.logspace(-2, 2, 400)
-    single = large / (large + strengths[:, None])
-    nearest = (single - late.shrinkage()).abs().amax(1).argmin()
-
-    discrete = 1 - (1 - grid / STEPS) ** STEPS
-    equivalent = late.curvature * (1 - late.shrinkage()) / late.shrinkage()
-    signal, noise, scale = torch.randn(3).square(), torch.rand(()), grid[:, None] * torch.rand(3)
+    matching = late.curvature * (late.optimum / stopped_late - 1)  # the λ that shrinks each direction as much
+    worst = _steepest()
     few = _Problem(large / (rate * STEPS), rate, rows=3)
     return Check(
         claim=[
@@ -48,15 +43,15 @@ def check_D40() -> Check:
         without=[
             equal("ηTλ_i = 0.3, 2.5, 5: w after T steps of SGD = ridge", stopped_late, late.by_ridge(), 1e-4),
             equal("the same of a code", *late.codes(), 1e-4),
-            equal("the same with any other λ", single[nearest], late.shrinkage(), 1e-4),
+            equal("one λ for ηTλ_i = 0.3 and 5: λ that matches the first = the last", matching[0], matching[-1]),
             equal("ηTλ_i ≤ 0.01, from another w₀: SGD = ridge", moved, early.by_ridge(), 1e-4),
         ],
         correction=[
             equal("largest difference of 1 − e⁻ˣ and x/(1 + x), x = ηTλ", (flow - ridge).max(), _gap(widest), 1e-4),
             equal("SGD from 0: w_T = 1 − (1 − ηλ)ᵀ of the optimum", stopped_late, late.shrinkage() * late.optimum),
-            at_most("|1 − (1 − ηλ)ᵀ − x/(1 + x)| ≤ x²", (discrete - ridge).abs(), grid.square()),
+            equal("their difference/x² = (1 + 1/T)/2 to first order", _second_order(1e-3), (1 + 1 / STEPS) / 2, 2e-3),
             equal(
-                "any x: w_T = ridge with λ_i (1 − s_i)/s_i along direction i", stopped_late, late.penalised(equivalent)
+                "any x: w_T = ridge with λ_i (w*_i/w_i − 1) along direction i", stopped_late, late.penalised(matching)
             ),
             equal(
                 "from another w₀: w_T − w₀ = ridge of w − w₀, ηTλ_i ≤ 0.01",
@@ -67,10 +62,14 @@ def check_D40() -> Check:
             equal(
                 "mean over all orders of T = 2 single samples = T full steps", few.over_orders(2), few.by_sgd(steps=2)
             ),
-            at_most(
-                "λ = 1/(ηT): risk of gradient flow ≤ 1.69 × risk of ridge",
-                _risk((-scale).exp(), signal, noise / scale),
-                RISK * _risk(1 / (1 + scale), signal, noise / scale),
+            equal(
+                "largest ratio of the biases e⁻ˣ and 1/(1 + x): 1, at 0", ((-grid).exp() * (1 + grid)).max(), 1.0, 1e-4
+            ),
+            equal(
+                "largest ratio of their variances, at eˣ = 1 + x + x²",
+                (flow / ridge).square().max(),
+                ((1 + worst).square() / (1 + worst + worst.square())).square(),
+                1e-4,
             ),
         ],
     )
@@ -84,29 +83,37 @@ def check_D41() -> Check:
     y, ladder = x @ mix.T, torch.logspace(-2, 1, 13)
     errors = torch.stack([_best(x, (s * y).tanh())[0] for s in ladder])
     error, decoder = _best(x, (tiny * y).tanh())
-    bits = x.sign()
+    pairs, bits = torch.cat([(large * y).relu(), (-large * y).relu()], 1), x.sign()
 
     nodes = torch.linspace(-1, 1, 4001)[:, None]
-    centres = torch.linspace(-1.05, 1.05, 43)
-    staircase = torch.cat([(50 * (x[:, [i]] - centres)).tanh() for i in range(DIM)], 1)
-    pairs = torch.cat([(large * y).relu(), (-large * y).relu()], 1)
+    staircase = (50 * (nodes - torch.linspace(-1.05, 1.05, 43))).tanh()
+    ramps, sides = torch.cat([(large * nodes).relu(), (-large * nodes).relu()], 1), nodes[nodes != 0, None].sign()
+    expected = _error_of_one_unit(large)
     half = 0.03
     twice = torch.cat([(half * y).tanh(), (2 * half * y).tanh()], 1)
-    ratio = _best(x, twice)[0] / half**8 / _best(8 / 15 * y**5, torch.cat([y, y**3], 1))[0]
+    ratio = _best(x, twice)[0] / half**8 / _unexplained(8 / 15 * y**5, torch.cat([y, y**3], 1))
     return Check(
         claim=[
             equal(
-                "s = 0.01: error/s⁴ = E‖(Rx)³/3 less its linear part‖²", error / tiny**4, _best(y**3 / 3, y)[0], 1e-4
+                "s = 0.01: error/s⁴ = E‖(Rx)³/3 less its linear part‖²",
+                error / tiny**4,
+                _unexplained(y**3 / 3, y),
+                2e-5,
             ),
             equal("s = 0.01: decoder = Rᵀ/s", tiny * decoder, mix, 1e-3),
             at_most("error at smaller s ≤ at larger s, 0.01 … 10", errors[:-1], errors[1:]),
             equal("∂ log error/∂ log s = 4: training lowers s", _slope(x, mix, tiny), 4.0, 1e-2),
-            at_most("s = 3: 0.01 ≤ error", 0.01, _best(x, (large * y).tanh())[0]),
+            equal(
+                "s = 3: error = E x² − (E x tanh sx)²/E tanh² sx",
+                _best(nodes, (large * nodes).tanh())[0],
+                expected,
+                1e-4,
+            ),
         ],
         without=[
-            at_most("ReLU units, s = 3: 0.01 ≤ error", 0.01, _best(x, pairs)[0]),
-            at_most("binary x, s = 3: 0.01 ≤ error", 0.01, _best(bits, (large * bits).tanh())[0]),
-            at_most("43 tanh units for each element, s = 50: 0.01 ≤ error", 0.01, _best(x, staircase)[0]),
+            equal("ReLU pair, s = 3: the same error", _best(nodes, ramps)[0], expected, 1e-4),
+            equal("binary x, s = 3: the same error", _best(sides, (large * sides).tanh())[0], expected, 1e-4),
+            equal("43 tanh units, s = 50: the same error", _best(nodes, staircase)[0], expected, 1e-4),
         ],
         correction=[
             equal(
@@ -116,6 +123,7 @@ def check_D41() -> Check:
                 1e-5,
             ),
             equal("x uniform on (−1, 1), s → ∞: error = 1/12", _best(nodes, (1e6 * nodes).tanh())[0], 1 / 12, 1e-3),
+            at_most("43 tanh units, s = 50: error ≤ 10⁻⁵", _best(nodes, staircase)[0], 1e-5),
             equal("ReLU pairs with weights s and 1/s, any s: error = 0", pairs @ torch.cat([mix, -mix]) / large, x),
             equal("binary x: decoder 1/tanh(s): error = 0", (large * bits).tanh() / math.tanh(large), bits),
             equal("slopes s and 2s for each element: error = s⁸ E‖(8/15)(Rx)⁵ less its cubic part‖²", ratio, 1.0, 0.02),
@@ -134,7 +142,7 @@ def figure_D40() -> "Figure":
     axes.plot(x, 1 - (-x).exp(), color="#0072B2", label="stopped: 1 − exp(−ηTλ)")
     axes.plot(x, x / (1 + x), color="#D55E00", ls="--", label="L2 penalty 1/(ηT): ηTλ/(1 + ηTλ)")
     axes.vlines(widest, widest / (1 + widest), 1 - math.exp(-widest), color="0.3", lw=1.0)
-    axes.annotate("0.20", (widest, 0.82), xytext=(1.15 * widest, 0.8))
+    axes.annotate("0.20", (widest, 0.82), xytext=(0.93 * widest, 0.8), ha="right")
     axes.set(xlabel="ηTλ", ylabel="share of the optimum", xscale="log")
     axes.legend()
     return figure
@@ -222,6 +230,10 @@ def _gap(x: Tensor) -> Tensor:
     return 1 / (1 + x) - (-x).exp()
 
 
+def _second_order(x: float) -> float:
+    return (1 - (1 - x / STEPS) ** STEPS - x / (1 + x)) / x**2
+
+
 def _crossing() -> Tensor:
     """The largest x with eˣ = (1 + x)², by Newton's method."""
     x = torch.tensor(3.0)
@@ -230,15 +242,31 @@ def _crossing() -> Tensor:
     return x
 
 
-def _risk(kept: Tensor, signal: Tensor, noise: Tensor) -> Tensor:
-    """Expected squared error of w: bias from the share kept of w* = 0, variance from the rest."""
-    return (kept.square() * signal + (1 - kept).square() * noise).sum(-1)
+def _steepest() -> Tensor:
+    """The positive x with eˣ = 1 + x + x², by Newton's method."""
+    x = torch.tensor(3.0)
+    for _ in range(20):
+        x = x - (x.exp() - 1 - x - x.square()) / (x.exp() - 1 - 2 * x)
+    return x
 
 
 def _best(x: Tensor, features: Tensor) -> tuple[Tensor, Tensor]:
     """E‖x − features A‖² of the best A, and A."""
     decoder = torch.linalg.lstsq(features, x).solution
     return (x - features @ decoder).square().sum(1).mean(), decoder
+
+
+def _unexplained(y: Tensor, features: Tensor) -> Tensor:
+    """E‖y‖² less the part that is linear in the features, from second moments."""
+    cross = features.T @ y
+    return (y.square().sum() - (cross * torch.linalg.solve(features.T @ features, cross)).sum()) / len(y)
+
+
+def _error_of_one_unit(s: float) -> float:
+    """The least E(x − a tanh sx)² over a, for x uniform on (−1, 1), by Gauss-Legendre quadrature."""
+    x, weights = np.polynomial.legendre.leggauss(40)
+    unit = np.tanh(s * x)
+    return float(1 / 3 - (weights @ (x * unit)) ** 2 / (weights @ unit**2) / 2)
 
 
 def _slope(x: Tensor, mix: Tensor, scale: float) -> Tensor:

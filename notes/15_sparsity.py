@@ -1,11 +1,12 @@
 """Checks of ``15_sparsity.md``: the share of non-zero codes as a penalty, and the codes of wide decoders."""
 
+from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from sklearn.linear_model import Lasso
+from sklearn.linear_model import Lasso, lars_path
 from torch import Tensor, nn
 
 from gae.autoencoder import Autoencoder
@@ -34,9 +35,8 @@ def check_D37() -> Check:
     targets = torch.tensor([0.05, 0.1, 0.5, 0.9])
     lowest = shares[(shares - targets[:, None]).argmin(1)]
 
-    active = codes[codes.abs() > 1e-3].requires_grad_()
+    active = codes[codes > 1e-3].requires_grad_()
     (slope,) = torch.autograd.grad(_share(active), active)
-    moved = [_counted(codes.detach() + side * (codes.abs() > 1e-3)) for side in (1e-4, -1e-4)]
     dense = nn.Linear(DIM, WIDE)(x)
     l1_share = _share_of_l1_codes(0.25)
     return Check(
@@ -47,7 +47,14 @@ def check_D37() -> Check:
         ],
         correction=[
             equal("weights trained with the penalty = without", weights[1], weights[0], 1e-12),
-            equal("∂(s − s*)/∂z = 0 at z ≠ 0, by differences", (moved[0] - moved[1]) / 2e-4, slope),
+            equal("its value = 5 (s − s*)", trained[1](x) - trained[0](x), 5 * (_counted(codes) - target)),
+            equal("∂(s − s*)/∂z = 0 at z ≠ 0, by differences", _by_differences(_counted, active), slope),
+            equal(
+                "and ∂ mean |z|/∂z = 1, by the same",
+                _by_differences(lambda z: float(z.abs().mean()), active),
+                1.0,
+                1e-9,
+            ),
             equal("s − s* is lowest at s = 0, for every s*", lowest, 0.0),
             equal("codes of a linear encoder: s = 1", _counted(dense), 1.0),
             equal("L1 with the rate at a quantile of |Aᵀx|: s = ¼", l1_share, 0.25),
@@ -66,7 +73,7 @@ def check_D49() -> Check:
     share, mirrored = (_counted(units(side).relu().detach()) for side in (x, -x))
 
     rate = 0.3
-    lasso = _lasso(dictionary, x, rate)
+    lasso, vertices = _lasso(dictionary, x, rate), _end_of_path(dictionary, x[:8])
     step = Ascent(Constant(lasso), ProximalAscent(0.4), max_steps=1)(
         _decoder(dictionary, LaplacePrior(WIDE, rate=rate)), x
     )
@@ -81,7 +88,9 @@ def check_D49() -> Check:
             equal("its share of non-zero elements = 1", _counted(shortest), 1.0),
             equal("and x̂ = x", shortest @ dictionary.T, x),
             equal("ReLU units: active share at x + at −x = 1", share + mirrored, 1.0),
-            at_most("L1: share of non-zero codes ≤ D/E", _counted(lasso), DIM / WIDE),
+            at_most("L1: number of non-zero elements ≤ D", (lasso != 0).sum(1), DIM),
+            equal("L1 of vanishing rate: number of non-zero elements = D", (vertices.abs() > 1e-9).sum(1), DIM),
+            equal("and x̂ = x", vertices @ dictionary.T, x[:8], 1e-6),
             equal("L1: a step of gae's ProximalAscent leaves the lasso's code", step.z[0].detach(), lasso, 1e-8),
         ],
     )
@@ -132,6 +141,12 @@ def _counted(z: Tensor) -> float:
     return np.count_nonzero(z.detach().numpy()) / z.numel()
 
 
+def _by_differences(function: Callable[[Tensor], float], z: Tensor) -> float:
+    """The slope of a function where all elements of z move together."""
+    step = 1e-4
+    return (function(z.detach() + step) - function(z.detach() - step)) / (2 * step)
+
+
 def _share_of_l1_codes(share: float) -> float:
     """The share of non-zero MAP codes of an orthonormal dictionary, with the rate at a quantile of |Aᵀx|."""
     x, dictionary = torch.randn(40, DIM), torch.linalg.qr(torch.randn(DIM, DIM))[0]
@@ -157,3 +172,9 @@ def _lasso(dictionary: Tensor, x: Tensor, rate: float) -> Tensor:
     """The minimiser of ½‖x − Az‖² + rate Σ|z|, (B, E); scikit-learn divides the square by D."""
     solver = Lasso(alpha=rate / len(dictionary), fit_intercept=False, tol=1e-14, max_iter=100_000)
     return torch.stack([torch.from_numpy(solver.fit(dictionary.numpy(), row).coef_.copy()) for row in x.numpy()])
+
+
+def _end_of_path(dictionary: Tensor, x: Tensor) -> Tensor:
+    """The lasso's solution for a rate near 0, by least-angle regression."""
+    ends = [lars_path(dictionary.numpy(), row, method="lasso", alpha_min=1e-9)[2][:, -1] for row in x.numpy()]
+    return torch.from_numpy(np.stack(ends))
