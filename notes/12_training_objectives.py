@@ -66,6 +66,7 @@ def check_D35() -> Check:
         ],
         correction=[
             equal("L_GAE(tW) = −½ E (x − μ)ᵀC_t⁻¹(x − μ) + constant", heights, constant - 0.5 * distance, 1e-8),
+            equal("PPCA's W: gain from t = 1 to 256 = E/2", heights[-1] - heights[0], WIDTH / 2, 1e-3),
             equal("∂L_GAE/∂log t = E‖z*‖²", torch.stack(slopes), torch.stack(lengths)),
             equal("any f(Wz): gain of (tW, z/t) = ½(1 − t⁻²)‖z‖²", gains[0], _saved(codes, stretch)),
             equal("any f(Wz), flat prior: gain of (tW, z/t) = 0", gains[1], 0.0),
