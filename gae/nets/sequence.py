@@ -21,21 +21,36 @@ from gae.storage import Part
 class LSTMEncoder(Part, nn.Module):
     """LSTM encoder of sequences x (N, T) to vectors (N, outputs), from the state at the last token before padding.
 
+    A bidirectional one joins it to the state at the first token of a second LSTM, which reads from the last token
+    backwards.
+
     >>> LSTMEncoder(classes=5, outputs=4)(torch.tensor([[3.0, 1.0, 0.0]])).shape
     torch.Size([1, 4])
     """
 
-    def __init__(self, classes: int, outputs: int, embedding: int = 32, hidden: int = 128):
+    def __init__(
+        self, classes: int, outputs: int, embedding: int = 32, hidden: int = 128, bidirectional: bool = False
+    ):
         super().__init__()
         need_sizes(classes=classes, outputs=outputs, embedding=embedding, hidden=hidden)
         self.embed = nn.Embedding(classes, embedding)
         self.lstm = nn.LSTM(embedding, hidden, batch_first=True)
-        self.out = nn.Linear(hidden, outputs)
+        self.backwards = nn.LSTM(embedding, hidden, batch_first=True) if bidirectional else None
+        self.out = nn.Linear(2 * hidden if bidirectional else hidden, outputs)
 
     def forward(self, x: Num[Tensor, "N T"]) -> Float[Tensor, "N Y"]:
-        states, _ = self.lstm(self.embed(x.long()))
+        tokens = x.long()
         last = (x > 0).sum(1).clamp_min(1) - 1
-        return self.out(states[torch.arange(len(x), device=x.device), last])
+        ends = [self._end(self.lstm, tokens, last)]
+        if self.backwards is not None:
+            order = last.unsqueeze(1) - torch.arange(x.shape[1], device=x.device)
+            ends.append(self._end(self.backwards, tokens.gather(1, order.clamp_min(0)), last))
+        return self.out(torch.cat(ends, 1))
+
+    def _end(self, lstm: nn.LSTM, tokens: Int[Tensor, "N T"], last: Int[Tensor, " N"]) -> Float[Tensor, "N H"]:
+        """The state after the last token of each sequence."""
+        states, _ = lstm(self.embed(tokens))
+        return states[torch.arange(len(tokens), device=tokens.device), last]
 
 
 class TransformerEncoder(Part, nn.Module):
@@ -123,10 +138,9 @@ class LSTMDecoder(SequenceDecoder):
         self.out = nn.Linear(hidden, classes - 1)
 
     def forward(self, z: Float[Tensor, "N Z"], tokens: Int[Tensor, "N T"]) -> Float[Tensor, "N T Y"]:
-        start = self.start(z).tanh().unsqueeze(0).chunk(2, -1)
         inputs = torch.cat([self.before(tokens), z.unsqueeze(1).expand(-1, tokens.shape[1], -1)], 2)
         with torch.backends.cudnn.flags(enabled=False):
-            states, _ = self.lstm(inputs, (start[0].contiguous(), start[1].contiguous()))
+            states, _ = self.lstm(inputs, lstm_state(self.start(z)))
         return self.out(states)
 
 
@@ -158,6 +172,12 @@ class TransformerDecoder(SequenceDecoder):
         inputs = inputs + positions(inputs) + self.code(z).unsqueeze(1)
         later = torch.ones(tokens.shape[1], tokens.shape[1], dtype=torch.bool, device=z.device).triu(1)
         return self.out(self.blocks(inputs, mask=later, is_causal=True))
+
+
+def lstm_state(start: Float[Tensor, "N Y"]) -> tuple[Float[Tensor, "1 N H"], Float[Tensor, "1 N H"]]:
+    """The initial hidden and cell state of an LSTM: the hyperbolic tangent of a vector of twice its width."""
+    hidden, cell = start.tanh().unsqueeze(0).chunk(2, -1)
+    return hidden.contiguous(), cell.contiguous()
 
 
 def positions(like: Float[Tensor, "N T Y"]) -> Float[Tensor, "T Y"]:
