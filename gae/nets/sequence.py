@@ -28,9 +28,7 @@ class LSTMEncoder(Part, nn.Module):
     torch.Size([1, 4])
     """
 
-    def __init__(
-        self, classes: int, outputs: int, embedding: int = 32, hidden: int = 128, bidirectional: bool = False
-    ):
+    def __init__(self, classes: int, outputs: int, embedding: int = 32, hidden: int = 128, bidirectional: bool = False):
         super().__init__()
         need_sizes(classes=classes, outputs=outputs, embedding=embedding, hidden=hidden)
         self.embed = nn.Embedding(classes, embedding)

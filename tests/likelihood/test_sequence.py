@@ -1,4 +1,4 @@
-"""Sequences: normalisation, padding, text files, and both systems compared with a unigram model."""
+"""Sequences: normalisation, padding, text files, and the systems compared with a unigram model."""
 
 import math
 from collections.abc import Callable
@@ -19,6 +19,7 @@ from gae.data import load
 from gae.data.text import LONGEST, Vocabulary
 from gae.inference import LBFGS, Ascent, Constant, Detach, GaussNewton, GradientAscent, Unroll, Zeros
 from gae.likelihood import CategoricalSequence
+from gae.nets.hierarchical import HierarchicalLSTMDecoder
 from gae.nets.sequence import LSTMDecoder, LSTMEncoder, TransformerDecoder, TransformerEncoder, WordDropout
 from gae.training import fit, restore
 
@@ -28,9 +29,11 @@ Decoder = Callable[..., nn.Module]
 DECODERS: dict[str, Decoder] = {
     "lstm": partial(LSTMDecoder, 2, embedding=3, hidden=5),
     "transformer": partial(TransformerDecoder, 2, width=4, heads=2, layers=2),
+    "hierarchical": partial(HierarchicalLSTMDecoder, 2, segment=2, embedding=3, hidden=5),
 }
 ENCODERS: dict[str, Decoder] = {
     "lstm": partial(LSTMEncoder, embedding=3, hidden=5),
+    "bidirectional": partial(LSTMEncoder, embedding=3, hidden=5, bidirectional=True),
     "transformer": partial(TransformerEncoder, width=4, heads=2, layers=2),
 }
 every_decoder = pytest.mark.parametrize("name", DECODERS)
@@ -101,6 +104,7 @@ def test_log_joint_is_the_chain_rule_by_hand(name: str, autoregressive: bool) ->
 @every_decoder
 @either_way
 def test_steps_see_what_they_may(name: str, autoregressive: bool) -> None:
+    """A class reaches all later steps; in a hierarchy those of its segment, or if it is the last one, of the next."""
     model = sequence(name, autoregressive, 5)
     tokens, z = torch.tensor([[2, 3, 2, 3, 1]]), torch.randn(1, 2).double()
     logits = model.decoder(z, tokens)
@@ -108,9 +112,44 @@ def test_steps_see_what_they_may(name: str, autoregressive: bool) -> None:
         changed = tokens.clone()
         changed[0, t] = 5 - changed[0, t] if t < 4 else 2
         moved = (model.decoder(z, changed) - logits).abs().amax((0, 2)) > 1e-6
-        assert moved.tolist() == [autoregressive and step > t for step in range(5)]
+        reach = 2 * ((t + 1) // 2) + 2 if name == "hierarchical" else 5
+        assert moved.tolist() == [autoregressive and t < step < reach for step in range(5)]
     assert ((logits[0, 1:] - logits[0, :-1]).abs().amax(1) > 1e-6).all()  # in parallel, a step still knows its number
     assert ((model.decoder(z + 1, tokens) - logits).abs().amax((0, 2)) > 1e-6).all()
+
+
+@either_way
+@pytest.mark.parametrize("steps", [1, 2, 5, 6])
+def test_the_hierarchy_cell_by_cell(autoregressive: bool, steps: int) -> None:
+    """Cells without a batch of segments; the lower one starts anew at every second step."""
+    decoder = sequence("hierarchical", autoregressive, steps).decoder
+    z, tokens = torch.randn(4, 2).double(), torch.randint(1, CLASSES, (4, steps))
+    conductor, lower = (nn.LSTMCell(lstm.input_size, 5).double() for lstm in (decoder.conductor, decoder.lstm))
+    for cell, lstm in ((conductor, decoder.conductor), (lower, decoder.lstm)):
+        cell.load_state_dict({name.removesuffix("_l0"): value for name, value in lstm.state_dict().items()})
+    above = decoder.conductor_start(z).tanh().chunk(2, 1)
+    wanted = []
+    for t in range(steps):
+        if t % 2 == 0:
+            above = conductor(torch.zeros(4, 1).double(), above)
+            state = decoder.start(above[0]).tanh().chunk(2, 1)
+        before = tokens[:, t - 1] if autoregressive and t else torch.zeros(4, dtype=torch.long)
+        state = lower(torch.cat([decoder.embed(before), above[0]], 1), state)
+        wanted.append(decoder.out(state[0]))
+    torch.testing.assert_close(decoder(z, tokens), torch.stack(wanted, 1), rtol=0, atol=1e-12)
+
+
+def test_a_bidirectional_encoder_by_torch() -> None:
+    """One sequence at a time, without padding, through torch's own bidirectional LSTM."""
+    network = ENCODERS["bidirectional"](5, 4).double()
+    both = nn.LSTM(3, 5, bidirectional=True).double()
+    both.load_state_dict(
+        network.lstm.state_dict() | {f"{name}_reverse": v for name, v in network.backwards.state_dict().items()}
+    )
+    x = torch.tensor([[2, 3, 4, 1], [3, 1, 0, 0], [1, 0, 0, 0], [4, 2, 3, 0]])
+    for row, found in zip(x, network(x), strict=True):
+        _, (ends, _) = both(network.embed(row[row > 0]))
+        torch.testing.assert_close(found, network.out(ends.flatten()), rtol=0, atol=1e-12)
 
 
 class Shifted(nn.Module):
@@ -303,10 +342,20 @@ def test_heads_divide_the_width(width: int) -> None:
         TransformerEncoder(5, 4, width=width)
 
 
-@pytest.mark.parametrize("system", ["sequence-vae", "attention-vae"])
+@pytest.mark.parametrize("system", ["sequence-vae", "attention-vae", "music-vae"])
 def test_images_are_no_sequences(system: str) -> None:
     with pytest.raises(ValueError, match=r"event shape \(T,\), got \(1, 8, 8\)"):
         systems.build(system, (1, 8, 8))
+
+
+def test_a_segment_fits_into_the_sequence() -> None:
+    """By default the root of the length, rounded up."""
+    lengths = {1: 1, 2: 2, 4: 2, 5: 3, 9: 3, 10: 4, 256: 16, 257: 17}
+    built = {steps: systems.build("music-vae", (steps,), classes=CLASSES, hidden=2) for steps in lengths}
+    assert {steps: model.likelihood.decoder.segment for steps, model in built.items()} == lengths
+    assert systems.build("music-vae", (8,), segment=8, hidden=2).likelihood.decoder.segment == 8
+    with pytest.raises(ValueError, match="segment must be at most the length of a sequence, T = 8, got 9"):
+        systems.build("music-vae", (8,), segment=9)
 
 
 # Text.
@@ -459,6 +508,7 @@ def test_text_and_other_data_are_not_mixed_up(tmp_path: Path) -> None:
 SMALL = {
     "sequence-vae": {"latent": 4, "embedding": 16, "hidden": 48},
     "attention-vae": {"latent": 4, "width": 32, "heads": 4, "layers": 1},
+    "music-vae": {"latent": 4, "embedding": 16, "hidden": 48},
 }
 
 
