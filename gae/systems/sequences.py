@@ -101,7 +101,7 @@ def attention_vae(
     likelihood="CategoricalSequence (hierarchical LSTM)",
     prior="N(0, I)",
     inference="Amortized (guide)",
-    objective="elbo",
+    objective="elbo, KL × 0.2",
     source="Roberts et al. 2018",
     observation="sequence of classes",
     reads={"classes": "classes"},
@@ -115,8 +115,8 @@ def music_vae(
     segment: int | None = None,
     end: int | None = 1,
     autoregressive: bool = True,
-    word_dropout: float = 0.7,
-    beta: float = 1.0,
+    word_dropout: float = 0.0,
+    beta: float = 0.2,
 ) -> Autoencoder:
     """MusicVAE (Roberts et al. 2018): a VAE of sequences decoded one segment at a time; x (B, T) has 0 for padding.
 
@@ -134,8 +134,9 @@ def music_vae(
         end: the class that ends a sequence; ``None`` for sequences of fixed length.
         autoregressive: whether the decoder sees the previous class; otherwise steps are independent given z.
         word_dropout: fraction of the previous classes hidden from the decoder in training mode; with more than 0,
-            inference by ascent needs ``.eval()``. The paper hides none.
-        beta: weight of the KL; the objective is a bound only for 1.
+            inference by ascent needs ``.eval()``.
+        beta: weight of the KL, by default that of the authors' configuration; the objective is a bound only for 1, at
+            which the code may collapse.
     """
     (steps,) = _steps(event_shape)
     segment = math.isqrt(steps - 1) + 1 if segment is None else segment

