@@ -747,6 +747,7 @@ AGGREGATES = [
     AggregateCase("mean", lambda: mean),
     AggregateCase("minimum", lambda: minimum),
     AggregateCase("soft-minimum", lambda: soft_minimum(2.0)),
+    AggregateCase("soft-minimum-sum", lambda: soft_minimum(2.0, "sum")),
 ]
 
 
