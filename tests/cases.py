@@ -925,8 +925,8 @@ def covered_names() -> set[str]:
         for thing in _things(case):
             names |= {base.__name__ for base in type(thing).__mro__}
             names |= {protocol.__name__ for protocol in protocols if isinstance(thing, protocol)}
-            # a function, a function with some arguments given, or a function that another one made
-            names.add(getattr(getattr(thing, "func", thing), "__qualname__", "").partition(".")[0])
+            # a function, a function with some arguments given, or a function that another one of that name made
+            names.add(getattr(getattr(thing, "func", thing), "__qualname__", "").partition(".")[0].lstrip("_"))
     return names
 
 
