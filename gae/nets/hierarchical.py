@@ -1,5 +1,7 @@
 """Hierarchical decoders of sequences of classes, which decode one segment at a time."""
 
+from typing import Any
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -60,3 +62,15 @@ class HierarchicalLSTMDecoder(SequenceDecoder):
             inputs = torch.cat([before, plans.unsqueeze(1).expand(-1, self.segment, -1)], 2)
             states, _ = self.lstm(inputs, lstm_state(self.start(plans)))
         return self.out(states).unflatten(0, (rows, segments)).flatten(1, 2)[:, :steps]
+
+    def step(self, z: Float[Tensor, "N Z"], before: Int[Tensor, " N"], state: Any) -> tuple[Float[Tensor, "N Y"], Any]:
+        if state is None:
+            state = 0, lstm_state(self.conductor_start(z)), None, None
+        t, above, plan, lower = state
+        with torch.backends.cudnn.flags(enabled=False):
+            if t % self.segment == 0:
+                plans, above = self.conductor(z.new_zeros(len(z), 1, 1), above)
+                plan = plans[:, 0]
+                lower = lstm_state(self.start(plan))
+            states, lower = self.lstm(torch.cat([self.embedded(before), plan], 1).unsqueeze(1), lower)
+        return self.out(states[:, 0]), (t + 1, above, plan, lower)

@@ -236,6 +236,64 @@ def test_point_is_greedy_step_by_step(name: str, autoregressive: bool) -> None:
     assert model(z).log_prob(first).std() > 1e-3  # the laws differ, whether or not their points do
 
 
+@every_decoder
+@either_way
+def test_steps_are_those_of_the_whole_sequence(name: str, autoregressive: bool) -> None:
+    decoder = sequence(name, autoregressive, 7).decoder
+    z, tokens = torch.randn(4, 2).double(), torch.randint(1, CLASSES, (4, 7))
+    state, before, logits = None, torch.zeros(4, dtype=torch.long), []
+    for token in tokens.unbind(1):
+        output, state = decoder.step(z, before, state)
+        logits.append(output)
+        before = token
+    torch.testing.assert_close(torch.stack(logits, 1), decoder(z, tokens), rtol=0, atol=1e-12)
+
+
+class Whole(nn.Module):
+    """A decoder that cannot be evaluated step by step."""
+
+    def __init__(self, decoder: nn.Module):
+        super().__init__()
+        self.decoder = decoder
+
+    def forward(self, z: Tensor, tokens: Tensor) -> Tensor:
+        return self.decoder(z, tokens)
+
+
+@every_decoder
+@either_way
+@pytest.mark.parametrize("end", [END, None])
+def test_samples_are_those_of_the_prefix(name: str, autoregressive: bool, end: int | None) -> None:
+    """From the same random numbers, with a step for each class or with all classes so far at each step."""
+    model, z = sequence(name, autoregressive, 7, end=end), 2 * torch.randn(5, 3, 2).double()
+    whole = CategoricalSequence(Whole(model.decoder), 2, 7, CLASSES, end).double()
+    drawn = []
+    for likelihood in (model, whole):
+        torch.manual_seed(0)
+        law = likelihood(z)
+        drawn.append((law.sample(), law.sample((2,)), law.expand((4, 5, 3)).sample(), law.greedy()))
+    for found, wanted in zip(*drawn, strict=True):
+        assert torch.equal(found, wanted)
+    assert drawn[0][1].shape == (2, 5, 3, 7) and drawn[0][2].shape == (4, 5, 3, 7)
+
+
+@pytest.mark.parametrize(
+    ("name", "part", "steps"),
+    [
+        ("lstm", "lstm", 9),
+        ("hierarchical", "lstm", 9),
+        ("hierarchical", "conductor", 5),  # segments of two steps
+        ("transformer", "blocks.layers.1.linear1", 9),
+    ],
+)
+def test_a_sample_evaluates_each_step_once(name: str, part: str, steps: int) -> None:
+    model = sequence(name, steps=9, end=None)
+    seen: list[int] = []
+    model.decoder.get_submodule(part).register_forward_hook(lambda module, given, _: seen.append(given[0].shape[1]))
+    model(torch.zeros(3, 2).double()).sample()
+    assert sum(seen) == steps
+
+
 # Engines.
 
 
