@@ -42,6 +42,7 @@ from .systems import lle as lle
 from .systems import llgae as llgae
 from .systems import maximal_activation as maximal_activation
 from .systems import mcmc_em as mcmc_em
+from .systems import music_vae as music_vae
 from .systems import nmf as nmf
 from .systems import overcomplete_ae as overcomplete_ae
 from .systems import pca as pca

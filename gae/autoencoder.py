@@ -34,7 +34,8 @@ class Autoencoder(Part, nn.Module):
         likelihood: the decoder and the prior, which define the model.
         inference: the engine that infers codes.
         objective: the objective to be maximised, per sample.
-        aggregate: reduces the samples' objectives to one number.
+        aggregate: reduces the objectives of a batch to one number: ``mean``, or ``minimum`` and ``soft_minimum(beta)``
+            of ``gae.objective`` for the worst samples. It may be replaced afterwards, also in a named system.
         corruption: applied to the engine's input in training (``gae.training.corruption``); the clean x is scored.
         penalties: additional terms of the training loss (``gae.training.penalty``).
         accepts_rescaling: whether training by ``joint`` under a proper prior, which has no maximiser, is intended;

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from jaxtyping import Float, Int
@@ -258,32 +259,73 @@ def logsumexp(encoding: Encoding) -> Float[Tensor, " B"]:
 
 
 def mean(values: Float[Tensor, " B"]) -> Float[Tensor, ""]:
-    """The mean over the data."""
+    """The mean over the data, of which the mean over a batch is an unbiased estimate.
+
+    >>> import torch
+    >>> mean(torch.tensor([1.0, 2.0, 6.0]))
+    tensor(3.)
+    """
     return values.mean()
 
 
 def minimum(values: Float[Tensor, " B"]) -> Float[Tensor, ""]:
-    """The minimum over the data: the worst sample of the batch."""
+    """The minimum over the data: the worst sample of the batch.
+
+    >>> import torch
+    >>> minimum(torch.tensor([1.0, 2.0, 6.0]))
+    tensor(1.)
+    """
     return values.min()
 
 
-def soft_minimum(beta: float) -> Aggregate:
-    """Soft minimum -1/β log mean exp(-β v), from the minimum (β → ∞) to the mean (β → 0): ledger D07, corrected.
+def soft_minimum(beta: float, reduction: str = "mean") -> Aggregate:
+    """Soft minimum, -1/β log mean exp(-β v) or -1/β log Σ exp(-β v): ledger D07, corrected.
+
+    The first lies between the minimum (β → ∞) and the mean (β → 0). The second lies below the minimum, to which it
+    tends as β → ∞, by at most log B / β. They are log B / β apart, and their gradient is the same: that of a mean with
+    the weights softmax(-β v), largest for the worst samples. B is the size of the batch: for a soft minimum over the
+    data, train with batches that hold all of them.
+
+    Args:
+        beta: inverse temperature β.
+        reduction: "mean" or "sum", of the exponentials.
+
+    Raises:
+        ValueError: for a beta that is not positive, or an unknown reduction.
 
     >>> import torch
-    >>> round(float(soft_minimum(1e4)(torch.tensor([1.0, 2.0]))), 3)
-    1.0
+    >>> values = torch.tensor([1.0, 2.0, 6.0])
+    >>> [round(float(soft_minimum(beta)(values)), 3) for beta in (1e-3, 1.0, 1e3)]
+    [2.998, 1.781, 1.001]
+    >>> [round(float(soft_minimum(beta, "sum")(values)), 3) for beta in (1.0, 1e3)]
+    [0.682, 1.0]
+
+    The centre of three points that maximises their worst log density is the middle of their range:
+
+    >>> from functools import partial
+    >>> from gae import Autoencoder
+    >>> from gae.inference import Argmax
+    >>> from gae.likelihood import LinearMixture
+    >>> from gae.training import fit
+    >>> model = Autoencoder(LinearMixture(1, 0, (1,)), Argmax(), joint, soft_minimum(100.0, "sum"))
+    >>> lbfgs = partial(torch.optim.LBFGS, line_search_fn="strong_wolfe")
+    >>> _ = fit(model, torch.tensor([[0.0], [1.0], [6.0]]), epochs=5, optimizer=lbfgs, progress=False)
+    >>> round(model.likelihood.means.item(), 2)
+    3.0
     """
     positive("beta", beta)
+    if reduction not in ("mean", "sum"):
+        raise ValueError(f"Unknown reduction {reduction!r}. Valid reductions: mean, sum.")
+    return partial(_soft_minimum, beta=beta, reduction=reduction)
 
-    def aggregate(values: Float[Tensor, " B"]) -> Float[Tensor, ""]:
-        least = values.detach().amin()
-        least = torch.where(least.isfinite(), least, 0)
-        power = -beta * (values - least)
-        excess = power.expm1().mean()  # the mean of powers minus 1, accurate for a small beta
-        return least - torch.where(excess < -0.5, power.exp().mean().log(), excess.log1p()) / beta
 
-    return aggregate
+def _soft_minimum(values: Float[Tensor, " B"], beta: float, reduction: str) -> Float[Tensor, ""]:
+    least = values.detach().amin()
+    least = torch.where(least.isfinite(), least, 0)
+    power = -beta * (values - least)
+    excess = power.expm1().mean()  # the mean of powers minus 1, accurate for a small beta
+    soft = least - torch.where(excess < -0.5, power.exp().mean().log(), excess.log1p()) / beta
+    return soft if reduction == "mean" else soft - math.log(len(values)) / beta
 
 
 def _distinct(k: Int[Tensor, "S _"]) -> bool:

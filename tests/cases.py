@@ -112,6 +112,7 @@ from gae.likelihood import (
     StandardNormal,
     WeightLikelihood,
 )
+from gae.nets import hierarchical
 from gae.nets import sequence as sequence_nets
 from gae.objective import (
     Aggregate,
@@ -209,6 +210,10 @@ def lstm(latent: int) -> nn.Module:
     return sequence_nets.LSTMDecoder(latent, 4, 2, 3)
 
 
+def hierarchical_lstm(latent: int) -> nn.Module:
+    return hierarchical.HierarchicalLSTMDecoder(latent, 4, 3, 2, 3)
+
+
 def attention(latent: int) -> nn.Module:
     return sequence_nets.TransformerDecoder(latent, 4, 4, 2, 1, autoregressive=False)
 
@@ -247,6 +252,9 @@ LIKELIHOODS = [
     LikelihoodCase("activation-logit", lambda: Activation(net(2, 4), 2, "logit", StandardNormal(2)), classes),
     LikelihoodCase("activation-channel", lambda: Activation(net(2, (4, 2, 2)), 2, "channel"), classes),
     LikelihoodCase("sequence", lambda: CategoricalSequence(lstm(2), 2, 4, 4, end=1), sequences),
+    LikelihoodCase(
+        "sequence-hierarchical", lambda: CategoricalSequence(hierarchical_lstm(2), 2, 4, 4, end=1), sequences
+    ),
     LikelihoodCase("sequence-parallel", lambda: CategoricalSequence(attention(2), 2, 4, 4), unended),
     LikelihoodCase("masked", lambda: Measured(Bernoulli(net(2, (1, 2, 2)), 2), masked((1, 2, 2))), binary),
     LikelihoodCase("downsampled", lambda: Measured(image_head(), Downsample((1, 4, 4), 2))),
@@ -739,6 +747,7 @@ AGGREGATES = [
     AggregateCase("mean", lambda: mean),
     AggregateCase("minimum", lambda: minimum),
     AggregateCase("soft-minimum", lambda: soft_minimum(2.0)),
+    AggregateCase("soft-minimum-sum", lambda: soft_minimum(2.0, "sum")),
 ]
 
 
@@ -790,6 +799,7 @@ SYSTEMS = [
     SystemCase("ggae", {"components": 3, "steps": 3}),
     SystemCase("sequence-vae", RECURRENT, data=sequences, stochastic=True, density=True),
     SystemCase("attention-vae", ATTENTIVE, data=sequences, stochastic=True, density=True),
+    SystemCase("music-vae", RECURRENT, data=sequences, stochastic=True, density=True),
 ]
 
 BRIDGES = [to_pyro]
@@ -915,8 +925,8 @@ def covered_names() -> set[str]:
         for thing in _things(case):
             names |= {base.__name__ for base in type(thing).__mro__}
             names |= {protocol.__name__ for protocol in protocols if isinstance(thing, protocol)}
-            # a function, a function with some arguments given, or a function that another one made
-            names.add(getattr(getattr(thing, "func", thing), "__qualname__", "").partition(".")[0])
+            # a function, a function with some arguments given, or a function that another one of that name made
+            names.add(getattr(getattr(thing, "func", thing), "__qualname__", "").partition(".")[0].lstrip("_"))
     return names
 
 

@@ -34,7 +34,7 @@ from gae.likelihood.operators import Blur, Crop, Downsample, GaussianProjection,
 from gae.likelihood.priors import Flat, FlatDistribution, LaplacePrior, StandardNormal
 from gae.likelihood.relational.lle import LLE
 from gae.likelihood.relational.tsne import TSNE, Relational
-from gae.likelihood.sequence import CategoricalSequence, SequenceDistribution
+from gae.likelihood.sequence import CategoricalSequence, SequenceDistribution, StepwiseDecoder
 from gae.likelihood.weights import Activation, WeightDecoder, WeightLikelihood
 
 HEADS: dict[str, type[Head]] = {  # heads with one output per element of x, by command-line name
@@ -92,6 +92,7 @@ __all__ = [
     "Relational",
     "SequenceDistribution",
     "StandardNormal",
+    "StepwiseDecoder",
     "WeightDecoder",
     "WeightLikelihood",
 ]

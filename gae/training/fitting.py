@@ -72,8 +72,8 @@ def fit(
         batch_size: default 128. The last, smaller batch is used too; a single last sample joins the previous batch. For
             closed-form steps it only bounds memory: by default chunks of about 12 MB.
         optimizer: a callable params -> ``torch.optim.Optimizer``, LBFGS included. By default, the autoencoder's
-            ``optimizer`` if it has one; closed-form M-steps if the likelihood has them and the engine has no trainable
-            parameters; otherwise Adam(1e-3).
+            ``optimizer`` if it has one; closed-form M-steps if the likelihood has them, the engine has no trainable
+            parameters and the aggregate is the mean; otherwise Adam(1e-3).
         clip: maximum norm of the gradient.
         validation: observations (M, *X), or the fraction of the training data to hold out.
         patience: number of epochs without a lower validation loss after which training stops and restores the best
