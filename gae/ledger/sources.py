@@ -8,13 +8,17 @@ from gae.ledger.notes import folder
 
 LIST = "sources.md"
 ITEM = re.compile(
-    r"\*\*(?P<key>[^*]+):\*\* (?P<author>[^*]+), \*(?P<title>[^*]+)\*, (?P<date>[^<]+): <(?P<address>[^>\s]+)>"
+    r"\*\*(?P<key>[^*]+):\*\* (?P<author>[^*]+), \*(?P<title>[^*]+)\*, (?P<date>[^<:]+): "
+    r"(?:<(?P<address>https://[^>\s]+)>|address unknown)"
 )
 
 
 @dataclass(frozen=True)
 class Source:
-    """A quoted text. Notes refer to it by ``key``, such as ``001`` or ``Vincent 2011``."""
+    """A quoted text, named in the notes by ``key``. The address is empty if none is known.
+
+    Keys are the number of a text under examination, such as ``001``, or authors and year, such as ``Vincent 2011``.
+    """
 
     key: str
     title: str
@@ -30,7 +34,8 @@ def read_sources(place: Path | None = None) -> dict[str, Source]:
         place: the folder of the notes; by default the one that belongs to this installation.
 
     Raises:
-        ValueError: for an entry without author, title, date or web address, and for a key that is used twice.
+        ValueError: for an entry without author, title or date, or with neither an https address nor the words 'address
+            unknown', and for a key that is used twice.
 
     >>> read_sources()["001"].author
     'CATSMILE'
@@ -58,6 +63,6 @@ def places(line: str) -> list[tuple[str, str]]:
 
 def _read(entry: str) -> Source:
     fields = ITEM.fullmatch(entry)
-    if fields is None or not fields["address"].startswith("https://"):
+    if fields is None:
         raise ValueError(f"{LIST}: an entry must read '**key:** author, *title*, date: <https://…>', got {entry!r}.")
-    return Source(**fields.groupdict())
+    return Source(**fields.groupdict(default=""))
