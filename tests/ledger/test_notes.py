@@ -210,7 +210,11 @@ def test_a_contradicted_verdict_ends_with_1(copied: Callable[[str, str], Path]) 
     ("old", "new", "message"),
     [
         ("- **Verdict:** holds\n", "- **Verdict:** maybe\n", "verdict must start with"),
-        ("- **Source:** 001, section on the variational view from the self-map's joint law to the marginal, first formula\n", "", "needs a heading"),
+        (
+            "- **Source:** 001, section on the variational view from the self-map's joint law to the marginal, first formula\n",
+            "",
+            "needs a heading",
+        ),
         ("## D01. ", "## D35. ", "no check_D35"),
     ],
 )
