@@ -16,6 +16,11 @@ CITATION = re.compile(rf"({NAME})( et al\.|(?:, {NAME})* (?:and|&) {NAME})? \(?(
 PAGES = [path for path in sorted((ROOT / "notes").rglob("*")) if path.suffix in {".md", ".py"}]
 TEXTS = {str(path.relative_to(ROOT)): path for path in PAGES if path.name != "sources.md"}
 WITHOUT_ADDRESS = {"000"}
+LINK = re.compile(r"\[([^\]]+)\]\(([^)]+)\)")
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+ERRATA = re.findall(
+    r"^- \[(D\d+)\]\(\S+\): (.+)$", README.partition("## What the sources get wrong\n")[2], flags=re.MULTILINE
+)
 
 
 def cited(text: str) -> set[str]:
@@ -25,11 +30,6 @@ def cited(text: str) -> set[str]:
         second = re.fullmatch(rf" (?:and|&) ({NAME})", others)
         keys.add(f"{first} & {second[1]} {year}" if second else f"{first}{' et al.' if others else ''} {year}")
     return keys
-
-
-def readme_section() -> str:
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    return re.split(r"^## ", text.partition("## What the sources get wrong\n")[2], flags=re.MULTILINE)[0]
 
 
 def test_every_text_has_title_author_date_and_address() -> None:
@@ -58,6 +58,22 @@ def test_every_listed_text_is_quoted() -> None:
     quoted = set().union(*(cited(path.read_text(encoding="utf-8")) for path in TEXTS.values()))
     quoted |= {key for claim in CLAIMS.values() for key, _ in places(claim.source)}
     assert sorted(SOURCES.keys() - quoted) == []
+
+
+@pytest.mark.parametrize(("row", "text"), ERRATA, ids=[row for row, _ in ERRATA])
+def test_errata_in_the_readme_link_to_their_sources(row: str, text: str) -> None:
+    links = LINK.findall(text)
+    assert links, f"{row}: which text says so?"
+    assert {key for key, _ in links} <= {key for key, _ in places(CLAIMS[row].source)}
+    for key, address in links:
+        assert address == (SOURCES[key].address or "notes/sources.md#the-texts-under-examination"), f"{row}: {key}"
+
+
+def test_errata_in_the_readme_are_found() -> None:
+    listed = README.partition("## What the sources get wrong\n")[2].partition("\n## ")[0]
+    assert len(ERRATA) == listed.count("\n- ") > 10
+    addresses = {source.address for source in SOURCES.values()}
+    assert {address for _, address in LINK.findall(README) if address.startswith("https://")} <= addresses
 
 
 @pytest.mark.parametrize(
