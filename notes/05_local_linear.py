@@ -38,7 +38,11 @@ def check_D15() -> Check:
     highest, means, directions = _best_charts(y, 1)
     best = _with_charts(means, directions)
     others = [_with_charts(torch.randn(2, 3), torch.randn(2, 1, 3)) for _ in range(5)]
-    sharpened = torch.stack([_smooth(charts, y, 1e-9, "centre").mean() for charts in (best, *others)])
+
+    def sharpened(charts: LinearMixture, by: str) -> Tensor:
+        return _smooth(charts, y, 1e-9, by).mean()
+
+    by_centres = torch.stack([sharpened(charts, "centre") for charts in (best, *others)])
 
     line = torch.tensor([[-1.0], [0.0], [1.0]])
     centre = torch.tensor(1.0)
@@ -47,10 +51,10 @@ def check_D15() -> Check:
     blend = (-(line - torch.stack([centre, -centre])).square()).softmax(1) @ torch.stack([centre, -centre])
     return Check(
         claim=[
-            at_most("sharpened, by centres: E smooth ≤ max_{μ,W} E max_k max_z", sharpened, highest),
+            at_most("sharpened, by centres: E smooth ≤ max_{μ,W} E max_k max_z", by_centres, highest),
             equal(
                 "sharpened, by residuals: equality at the best charts",
-                _smooth(best, y, 1e-9, "residual").mean(),
+                sharpened(best, "residual"),
                 highest,
             ),
             equal("any charts, each x, by residuals: smooth = max_k max_z", by_residual, hierarchical),
@@ -70,6 +74,7 @@ def check_D15() -> Check:
             equal("sharpened, by centres: smooth = max_k max_z", by_centre, hierarchical),
         ],
         correction=[
+            equal("{−1, 0, 1}: the blend of two charts passes through all three points", blend, line[:, 0]),
             equal(
                 "gae's smooth form = least squares in the blended chart",
                 written,

@@ -34,6 +34,7 @@ def check_D07() -> Check:
 
     hot, room = torch.tensor([2.0, 1000.0]), math.log(40)
     written = -(hot[:, None] * d).logsumexp(1)
+    averaged, excess = written + room, hot * minimum(values) - written
     leaf = values.clone().requires_grad_()
     (slope,) = torch.autograd.grad(soft_minimum(2.0)(leaf), leaf)
     return Check(
@@ -47,15 +48,25 @@ def check_D07() -> Check:
         without=[
             equal("as printed: −log Σ exp(βd) = min(−d), β = 1000", written[1], minimum(values)),
             equal("as printed: −log Σ exp(βd) = min(−d), β = 2", written[0], minimum(values)),
-            equal("as printed: −log E exp(βd) = min(−d), β = 1000", written[1] + room, minimum(values)),
+            equal("as printed: −log E exp(βd) = min(−d), β = 1000", averaged[1], minimum(values)),
         ],
         correction=[
             at_most("−(1/β) log E exp(βd) ≤ E(−d)", softened, mean(values)),
             equal("gae's soft_minimum = −(1/β) log E exp(βd), by plain sums", softened[:3], torch.tensor(direct)),
             at_most("it is non-increasing in β", softened[1:], softened[:-1]),
             equal("(E(−d) + (1/β) log E exp(βd))/β = ½ Var d, β = 10⁻⁶", drop / 1e-6, 0.5 * d.var(correction=0), 1e-3),
-            at_most("β min(−d) − log N ≤ −log Σ exp(βd)", hot * minimum(values) - room, written),
-            at_most("−log Σ exp(βd) ≤ β min(−d)", written, hot * minimum(values)),
+            equal(
+                "−log E exp(βd) = β × soft_minimum",
+                averaged,
+                hot * torch.stack([soft_minimum(b)(values) for b in (2, 1e3)]),
+            ),
+            equal(
+                "β min(−d) + log Σ exp(βd) = log Σ exp(β (d − max d))",
+                excess,
+                (hot[:, None] * (d - d.max())).exp().sum(1).log(),
+            ),
+            at_most("... from 0", 0.0, excess),
+            at_most("... to log N", excess, room),
             equal("∂/∂d of the printed form = β × that of the corrected", -2 * (2 * d).softmax(0), -2 * slope),
         ],
     )
