@@ -11,7 +11,7 @@ from gae.ledger.sources import places, read_sources
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = read_sources()
 CLAIMS = {claim.id: claim for note in ledger.read_notes() for claim in note.claims}
-NAME = r"[A-ZÀ-Þ][\w'-]+"
+NAME = r"(?:van )?[A-ZÀ-Þ][\w'-]+"
 CITATION = re.compile(rf"({NAME})( et al\.|(?:, {NAME})* (?:and|&) {NAME})? \(?((?:18|19|20)\d\d)\b")
 PAGES = [path for path in sorted((ROOT / "notes").rglob("*")) if path.suffix in {".md", ".py"}]
 TEXTS = {str(path.relative_to(ROOT)): path for path in PAGES if path.name != "sources.md"}
@@ -82,7 +82,7 @@ def test_errata_in_the_readme_are_found() -> None:
         ("(Vincent 2011; Kingma &\nWelling 2014)", {"Vincent 2011", "Kingma & Welling 2014"}),
         ("of Rifai et al. (2012), eq. 3", {"Rifai et al. 2012"}),
         ("Bengio, Yao, Alain and Vincent (2013)", {"Bengio et al. 2013"}),
-        ("Alain and Bengio 2014", {"Alain & Bengio 2014"}),
+        ("Hinton and van Camp 1993", {"Hinton & van Camp 1993"}),
         ("seven of 2048 points", set()),
     ],
 )
