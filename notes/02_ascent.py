@@ -184,9 +184,11 @@ def _limits() -> list[Relation]:
     step = 1 / float(spectrum[-1])
     rate = (1 - step * spectrum).abs().max()
     codes = {mode: [_solve(model, x, step, t, mode) for t in times] for mode in (Unroll(), Detach())}
-    unrolled, detached = (torch.stack([_gradient(model, code.log_joint) for code in found]) for found in codes.values())
+    unrolled, detached = (
+        torch.stack([_gradient(model, code.log_joint) for code in solves]) for solves in codes.values()
+    )
     fit_unrolled, fit_detached = (
-        _gradient(model, found[-1].log_joint - found[-1].log_prior) for found in codes.values()
+        _gradient(model, solves[-1].log_joint - solves[-1].log_prior) for solves in codes.values()
     )
     maximum, size = _gradient(model, _log_joint(model, x, best)), _gradient(model, 0.5 * best.square().sum(1))
 
