@@ -100,8 +100,8 @@ def check_D16() -> Check:
     counter = _Counting(model)
     with torch.no_grad():
         found = Argmax(Ascent(Zeros(), GradientAscent(0.9 / largest), steps))(counter, x)
-        far = Argmax(Ascent(Zeros(), GradientAscent(1.9 / largest), 280))(model, x)
-        wild = Ascent(Zeros(), GradientAscent(2.1 / largest), 150)(model, x, torch.arange(CHARTS)[:, None])
+        far = Argmax(Ascent(Zeros(), GradientAscent(1.8 / largest), 120))(model, x)
+        wild = Ascent(Zeros(), GradientAscent(2.2 / largest), 60)(model, x, torch.arange(CHARTS)[:, None])
     assert found.solve is not None and found.k is not None and far.k is not None and wild.solve is not None
     return Check(
         claim=[
@@ -109,9 +109,9 @@ def check_D16() -> Check:
             equal("the same charts", found.k[0].double(), choices.double(), 0.0),
             equal("decoder evaluations to find them = N K T", found.solve.evaluations.sum(), 20 * CHARTS * steps, 0.0),
             equal("counted, with N K more to compare the charts", counter.rows, 20 * CHARTS * (steps + 1), 0.0),
-            equal("β = 1.9 / λ_max, t → ∞: least squares", far.z[0], _least_squares(model, x, far.k[0])),
+            equal("β = 1.8 / λ_max, t → ∞: least squares", far.z[0], _least_squares(model, x, far.k[0])),
             equal(
-                "β = 2.1 / λ_max: every solve on the steepest chart diverges",
+                "β = 2.2 / λ_max: every solve on the steepest chart diverges",
                 (wild.solve.status[steepest] == Status.diverged).double().mean(),
                 1.0,
                 0.0,
