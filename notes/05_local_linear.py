@@ -241,7 +241,9 @@ def _charts(scale: float) -> LinearMixture:
 def _in_blend(x: Tensor, model: LinearMixture, weights: Tensor) -> Tensor:
     """argmin_z ‖x − Σ_k f_k (μ_k + W_k z)‖² for weights f (N, K)."""
     rows = torch.einsum("nk,ked->ned", weights, model.loadings.detach())
-    return torch.linalg.lstsq(rows.mT, (x - weights @ model.means.detach()).unsqueeze(2)).solution.squeeze(2)
+    return torch.linalg.lstsq(
+        rows.mT, (x - weights @ model.means.detach()).unsqueeze(2), driver="gelsd"
+    ).solution.squeeze(2)
 
 
 def _residual(x: Tensor, model: LinearMixture, weights: Tensor) -> Tensor:

@@ -174,7 +174,9 @@ class _Problem:
         self.inputs = torch.linalg.qr(torch.randn(rows, width))[0] * curvature.sqrt()
         self.optimum = torch.randn(width).sign() * (0.5 + 0.5 * torch.rand(width))
         outside = torch.randn(rows)
-        outside = outside - self.inputs @ torch.linalg.lstsq(self.inputs, outside[:, None]).solution[:, 0]
+        outside = (
+            outside - self.inputs @ torch.linalg.lstsq(self.inputs, outside[:, None], driver="gelsd").solution[:, 0]
+        )
         self.targets = self.inputs @ self.optimum + outside
 
     def shrinkage(self) -> Tensor:
@@ -252,7 +254,7 @@ def _steepest() -> Tensor:
 
 def _best(x: Tensor, features: Tensor) -> tuple[Tensor, Tensor]:
     """E‖x − features A‖² of the best A, and A."""
-    decoder = torch.linalg.lstsq(features, x).solution
+    decoder = torch.linalg.lstsq(features, x, driver="gelsd").solution
     return (x - features @ decoder).square().sum(1).mean(), decoder
 
 

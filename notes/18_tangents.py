@@ -142,7 +142,7 @@ def _encoders(manifold: _Manifold, degree: int = DEGREE) -> list[nn.Module]:
     start = torch.randn(design.shape[1], x.shape[1])
     kept = start + torch.linalg.pinv(design) @ (x - design @ start)
     rows = torch.cat([design, math.sqrt(2 * WEIGHT) * slopes])
-    trained = torch.linalg.lstsq(rows, torch.cat([x, torch.zeros(len(slopes), x.shape[1])])).solution
+    trained = torch.linalg.lstsq(rows, torch.cat([x, torch.zeros(len(slopes), x.shape[1])]), driver="gelsd").solution
     return [nn.Sequential(powers, _linear(weight.T)) for weight in (start, kept, trained)]
 
 
