@@ -110,6 +110,7 @@ from gae.likelihood import (
     Poisson,
     Relational,
     StandardNormal,
+    VonMisesFisher,
     WeightLikelihood,
 )
 from gae.nets import sequence as sequence_nets
@@ -147,6 +148,11 @@ def real(shape: Shape) -> Tensor:
 
 def unit(shape: Shape) -> Tensor:
     return torch.rand(shape)
+
+
+def sphere(shape: Shape) -> Tensor:
+    x = torch.randn(shape).double()
+    return x / x.flatten(1).norm(dim=1).view(-1, *(1 for _ in shape[1:]))
 
 
 def binary(shape: Shape) -> Tensor:
@@ -232,6 +238,8 @@ LIKELIHOODS = [
     LikelihoodCase("continuous-bernoulli", lambda: ContinuousBernoulli(net(2, 3), 2), unit),
     LikelihoodCase("poisson", lambda: Poisson(net(2, 3), 2), count),
     LikelihoodCase("categorical", lambda: Categorical(net(2, (3, 4)), 2), classes),
+    LikelihoodCase("von-mises-fisher", lambda: VonMisesFisher(net(2, (3, 2)), 2), sphere),
+    LikelihoodCase("von-mises-fisher-fixed", lambda: VonMisesFisher(net(2, 3), 2, 5.0, "fixed"), sphere),
     LikelihoodCase("pca", lambda: chart(1, 2, flat_prior=True)),
     LikelihoodCase("ppca", lambda: chart(1, 2, (2, 2), learn_scale=True)),
     LikelihoodCase("one-normal", lambda: chart(1, 0, learn_scale=True)),

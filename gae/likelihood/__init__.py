@@ -35,6 +35,7 @@ from gae.likelihood.priors import Flat, FlatDistribution, LaplacePrior, Standard
 from gae.likelihood.relational.lle import LLE
 from gae.likelihood.relational.tsne import TSNE, Relational
 from gae.likelihood.sequence import CategoricalSequence, SequenceDistribution
+from gae.likelihood.spherical import VonMisesFisher, VonMisesFisherDistribution
 from gae.likelihood.weights import Activation, WeightDecoder, WeightLikelihood
 
 HEADS: dict[str, type[Head]] = {  # heads with one output per element of x, by command-line name
@@ -43,6 +44,7 @@ HEADS: dict[str, type[Head]] = {  # heads with one output per element of x, by c
     "bernoulli": Bernoulli,
     "continuous-bernoulli": ContinuousBernoulli,
     "poisson": Poisson,
+    "von-mises-fisher": VonMisesFisher,
 }
 
 __all__ = [
@@ -92,6 +94,8 @@ __all__ = [
     "Relational",
     "SequenceDistribution",
     "StandardNormal",
+    "VonMisesFisher",
+    "VonMisesFisherDistribution",
     "WeightDecoder",
     "WeightLikelihood",
 ]

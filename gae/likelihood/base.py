@@ -184,7 +184,8 @@ class DecoderLikelihood(Likelihood):
 
     @abstractmethod
     def distribution(self, output: Float[Tensor, "..."]) -> Distribution:
-        """The elementwise distribution of x given decoder outputs (*L, ...), of batch (*L, *X)."""
+        """The distribution of x given decoder outputs (*L, ...): elementwise, of batch (*L, *X), if elements of x are
+        independent, else joint, of batch L and event X."""
 
     def sample_outputs(self, z: Float[Tensor, "S B *Z"], k: Int[Tensor, "S _"] | None = None) -> Tensor:
         """``outputs`` for an inner loop: with fresh noise in a ``stochastic`` likelihood."""
@@ -208,7 +209,8 @@ class DecoderLikelihood(Likelihood):
         return lambda z, k=None: prior.log_prob(z) + self.log_likelihood(x, self.sample_outputs(z, k), k)
 
     def _independent(self, output: Tensor) -> Distribution:
-        return Independent(self.distribution(output), len(self.event_shape), validate_args=False)
+        law = self.distribution(output)
+        return law if law.event_shape else Independent(law, len(self.event_shape), validate_args=False)
 
 
 class NoiseScale:
