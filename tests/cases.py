@@ -105,6 +105,7 @@ from gae.likelihood import (
     LinearRegression,
     Mask,
     Measured,
+    Multinomial,
     NonNegativeGaussian,
     NonNegativePoisson,
     Poisson,
@@ -165,6 +166,11 @@ def count(shape: Shape) -> Tensor:
 
 def classes(shape: Shape) -> Tensor:
     return torch.randint(4, shape).float()
+
+
+def frequencies(shape: Shape) -> Tensor:
+    """Of the classes in the last dimension, in 6 draws."""
+    return torch.distributions.Multinomial(6, torch.ones(shape)).sample().double() / 6
 
 
 def sequences(shape: Shape) -> Tensor:
@@ -238,6 +244,8 @@ LIKELIHOODS = [
     LikelihoodCase("continuous-bernoulli", lambda: ContinuousBernoulli(net(2, 3), 2), unit),
     LikelihoodCase("poisson", lambda: Poisson(net(2, 3), 2), count),
     LikelihoodCase("categorical", lambda: Categorical(net(2, (3, 4)), 2), classes),
+    LikelihoodCase("multinomial", lambda: Multinomial(net(2, 3), 2, 6), frequencies),
+    LikelihoodCase("multinomial-rows", lambda: Multinomial(net(2, (2, 3)), 2, 6), frequencies),
     LikelihoodCase("von-mises-fisher", lambda: VonMisesFisher(net(2, (3, 2)), 2), sphere),
     LikelihoodCase("von-mises-fisher-fixed", lambda: VonMisesFisher(net(2, 3), 2, 5.0, "fixed"), sphere),
     LikelihoodCase("pca", lambda: chart(1, 2, flat_prior=True)),

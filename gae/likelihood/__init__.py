@@ -12,6 +12,7 @@ from gae.likelihood.base import (
     OnlineLearning,
 )
 from gae.likelihood.codebook import Codebook, CodebookDistribution, CodebookMoments
+from gae.likelihood.frequencies import Multinomial, MultinomialDistribution
 from gae.likelihood.heads import (
     Bernoulli,
     Categorical,
@@ -85,6 +86,8 @@ __all__ = [
     "Measured",
     "Moments",
     "MonotoneCodes",
+    "Multinomial",
+    "MultinomialDistribution",
     "NoiseScale",
     "NonNegativeGaussian",
     "NonNegativeLinear",

@@ -184,8 +184,10 @@ class DecoderLikelihood(Likelihood):
 
     @abstractmethod
     def distribution(self, output: Float[Tensor, "..."]) -> Distribution:
-        """The distribution of x given decoder outputs (*L, ...): elementwise, of batch (*L, *X), if elements of x are
-        independent, else joint, of batch L and event X."""
+        """The distribution of x given decoder outputs (*L, ...), of batch (*L, *X) if it is elementwise.
+
+        If elements depend on each other, their dimensions, the last ones of X, are its event.
+        """
 
     def sample_outputs(self, z: Float[Tensor, "S B *Z"], k: Int[Tensor, "S _"] | None = None) -> Tensor:
         """``outputs`` for an inner loop: with fresh noise in a ``stochastic`` likelihood."""
@@ -210,7 +212,8 @@ class DecoderLikelihood(Likelihood):
 
     def _independent(self, output: Tensor) -> Distribution:
         law = self.distribution(output)
-        return law if law.event_shape else Independent(law, len(self.event_shape), validate_args=False)
+        independent = len(self.event_shape) - len(law.event_shape)
+        return Independent(law, independent, validate_args=False) if independent else law
 
 
 class NoiseScale:
