@@ -420,7 +420,9 @@ def callable_guide(network: nn.Module) -> Callable[[Tensor], Tensor]:
 def flow_encoder(likelihood: Likelihood) -> FlowEncoder:
     """An inverse autoregressive flow of Pyro, smooth for differences of gradients."""
     latent = likelihood.latent_shape.numel()
-    network = ConditionalAutoRegressiveNN(latent, 3, [4], permutation=torch.arange(latent), nonlinearity=nn.Tanh())
+    network = ConditionalAutoRegressiveNN(
+        latent, 3, [max(4, latent)], permutation=torch.arange(latent), nonlinearity=nn.Tanh()
+    )
     flow = ConditionalAffineAutoregressive(network)
     return FlowEncoder(nets.mlp(likelihood.event_shape, (5,), 2 * latent + 3), flow, latent, 3)
 
@@ -785,6 +787,7 @@ SYSTEMS = [
     SystemCase("llgae", {"latent": 2, "components": 3}),
     SystemCase("llgae", {"latent": 2, "components": 3, "steps": 3}),
     SystemCase("ae", SMALL),
+    SystemCase("sparse-ae", SMALL | {"penalty": "l1"}),
     SystemCase("vae", SMALL, stochastic=True, density=True),
     SystemCase("vae", SMALL | {"head": "bernoulli"}, data=binary, stochastic=True, density=True),
     SystemCase("vae", SMALL | {"posterior": "full"}, stochastic=True, density=True),

@@ -35,7 +35,7 @@ from gae.objective import joint
 from gae.training import fit
 from gae.training.corruption import GaussianNoise, MaskingNoise, SaltAndPepper
 from gae.training.learners import has_closed_form
-from gae.training.penalty import Contractive, SparseActivity
+from gae.training.penalty import Contractive, SparseActivation, SparseActivity
 
 train = partial(fit, progress=False)
 Adam = partial(torch.optim.Adam, lr=3e-3)
@@ -85,6 +85,7 @@ def test_salt_and_pepper(rate: float) -> None:
         (lambda: SaltAndPepper(0.1, 1.0, 1.0), "low < high"),
         (lambda: Contractive(0.0), "weight must be positive"),
         (lambda: SparseActivity(1.0, 1.0), "rho must lie"),
+        (lambda: SparseActivation(1.0, 0.0), "rho must lie"),
         (lambda: LaplacePrior(2, rate=0.0), "rate must be positive"),
     ],
 )
@@ -166,8 +167,31 @@ def test_activity_penalty_is_the_divergence_of_two_coins() -> None:
     assert torch.allclose(autoencoder(x) - autoencoder.eval()(x), wanted)
 
 
-def test_activities_outside_the_unit_interval() -> None:
-    autoencoder = model(nn.Linear(4, 3), penalties=[SparseActivity(1.0)])
+def test_the_penalty_of_each_activation_is_the_divergence_of_its_coin() -> None:
+    """Ledger D31: the source's form, with the slope logit z - logit ρ, over the number of observations."""
+    encoder = nn.Sequential(nn.Linear(4, 3), nn.Sigmoid())
+    autoencoder, x = model(encoder, penalties=[SparseActivation(2.0, rho=0.1)]), torch.randn(50, 4).double()
+    z = encoder(x)
+    wanted = 2 * kl_divergence(Coin(z), Coin(torch.tensor(0.1).double())).sum(1).mean()
+    penalty = autoencoder(x) - autoencoder.eval()(x)
+    assert torch.allclose(penalty, wanted)
+    logit = encoder[0](x)
+    slope = (2 / 50 * (logit - math.log(0.1 / 0.9)) * z * (1 - z)).sum(0)  # dz / d logit = z (1 - z)
+    assert torch.allclose(torch.autograd.grad(penalty, encoder[0].bias)[0], slope)
+
+
+def test_a_saturated_activation_has_a_finite_penalty() -> None:
+    encoder = nn.Sequential(nn.Linear(4, 3), nn.Sigmoid())
+    nn.init.constant_(encoder[0].bias, -2000.0)
+    autoencoder = model(encoder, penalties=[SparseActivation(1.0, 0.1)])
+    loss = autoencoder(torch.randn(5, 4).double())
+    gradient = torch.autograd.grad(loss, encoder[0].weight)[0]
+    assert loss.isfinite() and gradient.isfinite().all()
+
+
+@pytest.mark.parametrize("penalty", [SparseActivity, SparseActivation])
+def test_activities_outside_the_unit_interval(penalty: type[nn.Module]) -> None:
+    autoencoder = model(nn.Linear(4, 3), penalties=[penalty(1.0)])
     with pytest.raises(ValueError, match=r"must lie in .*sigmoid"):
         autoencoder(10 * torch.ones(5, 4).double())
 
@@ -300,6 +324,46 @@ def test_sparse_autoencoder_reaches_its_activity(digits: Dataset) -> None:
         activity = autoencoder.encode(digits.epoch(0)).z[0].mean(0)
     within("error of the mean activity", abs(float(activity.mean()) - 0.05), below=0.01)
     within("mean error of activities", (activity - 0.05).abs().mean(), below=0.01)
+
+
+def test_l1_is_the_loss_of_sparse_coding_at_the_encoders_code() -> None:
+    """Ledger D31: ‖x - Az‖²/2σ² + λ Σ|z| up to constants, with unit atoms A and σ of 0.4 in units of the data."""
+    autoencoder = systems.build("sparse-ae", (4,), latent=6, weight=3.0, penalty="l1").double()
+    x = torch.randn(7, 4).double()
+    with torch.no_grad():
+        encoding = autoencoder.encode(x)
+        z, error = encoding.z[0], x - autoencoder.reconstruct(x)
+        found = autoencoder(x)
+    wanted = (error.square().sum(1) / 0.32 + 3 * z.abs().sum(1)).mean()
+    constant = 4 * math.log(0.4 * math.sqrt(2 * math.pi)) - 6 * math.log(3 / 2)
+    assert float(found) == pytest.approx(float(wanted) + constant, rel=1e-6)
+
+
+def test_a_higher_rate_makes_the_codes_smaller(digits: Dataset) -> None:
+    sizes = []
+    for rate in (0.1, 10.0):
+        torch.manual_seed(0)
+        autoencoder = systems.build("sparse-ae", digits.event_shape, latent=32, weight=rate, penalty="l1")
+        train(autoencoder, digits.train[:300], epochs=20, batch_size=50, optimizer=Adam)
+        with torch.no_grad():
+            sizes.append(float(autoencoder.encode(digits.train[:300]).z.abs().mean()))
+    within("size of the codes at the higher rate, by that at the lower", sizes[1] / sizes[0], below=0.5)
+
+
+def test_each_activation_comes_close_to_its_target(digits: Dataset) -> None:
+    torch.manual_seed(0)
+    autoencoder = systems.build("sparse-ae", digits.event_shape, latent=16, rho=0.2, weight=300.0, penalty="each")
+    train(autoencoder, digits.train[:300], epochs=20, batch_size=50, optimizer=Adam)
+    with torch.no_grad():
+        z = autoencoder.encode(digits.train[:300]).z
+    within("root mean square distance from the target", (z - 0.2).square().mean().sqrt(), below=0.1)
+
+
+def test_options_of_the_sparse_autoencoder() -> None:
+    with pytest.raises(ValueError, match=r"Unknown penalty 'l2'\. Valid penalties: mean, each, l1"):
+        systems.build("sparse-ae", (4,), penalty="l2")
+    with pytest.raises(ValueError, match=r"has no target activity: rho=0\.1"):
+        systems.build("sparse-ae", (4,), penalty="l1", rho=0.1)
 
 
 @pytest.mark.usefixtures("unchecked_types")
