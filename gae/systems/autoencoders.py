@@ -8,12 +8,13 @@ from torch import nn
 
 from gae import nets
 from gae.autoencoder import Autoencoder
+from gae.data.checks import fraction
 from gae.inference import Amortized
 from gae.likelihood import Flat, LaplacePrior
 from gae.objective import joint
 from gae.systems.parts import Shape, decoder_of, has_scale, head_of
 from gae.systems.table import System
-from gae.training.corruption import GaussianNoise, MaskingNoise, SaltAndPepper
+from gae.training.corruption import GaussianNoise, MaskingNoise, SaltAndPepper, Walkback
 from gae.training.penalty import Contractive, SparseActivation, SparseActivity
 
 CORRUPTIONS: dict[str, Callable[[float], nn.Module]] = {
@@ -148,12 +149,14 @@ def dae(
     head: str = "gaussian",
     corruption: str = "gaussian",
     amount: float | None = None,
+    walkback: float = 0.0,
 ) -> Autoencoder:
     """Denoising autoencoder (Vincent et al. 2010): encodes a corrupted x and scores the clean x.
 
     ``amount`` is the standard deviation of Gaussian noise, in data units, or the fraction of elements replaced. The
     default is one unit of the data (``nets.InDataUnits``), or the fraction 0.3. Draw samples by
-    ``gae.analysis.chains.denoising_walk``.
+    ``gae.analysis.chains.denoising_walk``; ``walkback``, the probability that a chain goes on, trains the model on its
+    own chains (``gae.training.corruption.Walkback``), so that they return to the data.
     """
     if corruption not in CORRUPTIONS:
         raise ValueError(f"Unknown corruption {corruption!r}. Valid corruptions: {', '.join(CORRUPTIONS)}.")
@@ -166,6 +169,8 @@ def dae(
         )
     else:
         noise = CORRUPTIONS[corruption](amount)
+    if fraction("walkback", walkback):
+        noise = Walkback(noise, walkback)
     return Autoencoder(model.likelihood, model.inference, joint, corruption=noise)
 
 

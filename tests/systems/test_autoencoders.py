@@ -2,6 +2,7 @@
 
 import math
 from functools import partial
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -33,7 +34,7 @@ from gae.inference.ascent.solver import Solver
 from gae.likelihood import Flat, Gaussian, LaplacePrior, LinearMixture
 from gae.objective import joint
 from gae.training import fit
-from gae.training.corruption import GaussianNoise, MaskingNoise, SaltAndPepper
+from gae.training.corruption import GaussianNoise, MaskingNoise, SaltAndPepper, Walkback
 from gae.training.learners import has_closed_form
 from gae.training.penalty import Contractive, SparseActivation, SparseActivity
 
@@ -81,6 +82,7 @@ def test_salt_and_pepper(rate: float) -> None:
     [
         (lambda: GaussianNoise(0.0), "scale must be positive"),
         (lambda: MaskingNoise(1.1), r"rate must lie in \(0, 1\]"),
+        (lambda: Walkback(GaussianNoise(1.0), 1.0), r"rate must lie in \[0, 1\)"),
         (lambda: SaltAndPepper(0.0), r"rate must lie in \(0, 1\]"),
         (lambda: SaltAndPepper(0.1, 1.0, 1.0), "low < high"),
         (lambda: Contractive(0.0), "weight must be positive"),
@@ -446,17 +448,72 @@ def test_unknown_corruption() -> None:
 # Chains.
 
 
-def test_the_denoising_walk_of_a_gaussian() -> None:
-    """Data N(0, s²), noise σ²: the optimal denoiser is x̃ s²/(s²+σ²) with variance s²σ²/(s²+σ²); the chain keeps s²."""
-    spread, noise = 1.5, 1.0
+def gaussian_denoiser(spread: float, noise: float, corruption: nn.Module) -> Autoencoder:
+    """The optimal denoiser of data N(0, s²) with noise σ²: x given x̃ is N(c x̃, c σ²), c = s²/(s² + σ²)."""
     share = spread**2 / (spread**2 + noise**2)
     decoder = nn.Linear(1, 1, bias=False).double()
     decoder.weight.data.fill_(share)
     likelihood = Gaussian(decoder, 1, math.sqrt(share) * noise, prior=Flat(1))
-    autoencoder = Autoencoder(likelihood, Amortized(nn.Identity()), corruption=GaussianNoise(noise))
+    return Autoencoder(likelihood, Amortized(nn.Identity()), corruption=corruption)
+
+
+def test_the_denoising_walk_of_a_gaussian() -> None:
+    """Data N(0, s²), noise σ²: the optimal denoiser is x̃ s²/(s²+σ²) with variance s²σ²/(s²+σ²); the chain keeps s²."""
+    spread, noise = 1.5, 1.0
+    autoencoder = gaussian_denoiser(spread, noise, GaussianNoise(noise))
     chain = denoising_walk(autoencoder, torch.full((4000, 1), 5.0).double(), steps=30)[-1]
     assert float(chain.mean()) == pytest.approx(0, abs=4 * spread / math.sqrt(4000))
     assert float(chain.var()) == pytest.approx(spread**2, abs=4 * spread**2 * math.sqrt(2 / 4000))
+
+
+class Recorded(GaussianNoise):
+    """Noise that keeps what it returned."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.seen = [*getattr(self, "seen", []), super().forward(x)]
+        return self.seen[-1]
+
+
+def test_inputs_of_walk_back_training_are_those_of_the_chain() -> None:
+    """After t returns an input is Gaussian, of a known mean and variance, and a fraction pᵗ of the chains get there."""
+    spread, noise, rate, n = 1.5, 1.0, 0.6, 20_000
+    walk = Walkback(Recorded(noise), rate)
+    autoencoder = gaussian_denoiser(spread, noise, walk)
+    clean, seen = walk.pairs(autoencoder.redraw, torch.full((n, 1), 5.0).double())
+    steps = walk.corruption.seen  # type: ignore[union-attr]
+    assert torch.equal(torch.cat(steps), seen) and bool((clean == 5).all()) and len(clean) == len(seen)
+    share, mean, variance = spread**2 / (spread**2 + noise**2), 5.0, noise**2
+    for before, step in pairwise([torch.empty(round(n / rate)), *steps[:5]]):
+        expected = rate * len(before)
+        assert len(step) == pytest.approx(expected, abs=4.5 * math.sqrt(expected * (1 - rate)))
+        assert float(step.mean()) == pytest.approx(mean, abs=4.5 * math.sqrt(variance / len(step)))
+        assert float(step.var()) == pytest.approx(variance, abs=4.5 * variance * math.sqrt(2 / len(step)))
+        mean, variance = share * mean, share**2 * variance + share * noise**2 + noise**2
+
+
+def test_walk_back_training_scores_the_start_of_each_chain() -> None:
+    autoencoder = gaussian_denoiser(1.5, 1.0, Walkback(GaussianNoise(1.0), 0.5))
+    x = torch.randn(9, 1).double()
+    torch.manual_seed(1)
+    clean, seen = autoencoder.corruption.pairs(autoencoder.redraw, x)  # type: ignore[union-attr, operator]
+    assert len(clean) > 9 and set(clean.flatten().tolist()) <= set(x.flatten().tolist())
+    torch.manual_seed(1)
+    assert torch.allclose(autoencoder(x), -autoencoder.likelihood.log_joint(clean, seen.unsqueeze(0)).mean())
+    plain = -autoencoder.likelihood.log_joint(x, x.unsqueeze(0)).mean()
+    assert torch.allclose(autoencoder.eval()(x), plain)
+    torch.manual_seed(1)
+    first = denoising_walk(autoencoder, x, steps=3)
+    torch.manual_seed(1)
+    assert torch.equal(first, denoising_walk(autoencoder, x, steps=3, corruption=GaussianNoise(1.0)))
+
+
+def test_a_denoising_autoencoder_learns_from_its_own_chains(digits: Dataset) -> None:
+    torch.manual_seed(0)
+    autoencoder = systems.build("dae", digits.event_shape, latent=8, hidden=(16,), walkback=0.5)
+    history = train(autoencoder, digits.train[:200], epochs=4, batch_size=50, optimizer=Adam)
+    assert history.rows[-1].train_loss < history.rows[0].train_loss
+    with pytest.raises(ValueError, match=r"walkback must lie in \[0, 1\), got 1"):
+        systems.build("dae", (4,), walkback=1.0)
 
 
 def test_the_contractive_walk_of_a_linear_encoder() -> None:
