@@ -14,7 +14,7 @@ from torch.distributions import Distribution, Independent, Laplace, kl_divergenc
 from gae.autoencoder import Autoencoder
 from gae.inference import Amortized, Constant
 from gae.ledger.claims import Check, Relation, at_most, check, equal
-from gae.likelihood import Bernoulli, Categorical, Flat, Gaussian, VonMisesFisher
+from gae.likelihood import Bernoulli, Categorical, Flat, Gaussian, Multinomial, VonMisesFisher
 from gae.nets import mlp
 from gae.objective import joint
 
@@ -45,6 +45,7 @@ def check_D21() -> Check:
             equal("cross-entropy = −log Categorical, one-hot x", _cross_entropy(one_hot, p_hat[0]), -log_mass[:, 0]),
             equal("cross-entropy = −E_x log Categorical", _cross_entropy(p, p_hat), -_expected(p, log_mass)),
             equal("KL(x‖x̂) = −E_x log Categorical − H(x)", divergence, -_expected(p, log_mass) - Die(p).entropy()),
+            _frequency_relation(outputs),
             *_cosine_relations(),
         ],
         without=[
@@ -170,6 +171,19 @@ def _log_mass(logits: Tensor) -> Tensor:
 def _expected(x: Tensor, log_mass: Tensor) -> Tensor:
     """E log mass (S, B) over a class drawn from x (B, classes)."""
     return torch.einsum("bc,csb->sb", x, log_mass)
+
+
+def _frequency_relation(logits: Tensor) -> Relation:
+    """The cross-entropy of frequencies of six draws against the log mass of their counts."""
+    total, head = 6, Multinomial(nn.Identity(), WIDTH, 6, Flat(WIDTH))
+    counts = torch.stack([torch.bincount(row, minlength=WIDTH) for row in torch.randint(WIDTH, (20, total))])
+    x, x_hat = counts / total, logits.exp() / logits.exp().sum(-1, keepdim=True)
+    ways = (math.lgamma(total + 1) - (counts + 1.0).lgamma().sum(-1)) / total
+    return equal(
+        "x = counts/n: cross-entropy = −(1/n) log Multinomial + (1/n) log n!/Π(n xᵢ)!",
+        _cross_entropy(x, x_hat),
+        ways - head.log_joint(x, logits) / total,
+    )
 
 
 def _cosine_relations() -> list[Relation]:
