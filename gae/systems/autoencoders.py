@@ -22,6 +22,7 @@ CORRUPTIONS: dict[str, Callable[[float], nn.Module]] = {
     "masking": MaskingNoise,
     "salt-and-pepper": SaltAndPepper,
 }
+RHO = 0.05  # the default target of activities
 SPARSITY: dict[str, Callable[[float, float], nn.Module]] = {"mean": SparseActivity, "each": SparseActivation}
 
 
@@ -100,24 +101,23 @@ def sparse_ae(
     latent: int = 128,
     hidden: Sequence[int] = (),
     head: str = "gaussian",
-    rho: float | None = None,
+    rho: float = RHO,
     weight: float = 1.0,
     penalty: str = "mean",
 ) -> Autoencoder:
     """Sparse autoencoder, with one of three penalties of the given ``weight`` (ledger D31).
 
-    ``penalty="mean"``: activations in (0, 1) with means over the data close to ``rho``, 0.05 by default (Ng 2011).
+    ``penalty="mean"``: activations in (0, 1) with means over the data close to ``rho`` (Ng 2011).
     ``"each"``: every activation close to ``rho``. ``"l1"``: Σ|z| of real-valued codes, a Laplace prior of rate
     ``weight``; the decoder is then linear with atoms of unit length, since larger weights would make up for smaller
     codes, and its noise scale is fixed to 0.4 units of the data, as in ``sparse_coding``.
     """
     if penalty == "l1":
-        if rho is not None:
+        if rho != RHO:
             raise ValueError(f'penalty="l1" has no target activity: rho={rho} would have no effect. Omit it.')
         return _with_l1(event_shape, latent, hidden, head, weight)
     if penalty not in SPARSITY:
         raise ValueError(f"Unknown penalty {penalty!r}. Valid penalties: {', '.join([*SPARSITY, 'l1'])}.")
-    rho = 0.05 if rho is None else rho
     decoder = decoder_of(nets.mlp(latent, hidden[::-1], event_shape), latent, event_shape, head, prior=Flat(latent))
     network = nets.mlp(event_shape, hidden, latent)
     if 0 < rho < 1:  # initial activities equal rho

@@ -73,6 +73,14 @@ def test_implicit_and_explicit_losses_differ_by_a_constant() -> None:
         torch.testing.assert_close(difference, -0.5 * (weight * target[:, 0].square()).sum(), rtol=1e-6, atol=1e-8)
 
 
+@pytest.mark.parametrize("components", [1, 2])
+def test_the_score_has_a_derivative_where_x_is_the_centre_of_the_means(components: int) -> None:
+    model = LinearMixture(components, 1, (2,), means=torch.tensor([[-1.0, 0.0], [1.0, 0.0]])[:components]).double()
+    centre = model.means.detach().mean(0, keepdim=True)
+    found = implicit_loss(evidence_score(model), torch.cat([centre, centre + 1e-6])).detach()
+    torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=1e-4)
+
+
 def test_denoising_and_explicit_losses_of_noisy_data_differ_by_a_constant() -> None:
     """Vincent 2011, eq. 11: the constant is ½ E(ε/σ²)² - ½ E(∇ log p_σ)², with E(ε/σ²)² = 1/σ²."""
     noise = 0.6
