@@ -11,6 +11,7 @@ from . import storage as storage
 from . import studies as studies
 from . import systems as systems
 from . import training as training
+from .analysis.anomaly import anomaly_scores as anomaly_scores
 from .analysis.gradcheck import check_gradient as check_gradient
 from .analysis.inference_gap import inference_gap as inference_gap
 from .autoencoder import Autoencoder as Autoencoder

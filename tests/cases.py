@@ -105,11 +105,13 @@ from gae.likelihood import (
     LinearRegression,
     Mask,
     Measured,
+    Multinomial,
     NonNegativeGaussian,
     NonNegativePoisson,
     Poisson,
     Relational,
     StandardNormal,
+    VonMisesFisher,
     WeightLikelihood,
 )
 from gae.nets import hierarchical
@@ -150,6 +152,11 @@ def unit(shape: Shape) -> Tensor:
     return torch.rand(shape)
 
 
+def sphere(shape: Shape) -> Tensor:
+    x = torch.randn(shape).double()
+    return x / x.flatten(1).norm(dim=1).view(-1, *(1 for _ in shape[1:]))
+
+
 def binary(shape: Shape) -> Tensor:
     return torch.rand(shape).round()
 
@@ -160,6 +167,11 @@ def count(shape: Shape) -> Tensor:
 
 def classes(shape: Shape) -> Tensor:
     return torch.randint(4, shape).float()
+
+
+def frequencies(shape: Shape) -> Tensor:
+    """Of the classes in the last dimension, in 6 draws."""
+    return torch.distributions.Multinomial(6, torch.ones(shape)).sample().double() / 6
 
 
 def sequences(shape: Shape) -> Tensor:
@@ -237,6 +249,10 @@ LIKELIHOODS = [
     LikelihoodCase("continuous-bernoulli", lambda: ContinuousBernoulli(net(2, 3), 2), unit),
     LikelihoodCase("poisson", lambda: Poisson(net(2, 3), 2), count),
     LikelihoodCase("categorical", lambda: Categorical(net(2, (3, 4)), 2), classes),
+    LikelihoodCase("multinomial", lambda: Multinomial(net(2, 3), 2, 6), frequencies),
+    LikelihoodCase("multinomial-rows", lambda: Multinomial(net(2, (2, 3)), 2, 6), frequencies),
+    LikelihoodCase("von-mises-fisher", lambda: VonMisesFisher(net(2, (3, 2)), 2), sphere),
+    LikelihoodCase("von-mises-fisher-fixed", lambda: VonMisesFisher(net(2, 3), 2, 5.0, "fixed"), sphere),
     LikelihoodCase("pca", lambda: chart(1, 2, flat_prior=True)),
     LikelihoodCase("ppca", lambda: chart(1, 2, (2, 2), learn_scale=True)),
     LikelihoodCase("one-normal", lambda: chart(1, 0, learn_scale=True)),
@@ -412,7 +428,9 @@ def callable_guide(network: nn.Module) -> Callable[[Tensor], Tensor]:
 def flow_encoder(likelihood: Likelihood) -> FlowEncoder:
     """An inverse autoregressive flow of Pyro, smooth for differences of gradients."""
     latent = likelihood.latent_shape.numel()
-    network = ConditionalAutoRegressiveNN(latent, 3, [4], permutation=torch.arange(latent), nonlinearity=nn.Tanh())
+    network = ConditionalAutoRegressiveNN(
+        latent, 3, [max(4, latent)], permutation=torch.arange(latent), nonlinearity=nn.Tanh()
+    )
     flow = ConditionalAffineAutoregressive(network)
     return FlowEncoder(nets.mlp(likelihood.event_shape, (5,), 2 * latent + 3), flow, latent, 3)
 
@@ -778,6 +796,7 @@ SYSTEMS = [
     SystemCase("llgae", {"latent": 2, "components": 3}),
     SystemCase("llgae", {"latent": 2, "components": 3, "steps": 3}),
     SystemCase("ae", SMALL),
+    SystemCase("sparse-ae", SMALL | {"penalty": "l1"}),
     SystemCase("vae", SMALL, stochastic=True, density=True),
     SystemCase("vae", SMALL | {"head": "bernoulli"}, data=binary, stochastic=True, density=True),
     SystemCase("vae", SMALL | {"posterior": "full"}, stochastic=True, density=True),

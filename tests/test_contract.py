@@ -22,6 +22,7 @@ from cases import (
     real,
     seed,
     sequences,
+    sphere,
     unit,
 )
 from torch import Tensor
@@ -427,7 +428,7 @@ def test_samples_and_reconstructions_can_be_encoded(case: LikelihoodCase) -> Non
         drawn = model.sample(4)
         assert drawn.shape == (4, *likelihood.event_shape)
         likelihood.check(drawn)
-    if case.data in (real, unit, classes, sequences):  # the mean of counts is no count
+    if case.data in (real, unit, sphere, classes, sequences):  # the mean of counts is no count
         likelihood.check(reconstructed(model, x))
 
 
