@@ -150,7 +150,9 @@ def hazards(tree: ast.Module) -> Iterator[str]:  # noqa: C901, PLR0912 (one case
             case ast.Call(func=ast.Attribute(attr="backward"), keywords=keywords):
                 if any(keyword.arg == "create_graph" for keyword in keywords):
                     yield f"line {node.lineno}: backward(create_graph=...): use torch.autograd.grad"
-            case ast.Call(func=ast.Attribute(value=ast.Attribute(ast.Name("torch"), "linalg"), attr="lstsq"), keywords=keywords):
+            case ast.Call(
+                func=ast.Attribute(value=ast.Attribute(ast.Name("torch"), "linalg"), attr="lstsq"), keywords=keywords
+            ):
                 if all(keyword.arg != "driver" for keyword in keywords):
                     yield f"line {node.lineno}: the default driver of lstsq reads memory that is not initialised"
 
