@@ -83,6 +83,8 @@ class Code:
     solve: Solve | None = None
     log_joint: Float[Tensor, "S B"] | None = None
     encoded: Float[Tensor, "S B *Z"] | None = None  # an encoder's output, before it was quantised to z
+    log_volume: Float[Tensor, "S B"] | None = None  # log of ∫ exp(-½ (z' - z)ᵀ Λ (z' - z)) dz', with Λ the curvature
+    volume_error: Float[Tensor, "S B"] | None = None  # standard error of ``log_volume``
 
     def expand_components(self, k: Int[Tensor, "S _"]) -> "Code":
         """The same code for every given component k (S, 1) or (S, B)."""
@@ -112,6 +114,8 @@ class Encoding:
     engine: str
     solve: Solve | None = None
     encoded: Float[Tensor, "S B *Z"] | None = None  # an encoder's output, before it was quantised to z
+    log_volume: Float[Tensor, "S B"] | None = None  # see ``LanczosLaplace``
+    volume_error: Float[Tensor, "S B"] | None = None  # standard error of ``log_volume``, in nats
 
     def __post_init__(self) -> None:
         lead = self.log_joint.shape
@@ -192,7 +196,8 @@ def _rearranged(parts: Sequence[Encoding], combine: Callable[[list[Tensor], int]
         solves = [one if one.trace is None else replace(one, trace=_prolonged(one.trace, longest)) for one in solves]
         names = ("status", "steps", "evaluations", "grad_norm", "reconstruction", "spread")
         solve = Solve(**{name: tensor(solves, name) for name in names}, trace=tensor(solves, "trace", 2))
-    columns = {name: tensor(parts, name) for name in ("z", "k", "log_joint", "log_q", "encoded")}
+    fields = ("z", "k", "log_joint", "log_q", "encoded", "log_volume", "volume_error")
+    columns = {name: tensor(parts, name) for name in fields}
     return Encoding(**columns, q=q, prior=first.prior, engine=first.engine, solve=solve)
 
 
@@ -237,7 +242,7 @@ class Inference(Part, nn.Module, ABC):
         known = None if likelihood.bind_is_surrogate else code.log_joint
         log_joint = likelihood.log_joint(x, code.z, code.k) if known is None else known
         parts = code.z, code.k, log_joint, code.log_q, code.q, likelihood.prior, type(self).__name__
-        return Encoding(*parts, code.solve, code.encoded)
+        return Encoding(*parts, code.solve, code.encoded, code.log_volume, code.volume_error)
 
 
 def _checked(infer: Callable[..., Code]) -> Callable[..., Code]:
