@@ -201,14 +201,18 @@ def test_the_rate_falls_with_beta() -> None:
     torch.manual_seed(0)
     x = torch.randn(60, 1) @ torch.randn(1, 4) + 0.1 * torch.randn(60, 4)
 
+    built = []
+
     def build(beta: float) -> Autoencoder:
         torch.manual_seed(0)
-        return vae((4,), latent=1, hidden=(8,), beta=beta, scale=0.5, learn="fixed")
+        built.append(vae((4,), latent=1, hidden=(8,), beta=beta, scale=0.5, learn="fixed"))
+        return built[-1]
 
     def adam(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
         return torch.optim.Adam(parameters, 0.02)
 
     curve = rate_distortion_curve(build, x, [0.1, 50.0], x, epochs=200, optimizer=adam, progress=False)
+    assert not any(model.training for model in built)  # evaluated as they are used
     (low, high) = curve.values()
     assert low.rate.mean() > 1 and high.rate.mean() < 0.1
     assert low.distortion.mean() + 1 < high.distortion.mean()

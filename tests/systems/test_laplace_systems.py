@@ -88,6 +88,9 @@ def test_steps_of_vlae_raise_the_bound_of_its_encoder() -> None:
     x = 2 * torch.stack([angle.cos(), angle.sin(), (2 * angle).cos(), (3 * angle).sin()], 1) + 0.1 * torch.randn(40, 4)
     model = systems.build("vlae", (4,), latent=2, hidden=(8,), steps=2, scale=0.7, learn="fixed")
     fit(model, x, epochs=8, batch_size=40, optimizer=partial(torch.optim.Adam, lr=0.02), progress=False)
+    model(x).backward()
+    encoder = [p.grad for p in model.inference.parameters() if p.requires_grad]
+    assert all(grad is not None and bool((grad != 0).any()) for grad in encoder)  # through the steps
     model, x = model.double(), x.double()
     assert isinstance(model.inference, Laplace) and isinstance(model.inference.inner, Ascent)
     side = torch.arange(-5.0, 5.0, 0.05, dtype=torch.float64)
