@@ -44,6 +44,7 @@ class Solve:
         None  # running average of the decoder's output, at the point chosen by a stopping rule
     )
     spread: Float[Tensor, "S B"] | None = None  # best minus worst objective (nats) over restarts; inf if one failed
+    acceptance: Float[Tensor, "S B"] | None = None  # mean acceptance probability of a chain's transitions; see ``HMC``
 
     def choose(self, best: Int[Tensor, "S B"], objective: Float[Tensor, "R S B"] | None = None) -> "Solve":
         """Selects run ``best`` (S, B) of the R runs (R · S, B) for each row; evaluations are summed over runs."""
@@ -61,7 +62,9 @@ class Solve:
             top = objective.amax(0)
             spread = torch.where(torch.isfinite(top), top - objective.amin(0), torch.inf)
         evaluations = self.evaluations.reshape(shape).sum(0)
-        return Solve(pick(self.status), pick(self.steps), evaluations, pick(self.grad_norm), trace, path, spread=spread)
+        acceptance = None if self.acceptance is None else pick(self.acceptance)
+        picked = pick(self.status), pick(self.steps), evaluations, pick(self.grad_norm)
+        return Solve(*picked, trace, path, spread=spread, acceptance=acceptance)
 
     def summary(self) -> str:
         """Counts of each status, as one line."""
@@ -194,7 +197,7 @@ def _rearranged(parts: Sequence[Encoding], combine: Callable[[list[Tensor], int]
     if solves:
         longest = max(0 if one.trace is None else len(one.trace) for one in solves)
         solves = [one if one.trace is None else replace(one, trace=_prolonged(one.trace, longest)) for one in solves]
-        names = ("status", "steps", "evaluations", "grad_norm", "reconstruction", "spread")
+        names = ("status", "steps", "evaluations", "grad_norm", "reconstruction", "spread", "acceptance")
         solve = Solve(**{name: tensor(solves, name) for name in names}, trace=tensor(solves, "trace", 2))
     fields = ("z", "k", "log_joint", "log_q", "encoded", "log_volume", "volume_error")
     columns = {name: tensor(parts, name) for name in fields}

@@ -259,7 +259,7 @@ def _with_curvature(solve: Solve, samples: int, width: int) -> Solve:
     """The report of a solve for each of several draws, with the cost of one curvature; that of the others is 0."""
     cost = solve.evaluations + width
     rows = max(samples, len(cost))
-    names = ("status", "steps", "grad_norm", "reconstruction", "spread")
+    names = ("status", "steps", "grad_norm", "reconstruction", "spread", "acceptance")
     values = {name: getattr(solve, name) for name in names}
     repeated: dict[str, Any] = {name: None if v is None else v.expand(rows, *v.shape[1:]) for name, v in values.items()}
     evaluations = torch.cat([cost, cost.new_zeros(rows - len(cost), cost.shape[1])])
