@@ -98,7 +98,7 @@ class HMC(Step):
         return moved, kept | record | {"kick": kick, "kinetic": kinetic, "size": size, "chance": chance}
 
     def _tested(self, state: State, chance: Float[Tensor, "S B"], t: int) -> tuple[Tensor | float, State]:
-        """The mean size of the next move, and what the state records of t transitions, the last with this chance."""
+        """The mean size of the next move, and the record of t transitions, the last accepted with this chance."""
         record = {name: state[name] for name in ("tested", "accepted")}
         if t > self.adapt:
             record = {"tested": state["tested"] + 1, "accepted": state["accepted"] + chance}
