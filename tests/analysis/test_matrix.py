@@ -124,8 +124,8 @@ def test_steps_that_overflow_end_at_their_best_point() -> None:
     torch.manual_seed(0)
     model, x = ppca(), torch.randn(3, 6).double()
     with torch.no_grad():
-        q = encoders(model, x, 1.0)[DIAGONAL]
-    (cell,) = refined(neural_twin(model), x, q, DIAGONAL, GradientAscent(1e300), [3], draws=20)
+        q = encoders(model, x, 5.0)[DIAGONAL]
+    (cell,) = refined(neural_twin(model), x, q, DIAGONAL, GradientAscent(1e308), [1], draws=20)
     start = lower_bound(neural_twin(model), x, q, 20).value
     assert torch.allclose(cell.bound.value, start, atol=1e-6)
 
