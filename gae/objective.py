@@ -60,8 +60,9 @@ def laplace_evidence(encoding: Encoding) -> Float[Tensor, " B"]:
     the mode must pass gradients (``Unroll``, ``Implicit``); with ``Detach`` the derivative of Λ in z* is left out.
 
     Args:
-        encoding: a code that is the mean of its normal q(z|x): from ``Laplace(..., samples=None)``, or for a
-            linear-Gaussian model ``ClosedForm()``.
+        encoding: a code that is the mean of its normal q(z|x), from ``Laplace(..., samples=None)``, or for a
+            linear-Gaussian model ``ClosedForm()``; or a large code with an estimate of log det Λ, from
+            ``LanczosLaplace``, whose standard error is ``encoding.volume_error``.
 
     Raises:
         ValueError: for codes without a density, draws of one, several codes for each observation, or components.
@@ -75,11 +76,13 @@ def laplace_evidence(encoding: Encoding) -> Float[Tensor, " B"]:
     True
     """
     q, z = encoding.q, encoding.z
+    if encoding.log_volume is not None and encoding.k is None and len(z) == 1:
+        return (encoding.log_joint + encoding.log_volume)[0]
     if q is None or encoding.k is not None or len(z) != 1 or not torch.equal(q.mean.expand_as(z), z):
         raise ValueError(
             f"Cannot use `laplace_evidence` with `{encoding.engine}`: it needs one code for each observation, without "
             "a component, and a normal q(z|x) around it. Use `Laplace(..., samples=None)` around an engine that "
-            "ascends, or `iwae` for draws of a density."
+            "ascends (`LanczosLaplace` for large codes), or `iwae` for draws of a density."
         )
     return (encoding.log_joint - q.log_prob(z))[0]
 

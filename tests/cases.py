@@ -48,6 +48,7 @@ from gae.inference import (
     Inference,
     IteratedConditionalModes,
     IterativeAmortized,
+    LanczosLaplace,
     Langevin,
     MaskedStep,
     MeanField,
@@ -399,6 +400,11 @@ def curved(likelihood: Likelihood) -> bool:
     return vector(likelihood) and one_output(likelihood)
 
 
+def bent(likelihood: Likelihood) -> bool:
+    """Codes of a single decoder output, whose curvature the prior makes positive definite."""
+    return one_output(likelihood) and proper(likelihood) and not sparse(likelihood)
+
+
 def uncertain(likelihood: Likelihood) -> bool:
     return exact(likelihood) and (continuous(likelihood) or likelihood.components > 1)
 
@@ -693,6 +699,7 @@ ENGINES = [
         density=True,
     ),
     EngineCase("laplace-mode", lambda m: gae.inference.Laplace(Ascent(max_steps=3), samples=None), curved),
+    EngineCase("lanczos", lambda m: LanczosLaplace(Ascent(max_steps=3), probes=2), bent, stochastic=True),
     EngineCase("argmax", lambda m: Argmax(), points),
     EngineCase("enumerate", lambda m: Enumerate(), points, samples=0),
     EngineCase("argmax-closed-form", lambda m: Argmax(ClosedForm()), charts),
@@ -752,6 +759,7 @@ class AggregateCase:
 OBJECTIVES = [
     ObjectiveCase("joint", lambda: joint, "zeros"),
     ObjectiveCase("laplace-evidence", lambda: laplace_evidence, "laplace-mode"),
+    ObjectiveCase("laplace-evidence-lanczos", lambda: laplace_evidence, "lanczos", surrogate=True),
     ObjectiveCase("elbo", lambda: elbo, "amortized-density-3"),
     ObjectiveCase("elbo-analytic", lambda: partial(elbo, analytic=True), "amortized-density-3"),
     ObjectiveCase("elbo-beta", lambda: partial(elbo, beta=0.5), "amortized-density-3"),
