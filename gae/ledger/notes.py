@@ -58,9 +58,24 @@ class Finding:
     @property
     def groups(self) -> list[tuple[str, Sequence[Relation]]]:
         """The non-empty groups of relations of the check, with the names of their tables."""
-        truth = "besides" if self.check.verdict is Verdict.holds else "instead"
-        named = ("as claimed", self.check.claim), ("without", self.check.without), (truth, self.check.correction)
+        named = ("as claimed", self.check.claim), ("without", self.check.without), (self.truth, self.check.correction)
         return [(name, relations) for name, relations in named if relations]
+
+    @property
+    def truths(self) -> list[tuple[str, str, Relation | None]]:
+        """The lines below the claim in an overview: a label, a statement, and the relation that has its numbers."""
+        instead = self.claim.instead
+        lines = [(name, relations[0].what, relations[0]) for name, relations in self.groups[1:]]
+        if instead is None:
+            return [*lines]
+        checked = [("check" if name == self.truth else name, what, relation) for name, what, relation in lines]
+        conditions = [line for line in checked if line[0] == "without"]
+        return [*conditions, (self.truth, instead, None), *checked[len(conditions) :]]
+
+    @property
+    def truth(self) -> str:
+        """The name of what is true: besides a claim that holds, instead of another."""
+        return "besides" if self.check.verdict is Verdict.holds else "instead"
 
     @property
     def agrees(self) -> bool:
