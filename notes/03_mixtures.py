@@ -108,8 +108,8 @@ def check_D11() -> Check:
     constant = torch.tensor([-2 * math.log(2 * math.pi * scale**2) - math.log(25) for scale in scales])
     return Check(
         claim=[
-            equal("−L(X) = E ‖x − x̂‖² = 0, K = N + 5", _square(stored.reconstruct(x) - x).mean(), 0.0, 1e-12),
-            equal("the same after k-means, K = N", _square(trained.reconstruct(x) - x).mean(), 0.0, 1e-12),
+            equal("−L(X) = E ‖x − x̂‖² = 0, K = N + 5", _square(stored.reconstruct(x) - x), 0.0, 1e-12),
+            equal("the same after k-means, K = N", _square(trained.reconstruct(x) - x), 0.0, 1e-12),
             equal("code of a new point = its nearest neighbour", _component(stored.encode(new)), index[:, 0]),
             equal("L of new points = −distance²", -_square(stored.reconstruct(new) - new), -distance[:, 0].square()),
             equal("five best components = five nearest neighbours", ranked, index),

@@ -55,7 +55,7 @@ def check_D13() -> Check:
     w, skew = torch.linalg.qr(torch.randn(6, 3))[0], torch.randn(6, 3)
     model, general = _linear(w, mean), _linear(skew, mean)
     landed = _half_step(model, x, start)
-    curvature = torch.autograd.functional.hessian(lambda z: model.log_joint(x[:1], z.view(1, 1, 3)).sum(), start[0])
+    curvature = torch.autograd.functional.hessian(lambda z: model.log_joint(x[:1], z.view(1, 1, 3)).squeeze(), start[0])
 
     best = torch.from_numpy(np.linalg.lstsq(skew.numpy(), (x - mean).T.numpy())[0].T)
     missed, expected = _half_step(general, x, start) - best, (start - best) @ (torch.eye(3) - skew.T @ skew)

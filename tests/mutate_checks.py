@@ -43,10 +43,10 @@ SLOWER, PATIENCE = 5, 20.0  # a mutant may take SLOWER times as long as the note
 
 MAPS = re.compile("exp|expm1|log|log1p|r?sqrt|square|abs|sin|cos|tanh|sigmoid|(log_)?softmax|reciprocal")
 SHAPES = re.compile(
-    "arange|chunk|empty|expand|eye|flatten|full|linspace|logspace|ones|product|randn?|randint|range|repeat|reshape|r?sample"
+    "Linear|arange|chunk|empty|expand|eye|flatten|full|linspace|logspace|mlp|ones|product|randn?|randint|range|repeat|reshape|r?sample"
     "|split|squeeze|unsqueeze|view|zeros"
 )
-ACCURACY = re.compile(".*tol.*|max_steps|max_iter|epochs|samples|n_init|history_size")
+SETTINGS = re.compile(".*tol.*|max_steps|max_iter|epochs|samples|n_init|progress|retain_graph")
 Results = dict[str, dict[str, Any]]
 
 
@@ -75,8 +75,8 @@ def outside(tree: ast.AST) -> set[tuple[int, int]]:
                 numbers = call.args[3:]
             elif SHAPES.fullmatch(name):
                 numbers = [part for argument in call.args for part in ast.walk(argument) if is_integer(part)]
-            accuracy = [word.value for word in call.keywords if word.arg and ACCURACY.fullmatch(word.arg)]
-            places |= {(node.lineno, node.col_offset) for node in (*numbers, *accuracy)}
+            settings = [word.value for word in call.keywords if word.arg and SETTINGS.fullmatch(word.arg)]
+            places |= {(node.lineno, node.col_offset) for node in (*numbers, *settings)}
     return places
 
 

@@ -68,6 +68,6 @@ def test_statements_of_the_ledger_keep_their_characters(text: str) -> None:
 
 
 def letters(text: str) -> list[str]:
-    """ASCII letters in the order in which they are shown: accents apart, scripts in line, the lower before the upper."""
+    """ASCII letters in the order in which they are shown, without accents."""
     plain = unicodedata.normalize("NFD", text.replace("ᵀ", "T").replace("ᵏ", "k").replace("ⁿ", "n"))
     return [c for c in plain if c.isascii() and c.isalpha()]
