@@ -24,6 +24,7 @@ def notes(
         list[str] | None, typer.Argument(metavar="ID", help="D01, D02, …; all by default. One alone is shown in full.")
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the random instances.")] = 0,
+    seeds: Annotated[int, typer.Option(min=1, help="Number of seeds, from --seed on; the first one is shown.")] = 1,
     as_json: AsJson = False,
     out: Annotated[Path, typer.Option(help="Folder for ledger.html and ledger.json.")] = Path("runs/notes"),
 ) -> None:
@@ -35,27 +36,27 @@ def notes(
 
     check_folder(out)
     chosen = ledger.select(ledger.read_notes(), ids or ())
-    findings = _run(chosen, seed)
-    account = ledger.record(findings, seed)
-    ledger_page.write(chosen, findings, seed, out / "ledger.html")
+    findings = _run(chosen, range(seed, seed + seeds))
+    account = ledger.record(findings)
+    ledger_page.write(chosen, findings, out / "ledger.html")
     write_text(out / "ledger.json", json.dumps(account, indent=1, allow_nan=False, ensure_ascii=False) + "\n")
     if as_json:
         echo_json(account)
-    elif len(findings) == 1:
-        _print_one(chosen[0], findings[0], out / "ledger.html")
+    elif len(account["claims"]) == 1:
+        _print_one(chosen[0], findings, out / "ledger.html")
     else:
         _print(chosen, findings, out / "ledger.html")
-    if not all(finding.agrees for finding in findings):
+    if account["contradictions"]:
         raise typer.Exit(1)
 
 
-def _run(chosen: "Sequence[Note]", seed: int) -> "list[Finding]":
+def _run(chosen: "Sequence[Note]", seeds: "Sequence[int]") -> "list[Finding]":
     from rich.progress import track
 
     from gae.ledger import notes as ledger
 
-    total = sum(len(note.claims) for note in chosen)
-    runs = ledger.run(chosen, seed)
+    total = len(seeds) * sum(len(note.claims) for note in chosen)
+    runs = (finding for seed in seeds for finding in ledger.run(chosen, seed))
     return list(track(runs, "checking", total, console=console(stderr=True), transient=True))
 
 
@@ -68,7 +69,7 @@ def _print(chosen: "Sequence[Note]", findings: "Sequence[Finding]", page: Path) 
     shown = table("id", "claim", "left side", "right side", "error", "verdict")
     for column in shown.columns[2:5]:
         column.justify, column.no_wrap = "right", True
-    by_id = {finding.claim.id: finding for finding in findings}
+    by_id = {finding.claim.id: finding for finding in findings if finding.seed == findings[0].seed}
     for note in chosen:
         shown.add_section()
         shown.add_row("", Text(note.title, style="bold"))
@@ -81,19 +82,18 @@ def _print(chosen: "Sequence[Note]", findings: "Sequence[Finding]", page: Path) 
                 shown.add_row("", Text(f"{label}: {_plain(statement)}"), *cells, "", style="dim")
             cited = [_cited(key, place, sources) for key, place in places(claim.source)]
             shown.add_row("", Text("source: ") + Text("; ").join(cited), style="dim")
-    wrong = sum(not finding.agrees for finding in findings)
-    summary = f"{wrong} contradict the verdict of their note" if wrong else "each reaches the verdict of its note"
-    shown.caption = f"{len(findings)} checks in {sum(f.seconds for f in findings):.1f} s: {summary}. Proofs in {page}"
+    shown.caption = f"{_summary(findings)}. Proofs in {page}"
     console().print(shown)
 
 
-def _print_one(note: "Note", finding: "Finding", page: Path) -> None:
+def _print_one(note: "Note", findings: "Sequence[Finding]", page: Path) -> None:
     """One claim in full: what is said and what is true, where it is said and proved, and every relation."""
     from rich.text import Text
 
     from gae.ledger.sources import places, read_sources
 
-    claim, sources, facts = finding.claim, read_sources(), table("", "")
+    finding, sources, facts = findings[0], read_sources(), table("", "")
+    claim = finding.claim
     facts.show_header = False
     facts.add_row("claim", Text(claim.statement))
     facts.add_row("verdict", _verdict(finding, claim.verdict_text))
@@ -115,8 +115,19 @@ def _print_one(note: "Note", finding: "Finding", page: Path) -> None:
             left, right, error = _cells(relation)
             row = left, relation.sign, right, error, f"{relation.tolerance:.1e}", relation.outcome
             shown.add_row(Text(relation.what), *row)
+    shown.caption = _summary(findings)
     for part in (Text(f"{claim.id}. {claim.title}", style="bold"), facts, shown):
         console().print(part)
+
+
+def _summary(findings: "Sequence[Finding]") -> str:
+    from gae.ledger.notes import contradictions
+
+    wrong, seeds = contradictions(findings), {finding.seed for finding in findings}
+    told = f"contradicting their note: {', '.join(wrong)}" if wrong else "each reaches the verdict of its note"
+    many = f" with {len(seeds)} seeds" if len(seeds) > 1 else ""
+    count, seconds = len(findings) // len(seeds), sum(finding.seconds for finding in findings)
+    return f"{count} check{'s' if count > 1 else ''}{many} in {seconds:.1f} s: {told}"
 
 
 def _verdict(finding: "Finding", text: str = "") -> "Text":

@@ -54,6 +54,7 @@ class Finding:
     claim: Claim
     check: Check
     seconds: float
+    seed: int
 
     @property
     def groups(self) -> list[tuple[str, Sequence[Relation]]]:
@@ -130,12 +131,23 @@ def run(notes: Sequence[Note], seed: int = 0) -> Iterator[Finding]:
     for note in notes:
         for claim in note.claims:
             start = perf_counter()
-            yield Finding(claim, claim.check(seed), perf_counter() - start)
+            yield Finding(claim, claim.check(seed), perf_counter() - start, seed)
 
 
-def record(findings: Sequence[Finding], seed: int) -> dict[str, Any]:
-    """The findings as JSON-serialisable numbers and strings."""
-    return {"seed": seed, "claims": [_entry(finding) for finding in findings]}
+def contradictions(findings: Sequence[Finding]) -> list[str]:
+    """The claims whose checks do not reach the verdict of their note, with the seeds."""
+    return [f"{finding.claim.id} (seed {finding.seed})" for finding in findings if not finding.agrees]
+
+
+def record(findings: Sequence[Finding]) -> dict[str, Any]:
+    """The findings as JSON-serialisable numbers and strings: those of the first seed, and contradictions of any."""
+    seed = findings[0].seed
+    return {
+        "seed": seed,
+        "seeds": len({finding.seed for finding in findings}),
+        "claims": [_entry(finding) for finding in findings if finding.seed == seed],
+        "contradictions": contradictions(findings),
+    }
 
 
 def _entry(finding: Finding) -> dict[str, Any]:

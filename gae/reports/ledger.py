@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from gae.data.environment import versions
-from gae.ledger.notes import Claim, Finding, Note
+from gae.ledger.notes import Claim, Finding, Note, contradictions
 from gae.ledger.sources import places, read_sources
 from gae.reports.formulas import typeset
 from gae.reports.pages import embed, write_page
@@ -17,16 +17,18 @@ from gae.reports.pages import embed, write_page
 FUNCTION = re.compile("(<mi>(?:log|exp|det|tr)</mi>)")  # space between a named function and its argument
 
 
-def write(notes: Sequence[Note], findings: Sequence[Finding], seed: int, path: Path) -> None:
-    """Writes the self-contained page."""
+def write(notes: Sequence[Note], findings: Sequence[Finding], path: Path) -> None:
+    """Writes the self-contained page: the findings of the first seed, and contradictions of any."""
+    seed = findings[0].seed
     write_page(
         path,
         "ledger.html",
         notes=notes,
-        findings={finding.claim.id: finding for finding in findings},
+        findings={finding.claim.id: finding for finding in findings if finding.seed == seed},
         seed=seed,
+        seeds=len({finding.seed for finding in findings}),
         seconds=sum(finding.seconds for finding in findings),
-        contradictions=[finding.claim.id for finding in findings if not finding.agrees],
+        contradictions=contradictions(findings),
         versions=versions(["torch"]),
         sources=read_sources(),
         places=places,
