@@ -82,20 +82,20 @@ def check_D14() -> Check:
     x = _ellipsoid(60)
     theirs = PCA(2).fit(x.numpy())
     principal, scores = torch.from_numpy(theirs.components_), torch.from_numpy(theirs.transform(x.numpy()))
-    closed = systems.pca((6,), latent=2)
+    closed = systems.pca((4,), latent=2)
     fit(closed, x, progress=False)
     loadings = closed.likelihood.get_parameter("loadings").detach()[0]
-    constant, centred = 3 * math.log(2 * math.pi), x - x.mean(0)
+    constant, centred = 2 * math.log(2 * math.pi), x - x.mean(0)
     discarded = torch.linalg.svdvals(centred)[2:].square().sum() / len(x)
     highest = -discarded / 2 - constant
-    frames = [_orthonormal(loadings.T + size * torch.randn(6, 2)) for size in 10 * [0.01, 1.0]]
+    frames = [_orthonormal(loadings.T + size * torch.randn(4, 2)) for size in 10 * [0.01, 1.0]]
     at_frames = torch.stack([_value(_linear(w, x.mean(0), 1.0), x) for w in frames])
     misfit = torch.stack([(centred.square().sum() - (centred @ w).square().sum()) / len(x) for w in frames])
     remixed = _linear(loadings.T @ torch.randn(2, 2), x.mean(0), 1.0)
 
-    constrained, free = orthogonal(nn.Linear(2, 6), orthogonal_map="matrix_exp"), nn.Linear(2, 6)
+    constrained, free = orthogonal(nn.Linear(2, 4), orthogonal_map="matrix_exp"), nn.Linear(2, 4)
     ascended = _trained(constrained, Ascent(step=GradientAscent(0.5), max_steps=1), x)
-    encoded = _trained(free, Amortized(nn.Linear(6, 2)), x)
+    encoded = _trained(free, Amortized(nn.Linear(4, 2)), x)
     return Check(
         claim=[
             equal("largest angle to PCA: gae's closed form", _largest_angle(loadings, principal), 0.0, 1e-6),
@@ -173,9 +173,9 @@ def _trained(layer: nn.Module, engine: Inference, x: Tensor) -> Tensor:
 
 
 def _ellipsoid(size: int) -> Tensor:
-    """Points with two long axes and four short ones, in a random orientation."""
-    axes = torch.tensor([2.0, 1.5, 0.5, 0.4, 0.3, 0.2])
-    return (torch.randn(size, 6) * axes) @ _orthonormal(torch.randn(6, 6)) + torch.randn(6)
+    """Points with two long axes and two short ones, in a random orientation."""
+    axes = torch.tensor([2.0, 1.8, 0.4, 0.3])
+    return (torch.randn(size, 4) * axes) @ _orthonormal(torch.randn(4, 4)) + torch.randn(4)
 
 
 def _orthonormal(columns: Tensor) -> Tensor:

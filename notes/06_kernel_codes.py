@@ -35,7 +35,7 @@ def check_D17() -> Check:
     root = brentq(lambda v: 2 * v * math.exp(2 * v * v + 2 * v + 1) - 1, 0, 1, xtol=1e-14)
     bounded, free = (Categorical(Kernels(centres, absorbing), 1, Flat(1)) for absorbing in (True, False))
     with torch.no_grad():
-        found = Ascent(Zeros(), LBFGS(), 60, grad_tol=1e-12)(bounded, first)
+        found = Ascent(Zeros(), LBFGS(), max_steps=60, grad_tol=1e-12)(bounded, first)
         path = torch.stack(
             [Ascent(Zeros(), GradientAscent(1.0), t)(free, first).z.squeeze() for t in (0, 1, 3, 10, 30)]
         )
@@ -82,7 +82,7 @@ def check_D18() -> Check:
     line, preferred = torch.tensor([[-1.0], [0.0], [1.0]]), torch.tensor([-3.0, -1.0, 0.0])
     model = _Mixed(line, 1e-3, preferred)
     with torch.no_grad():
-        found = Ascent(Constant(torch.ones(1)), LBFGS(), 200, grad_tol=1e-10)(model, torch.zeros(1))
+        found = Ascent(Constant(torch.ones(1)), LBFGS(), max_steps=200, grad_tol=1e-10)(model, torch.zeros(1))
     assert found.solve is not None and bool((found.solve.status == Status.converged).all())
     best = found.z.reshape(1, 1)
     root = brentq(lambda v: _derivative(torch.tensor([[v]]), line, 1e-3, preferred), 1.05, 9.0, xtol=1e-14)
@@ -144,7 +144,7 @@ def _absorbing(w: Tensor) -> list[Relation]:
     """In three dimensions: v̂ is finite, and its gradient as derived by hand is zero there."""
     model = Categorical(Kernels(w, True), 3, Flat(3))
     with torch.no_grad():
-        found = Ascent(Zeros(), LBFGS(), 300, grad_tol=1e-9)(model, torch.zeros(1))
+        found = Ascent(Zeros(), LBFGS(), max_steps=300, grad_tol=1e-9)(model, torch.zeros(1))
     v = found.z.reshape(3)
     u = torch.cat([-(v - w).square().sum(1), v.square().sum().reshape(1)]).softmax(0)
     pulled = (w[0] - v) - u[:-1] @ (w - v) - u[-1] * v

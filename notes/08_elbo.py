@@ -77,7 +77,7 @@ def check_D25() -> Check:
     bound, gap = torch.cat(bounds), torch.stack(gaps)
 
     line = LinearMixture(1, 1, (DIM,), scale=0.7)
-    line.loadings.data = torch.randn(1, 1, DIM)
+    line.loadings.data, line.means.data = torch.randn(1, 1, DIM), torch.randn(1, DIM)
     mixture_bound, mixture_gap = _two_humps(line, x)
 
     discrete = LinearMixture(4, 0, (DIM,), means=torch.randn(4, DIM))
@@ -270,7 +270,7 @@ def _best(model: LinearMixture, x: Tensor, beta: float) -> Tensor:
     """Mean and covariance, as one vector, of the Gaussian q with the highest β-ELBO."""
 
     def loss(free: Tensor) -> Tensor:
-        return -elbo(_cubature(model, x, free[:WIDTH], _factor(free[WIDTH:])), beta=beta).sum()
+        return -elbo(_cubature(model, x, free[:WIDTH], _factor(free[WIDTH:])), beta=beta).squeeze()
 
     _, free = _minimum(loss, torch.zeros(WIDTH + WIDTH * (WIDTH + 1) // 2))
     factor = _factor(free[WIDTH:])

@@ -136,7 +136,9 @@ def _highest(model: Activation) -> Tensor:
 
 def _highest_in_box(model: Activation) -> Tensor:
     with torch.no_grad():
-        return Ascent(Zeros(), Projected(GradientAscent(2.0), Box(-1.0, 1.0)), 10)(model, torch.zeros(1)).z[0, 0]
+        return Ascent(Zeros(), Projected(GradientAscent(2.0), Box(-1.0, 1.0)), max_steps=10)(model, torch.zeros(1)).z[
+            0, 0
+        ]
 
 
 def _over(inputs: Tensor, model: Activation) -> Tensor:

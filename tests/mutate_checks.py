@@ -7,7 +7,8 @@
 Each mutant changes one expression that a check reaches: an operator, comparison, constant, condition, reduction or
 transpose, or a function that is left out. It is killed if, for one of the suite's seeds, a check that uses it raises,
 ends with another verdict than without it, or takes too long. Left alone are sizes and shapes, tolerances and
-numbers of steps, assertions, and figures. The script may be stopped: results of unchanged sources are kept.
+numbers of steps, assertions, and figures. The script may be stopped: results of an unchanged note are
+kept, so remove them if the package has changed in a way that matters.
 
 A survivor may be equivalent: it poses another instance of the same claim, say, or makes a longer iteration. The file
 ``tests/survivors.toml`` gives the reason for each.
@@ -25,6 +26,7 @@ import warnings
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
+from functools import cache
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -46,7 +48,7 @@ SHAPES = re.compile(
     "Linear|arange|chunk|empty|expand|eye|flatten|full|linspace|logspace|mlp|ones|product|randn?|randint|range|repeat|reshape|r?sample"
     "|split|squeeze|unsqueeze|view|zeros"
 )
-SETTINGS = re.compile(".*tol.*|max_steps|max_iter|epochs|samples|n_init|progress|retain_graph")
+SETTINGS = re.compile(".*tol.*|max_steps|max_iter|epochs|samples|n_init|progress|retain_graph|strict")
 Results = dict[str, dict[str, Any]]
 
 
@@ -196,13 +198,11 @@ def run(path: Path, todo: Sequence[Mutant]) -> Iterator[tuple[Mutant, dict[str, 
 
 
 def sources(path: Path) -> str:
-    """A digest of the note's checks and of the package: results of other sources are no results."""
-    digest = hashlib.sha256()
-    for source in (path, *sorted((ROOT / "gae").rglob("*.py"))):
-        digest.update(source.read_bytes())
-    return digest.hexdigest()[:16]
+    """A digest of the note's checks: results of other checks are no results."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
 
 
+@cache
 def reasons() -> list[dict[str, Any]]:
     return tomllib.loads(REASONS.read_text(encoding="utf-8")).get("survivor", []) if REASONS.exists() else []
 
@@ -288,11 +288,16 @@ def main() -> None:
     if chosen.list:
         return
     results = {note: entry["results"] for note, entry in state.items()}
+    survivors = [ended for each in results.values() for ended in each.values() if ended["end"] == "survived"]
     if chosen.moved:
-        for ended in (ended for each in results.values() for ended in each.values() if ended["end"] == "survived"):
+        for ended in survivors:
             print(f"{ended['path']}:{ended['line']} {ended['old']} -> {ended['new']}: {ended['moved'] or 'nothing'}")
     TABLE.write_text(HEAD + table(results), encoding="utf-8")
     print(table({path.stem: results[path.stem] for path in paths}))
+    used = [reason(ended) for ended in survivors]
+    for entry in reasons():
+        if entry.get("note") in results and entry not in used:
+            print(f"no such survivor: {entry}")
 
 
 if __name__ == "__main__":
