@@ -87,7 +87,7 @@ def _print(chosen: "Sequence[Note]", findings: "Sequence[Finding]", page: Path) 
 
 
 def _print_one(note: "Note", findings: "Sequence[Finding]", page: Path) -> None:
-    """One claim in full: what is said and what is true, where it is said and proved, and every relation."""
+    """One claim in full: statement and verdict, the true statement, sources and proof, and every relation."""
     from rich.text import Text
 
     from gae.ledger.sources import places, read_sources

@@ -75,7 +75,7 @@ class Finding:
 
     @property
     def truth(self) -> str:
-        """The name of what is true: besides a claim that holds, instead of another."""
+        """The name of the true statement: besides a claim that holds, instead of another."""
         return "besides" if self.check.verdict is Verdict.holds else "instead"
 
     @property

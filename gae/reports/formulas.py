@@ -46,7 +46,7 @@ def typeset(text: str) -> str:
 def _chunks(text: str) -> Iterator[str]:
     """The parts between spaces, except spaces inside a script."""
     start = 0
-    groups = [found.span() for found in GROUP.finditer(text)]
+    groups = [script.span() for script in GROUP.finditer(text)]
     for space in re.finditer(r"\s+", text):
         if not any(first < space.start() < last for first, last in groups):
             yield text[start : space.start()]
@@ -70,8 +70,8 @@ def _row(text: str) -> str:
     """The atoms of a formula one after another, each with its scripts."""
     atoms: list[list[str]] = []  # base, lowered, raised
     place, before = 0, ""
-    while found := TOKEN.match(text, place):
-        kind, token, place = str(found.lastgroup), found[0], found.end()
+    while part := TOKEN.match(text, place):
+        kind, token, place = str(part.lastgroup), part[0], part.end()
         if kind not in ("lowered", "raised"):
             sign = token in "+−" and (not before or before in OPENING)
             atoms.append([f'<mo form="prefix">{token}</mo>' if sign else _atom(kind, token), "", ""])

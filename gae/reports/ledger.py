@@ -45,7 +45,7 @@ def number(value: float) -> str:
 
 
 def _stated(text: str) -> str:
-    """A claim, or what is true instead of it, as HTML: formulas in plain characters, or Markdown with LaTeX."""
+    """A statement as HTML: formulas in plain characters, or Markdown with LaTeX."""
     return _renderer()(text) if "$" in text else typeset(text)
 
 
