@@ -16,12 +16,13 @@ demo: $(INSTALLED) ## compare encoders on the bundled digits; writes runs/demo/r
 	$(BIN)/gae compare digits --out runs/demo
 	@echo "Report: $(CURDIR)/runs/demo/report.html"
 
-# Two workers of one thread each: the tests are many small computations, which more threads do not speed up.
+# Two workers of one thread each: the tests are many small computations, which more threads do not speed up. Each begins
+# with a half of the files, so that few fixtures of a module are made twice.
 test: $(INSTALLED) ## run the tests and the examples in the docstrings
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 test-all: $(INSTALLED) ## run every engine with every likelihood too, and more random examples
-	GAE_FULL=1 $(BIN)/python -m pytest -n 2
+	GAE_FULL=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
 # Tests that train or follow a trajectory, whose end rounding may move. For other seeds see tests/seeds.py.
 TRAJECTORIES := $(addprefix tests/,analysis/test_activation.py analysis/test_restoration.py evidence/test_annealed.py \
@@ -31,7 +32,7 @@ TRAJECTORIES := $(addprefix tests/,analysis/test_activation.py analysis/test_res
 	training/test_adversarial.py training/test_fitting.py training/test_layerwise.py)
 
 test-portable: $(INSTALLED) ## run what trains once more, on the processor's plainest instructions
-	ATEN_CPU_CAPABILITY=default $(BIN)/python -m pytest -n 2 $(TRAJECTORIES)
+	ATEN_CPU_CAPABILITY=default $(BIN)/python -m pytest -n 2 --dist worksteal $(TRAJECTORIES)
 
 lint: style types ## check style (ruff) and types (mypy)
 

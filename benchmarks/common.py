@@ -153,9 +153,12 @@ def first_line(doc: str | None) -> str:
 
 
 def mnist_folder() -> Path | None:
-    """The folder with MNIST's idx files, in ``GAE_DATA`` or in a folder ``shared/data`` beside the checkout."""
-    root = Path(os.environ.get("GAE_DATA") or ROOT.parent / "shared" / "data").expanduser()
-    return next((folder for folder in (root / "mnist", root) if any(folder.glob("train-images-idx3-ubyte*"))), None)
+    """The folder with MNIST's idx files, of those in ``GAE_DATA`` or of ``shared/data`` beside the checkout."""
+    from gae.data.readers import idx_places
+
+    beside = ROOT.parent / "shared" / "data"
+    folder = beside if not os.environ.get("GAE_DATA") and beside.is_dir() else None
+    return next(idx_places("mnist", folder), None)
 
 
 def mnist(binarised: bool = False) -> tuple[str, Float[Tensor, "60000 1 28 28"]]:

@@ -1,6 +1,5 @@
 """The decoder that several measurements share: 20-200-200-784 tanh, Bernoulli, N(0, I), learned as a VAE on MNIST."""
 
-import os
 from functools import partial
 from pathlib import Path
 
@@ -8,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from benchmarks.common import ROOT, mnist
+from benchmarks.common import mnist, mnist_folder
 from gae import Autoencoder
 from gae.data import load
 from gae.inference import Amortized
@@ -27,8 +26,7 @@ def images() -> tuple[str, Float[Tensor, "N D"], Float[Tensor, "M D"]]:
     name, train = mnist(binarised=True)
     if not name.startswith("MNIST"):
         return name, train[:-10_000].flatten(1), train[-10_000:].flatten(1)
-    folder = os.environ.get("GAE_DATA") or ROOT.parent / "shared" / "data"
-    return name, train.flatten(1), load("mnist", folder=folder, binarize="threshold").test.flatten(1)
+    return name, train.flatten(1), load("mnist", folder=mnist_folder(), binarize="threshold").test.flatten(1)
 
 
 def untrained() -> Autoencoder:

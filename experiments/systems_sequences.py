@@ -1,4 +1,4 @@
-"""Checks of the two systems of sequences: held-out reconstruction against a unigram model, in nats per token.
+"""Checks of two systems of sequences: held-out reconstruction against a unigram model, in nats per token.
 
 Digit rows: the bundled digits at a threshold, each row of 8 pixels one of 256 classes, 8 tokens per image. Names: made
 by rules (syllables that share one vowel), characters as tokens, with an end. The unigram model predicts every token by

@@ -11,6 +11,7 @@ from . import storage as storage
 from . import studies as studies
 from . import systems as systems
 from . import training as training
+from .analysis.anomaly import anomaly_scores as anomaly_scores
 from .analysis.gradcheck import check_gradient as check_gradient
 from .analysis.inference_gap import inference_gap as inference_gap
 from .autoencoder import Autoencoder as Autoencoder
@@ -42,6 +43,7 @@ from .systems import lle as lle
 from .systems import llgae as llgae
 from .systems import maximal_activation as maximal_activation
 from .systems import mcmc_em as mcmc_em
+from .systems import music_vae as music_vae
 from .systems import nmf as nmf
 from .systems import overcomplete_ae as overcomplete_ae
 from .systems import pca as pca

@@ -1,6 +1,7 @@
 """The autoencoder: a likelihood, an inference engine and an objective."""
 
 import inspect
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +25,14 @@ from gae.storage.checkpoint import PathLike
 from gae.storage.recipe import Call
 
 
+class ChainCorruption(Part, nn.Module, ABC):
+    """Base class of corruptions that apply the model itself, and give several corrupted inputs of an observation."""
+
+    @abstractmethod
+    def pairs(self, redraw: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
+        """Clean observations and their corrupted inputs, (M, *X) each; ``redraw`` is ``Autoencoder.redraw``."""
+
+
 class Autoencoder(Part, nn.Module):
     """An autoencoder: a decoder with a prior (the likelihood), an inference engine that encodes, and an objective.
 
@@ -34,7 +43,8 @@ class Autoencoder(Part, nn.Module):
         likelihood: the decoder and the prior, which define the model.
         inference: the engine that infers codes.
         objective: the objective to be maximised, per sample.
-        aggregate: reduces the samples' objectives to one number.
+        aggregate: reduces the objectives of a batch to one number: ``mean``, or ``minimum`` and ``soft_minimum(beta)``
+            of ``gae.objective`` for the worst samples. It may be replaced afterwards, also in a named system.
         corruption: applied to the engine's input in training (``gae.training.corruption``); the clean x is scored.
         penalties: additional terms of the training loss (``gae.training.penalty``).
         accepts_rescaling: whether training by ``joint`` under a proper prior, which has no maximiser, is intended;
@@ -119,7 +129,10 @@ class Autoencoder(Part, nn.Module):
         return -self.aggregate(self.objective(self.inference(self.likelihood, x)))
 
     def _regularised(self, x: Tensor) -> Tensor:
-        corrupted = x if self.corruption is None else self.corruption(x)
+        if isinstance(self.corruption, ChainCorruption):
+            x, corrupted = self.corruption.pairs(self.redraw, x)
+        else:
+            corrupted = x if self.corruption is None else self.corruption(x)
         if self.penalties and not corrupted.requires_grad:
             corrupted = corrupted.detach().requires_grad_()
         code = replace(self.inference.infer(self.likelihood, corrupted), log_joint=None)
@@ -180,6 +193,16 @@ class Autoencoder(Part, nn.Module):
         """The decoder's mean (for classes, the mode) at ``encode(x).point``."""
         encoding = self.encode(x)
         return self.likelihood.point(self.decode(encoding.point, encoding.component))
+
+    @torch.no_grad()
+    def redraw(self, x: Num[Tensor, "B *X"]) -> Float[Tensor, "B *X"]:
+        """One draw of q_r(x|z) at the code of each x: a step of a denoising autoencoder's chain.
+
+        x need not lie in the support, as a corrupted x does not.
+        """
+        with door(self.likelihood, x, support=False):
+            code = self.inference.infer(self.likelihood, x)
+            return self.decode(code.z[0], None if code.k is None else code.k[0]).sample().to(x.dtype)
 
     @torch.no_grad()
     def sample(self, n: int, mean: bool = False) -> Float[Tensor, "n *X"]:

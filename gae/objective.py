@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from jaxtyping import Float, Int
@@ -59,8 +60,9 @@ def laplace_evidence(encoding: Encoding) -> Float[Tensor, " B"]:
     the mode must pass gradients (``Unroll``, ``Implicit``); with ``Detach`` the derivative of Λ in z* is left out.
 
     Args:
-        encoding: a code that is the mean of its normal q(z|x): from ``Laplace(..., samples=None)``, or for a
-            linear-Gaussian model ``ClosedForm()``.
+        encoding: a code that is the mean of its normal q(z|x), from ``Laplace(..., samples=None)``, or for a
+            linear-Gaussian model ``ClosedForm()``; or a large code with an estimate of log det Λ, from
+            ``LanczosLaplace``, whose standard error is ``encoding.volume_error``.
 
     Raises:
         ValueError: for codes without a density, draws of one, several codes for each observation, or components.
@@ -74,11 +76,13 @@ def laplace_evidence(encoding: Encoding) -> Float[Tensor, " B"]:
     True
     """
     q, z = encoding.q, encoding.z
+    if encoding.log_volume is not None and encoding.k is None and len(z) == 1:
+        return (encoding.log_joint + encoding.log_volume)[0]
     if q is None or encoding.k is not None or len(z) != 1 or not torch.equal(q.mean.expand_as(z), z):
         raise ValueError(
             f"Cannot use `laplace_evidence` with `{encoding.engine}`: it needs one code for each observation, without "
             "a component, and a normal q(z|x) around it. Use `Laplace(..., samples=None)` around an engine that "
-            "ascends, or `iwae` for draws of a density."
+            "ascends (`LanczosLaplace` for large codes), or `iwae` for draws of a density."
         )
     return (encoding.log_joint - q.log_prob(z))[0]
 
@@ -258,32 +262,73 @@ def logsumexp(encoding: Encoding) -> Float[Tensor, " B"]:
 
 
 def mean(values: Float[Tensor, " B"]) -> Float[Tensor, ""]:
-    """The mean over the data."""
+    """The mean over the data, of which the mean over a batch is an unbiased estimate.
+
+    >>> import torch
+    >>> mean(torch.tensor([1.0, 2.0, 6.0]))
+    tensor(3.)
+    """
     return values.mean()
 
 
 def minimum(values: Float[Tensor, " B"]) -> Float[Tensor, ""]:
-    """The minimum over the data: the worst sample of the batch."""
+    """The minimum over the data: the worst sample of the batch.
+
+    >>> import torch
+    >>> minimum(torch.tensor([1.0, 2.0, 6.0]))
+    tensor(1.)
+    """
     return values.min()
 
 
-def soft_minimum(beta: float) -> Aggregate:
-    """Soft minimum -1/β log mean exp(-β v), from the minimum (β → ∞) to the mean (β → 0): ledger D07, corrected.
+def soft_minimum(beta: float, reduction: str = "mean") -> Aggregate:
+    """Soft minimum, -1/β log mean exp(-β v) or -1/β log Σ exp(-β v): ledger D07, corrected.
+
+    The first lies between the minimum (β → ∞) and the mean (β → 0). The second lies below the minimum, to which it
+    tends as β → ∞, by at most log B / β. They are log B / β apart, and their gradient is the same: that of a mean with
+    the weights softmax(-β v), largest for the worst samples. B is the size of the batch: for a soft minimum over the
+    data, train with batches that hold all of them.
+
+    Args:
+        beta: inverse temperature β.
+        reduction: "mean" or "sum", of the exponentials.
+
+    Raises:
+        ValueError: for a beta that is not positive, or an unknown reduction.
 
     >>> import torch
-    >>> round(float(soft_minimum(1e4)(torch.tensor([1.0, 2.0]))), 3)
-    1.0
+    >>> values = torch.tensor([1.0, 2.0, 6.0])
+    >>> [round(float(soft_minimum(beta)(values)), 3) for beta in (1e-3, 1.0, 1e3)]
+    [2.998, 1.781, 1.001]
+    >>> [round(float(soft_minimum(beta, "sum")(values)), 3) for beta in (1.0, 1e3)]
+    [0.682, 1.0]
+
+    The centre of three points that maximises their worst log density is the middle of their range:
+
+    >>> from functools import partial
+    >>> from gae import Autoencoder
+    >>> from gae.inference import Argmax
+    >>> from gae.likelihood import LinearMixture
+    >>> from gae.training import fit
+    >>> model = Autoencoder(LinearMixture(1, 0, (1,)), Argmax(), joint, soft_minimum(100.0, "sum"))
+    >>> lbfgs = partial(torch.optim.LBFGS, line_search_fn="strong_wolfe")
+    >>> _ = fit(model, torch.tensor([[0.0], [1.0], [6.0]]), epochs=5, optimizer=lbfgs, progress=False)
+    >>> round(model.likelihood.means.item(), 2)
+    3.0
     """
     positive("beta", beta)
+    if reduction not in ("mean", "sum"):
+        raise ValueError(f"Unknown reduction {reduction!r}. Valid reductions: mean, sum.")
+    return partial(_soft_minimum, beta=beta, reduction=reduction)
 
-    def aggregate(values: Float[Tensor, " B"]) -> Float[Tensor, ""]:
-        least = values.detach().amin()
-        least = torch.where(least.isfinite(), least, 0)
-        power = -beta * (values - least)
-        excess = power.expm1().mean()  # the mean of powers minus 1, accurate for a small beta
-        return least - torch.where(excess < -0.5, power.exp().mean().log(), excess.log1p()) / beta
 
-    return aggregate
+def _soft_minimum(values: Float[Tensor, " B"], beta: float, reduction: str) -> Float[Tensor, ""]:
+    least = values.detach().amin()
+    least = torch.where(least.isfinite(), least, 0)
+    power = -beta * (values - least)
+    excess = power.expm1().mean()  # the mean of powers minus 1, accurate for a small beta
+    soft = least - torch.where(excess < -0.5, power.exp().mean().log(), excess.log1p()) / beta
+    return soft if reduction == "mean" else soft - math.log(len(values)) / beta
 
 
 def _distinct(k: Int[Tensor, "S _"]) -> bool:

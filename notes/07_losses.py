@@ -6,7 +6,6 @@ from functools import partial
 
 import numpy as np
 import torch
-from pyro.distributions import VonMises3D
 from torch import Tensor, nn
 from torch.distributions import Bernoulli as Coin
 from torch.distributions import Categorical as Die
@@ -15,7 +14,7 @@ from torch.distributions import Distribution, Independent, Laplace, kl_divergenc
 from gae.autoencoder import Autoencoder
 from gae.inference import Amortized, Constant
 from gae.ledger.claims import Check, Relation, at_most, check, equal
-from gae.likelihood import Bernoulli, Categorical, Flat, Gaussian
+from gae.likelihood import Bernoulli, Categorical, Flat, Gaussian, Multinomial, VonMisesFisher
 from gae.nets import mlp
 from gae.objective import joint
 
@@ -24,7 +23,7 @@ WIDTH = 5  # n, the width of an observation
 
 @check
 def check_D21() -> Check:
-    """The losses are written out; the likelihoods are gae's heads and Pyro's von Mises-Fisher law."""
+    """The losses are written out; the likelihoods are gae's heads."""
     x, outputs = torch.randn(20, WIDTH), torch.randn(8, 20, WIDTH)  # eight reconstructions of each observation
     square = (x - outputs).square().mean(-1)
     gaussian = Gaussian(nn.Identity(), WIDTH, scale=math.sqrt(WIDTH / 2), prior=Flat(WIDTH))
@@ -46,6 +45,7 @@ def check_D21() -> Check:
             equal("cross-entropy = −log Categorical, one-hot x", _cross_entropy(one_hot, p_hat[0]), -log_mass[:, 0]),
             equal("cross-entropy = −E_x log Categorical", _cross_entropy(p, p_hat), -_expected(p, log_mass)),
             equal("KL(x‖x̂) = −E_x log Categorical − H(x)", divergence, -_expected(p, log_mass) - Die(p).entropy()),
+            _frequency_relation(outputs),
             *_cosine_relations(),
         ],
         without=[
@@ -173,13 +173,27 @@ def _expected(x: Tensor, log_mass: Tensor) -> Tensor:
     return torch.einsum("bc,csb->sb", x, log_mass)
 
 
+def _frequency_relation(logits: Tensor) -> Relation:
+    """The cross-entropy of frequencies of six draws against the log mass of their counts."""
+    total, head = 6, Multinomial(nn.Identity(), WIDTH, 6, Flat(WIDTH))
+    counts = torch.stack([torch.bincount(row, minlength=WIDTH) for row in torch.randint(WIDTH, (20, total))])
+    x, x_hat = counts / total, logits.exp() / logits.exp().sum(-1, keepdim=True)
+    ways = (math.lgamma(total + 1) - (counts + 1.0).lgamma().sum(-1)) / total
+    return equal(
+        "x = counts/n: cross-entropy = −(1/n) log Multinomial + (1/n) log n!/Π(n xᵢ)!",
+        _cross_entropy(x, x_hat),
+        ways - head.log_joint(x, logits) / total,
+    )
+
+
 def _cosine_relations() -> list[Relation]:
     """1 − cos against two laws of the direction x/‖x‖ around x̂/‖x̂‖, for several concentrations κ."""
     x, x_hat = torch.randn(40, 3), torch.randn(40, 3)
     loss = 1 - (x * x_hat).sum(-1) / (x.square().sum(-1).sqrt() * x_hat.square().sum(-1).sqrt())
     direction, centre = (side / side.norm(dim=-1, keepdim=True) for side in (x, x_hat))
     kappa = torch.tensor([0.5, 2.0, 7.0])[:, None]
-    law = VonMises3D(kappa[..., None] * centre).log_prob(direction)
+    heads = [VonMisesFisher(nn.Identity(), 3, float(k), "fixed", Flat(3)) for k in kappa]
+    law = torch.cat([head.log_joint(direction, x_hat[None]) for head in heads])
     integral = torch.stack([_sphere_integral(float(k), centre[0]) for k in kappa])[:, None]
     scaled = [
         Gaussian(nn.Identity(), 3, scale=float(k) ** -0.5, prior=Flat(3)).log_joint(direction, centre[None]) / float(k)

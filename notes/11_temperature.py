@@ -34,25 +34,40 @@ def check_D07() -> Check:
 
     hot, room = torch.tensor([2.0, 1000.0]), math.log(40)
     written = -(hot[:, None] * d).logsumexp(1)
+    averaged, excess = written + room, hot * minimum(values) - written
     leaf = values.clone().requires_grad_()
     (slope,) = torch.autograd.grad(soft_minimum(2.0)(leaf), leaf)
     return Check(
         claim=[
-            equal("−log Σ exp(βd) = min(−d), β = 1000", written[1], minimum(values)),
-            equal("−log Σ exp(βd) = min(−d), β = 2", written[0], minimum(values)),
-            equal("−log E exp(βd) = min(−d), β = 1000", written[1] + room, minimum(values)),
-        ],
-        correction=[
+            equal("−(1/β) log Σ exp(βd) = min(−d), β = 10⁶", -(1e6 * d).logsumexp(0) / 1e6, minimum(values), 1e-5),
+            equal("−(1/β) log E exp(βd) = min(−d), β = 10⁶", soft_minimum(1e6)(values), -d.max(), 1e-5),
             at_most("−(1/β) log Σ exp(βd) ≤ min(−d)", summed, minimum(values)),
             at_most("min(−d) ≤ −(1/β) log E exp(βd)", -d.max(), softened),
+            equal("the two are log N/β apart", softened - summed, room / torch.tensor(BETAS)),
+        ],
+        without=[
+            equal("as printed: −log Σ exp(βd) = min(−d), β = 1000", written[1], minimum(values)),
+            equal("as printed: −log Σ exp(βd) = min(−d), β = 2", written[0], minimum(values)),
+            equal("as printed: −log E exp(βd) = min(−d), β = 1000", averaged[1], minimum(values)),
+        ],
+        correction=[
             at_most("−(1/β) log E exp(βd) ≤ E(−d)", softened, mean(values)),
             equal("gae's soft_minimum = −(1/β) log E exp(βd), by plain sums", softened[:3], torch.tensor(direct)),
-            equal("the two smooth forms are log N/β apart", softened - summed, room / torch.tensor(BETAS)),
-            at_most("the second is non-increasing in β", softened[1:], softened[:-1]),
+            at_most("it is non-increasing in β", softened[1:], softened[:-1]),
             equal("(E(−d) + (1/β) log E exp(βd))/β = ½ Var d, β = 10⁻⁶", drop / 1e-6, 0.5 * d.var(correction=0), 1e-3),
-            at_most("β min(−d) − log N ≤ −log Σ exp(βd)", hot * minimum(values) - room, written),
-            at_most("−log Σ exp(βd) ≤ β min(−d)", written, hot * minimum(values)),
-            equal("∂/∂d of the written form = β × that of the corrected", -2 * (2 * d).softmax(0), -2 * slope),
+            equal(
+                "−log E exp(βd) = β × soft_minimum",
+                averaged,
+                hot * torch.stack([soft_minimum(b)(values) for b in (2, 1e3)]),
+            ),
+            equal(
+                "β min(−d) + log Σ exp(βd) = log Σ exp(β (d − max d))",
+                excess,
+                (hot[:, None] * (d - d.max())).exp().sum(1).log(),
+            ),
+            at_most("... from 0", 0.0, excess),
+            at_most("... to log N", excess, room),
+            equal("∂/∂d of the printed form = β × that of the corrected", -2 * (2 * d).softmax(0), -2 * slope),
         ],
     )
 
@@ -60,7 +75,7 @@ def check_D07() -> Check:
 @check
 def check_D33() -> Check:
     """Sums over components and closed forms for Gaussians against gae's engines and ``elbo`` of narrow densities."""
-    return Check([*_discrete(), *_cold_continuous(), *_shrinking(), _curved()])
+    return Check([*_discrete(), *_cold_continuous(), *_shrinking(), _curved()], correction=_negative_temperatures())
 
 
 def figure_D07() -> "Figure":
@@ -101,6 +116,18 @@ def _discrete() -> list[Relation]:
         equal("ELBO of softmax(βH) = max_k H_k, β = 50/lead", _bound(heights, cold), top),
         equal("ELBO of softmax(βH) = log p(x), β = 1", _bound(heights, torch.ones(20)), model.log_evidence(x).log_p),
         equal("max_k H_k = log p(x) + max_k log q(k|x)", top, model.log_evidence(x).log_p + share.amax(1)),
+    ]
+
+
+def _negative_temperatures() -> list[Relation]:
+    """Tempered laws of a discrete code on the way to T = 1/β = −∞, and to T = 0 from below."""
+    heights = 3 * torch.randn(6, 20)
+    least, gap = heights.argmin(0, keepdim=True), heights.sort(0).values.diff(dim=0)[0]
+    return [
+        equal("T = −10⁹: softmax(H/T) is uniform", (heights / -1e9).softmax(0), 1 / 6, 1e-7),
+        equal(
+            "T → 0 from below: softmax(H/T) at argmin_k H = 1", (-50 / gap * heights).softmax(0).gather(0, least), 1.0
+        ),
     ]
 
 

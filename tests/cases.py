@@ -48,6 +48,7 @@ from gae.inference import (
     Inference,
     IteratedConditionalModes,
     IterativeAmortized,
+    LanczosLaplace,
     Langevin,
     MaskedStep,
     MeanField,
@@ -105,13 +106,16 @@ from gae.likelihood import (
     LinearRegression,
     Mask,
     Measured,
+    Multinomial,
     NonNegativeGaussian,
     NonNegativePoisson,
     Poisson,
     Relational,
     StandardNormal,
+    VonMisesFisher,
     WeightLikelihood,
 )
+from gae.nets import hierarchical
 from gae.nets import sequence as sequence_nets
 from gae.objective import (
     Aggregate,
@@ -149,6 +153,11 @@ def unit(shape: Shape) -> Tensor:
     return torch.rand(shape)
 
 
+def sphere(shape: Shape) -> Tensor:
+    x = torch.randn(shape).double()
+    return x / x.flatten(1).norm(dim=1).view(-1, *(1 for _ in shape[1:]))
+
+
 def binary(shape: Shape) -> Tensor:
     return torch.rand(shape).round()
 
@@ -159,6 +168,11 @@ def count(shape: Shape) -> Tensor:
 
 def classes(shape: Shape) -> Tensor:
     return torch.randint(4, shape).float()
+
+
+def frequencies(shape: Shape) -> Tensor:
+    """Of the classes in the last dimension, in 6 draws."""
+    return torch.distributions.Multinomial(6, torch.ones(shape)).sample().double() / 6
 
 
 def sequences(shape: Shape) -> Tensor:
@@ -209,6 +223,10 @@ def lstm(latent: int) -> nn.Module:
     return sequence_nets.LSTMDecoder(latent, 4, 2, 3)
 
 
+def hierarchical_lstm(latent: int) -> nn.Module:
+    return hierarchical.HierarchicalLSTMDecoder(latent, 4, 3, 2, 3)
+
+
 def attention(latent: int) -> nn.Module:
     return sequence_nets.TransformerDecoder(latent, 4, 4, 2, 1, autoregressive=False)
 
@@ -232,6 +250,10 @@ LIKELIHOODS = [
     LikelihoodCase("continuous-bernoulli", lambda: ContinuousBernoulli(net(2, 3), 2), unit),
     LikelihoodCase("poisson", lambda: Poisson(net(2, 3), 2), count),
     LikelihoodCase("categorical", lambda: Categorical(net(2, (3, 4)), 2), classes),
+    LikelihoodCase("multinomial", lambda: Multinomial(net(2, 3), 2, 6), frequencies),
+    LikelihoodCase("multinomial-rows", lambda: Multinomial(net(2, (2, 3)), 2, 6), frequencies),
+    LikelihoodCase("von-mises-fisher", lambda: VonMisesFisher(net(2, (3, 2)), 2), sphere),
+    LikelihoodCase("von-mises-fisher-fixed", lambda: VonMisesFisher(net(2, 3), 2, 5.0, "fixed"), sphere),
     LikelihoodCase("pca", lambda: chart(1, 2, flat_prior=True)),
     LikelihoodCase("ppca", lambda: chart(1, 2, (2, 2), learn_scale=True)),
     LikelihoodCase("one-normal", lambda: chart(1, 0, learn_scale=True)),
@@ -247,6 +269,9 @@ LIKELIHOODS = [
     LikelihoodCase("activation-logit", lambda: Activation(net(2, 4), 2, "logit", StandardNormal(2)), classes),
     LikelihoodCase("activation-channel", lambda: Activation(net(2, (4, 2, 2)), 2, "channel"), classes),
     LikelihoodCase("sequence", lambda: CategoricalSequence(lstm(2), 2, 4, 4, end=1), sequences),
+    LikelihoodCase(
+        "sequence-hierarchical", lambda: CategoricalSequence(hierarchical_lstm(2), 2, 4, 4, end=1), sequences
+    ),
     LikelihoodCase("sequence-parallel", lambda: CategoricalSequence(attention(2), 2, 4, 4), unended),
     LikelihoodCase("masked", lambda: Measured(Bernoulli(net(2, (1, 2, 2)), 2), masked((1, 2, 2))), binary),
     LikelihoodCase("downsampled", lambda: Measured(image_head(), Downsample((1, 4, 4), 2))),
@@ -375,6 +400,11 @@ def curved(likelihood: Likelihood) -> bool:
     return vector(likelihood) and one_output(likelihood)
 
 
+def bent(likelihood: Likelihood) -> bool:
+    """Codes of a single decoder output, whose curvature the prior makes positive definite."""
+    return one_output(likelihood) and proper(likelihood) and not sparse(likelihood)
+
+
 def uncertain(likelihood: Likelihood) -> bool:
     return exact(likelihood) and (continuous(likelihood) or likelihood.components > 1)
 
@@ -404,7 +434,9 @@ def callable_guide(network: nn.Module) -> Callable[[Tensor], Tensor]:
 def flow_encoder(likelihood: Likelihood) -> FlowEncoder:
     """An inverse autoregressive flow of Pyro, smooth for differences of gradients."""
     latent = likelihood.latent_shape.numel()
-    network = ConditionalAutoRegressiveNN(latent, 3, [4], permutation=torch.arange(latent), nonlinearity=nn.Tanh())
+    network = ConditionalAutoRegressiveNN(
+        latent, 3, [max(4, latent)], permutation=torch.arange(latent), nonlinearity=nn.Tanh()
+    )
     flow = ConditionalAffineAutoregressive(network)
     return FlowEncoder(nets.mlp(likelihood.event_shape, (5,), 2 * latent + 3), flow, latent, 3)
 
@@ -667,6 +699,7 @@ ENGINES = [
         density=True,
     ),
     EngineCase("laplace-mode", lambda m: gae.inference.Laplace(Ascent(max_steps=3), samples=None), curved),
+    EngineCase("lanczos", lambda m: LanczosLaplace(Ascent(max_steps=3), probes=2), bent, stochastic=True),
     EngineCase("argmax", lambda m: Argmax(), points),
     EngineCase("enumerate", lambda m: Enumerate(), points, samples=0),
     EngineCase("argmax-closed-form", lambda m: Argmax(ClosedForm()), charts),
@@ -726,6 +759,7 @@ class AggregateCase:
 OBJECTIVES = [
     ObjectiveCase("joint", lambda: joint, "zeros"),
     ObjectiveCase("laplace-evidence", lambda: laplace_evidence, "laplace-mode"),
+    ObjectiveCase("laplace-evidence-lanczos", lambda: laplace_evidence, "lanczos", surrogate=True),
     ObjectiveCase("elbo", lambda: elbo, "amortized-density-3"),
     ObjectiveCase("elbo-analytic", lambda: partial(elbo, analytic=True), "amortized-density-3"),
     ObjectiveCase("elbo-beta", lambda: partial(elbo, beta=0.5), "amortized-density-3"),
@@ -739,6 +773,7 @@ AGGREGATES = [
     AggregateCase("mean", lambda: mean),
     AggregateCase("minimum", lambda: minimum),
     AggregateCase("soft-minimum", lambda: soft_minimum(2.0)),
+    AggregateCase("soft-minimum-sum", lambda: soft_minimum(2.0, "sum")),
 ]
 
 
@@ -769,6 +804,7 @@ SYSTEMS = [
     SystemCase("llgae", {"latent": 2, "components": 3}),
     SystemCase("llgae", {"latent": 2, "components": 3, "steps": 3}),
     SystemCase("ae", SMALL),
+    SystemCase("sparse-ae", SMALL | {"penalty": "l1"}),
     SystemCase("vae", SMALL, stochastic=True, density=True),
     SystemCase("vae", SMALL | {"head": "bernoulli"}, data=binary, stochastic=True, density=True),
     SystemCase("vae", SMALL | {"posterior": "full"}, stochastic=True, density=True),
@@ -790,6 +826,7 @@ SYSTEMS = [
     SystemCase("ggae", {"components": 3, "steps": 3}),
     SystemCase("sequence-vae", RECURRENT, data=sequences, stochastic=True, density=True),
     SystemCase("attention-vae", ATTENTIVE, data=sequences, stochastic=True, density=True),
+    SystemCase("music-vae", RECURRENT, data=sequences, stochastic=True, density=True),
 ]
 
 BRIDGES = [to_pyro]
@@ -915,8 +952,8 @@ def covered_names() -> set[str]:
         for thing in _things(case):
             names |= {base.__name__ for base in type(thing).__mro__}
             names |= {protocol.__name__ for protocol in protocols if isinstance(thing, protocol)}
-            # a function, a function with some arguments given, or a function that another one made
-            names.add(getattr(getattr(thing, "func", thing), "__qualname__", "").partition(".")[0])
+            # a function, a function with some arguments given, or a function that another one of that name made
+            names.add(getattr(getattr(thing, "func", thing), "__qualname__", "").partition(".")[0].lstrip("_"))
     return names
 
 

@@ -22,8 +22,8 @@ import numpy as np
 import pyro
 import pytest
 import torch
+from offset import OFFSET
 
-OFFSET = int(os.environ.get("GAE_SEED_OFFSET", 0))  # added to every seed: see tests/seeds.py
 FULL = os.environ.get("GAE_FULL") == "1"  # every engine with every likelihood that suits it, and more examples
 CHECKS = sys.maxsize if FULL else 3  # calls of a function whose types are checked, in each test
 
@@ -76,21 +76,6 @@ hypothesis.settings.register_profile(
     "gae", derandomize=True, deadline=None, max_examples=50 if FULL else 10, database=None
 )
 hypothesis.settings.load_profile("gae")
-
-
-def shifted(seeded: Callable[..., Any]) -> Callable[..., Any]:
-    """The same function of another seed: its first argument, an integer, plus the offset."""
-
-    @functools.wraps(seeded)
-    def call(seed: Any = None, *rest: Any, **options: Any) -> Any:
-        return seeded(seed + OFFSET if isinstance(seed, int) else seed, *rest, **options)
-
-    return call
-
-
-if OFFSET:  # wherever tests and library seed a generator, so that two that share a seed still do
-    torch.manual_seed, np.random.default_rng = shifted(torch.manual_seed), shifted(np.random.default_rng)
-    np.random.seed = shifted(np.random.seed)
 
 
 class Deterministic:

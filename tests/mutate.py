@@ -84,7 +84,8 @@ def nearest(module: Path) -> list[str]:
 
 def run(folder: Path, files: list[str], limit: float) -> tuple[str, str]:
     """What became of the tests (passed, failed or timeout), and what they printed."""
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "-n", "2", "-p", "no:cacheprovider", "--tb=line", *files]
+    options = ["-x", "-q", "-n", "2", "--dist", "worksteal", "-p", "no:cacheprovider", "--tb=line"]
+    command = [sys.executable, "-m", "pytest", *options, *files]
     environment = os.environ | {"PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1"}
     if (ROOT.parent / "shared" / "data").exists():
         environment.setdefault("GAE_DATA", str(ROOT.parent / "shared" / "data"))

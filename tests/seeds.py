@@ -3,7 +3,7 @@
     python -m tests.seeds --seeds 10                               # all tests, each seed under another of SETTINGS
     python -m tests.seeds --seeds 3 tests/inference/test_steps.py  # some of them
 
-``GAE_SEED_OFFSET`` (see conftest.py) is added to every seed, another one in each run. A run that is in the results
+``GAE_SEED_OFFSET`` (see offset.py) is added to every seed, another one in each run. A run that is in the results
 file is not repeated, so the script may be stopped. It prints a table of failures and, next to the results, writes the
 margins that tests recorded (tests/margins.py).
 """
@@ -39,7 +39,7 @@ def outcome(files: list[str], offset: int, capability: str, threads: int) -> dic
         settings["OMP_WAIT_POLICY"] = "passive"  # there may be more threads than processors
         if capability != "native":
             settings["ATEN_CPU_CAPABILITY"] = capability
-        options = ["-q", "-n", "2", "-p", "no:cacheprovider", "-rfE", "--tb=line"]
+        options = ["-q", "-n", "2", "--dist", "worksteal", "-p", "no:cacheprovider", "-rfE", "--tb=line"]
         command = [sys.executable, "-m", "pytest", *options, *files]
         done = subprocess.run(command, cwd=ROOT, env=os.environ | settings, capture_output=True, text=True)
         failed = [line.split(" ")[1] for line in done.stdout.splitlines() if line.startswith(("FAILED ", "ERROR "))]

@@ -22,6 +22,7 @@ from cases import (
     real,
     seed,
     sequences,
+    sphere,
     unit,
 )
 from torch import Tensor
@@ -66,6 +67,9 @@ class SameNoise(TorchDispatchMode):
         match func._schema.name:
             case "aten::randn_like":
                 return self.pattern(value)
+            case "aten::randint":
+                assert args[0] == 2
+                return (self.pattern(value.double()) > 0).to(value)
             case "aten::rand_like":
                 return torch.full_like(value, 0.3)
             case "aten::normal":
@@ -89,7 +93,7 @@ def noise(case: Pair) -> Any:
 
 def tensors(encoding: Encoding) -> dict[str, Tensor]:
     """All that an encoding holds, with S and B as dimensions 0 and 1."""
-    found = {"z": encoding.z, "log_joint": encoding.log_joint, "k": encoding.k, "log_q": encoding.log_q}
+    found = {name: getattr(encoding, name) for name in ("z", "log_joint", "k", "log_q", "log_volume", "volume_error")}
     if encoding.q is not None:
         point = point_of(encoding.q)
         found["q.point"] = point if point.dim() == encoding.z.dim() else point.unsqueeze(0)
@@ -427,7 +431,7 @@ def test_samples_and_reconstructions_can_be_encoded(case: LikelihoodCase) -> Non
         drawn = model.sample(4)
         assert drawn.shape == (4, *likelihood.event_shape)
         likelihood.check(drawn)
-    if case.data in (real, unit, classes, sequences):  # the mean of counts is no count
+    if case.data in (real, unit, sphere, classes, sequences):  # the mean of counts is no count
         likelihood.check(reconstructed(model, x))
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.distributions import AffineTransform, StickBreakingTransform, TanhTransform, TransformedDistribution
 
 from gae import Autoencoder, nets
+from gae.analysis.anomaly import anomaly_scores
 from gae.analysis.chains import contractive_walk, denoising_walk
 from gae.analysis.inference_gap import inference_gap, lower_bound
 from gae.evidence import ais, exact, importance, laplace, laplace_approximation, nuts, reverse_ais
@@ -78,6 +79,7 @@ ENTRIES: dict[str, tuple[Callable[[], Autoencoder], Call]] = {
     "to_pyro": (image_model, lambda m, x: to_pyro(m.likelihood)(x)),
     "inference_gap": (image_model, lambda m, x: inference_gap(m, x)),
     "lower_bound": (image_model, lambda m, x: lower_bound(m.likelihood, x, normals(x))),
+    "anomaly_scores": (image_model, lambda m, x: anomaly_scores(m, x)),
     "denoising_walk": (image_model, lambda m, x: denoising_walk(m, x, 1, lambda seen: seen)),
     "contractive_walk": (image_model, lambda m, x: contractive_walk(m, x, 1, 0.1)),
     "chart-loss": (chart_model, lambda m, x: m(x)),

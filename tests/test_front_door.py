@@ -51,6 +51,7 @@ PLACES = {
     "fit": "gae.training.fitting",
     "compare": "gae.studies.compare",
     "survey": "gae.studies.survey",
+    "anomaly_scores": "gae.analysis.anomaly",
     "inference_gap": "gae.analysis.inference_gap",
     "check_gradient": "gae.analysis.gradcheck",
 }
@@ -91,7 +92,11 @@ def test_the_data_decide_what_is_left_to_them(small: Dataset, text: Dataset) -> 
     assert gae.lle(small).likelihood.event_shape == (60, 1, 8, 8)
     assert gae.kmeans(small).likelihood.components == 10
     letters = len(set("".join(TEXT)))
-    for model in (gae.sequence_vae(text, hidden=8), gae.attention_vae(text, width=8, heads=2)):
+    for model in (
+        gae.sequence_vae(text, hidden=8),
+        gae.attention_vae(text, width=8, heads=2),
+        gae.music_vae(text, hidden=8),
+    ):
         assert model.likelihood.event_shape == (len("grace") + 1,)
         assert model.sample(200).max() < letters + 2  # padding and the end
 

@@ -185,12 +185,13 @@ losses = st.lists(st.floats(-50, 50), min_size=1, max_size=20).map(lambda values
 @given(losses, st.floats(1e-3, 1e3))
 def test_soft_minimum_lies_between_minimum_and_mean(values: Tensor, beta: float) -> None:
     """The corrected chain of ledger D07: -(1/β) log Σ e^{-βv} <= min <= -(1/β) log E e^{-βv} <= E v."""
-    soft = soft_minimum(beta)(values).item()
-    unscaled = soft - math.log(len(values)) / beta
+    below, above = (soft_minimum(beta, reduction)(values).item() for reduction in ("sum", "mean"))
+    room, least = math.log(len(values)) / beta, minimum(values).item()
     slack = 1e-9 * (1 + values.abs().max().item()) + 1e-12 / beta
-    assert unscaled <= minimum(values).item() + slack
-    assert minimum(values).item() <= soft + slack
-    assert soft <= mean(values).item() + slack
+    assert least - room <= below + slack
+    assert below <= least + slack
+    assert least <= above + slack
+    assert above <= min(least + room, mean(values).item()) + slack
 
 
 @given(losses)
@@ -216,7 +217,27 @@ def test_soft_minimum_in_float32(beta: float) -> None:
 
 def test_soft_minimum_by_its_formula() -> None:
     values, beta = random(7), 0.4
-    assert np.isclose(soft_minimum(beta)(values).item(), -np.log(np.exp(-beta * array(values)).mean()) / beta)
+    powers = np.exp(-beta * array(values))
+    assert np.isclose(soft_minimum(beta)(values).item(), -np.log(powers.mean()) / beta)
+    assert np.isclose(soft_minimum(beta, "sum")(values).item(), -np.log(powers.sum()) / beta)
+
+
+@pytest.mark.parametrize("beta", [0.01, 1.0, 30.0])
+def test_gradients_of_the_aggregates(beta: float) -> None:
+    """Weights of the samples that sum to 1, larger for worse ones."""
+    values = random(6).requires_grad_()
+    v = array(values)
+    soft = np.exp(-beta * (v - v.min()))
+    wanted = {
+        mean: np.full(6, 1 / 6),
+        minimum: v == v.min(),
+        soft_minimum(beta): soft / soft.sum(),
+        soft_minimum(beta, "sum"): soft / soft.sum(),
+    }
+    for aggregate, weights in wanted.items():
+        (grad,) = torch.autograd.grad(aggregate(values), values)
+        np.testing.assert_allclose(array(grad), weights, rtol=1e-12, atol=1e-15)
+        assert torch.autograd.gradcheck(aggregate, values)
 
 
 def test_mean_and_minimum() -> None:
@@ -229,6 +250,11 @@ def test_mean_and_minimum() -> None:
 def test_soft_minimum_needs_a_positive_beta(beta: float) -> None:
     with pytest.raises(ValueError, match=f"beta must be positive, got {beta}"):
         soft_minimum(beta)
+
+
+def test_soft_minimum_needs_a_known_reduction() -> None:
+    with pytest.raises(ValueError, match=r"Unknown reduction 'none'\. Valid reductions: mean, sum"):
+        soft_minimum(1.0, "none")
 
 
 @pytest.mark.parametrize("aggregate", [mean, minimum, soft_minimum(0.7)])

@@ -40,8 +40,7 @@ def denoising_walk(
     chain = []
     with door(autoencoder.likelihood, x):
         for _ in range(steps):
-            code = autoencoder.inference.infer(autoencoder.likelihood, corrupt(x))
-            x = autoencoder.decode(code.z[0], None if code.k is None else code.k[0]).sample().to(x.dtype)
+            x = autoencoder.redraw(corrupt(x))
             chain.append(x)
     return torch.stack(chain)
 

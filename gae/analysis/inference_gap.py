@@ -186,7 +186,7 @@ def _gap(
     noise: int | None,
     steps: int,
 ) -> Gap:
-    q = None if engine is None else _density(engine, likelihood, x)
+    q = None if engine is None else encoder_density(engine, likelihood, x)
     start = q if q is not None and _normal(q) is not None else mode_approximation(likelihood, x)
     width = likelihood.latent_shape.numel()
     best = {name: _best(name, likelihood, x, start, noise or 4 * width, steps, draws) for name in families}
@@ -285,7 +285,7 @@ def _check(likelihood: Likelihood, families: Sequence[str], samples: int, draws:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
 
 
-def _density(engine: Inference, likelihood: Likelihood, x: Tensor) -> Distribution | None:
+def encoder_density(engine: Inference, likelihood: Likelihood, x: Tensor) -> Distribution | None:
     """The engine's density q(z|x) of batch shape (B,); None if it has none."""
     code = engine.infer(likelihood, x)
     if code.q is None or code.k is not None:

@@ -7,13 +7,13 @@ from dataclasses import dataclass, replace
 import torch
 from jaxtyping import Num
 from torch import Tensor
-from torch.distributions import Distribution, Independent, MultivariateNormal, Normal
+from torch.distributions import Distribution
 
 from gae.analysis.inference_gap import FAMILIES, Bound, lower_bound, one_row, widened
 from gae.analysis.metrics import Entry
-from gae.evidence import Evidence, estimate, laplace_approximation
+from gae.evidence import Evidence, estimate
 from gae.evidence.usage import code_usage, kl_per_dimension
-from gae.inference import LBFGS, Adam, Ascent, Detach, Family, Status, Step
+from gae.inference import LBFGS, Adam, Ascent, Detach, Family, Inference, Laplace, Status, Step
 from gae.inference.ascent.problem import expand_rows, finite
 from gae.inference.ascent.solver import Iterate, Solver
 from gae.inference.starts import Given
@@ -97,11 +97,8 @@ def bound_matrix(
         budget: numbers of samples, draws and steps.
     """
     cells, rates = {}, {}
-    mode = Ascent(Given.density(next(iter(encoders.values()))), LBFGS(), 100, grad_tol=1e-4, adjoint=Detach())(
-        likelihood, x
-    )
-    laplace = laplace_approximation(likelihood, x, mode.point)
-    assert mode.solve is not None
+    climb = Ascent(Given.density(next(iter(encoders.values()))), LBFGS(), 100, grad_tol=1e-4, adjoint=Detach())
+    mode = Given(climb.infer(likelihood, x))
     for family, q in encoders.items():
         row = {ENCODER: Cell(lower_bound(likelihood, x, q, budget.draws), x.new_zeros(len(x)))}
         rates[family] = tuned_rate(likelihood, tuning[0], tuning[1][family], family, budget)
@@ -113,10 +110,7 @@ def bound_matrix(
         for rule, cells_of in ((LBFGS_STEPS, searched), (GRADIENT_STEPS, moved)):
             row |= {after(steps, rule): cell for steps, cell in zip(budget.steps, cells_of, strict=True)}
         row[OPTIMUM] = optimum
-        density = laplace if family == FULL else diagonal_of(laplace)
-        bound = lower_bound(likelihood, x, density, budget.draws)
-        cost = mode.solve.evaluations[0] + likelihood.latent_shape.numel()
-        row[LAPLACE] = Cell(Bound(bound.value, bound.standard_error, density, mode.solve.status[0]), cost)
+        row[LAPLACE] = around(mode, likelihood, x, family, budget.draws)
         cells[family] = row
     best = max((row[OPTIMUM].bound for row in cells.values()), key=lambda bound: float(bound.value.mean()))
     return {
@@ -178,6 +172,14 @@ def refined(
     return cells
 
 
+def around(mode: Inference, likelihood: Likelihood, x: Num[Tensor, "B *X"], family: str, draws: int) -> Cell:
+    """The bound of the Laplace approximation at a mode, of the exact Hessian or, for mean-field, its diagonal."""
+    code = Laplace(mode, "full" if family == FULL else "diagonal", "hessian", samples=None).infer(likelihood, x)
+    assert code.q is not None and code.solve is not None
+    bound = lower_bound(likelihood, x, one_row(code.q), draws)
+    return Cell(replace(bound, status=code.solve.status[0]), code.solve.evaluations[0])
+
+
 def tuned_rate(
     likelihood: Likelihood, x: Num[Tensor, "T *X"], q: Distribution, family: str, budget: MatrixBudget
 ) -> Entry:
@@ -189,17 +191,6 @@ def tuned_rate(
     ]
     best = max(range(len(bounds)), key=bounds.__getitem__)
     return {"rate": budget.rates[best], "edge": best in (0, len(bounds) - 1), "steps": steps, "samples": len(x)}
-
-
-def diagonal_of(q: MultivariateNormal) -> Independent:
-    """The mean-field normal nearest to a normal in KL(mean-field ‖ q): of the variances 1 / diag(precision).
-
-    >>> q = MultivariateNormal(torch.zeros(2), precision_matrix=torch.tensor([[4.0, 1.0], [1.0, 4.0]]))
-    >>> diagonal_of(q).stddev
-    tensor([0.5000, 0.5000])
-    """
-    spread = q.precision_matrix.diagonal(dim1=-2, dim2=-1).rsqrt()
-    return Independent(Normal(q.mean, spread, validate_args=False), 1, validate_args=False)
 
 
 def log_evidence_entry(likelihood: Likelihood, x: Num[Tensor, "B *X"], best: Bound, samples: int) -> Entry:
@@ -249,6 +240,7 @@ def code_use(q: Distribution, prior: Distribution) -> Entry:
     ``kl_per_unit`` is KL(q(z_d|x) ‖ prior) of each element's marginal, in nats per sample, and ``kl`` their sum;
     ``square`` is E‖z‖² under q, ``prior_square`` that under the prior.
 
+    >>> from torch.distributions import Independent, Normal
     >>> q = Independent(Normal(torch.tensor([[1.0, 0.0], [-1.0, 0.0]]), torch.ones(2)), 1)
     >>> use = code_use(q, Independent(Normal(torch.zeros(2), torch.ones(2)), 1))
     >>> use["active"], use["kl_per_unit"], use["square"]

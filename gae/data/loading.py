@@ -48,9 +48,10 @@ def load(
     name                 data
     ===================  ==========================================================================================
     digits               1797 images (1, 8, 8) in [0, 1], bundled with scikit-learn
-    mnist,               60000 + 10000 images (1, 28, 28) in [0, 1], from idx files in ``folder``, else in the folder
-    fashion-mnist        named by the environment variable GAE_DATA (either may also hold them in a sub-folder called
-                         ``mnist`` or ``fashion-mnist``), else from OpenML through scikit-learn
+    mnist,               60000 + 10000 images (1, 28, 28) in [0, 1], from idx files in ``folder``, else in one of the
+    fashion-mnist        folders named by the environment variable GAE_DATA (several are separated as in PATH; each may
+                         hold them in a sub-folder called ``mnist`` or ``fashion-mnist``), else where Debian's package
+                         ``dataset-fashion-mnist`` installs them, else from OpenML through scikit-learn
     swiss-roll           2000 points (3,), noise 0.05; labels: ten equal segments of the angle
     circles              2000 points (2,), radii 1 and 0.5, noise 0.05; labels: the circle
     linear-gaussian      2000 points (10,): ``linear_gaussian(2000, 2, 10, 0.5, seed).dataset``

@@ -12,7 +12,7 @@ GROUPS = Path("/sys/fs/cgroup")
 
 
 def limit() -> int:
-    """The maximum size in memory of one file or folder, in bytes: ``GAE_MAX_BYTES``, or 4 GiB.
+    """The maximum size in memory of one file, folder or batch of matrices, in bytes: ``GAE_MAX_BYTES``, or 4 GiB.
 
     Raises:
         ValueError: if the environment variable is not a positive whole number.

@@ -5,7 +5,7 @@ import math
 import os
 import struct
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from http.client import HTTPException
 from importlib.util import find_spec
 from pathlib import Path
@@ -19,6 +19,7 @@ from gae.data.text import Vocabulary, read_text
 
 OPENML = {"mnist": "mnist_784", "fashion-mnist": "Fashion-MNIST"}
 FIRST_LABELS = {"mnist": [5, 0, 4, 1, 9], "fashion-mnist": [9, 0, 0, 3, 0]}
+DEBIAN = Path("/usr/share/datasets")  # of the packages dataset-*, each in a sub-folder
 NAMES = ("digits", *OPENML, "swiss-roll", "circles", "linear-gaussian")
 IDX_FILES = (
     "train-images-idx3-ubyte",
@@ -147,35 +148,51 @@ def read_path(
     raise ValueError(f"Unknown data set {name!r}. Choose one of {', '.join(NAMES)}, or {paths}.")
 
 
-def read_mnist(name: str, folder: str | os.PathLike[str] | None = None) -> Arrays:
-    """Reads MNIST or Fashion-MNIST from idx files in a folder, in the folder named by GAE_DATA, or from OpenML.
+def idx_places(name: str, folder: str | os.PathLike[str] | None = None) -> Iterator[Path]:
+    """Places with idx files that may be those of MNIST or Fashion-MNIST, in the order in which they are tried.
+
+    A folder, or each of the folders named by GAE_DATA (separated by ``os.pathsep``) and then that of Debian's packages
+    such as ``dataset-fashion-mnist``; of each its sub-folder called ``name`` before the folder itself.
 
     Raises:
-        FileNotFoundError: if the folder is missing or has no idx files, or OpenML cannot be reached.
-        ValueError: for damaged files, or those of the other data set.
+        FileNotFoundError: if a folder that was named is missing.
     """
-    given = folder if folder is not None else os.environ.get("GAE_DATA")
-    if given:
-        root = Path(given).expanduser()
-        origin = "GAE_DATA" if folder is None else "folder"
+    given = os.environ.get("GAE_DATA", "").split(os.pathsep) if folder is None else [folder]
+    roots = [Path(root).expanduser() for root in given if root]
+    origin = "folder" if folder is not None else "GAE_DATA" if len(roots) == 1 else "A folder of GAE_DATA"
+    for root in roots:
         if not root.is_dir():
             raise FileNotFoundError(f"{origin} is {root}, which is not a folder. Name one with idx files of {name}.")
-        for place in (root / name, root):
-            if find_idx(place):
-                return _verified(name, place)
-        if folder is not None:
-            raise FileNotFoundError(f"No idx files of {name} in {root} or {root / name}. Give the folder with them.")
+    roots += [DEBIAN] if folder is None else []
+    return (place for root in roots for place in (root / name, root) if find_idx(place))
+
+
+def read_mnist(name: str, folder: str | os.PathLike[str] | None = None) -> Arrays:
+    """Reads MNIST or Fashion-MNIST from the first of ``idx_places`` that holds it, else from OpenML.
+
+    Raises:
+        FileNotFoundError: if a folder is missing or has no idx files, or OpenML cannot be reached.
+        ValueError: for damaged files, or if there are only those of the other data set.
+    """
+    foreign = None
+    for place in idx_places(name, folder):
+        arrays = read_idx_folder(place)
+        owner = _owner(arrays)
+        if owner in (None, name):
+            return arrays
+        foreign = foreign or f"The idx files in {place} are those of {owner}, not of {name}. Name another folder."
+    if foreign is not None:
+        raise ValueError(foreign)
+    if folder is not None:
+        root = Path(folder).expanduser()
+        raise FileNotFoundError(f"No idx files of {name} in {root} or {root / name}. Give the folder with them.")
     return _openml(name)
 
 
-def _verified(name: str, place: Path) -> Arrays:
-    """Reads idx files and checks whose they are: MNIST and Fashion-MNIST share file names."""
-    arrays = read_idx_folder(place)
+def _owner(arrays: Arrays) -> str | None:
+    """Whose idx files these are, by the first labels: MNIST and Fashion-MNIST share file names. None if unknown."""
     first = arrays.y[:5].tolist() if arrays.y is not None and len(arrays.y) == 60000 else []
-    for other in FIRST_LABELS.keys() - {name}:
-        if first == FIRST_LABELS[other]:
-            raise ValueError(f"The idx files in {place} are those of {other}, not of {name}. Name another folder.")
-    return arrays
+    return next((name for name, labels in FIRST_LABELS.items() if labels == first), None)
 
 
 def _openml(name: str) -> Arrays:

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from gae.evidence.base import Evidence, need_proper
 from gae.inference import LBFGS, Ascent, Detach, Inference, Zeros
-from gae.inference.curvature import expansion, normal_at
+from gae.inference.curvature import expansion, hessian, normal_at
 from gae.inference.decoder import twice_differentiable
+from gae.inference.lanczos import Krylov, lanczos, signs
 from gae.likelihood import Likelihood
 from gae.likelihood.door import checked
 
@@ -87,9 +88,9 @@ def laplace(
         _need_peak(eigenvalues[:, 0])
         log_det, error, cost = eigenvalues.log().sum(1), torch.zeros_like(height), width + 1
     else:
-        log_dets, lowest = _quadrature(likelihood, x, z, probes, min(iterations, width))
-        _need_peak(lowest)
-        log_det, error = log_dets.mean(0), 0.5 * log_dets.std(0) / math.sqrt(probes)
+        krylov = _krylov(likelihood, x, z, probes, min(iterations, width))
+        _need_peak(krylov.lowest.amin(0))
+        log_det, error = krylov.log_form.mean(0), 0.5 * krylov.log_form.std(0) / math.sqrt(probes)
         cost = probes * min(iterations, width)
     return Evidence(height + volume - 0.5 * log_det.to(height.dtype), error.to(height.dtype), None, search + cost)
 
@@ -105,35 +106,13 @@ def _need_peak(lowest: Tensor) -> None:
         )
 
 
-def _quadrature(
-    likelihood: Likelihood, x: Tensor, z: Tensor, probes: int, iterations: int
-) -> tuple[Float[Tensor, "P B"], Float[Tensor, " B"]]:
-    """vᵀ log(-∇² log_joint) v for each of P Rademacher probes v, and the lowest Ritz value, by Lanczos' recursion."""
-    with torch.enable_grad(), twice_differentiable(likelihood):
-        code = z.detach().expand(probes, *z.shape).contiguous().requires_grad_()
-        (grad,) = torch.autograd.grad(likelihood.log_joint(x, code).sum(), code, create_graph=True)
-
-    def product(v: Tensor) -> Tensor:
-        (pulled,) = torch.autograd.grad(grad, code, v.view_as(code).to(code.dtype), retain_graph=True)
-        return -pulled.flatten(2).double()
-
-    start = torch.randint(2, code.shape, device=code.device).flatten(2).double() * 2 - 1
-    width = start.shape[2]
-    basis = [start / math.sqrt(width)]
-    matrix = torch.zeros(*start.shape[:2], iterations, iterations, dtype=torch.float64, device=code.device)
-    for i in range(iterations):
-        image = product(basis[-1])
-        matrix[:, :, i, i] = (image * basis[-1]).sum(2)
-        for _ in range(2):  # twice is enough (Parlett 1998)
-            for known in basis:
-                image = image - (image * known).sum(2, keepdim=True) * known
-        length = image.norm(dim=2)
-        ended = length < 1e-10 * matrix[:, :, 0, 0].abs()
-        if i + 1 == iterations:
-            break
-        matrix[:, :, i, i + 1] = matrix[:, :, i + 1, i] = torch.where(ended, 0.0, length)
-        basis.append(torch.where(ended.unsqueeze(2), 0.0, image / length.clamp_min(1e-300).unsqueeze(2)))
-    ritz, vectors = torch.linalg.eigh(matrix)
-    share = vectors[:, :, 0].square()
-    lowest = torch.where(share > 1e-14, ritz, torch.inf).amin((0, 2))
-    return width * (share * torch.where(share > 1e-14, ritz, 1.0).clamp_min(1e-300).log()).sum(2), lowest
+def _krylov(likelihood: Likelihood, x: Tensor, z: Tensor, probes: int, iterations: int) -> Krylov:
+    """Lanczos' recursions of -∇² log_joint from random signs, (P, B)."""
+    code = z.detach().repeat(probes, *[1] * z.dim()).view(probes, *z.shape)
+    with twice_differentiable(likelihood):
+        product = hessian(likelihood, x, code)
+        return lanczos(
+            lambda v: product(v.view_as(code).to(code.dtype)).flatten(2).double(),
+            signs(probes, z).flatten(2),
+            iterations,
+        )

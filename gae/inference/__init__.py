@@ -30,7 +30,7 @@ from gae.inference.auto_decoder import AutoDecoder
 from gae.inference.base import Code, Encoding, Inference, LearnsData, Solve, Status
 from gae.inference.detached import DetachedDraws
 from gae.inference.exact import Argmax, ClosedForm, Enumerate, Mode
-from gae.inference.laplace import Laplace
+from gae.inference.laplace import LanczosLaplace, Laplace
 from gae.inference.mcmc import MCMC
 from gae.inference.nearest import Nearest, Shortlist
 from gae.inference.quantized import IteratedConditionalModes, VectorQuantizer
@@ -70,6 +70,7 @@ __all__ = [
     "Inference",
     "IteratedConditionalModes",
     "IterativeAmortized",
+    "LanczosLaplace",
     "Langevin",
     "Laplace",
     "LearnsData",

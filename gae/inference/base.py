@@ -44,6 +44,7 @@ class Solve:
         None  # running average of the decoder's output, at the point chosen by a stopping rule
     )
     spread: Float[Tensor, "S B"] | None = None  # best minus worst objective (nats) over restarts; inf if one failed
+    acceptance: Float[Tensor, "S B"] | None = None  # mean acceptance probability of a chain's transitions; see ``HMC``
 
     def choose(self, best: Int[Tensor, "S B"], objective: Float[Tensor, "R S B"] | None = None) -> "Solve":
         """Selects run ``best`` (S, B) of the R runs (R · S, B) for each row; evaluations are summed over runs."""
@@ -61,7 +62,9 @@ class Solve:
             top = objective.amax(0)
             spread = torch.where(torch.isfinite(top), top - objective.amin(0), torch.inf)
         evaluations = self.evaluations.reshape(shape).sum(0)
-        return Solve(pick(self.status), pick(self.steps), evaluations, pick(self.grad_norm), trace, path, spread=spread)
+        acceptance = None if self.acceptance is None else pick(self.acceptance)
+        picked = pick(self.status), pick(self.steps), evaluations, pick(self.grad_norm)
+        return Solve(*picked, trace, path, spread=spread, acceptance=acceptance)
 
     def summary(self) -> str:
         """Counts of each status, as one line."""
@@ -83,6 +86,8 @@ class Code:
     solve: Solve | None = None
     log_joint: Float[Tensor, "S B"] | None = None
     encoded: Float[Tensor, "S B *Z"] | None = None  # an encoder's output, before it was quantised to z
+    log_volume: Float[Tensor, "S B"] | None = None  # log of ∫ exp(-½ (z' - z)ᵀ Λ (z' - z)) dz', with Λ the curvature
+    volume_error: Float[Tensor, "S B"] | None = None  # standard error of ``log_volume``
 
     def expand_components(self, k: Int[Tensor, "S _"]) -> "Code":
         """The same code for every given component k (S, 1) or (S, B)."""
@@ -112,6 +117,8 @@ class Encoding:
     engine: str
     solve: Solve | None = None
     encoded: Float[Tensor, "S B *Z"] | None = None  # an encoder's output, before it was quantised to z
+    log_volume: Float[Tensor, "S B"] | None = None  # see ``LanczosLaplace``
+    volume_error: Float[Tensor, "S B"] | None = None  # standard error of ``log_volume``, in nats
 
     def __post_init__(self) -> None:
         lead = self.log_joint.shape
@@ -190,9 +197,10 @@ def _rearranged(parts: Sequence[Encoding], combine: Callable[[list[Tensor], int]
     if solves:
         longest = max(0 if one.trace is None else len(one.trace) for one in solves)
         solves = [one if one.trace is None else replace(one, trace=_prolonged(one.trace, longest)) for one in solves]
-        names = ("status", "steps", "evaluations", "grad_norm", "reconstruction", "spread")
+        names = ("status", "steps", "evaluations", "grad_norm", "reconstruction", "spread", "acceptance")
         solve = Solve(**{name: tensor(solves, name) for name in names}, trace=tensor(solves, "trace", 2))
-    columns = {name: tensor(parts, name) for name in ("z", "k", "log_joint", "log_q", "encoded")}
+    fields = ("z", "k", "log_joint", "log_q", "encoded", "log_volume", "volume_error")
+    columns = {name: tensor(parts, name) for name in fields}
     return Encoding(**columns, q=q, prior=first.prior, engine=first.engine, solve=solve)
 
 
@@ -237,7 +245,7 @@ class Inference(Part, nn.Module, ABC):
         known = None if likelihood.bind_is_surrogate else code.log_joint
         log_joint = likelihood.log_joint(x, code.z, code.k) if known is None else known
         parts = code.z, code.k, log_joint, code.log_q, code.q, likelihood.prior, type(self).__name__
-        return Encoding(*parts, code.solve, code.encoded)
+        return Encoding(*parts, code.solve, code.encoded, code.log_volume, code.volume_error)
 
 
 def _checked(infer: Callable[..., Code]) -> Callable[..., Code]:

@@ -9,9 +9,11 @@ from torch import Tensor
 from torch.distributions import Distribution
 from torch.func import jvp, vjp, vmap
 
+from gae.data.memory import VARIABLE, limit
 from gae.inference.decoder import twice_differentiable
+from gae.inference.laws import NotFiniteError
 from gae.likelihood import DecoderLikelihood, Likelihood
-from gae.likelihood.door import checked
+from gae.likelihood.door import checked, hidden
 
 
 class _Linearised:
@@ -65,6 +67,14 @@ def curvature_matrix(
     return torch.einsum("usbo,vsbo->sbuv", columns.flatten(3), hessian.flatten(3)) + prior.flatten(3).movedim(0, -1)
 
 
+def hessian(
+    likelihood: Likelihood, x: Num[Tensor, "B *X"], z: Float[Tensor, "S B *Z"], k: Int[Tensor, "S _"] | None = None
+) -> Callable[[Tensor], Tensor]:
+    """v -> -∇² log_joint v of each row at z."""
+    _, pull = vjp(_slope(lambda z: likelihood.log_joint(x, z, k)), z)  # type: ignore[misc]
+    return lambda v: pull(v)[0]
+
+
 def derivatives(
     likelihood: Likelihood, x: Num[Tensor, "B *X"], z: Float[Tensor, "S B Z"], k: Int[Tensor, "S _"] | None = None
 ) -> tuple[Float[Tensor, "S B"], Float[Tensor, "S B Z"], Float[Tensor, "S B Z Z"]]:
@@ -93,8 +103,31 @@ def expansion(
     """
     if z.dim() != 2:
         raise ValueError(f"A dense Hessian needs vector codes (B, Z), got shape {tuple(z.shape)}. Use `lanczos`.")
+    need_room_for_matrices(z, "Take fewer observations at a time, or use curvature='lanczos' in `laplace`.")
     value, grad, hessian = derivatives(likelihood, x, z.detach().unsqueeze(0))
     return value[0], grad[0], hessian[0]
+
+
+def need_finite(curvature: Float[Tensor, "*L B"]) -> None:
+    """Raises NotFiniteError, with the first such sample, for values of a curvature that are not finite."""
+    if hidden(curvature):
+        return
+    bad = ~torch.isfinite(curvature.detach()).flatten(0, -2).all(0)
+    if bool(bad.any()):
+        raise NotFiniteError(
+            f"The curvature of sample {int(bad.nonzero()[0])} is not finite at its code ({int(bad.sum())} such "
+            "samples): the decoder or its derivatives overflow there."
+        )
+
+
+def need_room_for_matrices(z: Float[Tensor, "*L Z"], remedy: str) -> None:
+    """Raises ValueError if the curvature of codes as matrices takes more memory than ``gae.data.memory.limit()``."""
+    size = 8 * z.numel() * z.shape[-1]
+    if size > limit():
+        raise ValueError(
+            f"The curvature of {z.shape[:-1].numel()} codes of {z.shape[-1]} elements takes {size:,} bytes as matrices;"
+            f" the limit is {limit():,} (the environment variable {VARIABLE}). {remedy}"
+        )
 
 
 def unit(distribution: Distribution) -> Tensor:

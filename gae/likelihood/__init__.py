@@ -12,6 +12,7 @@ from gae.likelihood.base import (
     OnlineLearning,
 )
 from gae.likelihood.codebook import Codebook, CodebookDistribution, CodebookMoments
+from gae.likelihood.frequencies import Multinomial, MultinomialDistribution
 from gae.likelihood.heads import (
     Bernoulli,
     Categorical,
@@ -34,7 +35,8 @@ from gae.likelihood.operators import Blur, Crop, Downsample, GaussianProjection,
 from gae.likelihood.priors import Flat, FlatDistribution, LaplacePrior, StandardNormal
 from gae.likelihood.relational.lle import LLE
 from gae.likelihood.relational.tsne import TSNE, Relational
-from gae.likelihood.sequence import CategoricalSequence, SequenceDistribution
+from gae.likelihood.sequence import CategoricalSequence, SequenceDistribution, StepwiseDecoder
+from gae.likelihood.spherical import VonMisesFisher, VonMisesFisherDistribution
 from gae.likelihood.weights import Activation, WeightDecoder, WeightLikelihood
 
 HEADS: dict[str, type[Head]] = {  # heads with one output per element of x, by command-line name
@@ -43,6 +45,7 @@ HEADS: dict[str, type[Head]] = {  # heads with one output per element of x, by c
     "bernoulli": Bernoulli,
     "continuous-bernoulli": ContinuousBernoulli,
     "poisson": Poisson,
+    "von-mises-fisher": VonMisesFisher,
 }
 
 __all__ = [
@@ -83,6 +86,8 @@ __all__ = [
     "Measured",
     "Moments",
     "MonotoneCodes",
+    "Multinomial",
+    "MultinomialDistribution",
     "NoiseScale",
     "NonNegativeGaussian",
     "NonNegativeLinear",
@@ -92,6 +97,9 @@ __all__ = [
     "Relational",
     "SequenceDistribution",
     "StandardNormal",
+    "StepwiseDecoder",
+    "VonMisesFisher",
+    "VonMisesFisherDistribution",
     "WeightDecoder",
     "WeightLikelihood",
 ]

@@ -184,7 +184,10 @@ class DecoderLikelihood(Likelihood):
 
     @abstractmethod
     def distribution(self, output: Float[Tensor, "..."]) -> Distribution:
-        """The elementwise distribution of x given decoder outputs (*L, ...), of batch (*L, *X)."""
+        """The distribution of x given decoder outputs (*L, ...), of batch (*L, *X) if it is elementwise.
+
+        If elements depend on each other, their dimensions, the last ones of X, are its event.
+        """
 
     def sample_outputs(self, z: Float[Tensor, "S B *Z"], k: Int[Tensor, "S _"] | None = None) -> Tensor:
         """``outputs`` for an inner loop: with fresh noise in a ``stochastic`` likelihood."""
@@ -208,7 +211,9 @@ class DecoderLikelihood(Likelihood):
         return lambda z, k=None: prior.log_prob(z) + self.log_likelihood(x, self.sample_outputs(z, k), k)
 
     def _independent(self, output: Tensor) -> Distribution:
-        return Independent(self.distribution(output), len(self.event_shape), validate_args=False)
+        law = self.distribution(output)
+        independent = len(self.event_shape) - len(law.event_shape)
+        return Independent(law, independent, validate_args=False) if independent else law
 
 
 class NoiseScale:

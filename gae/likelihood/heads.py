@@ -48,7 +48,11 @@ class Head(DecoderLikelihood):
         need_no_component(self, k)
         lead = z.shape[: z.dim() - len(self.latent_shape)]
         output = self.decoder(z.reshape(-1, *self.latent_shape))
-        return output.reshape(*lead, *output.shape[1:])
+        return self.parameter_of(output.reshape(*lead, *output.shape[1:]))
+
+    def parameter_of(self, output: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+        """The network's output as ``outputs`` returns it: unchanged, unless the head constrains it."""
+        return output
 
     def log_joint(
         self, x: Num[Tensor, "B *X"], z: Float[Tensor, "S B *Z"], k: Int[Tensor, "S _"] | None = None

@@ -67,8 +67,8 @@ class Measured(DecoderLikelihood):
     def _check_distribution(self, like: Tensor) -> None:
         """Evaluates the distribution once, to check that it fits the operator's output."""
         try:
-            decoded = self(like.new_zeros(1, *self.latent_shape))
-            fits = decoded.batch_shape == (1,) and decoded.event_shape == self.event_shape
+            law = self.distribution(self.outputs(like.new_zeros(1, *self.latent_shape)))
+            fits = law.batch_shape == (1, *self.event_shape)  # elementwise: a part of x has no law of its own otherwise
         except RuntimeError:
             fits = False
         if not fits:

@@ -1,13 +1,14 @@
 """Likelihoods of padded sequences of classes: q_r(x|z) = prod_t q(x_t | x_1 ... x_{t-1}, z)."""
 
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int, Num
 from pyro.distributions import TorchDistribution
 from torch import Size, Tensor, nn
 from torch.distributions import constraints
+from torch.nn.functional import pad
 
 from gae.data.checks import refuse
 from gae.likelihood.base import Likelihood
@@ -16,6 +17,18 @@ from gae.likelihood.priors import StandardNormal
 from gae.nets import as_size, first_tensor
 
 Logits = Callable[[Tensor], Tensor]
+Step = Callable[[Tensor, Any], tuple[Tensor, Any]]
+
+
+@runtime_checkable
+class StepwiseDecoder(Protocol):
+    """Sequence decoder that also evaluates one step, from the state after the steps before.
+
+    ``step(z, before, state)`` maps codes (N, *Z), the class before (N,), which is 0 at the first step, and the state,
+    which is None there, to logits (N, C - 1) and the next state.
+    """
+
+    def step(self, z: Tensor, before: Tensor, state: Any) -> tuple[Tensor, Any]: ...
 
 
 class SequenceDistribution(TorchDistribution):
@@ -32,17 +45,27 @@ class SequenceDistribution(TorchDistribution):
         steps: T.
         end: the class that ends a sequence, or None.
         like: a tensor with the dtype and device of the samples.
+        step: maps the class before (*L,), 0 at first, and a state, None at first, to logits (*L, C - 1) and the next
+            state. By default, each step of a sample evaluates ``logits`` on all classes before it.
     """
 
     arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {}
     support = constraints.independent(constraints.nonnegative_integer, 1)
 
-    def __init__(self, logits: Logits, batch_shape: Size, steps: int, end: int | None, like: Tensor):
-        self.logits, self.end, self.like = logits, end, like
+    def __init__(
+        self,
+        logits: Logits,
+        batch_shape: Size,
+        steps: int,
+        end: int | None,
+        like: Tensor,
+        step: Step | None = None,
+    ):
+        self.logits, self.end, self.like, self.step = logits, end, like, step
         super().__init__(Size(batch_shape), Size((steps,)), validate_args=False)
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> "SequenceDistribution":
-        return SequenceDistribution(self.logits, Size(batch_shape), self.event_shape[0], self.end, self.like)
+        return SequenceDistribution(self.logits, Size(batch_shape), self.event_shape[0], self.end, self.like, self.step)
 
     def log_prob(self, value: Num[Tensor, "..."]) -> Float[Tensor, "..."]:
         """Log probability in nats; a padded step adds exactly 0."""
@@ -65,21 +88,29 @@ class SequenceDistribution(TorchDistribution):
     def _generate(self, sample_shape: Size, pick: Callable[[Tensor], Tensor]) -> Tensor:
         tokens = torch.zeros(self._extended_shape(sample_shape), dtype=torch.long, device=self.like.device)
         ended = torch.zeros(tokens.shape[:-1], dtype=torch.bool, device=tokens.device)
+        token, state, step = torch.zeros_like(ended, dtype=torch.long), None, self.step or self._on_the_prefix
         for t in range(tokens.shape[-1]):
-            token = pick(self.logits(tokens[..., : t + 1])[..., t, :]) + 1
-            tokens[..., t] = token.masked_fill(ended, 0)
+            logits, state = step(token, state)
+            token = (pick(logits) + 1).masked_fill(ended, 0)
+            tokens[..., t] = token
             ended |= token == self.end
             if bool(ended.all()):
                 break
         return tokens.to(self.like.dtype)
+
+    def _on_the_prefix(self, before: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor]:
+        """A step whose state is all classes before it."""
+        seen = before.new_zeros(*before.shape, 0) if state is None else torch.cat([state, before.unsqueeze(-1)], -1)
+        return self.logits(pad(seen, (0, 1)))[..., -1, :], seen
 
 
 class CategoricalSequence(Likelihood):
     """Autoregressive sequence likelihood q_r(x|z) = prod_t q(x_t | x_1 ... x_{t-1}, z) (Bowman et al. 2016).
 
     x (B, T) holds whole floats: the classes 1 ... C-1 of the sequence, then 0 for padding, which adds exactly 0 nats.
-    Scoring evaluates the decoder once, on the observed classes (teacher forcing); sampling and reconstruction evaluate
-    it once per step. If the decoder ignores the classes, the steps are independent given z.
+    Scoring evaluates the decoder once, on the observed classes (teacher forcing). Sampling and reconstruction evaluate
+    each step of a ``StepwiseDecoder`` once, and any other decoder on all classes so far at every step. If the decoder
+    ignores the classes, the steps are independent given z.
 
     Args:
         decoder: maps codes (N, *Z) and integer classes (N, t) to logits (N, t, C - 1) of the classes 1 ... C-1; those
@@ -135,7 +166,9 @@ class CategoricalSequence(Likelihood):
             output = self.decoder(codes, tokens.reshape(-1, tokens.shape[-1]))
             return output.reshape(*tokens.shape, *output.shape[2:])
 
-        return SequenceDistribution(logits, z.shape[: z.dim() - len(self.latent_shape)], self.steps, self.end, z)
+        batch_shape = z.shape[: z.dim() - len(self.latent_shape)]
+        step = _step_of(self.decoder, z, self.latent_shape) if isinstance(self.decoder, StepwiseDecoder) else None
+        return SequenceDistribution(logits, batch_shape, self.steps, self.end, z, step)
 
     def point(self, decoded: SequenceDistribution) -> Float[Tensor, "..."]:  # type: ignore[override]
         """Greedy decoding, (*L, T), since classes have no mean."""
@@ -163,3 +196,14 @@ class CategoricalSequence(Likelihood):
         ended = ends - (x == self.end).long() > 0
         what = f"Every sequence needs the class {self.end} that ends it before its padding, and only padding after it"
         refuse(x, padded != ended, what, "Add the end, or build the model with end=None.")
+
+
+def _step_of(decoder: StepwiseDecoder, z: Float[Tensor, "..."], latent_shape: Size) -> Step:
+    """The decoder's step for classes (*L,), with z expanded to them."""
+
+    def step(before: Tensor, state: Any) -> tuple[Tensor, Any]:
+        codes = z.expand(*before.shape, *latent_shape).reshape(-1, *latent_shape)
+        output, state = decoder.step(codes, before.reshape(-1), state)
+        return output.reshape(*before.shape, output.shape[-1]), state
+
+    return step

@@ -144,7 +144,7 @@ class WeightLikelihood(DecoderLikelihood):
         return self.head.outputs(z, k)
 
     def sample_outputs(self, z: Float[Tensor, "S B P"], k: Int[Tensor, "S _"] | None = None) -> Tensor:
-        return self.decoder(z.flatten(0, -2), self.jitter).unflatten(0, z.shape[:-1])
+        return self.head.parameter_of(self.decoder(z.flatten(0, -2), self.jitter).unflatten(0, z.shape[:-1]))
 
     def distribution(self, output: Float[Tensor, "..."]) -> Distribution:
         return self.head.distribution(output)

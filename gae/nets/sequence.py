@@ -11,31 +11,46 @@ import torch
 from jaxtyping import Float, Int, Num
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.nn.functional import pad
+from torch.nn.functional import linear, pad, scaled_dot_product_attention
 from torch.nn.modules.dropout import _DropoutNd
 
 from gae.nets import need_sizes
 from gae.storage import Part
 
+KeysAndValues = tuple[Float[Tensor, "N H _ D"], Float[Tensor, "N H _ D"]]  # of H heads at the positions so far
+
 
 class LSTMEncoder(Part, nn.Module):
     """LSTM encoder of sequences x (N, T) to vectors (N, outputs), from the state at the last token before padding.
+
+    A bidirectional one joins it to the state at the first token of a second LSTM, which reads from the last token
+    backwards.
 
     >>> LSTMEncoder(classes=5, outputs=4)(torch.tensor([[3.0, 1.0, 0.0]])).shape
     torch.Size([1, 4])
     """
 
-    def __init__(self, classes: int, outputs: int, embedding: int = 32, hidden: int = 128):
+    def __init__(self, classes: int, outputs: int, embedding: int = 32, hidden: int = 128, bidirectional: bool = False):
         super().__init__()
         need_sizes(classes=classes, outputs=outputs, embedding=embedding, hidden=hidden)
         self.embed = nn.Embedding(classes, embedding)
         self.lstm = nn.LSTM(embedding, hidden, batch_first=True)
-        self.out = nn.Linear(hidden, outputs)
+        self.backwards = nn.LSTM(embedding, hidden, batch_first=True) if bidirectional else None
+        self.out = nn.Linear(2 * hidden if bidirectional else hidden, outputs)
 
     def forward(self, x: Num[Tensor, "N T"]) -> Float[Tensor, "N Y"]:
-        states, _ = self.lstm(self.embed(x.long()))
+        tokens = x.long()
         last = (x > 0).sum(1).clamp_min(1) - 1
-        return self.out(states[torch.arange(len(x), device=x.device), last])
+        ends = [self._end(self.lstm, tokens, last)]
+        if self.backwards is not None:
+            order = last.unsqueeze(1) - torch.arange(x.shape[1], device=x.device)
+            ends.append(self._end(self.backwards, tokens.gather(1, order.clamp_min(0)), last))
+        return self.out(torch.cat(ends, 1))
+
+    def _end(self, lstm: nn.LSTM, tokens: Int[Tensor, "N T"], last: Int[Tensor, " N"]) -> Float[Tensor, "N H"]:
+        """The state after the last token of each sequence."""
+        states, _ = lstm(self.embed(tokens))
+        return states[torch.arange(len(tokens), device=tokens.device), last]
 
 
 class TransformerEncoder(Part, nn.Module):
@@ -64,7 +79,7 @@ class TransformerEncoder(Part, nn.Module):
 class WordDropout(_DropoutNd):
     """In training, replaces each class by 0 (unknown) with probability p (Bowman et al. 2016)."""
 
-    def forward(self, tokens: Int[Tensor, "N T"]) -> Int[Tensor, "N T"]:
+    def forward(self, tokens: Int[Tensor, "*N"]) -> Int[Tensor, "*N"]:
         if not self.training or self.p == 0:
             return tokens
         return tokens.masked_fill(torch.rand(tokens.shape, device=tokens.device) < self.p, 0)
@@ -74,7 +89,8 @@ class SequenceDecoder(Part, nn.Module):
     """Base class of sequence decoders: codes (N, Z) and classes (N, T) to logits (N, T, C - 1) of classes 1 ... C-1.
 
     The logits of step t depend on z and the classes before t; the first step receives class 0. A parallel decoder
-    receives class 0 at every step, so that the steps are independent given z. No logit depends on T.
+    receives class 0 at every step, so that the steps are independent given z. No logit depends on T. ``step`` returns
+    the logits (N, C - 1) of one step and the state for the next one, so that sampling evaluates each step once.
 
     Args:
         classes: C, including padding.
@@ -95,9 +111,11 @@ class SequenceDecoder(Part, nn.Module):
 
     def before(self, tokens: Int[Tensor, "N T"]) -> Float[Tensor, "N T Y"]:
         """Embeddings of the preceding class at each step."""
-        if not self.autoregressive:
-            return self.embed(torch.zeros_like(tokens))
-        return self.embed(self.word_dropout(pad(tokens, (1, 0))[:, :-1]))
+        return self.embedded(pad(tokens, (1, 0))[:, :-1])
+
+    def embedded(self, before: Int[Tensor, "*N"]) -> Float[Tensor, "*N Y"]:
+        """Embeddings of preceding classes."""
+        return self.embed(self.word_dropout(before) if self.autoregressive else torch.zeros_like(before))
 
 
 class LSTMDecoder(SequenceDecoder):
@@ -123,11 +141,16 @@ class LSTMDecoder(SequenceDecoder):
         self.out = nn.Linear(hidden, classes - 1)
 
     def forward(self, z: Float[Tensor, "N Z"], tokens: Int[Tensor, "N T"]) -> Float[Tensor, "N T Y"]:
-        start = self.start(z).tanh().unsqueeze(0).chunk(2, -1)
         inputs = torch.cat([self.before(tokens), z.unsqueeze(1).expand(-1, tokens.shape[1], -1)], 2)
         with torch.backends.cudnn.flags(enabled=False):
-            states, _ = self.lstm(inputs, (start[0].contiguous(), start[1].contiguous()))
+            states, _ = self.lstm(inputs, lstm_state(self.start(z)))
         return self.out(states)
+
+    def step(self, z: Float[Tensor, "N Z"], before: Int[Tensor, " N"], state: Any) -> tuple[Float[Tensor, "N Y"], Any]:
+        inputs = torch.cat([self.embedded(before), z], 1).unsqueeze(1)
+        with torch.backends.cudnn.flags(enabled=False):
+            states, state = self.lstm(inputs, lstm_state(self.start(z)) if state is None else state)
+        return self.out(states[:, 0]), state
 
 
 class TransformerDecoder(SequenceDecoder):
@@ -159,6 +182,19 @@ class TransformerDecoder(SequenceDecoder):
         later = torch.ones(tokens.shape[1], tokens.shape[1], dtype=torch.bool, device=z.device).triu(1)
         return self.out(self.blocks(inputs, mask=later, is_causal=True))
 
+    def step(self, z: Float[Tensor, "N Z"], before: Int[Tensor, " N"], state: Any) -> tuple[Float[Tensor, "N Y"], Any]:
+        inputs = self.embedded(before).unsqueeze(1)
+        t = 0 if state is None else state[0][0].shape[2]
+        inputs = inputs + positions(inputs.expand(-1, t + 1, -1))[t] + self.code(z).unsqueeze(1)
+        hidden, state = self.blocks.step(inputs, state)
+        return self.out(hidden[:, 0]), state
+
+
+def lstm_state(start: Float[Tensor, "N Y"]) -> tuple[Float[Tensor, "1 N H"], Float[Tensor, "1 N H"]]:
+    """The initial hidden and cell state of an LSTM: the hyperbolic tangent of a vector of twice its width."""
+    hidden, cell = start.tanh().unsqueeze(0).chunk(2, -1)
+    return hidden.contiguous(), cell.contiguous()
+
 
 def positions(like: Float[Tensor, "N T Y"]) -> Float[Tensor, "T Y"]:
     """Sinusoidal position encodings, with wavelengths from 2 π to 20000 π (Vaswani et al. 2017, section 3.5).
@@ -179,6 +215,32 @@ class _Blocks(nn.TransformerEncoder):
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
         with sdpa_kernel(SDPBackend.MATH):
             return super().forward(*args, **kwargs)
+
+    def step(
+        self, x: Float[Tensor, "N 1 Y"], cache: list[KeysAndValues] | None
+    ) -> tuple[Float[Tensor, "N 1 Y"], list[KeysAndValues]]:
+        """The next position under a causal mask, given the keys and values of each layer at the positions before."""
+        seen = []
+        for i, layer in enumerate(self.layers):
+            attended, now = _attention_step(layer.self_attn, layer.norm1(x), None if cache is None else cache[i])
+            x = x + attended
+            x = x + layer.linear2(layer.activation(layer.linear1(layer.norm2(x))))
+            seen.append(now)
+        assert self.norm is not None
+        return self.norm(x), seen
+
+
+def _attention_step(
+    attention: nn.MultiheadAttention, x: Float[Tensor, "N 1 Y"], cache: KeysAndValues | None
+) -> tuple[Float[Tensor, "N 1 Y"], KeysAndValues]:
+    """Self-attention of one position to itself and to those before it."""
+    projected = linear(x, attention.in_proj_weight, attention.in_proj_bias)
+    query, key, value = (part.unflatten(2, (attention.num_heads, -1)).transpose(1, 2) for part in projected.chunk(3, 2))
+    if cache is not None:
+        key, value = torch.cat([cache[0], key], 2), torch.cat([cache[1], value], 2)
+    with sdpa_kernel(SDPBackend.MATH):
+        mixed = scaled_dot_product_attention(query, key, value)
+    return attention.out_proj(mixed.transpose(1, 2).flatten(2)), (key, value)
 
 
 def _blocks(width: int, heads: int, layers: int) -> _Blocks:

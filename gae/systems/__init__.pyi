@@ -38,6 +38,7 @@ from .relational import linear_regression as linear_regression
 from .relational import lle as lle
 from .relational import tsne as tsne
 from .sequences import attention_vae as attention_vae
+from .sequences import music_vae as music_vae
 from .sequences import sequence_vae as sequence_vae
 from .table import SYSTEMS as SYSTEMS
 from .table import System as System

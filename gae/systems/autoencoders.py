@@ -8,19 +8,22 @@ from torch import nn
 
 from gae import nets
 from gae.autoencoder import Autoencoder
+from gae.data.checks import fraction
 from gae.inference import Amortized
-from gae.likelihood import Flat
+from gae.likelihood import Flat, LaplacePrior
 from gae.objective import joint
 from gae.systems.parts import Shape, decoder_of, has_scale, head_of
 from gae.systems.table import System
-from gae.training.corruption import GaussianNoise, MaskingNoise, SaltAndPepper
-from gae.training.penalty import Contractive, SparseActivity
+from gae.training.corruption import GaussianNoise, MaskingNoise, SaltAndPepper, Walkback
+from gae.training.penalty import Contractive, SparseActivation, SparseActivity
 
 CORRUPTIONS: dict[str, Callable[[float], nn.Module]] = {
     "gaussian": GaussianNoise,
     "masking": MaskingNoise,
     "salt-and-pepper": SaltAndPepper,
 }
+RHO = 0.05  # the default target of activities
+SPARSITY: dict[str, Callable[[float, float], nn.Module]] = {"mean": SparseActivity, "each": SparseActivation}
 
 
 @System(
@@ -98,16 +101,38 @@ def sparse_ae(
     latent: int = 128,
     hidden: Sequence[int] = (),
     head: str = "gaussian",
-    rho: float = 0.05,
+    rho: float = RHO,
     weight: float = 1.0,
+    penalty: str = "mean",
 ) -> Autoencoder:
-    """Sparse autoencoder: activities in (0, 1) with means over the data close to ``rho`` (Ng 2011)."""
+    """Sparse autoencoder, with one of three penalties of the given ``weight`` (ledger D31).
+
+    ``penalty="mean"``: activations in (0, 1) with means over the data close to ``rho`` (Ng 2011).
+    ``"each"``: every activation close to ``rho``. ``"l1"``: Σ|z| of real-valued codes, a Laplace prior of rate
+    ``weight``; the decoder is then linear with atoms of unit length, since larger weights would make up for smaller
+    codes, and its noise scale is fixed to 0.4 units of the data, as in ``sparse_coding``.
+    """
+    if penalty == "l1":
+        if rho != RHO:
+            raise ValueError(f'penalty="l1" has no target activity: rho={rho} would have no effect. Omit it.')
+        return _with_l1(event_shape, latent, hidden, head, weight)
+    if penalty not in SPARSITY:
+        raise ValueError(f"Unknown penalty {penalty!r}. Valid penalties: {', '.join([*SPARSITY, 'l1'])}.")
     decoder = decoder_of(nets.mlp(latent, hidden[::-1], event_shape), latent, event_shape, head, prior=Flat(latent))
     network = nets.mlp(event_shape, hidden, latent)
     if 0 < rho < 1:  # initial activities equal rho
         nn.init.constant_(network[-1].bias, math.log(rho / (1 - rho)))  # type: ignore[arg-type]
     encoder = nn.Sequential(nets.Standardized(network, event_shape), nn.Sigmoid())
-    return Autoencoder(decoder, Amortized(encoder), joint, penalties=[SparseActivity(weight, rho)])
+    return Autoencoder(decoder, Amortized(encoder), joint, penalties=[SPARSITY[penalty](weight, rho)])
+
+
+def _with_l1(event_shape: Shape, latent: int, hidden: Sequence[int], head: str, rate: float) -> Autoencoder:
+    """Sparse coding with an encoder instead of an ascent."""
+    atoms, prior = nets.Dictionary(latent, event_shape), LaplacePrior(latent, rate=rate)
+    learn = "fixed" if has_scale(head) else "scalar"
+    decoder = decoder_of(atoms, latent, event_shape, head, learn=learn, prior=prior, default=0.4)
+    encoder = nets.Standardized(nets.mlp(event_shape, hidden, latent), event_shape)
+    return Autoencoder(decoder, Amortized(encoder), joint)
 
 
 @System(
@@ -124,12 +149,14 @@ def dae(
     head: str = "gaussian",
     corruption: str = "gaussian",
     amount: float | None = None,
+    walkback: float = 0.0,
 ) -> Autoencoder:
     """Denoising autoencoder (Vincent et al. 2010): encodes a corrupted x and scores the clean x.
 
     ``amount`` is the standard deviation of Gaussian noise, in data units, or the fraction of elements replaced. The
     default is one unit of the data (``nets.InDataUnits``), or the fraction 0.3. Draw samples by
-    ``gae.analysis.chains.denoising_walk``.
+    ``gae.analysis.chains.denoising_walk``; ``walkback``, the probability that a chain goes on, trains the model on its
+    own chains (``gae.training.corruption.Walkback``), so that they return to the data.
     """
     if corruption not in CORRUPTIONS:
         raise ValueError(f"Unknown corruption {corruption!r}. Valid corruptions: {', '.join(CORRUPTIONS)}.")
@@ -142,6 +169,8 @@ def dae(
         )
     else:
         noise = CORRUPTIONS[corruption](amount)
+    if fraction("walkback", walkback):
+        noise = Walkback(noise, walkback)
     return Autoencoder(model.likelihood, model.inference, joint, corruption=noise)
 
 

@@ -7,7 +7,8 @@ from jaxtyping import Num
 from torch import Tensor
 
 from gae.autoencoder import Autoencoder
-from gae.evidence.usage import ACTIVE, CodeUsage, code_usage
+from gae.evidence.usage import ACTIVE, CodeUsage
+from gae.inference import Code
 from gae.likelihood import FlatDistribution
 
 SAMPLES = 256  # observations that show whether a code is used
@@ -20,23 +21,22 @@ class CollapseWarning(UserWarning):
 
 
 @torch.no_grad()
-def usage_on(autoencoder: Autoencoder, x: Num[Tensor, "N *X"], device: torch.device) -> CodeUsage | None:
-    """Use of the code on about 256 of the observations, at equal distances.
+def codes_with_density(autoencoder: Autoencoder, x: Num[Tensor, "N *X"], device: torch.device) -> list[Code]:
+    """Codes with densities q(z|x) of about 256 of the observations, at equal distances, in batches.
 
-    None for an engine without a density q(z|x) or with a choice of component, under a flat prior, and for observations
-    that are all equal.
+    Empty for an engine without a density or with a choice of component, under a flat prior, and for observations that
+    are all equal.
     """
     likelihood, engine = autoencoder.likelihood, autoencoder.inference
     if isinstance(likelihood.prior, FlatDistribution) or not likelihood.latent_shape.numel():
-        return None
+        return []
     x = x[:: max(1, len(x) // SAMPLES)][:SAMPLES].to(device)
     if bool((x == x[:1]).all()):
-        return None
+        return []
     probe = engine.infer(likelihood, x[:2])  # an engine without a density may be slow
     if probe.q is None or probe.k is not None:
-        return None
-    codes = (engine.infer(likelihood, batch) for batch in x.split(CHUNK))
-    return code_usage((code.q for code in codes if code.q is not None), likelihood.prior)
+        return []
+    return [engine.infer(likelihood, batch) for batch in x.split(CHUNK)]
 
 
 def warn_of_collapse(usage: CodeUsage) -> None:

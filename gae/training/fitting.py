@@ -2,7 +2,7 @@
 
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from gae.autoencoder import Autoencoder
 from gae.data import Dataset
 from gae.data.files import check_folder
-from gae.evidence.usage import CodeUsage
-from gae.inference import Encoding, LearnsData
+from gae.evidence.usage import code_usage
+from gae.inference import Code, Encoding, LearnsData
 from gae.likelihood import DataDependentInit, Likelihood
 from gae.nets import first_tensor
 from gae.storage import checkpoint
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 DEFAULT_OPTIMIZER = partial(torch.optim.Adam, lr=1e-3)
 STEPS, EPOCHS = 1000, 30  # default length of training by an optimiser: about STEPS steps, at least EPOCHS epochs
-SCALED = 100  # training observations whose codes are compared with the prior
+SCALED = 100  # training observations whose codes are compared with the prior, without a density q(z|x)
 CLOSED_EPOCHS = 100  # default limit of closed-form learning, which stops earlier on convergence
 
 
@@ -72,8 +72,8 @@ def fit(
         batch_size: default 128. The last, smaller batch is used too; a single last sample joins the previous batch. For
             closed-form steps it only bounds memory: by default chunks of about 12 MB.
         optimizer: a callable params -> ``torch.optim.Optimizer``, LBFGS included. By default, the autoencoder's
-            ``optimizer`` if it has one; closed-form M-steps if the likelihood has them and the engine has no trainable
-            parameters; otherwise Adam(1e-3).
+            ``optimizer`` if it has one; closed-form M-steps if the likelihood has them, the engine has no trainable
+            parameters and the aggregate is the mean; otherwise Adam(1e-3).
         clip: maximum norm of the gradient.
         validation: observations (M, *X), or the fraction of the training data to hold out.
         patience: number of epochs without a lower validation loss after which training stops and restores the best
@@ -140,21 +140,26 @@ def fit(
         if isinstance(learner, GradientLearner) and first is not None:
             warn_of_rescaling(autoencoder, learner.config["groups"], first)
         history = run.train(epochs or _budget(learner, len(samples.epoch(0))), progress)
-        history.usage = _usage(autoencoder, samples.epoch(max(run.epoch - 1, 0)), fabric.device, seed)
-        reseed(fabric.device, seed, "scale")
-        with mode(autoencoder, training=False):
-            history.code_scale = code_scale(autoencoder, samples.epoch(0)[:SCALED].to(first_tensor(autoencoder)))
+        _describe_codes(history, autoencoder, samples.epoch(max(run.epoch - 1, 0)), fabric.device, seed)
     is_trained = isinstance(learner, ClosedFormLearner) or run.total >= collapse.STEPS
     if history.usage is not None and is_trained and fabric.is_global_zero:
         collapse.warn_of_collapse(history.usage)
     return history
 
 
-def _usage(autoencoder: Autoencoder, x: Tensor, device: torch.device, seed: int) -> CodeUsage | None:
-    """Use of the trained model's code, in evaluation mode."""
-    reseed(device, seed, "usage")
-    with mode(autoencoder, training=False):
-        return collapse.usage_on(autoencoder, x, device)
+def _describe_codes(history: History, autoencoder: Autoencoder, x: Tensor, device: torch.device, seed: int) -> None:
+    """Use and scale of the trained model's code, in evaluation mode, from the same codes of training data."""
+    likelihood, engine = autoencoder.likelihood, autoencoder.inference
+    with torch.no_grad(), mode(autoencoder, training=False):
+        reseed(device, seed, "usage")
+        codes: Iterable[Code] = collapse.codes_with_density(autoencoder, x, device)
+        if codes:
+            history.usage = code_usage((code.q for code in codes if code.q is not None), likelihood.prior)
+        else:
+            reseed(device, seed, "scale")
+            first = x[:SCALED].to(first_tensor(autoencoder))
+            codes = (engine.infer(likelihood, batch) for batch in [first])  # not where no scale is known
+        history.code_scale = code_scale(codes, likelihood.prior)
 
 
 def restore(autoencoder: Autoencoder, path: str | os.PathLike[str]) -> checkpoint.Checkpoint:

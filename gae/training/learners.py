@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 from gae.autoencoder import Autoencoder
 from gae.inference.auto_decoder import training_rows
 from gae.likelihood import ClosedFormLearning, OnlineLearning
+from gae.objective import mean
 
 if TYPE_CHECKING:
     import lightning_fabric
@@ -251,11 +252,12 @@ class ClosedFormLearner(Learner):
 
 
 def has_closed_form(autoencoder: Autoencoder) -> bool:
-    """Whether closed-form M-steps update every parameter and no corruption or penalty changes the loss."""
+    """Whether closed-form M-steps update every parameter, and the loss is the mean of the objective, on clean data."""
     learned_elsewhere = autoencoder.regularised or any(
         parameter.requires_grad for parameter in autoencoder.inference.parameters()
     )
-    return isinstance(autoencoder.likelihood, ClosedFormLearning) and not learned_elsewhere
+    is_mean = autoencoder.aggregate is mean  # an M-step raises no other aggregate
+    return is_mean and isinstance(autoencoder.likelihood, ClosedFormLearning) and not learned_elsewhere
 
 
 def _summed(moments: Any, fabric: "lightning_fabric.Fabric") -> Any:

@@ -12,7 +12,7 @@ from gae.inference import Encoding
 from gae.nets import InDataUnits
 from gae.storage import Part
 
-__all__ = ["Commitment", "Contractive", "SparseActivity"]
+__all__ = ["Commitment", "Contractive", "SparseActivation", "SparseActivity"]
 
 
 class Commitment(Part, nn.Module):
@@ -73,6 +73,27 @@ class Contractive(Part, nn.Module):
         return self.weight * square / (len(encoding.z) * len(seen))
 
 
+class SparseActivation(Part, nn.Module):
+    """Sparsity penalty of each activation: weight · mean over the batch of Σ_j KL(Bernoulli(z_j) ‖ Bernoulli(ρ)).
+
+    In nats, for codes in (0, 1). It is least for a constant code z = ρ, whereas ``SparseActivity`` allows activations
+    that differ (ledger D31).
+
+    Raises:
+        ValueError: when called, for codes outside [0, 1].
+    """
+
+    def __init__(self, weight: float, rho: float = 0.05):
+        super().__init__()
+        self.weight, self.rho = positive("weight", weight), _probability(rho)
+
+    def forward(self, seen: Num[Tensor, "B *X"], encoding: Encoding) -> Float[Tensor, ""]:
+        inside = _inside(_activations(encoding))
+        log_rho, log_rest = math.log(self.rho), math.log1p(-self.rho)
+        divergence = inside * (inside.log() - log_rho) + (1 - inside) * ((-inside).log1p() - log_rest)
+        return self.weight * divergence.sum() / encoding.log_joint.numel()
+
+
 class SparseActivity(Part, nn.Module):
     """Sparsity penalty: weight · Σ_j KL(Bernoulli(ρ) ‖ Bernoulli(mean of z_j over the batch)), in nats.
 
@@ -84,19 +105,29 @@ class SparseActivity(Part, nn.Module):
 
     def __init__(self, weight: float, rho: float = 0.05):
         super().__init__()
-        if not 0 < rho < 1:
-            raise ValueError(f"rho must lie in (0, 1), got {rho}.")
-        self.weight, self.rho = positive("weight", weight), rho
+        self.weight, self.rho = positive("weight", weight), _probability(rho)
 
     def forward(self, seen: Num[Tensor, "B *X"], encoding: Encoding) -> Float[Tensor, ""]:
-        activity = encoding.z.flatten(2).mean((0, 1))
-        low, high = (float(bound) for bound in encoding.z.detach().aminmax())
-        if low < 0 or high > 1:
-            raise ValueError(
-                f"Activities must lie in [0, 1], got {low:.3g} … {high:.3g}. End the encoder in a sigmoid."
-            )
-        eps = torch.finfo(activity.dtype).eps
-        mean = activity.clamp(eps, 1 - eps)
+        mean = _inside(_activations(encoding).flatten(2).mean((0, 1)))
         rho = self.rho
         divergence = rho * (math.log(rho) - mean.log()) + (1 - rho) * (math.log1p(-rho) - (-mean).log1p())
         return self.weight * divergence.sum()
+
+
+def _probability(rho: float) -> float:
+    if not 0 < rho < 1:
+        raise ValueError(f"rho must lie in (0, 1), got {rho}.")
+    return rho
+
+
+def _activations(encoding: Encoding) -> Float[Tensor, "S B *Z"]:
+    low, high = (float(bound) for bound in encoding.z.detach().aminmax())
+    if low < 0 or high > 1:
+        raise ValueError(f"Activities must lie in [0, 1], got {low:.3g} … {high:.3g}. End the encoder in a sigmoid.")
+    return encoding.z
+
+
+def _inside(probability: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+    """Probabilities whose logarithms are finite."""
+    eps = torch.finfo(probability.dtype).eps
+    return probability.clamp(eps, 1 - eps)

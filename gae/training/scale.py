@@ -2,18 +2,19 @@
 
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
-from jaxtyping import Float, Num
+from jaxtyping import Float
 from torch import Tensor, nn
+from torch.distributions import Distribution
 from torch.func import functional_call
 
 from gae.autoencoder import Autoencoder
-from gae.inference import Encoding, Inference, Step
+from gae.inference import Code, Encoding, Inference, Step
 from gae.likelihood import DecoderLikelihood, Likelihood
 from gae.objective import joint
 
@@ -30,22 +31,21 @@ class CodeScale:
 
 
 @torch.no_grad()
-def code_scale(autoencoder: Autoencoder, x: Num[Tensor, "B *X"]) -> CodeScale | None:
-    """The scale of the codes of x; None without a continuous code, or if E‖z‖² under the prior is unknown.
+def code_scale(codes: Iterable[Code], prior: Distribution) -> CodeScale | None:
+    """The scale of codes, in batches; None without a continuous code, or if E‖z‖² under the prior is unknown.
 
-    >>> from gae.systems import ppca
-    >>> scale = code_scale(ppca((5,), latent=2), torch.zeros(3, 5))
-    >>> scale.prior, scale.codes < scale.prior
-    (2.0, True)
+    >>> from gae.likelihood import StandardNormal
+    >>> code_scale([Code(torch.ones(1, 3, 2)), Code(torch.zeros(1, 1, 2))], StandardNormal(2)())
+    CodeScale(codes=1.5, prior=2.0)
     """
-    prior = autoencoder.likelihood.prior
     try:
         expected = float((prior.variance + prior.mean.square()).sum())
     except NotImplementedError:  # a flat prior
         return None
     if not prior.event_shape.numel() or not math.isfinite(expected):
         return None
-    return CodeScale(float(autoencoder.encode(x).z.flatten(2).square().sum(2).mean()), expected)
+    squares = torch.cat([code.z.flatten(2).square().sum(2) for code in codes], 1)
+    return CodeScale(float(squares.mean()), expected)
 
 
 def warn_of_rescaling(autoencoder: Autoencoder, groups: Sequence[Mapping[str, Any]], first: Encoding) -> None:

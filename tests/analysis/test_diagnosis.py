@@ -12,7 +12,14 @@ from torch.distributions import Distribution, Independent, MultivariateNormal, N
 from torch.distributions.transforms import AffineTransform
 
 from gae import Autoencoder, nets, vae
-from gae.analysis.diagnosis import active_units, diagnose, kl_per_dimension, mutual_information, without_code
+from gae.analysis.diagnosis import (
+    Information,
+    active_units,
+    diagnose,
+    kl_per_dimension,
+    mutual_information,
+    without_code,
+)
 from gae.analysis.rate_distortion import rate_distortion, rate_distortion_curve
 from gae.inference import Amortized, Ascent, ClosedForm
 from gae.likelihood import Bernoulli, Flat, Gaussian, LinearMixture
@@ -201,14 +208,31 @@ def test_the_rate_falls_with_beta() -> None:
     torch.manual_seed(0)
     x = torch.randn(60, 1) @ torch.randn(1, 4) + 0.1 * torch.randn(60, 4)
 
+    built = []
+
     def build(beta: float) -> Autoencoder:
         torch.manual_seed(0)
-        return vae((4,), latent=1, hidden=(8,), beta=beta, scale=0.5, learn="fixed")
+        built.append(vae((4,), latent=1, hidden=(8,), beta=beta, scale=0.5, learn="fixed"))
+        return built[-1]
 
     def adam(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
         return torch.optim.Adam(parameters, 0.02)
 
     curve = rate_distortion_curve(build, x, [0.1, 50.0], x, epochs=200, optimizer=adam, progress=False)
+    assert not any(model.training for model in built)  # evaluated as they are used
     (low, high) = curve.values()
     assert low.rate.mean() > 1 and high.rate.mean() < 0.1
     assert low.distortion.mean() + 1 < high.distortion.mean()
+
+
+@pytest.mark.parametrize(("draws", "wanted"), [(50, 5), (6, 1)])
+def test_information_has_a_tenth_of_the_draws(draws: int, wanted: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def recorded(model: Autoencoder, x: Tensor, draws: int, batch_size: int) -> Information:
+        asked.append(draws)
+        return mutual_information(model, x, draws, batch_size)
+
+    monkeypatch.setattr("gae.analysis.diagnosis.mutual_information", recorded)
+    diagnose(ppca(), torch.randn(5, 5).double(), draws=draws)
+    assert asked == [wanted]

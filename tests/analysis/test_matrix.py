@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 from torch.distributions import Distribution, Independent, MultivariateNormal, Normal
 
 from gae.analysis.costs import costs
-from gae.analysis.inference_gap import FAMILIES, Bound
+from gae.analysis.inference_gap import FAMILIES, Bound, lower_bound
 from gae.analysis.matrix import (
     DIAGONAL,
     ENCODER,
@@ -22,9 +23,10 @@ from gae.analysis.matrix import (
     log_evidence_entry,
     refined,
     reliability,
+    tuned_rate,
 )
 from gae.evidence import Evidence
-from gae.inference import LBFGS, Adam, Ascent, Detach, Step
+from gae.inference import LBFGS, Adam, Ascent, Detach, GradientAscent, Step
 from gae.inference.starts import Given
 from gae.likelihood import Gaussian, LinearMixture
 
@@ -66,6 +68,10 @@ def test_every_cell_has_its_closed_form(shift: float) -> None:
         for engine in (OPTIMUM, LAPLACE):
             assert torch.allclose(cells[engine], log_p - cost, atol=1e-4), (name, engine)
             assert entry["cells"][name][engine]["converged"] == 1
+    costs_of = [entry["cells"][name][LAPLACE]["evaluations"] for name in (FULL, DIAGONAL)]
+    climb = Ascent(Given.density(q[DIAGONAL]), LBFGS(), 100, grad_tol=1e-4, adjoint=Detach())
+    solve = climb.infer(neural_twin(model), x).solve
+    assert solve is not None and costs_of == [float(solve.evaluations.double().mean()) + 3] * 2  # and the curvature
     assert entry["log_p"]["tight"] and torch.allclose(torch.tensor(entry["log_p"]["values"]).double(), log_p, atol=0.3)
     known = costs([entry], [{"active": 3, "width": 3, "kl": 1.0}], DIAGONAL, 4)
     assert known.amortisation.mean == pytest.approx(float(moved), abs=1e-4)
@@ -101,6 +107,27 @@ def test_a_proposal_that_fails_is_replaced_with_a_reason() -> None:
     entry = log_evidence_entry(neural_twin(model), x, Bound(zeros, zeros, far), 200)
     assert entry["tight"] and torch.allclose(torch.tensor(entry["values"]).double(), log_p, atol=1e-5)
     assert all("proposal: Laplace approximation" in reason for reason in entry["reasons"])
+
+
+def test_the_rate_is_the_best_of_the_grid() -> None:
+    torch.manual_seed(0)
+    model, x = ppca(), torch.randn(3, 6).double()
+    with torch.no_grad():
+        q = encoders(model, x, 1.0)[DIAGONAL]
+    for rates, best, edge in (((1e-6, 0.1, 9.0), 0.1, False), ((1e-6, 0.1), 0.1, True), ((0.1, 9.0), 0.1, True)):
+        entry = tuned_rate(neural_twin(model), x, q, DIAGONAL, replace(BUDGET, rates=rates))
+        assert entry == {"rate": best, "edge": edge, "steps": 4, "samples": 3}
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_steps_that_overflow_end_at_their_best_point() -> None:
+    torch.manual_seed(0)
+    model, x = ppca(), torch.randn(3, 6).double()
+    with torch.no_grad():
+        q = encoders(model, x, 5.0)[DIAGONAL]
+    (cell,) = refined(neural_twin(model), x, q, DIAGONAL, GradientAscent(1e308), [1], draws=20)
+    start = lower_bound(neural_twin(model), x, q, 20).value
+    assert torch.allclose(cell.bound.value, start, atol=1e-6)
 
 
 @pytest.mark.parametrize("step", [LBFGS(), Adam(0.1)], ids=["l-bfgs", "adam"])

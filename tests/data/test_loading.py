@@ -2,6 +2,7 @@
 
 import gzip
 import inspect
+import os
 import random
 import struct
 from collections.abc import Callable
@@ -18,7 +19,7 @@ from sklearn.datasets import fetch_openml, load_digits
 
 from gae.data import NAMES, Dataset, linear_gaussian, load
 from gae.data.preparation import Preparation
-from gae.data.readers import IDX_FILES
+from gae.data.readers import FIRST_LABELS, IDX_FILES
 
 SHADES = np.random.default_rng(0).integers(0, 256, (12, 1, 3, 4)).astype(np.uint8)
 REALS = np.random.default_rng(1).normal(size=(12, 3))
@@ -56,6 +57,7 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
         raise URLError("no route to host")
 
     monkeypatch.delenv("GAE_DATA", raising=False)
+    monkeypatch.setattr("gae.data.readers.DEBIAN", Path("nowhere"))
     monkeypatch.setattr("sklearn.datasets.fetch_openml", offline)
 
 
@@ -183,6 +185,47 @@ def test_openml(monkeypatch: pytest.MonkeyPatch, name: str, pixel: type, label: 
     assert torch.equal(dataset.train[:, 0, 9, 9], torch.from_numpy(shade[:60000]).float() / 255)
     assert torch.equal(dataset.test[:, 0, 9, 9], torch.from_numpy(shade[60000:]).float() / 255)
     assert torch.equal(dataset.test_labels, torch.from_numpy(digit[60000:]))
+
+
+def first_labels(folder: Path, first: list[int]) -> None:
+    """60000 tiny images, whose first labels say whose files these are."""
+    folder.mkdir(parents=True)
+    for stem, n in zip(IDX_FILES, (60000, 60000, 5, 5), strict=True):
+        labels = np.resize(first, n)
+        (folder / stem).write_bytes(idx(labels[:, None, None] if "images" in stem else labels))
+
+
+def test_several_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first folder that holds a data set is read, and one that holds the other data set is passed over."""
+    fashion, mnist, later = tmp_path / "a", tmp_path / "b", tmp_path / "c"
+    first_labels(fashion, FIRST_LABELS["fashion-mnist"])
+    first_labels(mnist / "mnist", FIRST_LABELS["mnist"])
+    content = write_idx(later)
+    monkeypatch.setenv("GAE_DATA", os.pathsep.join(map(str, (fashion, mnist, later))))
+    assert load("mnist").train_labels[:5].tolist() == [5, 0, 4, 1, 9]
+    assert load("fashion-mnist").train_labels[:5].tolist() == [9, 0, 0, 3, 0]
+    monkeypatch.setenv("GAE_DATA", os.pathsep.join(map(str, (later, mnist))))
+    assert load("mnist").train_labels.tolist() == content[IDX_FILES[1]].tolist()
+    monkeypatch.setenv("GAE_DATA", str(fashion))
+    with pytest.raises(ValueError, match=r"files in .*a are those of fashion-mnist, not of mnist"):
+        load("mnist")
+    monkeypatch.setenv("GAE_DATA", os.pathsep.join(map(str, (mnist, tmp_path / "nowhere"))))
+    with pytest.raises(FileNotFoundError, match=r"A folder of GAE_DATA is .*nowhere, which is not a folder"):
+        load("mnist")
+
+
+def test_packages_of_debian(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """dataset-fashion-mnist installs /usr/share/datasets/fashion-mnist; a folder that the user names goes before."""
+    monkeypatch.setattr("gae.data.readers.DEBIAN", tmp_path / "datasets")
+    content = write_idx(tmp_path / "datasets" / "fashion-mnist", zipped=True)
+    assert load("fashion-mnist").train_labels.tolist() == content[IDX_FILES[1]].tolist()
+    with pytest.raises(FileNotFoundError, match="mnist could not be downloaded"):
+        load("mnist")
+    with pytest.raises(FileNotFoundError, match="No idx files of fashion-mnist in"):
+        load("fashion-mnist", folder=tmp_path)
+    own = write_idx(tmp_path / "own", train=8)
+    monkeypatch.setenv("GAE_DATA", str(tmp_path / "own"))
+    assert load("fashion-mnist").train_labels.tolist() == own[IDX_FILES[1]].tolist()
 
 
 def test_offline_names_the_way_out(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.distributions import Distribution, Independent, MultivariateNormal, Normal
 
 from gae import Autoencoder, log_evidence
-from gae.evidence import automatic, importance
+from gae.evidence import Evidence, automatic, importance
+from gae.evidence.annealed import BDMC
 from gae.evidence.automatic import estimate
 from gae.evidence.base import from_log_weights, pareto_shape
 from gae.inference import Ascent
@@ -139,6 +140,29 @@ def test_annealing_is_the_last_resort(agree: bool, monkeypatch: pytest.MonkeyPat
     errors = np.abs(found.log_p.numpy() - wanted)[:4]
     assert (errors < 6 * found.standard_error.numpy()[:4] + 0.1).all()
     assert f"{1 if agree else 3} lower bounds only" in found.summary()
+
+
+@pytest.mark.parametrize(
+    ("gap", "spread", "wanted"),
+    [(0.3, 0.2, [True, False]), (0.3, 1.2, [False, False]), (0.6, 0.1, [False, False]), (-0.2, 0.2, [True, False])],
+    ids=["small", "uncertain", "large", "negative"],
+)
+def test_annealing_is_tight_if_the_gap_to_its_reverse_is_surely_small(
+    gap: float, spread: float, wanted: list[bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Mean plus two standard errors of 16 gaps, with a bound of 0.5 nats; weights that fail are never tight."""
+    model, x, _ = linear()
+    gaps = torch.tensor([-1.0, 1.0]).double().repeat(8)
+    gaps = gap + spread * gaps / gaps.std()
+    zeros = torch.zeros(16).double()
+    bounds = BDMC(x, x, Evidence(zeros, zeros), Evidence(gaps, zeros))
+    weights = torch.zeros(16, 2).double()
+    weights[1:, 1] = -50.0  # one chain has all the weight
+    monkeypatch.setattr(automatic, "sandwich", lambda *arguments: bounds)
+    monkeypatch.setattr(automatic, "ais", lambda *arguments: from_log_weights(weights, 1))
+    found = estimate(model, x[:2], normals(1.0), method="ais")  # type: ignore[arg-type]
+    assert found.tight is not None and found.tight.tolist() == wanted
+    assert f"gap {gap:.2g} ± {spread / 4:.2g} nats" in found.reason[0]
 
 
 def test_methods_by_name() -> None:

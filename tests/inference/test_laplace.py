@@ -199,6 +199,23 @@ def test_gradients_reach_mode_and_covariance_as_the_ascent_lets_them(adjoint: An
         assert not engine(model, x).z.requires_grad
 
 
+@pytest.mark.parametrize("covariance", ["full", "diagonal"])
+def test_draws_are_reparameterised(covariance: Any, x: Tensor) -> None:
+    """Their derivative in the decoder, at fixed noise, is the finite difference."""
+    seed(4)
+    model, engine = neural(dim=6), Laplace(Constant(torch.zeros(2)), covariance, samples=3)
+    parameters = list(model.parameters())
+    moves = [torch.randn_like(p) for p in parameters]
+
+    def square() -> Tensor:
+        seed(7)
+        return engine(model, x).z.square().sum()
+
+    grads = torch.autograd.grad(square(), parameters, allow_unused=True)
+    slope = sum(float((g * m).sum()) for g, m in zip(grads, moves, strict=True) if g is not None)
+    assert slope == pytest.approx(difference(square, parameters, moves, 1e-5), rel=1e-6)
+
+
 def test_training_by_elbo_and_iwae_at_the_exact_posterior_follows_the_evidence(x: Tensor) -> None:
     model = ppca()
     parameters = list(model.parameters())

@@ -1,9 +1,13 @@
 """Hamiltonian Monte Carlo on posteriors in closed form, and the gradients of Monte Carlo EM."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
+from margins import within
 from problems import Landscape, neural, posterior, ppca
+from pyro.ops.dual_averaging import DualAveraging
 from torch import Tensor, nn
 from torch.distributions import Distribution, Independent, Normal
 
@@ -49,7 +53,8 @@ def test_acceptance_is_that_of_theory() -> None:
     model = Landscape(lambda x, z: -0.5 * z.square().sum(2)).double()
     start = torch.randn(40000, 1, dtype=torch.float64)
     engine = Ascent(Constant(start), HMC(1.3, 1), 2, adjoint=Detach()).double()
-    moved = (engine(model, torch.zeros(40000, 1, dtype=torch.float64)).z[0] != start).double()
+    encoding = engine(model, torch.zeros(40000, 1, dtype=torch.float64))
+    moved = (encoding.z[0] != start).double()
     nodes, weights = np.polynomial.hermite_e.hermegauss(80)
     sizes, shares = np.polynomial.legendre.leggauss(30)
     z, p, size = nodes[:, None, None], nodes[None, :, None], 1.3 * (1 + 0.5 * sizes)
@@ -58,7 +63,44 @@ def test_acceptance_is_that_of_theory() -> None:
     chance = np.minimum(1, np.exp(0.5 * (z**2 + p**2 - end**2 - last**2)))
     wanted = np.einsum("i,j,k,ijk", weights, weights, shares, chance) / (2 * weights.sum() ** 2)
     assert 0.5 < wanted < 0.9
-    assert abs(moved.mean().item() - wanted) < 4.5 * moved.std().item() / 200 + 1e-3
+    assert encoding.solve is not None and encoding.solve.acceptance is not None
+    for share in (moved, encoding.solve.acceptance[0]):
+        assert abs(share.mean().item() - wanted) < 4.5 * share.std().item() / 200 + 1e-3
+
+
+def test_sizes_adapt_by_dual_averaging() -> None:
+    """The sizes of two chains after given acceptance probabilities are those of Pyro's dual averaging."""
+    step, chances = HMC(0.2, adapt=6, target=0.7), torch.rand(9, 1, 2, dtype=torch.float64)
+    code = torch.zeros(1, 2, 3, dtype=torch.float64)
+    state = step.start(None, code)  # type: ignore[arg-type]
+    pyro = [DualAveraging(math.log(10 * 0.2)) for _ in range(2)]
+    rate, _ = step._tested(state, chances[0], 0)
+    assert torch.allclose(torch.as_tensor(rate), torch.tensor(0.2).double())
+    for t in range(1, 9):
+        rate, record = step._tested(state, chances[t], t)
+        state = state | record
+        for chain, each in enumerate(pyro):
+            if t <= 6:
+                each.step(0.7 - float(chances[t, 0, chain]))
+            last, average = each.get_state()
+            assert math.log(rate[0, chain]) == pytest.approx(last if t < 6 else average)  # type: ignore[index]
+    torch.testing.assert_close(step.acceptance(state), chances[7:].mean(0))
+
+
+@pytest.mark.parametrize("rate", [0.004, 4.0])
+def test_adapted_chains_accept_as_often_as_asked_and_stay_posterior_draws(rate: float) -> None:
+    model = ppca(2, 5)
+    x = torch.randn(1, 5, dtype=torch.float64)
+    mean, covariance = posterior(model, x)
+    with torch.no_grad():
+        encoding = MCMC(ClosedForm(samples=1000), HMC(rate, 4, adapt=40), 50)(model, x)
+        assert encoding.solve is not None and encoding.solve.acceptance is not None
+        acceptance = encoding.solve.acceptance.mean().item()
+        within("acceptance", acceptance, above=0.75, below=0.98)  # the average of the sizes is on the safe side
+        assert_moments(encoding.z[:, 0], mean[0], covariance)
+        plain = MCMC(ClosedForm(samples=50), HMC(rate, 4), 12)(model, x).solve
+    assert plain is not None and plain.acceptance is not None
+    assert not 0.3 < plain.acceptance.mean().item() < 0.995
 
 
 def test_chains_from_an_encoder_converge() -> None:
@@ -115,6 +157,8 @@ def test_senseless_chains_are_refused() -> None:
         MCMC(ClosedForm(), HMC(0.1), 1)
     with pytest.raises(ValueError, match="leapfrog must be"):
         HMC(0.1, leapfrog=0)
+    with pytest.raises(ValueError, match=r"Need adapt >= 0 and 0 < target < 1, got 5 and 1\.0"):
+        HMC(0.1, adapt=5, target=1.0)
     model, x = LinearMixture(1, 2, (5,)), torch.randn(3, 5)
     for engine in (ClosedForm(), Ascent(max_steps=2, trace=True)):
         with pytest.raises(ValueError, match=r"`monte_carlo_em` needs the last states of chains.*Use `MCMC\("):

@@ -224,6 +224,7 @@ def test_dead_vectors_move_to_the_furthest_outputs() -> None:
     prior.update(moments)
     assert prior.vectors.flatten().tolist() == pytest.approx([1.5, 6.0, -5.0, 0.5])
     assert (prior.count > 0).all()
+    torch.testing.assert_close(prior.total, prior.count.unsqueeze(1) * prior.vectors)  # so that they stay
     single = torch.zeros(1, 5, 1, 1).double()  # no output is apart from its vector: nothing to move to
     prior.vectors.copy_(torch.tensor([[0.0], [100.0], [-100.0], [200.0]]))
     prior.count.zero_(), prior.total.zero_()

@@ -14,6 +14,7 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from gae import nets
 from gae.nets import sequence as sequence_nets
+from gae.nets.hierarchical import HierarchicalLSTMDecoder
 
 shapes = st.integers(1, 5) | st.lists(st.integers(1, 4), min_size=1, max_size=3).map(tuple)
 widths = st.lists(st.integers(1, 5), max_size=3)
@@ -236,6 +237,7 @@ def test_constant_data_keep_the_unit_one() -> None:
         (lambda n: sequence_nets.TransformerEncoder(5, 2, layers=n), "layers"),
         (lambda n: sequence_nets.LSTMDecoder(n, 5), "latent"),
         (lambda n: sequence_nets.LSTMDecoder(2, n + 1), "classes"),
+        (lambda n: HierarchicalLSTMDecoder(2, 5, n), "segment"),
         (lambda n: sequence_nets.TransformerDecoder(n, 5), "latent"),
         (lambda n: sequence_nets.TransformerDecoder(2, 5, width=n), "width"),
     ],

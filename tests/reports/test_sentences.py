@@ -1,12 +1,15 @@
 """Each sentence of "in short" against results that are built to break it."""
 
+import itertools
 import re
 from dataclasses import replace
 from typing import Any
 
 import pytest
+import torch
+from scipy import stats
 
-from gae.analysis.costs import Costs, costs, worst
+from gae.analysis.costs import Costs, costs, gap_costs, worst
 from gae.analysis.estimates import Estimate, difference, estimate
 from gae.analysis.matrix import DIAGONAL, ENCODER, OPTIMUM
 from gae.reports.sentences import answer, errors, family_cost, ordered, runaway, simpler
@@ -137,10 +140,49 @@ def test_costs_are_paired_by_training_and_sample() -> None:
     use = {"active": 2, "width": 2, "kl": 3.0}
     alone = costs([first], [use], DIAGONAL, 4)
     assert alone.total == Estimate(2.0, 0.0, 3, "test samples", 0.0) and alone.gain.mean == 1 and alone.left.mean == 0.5
-    both = costs([first, second], [use, {**use, "active": 1}], DIAGONAL, 4)
+    assert alone.approximation is not None and alone.approximation.mean == 0.5 and alone.amortisation.mean == 1.5
+    second["cells"][DIAGONAL][OPTIMUM]["converged"] = 0.5
+    both = costs([first, second], [use, {**use, "active": 1, "kl": 5.0}], DIAGONAL, 4)
+    assert both.approximation is not None and both.approximation.mean == 1.0 and both.amortisation.mean == 2.0
+    assert both.converged == 0.5 and both.kl == 4.0 and both.gain.mean == 1.5 and both.left.mean == 0.5
     assert both.total is not None and (both.total.mean, both.total.error, both.total.n) == (3.0, 1.0, 2)
     assert both.active == 1 and both.total.over == "trainings"
     assert costs([first, {**second, "log_p": {"values": base, "tight": False}}], [use] * 2, DIAGONAL, 4).total is None
+
+
+def test_costs_of_a_gap_are_those_of_its_columns() -> None:
+    columns = {
+        "L[q]": [0.0, 1.0],
+        "L[q*], mean-field": [2.0, 4.0],
+        "L[q after 4 L-BFGS steps]": [1.5, 2.5],
+        "inference gap": [3.0, 6.0],
+        "approximation gap, mean-field": [1.0, 3.0],
+        "amortisation gap": [2.0, 3.0],
+        "converged, mean-field": [1.0, 0.0],
+        "tight log p(x)": [1.0, 1.0],
+    }
+    values = {name: torch.tensor(column, dtype=torch.float64) for name, column in columns.items()}
+    use = {"active": 2, "width": 3, "kl": 1.5}
+    known = gap_costs(values, "mean-field", use, 4)
+    assert known.total is not None and known.approximation is not None
+    means = [each.mean for each in (known.total, known.approximation, known.amortisation, known.gain, known.left)]
+    assert means == [4.5, 2.0, 2.5, 1.5, 1.0]
+    assert (known.converged, known.active, known.width, known.kl) == (0.5, 2, 3, 1.5)
+    values["tight log p(x)"][0] = 0.0
+    assert gap_costs(values, "mean-field", use, 4).total is None
+
+
+@pytest.mark.parametrize("size", [3, 5, 64])
+def test_significance_is_that_of_student_s_t_test(size: int) -> None:
+    """SciPy's two-sided test at 5 %, and the upper end of its 95 % interval; and 0.01 nats are needed, too."""
+    for mean, spread in itertools.product([-0.5, 0.02, 0.05, 0.2, 0.6], [0.01, 0.05, 0.2, 0.4]):
+        values = mean + spread * torch.randn(size, dtype=torch.float64)
+        test = stats.ttest_1samp(values.numpy(), 0.0)
+        one = estimate([values.tolist()])
+        assert one.significant == (test.pvalue < 0.05 and abs(float(values.mean())) >= 0.01)
+        assert one.excludes == (test.confidence_interval(0.95).high < 0.1)
+        assert one.error == pytest.approx(stats.sem(values.numpy()))
+    assert not estimate([[0.009, 0.009, 0.0089]]).significant
 
 
 def test_the_worst_samples_come_first() -> None:

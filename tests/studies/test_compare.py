@@ -220,9 +220,10 @@ def test_checkpoints_can_be_rebuilt(out: Path, small: Dataset, results: dict[str
         assert float(bound.value.mean()) == pytest.approx(float(np.mean(stored["values"])), abs=5 * error + 1e-3)
 
 
-def test_several_seeds_are_several_trainings(small: Dataset, tmp_path: Path) -> None:
+def test_several_seeds_are_several_trainings(small: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     options = {**TINY, "engines": ("amortised",), "epochs": 1}
     both = compare.compare(small, tmp_path / "both", seeds=2, **options)
+    monkeypatch.setattr(compare, "write", lambda out: None)
     second = compare.compare(small, tmp_path / "second", seed=1, **options)
     assert [training["seed"] for training in both["trainings"]] == [0, 1]
     assert timeless(both["trainings"][1]["decoders"]) == timeless(second["trainings"][0]["decoders"])
@@ -272,7 +273,10 @@ def test_finished_phases_are_reread(
     assert timeless(compare.compare(small, out, resume=True, **TINY)) == timeless(results)
 
 
-def test_another_seed_gives_other_numbers(small: Dataset, results: dict[str, Any], tmp_path: Path) -> None:
+def test_another_seed_gives_other_numbers(
+    small: Dataset, results: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compare, "write", lambda out: None)
     options = {**TINY, "engines": ("amortised",), "seed": 1}
     other = compare.compare(small, tmp_path / "run", **options)
     assert decoder(other, "amortised")["points"][0]["joint"] != decoder(results, "amortised")["points"][0]["joint"]
@@ -335,6 +339,7 @@ def test_dynamic_binarisation_is_redrawn_in_training_only(tmp_path: Path, monkey
         return train(model, data, **options)
 
     monkeypatch.setattr(compare, "fit", watched)
+    monkeypatch.setattr(compare, "write", lambda out: None)
     options = {**TINY, "head": "bernoulli", "engines": ("amortised",), "epochs": 1}
     results = compare.compare(data, tmp_path / "run", **options)
     assert seen[-1] is data and not torch.equal(seen[-1].epoch(0), seen[-1].epoch(1))

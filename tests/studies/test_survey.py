@@ -190,9 +190,8 @@ def test_text_is_surveyed_by_systems_of_sequences(tmp_path: Path) -> None:
     (tmp_path / "names.txt").write_text("ada\nalan\ngrace\nemmy\n" * 20, encoding="utf-8")
     data = load(str(tmp_path / "names.txt"))
     found = survey(data, tmp_path / "run", epochs=2, quick=True, progress=False)
-    assert (
-        [entry["system"] for entry in found["texts"]] == survey_systems(text=True) == ["sequence-vae", "attention-vae"]
-    )
+    of_text = ["sequence-vae", "attention-vae", "music-vae"]
+    assert [entry["system"] for entry in found["texts"]] == survey_systems(text=True) == of_text
     assert found["rows"] == [] and data.vocabulary is not None
     entry = found["texts"][0]
     assert entry["lines"] == data.vocabulary.decode(data.test[:12]) and len(entry["samples"]) == 12

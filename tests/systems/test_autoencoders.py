@@ -2,6 +2,7 @@
 
 import math
 from functools import partial
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -33,9 +34,9 @@ from gae.inference.ascent.solver import Solver
 from gae.likelihood import Flat, Gaussian, LaplacePrior, LinearMixture
 from gae.objective import joint
 from gae.training import fit
-from gae.training.corruption import GaussianNoise, MaskingNoise, SaltAndPepper
+from gae.training.corruption import GaussianNoise, MaskingNoise, SaltAndPepper, Walkback
 from gae.training.learners import has_closed_form
-from gae.training.penalty import Contractive, SparseActivity
+from gae.training.penalty import Contractive, SparseActivation, SparseActivity
 
 train = partial(fit, progress=False)
 Adam = partial(torch.optim.Adam, lr=3e-3)
@@ -81,10 +82,12 @@ def test_salt_and_pepper(rate: float) -> None:
     [
         (lambda: GaussianNoise(0.0), "scale must be positive"),
         (lambda: MaskingNoise(1.1), r"rate must lie in \(0, 1\]"),
+        (lambda: Walkback(GaussianNoise(1.0), 1.0), r"rate must lie in \[0, 1\)"),
         (lambda: SaltAndPepper(0.0), r"rate must lie in \(0, 1\]"),
         (lambda: SaltAndPepper(0.1, 1.0, 1.0), "low < high"),
         (lambda: Contractive(0.0), "weight must be positive"),
         (lambda: SparseActivity(1.0, 1.0), "rho must lie"),
+        (lambda: SparseActivation(1.0, 0.0), "rho must lie"),
         (lambda: LaplacePrior(2, rate=0.0), "rate must be positive"),
     ],
 )
@@ -166,8 +169,31 @@ def test_activity_penalty_is_the_divergence_of_two_coins() -> None:
     assert torch.allclose(autoencoder(x) - autoencoder.eval()(x), wanted)
 
 
-def test_activities_outside_the_unit_interval() -> None:
-    autoencoder = model(nn.Linear(4, 3), penalties=[SparseActivity(1.0)])
+def test_the_penalty_of_each_activation_is_the_divergence_of_its_coin() -> None:
+    """Ledger D31: the source's form, with the slope logit z - logit ρ, over the number of observations."""
+    encoder = nn.Sequential(nn.Linear(4, 3), nn.Sigmoid())
+    autoencoder, x = model(encoder, penalties=[SparseActivation(2.0, rho=0.1)]), torch.randn(50, 4).double()
+    z = encoder(x)
+    wanted = 2 * kl_divergence(Coin(z), Coin(torch.tensor(0.1).double())).sum(1).mean()
+    penalty = autoencoder(x) - autoencoder.eval()(x)
+    assert torch.allclose(penalty, wanted)
+    logit = encoder[0](x)
+    slope = (2 / 50 * (logit - math.log(0.1 / 0.9)) * z * (1 - z)).sum(0)  # dz / d logit = z (1 - z)
+    assert torch.allclose(torch.autograd.grad(penalty, encoder[0].bias)[0], slope)
+
+
+def test_a_saturated_activation_has_a_finite_penalty() -> None:
+    encoder = nn.Sequential(nn.Linear(4, 3), nn.Sigmoid())
+    nn.init.constant_(encoder[0].bias, -2000.0)
+    autoencoder = model(encoder, penalties=[SparseActivation(1.0, 0.1)])
+    loss = autoencoder(torch.randn(5, 4).double())
+    gradient = torch.autograd.grad(loss, encoder[0].weight)[0]
+    assert loss.isfinite() and gradient.isfinite().all()
+
+
+@pytest.mark.parametrize("penalty", [SparseActivity, SparseActivation])
+def test_activities_outside_the_unit_interval(penalty: type[nn.Module]) -> None:
+    autoencoder = model(nn.Linear(4, 3), penalties=[penalty(1.0)])
     with pytest.raises(ValueError, match=r"must lie in .*sigmoid"):
         autoencoder(10 * torch.ones(5, 4).double())
 
@@ -302,6 +328,46 @@ def test_sparse_autoencoder_reaches_its_activity(digits: Dataset) -> None:
     within("mean error of activities", (activity - 0.05).abs().mean(), below=0.01)
 
 
+def test_l1_is_the_loss_of_sparse_coding_at_the_encoders_code() -> None:
+    """Ledger D31: ‖x - Az‖²/2σ² + λ Σ|z| up to constants, with unit atoms A and σ of 0.4 in units of the data."""
+    autoencoder = systems.build("sparse-ae", (4,), latent=6, weight=3.0, penalty="l1").double()
+    x = torch.randn(7, 4).double()
+    with torch.no_grad():
+        encoding = autoencoder.encode(x)
+        z, error = encoding.z[0], x - autoencoder.reconstruct(x)
+        found = autoencoder(x)
+    wanted = (error.square().sum(1) / 0.32 + 3 * z.abs().sum(1)).mean()
+    constant = 4 * math.log(0.4 * math.sqrt(2 * math.pi)) - 6 * math.log(3 / 2)
+    assert float(found) == pytest.approx(float(wanted) + constant, rel=1e-6)
+
+
+def test_a_higher_rate_makes_the_codes_smaller(digits: Dataset) -> None:
+    sizes = []
+    for rate in (0.1, 10.0):
+        torch.manual_seed(0)
+        autoencoder = systems.build("sparse-ae", digits.event_shape, latent=32, weight=rate, penalty="l1")
+        train(autoencoder, digits.train[:300], epochs=20, batch_size=50, optimizer=Adam)
+        with torch.no_grad():
+            sizes.append(float(autoencoder.encode(digits.train[:300]).z.abs().mean()))
+    within("size of the codes at the higher rate, by that at the lower", sizes[1] / sizes[0], below=0.5)
+
+
+def test_each_activation_comes_close_to_its_target(digits: Dataset) -> None:
+    torch.manual_seed(0)
+    autoencoder = systems.build("sparse-ae", digits.event_shape, latent=16, rho=0.2, weight=300.0, penalty="each")
+    train(autoencoder, digits.train[:300], epochs=20, batch_size=50, optimizer=Adam)
+    with torch.no_grad():
+        z = autoencoder.encode(digits.train[:300]).z
+    within("root mean square distance from the target", (z - 0.2).square().mean().sqrt(), below=0.1)
+
+
+def test_options_of_the_sparse_autoencoder() -> None:
+    with pytest.raises(ValueError, match=r"Unknown penalty 'l2'\. Valid penalties: mean, each, l1"):
+        systems.build("sparse-ae", (4,), penalty="l2")
+    with pytest.raises(ValueError, match=r"has no target activity: rho=0\.1"):
+        systems.build("sparse-ae", (4,), penalty="l1", rho=0.1)
+
+
 @pytest.mark.usefixtures("unchecked_types")
 def test_sparse_coding_solves_the_lasso_of_its_learned_dictionary(digits: Dataset) -> None:
     """Optimal by a dual certificate, by the conditions of Karush, Kuhn and Tucker, and by scikit-learn's solver."""
@@ -382,17 +448,72 @@ def test_unknown_corruption() -> None:
 # Chains.
 
 
-def test_the_denoising_walk_of_a_gaussian() -> None:
-    """Data N(0, s²), noise σ²: the optimal denoiser is x̃ s²/(s²+σ²) with variance s²σ²/(s²+σ²); the chain keeps s²."""
-    spread, noise = 1.5, 1.0
+def gaussian_denoiser(spread: float, noise: float, corruption: nn.Module) -> Autoencoder:
+    """The optimal denoiser of data N(0, s²) with noise σ²: x given x̃ is N(c x̃, c σ²), c = s²/(s² + σ²)."""
     share = spread**2 / (spread**2 + noise**2)
     decoder = nn.Linear(1, 1, bias=False).double()
     decoder.weight.data.fill_(share)
     likelihood = Gaussian(decoder, 1, math.sqrt(share) * noise, prior=Flat(1))
-    autoencoder = Autoencoder(likelihood, Amortized(nn.Identity()), corruption=GaussianNoise(noise))
+    return Autoencoder(likelihood, Amortized(nn.Identity()), corruption=corruption)
+
+
+def test_the_denoising_walk_of_a_gaussian() -> None:
+    """Data N(0, s²), noise σ²: the optimal denoiser is x̃ s²/(s²+σ²) with variance s²σ²/(s²+σ²); the chain keeps s²."""
+    spread, noise = 1.5, 1.0
+    autoencoder = gaussian_denoiser(spread, noise, GaussianNoise(noise))
     chain = denoising_walk(autoencoder, torch.full((4000, 1), 5.0).double(), steps=30)[-1]
     assert float(chain.mean()) == pytest.approx(0, abs=4 * spread / math.sqrt(4000))
     assert float(chain.var()) == pytest.approx(spread**2, abs=4 * spread**2 * math.sqrt(2 / 4000))
+
+
+class Recorded(GaussianNoise):
+    """Noise that keeps what it returned."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.seen = [*getattr(self, "seen", []), super().forward(x)]
+        return self.seen[-1]
+
+
+def test_inputs_of_walk_back_training_are_those_of_the_chain() -> None:
+    """After t returns an input is Gaussian, of a known mean and variance, and a fraction pᵗ of the chains get there."""
+    spread, noise, rate, n = 1.5, 1.0, 0.6, 20_000
+    walk = Walkback(Recorded(noise), rate)
+    autoencoder = gaussian_denoiser(spread, noise, walk)
+    clean, seen = walk.pairs(autoencoder.redraw, torch.full((n, 1), 5.0).double())
+    steps = walk.corruption.seen  # type: ignore[union-attr]
+    assert torch.equal(torch.cat(steps), seen) and bool((clean == 5).all()) and len(clean) == len(seen)
+    share, mean, variance = spread**2 / (spread**2 + noise**2), 5.0, noise**2
+    for before, step in pairwise([torch.empty(round(n / rate)), *steps[:5]]):
+        expected = rate * len(before)
+        assert len(step) == pytest.approx(expected, abs=4.5 * math.sqrt(expected * (1 - rate)))
+        assert float(step.mean()) == pytest.approx(mean, abs=4.5 * math.sqrt(variance / len(step)))
+        assert float(step.var()) == pytest.approx(variance, abs=4.5 * variance * math.sqrt(2 / len(step)))
+        mean, variance = share * mean, share**2 * variance + share * noise**2 + noise**2
+
+
+def test_walk_back_training_scores_the_start_of_each_chain() -> None:
+    autoencoder = gaussian_denoiser(1.5, 1.0, Walkback(GaussianNoise(1.0), 0.5))
+    x = torch.randn(9, 1).double()
+    torch.manual_seed(1)
+    clean, seen = autoencoder.corruption.pairs(autoencoder.redraw, x)  # type: ignore[union-attr, operator]
+    assert len(clean) > 9 and set(clean.flatten().tolist()) <= set(x.flatten().tolist())
+    torch.manual_seed(1)
+    assert torch.allclose(autoencoder(x), -autoencoder.likelihood.log_joint(clean, seen.unsqueeze(0)).mean())
+    plain = -autoencoder.likelihood.log_joint(x, x.unsqueeze(0)).mean()
+    assert torch.allclose(autoencoder.eval()(x), plain)
+    torch.manual_seed(1)
+    first = denoising_walk(autoencoder, x, steps=3)
+    torch.manual_seed(1)
+    assert torch.equal(first, denoising_walk(autoencoder, x, steps=3, corruption=GaussianNoise(1.0)))
+
+
+def test_a_denoising_autoencoder_learns_from_its_own_chains(digits: Dataset) -> None:
+    torch.manual_seed(0)
+    autoencoder = systems.build("dae", digits.event_shape, latent=8, hidden=(16,), walkback=0.5)
+    history = train(autoencoder, digits.train[:200], epochs=4, batch_size=50, optimizer=Adam)
+    assert history.rows[-1].train_loss < history.rows[0].train_loss
+    with pytest.raises(ValueError, match=r"walkback must lie in \[0, 1\), got 1"):
+        systems.build("dae", (4,), walkback=1.0)
 
 
 def test_the_contractive_walk_of_a_linear_encoder() -> None:

@@ -105,6 +105,21 @@ def test_a_flow_is_a_density(name: str) -> None:
     assert ((z.mean(0) - mean).abs() < 4.5 * (variance / 4000).sqrt() + 5e-3).all()
 
 
+@every_flow
+def test_a_flow_is_standard_noise_transformed_then_moved(name: str) -> None:
+    """z = loc + scale flow(ε; context): the density of the library's own conditional flow, by change of variables."""
+    guide, x = encoder(name), observations()
+    loc, log_scale, context = guide.network(x).split([2, 2, 3], 1)
+    if isinstance(guide.flow, dist.ConditionalTransform):
+        base = dist.Normal(torch.zeros_like(loc), 1.0).to_event(1)
+        plain = ConditionalTransformedDistribution(base, [guide.flow]).condition(context)
+    else:
+        plain = guide.flow(context)  # zuko's, on its own standard normal base
+    z = torch.randn(B, 2).double()
+    wanted = plain.log_prob((z - loc) / log_scale.exp()) - log_scale.sum(1)
+    torch.testing.assert_close(guide.density(x).log_prob(z), wanted, rtol=1e-6, atol=1e-6)
+
+
 @pytest.mark.parametrize("name", ["maf", "nsf"])
 def test_the_point_of_a_flow_of_one_element_is_its_median(name: str) -> None:
     with torch.no_grad():
@@ -153,6 +168,8 @@ def test_every_parameter_of_a_flow_learns(name: str, objective: Callable[[Encodi
     autoencoder(observations()).backward()
     for key, parameter in autoencoder.named_parameters():
         assert parameter.grad is not None and parameter.grad.isfinite().all(), key
+    context = autoencoder.inference.guide.network.weight.grad[4:]
+    assert (context != 0).any(1).all()
 
 
 class Raw(nn.Module):

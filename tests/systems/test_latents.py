@@ -22,7 +22,7 @@ def trained(digits: Dataset) -> Autoencoder:
     seed(0)
     model = build("vae", IMAGE)
     with without_type_checks():
-        fit(model, digits, epochs=80, batch_size=64, optimizer=lambda p: torch.optim.Adam(p, lr=3e-3), progress=False)
+        fit(model, digits, epochs=30, batch_size=100, optimizer=lambda p: torch.optim.Adam(p, lr=4e-3), progress=False)
     return model
 
 

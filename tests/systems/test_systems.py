@@ -757,6 +757,7 @@ def test_an_encoders_scale_neither_vanishes_nor_overflows() -> None:
         ("maximal-activation", "units", 0),
         ("attention-vae", "heads", 0),
         ("sequence-vae", "classes", 0),
+        ("music-vae", "segment", 0),
     ],
 )
 def test_sizes_are_checked_by_name(name: str, option: str, bad: Any) -> None:
@@ -811,7 +812,7 @@ def test_unknown_head(name: str) -> None:
         systems.build(name, (1, 8, 8), head="normal")
 
 
-OF_SEQUENCES = ("sequence-vae", "attention-vae")
+OF_SEQUENCES = ("sequence-vae", "attention-vae", "music-vae")
 
 
 @pytest.mark.parametrize("name", systems.SYSTEMS)

@@ -74,6 +74,7 @@ EXAMPLES = {
     "inpainting": Example(FEW, observe=measured("inpainting", **FEW)),
     "sequence-vae": Example({"classes": 10, "end": None, "hidden": 8}, **ROWS),
     "attention-vae": Example({"classes": 10, "end": None, "width": 8, "heads": 2, "layers": 1}, **ROWS),
+    "music-vae": Example({"classes": 10, "end": None, "hidden": 8}, **ROWS),
     "linear-regression": Example(learns=False),
     "tsne": Example({"points": 12, "perplexity": 3.0, "steps": 3, "early_steps": 1}, **DATA_SETS),
     "lle": Example({"points": 12, "neighbours": 4}, **DATA_SETS),

@@ -1,6 +1,7 @@
 """A run that was stopped, killed or distributed over processes gives the result of an uninterrupted one."""
 
 import json
+import os
 import random
 import re
 import shutil
@@ -8,63 +9,22 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from conftest import file_limit
-from torch import Tensor, nn
+from courses import CASES, UNEVEN, X, adam, course, momentum, noisy
+from torch import Tensor
 
-from gae import Autoencoder, nets
-from gae.data import load
-from gae.inference import Amortized
-from gae.likelihood import Gaussian
+from gae import Autoencoder
 from gae.storage import checkpoint
 from gae.storage.packing import pack
-from gae.systems import ae, gmm, kmeans, savae, vae
-from gae.training import History, fit, restore
+from gae.systems import vae
+from gae.training import History, restore
 from gae.training.learners import GradientLearner
-
-PATHS = [str(folder) for folder in Path(__file__).resolve().parents[:3]]  # of this file, of the tests, of gae
-X = torch.randn(50, 5, generator=torch.Generator().manual_seed(0))
-
-adam = partial(torch.optim.Adam, lr=1e-2)
-momentum = partial(torch.optim.SGD, lr=1e-2, momentum=0.9)
-lbfgs = partial(torch.optim.LBFGS, max_iter=3, history_size=4, line_search_fn="strong_wolfe")
-
-
-def noisy() -> Autoencoder:
-    """Dropout draws noise, BatchNorm keeps buffers."""
-    encoder = nn.Sequential(nn.Linear(5, 8), nn.BatchNorm1d(8), nn.Dropout(0.2), nn.Linear(8, 2))
-    return Autoencoder(Gaussian(nets.mlp(2, [8], (5,)), 2), Amortized(encoder))
-
-
-def dynamic() -> dict[str, Any]:
-    return {"data": load("digits", binarize="dynamic"), "batch_size": 500}
-
-
-CASES: dict[str, tuple[Callable[[], Autoencoder], dict[str, Any]]] = {
-    "adam": (lambda: ae((5,), 2, (8,)), {"optimizer": adam}),
-    "momentum": (lambda: ae((5,), 2, (8,)), {"optimizer": momentum, "clip": 0.5}),
-    "lbfgs": (lambda: ae((5,), 2, (8,)), {"optimizer": lbfgs}),
-    "vae": (lambda: vae((5,), 2, (8,), samples=2, analytic=False), {"optimizer": adam}),
-    "savae": (lambda: savae((5,), 2, (8,), steps=2), {"optimizer": adam, "validation": 0.2}),
-    "noisy": (noisy, {"optimizer": momentum, "validation": 0.3, "patience": 2}),
-    "dynamic": (lambda: vae((1, 8, 8), 2, (8,), head="bernoulli"), {"validation": 0.2, "patience": 3}),
-    "kmeans": (lambda: kmeans((5,), 6), {"tol": 1e-9}),
-    "gmm": (lambda: gmm((5,), 3), {"tol": 1e-9, "validation": X[:20]}),
-}
-
-
-def course(name: str, out: Path | str, epochs: int = 4, **options: Any) -> tuple[Autoencoder, History]:
-    build, own = CASES[name]
-    torch.manual_seed(0)
-    model = build()
-    wanted = {"data": X, "batch_size": 16, **own, **(dynamic() if name == "dynamic" else {}), **options}
-    history = fit(model, wanted.pop("data"), epochs=epochs, out=out, progress=False, **wanted)
-    return model, history
 
 
 def fingerprint(out: Path) -> tuple[str, dict[str, bytes]]:
@@ -77,28 +37,43 @@ def fingerprint(out: Path) -> tuple[str, dict[str, bytes]]:
     return json.dumps(tree), {name: value.numpy().tobytes() for name, value in tensors.items()}
 
 
-def assert_same_end(name: str, out: Path, model: Autoencoder, tmp_path: Path) -> None:
-    undisturbed, history = course(name, tmp_path / "undisturbed")
-    assert fingerprint(out) == fingerprint(tmp_path / "undisturbed")
-    for key, value in undisturbed.state_dict().items():
-        assert torch.equal(model.state_dict()[key], value), key
-    metrics = (out / "metrics.csv").read_text().splitlines()
-    assert [line.rpartition(",")[0] for line in metrics] == [
-        line.rpartition(",")[0] for line in (tmp_path / "undisturbed" / "metrics.csv").read_text().splitlines()
-    ]
-    assert len(metrics) == len(history.rows) + 1
+Courses = Callable[[str], tuple[Autoencoder, History, Path]]
+Ends = Callable[[str, Path, Autoencoder], None]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Courses:
+    """A course without any interruption, and its folder."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    return cache(lambda name: (*course(name, folder / name), folder / name))
+
+
+@pytest.fixture
+def assert_same_end(undisturbed: Courses) -> Ends:
+    def check(name: str, out: Path, model: Autoencoder) -> None:
+        wanted, history, folder = undisturbed(name)
+        assert fingerprint(out) == fingerprint(folder)
+        for key, value in wanted.state_dict().items():
+            assert torch.equal(model.state_dict()[key], value), key
+        metrics, others = ((path / "metrics.csv").read_text().splitlines() for path in (out, folder))
+        assert [line.rpartition(",")[0] for line in metrics] == [line.rpartition(",")[0] for line in others]
+        assert len(metrics) == len(history.rows) + 1
+
+    return check
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_stopped_after_an_epoch(name: str, tmp_path: Path) -> None:
+def test_stopped_after_an_epoch(name: str, tmp_path: Path, assert_same_end: Ends) -> None:
     course(name, tmp_path / "run", epochs=2)
     model, _ = course(name, tmp_path / "run", resume=True)
-    assert_same_end(name, tmp_path / "run", model, tmp_path)
+    assert_same_end(name, tmp_path / "run", model)
 
 
 @pytest.mark.parametrize("steps", [3, 7])
 @pytest.mark.parametrize("name", [name for name in CASES if name not in ("kmeans", "gmm")])
-def test_stopped_in_mid_epoch(name: str, steps: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stopped_in_mid_epoch(
+    name: str, steps: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, assert_same_end: Ends
+) -> None:
     calls = [0]
     real = GradientLearner.step
 
@@ -113,10 +88,12 @@ def test_stopped_in_mid_epoch(name: str, steps: int, tmp_path: Path, monkeypatch
         with pytest.raises(KeyboardInterrupt):
             course(name, tmp_path / "run", checkpoint_every=3)
     model, _ = course(name, tmp_path / "run", resume=True, checkpoint_every=2)
-    assert_same_end(name, tmp_path / "run", model, tmp_path)
+    assert_same_end(name, tmp_path / "run", model)
 
 
-def test_epochs_within_the_interval_have_no_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_epochs_within_the_interval_have_no_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, assert_same_end: Ends
+) -> None:
     """A run that ends again and again saves its last epochs; one that is stopped between resumes from there."""
     days = {"checkpoint_interval": 1e6}
     course("vae", tmp_path / "run", epochs=2, **days)
@@ -135,23 +112,22 @@ def test_epochs_within_the_interval_have_no_checkpoint(tmp_path: Path, monkeypat
             course("vae", tmp_path / "run", resume=True, **days)
     assert len(checkpoint.checkpoints(tmp_path / "run")) == 1
     model, _ = course("vae", tmp_path / "run", resume=True, **days)
-    assert_same_end("vae", tmp_path / "run", model, tmp_path)
+    assert_same_end("vae", tmp_path / "run", model)
     course("vae", tmp_path / "short", checkpoint_interval=1e-9)
     assert len(checkpoint.checkpoints(tmp_path / "short")) == 2
 
 
-def test_damaged_newest_checkpoint(tmp_path: Path) -> None:
+def test_damaged_newest_checkpoint(tmp_path: Path, assert_same_end: Ends) -> None:
     course("vae", tmp_path / "run", epochs=3)
     newest = checkpoint.checkpoints(tmp_path / "run")[-1] / checkpoint.TENSORS
     newest.write_bytes(newest.read_bytes()[:100])
     with pytest.warns(UserWarning, match=r"Using checkpoint-00000008, since .*00000012 is damaged"):
         model, _ = course("vae", tmp_path / "run", resume=True)
-    assert_same_end("vae", tmp_path / "run", model, tmp_path)
+    assert_same_end("vae", tmp_path / "run", model)
 
 
-def test_damaged_values_of_the_newest_checkpoint(tmp_path: Path) -> None:
+def test_damaged_values_of_the_newest_checkpoint(tmp_path: Path, undisturbed: Courses) -> None:
     """One altered digit of the learning rate, the epoch or a loss: the run resumes from the previous checkpoint."""
-    course("vae", tmp_path / "undisturbed")
     course("vae", tmp_path / "run", epochs=3)
     newest = checkpoint.checkpoints(tmp_path / "run")[-1] / checkpoint.STATE
     text = newest.read_text()
@@ -164,10 +140,10 @@ def test_damaged_values_of_the_newest_checkpoint(tmp_path: Path) -> None:
         file.write_text(text.replace(f'"{name}": {value}', f'"{name}": {value[:-1]}{digit}'))
         with pytest.warns(UserWarning, match=r"Using checkpoint-00000008, since .*00000012 is damaged"):
             course("vae", tmp_path / name, resume=True)
-        assert fingerprint(tmp_path / name) == fingerprint(tmp_path / "undisturbed")
+        assert fingerprint(tmp_path / name) == fingerprint(undisturbed("vae")[2])
 
 
-def test_a_full_disk_costs_one_epoch(tmp_path: Path) -> None:
+def test_a_full_disk_costs_one_epoch(tmp_path: Path, assert_same_end: Ends) -> None:
     course("adam", tmp_path / "run", epochs=2)
     with (
         file_limit(1000),
@@ -175,7 +151,7 @@ def test_a_full_disk_costs_one_epoch(tmp_path: Path) -> None:
     ):
         course("adam", tmp_path / "run", resume=True)
     model, _ = course("adam", tmp_path / "run", resume=True)
-    assert_same_end("adam", tmp_path / "run", model, tmp_path)
+    assert_same_end("adam", tmp_path / "run", model)
 
 
 def test_resuming_a_finished_run_changes_nothing(tmp_path: Path) -> None:
@@ -190,12 +166,12 @@ def test_resuming_a_finished_run_changes_nothing(tmp_path: Path) -> None:
     assert all(map(torch.equal, loaded.state_dict().values(), model.state_dict().values()))
 
 
-def test_resume_without_a_checkpoint_begins(tmp_path: Path) -> None:
+def test_resume_without_a_checkpoint_begins(tmp_path: Path, assert_same_end: Ends) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "notes.txt").write_text("mine")
     model, history = course("adam", tmp_path / "run", resume=True)
     assert len(history.rows) == 4
-    assert_same_end("adam", tmp_path / "run", model, tmp_path)
+    assert_same_end("adam", tmp_path / "run", model)
 
 
 DIFFERENT: list[tuple[dict[str, Any], str]] = [
@@ -238,52 +214,9 @@ def test_restore_refuses_what_fit_did_not_write(tmp_path: Path) -> None:
         restore(noisy(), tmp_path)
 
 
-# Imports once, then forks a process for each line [case, folder, operations, calls], which kills itself before so many
-# file operations or function calls (0: never), not after some time, so that it dies at the same point on any machine;
-# answers with its exit code.
-WORKER = """
-import json, os, signal, sys
-sys.path[:0] = json.loads(sys.argv[1])
-import torch
-torch.set_num_threads(1)
-import lightning_fabric, safetensors.torch
-from test_resume import course
-
-def countdown(left):
-    def count():
-        nonlocal left
-        left -= 1
-        if not left:
-            os.kill(os.getpid(), signal.SIGKILL)
-    return count
-
-def die_before(operations, folder):
-    counted, count = {"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir"}, countdown(operations)
-    def hook(event, args):
-        if event in counted and (folder in str(args[0]) or event in ("os.remove", "os.rmdir")):
-            count()
-    sys.addaudithook(hook)
-
-def die_before_call(calls):
-    count = countdown(calls)
-    sys.setprofile(lambda frame, event, argument: count() if event in ("call", "c_call") else None)
-
-print("ready", flush=True)
-for line in sys.stdin:
-    name, folder, operations, calls = json.loads(line)
-    child = os.fork()
-    if not child:
-        if operations:
-            die_before(operations, folder)
-        if calls:
-            die_before_call(calls)
-        course(name, folder, resume=True, checkpoint_every=1)
-        os._exit(0)
-    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
-"""
-
-
 class Worker:
+    """The process of worker.py."""
+
     def __init__(self, process: subprocess.Popen[str]):
         self.process = process
 
@@ -291,20 +224,28 @@ class Worker:
         assert self.process.stdout is not None
         return self.process.stdout.readline().strip()
 
+    def ask(self, *task: Any) -> list[int]:
+        """Exit codes of the processes that it forked for the task."""
+        assert self.process.stdin is not None
+        self.process.stdin.write(json.dumps(task) + "\n")
+        self.process.stdin.flush()
+        return list(json.loads(self.read()))
+
     def attempt(self, name: str, out: Path, operations: int = 0, calls: int = 0) -> bool:
         """Whether it finished before it was killed."""
-        assert self.process.stdin is not None
-        self.process.stdin.write(json.dumps([name, str(out), operations, calls]) + "\n")
-        self.process.stdin.flush()
-        code = int(self.read())
+        (code,) = self.ask("attempt", name, str(out), operations, calls)
         assert code in (0, -signal.SIGKILL)
         return code == 0
 
 
 @pytest.fixture(scope="module")
-def worker() -> Iterator[Worker]:
-    paths, pipe = json.dumps(PATHS), subprocess.PIPE
-    with subprocess.Popen([sys.executable, "-c", WORKER, paths], stdin=pipe, stdout=pipe, text=True) as process:
+def worker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Worker]:
+    if not hasattr(os, "fork"):
+        pytest.skip("processes are forked, which this system cannot do")
+    here, tests, root = Path(__file__).resolve().parents[:3]
+    pipe, paths = subprocess.PIPE, {"PYTHONPATH": os.pathsep.join(map(str, (root, tests)))}
+    command = [sys.executable, here / "worker.py", tmp_path_factory.mktemp("worker")]
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, env=os.environ | paths) as process:
         started = Worker(process)
         assert started.read() == "ready"
         yield started
@@ -317,7 +258,7 @@ def reached(out: Path) -> int:
     return checkpoint.load(out).step if checkpoint.checkpoints(out) else 0
 
 
-def test_killed_before_any_file_operation(worker: Worker, tmp_path: Path) -> None:
+def test_killed_before_any_file_operation(worker: Worker, tmp_path: Path, assert_same_end: Ends) -> None:
     """Each attempt is killed one operation later than the previous one, so that every point of a write is covered."""
     out, steps, operations = tmp_path / "run", [0], 1
     while not worker.attempt("vae", out, operations=operations):
@@ -325,50 +266,24 @@ def test_killed_before_any_file_operation(worker: Worker, tmp_path: Path) -> Non
         operations += 1
     assert steps == sorted(steps) and steps.count(0) > 3 and operations > 15
     model, _ = course("vae", out, resume=True)
-    assert_same_end("vae", out, model, tmp_path)
+    assert_same_end("vae", out, model)
 
 
-def test_killed_at_random_moments(worker: Worker, tmp_path: Path) -> None:
+def test_killed_at_random_moments(worker: Worker, tmp_path: Path, assert_same_end: Ends) -> None:
     out, moments, killed = tmp_path / "run", random.Random(0), 0
     for _ in range(8):
         killed += not worker.attempt("noisy", out, calls=moments.randrange(1000, 60_000))
         reached(out)
     assert killed > 1, "no run was long enough to be killed"
     model, _ = course("noisy", out, resume=True)
-    assert_same_end("noisy", out, model, tmp_path)
-
-
-UNEVEN = {"data": X[:46], "batch_size": 15}  # shares of 8 and 7, and of the last batch 1 and none
-
-# Two processes, by Fabric's own launcher; the first one writes what they found.
-SPREAD = """
-import json, sys
-sys.path[:0] = json.loads(sys.argv[1])
-import torch
-torch.set_num_threads(1)
-from lightning_fabric import Fabric
-from safetensors.torch import save_file
-from test_resume import UNEVEN, course
-fabric = Fabric(accelerator="cpu", devices=2, strategy="ddp")
-fabric.launch()
-for name in ("adam", "gmm"):
-    for epochs in (2, 4):  # the second continues the first
-        model, history = course(name, sys.argv[2] + "/" + name, epochs, resume=True, fabric=fabric, **UNEVEN)
-    found = {**model.state_dict(), "losses": torch.tensor([row.train_loss for row in history.rows])}
-    if fabric.is_global_zero:
-        save_file(found, sys.argv[2] + "/" + name + ".safetensors")
-"""
+    assert_same_end("noisy", out, model)
 
 
 @pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="this torch has no gloo, its CPU processes' link")
-def test_two_processes_equal_one(tmp_path: Path) -> None:
+def test_two_processes_equal_one(worker: Worker, tmp_path: Path) -> None:
     from safetensors.torch import load_file
 
-    paths = json.dumps(PATHS)
-    script = tmp_path / "spread.py"  # a file, because the launcher starts it again
-    script.write_text(SPREAD)
-    done = subprocess.run([sys.executable, script, paths, tmp_path], capture_output=True, text=True, timeout=120)
-    assert not done.returncode, done.stderr
+    assert worker.ask("share", str(tmp_path)) == [0, 0]
     for name in ("adam", "gmm"):
         model, history = course(name, tmp_path / "alone" / name, **UNEVEN)
         found: dict[str, Tensor] = load_file(tmp_path / f"{name}.safetensors")

@@ -127,3 +127,20 @@ def test_fit_reports_the_scale_of_codes(x: Tensor) -> None:
     assert scale.codes == pytest.approx(float(wanted), rel=1e-5)
     assert fit(systems.build("ae", (4,), latent=2, hidden=()), x, epochs=1, progress=False).code_scale is None
     assert fit(systems.build("kmeans", (4,), components=2), x, epochs=1, progress=False).code_scale is None
+
+
+def test_the_scale_of_densities_is_that_of_the_codes_whose_use_is_measured(x: Tensor) -> None:
+    """So that an encoder sees the training data once: two observations to find out what it returns, then all."""
+    model = systems.build("vae", (4,), latent=2, hidden=(5,))
+    seen: list[Tensor] = []
+    model.inference.guide.network.register_forward_hook(
+        lambda module, given, output: None if model.training else seen.append(output.detach())
+    )
+    history = fit(model, x, epochs=1, progress=False)
+    assert [len(output) for output in seen[-2:]] == [2, len(x)] and len(seen) == 3  # before training: two, too
+    assert history.usage is not None and history.code_scale is not None
+    loc, log_scale = seen[-1].chunk(2, 1)
+    assert torch.allclose(history.usage.variance, loc.var(0), rtol=1e-5)
+    expected = loc.square() + (2 * log_scale).exp()
+    spread = (2 * (2 * log_scale).exp().square() + 4 * loc.square() * (2 * log_scale).exp()).sum().sqrt()
+    assert abs(history.code_scale.codes - float(expected.sum(1).mean())) < 5 * float(spread) / len(x)

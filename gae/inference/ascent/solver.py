@@ -264,6 +264,7 @@ class Solver:
             trace=None if path is None else path.detach(),
             path=path if last.unrolled else None,
             reconstruction=last.rows.get(JUDGED + "reconstruction"),
+            acceptance=self.step.acceptance(self.state(last)),
         )
 
 

@@ -49,7 +49,7 @@ def quadratic(x: Float[Tensor, "B D"], charts: Charts, tolerance: float) -> Quad
         wide, parts = x.to(dtype), charts.to(dtype)
         centre = parts.means.mean(0)
         rows, means = wide - centre, parts.means - centre
-        norm = torch.linalg.vector_norm(rows, dim=1).square()
+        norm = rows.square().sum(1)  # twice differentiable at 0, unlike ``vector_norm``
         if not hidden(norm) and _rounding(norm, means, parts) <= tolerance:
             return _from_products(rows, norm, means, parts)
     return _from_residuals(wide, parts)

@@ -56,6 +56,10 @@ class Step(Part, nn.Module, ABC):
         """The solution of a solve that ended at u."""
         return u
 
+    def acceptance(self, state: State) -> Float[Tensor, "S B"] | None:
+        """The mean acceptance probability of the transitions of a chain; None for other rules."""
+        return None
+
     def correct(
         self,
         problem: Problem,

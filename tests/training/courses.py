@@ -1,0 +1,57 @@
+"""Short trainings of small models that tests repeat, in other processes too: loads without pytest and conftest.py."""
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from gae import Autoencoder, nets
+from gae.data import load
+from gae.inference import Amortized
+from gae.likelihood import Gaussian
+from gae.systems import ae, gmm, kmeans, savae, vae
+from gae.training import History, fit
+
+X = torch.randn(50, 5, generator=torch.Generator().manual_seed(0))
+
+adam = partial(torch.optim.Adam, lr=1e-2)
+momentum = partial(torch.optim.SGD, lr=1e-2, momentum=0.9)
+lbfgs = partial(torch.optim.LBFGS, max_iter=3, history_size=4, line_search_fn="strong_wolfe")
+
+
+def noisy() -> Autoencoder:
+    """Dropout draws noise, BatchNorm keeps buffers."""
+    encoder = nn.Sequential(nn.Linear(5, 8), nn.BatchNorm1d(8), nn.Dropout(0.2), nn.Linear(8, 2))
+    return Autoencoder(Gaussian(nets.mlp(2, [8], (5,)), 2), Amortized(encoder))
+
+
+def dynamic() -> dict[str, Any]:
+    return {"data": load("digits", binarize="dynamic"), "batch_size": 500}
+
+
+CASES: dict[str, tuple[Callable[[], Autoencoder], dict[str, Any]]] = {
+    "adam": (lambda: ae((5,), 2, (8,)), {"optimizer": adam}),
+    "momentum": (lambda: ae((5,), 2, (8,)), {"optimizer": momentum, "clip": 0.5}),
+    "lbfgs": (lambda: ae((5,), 2, (8,)), {"optimizer": lbfgs}),
+    "vae": (lambda: vae((5,), 2, (8,), samples=2, analytic=False), {"optimizer": adam}),
+    "savae": (lambda: savae((5,), 2, (8,), steps=2), {"optimizer": adam, "validation": 0.2}),
+    "noisy": (noisy, {"optimizer": momentum, "validation": 0.3, "patience": 2}),
+    "dynamic": (lambda: vae((1, 8, 8), 2, (8,), head="bernoulli"), {"validation": 0.2, "patience": 3}),
+    "kmeans": (lambda: kmeans((5,), 6), {"tol": 1e-9}),
+    "gmm": (lambda: gmm((5,), 3), {"tol": 1e-9, "validation": X[:20]}),
+}
+
+
+def course(name: str, out: Path | str, epochs: int = 4, **options: Any) -> tuple[Autoencoder, History]:
+    build, own = CASES[name]
+    torch.manual_seed(0)
+    model = build()
+    wanted = {"data": X, "batch_size": 16, **own, **(dynamic() if name == "dynamic" else {}), **options}
+    history = fit(model, wanted.pop("data"), epochs=epochs, out=out, progress=False, **wanted)
+    return model, history
+
+
+UNEVEN = {"data": X[:46], "batch_size": 15}  # shares of 8 and 7, and of the last batch 1 and none
