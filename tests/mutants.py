@@ -4,6 +4,7 @@ import ast
 import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -169,4 +170,9 @@ def differs(mutant: Mutant) -> bool:
         tree = ast.parse(mutant.apply(text))
     except SyntaxError:
         return False
-    return ast.dump(tree) != ast.dump(ast.parse(text))
+    return ast.dump(tree) != dumped(text)
+
+
+@cache
+def dumped(text: bytes) -> str:
+    return ast.dump(ast.parse(text))
