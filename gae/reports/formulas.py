@@ -56,7 +56,11 @@ def _chunks(text: str) -> Iterator[str]:
 
 def _is_prose(chunk: str) -> bool:
     core = chunk.rstrip(",;:.")
-    word = PROSE.fullmatch(core) and re.search(r"[^\W\d_]{3}|\b[a-z]{2}\b|-", core) and not FUNCTION.fullmatch(core)
+    word = (
+        PROSE.fullmatch(core)
+        and re.search(r"[^\W\d_]{3}|\b(?:\d{3,}|[a-z]{2})\b|-", core)
+        and not FUNCTION.fullmatch(core)
+    )
     return not core or bool(word) or core in ("EM", "JS")
 
 

@@ -47,6 +47,7 @@ def test_words_stay_text() -> None:
     assert [math.findtext("mi") for math in sentence.iter("math")] == ["x"]
     assert "".join(sentence.itertext()) == "as in k-means, a step of x (half), 3-D"
     assert typeset("a = b").startswith("<math>")
+    assert typeset("(Ulyanov et al. 2018), 001's") == "(Ulyanov et al. 2018), 001&#x27;s"
 
 
 def test_a_name_with_an_underscore_is_no_script() -> None:
