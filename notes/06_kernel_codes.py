@@ -35,8 +35,14 @@ def check_D17() -> Check:
     root = brentq(lambda v: 2 * v * math.exp(2 * v * v + 2 * v + 1) - 1, 0, 1, xtol=1e-14)
     bounded, free = (Categorical(Kernels(centres, absorbing), 1, Flat(1)) for absorbing in (True, False))
     with torch.no_grad():
-        found = Ascent(Zeros(), LBFGS(), 60, grad_tol=1e-12)(bounded, first)
-        path = torch.stack([Ascent(Zeros(), GradientAscent(1.0), t)(free, first).z.squeeze() for t in range(0, 60, 5)])
+        found = Ascent(Zeros(), LBFGS(), max_steps=60, grad_tol=1e-12)(bounded, first)
+        path = torch.stack(
+            [Ascent(Zeros(), GradientAscent(1.0), t)(free, first).z.squeeze() for t in (0, 1, 3, 10, 30)]
+        )
+
+    by_hand = [torch.tensor(0.0)]
+    for _ in range(30):
+        by_hand.append(by_hand[-1] + _slope(by_hand[-1]))
 
     places = torch.linspace(-4, 9, 40).reshape(-1, 1, 1).requires_grad_()
     (slope,) = torch.autograd.grad(free.log_joint(first, places).sum(), places)
@@ -48,8 +54,11 @@ def check_D17() -> Check:
             equal("v̂ by ascent = root of 2v exp(2v² + 2v + 1) = 1", found.z.squeeze(), root, 1e-9),
             equal("the recorded digits", root, 0.1352900712, 5e-11),
             equal("without absorption: ∂ log u_1 / ∂v = 2 / (1 + e^(2v + 1))", slope, _slope(places), 1e-12),
-            at_most("so that it is positive everywhere", 1e-9, slope),
-            at_most("and ascent moves on for ever", path[:-1] + 1e-3, path[1:]),
+            at_most("so that it is positive everywhere", 0.0, slope, 0.0),
+            equal(
+                "steps of ascent = v + 2 / (1 + e^(2v + 1)), repeated", path, torch.stack(by_hand)[[0, 1, 3, 10, 30]]
+            ),
+            at_most("and move on for ever", path[:-1], path[1:], 0.0),
             equal("‖v‖² inside the softargmax cancels", Kernels(w, False)(v).softmax(1), shares, 1e-15),
             *_absorbing(w),
         ]
@@ -60,7 +69,7 @@ def check_D17() -> Check:
 def check_D18() -> Check:
     """Automatic derivatives of log Σ_k q(k|z) p_k against both formulas; fixed points by iteration and by ascent."""
     codes, b, log_p = torch.randn(6, 2), 0.3, 2 * torch.randn(6)
-    z = torch.randn(10, 2).requires_grad_()
+    z = torch.randn(5, 2).requires_grad_()
     (slope,) = torch.autograd.grad(_log_density(z, codes, b, log_p).sum(), z)
     written, dropped = _formulas(z.detach(), codes, b, log_p)
 
@@ -73,8 +82,10 @@ def check_D18() -> Check:
     line, preferred = torch.tensor([[-1.0], [0.0], [1.0]]), torch.tensor([-3.0, -1.0, 0.0])
     model = _Mixed(line, 1e-3, preferred)
     with torch.no_grad():
-        found = Ascent(Constant(torch.ones(1)), LBFGS(), 200, grad_tol=1e-10)(model, torch.zeros(1))
+        found = Ascent(Constant(torch.ones(1)), LBFGS(), max_steps=200, grad_tol=1e-10)(model, torch.zeros(1))
     assert found.solve is not None and bool((found.solve.status == Status.converged).all())
+    best = found.z.reshape(1, 1)
+    root = brentq(lambda v: _derivative(torch.tensor([[v]]), line, 1e-3, preferred), 1.05, 9.0, xtol=1e-14)
     return Check(
         claim=[
             equal("∂ log Σ q p / ∂z = 2 Σ_k [p q / Σ p q](B_k − z)", slope, written),
@@ -83,7 +94,15 @@ def check_D18() -> Check:
         correction=[
             equal("the same, minus 2 Σ_k q(k|z)(B_k − z)", slope, written - dropped),
             equal("the written fixed point lies in the hull of B", _distance_from_hull(fixed, codes), 0.0, 1e-9),
-            at_most("the maximiser need not: max B < ẑ", line.max() + 0.1, found.z.squeeze()),
+            equal("at that point it is −2 Σ_k q(k|z)(B_k − z)", left, -_formulas(fixed, codes, b, log_p)[1]),
+            equal("the maximiser need not: ẑ = root of the derivative, B = −1, 0, 1", best, root, 1e-8),
+            equal("the recorded digits", root, 2.46266, 5e-6),
+            equal(
+                "its distance from the hull, and that of −ẑ",
+                _distance_from_hull(torch.cat([best, -best]), line),
+                root - 1,
+                1e-8,
+            ),
         ],
     )
 
@@ -125,11 +144,11 @@ def _absorbing(w: Tensor) -> list[Relation]:
     """In three dimensions: v̂ is finite, and its gradient as derived by hand is zero there."""
     model = Categorical(Kernels(w, True), 3, Flat(3))
     with torch.no_grad():
-        found = Ascent(Zeros(), LBFGS(), 300, grad_tol=1e-9)(model, torch.zeros(1))
+        found = Ascent(Zeros(), LBFGS(), max_steps=300, grad_tol=1e-9)(model, torch.zeros(1))
     v = found.z.reshape(3)
     u = torch.cat([-(v - w).square().sum(1), v.square().sum().reshape(1)]).softmax(0)
     pulled = (w[0] - v) - u[:-1] @ (w - v) - u[-1] * v
-    return [equal("random kernels in 3-D: ∂ log u_1 / ∂v = 0 at a finite v̂", 2 * pulled, 0.0, 1e-8)]
+    return [equal("random kernels in 3-D: ∂ log u_1 / ∂v = 0 at a finite v̂", pulled, 0.0, 1e-8)]
 
 
 def _log_density(z: Tensor, codes: Tensor, b: float, log_p: Tensor) -> Tensor:
@@ -144,6 +163,12 @@ def _formulas(z: Tensor, codes: Tensor, b: float, log_p: Tensor) -> tuple[Tensor
     r = q * log_p.exp() / (q * log_p.exp()).sum(1, keepdim=True)
     offset = codes - z[:, None]
     return 2 * torch.einsum("nk,nke->ne", r, offset), 2 * torch.einsum("nk,nke->ne", q, offset)
+
+
+def _derivative(z: Tensor, codes: Tensor, b: float, log_p: Tensor) -> float:
+    """The gradient of log Σ_k q(k|z) p_k in one dimension, by the two formulas."""
+    written, dropped = _formulas(z, codes, b, log_p)
+    return float(written - dropped)
 
 
 def _distance_from_hull(points: Tensor, codes: Tensor) -> Tensor:

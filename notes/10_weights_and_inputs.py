@@ -10,7 +10,7 @@ from torch.func import functional_call
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from gae import nets
-from gae.inference import Ascent, Box, Constant, Detach, GradientAscent, Langevin, Prior, Projected, Zeros
+from gae.inference import LBFGS, Ascent, Box, Constant, Detach, GradientAscent, Langevin, Prior, Projected, Zeros
 from gae.ledger.claims import Check, Relation, check, equal, estimate
 from gae.likelihood import Activation, Gaussian, StandardNormal, WeightLikelihood
 
@@ -57,7 +57,7 @@ def check_D20() -> Check:
     as_class, as_unit = (_highest(_normal(units, kind)) for kind in ("log_prob", "logit"))
     as_logit = _highest(_normal(units, "logit", FAR))
 
-    net, side = nets.mlp(2, [8], 3, nn.Tanh), torch.linspace(-2, 2, 101)
+    net, side = nets.mlp(2, [8], 3, nn.Tanh), torch.linspace(-2, 2, 41)
     plane = torch.cartesian_prod(side, side)
     outputs = net(plane)
     largest = outputs.log_softmax(1)[:, 0].max()
@@ -131,12 +131,12 @@ def _normal(net: nn.Module, kind: Kind, threshold: float = 0.0) -> Activation:
 
 def _highest(model: Activation) -> Tensor:
     with torch.no_grad():
-        return Ascent(Zeros(), GradientAscent(0.2), max_steps=110)(model, torch.zeros(1)).z[0, 0]
+        return Ascent(Zeros(), LBFGS(), max_steps=40, grad_tol=1e-11)(model, torch.zeros(1)).z[0, 0]
 
 
 def _highest_in_box(model: Activation) -> Tensor:
     with torch.no_grad():
-        return Ascent(Zeros(), Projected(GradientAscent(0.5), Box(-1.0, 1.0)), max_steps=60)(model, torch.zeros(1)).z[
+        return Ascent(Zeros(), Projected(GradientAscent(2.0), Box(-1.0, 1.0)), max_steps=10)(model, torch.zeros(1)).z[
             0, 0
         ]
 
@@ -149,7 +149,7 @@ def _over(inputs: Tensor, model: Activation) -> Tensor:
 def _newton(weights: Tensor, bias: Tensor) -> Tensor:
     """argmax_x of log softmax_0(W x + b) − ‖x‖²/2, where x = w_0 − Σ_j p_j w_j."""
     x = torch.zeros(weights.shape[1])
-    for _ in range(50):
+    for _ in range(12):
         p = (weights @ x + bias).softmax(0)
         mean = p @ weights
         spread = weights.T @ (p[:, None] * weights) - torch.outer(mean, mean)
@@ -174,8 +174,8 @@ def _ascent_draws_no_sample() -> list[Relation]:
     model, plane = Activation(units, 2, prior=StandardNormal(2)), torch.cartesian_prod(side, side)
     law = (units(plane).log_softmax(1)[:, 0] - 0.5 * plane.square().sum(1)).softmax(0).detach()
     with torch.no_grad():
-        ends = Ascent(Prior(), GradientAscent(0.2), max_steps=80)(model, torch.zeros(1000)).z[0]
-        draws = Ascent(Prior(), Langevin(0.4, adjusted=True), max_steps=50)(model, torch.zeros(1000)).z[0]
+        ends = Ascent(Prior(), LBFGS(), max_steps=40, grad_tol=1e-8)(model, torch.zeros(1000)).z[0]
+        draws = Ascent(Prior(), Langevin(0.4, adjusted=True), max_steps=25)(model, torch.zeros(1000)).z[0]
     return [
         equal("ascent from 1000 starts: variance 0", ends.var(0), 0.0),
         estimate("Langevin: E x", draws, law @ plane),

@@ -12,7 +12,6 @@ makes no difference. The script may be stopped: mutants that are in the results 
 
 import argparse
 import ast
-import copy
 import hashlib
 import json
 import os
@@ -25,164 +24,18 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
+from tests.mutants import ROOT, Mutant, differs, mutants
+
 PACKAGE, TESTS = ROOT / "gae", ROOT / "tests"
 TEXT = ("cli", "report", "figures", "page", "pictures", "terminal")  # in the names of modules that make text and pages
 LEFT_OUT = shutil.ignore_patterns(
     ".git", ".venv", ".*_cache", ".hypothesis", "runs", "build", "dist", "__pycache__", "*.egg-info"
 )
-
-OPERATORS: dict[type[ast.AST], type[ast.AST]] = {
-    ast.Add: ast.Sub,
-    ast.Sub: ast.Add,
-    ast.Mult: ast.Div,
-    ast.Div: ast.Mult,
-    ast.Lt: ast.GtE,
-    ast.GtE: ast.Lt,
-    ast.Gt: ast.LtE,
-    ast.LtE: ast.Gt,
-    ast.Eq: ast.NotEq,
-    ast.NotEq: ast.Eq,
-    ast.Is: ast.IsNot,
-    ast.IsNot: ast.Is,
-    ast.In: ast.NotIn,
-    ast.NotIn: ast.In,
-    ast.And: ast.Or,
-    ast.Or: ast.And,
-}
-SWAPS = [
-    ("min", "max"),
-    ("amin", "amax"),
-    ("argmin", "argmax"),
-    ("minimum", "maximum"),
-    ("any", "all"),
-    ("sum", "mean"),
-]
-NAMES = dict(SWAPS) | {new: old for old, new in SWAPS}
-
-
-@dataclass(frozen=True)
-class Mutant:
-    """``old``, which lies at ``start:end`` of the module's text, is replaced by ``new``."""
-
-    path: str
-    line: int
-    function: str
-    kind: str
-    old: str
-    new: str
-    start: int
-    end: int
-
-    @property
-    def key(self) -> str:
-        return f"{self.path}:{self.line} {self.old} -> {self.new} at {self.start}"
-
-    @property
-    def package(self) -> str:
-        """The folder under the package's root, or nothing for its files."""
-        return Path(self.path).parts[1] if len(Path(self.path).parts) > 2 else ""
-
-    def apply(self, text: bytes) -> bytes:
-        return text[: self.start] + self.new.encode() + text[self.end :]
-
-
-def changed(node: ast.expr) -> Iterator[tuple[str, ast.expr]]:
-    """Kinds of change to this very expression, not to its parts, and the result of each."""
-    other = copy.deepcopy(node)
-    match other:
-        case ast.BinOp(op=op) if type(op) in OPERATORS:
-            other.op = OPERATORS[type(op)]()  # type: ignore[assignment]
-            yield "arithmetic", other
-        case ast.Compare(ops=[op]):
-            other.ops = [OPERATORS[type(op)]()]  # type: ignore[list-item]
-            yield "comparison", other
-        case ast.BoolOp(op=op):
-            other.op = OPERATORS[type(op)]()  # type: ignore[assignment]
-            yield "and/or", other
-        case ast.UnaryOp(op=ast.Not() | ast.USub(), operand=operand) if not isinstance(operand, ast.Constant):
-            yield "sign", operand
-        case ast.Constant(value=bool(value)):
-            yield "constant", ast.Constant(not value)
-        case ast.Constant(value=int(value)):
-            yield "constant", ast.Constant(value + 1)
-        case ast.Constant(value=float(value)):
-            yield "constant", ast.Constant(2 * value or 1.0)
-        case ast.Call(func=ast.Attribute(attr=name) | ast.Name(id=name)) if name in NAMES:
-            setattr(other.func, "attr" if isinstance(other.func, ast.Attribute) else "id", NAMES[name])
-            yield "reduction", other
-
-
-def expressions(node: ast.AST) -> Iterator[ast.expr]:
-    """The expressions of a function's own code: no nested functions, defaults, annotations or messages."""
-    for field, value in ast.iter_fields(node):
-        for child in value if isinstance(value, list) else [value]:
-            apart = isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef | ast.arguments)
-            said = isinstance(child, ast.Raise | ast.JoinedStr) or (isinstance(child, ast.Call) and speaks(child))
-            if not isinstance(child, ast.AST) or apart or said or field in ("annotation", "returns", "decorator_list"):
-                continue
-            if isinstance(child, ast.expr):
-                yield child
-            yield from expressions(child)
-
-
-def speaks(call: ast.Call) -> bool:
-    """A call that takes a message: its arguments are text, or what the text tells."""
-    return any(isinstance(part, ast.JoinedStr) for part in call.args) or ast.unparse(call.func) in (
-        "cast",
-        "warnings.warn",
-    )
-
-
-def conditions(function: ast.AST) -> set[ast.expr]:
-    return {node.test for node in ast.walk(function) if isinstance(node, ast.If | ast.IfExp | ast.While)}
-
-
-def functions(tree: ast.AST, prefix: str = "") -> Iterator[tuple[str, ast.AST]]:
-    for child in ast.iter_child_nodes(tree):
-        name = prefix
-        if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
-            name = f"{prefix}.{child.name}".lstrip(".")
-        if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef):
-            yield name, child
-        yield from functions(child, name)
-
-
-def mutants(path: Path) -> dict[str, list[Mutant]]:
-    """All mutants of a module, by function."""
-    text = path.read_bytes()
-    lines = text.splitlines(keepends=True)
-    starts = [sum(map(len, lines[:i])) for i in range(len(lines))]
-    found: dict[str, list[Mutant]] = {}
-    for name, function in functions(ast.parse(text)):
-        tests, here = conditions(function), []
-        for node in expressions(function):
-            start = starts[node.lineno - 1] + node.col_offset
-            end = starts[(node.end_lineno or node.lineno) - 1] + (node.end_col_offset or 0)
-            changes = [(kind, ast.unparse(new)) for kind, new in changed(node)]
-            if node in tests and not changes:
-                changes.append(("condition", f"not ({ast.unparse(node)})"))
-            for kind, new in changes:
-                place = path.relative_to(ROOT).as_posix()
-                here.append(Mutant(place, node.lineno, name, kind, ast.unparse(node), new, start, end))
-        if here:
-            found[f"{name}:{here[0].line}"] = here
-    return found
-
-
-def differs(mutant: Mutant) -> bool:
-    """Whether the new text is Python, and other Python: an expression printed anew may need brackets it has not."""
-    text = (ROOT / mutant.path).read_bytes()
-    try:
-        tree = ast.parse(mutant.apply(text))
-    except SyntaxError:
-        return False
-    return ast.dump(tree) != ast.dump(ast.parse(text))
 
 
 def modules() -> list[Path]:

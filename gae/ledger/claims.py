@@ -52,6 +52,11 @@ class Relation:
         """Whether the relation is violated by far more than rounding or noise."""
         return self.error > max(CLEAR * self.tolerance, VISIBLE)
 
+    @property
+    def outcome(self) -> str:
+        """``holds``, ``broken``, or ``undecided`` if neither is clear."""
+        return "holds" if self.holds else "broken" if self.broken else "undecided"
+
     def __str__(self) -> str:
         return f"{self.what}: {self.lhs:.6g} {self.sign} {self.rhs:.6g} (error {self.error:.1e})"
 

@@ -54,13 +54,29 @@ class Finding:
     claim: Claim
     check: Check
     seconds: float
+    seed: int
 
     @property
     def groups(self) -> list[tuple[str, Sequence[Relation]]]:
         """The non-empty groups of relations of the check, with the names of their tables."""
-        truth = "besides" if self.check.verdict is Verdict.holds else "instead"
-        named = ("as claimed", self.check.claim), ("without", self.check.without), (truth, self.check.correction)
+        named = ("as claimed", self.check.claim), ("without", self.check.without), (self.truth, self.check.correction)
         return [(name, relations) for name, relations in named if relations]
+
+    @property
+    def truths(self) -> list[tuple[str, str, Relation | None]]:
+        """The lines below the claim in an overview: a label, a statement, and the relation that has its numbers."""
+        instead = self.claim.instead
+        lines = [(name, relations[0].what, relations[0]) for name, relations in self.groups[1:]]
+        if instead is None:
+            return [*lines]
+        checked = [("check" if name == self.truth else name, what, relation) for name, what, relation in lines]
+        conditions = [line for line in checked if line[0] == "without"]
+        return [*conditions, (self.truth, instead, None), *checked[len(conditions) :]]
+
+    @property
+    def truth(self) -> str:
+        """The name of the true statement: besides a claim that holds, instead of another."""
+        return "besides" if self.check.verdict is Verdict.holds else "instead"
 
     @property
     def agrees(self) -> bool:
@@ -115,12 +131,23 @@ def run(notes: Sequence[Note], seed: int = 0) -> Iterator[Finding]:
     for note in notes:
         for claim in note.claims:
             start = perf_counter()
-            yield Finding(claim, claim.check(seed), perf_counter() - start)
+            yield Finding(claim, claim.check(seed), perf_counter() - start, seed)
 
 
-def record(findings: Sequence[Finding], seed: int) -> dict[str, Any]:
-    """The findings as JSON-serialisable numbers and strings."""
-    return {"seed": seed, "claims": [_entry(finding) for finding in findings]}
+def contradictions(findings: Sequence[Finding]) -> list[str]:
+    """The claims whose checks do not reach the verdict of their note, with the seeds."""
+    return [f"{finding.claim.id} (seed {finding.seed})" for finding in findings if not finding.agrees]
+
+
+def record(findings: Sequence[Finding]) -> dict[str, Any]:
+    """The findings as JSON-serialisable numbers and strings: those of the first seed, and contradictions of any."""
+    seed = findings[0].seed
+    return {
+        "seed": seed,
+        "seeds": len({finding.seed for finding in findings}),
+        "claims": [_entry(finding) for finding in findings if finding.seed == seed],
+        "contradictions": contradictions(findings),
+    }
 
 
 def _entry(finding: Finding) -> dict[str, Any]:

@@ -1,31 +1,39 @@
-"""The ledger as one HTML page: a table, the notes with their formulas, the result of every check, and figures."""
+"""The ledger as one HTML page: a table, the notes with their formulas and sources, every check, and figures."""
 
 import re
 from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from gae.data.environment import versions
-from gae.ledger.notes import Claim, Finding, Note
+from gae.ledger.notes import Claim, Finding, Note, contradictions
+from gae.ledger.sources import places, read_sources
+from gae.reports.formulas import typeset
 from gae.reports.pages import embed, write_page
 
 FUNCTION = re.compile("(<mi>(?:log|exp|det|tr)</mi>)")  # space between a named function and its argument
 
 
-def write(notes: Sequence[Note], findings: Sequence[Finding], seed: int, path: Path) -> None:
-    """Writes the self-contained page."""
+def write(notes: Sequence[Note], findings: Sequence[Finding], path: Path) -> None:
+    """Writes the self-contained page: the findings of the first seed, and contradictions of any."""
+    seed = findings[0].seed
     write_page(
         path,
         "ledger.html",
         notes=notes,
-        findings={finding.claim.id: finding for finding in findings},
+        findings={finding.claim.id: finding for finding in findings if finding.seed == seed},
         seed=seed,
+        seeds=len({finding.seed for finding in findings}),
         seconds=sum(finding.seconds for finding in findings),
-        contradictions=[finding.claim.id for finding in findings if not finding.agrees],
+        contradictions=contradictions(findings),
         versions=versions(["torch"]),
+        sources=read_sources(),
+        places=places,
         markdown=_renderer(),
+        stated=_stated,
         number=number,
         picture=_picture,
     )
@@ -34,6 +42,11 @@ def write(notes: Sequence[Note], findings: Sequence[Finding], seed: int, path: P
 def number(value: float) -> str:
     """Six significant digits, with a true minus sign."""
     return f"{value:.6g}".replace("-", "−")
+
+
+def _stated(text: str) -> str:
+    """A statement as HTML: formulas in plain characters, or Markdown with LaTeX."""
+    return _renderer()(text) if "$" in text else typeset(text)
 
 
 def _picture(claim: Claim) -> str | None:
@@ -46,6 +59,7 @@ def _picture(claim: Claim) -> str | None:
         return embed(png(claim.figure()))
 
 
+@cache
 def _renderer() -> Callable[[str], str]:
     """Markdown-to-HTML renderer that turns LaTeX into MathML, so that the page needs no script."""
     from latex2mathml.converter import convert

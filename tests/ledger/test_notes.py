@@ -7,11 +7,11 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import FULL
 from typer.testing import CliRunner
 
 from gae.cli.main import app
@@ -24,7 +24,13 @@ NOTES = ledger.read_notes()
 CLAIMS = {claim.id: claim for note in NOTES for claim in note.claims}
 FAIL = {"D06", "D18", "D22", "D23", "D24", "D30", "D35", "D36", "D37", "D42", "D43", "D44", "D49", "D51"}
 CONDITIONAL = {"D02", "D04", "D07", "D08", "D11", "D15", "D20", "D21", "D29", "D34", "D38", "D40", "D41", "D46", "D48"}
-SEEDS = range(5 if FULL else 2)
+SEEDS = range(5)
+
+
+@cache
+def checked(row: str, seed: int) -> Check:
+    """A check, run once for all tests that look at its relations."""
+    return CLAIMS[row].check(seed)
 
 
 def test_every_row_of_the_ledger_is_here() -> None:
@@ -47,7 +53,7 @@ def test_every_check_has_its_note() -> None:
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("row", CLAIMS)
 def test_checks_reach_the_recorded_verdict(row: str, seed: int) -> None:
-    found = CLAIMS[row].check(seed)
+    found = checked(row, seed)
     told = "\n".join(map(str, [*found.claim, *found.without, *found.correction]))
     assert found.verdict is CLAIMS[row].verdict, told
 
@@ -70,11 +76,11 @@ def test_errata_say_what_is_wrong(row: str) -> None:
     ],
 )
 def test_known_numbers(row: str, part: str, side: str, value: float, digits: float) -> None:
-    assert getattr(getattr(CLAIMS[row].check(0), part)[0], side) == pytest.approx(value, abs=digits)
+    assert getattr(getattr(checked(row, 0), part)[0], side) == pytest.approx(value, abs=digits)
 
 
 def test_evaluations_of_d16_are_exactly_samples_times_charts_times_steps() -> None:
-    counted = CLAIMS["D16"].check(0).claim[2]
+    counted = checked("D16", 0).claim[2]
     assert counted.lhs == counted.rhs == 20 * 4 * 7
 
 
@@ -162,11 +168,11 @@ def test_figures_are_drawn(row: str) -> None:
 
 
 def test_command(tmp_path: Path) -> None:
-    done = CliRunner().invoke(app, ["notes", "d02", "D06", "--seed", "3", "--out", str(tmp_path)])
+    done = CliRunner().invoke(app, ["notes", "d11", "D24", "--seed", "3", "--out", str(tmp_path)])
     assert done.exit_code == 0, done.output
     assert "2 checks" in done.output and "without: " in done.output and "instead: " in done.output
     page = (tmp_path / "ledger.html").read_text(encoding="utf-8")
-    assert 'id="D02"' in page and 'id="D06"' in page and 'id="D01"' not in page and "data:image/png" in page
+    assert 'id="D11"' in page and 'id="D24"' in page and 'id="D01"' not in page and "data:image/png" in page
     account = json.loads((tmp_path / "ledger.json").read_text(encoding="utf-8"))
     assert account["seed"] == 3
     assert [entry["verdict"] for entry in account["claims"]] == ["holds if", "fails"]
@@ -201,7 +207,7 @@ def copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, st
 
 def test_a_contradicted_verdict_ends_with_1(copied: Callable[[str, str], Path]) -> None:
     place = copied("- **Verdict:** holds\n", "- **Verdict:** fails\n")
-    done = CliRunner().invoke(app, ["notes", "--out", str(place)])
+    done = CliRunner().invoke(app, ["notes", "D01", "D06", "--out", str(place)])
     assert done.exit_code == 1
     assert "its note says: fails" in done.output
     assert "contradict" in (place / "ledger.html").read_text(encoding="utf-8")
@@ -239,14 +245,14 @@ def test_the_wheel_carries_the_notes(tmp_path: Path) -> None:
         shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
-    pip = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--quiet"]
-    subprocess.run([*pip, "--wheel-dir", str(tmp_path), str(source)], check=True, capture_output=True)
+    build = "import sys; from setuptools.build_meta import build_wheel; build_wheel(sys.argv[1])"  # as pip does
+    subprocess.run([sys.executable, "-c", build, str(tmp_path)], cwd=source, check=True, capture_output=True)
     (wheel,) = tmp_path.glob("gae-*.whl")
     shutil.unpack_archive(wheel, tmp_path / "installed", "zip")
     shutil.rmtree(source)
     code = "import gae; print(gae.__file__); from gae.cli.main import main; main()"
     done = subprocess.run(
-        [sys.executable, "-c", code, "notes", "D01", "D17"],
+        [sys.executable, "-c", code, "notes", "D01", "D08"],
         cwd=tmp_path,
         env={"PYTHONPATH": str(tmp_path / "installed"), "PATH": ""},
         capture_output=True,
