@@ -14,7 +14,7 @@ from gae.nets.sequence import SequenceDecoder, lstm_state
 class HierarchicalLSTMDecoder(SequenceDecoder):
     """MusicVAE's decoder: a conductor LSTM maps z to an embedding per segment, which a lower LSTM decodes.
 
-    The conductor starts from z and has no other input. The lower LSTM starts every segment anew from its embedding, and
+    The conductor starts from z and has no other input than a constant. The lower LSTM starts every segment anew from its embedding, and
     receives it at every step with the class before, across the borders of segments. What came earlier than that class
     reaches a segment through z alone, and the segments of known classes are evaluated in parallel (Roberts et al. 2018,
     section 3.2).
@@ -55,7 +55,7 @@ class HierarchicalLSTMDecoder(SequenceDecoder):
         rows, steps = tokens.shape
         segments = -(-steps // self.segment)
         with torch.backends.cudnn.flags(enabled=False):
-            plans, _ = self.conductor(z.new_zeros(rows, segments, 1), lstm_state(self.conductor_start(z)))
+            plans, _ = self.conductor(z.new_ones(rows, segments, 1), lstm_state(self.conductor_start(z)))
             plans = plans.flatten(0, 1)
             before = pad(self.before(tokens), (0, 0, 0, segments * self.segment - steps))
             before = before.unflatten(1, (segments, self.segment)).flatten(0, 1)
@@ -69,7 +69,7 @@ class HierarchicalLSTMDecoder(SequenceDecoder):
         t, above, plan, lower = state
         with torch.backends.cudnn.flags(enabled=False):
             if t % self.segment == 0:
-                plans, above = self.conductor(z.new_zeros(len(z), 1, 1), above)
+                plans, above = self.conductor(z.new_ones(len(z), 1, 1), above)
                 plan = plans[:, 0]
                 lower = lstm_state(self.start(plan))
             states, lower = self.lstm(torch.cat([self.embedded(before), plan], 1).unsqueeze(1), lower)

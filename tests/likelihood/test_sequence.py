@@ -131,7 +131,7 @@ def test_the_hierarchy_cell_by_cell(autoregressive: bool, steps: int) -> None:
     wanted = []
     for t in range(steps):
         if t % 2 == 0:
-            above = conductor(torch.zeros(4, 1).double(), above)
+            above = conductor(torch.ones(4, 1).double(), above)
             state = decoder.start(above[0]).tanh().chunk(2, 1)
         before = tokens[:, t - 1] if autoregressive and t else torch.zeros(4, dtype=torch.long)
         state = lower(torch.cat([decoder.embed(before), above[0]], 1), state)
