@@ -45,6 +45,10 @@ def check_D35() -> Check:
     heights, slopes, lengths = (
         torch.stack(side) for side in zip(*(_at_modes(model, x) for model in models), strict=True)
     )
+    variances = torch.linalg.eigvalsh(torch.cov(x.T, correction=0))[-WIDTH:]
+    excess = variances - _variance(ppca)
+    widened = variances + (STRETCHES[-1] ** 2 - 1) * excess
+    gain, fall, at_one = heights[-1] - heights[0], evidence[0] - evidence[-1], slopes[0]
 
     codes, stretch = torch.randn(3, len(x), WIDTH), 7.0
     proper, flat = (_network(prior) for prior in (StandardNormal(WIDTH), Flat(WIDTH)))
@@ -54,21 +58,28 @@ def check_D35() -> Check:
 
     moved, trained = _moved(ppca, 0.3), _trained_by_evidence(x)
     laplace, dense = laplace_evidence(_laplace()(moved, x)).mean(), _dense(moved, x)[0]
-    at_ppca, at_trained = (_gradient(_exact(model, x), model) for model in (ppca, trained))
+    at_ppca, at_trained = torch.stack([_gradient(_exact(model, x), model) for model in (ppca, trained)])
     near = torch.stack([_exact(_moved(ppca, size), x) for size in 2 * [0.01, 0.3, 2.0]])
     return Check(
         claim=[
-            at_most("PPCA's W: L_GAE(tW) ≤ L_GAE(W), t = 4, 256", heights[1:], heights[0]),
-            at_most("L_GAE rises from t = 1 to 256, and so does E log p(x)", evidence[0], evidence[-1]),
-            equal("PPCA's W: ∂L_GAE/∂log t = 0", slopes[0], 0.0),
+            at_most("PPCA's W, t = 256: L_GAE(tW) − L_GAE(W) ≤ 0", gain, 0.0),
+            at_most("L_GAE rises from t = 1 to 256, and so does E log p(x): its fall ≤ 0", fall, 0.0),
+            equal("PPCA's W: ∂L_GAE/∂log t = 0", at_one, 0.0),
         ],
         correction=[
             equal("L_GAE(tW) = −½ E (x − μ)ᵀC_t⁻¹(x − μ) + constant", heights, constant - 0.5 * distance, 1e-8),
-            equal("PPCA's W: gain from t = 1 to 256 = E/2", heights[-1] - heights[0], WIDTH / 2, 1e-3),
+            equal("PPCA's W: gain from t = 1 to 256 = E/2", gain, WIDTH / 2, 1e-3),
+            equal(
+                "E log p(x) falls by ½ Σ (log r + 1/r − 1), r = 1 + (t² − 1)(1 − σ²/λ_i)",
+                fall,
+                _kl_of_scales(widened / variances),
+                1e-8,
+            ),
             equal("∂L_GAE/∂log t = E‖z*‖²", slopes, lengths),
+            equal("PPCA's W: ∂L_GAE/∂log t = Σ (1 − σ²/λ_i)", at_one, (excess / variances).sum()),
             equal("any f(Wz): gain of (tW, z/t) = ½(1 − t⁻²)‖z‖²", gains[0], _saved(codes, stretch)),
             equal("any f(Wz), flat prior: gain of (tW, z/t) = 0", gains[1], 0.0),
-            equal("E Laplace evidence = E log p(x)", laplace, dense),
+            equal("E Laplace evidence = E log p(x)", torch.stack([laplace, _exact(moved, x)]), dense),
             equal(
                 "its gradient in W, μ, log σ = ∇ E log p(x)", _gradient(laplace, moved), _gradient(dense, moved), 1e-9
             ),
@@ -99,15 +110,17 @@ def check_D36() -> Check:
     sharp.load_state_dict(linear.state_dict() | {"log_scale": sharp.log_scale})
     exact, sharper = (ClosedForm()(part, seen).q for part in (linear, sharp))
     assert exact is not None and sharper is not None
+    slope, divergence_slope = _slope_in_q(_as_written, linear, seen, exact), torch.cat([exact.mean, exact.variance - 1])
     return Check(
         claim=[
             equal("vae_loss at B = 64 = −E ELBO + constant", written, full),
             equal("each sample twice in the batch: the same loss", _as_written(*doubled), written),
-            equal("∂vae_loss/∂q = 0 at the exact posterior, σ² = ½", _slope_in_q(_as_written, linear, seen, exact), 0),
+            equal("∂vae_loss/∂q = 0 at the exact posterior, σ² = ½", slope, 0),
         ],
         correction=[
             equal("vae_loss at B = 64 = 64 (−E ELBO at β = 1/64 + constant)", written, BATCH * weak),
             equal("the same of the gradient in all weights", gradients[0], BATCH * gradients[1]),
+            equal("it is −(63/64) ∂KL/∂q", slope, (1 / BATCH - 1) * divergence_slope.reshape(-1, WIDTH)),
             equal(
                 "∂vae_loss/∂q = 0 at the exact posterior, σ² = 1/128",
                 _slope_in_q(_as_written, linear, seen, sharper),
@@ -139,7 +152,7 @@ def check_D42() -> Check:
     gaps, divergences = zip(*(_gap(model, theta, x, any_q) for theta in thetas), strict=True)
     total = bounds + prior.log_prob(thetas)
     posterior = MultivariateNormal(posterior_mode, precision_matrix=precision + torch.eye(DIM) / variance)
-    log_posterior = posterior.log_prob(thetas)
+    log_posterior = _from_first(posterior.log_prob(thetas))
 
     at_mode, exact = _slope_in_theta(model, posterior_mode, x), _posterior(model, torch.zeros(DIM), x)
     once, twice = (_total_kl(model, data) for data in (x, torch.cat([x, x])))
@@ -147,7 +160,7 @@ def check_D42() -> Check:
     return Check(
         claim=[
             equal("∂ Σ ELBO/∂θ = 0 at the MAP estimate of θ", at_mode, 0.0),
-            equal("max_q Σ ELBO = log p(θ|X) + constant", bounds - bounds[0], log_posterior - log_posterior[0]),
+            equal("max_q Σ ELBO = log p(θ|X) + constant", _from_first(bounds), log_posterior),
             equal("X twice: the same Σ KL, as log p(θ)", twice, once),
         ],
         correction=[
@@ -155,7 +168,7 @@ def check_D42() -> Check:
             equal("max_q Σ ELBO = log p(X|θ)", bounds, likelihoods),
             equal("any q: log p(X|θ) − Σ ELBO = Σ KL(q(z)‖p(z|x, θ))", torch.stack(gaps), torch.stack(divergences)),
             equal("Σ ELBO + log p(θ): slope 0 at the MAP estimate", at_mode, posterior_mode / variance, 1e-9),
-            equal("Σ ELBO + log p(θ) = log p(θ|X) + constant", total - total[0], log_posterior - log_posterior[0]),
+            equal("Σ ELBO + log p(θ) = log p(θ|X) + constant", _from_first(total), log_posterior),
             equal("Σ KL(q(z)‖p(z)) of the exact q", once, kl_divergence(exact, model.prior).sum()),
             equal("X twice: twice Σ KL", twice, 2 * once),
             equal("argmax_z joint = argmax_z p(z|x): MAP of the code", engine(model, x).z[0], exact.mean),
@@ -172,7 +185,7 @@ def check_D43() -> Check:
     side = torch.linspace(-9, 9, 201)
     plane = torch.cartesian_prod(side, side).reshape(-1, 2, 1)
     together = _log_integral(fixed.log_joint(x[:, None], plane).sum(1), float(side[1] - side[0]) ** 2)
-    apart = fixed.log_evidence(x[:, None]).log_p
+    carried = together - fixed.log_evidence(x[:, None]).log_p.sum()
 
     shared = nn.Conv1d(1, 1, 1, bias=False)
     bayes = WeightLikelihood(shared, torch.full((1, 2), code), partial(Gaussian, scale=noise), StandardNormal(1))
@@ -185,20 +198,20 @@ def check_D43() -> Check:
     vae, network = systems.vae((DIM,), latent=WIDTH, hidden=(5,)), mlp(WIDTH, [5], DIM)
     q = vae.encode(torch.randn(3, DIM)).q
     assert q is not None and isinstance(vae.likelihood, Gaussian)
-    random, parameters = q.event_shape.numel(), sum(part.numel() for part in vae.parameters())
+    other, parameters = q.event_shape.numel() - WIDTH, sum(part.numel() for part in vae.parameters())
     weights = WeightLikelihood(network, torch.ones(WIDTH), prior=StandardNormal(39))
     drawn = weights.outputs(weights.prior.sample((200, 1)))
     repeated = vae.likelihood.outputs(torch.ones(200, 1, WIDTH))
     return Check(
         claim=[
-            equal("VAE: dimension of the random variables = code + parameters", random, WIDTH + parameters),
+            equal("VAE: dimension of the random variables, without the code = parameters", other, parameters),
             at_most("random weights: spread of f(z) at one z ≤ the VAE's", drawn.std(0), repeated.std(0)),
-            equal("VAE: log p(x₂|x₁) − log p(x₂) = with one random weight", together - apart.sum(), learned),
+            equal("VAE: log p(x₂|x₁) − log p(x₂) = with one random weight", carried, learned),
         ],
         correction=[
-            equal("VAE: dimension of the random variables = code", random, WIDTH),
+            equal("VAE: dimension of the random variables, without the code = 0", other, 0),
             equal("VAE: spread of f(z) at one z = 0", repeated.std(0), 0.0),
-            equal("VAE: log p(x₁, x₂) = log p(x₁) + log p(x₂)", together, apart.sum()),
+            equal("VAE: log p(x₁, x₂) − log p(x₁) − log p(x₂) = 0", carried, 0.0),
             equal("WeightLikelihood: dimension = parameters", weights.latent_shape.numel(), _size(network)),
             equal("WeightLikelihood: log p(x₂|x₁) − log p(x₂)", pair - alone.sum(), learned),
         ],
@@ -287,6 +300,11 @@ def _at_modes(model: LinearMixture, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     precision = rows @ rows.T + _variance(model) * torch.eye(WIDTH)
     codes = torch.linalg.solve(precision, rows @ (x - model.means.detach()).T)
     return height, (slope[0] * rows).sum(), codes.square().sum(0).mean()
+
+
+def _kl_of_scales(ratio: Tensor) -> Tensor:
+    """KL(N(0, 1) ‖ N(0, r)), summed."""
+    return (ratio.log() + 1 / ratio - 1).sum() / 2
 
 
 def _network(prior: nn.Module) -> Gaussian:
@@ -382,6 +400,11 @@ def _slope_in_theta(model: LinearMixture, theta: Tensor, x: Tensor) -> Tensor:
 def _total_kl(model: LinearMixture, x: Tensor) -> Tensor:
     encoding = ClosedForm()(model, x)
     return (elbo(encoding, beta=0.0, analytic=True) - elbo(encoding, analytic=True)).sum()
+
+
+def _from_first(values: Tensor) -> Tensor:
+    """Differences from the first value: a constant that is the same for all does not matter."""
+    return values - values[0]
 
 
 def _gap(model: LinearMixture, theta: Tensor, x: Tensor, q: MultivariateNormal) -> tuple[Tensor, Tensor]:
