@@ -47,7 +47,6 @@ def check_D40() -> Check:
             equal("ηTλ_i ≤ 0.01, from another w₀: SGD = ridge", moved, early.by_ridge(), 1e-4),
         ],
         correction=[
-            equal("ηTλ_i as stated: ηT XᵀX", *_stated((early, small), (late, large))),
             equal("largest difference of 1 − e⁻ˣ and x/(1 + x), x = ηTλ", (flow - ridge).max(), _gap(widest), 1e-4),
             equal("SGD from 0: w_T = 1 − (1 − ηλ)ᵀ of the optimum", stopped_late, late.shrinkage() * late.optimum),
             equal("their difference/x² = (1 + 1/T)/2 to first order", _second_order(1e-3), (1 + 1 / STEPS) / 2, 2e-3),
@@ -72,6 +71,7 @@ def check_D40() -> Check:
                 ((1 + worst).square() / (1 + worst + worst.square())).square(),
                 1e-4,
             ),
+            equal("ηTλ_i as stated: ηT XᵀX", *_stated((early, small), (late, large))),
         ],
     )
 
