@@ -93,9 +93,8 @@ def _trained(x: Tensor, hidden: int, noise: float = 0.0, decay: float = 0.0) -> 
         return (error @ moments * error).sum() + spread, slopes
 
     start = torch.randn(2 * hidden * width).numpy() / math.sqrt(hidden)
-    encoder, decoder = torch.as_tensor(minimize(loss, start, jac=True, method="BFGS", options={"gtol": 1e-9}).x).chunk(
-        2
-    )
+    best = minimize(loss, start, jac=True, method="BFGS", options={"gtol": 1e-9}).x
+    encoder, decoder = torch.as_tensor(best).chunk(2)
     return _measured(x, encoder.reshape(hidden, width), decoder.reshape(width, hidden), noise, decay)
 
 
