@@ -203,7 +203,7 @@ def _tied(x: Tensor, units: int, activation: nn.Identity | nn.Tanh) -> Autoencod
         return value / size, np.concatenate([gradients.ravel(), back.sum(0), error.sum(0)]) / size
 
     start = torch.cat([torch.randn(parts[0]), torch.zeros(units + width)]).numpy()
-    best = torch.as_tensor(minimize(loss, start, jac=True, method="BFGS", options={"gtol": 1e-9}).x)
+    best = torch.as_tensor(minimize(loss, start, jac=True, method="BFGS", options={"gtol": 1e-9}).x).to(x)
     layer = nn.Linear(width, units)
     decoder = _Transposed(layer, width)
     weight, layer.bias.data, decoder.shift.data = best.tensor_split(parts)
