@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent
 EXPERIMENTS = ROOT / "experiments"
 README = EXPERIMENTS / "README.md"
 NOT_RECORDED = "commit not recorded"
-ERRORS = ("se", "standard_error", "half_width")
+ERRORS = ("se", "standard_error", "half_width", "error", "sample_error")
 UNITS = (1, 100, 1000)  # per cent, and thousandths
 
 Pair = tuple[float, float]
@@ -39,8 +39,9 @@ WITH_RESULTS = sorted(path.stem for path in (EXPERIMENTS / "results").glob("*.js
 def test_every_result_has_a_section_and_every_section_a_module() -> None:
     assert set(WITH_RESULTS) <= set(SECTIONS)
     for name, text in SECTIONS.items():
-        assert (EXPERIMENTS / f"{name}.py").exists()
-        assert f"[module]({name}.py)" in text and f"`python -m experiments.{name}`" in text
+        module = name.partition("-")[0]  # a study names its data after it
+        assert (EXPERIMENTS / f"{module}.py").exists()
+        assert f"[module]({module}.py)" in text and f"`python -m experiments.{module}" in text
         if name not in WITH_RESULTS:
             assert "no results yet" in text and text.endswith("not run.")
             assert "results/" not in text.rpartition("Source:")[2]
@@ -74,7 +75,7 @@ def pairs(value: Any) -> Iterator[Pair]:
                 yield item, error
             yield from pairs(item)
         for key in ERRORS:
-            if key in value and value.get("mean") is not None:
+            if isinstance(value.get("mean"), float) and isinstance(value.get(key), float):
                 yield value["mean"], value[key]
     elif isinstance(value, list):
         if len(value) == 2 and all(isinstance(item, float) for item in value):
@@ -144,4 +145,16 @@ def test_numbers_with_errors_are_recognised() -> None:
 def test_the_page_of_benchmarks_is_that_of_its_json() -> None:
     report = json.loads((ROOT / "benchmarks" / "results.json").read_text(encoding="utf-8"))
     written = (ROOT / "benchmarks" / "RESULTS.md").read_text(encoding="utf-8")
-    assert written == "\n".join(page(report, report.get("failed", []))) + "\n"
+    assert written == "\n".join(page(report)) + "\n"
+
+
+def test_the_page_of_benchmarks_names_commit_and_failures() -> None:
+    report = {
+        "date": "2020-01-01",
+        "machine": {"cpu": "a", "cores": 1, "memory_gib": 1.0},
+        "versions": {},
+        "results": [],
+    }
+    text = "\n".join(page(report | {"commit": "abc123", "failed": ["p01_map_codes"]}))
+    assert "on 2020-01-01, commit abc123:" in text and "**p01_map_codes failed**" in text
+    assert "commit" not in "\n".join(page(report)) and "failed" not in "\n".join(page(report))
