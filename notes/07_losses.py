@@ -255,13 +255,12 @@ def _forward(network: nn.Sequential, x: np.ndarray) -> np.ndarray:
     return hidden / (1 + np.exp(-hidden)) @ second[0].T + second[1]
 
 
-def _accepts(network: nn.Module, x: Tensor) -> float:
-    """1 if the network can be applied to x, otherwise 0."""
+def _accepts(network: nn.Module, x: Tensor) -> bool:
     try:
         network(x)
     except RuntimeError:
-        return 0.0
-    return 1.0
+        return False
+    return True
 
 
 def _autoencoder(encode: nn.Module, decode: nn.Module, latent: int, scale: float = 1.0) -> Autoencoder:
