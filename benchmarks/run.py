@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.common import ROOT, goal_of
+from experiments.common import commit
 from gae.data.environment import processor, versions
 
 FOLDER = Path(__file__).resolve().parent
@@ -40,19 +41,21 @@ def machine() -> dict[str, Any]:
     return {"cpu": processor(), "cores": len(os.sched_getaffinity(0)), "memory_gib": round(pages / 2**30, 1)}
 
 
-def page(report: dict[str, Any], failed: list[str]) -> Iterator[str]:
+def page(report: dict[str, Any]) -> Iterator[str]:
     """RESULTS.md, line by line."""
     where = report["machine"]
     yield "# Benchmarks, measured side by side"
     yield ""
-    yield f"Written by `{COMMAND}` on {report['date']}:"
+    at = f", commit {report['commit']}" if report.get("commit") else ""
+    yield f"Written by `{COMMAND}` on {report['date']}{at}:"
     yield f"{where['cpu']}, {where['cores']} cores, {where['memory_gib']} GiB,"
     yield ", ".join(f"{name} {number}" for name, number in report["versions"].items()) + "."
     yield "Each figure is a ratio of medians within one run, in which the sides take turns, with its range over the"
     yield "rounds; see [README.md](README.md)."
     yield ""
     yield missed(report["results"])
-    yield from (f"\n**{module} failed**: it crashed, or the two sides computed different things." for module in failed)
+    for module in report.get("failed", ()):
+        yield f"\n**{module} failed**: it crashed, or the two sides computed different things."
     for result in report["results"]:
         yield from _section(result)
 
@@ -85,14 +88,16 @@ def main() -> None:
     failed = [module for module, result in results.items() if result is None]
     report: dict[str, Any] = {
         "command": COMMAND,
+        "commit": commit(),
         "date": datetime.now(UTC).date().isoformat(),
         "machine": machine(),
         "versions": versions(LIBRARIES),
         "results": [result for result in results.values() if result is not None],
+        "failed": failed,
     }
     text = json.dumps(report, indent=1, ensure_ascii=False)
     (FOLDER / "results.json").write_text(text + "\n", encoding="utf-8")
-    (FOLDER / "RESULTS.md").write_text("\n".join(page(report, failed)) + "\n", encoding="utf-8")
+    (FOLDER / "RESULTS.md").write_text("\n".join(page(report)) + "\n", encoding="utf-8")
     print(f"\n{missed(report['results'])}")
     if failed:
         sys.exit(f"Failed: {', '.join(failed)}.")

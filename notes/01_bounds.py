@@ -87,10 +87,10 @@ def check_D04() -> Check:
     copies = log_joint[:1].expand(7, -1).logsumexp(0)
 
     model, seen = LinearMixture(1, 2, (4,), scale=0.5), torch.randn(4)
-    draws = _importance_bounds(model, seen, samples=1000, replicates=200)
+    draws = _importance_bounds(model, seen, samples=500, replicates=100)
     unweighted = model.log_joint(seen.unsqueeze(0), torch.randn(10_000, 1, 2)).logsumexp(0)
     weights = log_joint[:3, 0].exp()
-    expected = _exact_iwae(weights)
+    expected, log_p = _exact_iwae(weights), weights.sum().log()
     uniform = torch.full((3,), 1 / 3)
     divergence = (uniform * (uniform / (weights / weights.sum())).log()).sum()
     return Check(
@@ -107,9 +107,9 @@ def check_D04() -> Check:
         ],
         correction=[
             at_most("E[L_n] non-decreasing, enumerated", expected[:-1], expected[1:]),
-            at_most("E[L_n] ≤ log p(x), enumerated", expected, weights.sum().log()),
-            equal("E[L_1] = log p(x) − KL(proposal ‖ q(z|x))", expected[0], weights.sum().log() - divergence),
-            estimate("E[L_n] → log p(x), n = 1000", draws, _dense_evidence(model, seen.unsqueeze(0))),
+            at_most("E[L_n] ≤ log p(x), enumerated", expected, log_p),
+            equal("E[L_1] = log p(x) − KL(proposal ‖ q(z|x))", expected[0], log_p - divergence),
+            estimate("E[L_n] → log p(x), n = 500", draws, _dense_evidence(model, seen.unsqueeze(0))),
         ],
     )
 
@@ -160,6 +160,7 @@ def check_D08() -> Check:
     means, f, x = torch.randn(4, 3), torch.rand(4).softmax(0), 2 * torch.randn(50, 3)
     centre, log_parts = f @ means, _log_parts(x, means)
     leop, eol, loe = _mixture(means, f).log_evidence(x).log_p, f @ log_parts, _log_normal(x, centre)
+    eop = leop.exp()
     divergence = f @ (f[:, None] / (f.log()[:, None] + log_parts).softmax(0)).log()
     spread = 0.5 * f @ (means - centre).square().sum(1)
     alone = LinearMixture(1, 0, (3,), means=means[2:3])
@@ -181,13 +182,14 @@ def check_D08() -> Check:
         claim=[
             at_most("EOL ≤ LEOP", eol, leop),
             at_most("EOL ≤ LOE", eol, loe),
-            at_most("EOL ≤ EOP", eol, leop.exp()),
+            at_most("EOL ≤ EOP", eol, eop),
         ],
         without=[
             at_most("constants in EOL but not in LOE: EOL ≤ LOE", far_eol, printed),
             at_most("unequal scales: EOL ≤ LOE", unequal, _log_normal(beyond, centre, (f @ precision) ** -0.5)),
         ],
         correction=[
+            equal("EOP = Σ_k f_k N(x; A_k, I)", eop, f @ log_parts.exp()),
             equal("LEOP − EOL = KL(f ‖ q(k|x))", leop - eol, divergence),
             equal("LOE − EOL = ½ Σ_k f_k ‖A_k − Σ_j f_j A_j‖²", loe - eol, spread),
             equal(
@@ -214,6 +216,8 @@ def check_D51() -> Check:
     restarts = [Ascent(Given(Code(torch.randn(n, 12, 2))), GaussNewton(), max_steps=3)(model, x) for n in counts]
     sums = torch.stack([code.log_joint.logsumexp(0) for code in restarts])
     evidence, rows = _dense_evidence(model, x), model.loadings.detach()[0]
+    excess = sums - evidence
+    refused = torch.tensor([_refused(code) for code in (*restarts, Enumerate()(LinearMixture(3, 0, (4,)), x))])
     highest = evidence - math.log(2 * math.pi) + 0.5 * torch.logdet(torch.eye(2) + 4 * rows @ rows.T)  # by D02
 
     narrow, seen = LinearMixture(1, 1, (3,), scale=0.5), torch.randn(1, 3)
@@ -230,15 +234,15 @@ def check_D51() -> Check:
     return Check(
         claim=[
             equal("codes of 8 starts: logsumexp = log p(x)", sums[1], evidence),
-            at_most("8 starts come nearer than 2", (sums[1] - evidence).abs(), (sums[0] - evidence).abs()),
+            at_most("8 starts come nearer than 2", excess[1].abs(), excess[0].abs()),
         ],
         correction=[
             equal(
                 "logsumexp = max + log n: nothing but the count",
-                sums,
-                highest + torch.tensor(counts).log()[:, None],
+                excess,
+                highest + torch.tensor(counts).log()[:, None] - evidence,
             ),
-            equal("gae's logsumexp refuses them", sum(_refused(code) for code in restarts), len(restarts)),
+            equal("gae's logsumexp refuses them, and no enumeration", refused, torch.tensor([1.0, 1.0, 0.0])),
             equal(
                 "log p(x) − E[L_n] of gae's iwae = ∫ (E exp(−t w̄) − exp(−t)) dt/t, n = 1, 2, 3",
                 log_p - few,
@@ -246,8 +250,8 @@ def check_D51() -> Check:
                 2e-5,
             ),
             equal("log p(x) − E[L_1] = KL(proposal ‖ q(z|x))", gaps[0], kl_divergence(proposal, posterior)),
-            at_most("E[L_n] increases, n = 1 … 200", gaps[1:] + 1e-4, gaps[:-1]),
-            at_most("E[L_n] ≤ log p(x)", 1e-4, gaps),
+            at_most("E[L_n] increases, n = 1 … 200", gaps[1:], gaps[:-1]),
+            at_most("E[L_n] ≤ log p(x)", 0.0, gaps),
             equal(
                 "n (log p(x) − E[L_n]) → ½ Var(w)/p(x)², extrapolated from n = 100 and 200",
                 2 * scaled[1] - scaled[0],
@@ -321,7 +325,7 @@ def _example() -> LinearMixture:
 
 def _highest(model: LinearMixture, x: Tensor) -> Tensor:
     """max_z log q(z) q(x|z), by ascent."""
-    return joint(Ascent(step=GaussNewton(), max_steps=3)(model, x))
+    return joint(Ascent(step=GaussNewton(), max_steps=2)(model, x))
 
 
 def _dense_evidence(model: LinearMixture, x: Tensor) -> Tensor:

@@ -27,20 +27,20 @@ def check_D03() -> Check:
         precision, best = _solution(model, x)
         limit = 2 / float(torch.linalg.eigvalsh(precision)[-1])
         highest = _log_joint(model, x, best)
-        found = Ascent(Zeros(), GradientAscent(0.95 * limit), max_steps=60, trace=True)(model, x)
-        fast = Ascent(Zeros(), GradientAscent(0.5 * limit), max_steps=60)(model, x)
+        found = Ascent(Zeros(), GradientAscent(0.95 * limit), max_steps=25, trace=True)(model, x)
+        fast = Ascent(Zeros(), GradientAscent(0.5 * limit), max_steps=25)(model, x)
         start = torch.randn(12, 2)
-        wild = Ascent(Constant(start), GradientAscent(1.1 * limit), max_steps=60)(model, x)
+        wild = Ascent(Constant(start), GradientAscent(1.2 * limit), max_steps=35)(model, x)
     assert found.solve is not None and found.solve.trace is not None and wild.solve is not None
     reached = torch.cat([found.solve.trace.squeeze(1), found.log_joint])
-    grown = best + (start - best) @ torch.linalg.matrix_power(torch.eye(2) - 1.1 * limit * precision, 60)
+    grown = best + (start - best) @ torch.linalg.matrix_power(torch.eye(2) - 1.2 * limit * precision, 35)
     return Check(
         [
-            at_most("l_m(z_t) ≤ max_z log q(z) q(x|z), t = 0 … 60", reached, highest),
+            at_most("l_m(z_t) ≤ max_z log q(z) q(x|z), t = 0 … 25", reached, highest),
             at_most("non-decreasing in t, step 1.9 / λ_max", reached[:-1], reached[1:]),
             equal("t → ∞: equality", fast.log_joint, highest),
-            at_most("as printed, without the log: E l ≤ E max_z q(z) q(x|z)", reached.mean(1), highest.exp().mean()),
-            equal("step 2.2 / λ_max: z_t − ẑ = (I − βΛ)^t (z_0 − ẑ)", wild.z[0] / grown.norm(), grown / grown.norm()),
+            at_most("as printed, without the log, for each x: l ≤ max_z q(z) q(x|z)", reached, highest.exp()),
+            equal("step 2.4 / λ_max: z_t − ẑ = (I − βΛ)^t (z_0 − ẑ)", wild.z[0] / grown.norm(), grown / grown.norm()),
             equal("and every solve says so", (wild.solve.status == Status.diverged).double().mean(), 1.0),
         ]
     )
@@ -53,12 +53,13 @@ def check_D05() -> Check:
     x, steps = torch.randn(8, 4), 5
     direction = [torch.randn_like(p) for p in decoder.decoder.parameters()]
     unrolled, detached = (_parameter_gradient(decoder, x, steps, mode) for mode in (Unroll(), Detach()))
+    second_order = unrolled - detached
     along, (pushed, change) = parameters_to_vector(direction), _differences(decoder, x, steps, direction)
     return Check(
         claim=[
             equal("∇l(z_t), unrolled = central differences", unrolled @ along, change, 1e-7),
-            equal("its second-order part = ∂l/∂z · dz_t/dm", (unrolled - detached) @ along, pushed, 1e-7),
-            at_most("which is there", 1e-2, (unrolled - detached).norm()),
+            equal("its second-order part = ∂l/∂z · dz_t/dm", second_order @ along, pushed, 1e-7),
+            at_most("which is there", 1e-2, second_order.norm()),
         ],
         correction=_limits(),
     )
@@ -82,8 +83,8 @@ def check_D47() -> Check:
     power = torch.linalg.matrix_power(feedback, steps)
     pushed = torch.linalg.solve(rows @ rows.T, (torch.eye(2) - power) @ rows @ (x - model.means[0].detach()).T).T
     with torch.no_grad():
-        far = _ascend(model, x, start, 0.5 / largest, 60).z[0]
-        wild = _ascend(model, x, start, 1.1 / largest, 60)
+        far = _ascend(model, x, start, 0.7 / largest, 30).z[0]
+        wild = _ascend(model, x, start, 1.2 / largest, 35)
         fed_once = reduce(lambda z, layer: layer(z, None), layers[1:] * 20, layers[0](start, x))
     assert wild.solve is not None
     return Check(
@@ -95,7 +96,7 @@ def check_D47() -> Check:
         correction=[
             equal("linear decoder: T layers are one affine map", states[-1], start @ power + pushed, 1e-12),
             equal("T → ∞, from any start: least squares", far, (x - model.means[0]) @ torch.linalg.pinv(rows)),
-            equal("β = 1.1/λ_max: every solve diverges", (wild.solve.status == Status.diverged).double().mean(), 1.0),
+            equal("β = 1.2/λ_max: every solve diverges", (wild.solve.status == Status.diverged).double().mean(), 1.0),
             equal("x at the first layer only: the code forgets x", fed_once, 0.0, 1e-9),
         ],
     )
@@ -155,7 +156,7 @@ def _parameter_gradient(model: Gaussian, x: Tensor, steps: int, mode: Adjoint) -
 
 def _differences(model: Gaussian, x: Tensor, steps: int, direction: list[Tensor]) -> tuple[Tensor, Tensor]:
     """∂l/∂z at z_t times the difference quotient of z_t, and the difference quotient of l(z_t)."""
-    epsilon, codes, values = 1e-5, [], []
+    epsilon, codes, values = 3e-6, [], []
     ascent = Ascent(Zeros(), GradientAscent(0.1), steps)
     here = ascent(model, x).z.detach().requires_grad_()
     (force,) = torch.autograd.grad(model.log_joint(x, here).sum(), here)
@@ -178,28 +179,29 @@ def _shift(model: Gaussian, direction: list[Tensor], length: float) -> None:
 
 def _limits() -> list[Relation]:
     """Both gradients in the loadings on a quadratic, where the maximum and the rate r of the ascent are known."""
-    model, x, times = _linear(), torch.randn(6, 5), (12, 13, 14, 40)
+    model, x = _linear(), torch.randn(6, 5)
     precision, best = _solution(model, x)
-    spectrum = torch.linalg.eigvalsh(precision.detach())
-    step = 1 / float(spectrum[-1])
-    rate = (1 - step * spectrum).abs().max()
-    codes = {mode: [_solve(model, x, step, t, mode) for t in times] for mode in (Unroll(), Detach())}
-    unrolled, detached = (
-        torch.stack([_gradient(model, code.log_joint) for code in solves]) for solves in codes.values()
-    )
-    fit_unrolled, fit_detached = (
-        _gradient(model, solves[-1].log_joint - solves[-1].log_prior) for solves in codes.values()
-    )
+    low, high = torch.linalg.eigvalsh(precision.detach()).tolist()
     maximum, size = _gradient(model, _log_joint(model, x, best)), _gradient(model, 0.5 * best.square().sum(1))
 
-    scale = rate ** torch.tensor(times[:3]).reshape(3, 1, 1)
-    first, second = (detached[:3] - maximum) / scale, (unrolled[:3] - maximum) / scale**2
-    first, second = first / first.norm(), second / second.norm()
+    far = [_solve(model, x, 2 / (low + high), 26, mode) for mode in (Unroll(), Detach())]
+    unrolled, detached = (_gradient(model, code.log_joint) for code in far)
+    fit_unrolled, fit_detached = (_gradient(model, code.log_joint - code.log_prior) for code in far)
+
+    rate = 1 - low / high  # with the step 1 / λ_max, which leaves no error along the other eigenvector
+    (early, late), (second, third, fourth) = (
+        [
+            (_gradient(model, _solve(model, x, 1 / high, t, mode).log_joint) - maximum) / rate ** (order * t)
+            for t in times
+        ]
+        for mode, order, times in ((Detach(), 1, (10, 11)), (Unroll(), 2, (2, 3, 4)))
+    )
+    size_of_early = early.norm()
     return [
-        equal("t = 40: ∇l(z_t), unrolled = ∇ max_z l", unrolled[3], maximum),
-        equal("t = 40: ∇l(z_t), detached = ∇ max_z l", detached[3], maximum),
-        equal("the detached error / rᵗ is constant in t", first[2], first[1], 1e-3),
-        equal("the unrolled error / r²ᵗ is affine in t", second[2] + second[0], 2 * second[1], 1e-3),
+        equal("t = 26: ∇l(z_t), unrolled = ∇ max_z l", unrolled, maximum),
+        equal("t = 26: ∇l(z_t), detached = ∇ max_z l", detached, maximum),
+        equal("the detached error / rᵗ is constant in t", late / size_of_early, early / size_of_early, 1e-3),
+        equal("the unrolled error / r²ᵗ is affine in t", fourth + second, 2 * third, 1e-9),
         equal("another objective, log q(x|z_t), unrolled: ∇ max_z l + ∇ ½‖ẑ‖²", fit_unrolled, maximum + size),
         equal("... and detached: without the second term", fit_detached, maximum),
         at_most("... which does not vanish", 0.1, size.norm()),

@@ -33,8 +33,10 @@ def check_D21() -> Check:
     one_hot, log_mass = torch.eye(WIDTH)[:, None], _log_mass(outputs)
     divergence = (p * (p / p_hat).log()).sum(-1)
 
-    pixels = 1 / (1 + (-outputs).exp())  # in (0, 1), but with another sum for each reconstruction
-    unlike_mass = _expected(p, _log_mass(pixels.log()))
+    pixels = outputs.sigmoid()  # in (0, 1), but with another sum for each reconstruction
+    unlike, bright = _cross_entropy(p, pixels), _cross_entropy(p, torch.full_like(p, 0.99))
+    excess, unlike_divergence = unlike + _expected(p, _log_mass(pixels.log())), (p * (p / pixels).log()).sum(-1)
+    total = pixels.sum(-1).log()
     return Check(
         claim=[
             equal(
@@ -49,13 +51,18 @@ def check_D21() -> Check:
             *_cosine_relations(),
         ],
         without=[
+            equal("x̂ of sigmoids: cross-entropy + E_x log Categorical does not change with x̂", excess[1:], excess[0]),
+            at_most("x̂ of sigmoids: cross-entropy at x̂ = x ≤ at x̂ = 0.99", Die(p).entropy(), bright),
+            at_most("x̂ of sigmoids: 0 ≤ Σ x log(x/x̂)", 0.0, unlike_divergence),
+        ],
+        correction=[
+            equal("x̂ of sigmoids: cross-entropy = −E_x log Categorical − log Σ x̂", excess, -total),
+            equal("x̂ = 0.99: cross-entropy is −log 0.99, for every x", bright, -math.log(0.99)),
             equal(
-                "x̂ of sigmoids: cross-entropy changes with x̂ as −E_x log Categorical does",
-                _cross_entropy(p, pixels[1:]) - _cross_entropy(p, pixels[0]),
-                unlike_mass[0] - unlike_mass[1:],
+                "x̂ of sigmoids: Σ x log(x/x̂) = KL(x‖x̂/Σ x̂) − log Σ x̂",
+                unlike_divergence,
+                kl_divergence(Die(p), Die(pixels)) - total,
             ),
-            at_most("x̂ of sigmoids: cross-entropy at x̂ = x ≤ at x̂ = 0.99", Die(p).entropy(), -math.log(0.99)),
-            at_most("x̂ of sigmoids: 0 ≤ Σ x log(x/x̂)", 0.0, (p * (p / pixels).log()).sum(-1)),
         ],
     )
 
@@ -65,7 +72,7 @@ def check_D22() -> Check:
     """The loss as written and corrected, against gae's ``Bernoulli``, closed forms, autodiff and torch's KL."""
     x, logits = torch.rand(20, WIDTH), torch.randn(8, 20, WIDTH)
     bits, x_hat = torch.rand(20, WIDTH).round(), 1 / (1 + (-logits).exp())
-    head = Bernoulli(nn.Identity(), WIDTH, Flat(WIDTH))
+    bernoulli = -Bernoulli(nn.Identity(), WIDTH, Flat(WIDTH)).log_joint(bits, logits)
     power = torch.arange(1.0, 51.0)[:, None, None]
     near_one = 1 - (-power).exp2()
     fall = (-x * torch.log1p(-(-power).exp2()) - (1 - x) * power * math.log(2)).sum(-1)
@@ -76,11 +83,11 @@ def check_D22() -> Check:
     return Check(
         claim=[
             at_most("0 ≤ the loss at x = ½, x̂ = 1 − 2⁻⁴⁰", 0.0, _as_written(half, edge)),
-            equal("binary x: as written = −log Bernoulli", _as_written(bits, x_hat), -head.log_joint(bits, logits)),
+            equal("binary x: as written = −log Bernoulli", _as_written(bits, x_hat), bernoulli),
             equal("as written: slope 0 at x̂ = x", slope(x), 0.0),
         ],
         correction=[
-            equal("binary x: corrected = −log Bernoulli", _corrected(bits, x_hat), -head.log_joint(bits, logits)),
+            equal("binary x: corrected = −log Bernoulli", _corrected(bits, x_hat), bernoulli),
             equal("as written at x̂ = 1 − 2⁻ᵏ, k = 1 … 50: closed form", _as_written(x, near_one), fall, 1e-9),
             equal("as written: slope −2 at x̂ = x, for every x", slope(x), -2.0),
             equal("any x: corrected(x̂) − corrected(x) = KL(x‖x̂)", _corrected(x, x_hat) - _corrected(x, x), kl),
@@ -108,7 +115,7 @@ def check_D23() -> Check:
     return Check(
         claim=[
             equal("width of (φ∘ψ)(z) = width of x", encode(decode(torch.randn(1, 2))).shape[1], x.shape[1]),
-            equal("ψ accepts x (1: yes)", float(_accepts(decode, x)), 1.0),
+            equal("ψ accepts x as it does a code (1: yes)", _accepts(decode, x), _accepts(decode, torch.randn(1, 2))),
             equal("E = D, linear: E‖x − (φ∘ψ)(x)‖² = E‖x − (ψ∘φ)(x)‖²", swapped_error, error),
             equal("E = D, networks: (φ∘ψ)(x) = (ψ∘φ)(x)", first(second(y)), in_order),
         ],
@@ -116,6 +123,10 @@ def check_D23() -> Check:
             equal("reconstruct(x) = (ψ∘φ)(x) from the weights", model.reconstruct(x), torch.from_numpy(by_hand)),
             equal("loss = E‖x − (ψ∘φ)(x)‖²/2σ² + (n/2) log 2πσ²", model(x), loss),
             equal("E = D, linear: (ψ∘φ)(x) = x", example.reconstruct(line), line),
+            equal("so that E‖x − (ψ∘φ)(x)‖² = 0", error, 0.0),
+            equal(
+                "whereas E‖x − (φ∘ψ)(x)‖² = E‖x‖²", swapped_error, torch.linalg.matrix_norm(line).square() / len(line)
+            ),
         ],
     )
 
@@ -133,7 +144,9 @@ def check_D31() -> Check:
     projected = x @ orthonormal
     soft = projected.sign() * (projected.abs() - rate * dim / 2).clamp_min(0)
     code = _lasso(loadings, x, rate)
-    steps = 1e-4 * torch.cat([torch.eye(width), -torch.eye(width)])[:, None]
+    free = Gaussian(decoder, width, math.sqrt(dim / 2), prior=Flat(width))  # without the penalty
+    force = _slope(partial(free.log_joint, x))(code[None])[0]
+    balance = torch.where(code == 0, force.clamp(-rate, rate), rate * code.sign())
 
     rho, activations = 0.1, torch.rand(50, width)
     slope, usual_slope = (_slope(partial(penalty, rho))(activations) for penalty in (_penalty, _usual_penalty))
@@ -143,10 +156,8 @@ def check_D31() -> Check:
         claim=[
             equal("MSE + λ Σ|z| = −log q(x, z) + E log(λ/2) − (n/2) log πn", penalised, constant - log_joint),
             equal("MAP code, AᵀA = I: soft thresholding = lasso", soft, _lasso(orthonormal, x, rate)),
-            at_most(
-                "no step along a coordinate raises log q(x, z) from the lasso's code",
-                model.log_joint(x, code + steps),
-                joint(Constant(code)(model, x)),
+            equal(
+                "the slope of log q(x|z) at the lasso's code: λ sign z, and within ±λ where z = 0", force, balance, 1e-8
             ),
             equal("Σ z log(z/ρ) + … = Σ KL(Bern(z)‖Bern(ρ))", _penalty(rho, activations), each.sum()),
         ],
@@ -298,11 +309,22 @@ def _at_the_target(rho: float, width: int) -> list[Relation]:
     spread = torch.linspace(0.1, 0.9, 25)[:, None] * rho * torch.ones(width)
     balanced = constant + torch.cat([spread, -spread])
     values = torch.stack([_penalty(rho, constant), _usual_penalty(rho, constant), _usual_penalty(rho, balanced)])
+    bound, penalty, flattest, steepness = _pinsker(rho, balanced - rho)
+    small_bound, small_penalty, small_flattest, small_steepness = _pinsker(0.5, torch.tensor([1e-3, -1e-3]))
     slope, usual_slope = _slope(partial(_penalty, rho)), _slope(partial(_usual_penalty, rho))
     slopes = torch.stack([slope(constant), usual_slope(constant), usual_slope(balanced)])
     return [
         equal("both are 0 at z = ρ, the usual one also where only z̄ = ρ", values, 0.0),
         equal("and so are their slopes", slopes, 0.0),
-        at_most("z̄ = ρ: 2 Σ (z − ρ)² ≤ the penalty", 2 * (balanced - rho).square().sum(), _penalty(rho, balanced)),
-        at_most("z̄ = ρ: 4 |z − ρ| ≤ its slope, z > ρ", 4 * spread, slope(balanced)[:25]),
+        at_most("z̄ = ρ: 2 Σ (z − ρ)² ≤ the penalty", bound, penalty),
+        at_most("z̄ = ρ: 4 |z − ρ| ≤ |its slope|", flattest, steepness),
+        equal("which are sharp: the first at z = ½ ± 10⁻³, ρ = ½", small_penalty / small_bound, 1.0, 1e-5),
+        equal("... and the second", small_steepness / small_flattest, 1.0, 1e-5),
     ]
+
+
+def _pinsker(rho: float, offset: Tensor) -> tuple[Tensor, ...]:
+    """At z = ρ + offset: the penalty and the size of its slope, each after a lower bound of it."""
+    z = rho + offset
+    slope = _slope(partial(_penalty, rho))(z)
+    return 2 * offset.square().sum(), _penalty(rho, z), 4 * offset.abs(), slope.abs()

@@ -32,7 +32,7 @@ def check_D07() -> Check:
     direct = [-np.log(np.mean(np.exp(beta * d.numpy()))) / beta for beta in BETAS[:3]]
     drop = mean(values) - soft_minimum(1e-6)(values)
 
-    hot, room = torch.tensor([2.0, 1000.0]), math.log(40)
+    hot, room = torch.tensor([1000.0, 2.0]), math.log(40)
     written = -(hot[:, None] * d).logsumexp(1)
     averaged, excess = written + room, hot * minimum(values) - written
     leaf = values.clone().requires_grad_()
@@ -46,9 +46,11 @@ def check_D07() -> Check:
             equal("the two are log N/β apart", softened - summed, room / torch.tensor(BETAS)),
         ],
         without=[
-            equal("as printed: −log Σ exp(βd) = min(−d), β = 1000", written[1], minimum(values)),
-            equal("as printed: −log Σ exp(βd) = min(−d), β = 2", written[0], minimum(values)),
-            equal("as printed: −log E exp(βd) = min(−d), β = 1000", averaged[1], minimum(values)),
+            *(
+                equal(f"as printed: −log Σ exp(βd) = min(−d), β = {b:g}", w, minimum(values))
+                for b, w in zip(hot, written, strict=True)
+            ),
+            equal("as printed: −log E exp(βd) = min(−d), β = 1000", averaged[0], minimum(values)),
         ],
         correction=[
             at_most("−(1/β) log E exp(βd) ≤ E(−d)", softened, mean(values)),
@@ -58,7 +60,7 @@ def check_D07() -> Check:
             equal(
                 "−log E exp(βd) = β × soft_minimum",
                 averaged,
-                hot * torch.stack([soft_minimum(b)(values) for b in (2, 1e3)]),
+                hot * torch.stack([soft_minimum(b)(values) for b in (1e3, 2)]),
             ),
             equal(
                 "β min(−d) + log Σ exp(βd) = log Σ exp(β (d − max d))",
@@ -104,13 +106,16 @@ def _discrete() -> list[Relation]:
     heights = model.logits.log_softmax(0)[:, None] + Normal(model.means[:, None], 1.0).log_prob(x).sum(2)
     best, share = Argmax()(model, x), model.log_responsibilities(x)
     top, room = joint(best), math.log(6) / torch.tensor(BETAS)[:, None]
-    soft = torch.stack([(beta * heights).logsumexp(0) / beta for beta in BETAS])
+    soft, level = (
+        torch.stack([(beta * h).logsumexp(0) / beta for beta in BETAS]) for h in (heights, heights[:1].expand(6, -1))
+    )
 
     cold = 50 / heights.sort(0).values.diff(dim=0)[-1]  # 50 over the lead of the best component
     return [
         equal("(1/β) log Σ_k exp(βH_k) = max_k H_k, β = 10⁶", (1e6 * heights).logsumexp(0) / 1e6, top, 1e-5),
         at_most("max_k H_k ≤ (1/β) log Σ_k exp(βH_k)", top, soft),
         at_most("(1/β) log Σ_k exp(βH_k) ≤ max_k H_k + log K/β", soft, top + room),
+        equal("which is attained where all H_k are equal", level, heights[0] + room),
         equal("β = 1: log p(x)", soft[1], model.log_evidence(x).log_p),
         equal("softmax(βH) at gae's argmax = 1, β = 50/lead", (cold * heights).softmax(0).gather(0, best.k), 1.0),
         equal("ELBO of softmax(βH) = max_k H_k, β = 50/lead", _bound(heights, cold), top),

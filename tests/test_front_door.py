@@ -163,7 +163,7 @@ def test_the_tour(small: Dataset, tmp_path: Path) -> None:
     history = gae.fit(model, small, epochs=2, progress=False)
     assert len(history.rows) == 2
     assert model.encode(small.test).point.shape == (20, 2)
-    gap = gae.inference_gap(model.double(), small.test[:3].double(), samples=50, draws=8, steps=20)
+    gap = gae.inference_gap(model.double(), small.test[:3].double(), samples=400, draws=8, steps=20)
     assert gap.encoder is not None
     assert gap.table()["inference gap"]["mean"] == pytest.approx((gap.evidence.log_p - gap.encoder.value).mean().item())
     options: Any = {"epochs": 1, "latent": 2, "hidden": (8,), "quick": True, "progress": False}

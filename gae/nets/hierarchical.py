@@ -14,10 +14,10 @@ from gae.nets.sequence import SequenceDecoder, lstm_state
 class HierarchicalLSTMDecoder(SequenceDecoder):
     """MusicVAE's decoder: a conductor LSTM maps z to an embedding per segment, which a lower LSTM decodes.
 
-    The conductor starts from z and has no other input than a constant. The lower LSTM starts every segment anew from its embedding, and
-    receives it at every step with the class before, across the borders of segments. What came earlier than that class
-    reaches a segment through z alone, and the segments of known classes are evaluated in parallel (Roberts et al. 2018,
-    section 3.2).
+    The conductor starts from z and has no other input than a constant. The lower LSTM starts every segment anew from
+    its embedding, and receives it at every step with the class before, across the borders of segments. What came
+    earlier than that class reaches a segment through z alone, and the segments of known classes are evaluated in
+    parallel (Roberts et al. 2018, section 3.2).
 
     Args:
         latent: width of z.

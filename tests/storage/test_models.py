@@ -259,7 +259,7 @@ def test_the_commands_take_what_save_wrote(tmp_path: Path, monkeypatch: pytest.M
         ):
             gae("encode", name, "digits", "-o", "codes.npz")
             gae("explore", name, "digits", "-n", 5, "--size", 2)
-            gae("gap", name, "digits", "-n", 2, "--samples", 4, "--draws", 4, "--steps", 2, "--out", f"{name}-gap")
+            gae("gap", name, "digits", "-n", 2, "--samples", 400, "--draws", 4, "--steps", 9, "--out", f"{name}-gap")
         gae("sample", name, "-n", 2)
         x = digits.rows("all").x.to(next(model.parameters()).dtype)
         with np.load("codes.npz") as codes, torch.no_grad():

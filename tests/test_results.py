@@ -1,0 +1,160 @@
+"""The numbers that are quoted lead to the committed JSON, and agree with it."""
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+import pytest
+
+from benchmarks.run import page
+
+ROOT = Path(__file__).resolve().parent.parent
+EXPERIMENTS = ROOT / "experiments"
+README = EXPERIMENTS / "README.md"
+NOT_RECORDED = "commit not recorded"
+ERRORS = ("se", "standard_error", "half_width", "error", "sample_error")
+UNITS = (1, 100, 1000)  # per cent, and thousandths
+
+Pair = tuple[float, float]
+
+
+def sections() -> dict[str, str]:
+    """The text below each heading that is a module's name, with single spaces."""
+    parts = re.split(r"^## (.+)$", README.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    texts = {heading: " ".join(text.split()) for heading, text in zip(parts[1::2], parts[2::2], strict=True)}
+    return {heading.strip("`"): text for heading, text in texts.items() if heading.startswith("`")}
+
+
+def record(name: str) -> dict[str, Any]:
+    return dict(json.loads((EXPERIMENTS / "results" / f"{name}.json").read_text(encoding="utf-8")))
+
+
+SECTIONS = sections()
+WITH_RESULTS = sorted(path.stem for path in (EXPERIMENTS / "results").glob("*.json"))
+
+
+def test_every_result_has_a_section_and_every_section_a_module() -> None:
+    assert set(WITH_RESULTS) <= set(SECTIONS)
+    for name, text in SECTIONS.items():
+        module = name.partition("-")[0]  # a study names its data after it
+        assert (EXPERIMENTS / f"{module}.py").exists()
+        assert f"[module]({module}.py)" in text and f"`python -m experiments.{module}" in text
+        if name not in WITH_RESULTS:
+            assert "no results yet" in text and text.endswith("not run.")
+            assert "results/" not in text.rpartition("Source:")[2]
+
+
+@pytest.mark.parametrize("name", WITH_RESULTS)
+def test_a_section_leads_to_the_run_of_its_numbers(name: str) -> None:
+    source, written = SECTIONS[name].rpartition("Source:")[2], record(name)
+    assert f"[JSON](results/{name}.json)" in source and f"[figure](results/{name}.png)" in source
+    assert (EXPERIMENTS / "results" / f"{name}.png").exists()
+    assert f"`{written['command']}`" in source
+    machine = written["machine"]
+    threads = f"{machine['threads']} thread{'s' if machine['threads'] > 1 else ''}"
+    assert f"{machine['processor']}, {threads}" in source
+    commit = written.get("commit") or written["results"].get("commit")
+    assert source.endswith(f"; {NOT_RECORDED}." if commit is None else f"; commit `{commit}`.")
+    if commit is None:
+        assert "7 (commit" in SECTIONS[name]  # which its rules must say, too
+
+
+def quoted(text: str) -> list[tuple[str, str]]:
+    return [(value.replace(",", ""), error) for value, error in re.findall(r"(\d[\d,.]*\d|\d) ± (\d+\.?\d*)", text)]
+
+
+def pairs(value: Any) -> Iterator[Pair]:
+    """Every number in a JSON that stands beside its error."""
+    if isinstance(value, dict):
+        for key, item in value.items():
+            error = value.get(f"{key}_se")
+            if isinstance(item, float) and isinstance(error, float):
+                yield item, error
+            yield from pairs(item)
+        for key in ERRORS:
+            if isinstance(value.get("mean"), float) and isinstance(value.get(key), float):
+                yield value["mean"], value[key]
+    elif isinstance(value, list):
+        if len(value) == 2 and all(isinstance(item, float) for item in value):
+            yield value[0], value[1]
+        for item in value:
+            if isinstance(item, dict | list):
+                yield from pairs(item)
+
+
+def over(values: list[float]) -> Pair:
+    return fmean(values), stdev(values) / len(values) ** 0.5
+
+
+def less(left: list[float], right: list[float]) -> Pair:
+    """Of a paired difference."""
+    return over([a - b for a, b in zip(left, right, strict=True)])
+
+
+def derived(name: str, results: dict[str, Any]) -> Iterator[Pair]:
+    """Pairs that the JSON holds sample by sample, or seed by seed."""
+    if name == "llgae_mnist":
+        yield over([run["test_error"] for run in results["llgae"]])
+    elif name == "inference_gap":
+        vae = results["models"]["vae"]
+        yield less(vae["ais"]["images"], vae["test"]["images"]["log p(x)"])
+    elif name == "encoders_by_compute":
+        for decoder in ("vae", "savae"):
+            curves = results["decoders"][decoder]["curves"]
+            rows = [row["bounds"] for curve in curves.values() for row in curve]
+            yield from (less(bounds, curves["encoder"][0]["bounds"]) for bounds in rows)
+            mode, refined = (curves[key][-1]["bounds"] for key in ("MAP from zeros", REFINED))
+            yield less(mode, refined)
+
+
+REFINED = "mean field from the encoder, 100 matched draws"
+
+
+def rounds_to(number: float, text: str) -> bool:
+    digits = len(text.partition(".")[2])
+    return abs(abs(number) - float(text)) <= 0.5 * 10**-digits * (1 + 1e-6)
+
+
+@pytest.mark.parametrize("name", WITH_RESULTS)
+def test_numbers_with_errors_are_those_of_the_json(name: str) -> None:
+    """Rounded to the same digit, of which the error has one or two."""
+    results = record(name)["results"]
+    known = [*pairs(results), *derived(name, results)]
+    for value, error in quoted(SECTIONS[name]):
+        assert len(value.partition(".")[2]) == len(error.partition(".")[2]), (value, error)
+        assert 1 <= len(error.replace(".", "").lstrip("0")) <= 2, (value, error)
+        agree = [
+            unit
+            for unit in UNITS
+            for mean, width in known
+            if rounds_to(unit * mean, value) and rounds_to(unit * width, error)
+        ]
+        assert agree, f"{name}.json has no {value} ± {error}"
+
+
+def test_numbers_with_errors_are_recognised() -> None:
+    text = "6.59 ± 0.02 against 12.04 ± 0.64; 38 ± 2° and −1,204.9 ± 21.7"
+    assert quoted(text) == [("6.59", "0.02"), ("12.04", "0.64"), ("38", "2"), ("1204.9", "21.7")]
+    assert rounds_to(-2.587, "2.59") and not rounds_to(2.584, "2.59")
+    assert list(pairs({"a": {"mean": 1.0, "se": 0.1}, "b": 2.0, "b_se": 0.2})) == [(1.0, 0.1), (2.0, 0.2)]
+
+
+def test_the_page_of_benchmarks_is_that_of_its_json() -> None:
+    report = json.loads((ROOT / "benchmarks" / "results.json").read_text(encoding="utf-8"))
+    written = (ROOT / "benchmarks" / "RESULTS.md").read_text(encoding="utf-8")
+    assert written == "\n".join(page(report)) + "\n"
+
+
+def test_the_page_of_benchmarks_names_commit_and_failures() -> None:
+    report = {
+        "date": "2020-01-01",
+        "machine": {"cpu": "a", "cores": 1, "memory_gib": 1.0},
+        "versions": {},
+        "results": [],
+    }
+    text = "\n".join(page(report | {"commit": "abc123", "failed": ["p01_map_codes"]}))
+    assert "on 2020-01-01, commit abc123:" in text and "**p01_map_codes failed**" in text
+    assert "commit" not in "\n".join(page(report)) and "failed" not in "\n".join(page(report))
