@@ -71,6 +71,7 @@ def check_D40() -> Check:
                 ((1 + worst).square() / (1 + worst + worst.square())).square(),
                 1e-4,
             ),
+            equal("ηTλ_i as stated: ηT XᵀX", *_stated((early, small), (late, large))),
         ],
     )
 
@@ -81,15 +82,17 @@ def check_D41() -> Check:
     x, mix = 2 * torch.rand(300, DIM) - 1, torch.linalg.qr(torch.randn(DIM, DIM))[0]
     tiny, large = 0.01, 3.0
     y, ladder = x @ mix.T, torch.logspace(-2, 1, 13)
-    errors = torch.stack([_best(x, (s * y).tanh())[0] for s in ladder])
+    log_errors = torch.stack([_best(x, (s * y).tanh())[0] for s in ladder]).log()
     error, decoder = _best(x, (tiny * y).tanh())
     pairs, bits = torch.cat([(large * y).relu(), (-large * y).relu()], 1), x.sign()
 
-    nodes = torch.linspace(-1, 1, 4001)[:, None]
+    nodes = (torch.arange(4000.0)[:, None] + 0.5) / 2000 - 1  # the midpoints of 4000 intervals
     staircase = (50 * (nodes - torch.linspace(-1.05, 1.05, 43))).tanh()
-    ramps, sides = torch.cat([(large * nodes).relu(), (-large * nodes).relu()], 1), nodes[nodes != 0, None].sign()
+    ramps, sides = torch.cat([(large * nodes).relu(), (-large * nodes).relu()], 1), nodes.sign()
     expected = _error_of_one_unit(large)
-    half = 0.03
+    by_staircase, by_ramps = _best(nodes, staircase)[0], _best(nodes, ramps)[0]
+    by_sides = _best(sides, (large * sides).tanh())[0]
+    uniform, half = _best(nodes, (tiny * nodes).tanh())[0], 0.03
     twice = torch.cat([(half * y).tanh(), (2 * half * y).tanh()], 1)
     ratio = _best(x, twice)[0] / half**8 / _unexplained(8 / 15 * y**5, torch.cat([y, y**3], 1))
     return Check(
@@ -101,7 +104,7 @@ def check_D41() -> Check:
                 2e-5,
             ),
             equal("s = 0.01: decoder = Rᵀ/s", tiny * decoder, mix, 1e-3),
-            at_most("error at smaller s ≤ at larger s, 0.01 … 10", errors[:-1], errors[1:]),
+            at_most("log error at smaller s ≤ at larger s, 0.01 … 10", log_errors[:-1], log_errors[1:]),
             equal("∂ log error/∂ log s = 4: training lowers s", _slope(x, mix, tiny), 4.0, 1e-2),
             equal(
                 "s = 3: error = E x² − (E x tanh sx)²/E tanh² sx",
@@ -111,19 +114,16 @@ def check_D41() -> Check:
             ),
         ],
         without=[
-            equal("ReLU pair, s = 3: the same error", _best(nodes, ramps)[0], expected, 1e-4),
-            equal("binary x, s = 3: the same error", _best(sides, (large * sides).tanh())[0], expected, 1e-4),
-            equal("43 tanh units, s = 50: the same error", _best(nodes, staircase)[0], expected, 1e-4),
+            equal("ReLU pair, s = 3: the same error", by_ramps, expected, 1e-4),
+            equal("binary x, s = 3: the same error", by_sides, expected, 1e-4),
+            equal("43 tanh units, s = 50: the same error", by_staircase, expected, 1e-4),
         ],
         correction=[
-            equal(
-                "x uniform on (−1, 1): error/s⁴ = 4/1575",
-                _best(nodes, (tiny * nodes).tanh())[0] / tiny**4,
-                4 / 1575,
-                1e-5,
-            ),
+            equal("x uniform on (−1, 1): 1575/4 error/s⁴ = 1", 1575 / 4 * uniform / tiny**4, 1.0, 4e-4),
             equal("x uniform on (−1, 1), s → ∞: error = 1/12", _best(nodes, (1e6 * nodes).tanh())[0], 1 / 12, 1e-3),
-            at_most("43 tanh units, s = 50: error ≤ 10⁻⁵", _best(nodes, staircase)[0], 1e-5),
+            equal("43 tanh units, s = 50: log₁₀ error = −6, within 1", by_staircase.log10(), -6.0, 1.0),
+            equal("ReLU pair, s = 3: error = 0", by_ramps, 0.0),
+            equal("binary x, s = 3: error = 0", by_sides, 0.0),
             equal("ReLU pairs with weights s and 1/s, any s: error = 0", pairs @ torch.cat([mix, -mix]) / large, x),
             equal("binary x: decoder 1/tanh(s): error = 0", (large * bits).tanh() / math.tanh(large), bits),
             equal("slopes s and 2s for each element: error = s⁸ E‖(8/15)(Rx)⁵ less its cubic part‖²", ratio, 1.0, 0.02),
@@ -226,6 +226,12 @@ class _Problem:
             (0.5 * weight * residual.square().sum()).backward()
             optimizer.step()
         return layer.weight.detach()[0]
+
+
+def _stated(*problems: tuple[_Problem, Tensor]) -> tuple[Tensor, Tensor]:
+    """ηT XᵀX of each problem, and what it should be."""
+    products = [problem.rate * STEPS * problem.inputs.T @ problem.inputs for problem, _ in problems]
+    return torch.stack(products), torch.stack([product.diag() for _, product in problems])
 
 
 def _gap(x: Tensor) -> Tensor:

@@ -28,12 +28,11 @@ def check_D37() -> Check:
     """Training by gae's ``fit`` with and without the penalty; shares counted by numpy, L1 codes by gae's ascent."""
     x, target = torch.randn(50, DIM), 0.1
     start = _autoencoder().state_dict()
-    trained = [_trained(x, start, weight, target) for weight in (0.0, 5.0)]
-    weights = [torch.cat([part.detach().flatten() for part in model.parameters()]) for model in trained]
-    codes = trained[1].encode(x).point
+    plain, penalised = (_trained(x, start, weight, target) for weight in (0.0, 5.0))
+    codes = penalised.encode(x).point
     shares = torch.arange(WIDE + 1) / WIDE
     targets = torch.tensor([0.05, 0.1, 0.5, 0.9])
-    lowest = shares[(shares - targets[:, None]).argmin(1)]
+    penalty = shares - targets[:, None]
 
     active = codes[codes > 1e-3].requires_grad_()
     (slope,) = torch.autograd.grad(_share(active), active)
@@ -46,8 +45,8 @@ def check_D37() -> Check:
             at_most("0.01 ≤ the largest |∂(s − s*)/∂z|", 0.01, slope.abs().max()),
         ],
         correction=[
-            equal("weights trained with the penalty = without", weights[1], weights[0], 1e-12),
-            equal("its value = 5 (s − s*)", trained[1](x) - trained[0](x), 5 * (_counted(codes) - target)),
+            equal("weights trained with the penalty = without", _weights(penalised), _weights(plain), 1e-12),
+            equal("its value = 5 (s − s*)", penalised(x) - plain(x), 5 * (_counted(codes) - target)),
             equal("∂(s − s*)/∂z = 0 at z ≠ 0, by differences", _by_differences(_counted, active), slope),
             equal(
                 "and ∂ mean |z|/∂z = 1, by the same",
@@ -55,7 +54,8 @@ def check_D37() -> Check:
                 1.0,
                 1e-9,
             ),
-            equal("s − s* is lowest at s = 0, for every s*", lowest, 0.0),
+            equal("s − s*, for every s*: lowest −s*, at s = 0", penalty.amin(1), -targets),
+            equal("highest 1 − s*", penalty.amax(1), 1 - targets),
             equal("codes of a linear encoder: s = 1", _counted(dense), 1.0),
             equal("L1 with the rate at a quantile of |Aᵀx|: s = ¼", l1_share, 0.25),
         ],
@@ -70,7 +70,7 @@ def check_D49() -> Check:
     shortest = x @ torch.linalg.pinv(dictionary).T
     spread = ascended.abs() > 0.1 * ascended.square().mean().sqrt()
     units = nn.Linear(DIM, WIDE, bias=False)
-    share, mirrored = (_counted(units(side).relu().detach()) for side in (x, -x))
+    both = sum(_counted(units(side).relu().detach()) for side in (x, -x))
 
     rate = 0.3
     lasso, vertices = _lasso(dictionary, x, rate), _end_of_path(dictionary, x[:8])
@@ -80,14 +80,14 @@ def check_D49() -> Check:
     return Check(
         claim=[
             at_most("no penalty: share of non-zero codes ≤ ½", _counted(ascended), 0.5),
-            at_most("no penalty: share of codes above a tenth of their r.m.s. ≤ ½", spread.double().mean(), 0.5),
-            at_most("ReLU units with random weights: active share ≤ ¼", (share + mirrored) / 2, 0.25),
+            at_most("no penalty: share of codes above a tenth of their r.m.s. ≤ ½", _counted(spread), 0.5),
+            at_most("ReLU units with random weights: active share at x + at −x ≤ ½", both, 0.5),
         ],
         correction=[
             equal("no penalty: ascent from 0 = the code of least norm", ascended, shortest),
             equal("its share of non-zero elements = 1", _counted(shortest), 1.0),
             equal("and x̂ = x", shortest @ dictionary.T, x),
-            equal("ReLU units: active share at x + at −x = 1", share + mirrored, 1.0),
+            equal("ReLU units: active share at x + at −x = 1", both, 1.0),
             at_most("L1: number of non-zero elements ≤ D", (lasso != 0).sum(1), DIM),
             equal("L1 of vanishing rate: number of non-zero elements = D", (vertices.abs() > 1e-9).sum(1), DIM),
             equal("and x̂ = x", vertices @ dictionary.T, x[:8], 1e-6),
@@ -117,6 +117,10 @@ def figure_D49() -> "Figure":
 def _autoencoder() -> Autoencoder:
     encoder = nn.Sequential(nn.Linear(DIM, WIDE), nn.ReLU())
     return Autoencoder(Gaussian(nn.Linear(WIDE, DIM), WIDE, prior=Flat(WIDE)), Amortized(encoder), joint)
+
+
+def _weights(model: Autoencoder) -> Tensor:
+    return torch.cat([part.detach().flatten() for part in model.parameters()])
 
 
 def _trained(x: Tensor, start: dict[str, Tensor], weight: float, target: float) -> Autoencoder:

@@ -1,6 +1,7 @@
 """Checks of ``16_scores_and_chains.md``: generation by denoising and sparse codes, and score matching."""
 
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -38,6 +39,7 @@ def check_D44() -> Check:
     codes = torch.eye(3)[(data @ active).multinomial(3000, replacement=True)]
     by_code = sparse.decode(codes).sample()
     by_aggregate, blind = data @ active @ _decoded(sparse), _decoded(sparse).mean(0)
+    missed = _distance(blind, data)
     return Check(
         claim=[
             at_most("denoising: its chain misses 0.1 or more of p", 0.1, _distance(_long_run(chain), data)),
@@ -48,7 +50,12 @@ def check_D44() -> Check:
             estimate("gae's denoising walk from x = 1", _counted(walked), data),
             equal("sparse: codes of data, decoded by P(x|z): the law is p", by_aggregate, data),
             estimate("gae's decoder at codes of data", _counted(by_code), data),
-            at_most("sparse: all codes equally often: 0.1 or more of p is missed", 0.1, _distance(blind, data)),
+            at_most("sparse: all codes equally often: 0.1 or more of p is missed", 0.1, missed),
+            equal(
+                "which is Σ max(0, P(x) − p(x)), with P(x) = p(x)/(3 P(z))",
+                missed,
+                (data / (3 * active @ (data @ active)) - data).relu().sum(),
+            ),
         ],
     )
 
@@ -65,10 +72,11 @@ def check_D45() -> Check:
     implicit = torch.stack([_implicit(model, grid, density) for model in models])
     constants, fisher = denoising - explicit, density @ score.square().sum(1)
     weights = list(models[2].parameters())
-    slopes = [torch.cat([g.flatten() for g in torch.autograd.grad(loss[2], weights)]) for loss in (denoising, explicit)]
+    denoising_slope, explicit_slope = (_flat(torch.autograd.grad(loss[2], weights)) for loss in (denoising, explicit))
 
     x = torch.randn(6, 2)
     free, fields = _free_energy_score(models[0], x), vmap(jacrev(lambda v: _field(models[2], v)))(x)
+    turn, product = fields - fields.mT, _product(models[2], x)
     least, best = 2 * NOISE**2 - NOISE**4 * fisher, noisy.log_responsibilities(grid).exp().detach()
     centre = best @ data
     spread = (best * (data - centre[:, None]).square().sum(2)).sum(1)
@@ -77,10 +85,15 @@ def check_D45() -> Check:
             equal("denoising − explicit: one constant for three models", constants[1:], constants[0], 1e-7),
             equal("the constant is D/2σ² − ½ E‖∇log p_σ‖²", constants, 1 / NOISE**2 - fisher / 2, 1e-7),
             equal("explicit − implicit = ½ E‖∇log p_σ‖²", explicit - implicit, fisher / 2, 1e-7),
-            equal("the same gradient in every weight", slopes[0], slopes[1], 1e-7),
+            equal("the same gradient in every weight", denoising_slope, explicit_slope, 1e-7),
             equal("tied weights: (r(x) − x)/σ² = ∇log p of a Gaussian RBM", _field(models[0], x), free),
             equal("the error of the best denoiser = Dσ² − σ⁴ E‖∇log p_σ‖²", density @ spread, least, 1e-7),
-            at_most("untied weights: ∂r/∂x is not symmetric", 1e-3, (fields - fields.mT).abs().amax()),
+            at_most("untied weights: ∂r/∂x is not symmetric", 1e-3, turn.abs().amax()),
+            equal(
+                "its antisymmetric part is that of (decoder · diag h′ · encoder)/σ²",
+                turn,
+                (product - product.mT) / NOISE**2,
+            ),
         ]
     )
 
@@ -145,6 +158,18 @@ def _decoder(model: Autoencoder) -> nn.Module:
 def _field(model: Autoencoder, x: Tensor) -> Tensor:
     """(r(x) − x)/σ², the score that a denoiser stands for."""
     return (_decoder(model)(_encoder(model)(x)) - x) / NOISE**2
+
+
+def _product(model: Autoencoder, x: Tensor) -> Tensor:
+    """The weights of decoder and encoder with the slope h(1 − h) of each hidden unit between them, (B, D, D)."""
+    first, second = next(iter(_encoder(model).children())), _decoder(model)
+    assert isinstance(first, nn.Linear) and isinstance(second, nn.Linear)
+    h = _encoder(model)(x)
+    return (second.weight * (h - h.square())[:, None]) @ first.weight
+
+
+def _flat(parts: Sequence[Tensor]) -> Tensor:
+    return torch.cat([part.flatten() for part in parts])
 
 
 def _grid(noisy: LinearMixture) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,8 +1,11 @@
 """Checks of ``19_over_complete_codes.md``: codes that are wider than the data, and the identity."""
 
 import math
+from typing import NamedTuple
 
+import numpy as np
 import torch
+from scipy.optimize import minimize
 from sklearn.linear_model import Ridge
 from torch import Tensor, nn
 
@@ -12,46 +15,63 @@ from gae.likelihood import Flat, Gaussian
 
 @check
 def check_D34() -> Check:
-    """Maps trained through gae's ``Gaussian`` by L-BFGS against closed forms from the second moments of the data."""
+    """Maps trained by BFGS, with losses and slopes of gae's ``Gaussian``, against closed forms from second moments."""
     x, noise, decay, identity = torch.randn(40, 4) * torch.tensor([1.2, 1.0, 0.9, 0.3]), 0.5, 0.2, torch.eye(4)
     moments = x.T @ x / len(x)
-    encoder, decoder, loss = _trained(x, 6)
-    upper_encoder, upper_decoder, _ = _trained(x @ encoder.T, 8)
-    thin = x[:, :2] @ torch.randn(2, 4)
-    thin_encoder, thin_decoder, thin_loss = _trained(thin, 6)
-    partial = thin_decoder @ thin_encoder
-    stack = decoder @ upper_decoder @ upper_encoder @ encoder
-    noisy_encoder, noisy_decoder, noisy_loss = _trained(x, 6, noise=noise)
-    light_encoder, light_decoder, _ = _trained(x, 6, decay=decay)
-    denoiser, decayed = noisy_decoder @ noisy_encoder, light_decoder @ light_encoder
+    plain, noisy, light = _trained(x, 6), _trained(x, 6, noise=noise), _trained(x, 6, decay=decay)
+    upper = _trained(x @ plain.encoder.T, 8)
+    flat = x[:, :2] @ torch.randn(2, 4)
+    thin = _trained(flat, 6)
+    stack = plain.decoder @ upper.whole @ plain.encoder
+    slopes = torch.cat([maps.slopes for maps in (plain, noisy, light, upper, thin)])
 
     wiener, (sizes, axes) = _wiener(moments, noise), torch.linalg.eigh(moments)
     shrunk = (axes * (1 - decay / sizes).clamp_min(0)) @ axes.T
-    small, large = encoder / 8, decoder * 8
+    small, large = plain.encoder / 8, plain.decoder * 8
     evaded = (x - x @ small.T @ large.T).square().sum(1).mean() + small.square().sum()
     return Check(
         claim=[
-            equal("trained without noise or penalty: decoder ∘ encoder = I", decoder @ encoder, identity, 1e-5),
-            equal("its loss = 0", loss, 0.0),
+            equal("trained without noise or penalty: decoder ∘ encoder = I", plain.whole, identity, 1e-5),
+            equal("its loss = 0", plain.loss, 0.0),
         ],
         without=[
-            equal("noise σ = ½: decoder ∘ encoder = I", denoiser, identity, 1e-6),
-            equal("noise σ = ½: loss = 0", noisy_loss, 0.0),
-            equal("weight decay: decoder ∘ encoder = I", decayed, identity, 1e-6),
-            equal("data of rank 2 in 4 dimensions: decoder ∘ encoder = I", partial, identity, 1e-5),
+            equal("noise σ = ½: decoder ∘ encoder = I", noisy.whole, identity, 1e-6),
+            equal("noise σ = ½: loss = 0", noisy.loss, 0.0),
+            equal("weight decay: decoder ∘ encoder = I", light.whole, identity, 1e-6),
+            equal("data of rank 2 in 4 dimensions: decoder ∘ encoder = I", thin.whole, identity, 1e-5),
         ],
         correction=[
-            at_most("the encoder alone is no isometry: 0.1 ≤ ‖AᵀA − I‖", 0.1, (encoder.T @ encoder - identity).norm()),
+            equal("gae's training loss has no slope at any of them", slopes, 0.0, 1e-6),
+            at_most(
+                "the encoder alone is no isometry: its condition number ≥ 1.2", 1.2, torch.linalg.cond(plain.encoder)
+            ),
             equal("a second layer, trained on the codes of the first: stack = I", stack, identity, 1e-5),
-            equal("data of rank 2: loss = 0", thin_loss, 0.0),
-            equal("data of rank 2: the identity on their span", thin @ partial.T, thin, 1e-5),
-            equal("noise: decoder ∘ encoder = S(S + σ²I)⁻¹", denoiser, wiener, 1e-6),
-            equal("noise: loss = tr(S − S(S + σ²I)⁻¹S)", noisy_loss, (moments - wiener @ moments).trace()),
-            equal("noise: scikit-learn's ridge regression of x on x", denoiser, _ridge(x, noise), 1e-6),
-            equal("weight decay: decoder ∘ encoder = U max(0, 1 − λ/s) Uᵀ", decayed, shrunk, 1e-6),
-            equal("(A/8, 8B): loss 0, 1/64 of the penalty ‖∂h/∂x‖²_F", evaded, (encoder.T @ encoder).trace() / 64),
+            equal("data of rank 2: loss = 0", thin.loss, 0.0),
+            equal("data of rank 2: the identity on their span", flat @ thin.whole.T, flat, 1e-5),
+            equal("noise: decoder ∘ encoder = S(S + σ²I)⁻¹", noisy.whole, wiener, 1e-6),
+            equal("noise: loss = tr(S − S(S + σ²I)⁻¹S)", noisy.loss, (moments - wiener @ moments).trace()),
+            equal("noise: scikit-learn's ridge regression of x on x", noisy.whole, _ridge(x, noise), 1e-6),
+            equal("weight decay: decoder ∘ encoder = U max(0, 1 − λ/s) Uᵀ", light.whole, shrunk, 1e-6),
+            equal(
+                "(A/8, 8B): loss 0, 1/64 of the penalty ‖∂h/∂x‖²_F",
+                evaded,
+                (plain.encoder.T @ plain.encoder).trace() / 64,
+            ),
         ],
     )
+
+
+class _Maps(NamedTuple):
+    """Encoder A (H, D), decoder B (D, H), their loss, and its slopes in all weights."""
+
+    encoder: Tensor
+    decoder: Tensor
+    loss: Tensor
+    slopes: Tensor
+
+    @property
+    def whole(self) -> Tensor:
+        return self.decoder @ self.encoder
 
 
 def _wiener(covariance: Tensor, noise: float) -> Tensor:
@@ -59,25 +79,35 @@ def _wiener(covariance: Tensor, noise: float) -> Tensor:
     return torch.linalg.solve(covariance + noise**2 * torch.eye(len(covariance)), covariance)
 
 
-def _trained(x: Tensor, hidden: int, noise: float = 0.0, decay: float = 0.0) -> tuple[Tensor, Tensor, Tensor]:
-    """Weights of encoder and decoder that minimise E‖decoder encoder (x + σε) − x‖² + λ ‖weights‖², and the loss."""
-    width = x.shape[1]
-    encoder, decoder = nn.Linear(width, hidden, bias=False), nn.Linear(hidden, width, bias=False)
-    model, weights = Gaussian(decoder, hidden, prior=Flat(hidden)), [encoder.weight, decoder.weight]
+def _trained(x: Tensor, hidden: int, noise: float = 0.0, decay: float = 0.0) -> _Maps:
+    """Encoder A and decoder B at a minimum of E‖BA(x + σε) − x‖² + λ(‖A‖² + ‖B‖²), by BFGS from random weights."""
+    width, moments = x.shape[1], (x.T @ x / len(x)).numpy()
+
+    def loss(weights: np.ndarray) -> tuple[float, np.ndarray]:
+        encoder, decoder = weights.reshape(2, -1)
+        encoder, decoder = encoder.reshape(hidden, width), decoder.reshape(width, hidden)
+        error = decoder @ encoder - np.eye(width)
+        slope = 2 * error @ moments + 2 * noise**2 * decoder @ encoder
+        slopes = np.concatenate([(decoder.T @ slope).ravel(), (slope @ encoder.T).ravel()]) + 2 * decay * weights
+        spread = noise**2 * np.square(decoder @ encoder).sum() + decay * np.square(weights).sum()
+        return (error @ moments * error).sum() + spread, slopes
+
+    start = torch.randn(2 * hidden * width).numpy() / math.sqrt(hidden)
+    best = minimize(loss, start, jac=True, method="BFGS", options={"gtol": 1e-9}).x
+    encoder, decoder = torch.as_tensor(best).chunk(2)
+    return _measured(x, encoder.reshape(hidden, width), decoder.reshape(width, hidden), noise, decay)
+
+
+def _measured(x: Tensor, encoder: Tensor, decoder: Tensor, noise: float, decay: float) -> _Maps:
+    """The same loss through gae's ``Gaussian``, with automatic differentiation for its slopes."""
+    hidden, width = encoder.shape
+    layer = nn.Linear(hidden, width, bias=False)
+    layer.weight.data, weights = decoder.contiguous(), [encoder.requires_grad_(), layer.weight]
     points = noise * math.sqrt(width) * torch.cat([torch.eye(width), -torch.eye(width)])  # these have ε's covariance
-    optimizer = torch.optim.LBFGS(
-        weights, max_iter=600, tolerance_grad=1e-11, tolerance_change=0.0, line_search_fn="strong_wolfe"
-    )
-
-    def loss() -> Tensor:
-        optimizer.zero_grad()
-        surprise = -model.log_joint(x, encoder(x + points[:, None])).mean()
-        total = 2 * surprise - width * math.log(2 * math.pi) + decay * sum(w.square().sum() for w in weights)
-        total.backward()
-        return total
-
-    optimizer.step(loss)
-    return encoder.weight.detach(), decoder.weight.detach(), loss().detach()
+    surprise = -Gaussian(layer, hidden, prior=Flat(hidden)).log_joint(x, (x + points[:, None]) @ encoder.T).mean()
+    loss = 2 * surprise - width * math.log(2 * math.pi) + decay * sum(w.square().sum() for w in weights)
+    slopes = torch.cat([slope.flatten() for slope in torch.autograd.grad(loss, weights)])
+    return _Maps(encoder.detach(), decoder, loss.detach(), slopes)
 
 
 def _ridge(x: Tensor, noise: float) -> Tensor:

@@ -190,8 +190,9 @@ def cae(
 ) -> Autoencoder:
     """Contractive autoencoder (Rifai et al. 2011): penalises the derivative of the code with respect to the input.
 
-    ``weight`` is that of the squared derivative per unit of the data (``nets.InDataUnits``), in nats. Draw
-    samples by ``gae.analysis.chains.contractive_walk``.
+    ``weight`` is that of the squared derivative per unit of the data (``nets.InDataUnits``), in nats. The decoder is
+    free, so the penalty alone can be evaded by small codes (``Contractive``): train with weight decay. Draw samples by
+    ``gae.analysis.chains.contractive_walk``.
     """
     model = ae(event_shape, latent, hidden, head)
     return Autoencoder(model.likelihood, model.inference, joint, penalties=[Contractive(weight, event_shape)])

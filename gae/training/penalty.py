@@ -43,7 +43,8 @@ class Contractive(Part, nn.Module):
     """Contractive penalty: weight · mean over the batch of ‖∂z/∂x‖²_F (Rifai et al. 2011).
 
     The derivative of the code is with respect to the input, not the weights (ledger D30). The cost is one backward pass
-    per element of a code.
+    per element of a code. A free decoder can evade the penalty: an encoder A/t with a decoder tB reconstructs as A with
+    B does, and pays 1/t² of it (ledger D34, D46). Tied weights or weight decay fix the scale.
 
     Args:
         weight: in nats.
