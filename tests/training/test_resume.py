@@ -43,9 +43,21 @@ Ends = Callable[[str, Path, Autoencoder], None]
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Courses:
-    """A course without any interruption, and its folder."""
+    """A course without any interruption, of as many threads as the test has, and its folder."""
     folder = tmp_path_factory.mktemp("undisturbed")
-    return cache(lambda name: (*course(name, folder / name), folder / name))
+
+    @cache
+    def trained(name: str, threads: int) -> tuple[Autoencoder, History, Path]:
+        out = folder / f"{name}-{threads}"
+        return *course(name, out), out
+
+    return lambda name: trained(name, torch.get_num_threads())
+
+
+@pytest.fixture
+def one_thread() -> None:
+    """As in the processes of worker.py: threads round their sums otherwise."""
+    torch.set_num_threads(1)
 
 
 @pytest.fixture
@@ -258,6 +270,7 @@ def reached(out: Path) -> int:
     return checkpoint.load(out).step if checkpoint.checkpoints(out) else 0
 
 
+@pytest.mark.usefixtures("one_thread")
 def test_killed_before_any_file_operation(worker: Worker, tmp_path: Path, assert_same_end: Ends) -> None:
     """Each attempt is killed one operation later than the previous one, so that every point of a write is covered."""
     out, steps, operations = tmp_path / "run", [0], 1
@@ -269,6 +282,7 @@ def test_killed_before_any_file_operation(worker: Worker, tmp_path: Path, assert
     assert_same_end("vae", out, model)
 
 
+@pytest.mark.usefixtures("one_thread")
 def test_killed_at_random_moments(worker: Worker, tmp_path: Path, assert_same_end: Ends) -> None:
     out, moments, killed = tmp_path / "run", random.Random(0), 0
     for _ in range(8):
@@ -279,6 +293,7 @@ def test_killed_at_random_moments(worker: Worker, tmp_path: Path, assert_same_en
     assert_same_end("noisy", out, model)
 
 
+@pytest.mark.usefixtures("one_thread")
 @pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="this torch has no gloo, its CPU processes' link")
 def test_two_processes_equal_one(worker: Worker, tmp_path: Path) -> None:
     from safetensors.torch import load_file
