@@ -286,7 +286,7 @@ def test_stopped_samples_cost_no_decoder_work(rule: str, tol: float | None, fami
     if tol is None:
         assert bool((solved.evaluations == 80 * (family or 1)).all())
     else:
-        assert len(solved.evaluations.unique()) > 2, "all stop together: nothing is tested"
+        assert len(solved.evaluations.unique()) > 1, "all stop together: nothing is tested"
     decoder.rows = 0
     with torch.no_grad():  # a best point whose objective is its log joint is not scored again
         solved = account(engine(model, x))

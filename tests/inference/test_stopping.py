@@ -93,6 +93,7 @@ def model() -> WeightLikelihood:
 
 def test_rows_stop_one_by_one_and_do_not_see_each_other() -> None:
     likelihood, x = model(), torch.randn(4, 8, dtype=torch.float64)
+    x = x * torch.tensor([0.1, 1.0, 3.0, 10.0], dtype=torch.float64).unsqueeze(1)  # some take longer
     theta = DecoderInit()(likelihood, x).z[0]
     rule = ESWMV(window=8, every=2, patience=12, delay=0.1)
 
