@@ -182,7 +182,9 @@ def test_gradient_in_the_scale(head: type[Head], power: int, learn: str) -> None
 def test_the_learned_scale_finds_the_residuals(head: type[Head], spread: Callable[[Any], float]) -> None:
     model = head(nets.mlp(2, (5,), 3), 2, learn="scalar").double()
     x, z = torch.randn(50, 3).double(), torch.zeros(1, 50, 2).double()
-    optimizer = torch.optim.LBFGS([model.log_scale], max_iter=50, line_search_fn="strong_wolfe")
+    optimizer = torch.optim.LBFGS(
+        [model.log_scale], max_iter=50, tolerance_grad=1e-9, tolerance_change=0.0, line_search_fn="strong_wolfe"
+    )
 
     def closure() -> Tensor:
         optimizer.zero_grad()
