@@ -630,9 +630,8 @@ def test_system_on_text(system: str, path: Path, tmp_path: Path) -> None:
     within("tokens restored, more than the commonest", ((found == x) & (x > 0)).sum() / tokens - commonest, above=0.1)
     within("KL", kl_divergence(encoding.q, model.likelihood.prior).mean(), above=0.5)
     read = data.vocabulary.decode(found)
-    within(
-        "vowels restored", sum(vowels(a) == vowels(b) for a, b in zip(read, written, strict=True)), above=70
-    )  # of 80; by chance 16
+    restored = sum(vowels(a) == vowels(b) for a, b in zip(read, written, strict=True))
+    within("vowels restored", restored, above=50)  # of 80; by chance 16 ± 4, and 64 if two vowels share their codes
     model.likelihood.check(drawn)
     within("distinct draws", len(set(data.vocabulary.decode(drawn))), above=10)
     climbed = model.encode(x, Ascent(model.inference, LBFGS(), 10, tol=1e-3, adjoint=Detach()))
