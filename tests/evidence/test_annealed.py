@@ -323,7 +323,7 @@ def test_the_error_of_lanczos_is_calibrated() -> None:
     found = laplace(model, x, curvature="lanczos", probes=20)
     error = found.log_p - exact(model, x).log_p
     ratio = error.std() / found.standard_error.square().mean().sqrt()
-    within("deviation of estimates, by their error", ratio, above=0.8, below=1.2)
+    within("deviation of estimates, by their error", ratio, above=0.75, below=1.33)
     within("mean error, in standard errors", error.mean().abs() / error.std() * 20, below=4.0)
 
 
