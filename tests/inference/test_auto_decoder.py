@@ -126,7 +126,7 @@ def test_fit_moves_each_code_to_the_mode_of_its_own_row() -> None:
 
 def test_closed_form_steps_score_the_codes_of_their_chunk() -> None:
     """The second epoch changes nothing, so its loss is that of the final parameters."""
-    x = torch.randn(40, 3)
+    x = 2 * torch.randn(40, 3)  # beyond the noise of the model, whose code would collapse otherwise
     autoencoder = Autoencoder(LinearMixture(1, 2, (3,)), AutoDecoder(2, ClosedForm()))
     autoencoder.inference.requires_grad_(False)
     history = train(autoencoder, x, epochs=2, batch_size=7)

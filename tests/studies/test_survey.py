@@ -163,7 +163,7 @@ def test_a_raw_table_is_surveyed(tmp_path: Path) -> None:
     """Columns of scales 1e-3 to 1e3, with offsets: every neural system beats one Gaussian for each column, in nats."""
     raw = torch.from_numpy(load_breast_cancer().data).float()
     data = Dataset("table", raw[:456], raw[456:], None, None, (0.0, 5000.0))
-    found = survey(data, tmp_path / "run", systems=["ae", "vae", "iwae"], epochs=8, quick=True, progress=False)
+    found = survey(data, tmp_path / "run", systems=["ae", "vae", "iwae"], epochs=16, quick=True, progress=False)
     assert not found["failed"]
     each = norm(raw[:456].double().mean(0), raw[:456].double().std(0))
     alone = float(each.logpdf(data.test.double()).sum(1).mean())
