@@ -192,7 +192,7 @@ def around_modes(decoder: Likelihood, x: Tensor, draws: int, samples: int) -> di
     """log p(x) of a decoder without regard to any encoder, and the ELBO and code use of its Laplace approximations.
 
     log p(x) is by importance sampling from a wider copy of the Laplace approximation; where its weights are unreliable,
-    from ten times as many draws; where those are too, by annealing. Searching no q*, it costs a hundredth of
+    from ten times as many draws; where those are too, by annealing. It searches no q*, the costly part of
     ``reference``.
 
     Args:
