@@ -21,8 +21,8 @@ from sklearn.datasets import load_digits
 from sklearn.decomposition import PCA
 
 from gae import __version__
+from gae.cli import common, terminal
 from gae.cli import main as cli
-from gae.cli import terminal
 from gae.data import Dataset, load
 from gae.storage.packing import dump, verified
 from gae.studies import engines
@@ -145,7 +145,7 @@ def on_text(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_classes_and_length_come_from_the_text(on_text: Path) -> None:
-    model, name = cli.read(on_text / "system")
+    model, name = common.read(on_text / "system")
     assert name == "sequence-vae" and model.preparation.vocabulary.classes == 7 and model.likelihood.event_shape == (6,)
     assert model.sample(50).max() <= 6
 
@@ -194,7 +194,7 @@ def test_binarisation_and_range_are_those_of_the_model(digits: Dataset, tmp_path
     options = ("--option", "latent=2", "--option", "hidden=8", "--option", "head=bernoulli", "--binarize", "threshold")
     gae("fit", "vae", "digits", *QUICK, *options, "--out", tmp_path / "run")
     gae("encode", tmp_path / "run", "digits", "-o", tmp_path / "codes.npz")
-    model, _ = cli.read(tmp_path / "run")
+    model, _ = common.read(tmp_path / "run")
     bits = torch.from_numpy((load_digits().images / 16 > 0.5).astype(np.float32))[:, None]
     with np.load(tmp_path / "codes.npz") as codes, torch.no_grad():
         np.testing.assert_allclose(codes["z"], model.encode(bits).point.numpy(), rtol=1e-4, atol=1e-5)
@@ -216,7 +216,7 @@ def test_codes_name_the_files_of_images(fitted: Path, tmp_path: Path) -> None:
     for n, image in enumerate(images):
         Image.fromarray(image).save(tmp_path / "pictures" / f"{5 - n}.png")
     gae("encode", fitted / "pca", tmp_path / "pictures", "-o", tmp_path / "codes.npz")
-    model, _ = cli.read(fitted / "pca")
+    model, _ = common.read(fitted / "pca")
     with np.load(tmp_path / "codes.npz") as codes, torch.no_grad():
         assert codes["files"].tolist() == [f"{n}.png" for n in range(6)]
         expected = model.encode(torch.from_numpy(images[::-1, None] / 255).float()).point
@@ -270,7 +270,7 @@ def test_codes_are_in_the_order_of_the_data(fitted: Path, digits: Dataset, tmp_p
 
 def test_log_p_is_log_joint_minus_log_q_of_ppca(fitted: Path, digits: Dataset, tmp_path: Path) -> None:
     gae("encode", fitted / "ppca", "digits", "-o", tmp_path / "codes.npz", "--split", "test")
-    model, _ = cli.read(fitted / "ppca")
+    model, _ = common.read(fitted / "ppca")
     with np.load(tmp_path / "codes.npz") as codes, torch.no_grad():
         evidence = model.likelihood.log_evidence(digits.rows("test").x).log_p
         assert np.allclose(codes["log_joint"] - codes["log_q"], evidence.numpy(), atol=1e-3)
@@ -310,7 +310,7 @@ def test_samples(fitted: Path, tmp_path: Path) -> None:
     assert one["x"].shape == (5, 1, 8, 8) and one["z"].shape == (5, 2)
     assert (one["z"] != two["z"]).all() and (one["z"] == mean["z"]).all()
     scale = (one["x"] - mean["x"]).std()  # the observation noise
-    assert scale == pytest.approx(cli.read(fitted / "vae")[0].likelihood.scale.item(), rel=0.2)
+    assert scale == pytest.approx(common.read(fitted / "vae")[0].likelihood.scale.item(), rel=0.2)
     gae("sample", fitted / "vae", "-o", tmp_path / "new" / "sheet.png")
     with Image.open(tmp_path / "new" / "sheet.png") as sheet:
         assert min(sheet.size) > 300
