@@ -4,7 +4,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from copy import deepcopy
 from dataclasses import fields, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyro
@@ -48,8 +48,30 @@ def each(cases: list[Any]) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("case", cases, ids=[case.name for case in cases])
 
 
-every_pair = each(PAIRS)
 every_likelihood = each(LIKELIHOODS)
+untyped = pytest.mark.usefixtures("unchecked_types")  # `test_encoding_is_complete` checks the types of each pair
+
+
+@pytest.fixture(scope="module", params=PAIRS, ids=lambda pair: pair.name)
+def pair(request: pytest.FixtureRequest) -> Pair:
+    """A case, for all its contracts in turn."""
+    return request.param
+
+
+class Encoded(NamedTuple):
+    """A model, its data, and the encoding that seed 2 makes of them; contracts read them and change nothing."""
+
+    model: Autoencoder
+    x: Tensor
+    encoding: Encoding
+
+
+@pytest.fixture(scope="module")
+def encoded(pair: Pair) -> Encoded:
+    model = pair.build()
+    x = pair.data(model, BATCH)
+    seed(2)
+    return Encoded(model, x, model.encode(x))
 
 
 class SameNoise(TorchDispatchMode):
@@ -123,12 +145,9 @@ def assert_same(found: dict[str, Tensor], wanted: dict[str, Tensor], tolerance: 
         )
 
 
-@every_pair
-def test_encoding_is_complete(case: Pair) -> None:
-    model = case.build()
-    x = case.data(model, BATCH)
-    encoding = model.encode(x)
-    samples, z = case.samples or model.likelihood.components, model.likelihood.latent_shape
+def test_encoding_is_complete(pair: Pair, encoded: Encoded) -> None:
+    model, x, encoding = encoded
+    samples, z = pair.samples or model.likelihood.components, model.likelihood.latent_shape
     assert encoding.z.shape == (samples, BATCH, *z)
     assert encoding.log_joint.shape == (samples, BATCH)
     assert encoding.z.isfinite().all() and encoding.log_joint.isfinite().all()
@@ -138,8 +157,8 @@ def test_encoding_is_complete(case: Pair) -> None:
     assert f"S={samples}, B={BATCH}" in encoding.summary()
     assert reconstructed(model, x).shape == x.shape and reconstructed(model, x).isfinite().all()
     assert model.decode(encoding.z, encoding.k).batch_shape == (samples, BATCH)
-    assert (encoding.log_q is not None) == case.density
-    assert encoding.q is not None or not case.density
+    assert (encoding.log_q is not None) == pair.density
+    assert encoding.q is not None or not pair.density
     assert_density(encoding)
     assert_component(encoding, model.likelihood.components)
     stops = [getattr(model.inference, name, None) for name in ("grad_tol", "stop")]
@@ -179,12 +198,10 @@ def assert_solve(encoding: Encoding, stops: bool) -> None:
             assert f"{Status(status).name}: {int((solve.status == status).sum())}" in encoding.summary()
 
 
-@every_pair
-def test_log_joint_is_that_of_the_model(case: Pair) -> None:
-    model = case.build()
-    likelihood, x = model.likelihood, case.data(model, BATCH)
-    seed(2)
-    encoding = model.encode(x)
+@untyped
+def test_log_joint_is_that_of_the_model(encoded: Encoded) -> None:
+    model, x, encoding = encoded
+    likelihood = model.likelihood
     seed(2)
     code = model.inference.infer(likelihood, x)
     wanted = likelihood.prior.log_prob(encoding.z) + likelihood(encoding.z, encoding.k).log_prob(x)
@@ -195,19 +212,20 @@ def test_log_joint_is_that_of_the_model(case: Pair) -> None:
         torch.testing.assert_close(score, wanted, rtol=1e-10, atol=1e-10)
 
 
-@every_pair
-def test_codes_do_not_depend_on_the_batch(case: Pair) -> None:
-    model = case.build()
-    x = case.data(model, BATCH)
+@untyped
+def test_codes_do_not_depend_on_the_batch(pair: Pair, encoded: Encoded) -> None:
+    model, x, _ = encoded
     order = torch.tensor([3, 0, 4, 2, 1])
-    with noise(case) as controlled:
+    with noise(pair) as controlled:
         whole = tensors(model.encode(x))
-        parts = [tensors(model.encode(part)) for part in x.split([1, BATCH - 1])]
         shuffled = tensors(model.encode(x[order]))
-        joined = model.encode(x, batch_size=BATCH - 1)
+        sizes: list[int] = []
+        hook = model.inference.register_forward_pre_hook(lambda engine, given: sizes.append(len(given[1])))
+        joined = tensors(model.encode(x, batch_size=BATCH - 1))
+        hook.remove()
+    assert sizes == [BATCH - 1, 1]
     assert controlled is None or controlled.draws > 0
-    assert_same({name: torch.cat([part[name] for part in parts], 1) for name in parts[0]}, whole, 1e-12)
-    assert_same(tensors(joined), whole, 1e-12)
+    assert_same(joined, whole, 1e-12)
     assert_same(shuffled, {name: value[:, order] for name, value in whole.items()}, 1e-12)
 
 
@@ -226,16 +244,14 @@ def surroundings() -> list[Any]:
     ]
 
 
-@every_pair
-def test_nothing_else_changes(case: Pair) -> None:
-    model = case.build()
-    x = case.data(model, BATCH)
+@untyped
+def test_nothing_else_changes(pair: Pair, encoded: Encoded) -> None:
+    model, x, _ = encoded
     state = {name: value.clone() for name, value in [*model.state_dict().items(), ("x", x)]}
     flags = [module.training for module in model.modules()], [p.requires_grad for p in model.parameters()]
     around, generator = surroundings(), torch.get_rng_state()
-    model.encode(x)
-    assert torch.equal(torch.get_rng_state(), generator) != case.stochastic
     model(x)
+    assert torch.equal(torch.get_rng_state(), generator) != pair.stochastic
     reconstructed(model, x)
     assert surroundings() == around
     assert len(pyro.get_param_store()) == 0
@@ -245,10 +261,9 @@ def test_nothing_else_changes(case: Pair) -> None:
     assert x.grad is None and not x.requires_grad
 
 
-@every_pair
-def test_no_graph_without_gradients(case: Pair) -> None:
-    model = case.build()
-    x = case.data(model, BATCH)
+@untyped
+def test_no_graph_without_gradients(encoded: Encoded) -> None:
+    model, x, with_graph = encoded
     with torch.no_grad():
         encoding = model.encode(x)
         loss = model(x)
@@ -257,36 +272,35 @@ def test_no_graph_without_gradients(case: Pair) -> None:
     assert not any(value.requires_grad for value in values if value is not None)
     if encoding.solve is not None and encoding.solve.trace is not None:
         assert not encoding.solve.trace.requires_grad
-    assert model.encode(x).log_joint.requires_grad
+    assert with_graph.log_joint.requires_grad
 
 
-@every_pair
-def test_state_and_seed_make_the_codes(case: Pair) -> None:
-    model, other = case.build(), case.build(start=1)
-    x = case.data(model, BATCH)
+@untyped
+def test_state_and_seed_make_the_codes(pair: Pair, encoded: Encoded) -> None:
+    model, x, encoding = encoded
+    other, wanted = pair.build(start=1), tensors(encoding)
 
     def codes(model: Autoencoder, start: int = 2) -> dict[str, Tensor]:
         seed(start)
         return tensors(model.encode(x))
 
-    wanted = codes(model)
     assert not torch.equal(codes(other)["log_joint"], wanted["log_joint"])
     other.load_state_dict(model.state_dict())
     for found in (codes(model), codes(other)):
         assert_same(found, wanted)
-    if case.copied:
+    if pair.copied:
         assert_same(codes(deepcopy(model)), wanted)
     else:
         with pytest.raises(TypeError, match=r"a copy would share .*`nn.Module` or a `PyroModule`"):
             deepcopy(model)
-    if not case.stochastic:
+    if not pair.stochastic:
         assert_same(codes(model, 3), wanted)
-    elif case.density:
+    elif pair.density:
         assert not torch.equal(codes(model, 3)["log_q"], wanted["log_q"])
 
 
 @each([case for case in PAIRS + OBJECTIVE_PAIRS if not case.surrogate])
-@pytest.mark.usefixtures("unchecked_types")
+@untyped
 def test_gradient_is_that_of_the_loss(case: Pair) -> None:
     model = case.build()
     x = case.data(model, BATCH)
@@ -345,17 +359,16 @@ def central_difference(
     return (values[0] - values[1]) / (2 * step)
 
 
+@untyped
 @pytest.mark.parametrize("device", DEVICES)
-@every_pair
-def test_dtype_and_device_follow_the_model(case: Pair, device: str) -> None:
-    for dtype in (torch.float32, torch.float64):
-        model = case.build(dtype)
-        x = case.data(model, BATCH).to(device)
-        model.to(device)
-        encoding = model.encode(x)
-        values = [*tensors(encoding).values(), model(x), reconstructed(model, x), x]
-        assert {value.dtype for value in values if value.is_floating_point()} == {dtype}
-        assert {value.device.type for value in values} == {device}
+def test_dtype_and_device_follow_the_model(pair: Pair, encoded: Encoded, device: str) -> None:
+    in_double = [*tensors(encoded.encoding).values(), encoded.model(encoded.x)]
+    assert {value.dtype for value in in_double if value.is_floating_point()} == {torch.float64}
+    model = pair.build(torch.float32).to(device)
+    x = pair.data(model, BATCH).to(device)
+    values = [*tensors(model.encode(x)).values(), model(x), reconstructed(model, x), x]
+    assert {value.dtype for value in values if value.is_floating_point()} == {torch.float32}
+    assert {value.device.type for value in values} == {device}
 
 
 def codes_of(likelihood: Likelihood, samples: int, batch: int) -> Tensor:
