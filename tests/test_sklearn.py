@@ -27,7 +27,7 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 from gae.autoencoder import log_evidence
 from gae.evidence import importance
 from gae.evidence.base import UnreliableWarning
-from gae.inference import Ascent, ClosedForm, Zeros
+from gae.inference import LBFGS, Ascent, ClosedForm, GradientAscent, Zeros
 from gae.likelihood import FlatDistribution
 from gae.sklearn import GenerativeAutoencoder
 from gae.sklearn.base import MIXTURES
@@ -40,7 +40,7 @@ CHECKED = {
     "kmeans": GenerativeAutoencoder("kmeans", components=2),
     "gmm": GenerativeAutoencoder("gmm", components=2, epochs=5),
     "llgae": GenerativeAutoencoder("llgae", components=2, latent=1),
-    "nmf": GenerativeAutoencoder("nmf", latent=2),
+    "nmf": GenerativeAutoencoder("nmf", latent=2, options={"steps": 10}, epochs=1),
     "vae": GenerativeAutoencoder("vae", **SMALL),
 }
 
@@ -58,6 +58,7 @@ COLUMNS = (
 )
 
 
+@pytest.mark.filterwarnings("ignore:X (does not have|has) (valid )?feature names")  # of which the check is
 @pytest.mark.parametrize("system", ["pca", "llgae"])
 @pytest.mark.parametrize("check", COLUMNS)
 def test_checks_of_columns(system: str, check: str) -> None:
@@ -226,13 +227,13 @@ def test_codes_from_a_codebook_have_an_exact_score(X: np.ndarray) -> None:
     assert np.allclose(ours.score_samples(X[:5]), logsumexp(heights, 0) - np.log(9), rtol=1e-9)
 
 
-@pytest.mark.parametrize("engine", ["lbfgs", "gauss-newton", "adam", Ascent(Zeros(), max_steps=500)])
-def test_the_engine_of_transform_is_exchanged_on_the_same_decoder(X: np.ndarray, engine: Any) -> None:
+@pytest.mark.parametrize("engine", ["lbfgs", "gauss-newton", "adam", Ascent(Zeros(), LBFGS(), 100)])
+def test_the_engine_is_exchanged_on_the_same_decoder(X: np.ndarray, engine: Any) -> None:
     """A linear-Gaussian posterior has its mode at its mean."""
     standard = StandardScaler().fit_transform(X)
     ours = GenerativeAutoencoder("ppca", engine, latent=2).fit(standard)
     wanted = clone(ours).set_params(engine=None).fit(standard).transform(standard)
-    assert np.allclose(ours.transform(standard), wanted, atol=1e-3)
+    assert np.allclose(ours.transform(standard), wanted, atol=1e-2 if engine == "adam" else 1e-5)
 
 
 @pytest.mark.parametrize("engine", ["lbfgs", "gauss-newton"])
@@ -250,10 +251,13 @@ def test_engines_from_the_encoder(X: np.ndarray) -> None:
     assert np.allclose(refined, mode, atol=1e-4) and np.abs(own - mode).max() > 1e-2
 
 
-def test_an_engine_that_has_not_converged_says_so(X: np.ndarray) -> None:
-    ours = GenerativeAutoencoder("pca", "adam", latent=2).fit(1e4 * X)
-    with pytest.warns(ConvergenceWarning, match="of 90 ascents by engine='adam' have not converged"):
-        ours.transform(1e4 * X)
+@pytest.mark.parametrize(
+    ("engine", "status"), [("adam", "max_steps"), (Ascent(Zeros(), GradientAscent(3.0), 20), "diverged")], ids=str
+)
+def test_codes_of_an_ascent_that_has_not_converged(X: np.ndarray, engine: Any, status: str) -> None:
+    ours = GenerativeAutoencoder("pca", engine, latent=2).fit(1e4 * X)
+    with pytest.warns(ConvergenceWarning, match=f"3 of 3 ascents have not converged .*'{status}': 3"):
+        ours.transform(1e4 * X[:3])
 
 
 @pytest.mark.parametrize(
@@ -352,7 +356,7 @@ def test_columns_have_names(X: np.ndarray) -> None:
     with config_context(transform_output="polars"):
         table = ours.transform(frame)
     assert isinstance(table, pl.DataFrame) and table.columns == ["ppca_z0", "ppca_z1"]
-    assert np.array_equal(ours.fit(pl.DataFrame(X, schema=list("abcde"))).transform(frame), codes.to_numpy())
+    assert np.allclose(ours.fit(pl.DataFrame(X, schema=list("abcde"))).transform(frame), codes.to_numpy())
 
 
 def test_a_fitted_estimator_pickles(X: np.ndarray) -> None:

@@ -1,6 +1,7 @@
 """The estimator: parameters, training, and codes."""
 
 import warnings
+from collections import Counter
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
@@ -64,7 +65,7 @@ class GenerativeAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, D
     >>> search = GridSearchCV(GenerativeAutoencoder("ppca"), {"latent": [2, 8, 32]}, cv=3)
     >>> search.fit(X / 16).best_params_
     {'latent': 32}
-    >>> pipeline = make_pipeline(search.best_estimator_, LogisticRegression())
+    >>> pipeline = make_pipeline(search.best_estimator_, LogisticRegression(max_iter=1000))
     >>> bool(pipeline.fit(X / 16, y).score(X / 16, y) > 0.9)
     True
     """
@@ -172,14 +173,13 @@ class GenerativeAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, D
         An engine that draws random numbers draws the same ones at each call.
 
         Warns:
-            ConvergenceWarning: if ``engine`` is a name, and some of its ascents have not converged.
+            ConvergenceWarning: if some ascents failed or, where ``engine`` is a name, have not converged.
         """
         X = self._checked(X)
         engine = self._engine(self.model_)
         with torch.no_grad(), seeded(self._seed):
             encodings = [self.model_.encode(batch, engine) for batch in self._batches(X)]
-            if isinstance(self.engine, str):
-                _warn_of_unfinished(self.engine, encodings)
+            _warn_of_unfinished(self.engine, encodings)
             return array(torch.cat([self._code(encoding) for encoding in encodings]), X)
 
     def _code(self, encoding: Encoding) -> Tensor:
@@ -225,13 +225,16 @@ class GenerativeAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, D
         return {"requires_positive_X": self.system == "nmf", "preserves_dtype": FLOATS}
 
 
-def _warn_of_unfinished(name: str, encodings: list[Encoding]) -> None:
+def _warn_of_unfinished(engine: str | Inference | None, encodings: list[Encoding]) -> None:
+    """Warns of ascents that failed; an engine by name also has to converge, since its steps are not the user's."""
     statuses = [encoding.solve.status.flatten() for encoding in encodings if encoding.solve is not None]
-    unfinished = sum(int((status != Status.converged).sum()) for status in statuses)
+    fine = (Status.converged,) if isinstance(engine, str) else (Status.converged, Status.max_steps)
+    counts = Counter(Status(status) for status in torch.cat(statuses).tolist()) if statuses else Counter[Status]()
+    unfinished = {status.name: count for status, count in counts.items() if status not in fine}
     if unfinished:
         warnings.warn(
-            f"{unfinished} of {sum(map(len, statuses))} ascents by engine={name!r} have not converged. Use 'lbfgs', or "
-            "an `Ascent` with more steps.",
+            f"{sum(unfinished.values())} of {counts.total()} ascents have not converged ({unfinished}). Use "
+            "engine='lbfgs', or an `Ascent` with more steps or a smaller rate.",
             ConvergenceWarning,
             stacklevel=3,
         )

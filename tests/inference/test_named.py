@@ -18,7 +18,8 @@ def test_modes_are_those_of_the_posterior(name: str) -> None:
         linear.means.copy_(layer.bias), linear.loadings.copy_(layer.weight.mT)
     own, x = Amortized(nn.Linear(3, 2)), torch.randn(4, 3)
     wanted = own(linear, x).z if name == "encoder" else ClosedForm()(linear, x).z
-    assert torch.allclose(named_engine(name, Gaussian(layer, 2), own)(Gaussian(layer, 2), x).z, wanted, atol=2e-3)
+    code = named_engine(name, Gaussian(layer, 2), own)(Gaussian(layer, 2), x)
+    assert torch.allclose(code.z, wanted, atol=1e-2 if name == "adam" else 1e-3)
 
 
 def test_an_encoder_is_taken_from_any_engine_that_starts_from_it() -> None:
