@@ -14,9 +14,9 @@ from sklearn.utils.validation import check_array, check_is_fitted
 from torch import Tensor
 from torch.nn.functional import one_hot
 
+from gae.analysis.engines import ASCENTS, engine_of
 from gae.autoencoder import Autoencoder
 from gae.inference import Encoding, Inference, Status
-from gae.inference.named import named_engine
 from gae.sklearn.base import FLOATS, array, drawn, seeded, validated
 from gae.sklearn.components import Components
 from gae.sklearn.density import Density
@@ -40,8 +40,8 @@ class GenerativeAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, D
 
     Args:
         system: a name from ``gae systems``, of those that observe samples.
-        engine: the engine of ``transform``, a name (``gae.inference.named.NAMES``) or an ``Inference``; by default that
-            of the system. The decoder and its training do not depend on it.
+        engine: the engine of ``transform``, a name (``gae.analysis.engines.engine_of``) or an ``Inference``; by default
+            that of the system. The decoder and its training do not depend on it.
         latent: elements of a code, or width of a chart; the system's default if None.
         components: components of a mixture; the system's default if None (for ``"knn"``, the number of rows).
         options: further options of the system, by name. Search over one of them as ``options__NAME``.
@@ -164,7 +164,7 @@ class GenerativeAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, D
 
     def _engine(self, model: Autoencoder) -> Inference | None:
         if isinstance(self.engine, str):
-            return named_engine(self.engine, model.likelihood, model.inference)
+            return engine_of(self.engine, model)
         return self.engine
 
     def transform(self, X: Any) -> np.ndarray:
@@ -173,7 +173,7 @@ class GenerativeAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, D
         An engine that draws random numbers draws the same ones at each call.
 
         Warns:
-            ConvergenceWarning: if some ascents failed or, where ``engine`` is a name, have not converged.
+            ConvergenceWarning: if some ascents failed or, by an ``engine`` that climbs from 0, have not converged.
         """
         X = self._checked(X)
         engine = self._engine(self.model_)
@@ -226,9 +226,11 @@ class GenerativeAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, D
 
 
 def _warn_of_unfinished(engine: str | Inference | None, encodings: list[Encoding]) -> None:
-    """Warns of ascents that failed; an engine by name also has to converge, since its steps are not the user's."""
+    """Warns of ascents that failed; those by name from 0 also have to converge, since their length is not chosen."""
     statuses = [encoding.solve.status.flatten() for encoding in encodings if encoding.solve is not None]
-    fine = (Status.converged,) if isinstance(engine, str) else (Status.converged, Status.max_steps)
+    fine = (
+        (Status.converged,) if isinstance(engine, str) and engine in ASCENTS else (Status.converged, Status.max_steps)
+    )
     counts = Counter(Status(status) for status in torch.cat(statuses).tolist()) if statuses else Counter[Status]()
     unfinished = {status.name: count for status, count in counts.items() if status not in fine}
     if unfinished:

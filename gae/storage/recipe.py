@@ -2,6 +2,7 @@
 
 import importlib
 import inspect
+import sys
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from functools import partial, wraps
@@ -287,9 +288,7 @@ def reference_to(function: Callable[..., Any], where: str = "") -> str:
 def _importable(function: Callable[..., Any]) -> Any:
     """The function or class that a module has by the name of this one, with its decorators; None if there is none."""
     module, name = getattr(function, "__module__", None), getattr(function, "__qualname__", "<unnamed>")
-    if module is None or "<" in name:
-        return None
-    target: Any = importlib.import_module(module)
+    target: Any = sys.modules.get(module or "")
     for attribute in name.split("."):
         target = getattr(target, attribute, None)
     return None if target is None or inspect.unwrap(target) is not inspect.unwrap(function) else target
