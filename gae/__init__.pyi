@@ -7,6 +7,7 @@ from . import likelihood as likelihood
 from . import nets as nets
 from . import objective as objective
 from . import reports as reports
+from . import sklearn as sklearn
 from . import storage as storage
 from . import studies as studies
 from . import systems as systems

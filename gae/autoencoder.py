@@ -14,10 +14,10 @@ from torch.distributions import Distribution
 
 from gae.data.preparation import Preparation
 from gae.evidence import Evidence, exact, importance, laplace_approximation
-from gae.evidence.automatic import Method, estimate
-from gae.evidence.base import need_proper
+from gae.evidence.automatic import ANNEALED, Method, estimate
+from gae.evidence.base import is_exact, need_proper
 from gae.inference import Code, Encoding, Inference
-from gae.likelihood import CodebookDistribution, ExactPosterior, Likelihood
+from gae.likelihood import Likelihood
 from gae.likelihood.door import door
 from gae.objective import Aggregate, Objective, joint, mean
 from gae.storage import Part, models
@@ -219,7 +219,7 @@ class Autoencoder(Part, nn.Module):
         ``encoding`` of x if it is known, to avoid encoding x again.
         """
         with door(self.likelihood, x):
-            if isinstance(self.likelihood, ExactPosterior) or isinstance(self.likelihood.prior, CodebookDistribution):
+            if is_exact(self.likelihood):
                 return exact(self.likelihood, x)
             need_proper(self.likelihood)
             if encoding is None:
@@ -234,6 +234,7 @@ def log_evidence(
     samples: int = 500,
     batch_size: int = 100,
     method: Method = "auto",
+    annealed: int = ANNEALED,
 ) -> Evidence:
     """log p(x) of a model in nats by the first method that is tight: exact, importance sampling, annealing.
 
@@ -244,6 +245,7 @@ def log_evidence(
         samples: importance samples per observation, where log p(x) is not known exactly.
         batch_size: number of observations at a time, which bounds the memory.
         method: ``"auto"``, or ``"exact"``, ``"importance"`` or ``"ais"`` for all observations.
+        annealed: largest number of observations to which ``"auto"`` applies annealed importance sampling.
 
     Raises:
         ValueError: under a flat prior, where p(x) does not exist; for an unknown method.
@@ -257,7 +259,7 @@ def log_evidence(
     def propose(batch: Tensor) -> Distribution:
         return proposal(model.likelihood, batch, model.inference(model.likelihood, batch))
 
-    return estimate(model.likelihood, x, propose, samples, method, batch_size)
+    return estimate(model.likelihood, x, propose, samples, method, batch_size, annealed)
 
 
 def load(

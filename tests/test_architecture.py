@@ -32,6 +32,7 @@ PACKAGES = [
     "gae.analysis",
     "gae.reports",
     "gae.studies",
+    "gae.sklearn",
     "gae",
     "gae.cli",
 ]

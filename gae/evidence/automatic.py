@@ -12,15 +12,15 @@ from torch.distributions import Distribution
 
 from gae.data.checks import at_least_one
 from gae.evidence.annealed import BDMC, ais, sandwich
-from gae.evidence.base import Evidence, exact, need_proper, without_warning
+from gae.evidence.base import Evidence, exact, is_exact, need_proper, without_warning
 from gae.evidence.importance import importance
 from gae.evidence.laplace import mode_approximation
-from gae.likelihood import ExactPosterior, Likelihood
+from gae.likelihood import Likelihood
 from gae.likelihood.door import door
 
 Method = Literal["auto", "exact", "importance", "ais"]
 MORE = 10  # times as many samples from the Laplace approximation, where the first proposal failed
-ANNEALED = 32  # observations to which "auto" applies annealed importance sampling, at most
+ANNEALED = 32  # observations to which "auto" applies annealed importance sampling, at most, by default
 TEMPERATURES, CHAINS, LEAPFROG = 200, 16, 5
 SIMULATED = 16  # observations of the model, for the gap between forward and reverse annealing
 GAP = 0.5  # nats; a larger gap, or one that is not known to be smaller, makes an estimate a lower bound
@@ -34,14 +34,15 @@ def estimate(
     samples: int = 500,
     method: Method = "auto",
     batch_size: int = 100,
+    annealed: int = ANNEALED,
 ) -> Evidence:
     """log p(x) by the first method that is tight, with the reason for each observation.
 
     ``"auto"`` takes the closed form if there is one. Otherwise it draws importance samples from the proposals; where
     Pareto k is above 0.7 or the effective sample size below 100, ten times as many from the Laplace approximation at
-    a mode (vector codes only); and where that fails too, for at most 32 observations, it runs annealed importance
-    sampling, checked by its reverse on 16 draws of the model. ``Evidence.tight`` is False where nothing is tight: the
-    value is then a lower bound in expectation. No estimate is chosen by its value.
+    a mode (vector codes only); and where that fails too, for at most ``annealed`` observations, it runs annealed
+    importance sampling, checked by its reverse on 16 draws of the model. ``Evidence.tight`` is False where nothing is
+    tight: the value is then a lower bound in expectation. No estimate is chosen by its value.
 
     Args:
         likelihood: the decoder and its prior.
@@ -50,6 +51,7 @@ def estimate(
         samples: importance samples per observation.
         method: the rule above, or one method for all observations.
         batch_size: number of observations at a time.
+        annealed: largest number of observations to which ``"auto"`` applies annealed importance sampling.
 
     Raises:
         TypeError: with ``"exact"``, for a likelihood without a closed form.
@@ -64,7 +66,7 @@ def estimate(
         raise ValueError(f"method must be 'auto', 'exact', 'importance' or 'ais', got {method!r}.")
     at_least_one("batch_size", batch_size)
     with door(likelihood, x), without_warning():  # `tight` says so for each observation
-        if method == "exact" or (method == "auto" and isinstance(likelihood, ExactPosterior)):
+        if method == "exact" or (method == "auto" and is_exact(likelihood)):
             return Evidence.join([exact(likelihood, batch) for batch in x.split(batch_size)])
         need_proper(likelihood)
         if method == "ais":
@@ -72,10 +74,12 @@ def estimate(
         evidence = Evidence.join([importance(likelihood, b, propose(b), samples) for b in x.split(batch_size)])
         if method == "importance":
             return evidence
-        return _improved(likelihood, x, evidence, samples, batch_size)
+        return _improved(likelihood, x, evidence, samples, batch_size, annealed)
 
 
-def _improved(likelihood: Likelihood, x: Tensor, evidence: Evidence, samples: int, batch_size: int) -> Evidence:
+def _improved(
+    likelihood: Likelihood, x: Tensor, evidence: Evidence, samples: int, batch_size: int, annealed: int
+) -> Evidence:
     """The evidence with other estimates where importance sampling is not tight."""
     if len(likelihood.latent_shape) == 1 and (failed := _loose(evidence)).any():
         around = [
@@ -86,9 +90,9 @@ def _improved(likelihood: Likelihood, x: Tensor, evidence: Evidence, samples: in
         reasons = tuple(f"{reason} (proposal: Laplace approximation)" for reason in better.reason)
         evidence = _patched(evidence, failed, replace(better, reason=reasons))
     failed = _loose(evidence)
-    first = failed & (failed.cumsum(0) <= ANNEALED)
+    first = failed & (failed.cumsum(0) <= annealed)
     for i in (failed & ~first).nonzero().flatten().tolist():
-        reason = f"{evidence.reason[i]}; annealing is limited to {ANNEALED} observations"
+        reason = f"{evidence.reason[i]}; annealing is limited to {annealed} observations"
         evidence = replace(evidence, reason=(*evidence.reason[:i], reason, *evidence.reason[i + 1 :]))
     if not first.any():
         return evidence

@@ -93,6 +93,16 @@ def _tail_shape(excess: Float[Tensor, "T B"]) -> Float[Tensor, " B"]:
     return (tail * best + 5) / (tail + 10)
 
 
+def is_exact(likelihood: Likelihood) -> bool:
+    """Whether ``exact`` knows the evidence: of conjugate models, and of codes from a codebook.
+
+    >>> from gae.likelihood import LinearMixture
+    >>> is_exact(LinearMixture(3, 2, (5,)))
+    True
+    """
+    return isinstance(likelihood, ExactPosterior) or isinstance(likelihood.prior, CodebookDistribution)
+
+
 @torch.no_grad()
 @checked
 def exact(likelihood: Likelihood, x: Num[Tensor, "B *X"]) -> Evidence:

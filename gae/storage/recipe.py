@@ -2,6 +2,7 @@
 
 import importlib
 import inspect
+import sys
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from functools import partial, wraps
@@ -31,6 +32,10 @@ class Call:
     function: Callable[..., Any]
     args: tuple[Any, ...] = ()
     kwargs: Mapping[str, Any] = field(default_factory=dict)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """The state for a copy in another process, which imports the function by its name."""
+        return {**vars(self), "function": _importable(self.function) or self.function}
 
 
 class Unrecorded(TypeError):
@@ -273,17 +278,20 @@ def reference_to(function: Callable[..., Any], where: str = "") -> str:
     >>> reference_to(nn.Linear)
     'torch.nn.modules.linear:Linear'
     """
-    module, name = getattr(function, "__module__", None), getattr(function, "__qualname__", "<unnamed>")
-    target: Any = None
-    if module not in (None, "__main__") and "<" not in name:
-        target = importlib.import_module(module)
-        for attribute in name.split("."):
-            target = getattr(target, attribute, None)
-    if target is None or inspect.unwrap(target) is not inspect.unwrap(function):
+    if _importable(function) is None or function.__module__ == "__main__":
         raise Unrecorded(
             f"{where.lstrip('.') or 'the model'}: {_name_of(function)} cannot be imported from a module by its name"
         )
-    return f"{module}:{name}"
+    return f"{function.__module__}:{function.__qualname__}"
+
+
+def _importable(function: Callable[..., Any]) -> Any:
+    """The function or class that a module has by the name of this one, with its decorators; None if there is none."""
+    module, name = getattr(function, "__module__", None), getattr(function, "__qualname__", "<unnamed>")
+    target: Any = sys.modules.get(module or "")
+    for attribute in name.split("."):
+        target = getattr(target, attribute, None)
+    return None if target is None or inspect.unwrap(target) is not inspect.unwrap(function) else target
 
 
 def _name_of(function: Any) -> str:

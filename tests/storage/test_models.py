@@ -1,6 +1,7 @@
 """Saving and loading of models: recorded calls, errors, and checkpoints of gae 0.1.0."""
 
 import json
+import pickle
 import shutil
 import sys
 from collections.abc import Callable, Iterator
@@ -317,3 +318,13 @@ def test_the_structure_is_no_part_of_what_a_model_is() -> None:
     assert "built_by" not in dict(by_parts().named_modules()) and models.structure(by_parts())["unrecorded"] is None
     assert recorded(nets.skip.__wrapped__).__name__ == "skip"
     assert LinearMixture(1, 2, (3,)).calls()[0].args == (1, 2, (3,)) and ClosedForm().calls()[0].args == ()
+
+
+@pytest.mark.parametrize("name", ["pca", "gmm", "nmf", "vae", "iwae", "vq-vae", "laplace-gae"])
+def test_a_pickled_model_is_the_model_and_can_be_saved(name: str, tmp_path: Path) -> None:
+    """Between processes; files are written by ``save`` alone."""
+    model = system(name, (3,), **({"components": 2} if name == "gmm" else {"latent": 2} if name in "pca nmf" else {}))
+    again = pickle.loads(pickle.dumps(model))
+    x = X.abs()
+    assert same(again, model, x) and recipe_of(again) == recipe_of(model)
+    assert same(load(again.save(tmp_path / "model")), model, x)
