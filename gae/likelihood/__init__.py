@@ -25,9 +25,9 @@ from gae.likelihood.heads import (
 )
 from gae.likelihood.hierarchical import HierarchicalNormal
 from gae.likelihood.linear.blended import BlendedCharts
+from gae.likelihood.linear.conditional import ObservedMoments
 from gae.likelihood.linear.kernel import GaussianKernel
 from gae.likelihood.linear.mixture import LinearMixture
-from gae.likelihood.linear.conditional import ObservedMoments
 from gae.likelihood.linear.moments import Moments
 from gae.likelihood.linear.nonnegative import NonNegativeGaussian, NonNegativeLinear, NonNegativePoisson
 from gae.likelihood.linear.observed import PartiallyObservedMixture

@@ -17,8 +17,8 @@ TYPICAL = (0.0, 1.0, 0.5)  # one of these lies in the support of every elementwi
 class AcceptsMissing(Likelihood):
     """Mix-in for likelihoods of which NaN in x marks an element that was not observed; list it before the likelihood.
 
-    log p is that of the observed elements: the unobserved ones are integrated out. If nothing was observed, log q_r(x|z)
-    is 0, and the posterior of a code is its prior.
+    log p is that of the observed elements: the others are integrated out. If nothing was observed, log q_r(x|z) is 0,
+    and the posterior of a code is its prior.
     """
 
     _typical: float = 0.0  # a value inside the support of each element
@@ -37,8 +37,8 @@ class AcceptsMissing(Likelihood):
         if bool(never.any()):
             place = ", ".join(map(str, never.nonzero()[0].tolist()))
             raise ValueError(
-                f"x[:, {place}] is NaN in all {len(x)} training observations ({int(never.sum())} such elements): it was "
-                "never observed, so nothing can be learned about it. Leave such elements out."
+                f"x[:, {place}] is NaN in all {len(x)} training observations ({int(never.sum())} such elements), so "
+                "nothing can be learned about it. Leave out elements that were never observed."
             )
 
 
@@ -71,7 +71,7 @@ class PartiallyObserved(AcceptsMissing, DecoderLikelihood):
         name = type(likelihood).__name__
         if not isinstance(likelihood, DecoderLikelihood) or isinstance(likelihood, AcceptsMissing):
             raise TypeError(
-                f"`PartiallyObserved` needs a decoder likelihood that does not accept NaN yet, got {name}. Use a neural "
+                f"`PartiallyObserved` needs a decoder likelihood of complete observations, got {name}. Use a neural "
                 "head such as `Gaussian`, or remove or impute missing values."
             )
         if isinstance(likelihood, DataDependentInit):

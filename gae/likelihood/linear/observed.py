@@ -118,9 +118,14 @@ class PartiallyObservedMixture(AcceptsMissing, LinearMixture):
             return
         self.need_observations(x)
         filled = torch.where(x.isnan(), x.double().nanmean(0).to(x.dtype), x)
-        options: dict[str, bool] = {"learn_scale": self.learn_scale, "learn_weights": self.learn_weights}
-        width = self.latent_shape[0]
-        start = LinearMixture(self.components, width, self.event_shape, flat_prior=self.flat_prior, **options).to(x)
+        start = LinearMixture(
+            self.components,
+            self.latent_shape[0],
+            self.event_shape,
+            flat_prior=self.flat_prior,
+            learn_scale=self.learn_scale,
+            learn_weights=self.learn_weights,
+        ).to(x)
         start.log_scale.copy_(self.log_scale)
         start.initialize(filled, seed)
         if self.components == 1:
@@ -174,7 +179,9 @@ def _regressed(moments: ObservedMoments, loadings: Float[Tensor, "K E D"]) -> Fl
     slope = moments.cross - (moments.gram @ start.unsqueeze(-1)).squeeze(-1)
     unit = moments.gram.diagonal(dim1=-2, dim2=-1).sqrt()
     unit = torch.where(unit > 0, unit, 1)  # codes under a flat prior are in units of the data
-    inverse = torch.linalg.pinv(moments.gram / (unit.unsqueeze(-1) * unit.unsqueeze(-2)), rtol=DEPENDENT, hermitian=True)
+    inverse = torch.linalg.pinv(
+        moments.gram / (unit.unsqueeze(-1) * unit.unsqueeze(-2)), rtol=DEPENDENT, hermitian=True
+    )
     return start + (inverse @ (slope / unit).unsqueeze(-1)).squeeze(-1) / unit
 
 
