@@ -45,7 +45,7 @@ def observations(array: np.ndarray, what: str, missing: bool = False) -> Tensor:
     if missing:
         bad &= ~unknown
     elif bool(unknown.any()):
-        remedy += ' If NaN means not observed, use `missing="mask"` (`--missing mask`).'
+        remedy += ' If NaN means not observed, train with `load(..., missing="mask")` (`gae fit --missing mask`).'
     refuse(x, bad, f"{what} must be finite in float32", remedy)
     return x.div_(highest)
 
