@@ -54,7 +54,7 @@ def prepared(model: "Autoencoder") -> "Preparation":
     from gae.likelihood import AcceptsMissing
 
     missing = isinstance(model.likelihood, AcceptsMissing)
-    return model.preparation or Preparation(model.likelihood.event_shape, None, None, None, missing)
+    return model.preparation or Preparation(model.likelihood.event_shape, None, None, None, missing=missing)
 
 
 def read(path: Path) -> "tuple[Autoencoder, str]":

@@ -149,4 +149,6 @@ def draw(probability: Tensor, key: str) -> Tensor:
     """Draws x ~ Bernoulli(probability), a pure function of the key; NaN, an element not observed, remains NaN."""
     generator = torch.Generator().manual_seed(int.from_bytes(sha256(key.encode()).digest()[:8]))
     hidden = probability.isnan()
+    if not bool(hidden.any()):
+        return torch.bernoulli(probability, generator=generator)
     return torch.bernoulli(probability.masked_fill(hidden, 0), generator=generator).masked_fill_(hidden, torch.nan)

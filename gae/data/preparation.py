@@ -38,8 +38,8 @@ class Preparation:
         binarization = record.get("binarization", record.get("comparison", {}).get("binarize"))
         stored = record.get("vocabulary")
         vocabulary = None if stored is None else Vocabulary(tuple(stored["tokens"]), stored["words"])
-        missing = record.get("missing", False)
-        return cls(Size(record["event_shape"]), value_range, binarization, vocabulary, missing)
+        shape, missing = Size(record["event_shape"]), record.get("missing", False)
+        return cls(shape, value_range, binarization, vocabulary, missing=missing)
 
     def note(self) -> dict[str, Any]:
         """A JSON-serialisable record, from which ``of`` restores the preparation.

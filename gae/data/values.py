@@ -39,15 +39,20 @@ def observations(array: np.ndarray, what: str, missing: bool = False) -> Tensor:
         raise ValueError(f"{what} is {array.dtype}, read as 0–{highest}, but its highest value is 1. Save 0/1 as bool.")
     with np.errstate(over="ignore", under="ignore"):
         x = torch.from_numpy(array.astype(np.float32, order="C"))
-    unknown = x.isnan()
     bad = ~torch.isfinite(x)
-    remedy = "Remove or impute such values first."
+    if bool(bad.any()):
+        _refuse_values(x, bad, what, missing)
+    return x.div_(highest)
+
+
+def _refuse_values(x: Tensor, bad: Tensor, what: str, missing: bool) -> None:
+    """Raises ValueError for values that are not finite, other than NaN if that marks missing values."""
+    unknown, remedy = x.isnan(), "Remove or impute such values first."
     if missing:
-        bad &= ~unknown
+        bad = bad & ~unknown
     elif bool(unknown.any()):
         remedy += ' If NaN means not observed, train with `load(..., missing="mask")` (`gae fit --missing mask`).'
     refuse(x, bad, f"{what} must be finite in float32", remedy)
-    return x.div_(highest)
 
 
 def labels(array: np.ndarray | None, n: int, what: str) -> Tensor | None:
@@ -147,8 +152,9 @@ def _spoiled(columns: np.ndarray) -> tuple[int, str] | None:
 
 def measured(*parts: Tensor) -> tuple[float, float]:
     """The lowest and highest value of some tensors, NaN left out; raises ValueError if there is none."""
-    values = [part[~part.isnan()] if bool(part.isnan().any()) else part for part in parts]
-    values = [part for part in values if part.numel()]
+    values = [part for part in parts if part.numel()]
+    if any(bool(part.min().isnan()) for part in values):
+        values = [known for part in values if len(known := part[~part.isnan()])]
     if not values:
         raise ValueError("The data hold no value: every element is NaN, that is, not observed.")
     return min(part.min().item() for part in values), max(part.max().item() for part in values)
