@@ -40,6 +40,11 @@ def test_nan_is_refused_unless_asked_for(files: dict[str, Path]) -> None:
     )
 
 
+def arrays(path: Path) -> dict[str, np.ndarray]:
+    with np.load(path) as archive:
+        return dict(archive)
+
+
 def conditional_means(model: LinearMixture, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """E[z | x_obs] and E[x | x_obs] of each row, from the joint normal of x and z."""
     mean, loadings = (part.detach().double().numpy()[0] for part in (model.means, model.loadings))
@@ -56,7 +61,7 @@ def conditional_means(model: LinearMixture, x: np.ndarray) -> tuple[np.ndarray, 
 def test_encode_gives_the_conditional_means_of_a_file_with_holes(files: dict[str, Path]) -> None:
     codes = files["folder"] / "codes.npz"
     gae("encode", files["model"], files["table"], "--output", codes)
-    written, x = np.load(codes), np.load(files["table"]).astype(np.float32)
+    written, x = arrays(codes), np.load(files["table"]).astype(np.float32)
     order = np.argsort(written["index"])
     model = load(files["model"])
     assert model.preparation is not None and model.preparation.missing
@@ -90,7 +95,7 @@ def test_a_vae_is_fitted_to_a_table_with_holes_and_imputes(files: dict[str, Path
     model = load(folder)
     assert model.reconstruct(load_data(files["table"], missing="mask").train).isfinite().all()
     gae("encode", folder, files["table"], "--output", folder / "codes.npz")
-    assert np.isfinite(np.load(folder / "codes.npz")["z"]).all()
+    assert np.isfinite(arrays(folder / "codes.npz")["z"]).all()
 
 
 def test_a_model_of_complete_data_takes_no_holes(files: dict[str, Path]) -> None:

@@ -51,6 +51,7 @@ from gae.likelihood import (
 from gae.objective import elbo, joint, laplace_evidence, logsumexp
 from gae.systems.parts import NormalEncoder
 from gae.training import fit
+from gae.training.corruption import MaskingNoise
 
 D, E, K = 5, 2, 3
 
@@ -247,6 +248,14 @@ def test_annealed_importance_sampling_estimates_the_evidence_of_the_observed_par
     assert (error < 5 * estimate.standard_error + 0.05).all()
 
 
+def test_the_inference_gap_of_the_exact_family_is_zero() -> None:
+    model, evidence = factor_analysis()
+    x = holes(torch.randn(3, D))
+    gap = gae.inference_gap(model, x, families=("full covariance",), samples=200, draws=50)
+    bound = gap.best["full covariance"].value
+    torch.testing.assert_close(bound, torch.from_numpy(evidence(x)), rtol=0, atol=1e-5)
+
+
 # Closed-form learning.
 
 LEARNERS: dict[str, tuple[Callable[[], LinearMixture], Inference, Any]] = {
@@ -386,6 +395,17 @@ def test_other_engines_that_cannot_take_the_mask_are_refused() -> None:
         Nearest()(PartiallyObservedMixture(K, 0, (D,)), x)
 
 
+def test_corruption_observes_nothing() -> None:
+    """Masking noise sets an observed element to 0 with its mask at 1; an unobserved one stays unobserved."""
+    inputs: list[Tensor] = []
+    model = systems.ae((D,), latent=E, hidden=(), missing=True)
+    model.inference.guide.register_forward_pre_hook(lambda module, given: inputs.append(given[0]))
+    noisy = Autoencoder(model.likelihood, model.inference, joint, corruption=MaskingNoise(1.0))
+    x = holes(torch.randn(4, D)).float()
+    assert noisy(x).isfinite()
+    assert torch.equal(inputs[0].isnan(), x.isnan()) and (inputs[0][~x.isnan()] == 0).all()
+
+
 # What is refused.
 
 DEPENDENT: dict[str, Callable[[], Likelihood]] = {
@@ -445,7 +465,7 @@ def test_a_system_without_the_option_refuses_such_data() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "options"), [("vae", {"hidden": (8,)}), ("laplace-gae", {"hidden": (8,)}), ("ppca", {})]
+    ("name", "options"), [("vae", {"hidden": (8,)}), ("laplace-gae", {"hidden": (8,), "steps": 2}), ("ppca", {})]
 )
 def test_a_system_is_saved_with_its_mask(name: str, options: dict[str, Any], tmp_path: Any) -> None:
     x = table().float()
