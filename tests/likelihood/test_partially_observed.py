@@ -288,6 +288,19 @@ def test_no_pass_over_the_data_raises_the_loss(name: str) -> None:
     assert losses[-1] < losses[0]
 
 
+@pytest.mark.parametrize("components", [1, K])
+def test_no_step_of_em_lowers_the_evidence(components: int) -> None:
+    """From parameters that no closed form has made, with codes far from their prior."""
+    model, x = mixture(components), table()
+    model.means.data += 20
+    engine = ClosedForm() if components == 1 else Enumerate(ClosedForm())
+    evidence = [model.log_evidence(x).log_p.sum().detach()]
+    for _ in range(6):
+        model.maximize(model.statistics(x, engine.infer(model, x)))
+        evidence.append(model.log_evidence(x).log_p.sum().detach())
+    assert all(later > earlier for earlier, later in pairwise(evidence))
+
+
 def test_learning_ends_at_a_maximum_of_the_exact_evidence() -> None:
     """The gradient of log p(x_obs), which EM does not use, vanishes in every parameter."""
     x = table()
