@@ -301,6 +301,13 @@ def test_no_step_of_em_lowers_the_evidence(components: int) -> None:
     assert all(later > earlier for earlier, later in pairwise(evidence))
 
 
+def test_one_step_of_em_finds_the_mean_of_complete_data() -> None:
+    """Plain EM would only approach it: the mean of the codes is absorbed into that of the data."""
+    model, x = mixture(1), 3 + torch.randn(30, D).double()
+    model.maximize(model.statistics(x, ClosedForm().infer(model, x)))
+    torch.testing.assert_close(model.means.detach()[0], x.mean(0), rtol=1e-10, atol=1e-10)
+
+
 def test_learning_ends_at_a_maximum_of_the_exact_evidence() -> None:
     """The gradient of log p(x_obs), which EM does not use, vanishes in every parameter."""
     x = table()
