@@ -17,7 +17,7 @@ from gae.evidence import Evidence, exact, importance, laplace_approximation
 from gae.evidence.automatic import ANNEALED, Method, estimate
 from gae.evidence.base import is_exact, need_proper
 from gae.inference import Code, Encoding, Inference
-from gae.likelihood import Likelihood
+from gae.likelihood import AcceptsMissing, Likelihood
 from gae.likelihood.door import door
 from gae.objective import Aggregate, Objective, joint, mean
 from gae.storage import Part, models
@@ -133,6 +133,8 @@ class Autoencoder(Part, nn.Module):
             x, corrupted = self.corruption.pairs(self.redraw, x)
         else:
             corrupted = x if self.corruption is None else self.corruption(x)
+            if isinstance(self.likelihood, AcceptsMissing):
+                corrupted = torch.where(x.isnan(), x, corrupted)  # corruption observes nothing
         if self.penalties and not corrupted.requires_grad:
             corrupted = corrupted.detach().requires_grad_()
         code = replace(self.inference.infer(self.likelihood, corrupted), log_joint=None)

@@ -78,6 +78,7 @@ from gae.inference import (
 from gae.likelihood import (
     LLE,
     TSNE,
+    AcceptsMissing,
     Activation,
     Bernoulli,
     BlendedCharts,
@@ -109,6 +110,8 @@ from gae.likelihood import (
     Multinomial,
     NonNegativeGaussian,
     NonNegativePoisson,
+    PartiallyObserved,
+    PartiallyObservedMixture,
     Poisson,
     Relational,
     StandardNormal,
@@ -187,6 +190,18 @@ def unended(shape: Shape) -> Tensor:
     return sequences(shape).masked_fill(torch.arange(shape[1]) == 0, 2)
 
 
+def partly(draw: Callable[[Shape], Tensor]) -> Callable[[Shape], Tensor]:
+    """Every third element is NaN, not observed, in other places for each row; each row has at least half."""
+
+    def observations(shape: Shape) -> Tensor:
+        x = draw(shape)
+        size = x[0].numel()
+        hidden = (torch.arange(len(x)).unsqueeze(1) + torch.arange(size)) % 3 == 0
+        return x.masked_fill(hidden.view(x.shape), torch.nan)
+
+    return observations
+
+
 @dataclass(frozen=True)
 class LikelihoodCase:
     name: str
@@ -200,6 +215,10 @@ def net(latent: int | Shape, event: int | Shape) -> nn.Sequential:
 
 def chart(components: int, latent: int, event: Shape = (4,), **options: Any) -> LinearMixture:
     return LinearMixture(components, latent, event, means=torch.randn(components, *event), **options)
+
+
+def partial_chart(components: int, latent: int, event: Shape = (4,), **options: Any) -> PartiallyObservedMixture:
+    return PartiallyObservedMixture(components, latent, event, means=torch.randn(components, *event), **options)
 
 
 def painter() -> nn.Sequential:
@@ -290,6 +309,14 @@ LIKELIHOODS = [
     LikelihoodCase("codebook", lambda: Gaussian(net((2, 3), 3), (2, 3), 0.7, prior=Codebook(4, 2, 3))),
     LikelihoodCase("codebook-learned", lambda: Bernoulli(net((2, 1), 4), (2, 1), Codebook(4, 2, 1, None)), binary),
     LikelihoodCase("cropped-weights", lambda: Measured(drawn_by(), Crop((1, 4, 4), 3, 2))),
+    LikelihoodCase(
+        "partly-gaussian", lambda: PartiallyObserved(Gaussian(net(2, (3, 2)), 2, 0.7, learn="pixel")), partly(real)
+    ),
+    LikelihoodCase("partly-categorical", lambda: PartiallyObserved(Categorical(net(2, (3, 4)), 2)), partly(classes)),
+    LikelihoodCase("partly-ppca", lambda: partial_chart(1, 2, (2, 2), learn_scale=True), partly(real)),
+    LikelihoodCase("partly-gmm", lambda: partial_chart(3, 0, **EVERYTHING), partly(real)),
+    LikelihoodCase("partly-llgae", lambda: partial_chart(3, 2, flat_prior=True), partly(real)),
+    LikelihoodCase("partly-mixture-of-ppca", lambda: partial_chart(3, 2, (2, 2), **EVERYTHING), partly(real)),
 ]
 
 
@@ -405,6 +432,10 @@ def bent(likelihood: Likelihood) -> bool:
     return one_output(likelihood) and proper(likelihood) and not sparse(likelihood)
 
 
+def complete(suits: Callable[[Likelihood], bool]) -> Callable[[Likelihood], bool]:
+    return lambda likelihood: suits(likelihood) and not isinstance(likelihood, AcceptsMissing)
+
+
 def uncertain(likelihood: Likelihood) -> bool:
     return exact(likelihood) and (continuous(likelihood) or likelihood.components > 1)
 
@@ -413,7 +444,14 @@ def uncertain(likelihood: Likelihood) -> bool:
 
 
 def encoder(likelihood: Likelihood, *lead: int) -> nn.Module:
-    return nets.mlp(likelihood.event_shape, (5,), (*lead, *likelihood.latent_shape))
+    return encoder_of_width(likelihood, (*lead, *likelihood.latent_shape))
+
+
+def encoder_of_width(likelihood: Likelihood, outputs: int | Shape) -> nn.Module:
+    if isinstance(likelihood, AcceptsMissing):
+        network = nets.mlp(nets.with_mask(likelihood.event_shape), (5,), outputs)
+        return nets.Standardized(network, likelihood.event_shape, missing=True)
+    return nets.mlp(likelihood.event_shape, (5,), outputs)
 
 
 def normal(output: Tensor) -> Distribution:
@@ -438,7 +476,7 @@ def flow_encoder(likelihood: Likelihood) -> FlowEncoder:
         latent, 3, [max(4, latent)], permutation=torch.arange(latent), nonlinearity=nn.Tanh()
     )
     flow = ConditionalAffineAutoregressive(network)
-    return FlowEncoder(nets.mlp(likelihood.event_shape, (5,), 2 * latent + 3), flow, latent, 3)
+    return FlowEncoder(encoder_of_width(likelihood, 2 * latent + 3), flow, latent, 3)
 
 
 def called(engine: Inference, likelihood: Likelihood) -> Inference:
@@ -568,7 +606,8 @@ def iterative(family: Part, lead: Callable[[Shape], Shape]) -> EngineCase:
 
     def build(likelihood: Likelihood) -> Inference:
         shape = (*lead(likelihood.latent_shape), *likelihood.latent_shape)
-        step = IterativeAmortized(shape, (5,), likelihood.event_shape or None)
+        missing = isinstance(likelihood, AcceptsMissing)
+        step = IterativeAmortized(shape, (5,), likelihood.event_shape or None, missing)
         return Ascent(step=step, max_steps=3, family=family.build(), trace=True)
 
     flags = {"stochastic": family.stochastic, "density": family.density}
@@ -724,12 +763,14 @@ def gated(likelihood: Likelihood, by: str) -> Inference:
 
 
 ENGINES += [
-    EngineCase("nearest", lambda m: Nearest(entries=4), points),
-    EngineCase("shortlist", lambda m: Shortlist(), points),
-    EngineCase("shortlist-closed-form", lambda m: Shortlist(ClosedForm()), charts),
-    EngineCase("shortlist-ascent", lambda m: Shortlist(Ascent(max_steps=3, trace=True), 2, 3), several),
+    EngineCase("nearest", lambda m: Nearest(entries=4), complete(points)),
+    EngineCase("shortlist", lambda m: Shortlist(), complete(points)),
+    EngineCase("shortlist-closed-form", lambda m: Shortlist(ClosedForm()), complete(charts)),
+    EngineCase("shortlist-ascent", lambda m: Shortlist(Ascent(max_steps=3, trace=True), 2, 3), complete(several)),
     EngineCase(
-        "shortlist-checkpoint", lambda m: Shortlist(Ascent(max_steps=3, adjoint=CheckpointedUnroll()), 2), several
+        "shortlist-checkpoint",
+        lambda m: Shortlist(Ascent(max_steps=3, adjoint=CheckpointedUnroll()), 2),
+        complete(several),
     ),
     EngineCase("chart-gate", lambda m: ChartGate(), blended),
     EngineCase("gated-residual", lambda m: gated(m, "residual"), blended),
@@ -827,6 +868,8 @@ SYSTEMS = [
     SystemCase("sequence-vae", RECURRENT, data=sequences, stochastic=True, density=True),
     SystemCase("attention-vae", ATTENTIVE, data=sequences, stochastic=True, density=True),
     SystemCase("music-vae", RECURRENT, data=sequences, stochastic=True, density=True),
+    SystemCase("vae", SMALL | {"missing": True}, data=partly(real), stochastic=True, density=True),
+    SystemCase("iterative-vae", SMALL | {"missing": True}, data=partly(real), stochastic=True, density=True),
 ]
 
 BRIDGES = [to_pyro]
@@ -882,7 +925,11 @@ def system(case: SystemCase) -> Pair:
         return model
 
     name = "-".join(
-        [case.name, *(str(case.options[key]) for key in ("head", "steps", "posterior") if key in case.options)]
+        [
+            case.name,
+            *(str(case.options[key]) for key in ("head", "steps", "posterior") if key in case.options),
+            *(["missing"] * case.options.get("missing", False)),
+        ]
     )
     flags = (case.stochastic, case.density, case.detached, case.samples, case.surrogate)
     return Pair(f"system-{name}", make, case.data, *flags)

@@ -127,7 +127,7 @@ def point_metrics(model: Autoencoder, data: Dataset, effort: EvaluationBudget, p
     with torch.random.fork_rng(devices=[]):
         values: Entry = {
             "joint": mean_and_error(points.joint),
-            "squared_error": mean_and_error((points.mean - data.test).square().flatten(1).mean(1)),
+            "squared_error": mean_and_error(squared_errors(points.mean, data.test)),
             "accuracy": accuracy(model, data, points, effort),
             "milliseconds": points.milliseconds,
             "evaluations": mean_and_error(points.evaluations),
@@ -137,6 +137,20 @@ def point_metrics(model: Autoencoder, data: Dataset, effort: EvaluationBudget, p
     if isinstance(model.likelihood.prior, CodebookDistribution):
         values["perplexity"] = codebook_perplexity(model.likelihood.prior, points.z)
     return values
+
+
+def squared_errors(restored: Float[Tensor, "N *X"], x: Num[Tensor, "N *X"]) -> Float[Tensor, " M"]:
+    """The mean squared error of each observation over its observed elements; rows without any are left out.
+
+    >>> squared_errors(torch.zeros(2, 2), torch.tensor([[3.0, torch.nan], [torch.nan, torch.nan]]))
+    tensor([9.])
+    """
+    square = (restored - x).square().flatten(1)
+    hidden = square.isnan() & x.flatten(1).isnan()
+    if not bool(hidden.any()):
+        return square.mean(1)
+    number = (~hidden).sum(1)
+    return (square.masked_fill(hidden, 0).sum(1) / number)[number > 0]
 
 
 def codebook_perplexity(prior: CodebookDistribution, z: Float[Tensor, "N P E"]) -> float:

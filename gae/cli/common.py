@@ -25,16 +25,20 @@ Binarize = Annotated[str, typer.Option(help="none, threshold or dynamic.")]
 SameBinarize = Annotated[
     str | None, typer.Option("--binarize", help="By default as the model's training data; other values are refused.")
 ]
+Missing = Annotated[
+    str,
+    typer.Option(help="refuse NaN, or mask: NaN marks values that were not observed, and the model uses the others."),
+]
 Seed = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of weights, data order and noise.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue the run in the output folder.")]
 CheckpointPath = Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="Folder of a run, or a checkpoint in it.")]
 
 
-def load(name: str, binarize: str) -> "Dataset":
+def load(name: str, binarize: str, missing: str = "refuse") -> "Dataset":
     """Loads a data set by name or path."""
     from gae import data
 
-    return data.load(name, binarize=binarize)
+    return data.load(name, binarize=binarize, missing=missing)
 
 
 def load_like(model: "Autoencoder", name: str, binarize: str | None = None) -> "Dataset":
@@ -45,10 +49,12 @@ def load_like(model: "Autoencoder", name: str, binarize: str | None = None) -> "
 
 
 def prepared(model: "Autoencoder") -> "Preparation":
-    """Preparation of the model's training data; only their shape if ``fit`` was given a tensor."""
+    """Preparation of the model's training data; only shape and missing values if ``fit`` was given a tensor."""
     from gae.data.preparation import Preparation
+    from gae.likelihood import AcceptsMissing
 
-    return model.preparation or Preparation(model.likelihood.event_shape, None, None, None)
+    missing = isinstance(model.likelihood, AcceptsMissing)
+    return model.preparation or Preparation(model.likelihood.event_shape, None, None, None, missing=missing)
 
 
 def read(path: Path) -> "tuple[Autoencoder, str]":

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gae.cli.common import AsJson, Binarize, DataName, Resume, Seed, load
+from gae.cli.common import AsJson, Binarize, DataName, Missing, Resume, Seed, load
 from gae.cli.terminal import print_results, reported
 
 if TYPE_CHECKING:
@@ -35,6 +35,7 @@ def fit(
     out: Annotated[Path | None, typer.Option(help="Folder for checkpoints.", show_default="runs/SYSTEM-DATA")] = None,
     resume: Resume = False,
     binarize: Binarize = "none",
+    missing: Missing = "refuse",
     validation: Annotated[float | None, typer.Option(help="Fraction of the training data to hold out.")] = None,
     patience: Annotated[
         int | None, typer.Option(help="Stop after this many epochs without a lower validation loss.")
@@ -52,7 +53,7 @@ def fit(
     if lr is not None and not 0 < lr < math.inf:
         raise ValueError(f"--lr must be positive and finite, got {lr}.")
     options = parse(system, option or [])
-    dataset = load(data, binarize)
+    dataset = load(data, binarize, missing)
     described = describe(system, options, dataset)
     folder = out or Path("runs") / f"{system}-{dataset.name}"
     torch.manual_seed(seed)
@@ -91,7 +92,7 @@ def fit(
 def _test_results(model: "Autoencoder", data: "Dataset", seed: int) -> dict[str, Any]:
     import torch
 
-    from gae.analysis.metrics import EvaluationBudget, codebook_perplexity, encode, mean_and_error
+    from gae.analysis.metrics import EvaluationBudget, codebook_perplexity, encode, mean_and_error, squared_errors
     from gae.data.text import PADDING
     from gae.likelihood import CodebookDistribution
 
@@ -104,7 +105,7 @@ def _test_results(model: "Autoencoder", data: "Dataset", seed: int) -> dict[str,
     if data.vocabulary is not None:  # differences of classes are meaningless
         right = (restored == data.test)[data.test != PADDING].double().mean()
         return {"test loss (nats)": loss, "test tokens restored": float(right)}
-    error = (restored - data.test).square().flatten(1).mean(1)
+    error = squared_errors(restored, data.test)
     results = {"test loss (nats)": loss, "test squared error per element": mean_and_error(error)}
     if isinstance(prior, CodebookDistribution):
         results[f"codebook perplexity, of {len(prior.vectors)}"] = codebook_perplexity(prior, points.z)

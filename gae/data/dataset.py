@@ -51,6 +51,7 @@ class Dataset:
             through its training part, then its test part. None if unknown.
         test_rows: (M,) likewise.
         files: file names by row, if the source is a folder of images.
+        missing: whether NaN marks elements that were not observed.
 
     >>> from gae.data import load
     >>> load("digits")
@@ -68,11 +69,12 @@ class Dataset:
     train_rows: Tensor | None = None  # unknown if its length differs, as after ``dataclasses.replace(train=...)``
     test_rows: Tensor | None = None
     files: np.ndarray | None = None
+    missing: bool = False
 
     @property
     def preparation(self) -> Preparation:
         """The facts about these data that a model fitted to them must record."""
-        return Preparation(self.event_shape, self.value_range, self.binarization, self.vocabulary)
+        return Preparation(self.event_shape, self.value_range, self.binarization, self.vocabulary, missing=self.missing)
 
     @property
     def event_shape(self) -> Size:
@@ -144,6 +146,9 @@ class Dataset:
 
 
 def draw(probability: Tensor, key: str) -> Tensor:
-    """Draws x ~ Bernoulli(probability), a pure function of the key."""
+    """Draws x ~ Bernoulli(probability), a pure function of the key; NaN, an element not observed, remains NaN."""
     generator = torch.Generator().manual_seed(int.from_bytes(sha256(key.encode()).digest()[:8]))
-    return torch.bernoulli(probability, generator=generator)
+    hidden = probability.isnan()
+    if not bool(hidden.any()):
+        return torch.bernoulli(probability, generator=generator)
+    return torch.bernoulli(probability.masked_fill(hidden, 0), generator=generator).masked_fill_(hidden, torch.nan)

@@ -21,6 +21,9 @@ from gae.data.values import ceiling, labels, measured, need_float32, observation
 __all__ = ["BINARIZATIONS", "NAMES", "Dataset", "LinearGaussian", "Rows", "linear_gaussian", "load"]
 
 
+MISSING = ("refuse", "mask")
+
+
 class LinearGaussian(NamedTuple):
     """Samples of x = mean + z loadings + scale ε, with standard normal z and ε, and their true parameters."""
 
@@ -40,6 +43,7 @@ def load(
     seed: int = 0,
     words: bool = False,
     channels: str | None = None,
+    missing: str | None = None,
     like: Preparation | None = None,
 ) -> Dataset:
     """Loads a data set by name or from a path.
@@ -77,6 +81,8 @@ def load(
         seed: seed of synthetic data, of the split, and of the binarised test set.
         words: whether the tokens of a text are words rather than characters; overridden by the vocabulary of ``like``.
         channels: ``"first"`` or ``"last"``: the channel axis of an array with four axes, if its shape is ambiguous.
+        missing: ``"refuse"`` raises an error for NaN; ``"mask"``: NaN marks elements that were not observed, and models
+            condition on the others. Defaults to that of ``like``, else ``"refuse"``.
         like: the preparation of a model's data (``Dataset.preparation``, stored in its checkpoint), to read new data
             for that model: text in its vocabulary, padded to its length, with its binarisation. A single observation
             becomes the test set.
@@ -90,6 +96,8 @@ def load(
     tensor([0., 1.])
     """
     text = os.fspath(name)
+    if missing not in (None, *MISSING):
+        raise ValueError(f"Unknown missing {missing!r}. Choose one of {', '.join(MISSING)}.")
     if binarize not in (None, *BINARIZATIONS):
         raise ValueError(f"Unknown binarize {binarize!r}. Choose one of {', '.join(BINARIZATIONS)}.")
     if not 0 < test_fraction < 1:
@@ -106,8 +114,9 @@ def load(
     if like is not None:
         like.check_source(text, text.lower().endswith(".txt"))
         binarize = like.binarize(binarize)
+    unobserved = missing == "mask" if like is None else like.accepts_missing(missing)
     arrays = _source(text, folder, seed, words, channels, like)
-    dataset = _assemble(label, arrays, value_range, test_fraction, seed, lone=like is not None)
+    dataset = _assemble(label, arrays, value_range, test_fraction, seed, lone=like is not None, missing=unobserved)
     if like is not None:
         like.check(text, dataset.event_shape, dataset.value_range)
     return dataset if binarize in (None, "none") else _binarized(dataset, binarize, seed)
@@ -189,7 +198,7 @@ def _binarized(dataset: Dataset, how: str, seed: int) -> Dataset:
     for split, x in (("training", dataset.train), ("test", dataset.test)):
         refuse(x, (x < 0) | (x > 1), f"binarize={how!r} needs {split} values in [0, 1]", "Rescale the data.")
     if how == "threshold":
-        train, test = (dataset.train > 0.5).float(), (dataset.test > 0.5).float()
+        train, test = ((x > 0.5).float().masked_fill_(x.isnan(), torch.nan) for x in (dataset.train, dataset.test))
     else:
         train, test = dataset.train, draw(dataset.test, f"test {seed:d}")
     return replace(dataset, train=train, test=test, value_range=(0.0, 1.0), binarization=how)
@@ -202,10 +211,11 @@ def _assemble(
     test_fraction: float,
     seed: int,
     lone: bool = False,
+    missing: bool = False,
 ) -> Dataset:
     x, y, x_test, y_test, vocabulary, stated, rows, files = arrays
     if x_test is None:
-        everything, every_label = observations(x, "x"), labels(y, len(x), "y")
+        everything, every_label = observations(x, "x", missing), labels(y, len(x), "y")
         need_float32("x", x)
         train_rows, test_rows = _split(every_label, len(x), test_fraction, seed, lone)
         train, test = everything[train_rows], everything[test_rows]
@@ -213,7 +223,7 @@ def _assemble(
             (None, None) if every_label is None else (every_label[train_rows], every_label[test_rows])
         )
     else:
-        train, test = observations(x, "x_train"), observations(x_test, "x_test")
+        train, test = observations(x, "x_train", missing), observations(x_test, "x_test", missing)
         train_labels, test_labels = labels(y, len(x), "y_train"), labels(y_test, len(x_test), "y_test")
         if train.shape[1:] != test.shape[1:] or ceiling(x) != ceiling(x_test):
             raise ValueError(
@@ -245,6 +255,7 @@ def _assemble(
         train_rows=torch.from_numpy(train_rows).long(),
         test_rows=torch.from_numpy(test_rows).long(),
         files=files,
+        missing=missing,
     )
 
 

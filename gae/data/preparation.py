@@ -15,19 +15,21 @@ NARROW = 0.1  # of the value range: data that span less are probably in other un
 
 @dataclass(frozen=True)
 class Preparation:
-    """Shape, range, binarisation and vocabulary of a model's training data.
+    """Shape, range, binarisation, vocabulary and missing values of a model's training data.
 
     Attributes:
         event_shape: X, the shape of one observation.
         value_range: (lowest, highest) value of the data; None if an old checkpoint does not record it.
         binarization: ``"none"``, ``"threshold"`` or ``"dynamic"``; None if an old checkpoint does not record it.
         vocabulary: vocabulary of text, else None.
+        missing: whether the model takes NaN as an element that was not observed.
     """
 
     event_shape: Size
     value_range: tuple[float, float] | None
     binarization: str | None
     vocabulary: Vocabulary | None
+    missing: bool = False
 
     @classmethod
     def of(cls, record: Mapping[str, Any]) -> "Preparation":
@@ -36,7 +38,8 @@ class Preparation:
         binarization = record.get("binarization", record.get("comparison", {}).get("binarize"))
         stored = record.get("vocabulary")
         vocabulary = None if stored is None else Vocabulary(tuple(stored["tokens"]), stored["words"])
-        return cls(Size(record["event_shape"]), value_range, binarization, vocabulary)
+        shape, missing = Size(record["event_shape"]), record.get("missing", False)
+        return cls(shape, value_range, binarization, vocabulary, missing=missing)
 
     def note(self) -> dict[str, Any]:
         """A JSON-serialisable record, from which ``of`` restores the preparation.
@@ -50,6 +53,7 @@ class Preparation:
             "value_range": self.value_range,
             "binarization": self.binarization,
             "vocabulary": None if self.vocabulary is None else asdict(self.vocabulary),
+            "missing": self.missing,
         }
 
     def binarize(self, requested: str | None) -> str:
@@ -68,6 +72,19 @@ class Preparation:
                 f"The model was trained with binarization {self.binarization!r}, got {requested!r}. Omit the option."
             )
         return self.binarization
+
+    def accepts_missing(self, requested: str | None) -> bool:
+        """Whether NaN in new data marks elements that were not observed.
+
+        Raises:
+            ValueError: if that is requested, and the model was trained on complete observations.
+        """
+        if requested == "mask" and not self.missing:
+            raise ValueError(
+                "The model was trained on complete observations, got missing='mask'. Remove or impute missing values, "
+                "or train a model with missing='mask'."
+            )
+        return self.missing and requested != "refuse"
 
     def check_source(self, name: str, text: bool) -> None:
         """Checks that a model with a vocabulary is given text, and any other model other data.

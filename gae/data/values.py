@@ -18,8 +18,10 @@ def ceiling(array: np.ndarray) -> int | None:
     return CEILINGS.get(array.dtype.name)
 
 
-def observations(array: np.ndarray, what: str) -> Tensor:
+def observations(array: np.ndarray, what: str, missing: bool = False) -> Tensor:
     """Converts an array (N, *X) of real numbers to float32; uint8 and uint16 are divided by 255 and 65535.
+
+    With ``missing``, NaN marks elements that were not observed, and is kept.
 
     Raises:
         TypeError: for an array that does not hold real numbers.
@@ -37,8 +39,20 @@ def observations(array: np.ndarray, what: str) -> Tensor:
         raise ValueError(f"{what} is {array.dtype}, read as 0–{highest}, but its highest value is 1. Save 0/1 as bool.")
     with np.errstate(over="ignore", under="ignore"):
         x = torch.from_numpy(array.astype(np.float32, order="C"))
-    refuse(x, ~torch.isfinite(x), f"{what} must be finite in float32", "Remove or impute such values first.")
+    bad = ~torch.isfinite(x)
+    if bool(bad.any()):
+        _refuse_values(x, bad, what, missing)
     return x.div_(highest)
+
+
+def _refuse_values(x: Tensor, bad: Tensor, what: str, missing: bool) -> None:
+    """Raises ValueError for values that are not finite, other than NaN if that marks missing values."""
+    unknown, remedy = x.isnan(), "Remove or impute such values first."
+    if missing:
+        bad = bad & ~unknown
+    elif bool(unknown.any()):
+        remedy += ' If NaN means not observed, train with `load(..., missing="mask")` (`gae fit --missing mask`).'
+    refuse(x, bad, f"{what} must be finite in float32", remedy)
 
 
 def labels(array: np.ndarray | None, n: int, what: str) -> Tensor | None:
@@ -74,7 +88,7 @@ def need_float32(what: str, *parts: np.ndarray) -> None:
 
     Args:
         what: name of the data in messages.
-        parts: arrays (N, *X), all finite.
+        parts: arrays (N, *X), finite or NaN.
 
     Raises:
         ValueError: names the first such feature, and the remedy.
@@ -86,7 +100,7 @@ def need_float32(what: str, *parts: np.ndarray) -> None:
     step = max(1, AT_ONCE // sum(map(len, flat)))
     for start in range(0, width, step):
         columns = np.concatenate([part[:, start : start + step] for part in flat])
-        spoiled = _spoiled(columns)
+        spoiled = _first_spoiled(columns) if np.isnan(columns).any() else _spoiled(columns)
         if spoiled is not None:
             column, reason = spoiled
             place = ", ".join(str(i) for i in np.unravel_index(start + column, parts[0].shape[1:]))
@@ -95,6 +109,16 @@ def need_float32(what: str, *parts: np.ndarray) -> None:
                 "feature's mean, and divide by its standard deviation where that is tiny, in float64 before saving: "
                 f"`{what} = ({what} - {what}.mean(0)) / {what}.std(0)`. Leave out identifiers."
             )
+
+
+def _first_spoiled(columns: np.ndarray) -> tuple[int, str] | None:
+    """``_spoiled`` for columns of which only the numbers count."""
+    for index, column in enumerate(columns.T):
+        known = column[~np.isnan(column)]
+        spoiled = _spoiled(known[:, None]) if len(known) else None
+        if spoiled is not None:
+            return index, spoiled[1]
+    return None
 
 
 def _spoiled(columns: np.ndarray) -> tuple[int, str] | None:
@@ -127,6 +151,10 @@ def _spoiled(columns: np.ndarray) -> tuple[int, str] | None:
 
 
 def measured(*parts: Tensor) -> tuple[float, float]:
-    """The lowest and highest value of some tensors, of which at least one is not empty."""
-    values = [part for part in parts if len(part)]
+    """The lowest and highest value of some tensors, NaN left out; raises ValueError if there is none."""
+    values = [part for part in parts if part.numel()]
+    if any(bool(part.min().isnan()) for part in values):
+        values = [known for part in values if len(known := part[~part.isnan()])]
+    if not values:
+        raise ValueError("The data hold no value: every element is NaN, that is, not observed.")
     return min(part.min().item() for part in values), max(part.max().item() for part in values)

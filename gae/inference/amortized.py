@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution, biject_to, constraints
 
 from gae.data.checks import at_least_one
-from gae.inference.base import Code, Inference
+from gae.inference.base import Code, Inference, need_mask
 from gae.inference.flows import with_base
 from gae.inference.laws import codes_from, is_point, log_density, need_density
 from gae.likelihood import Likelihood
@@ -69,19 +69,23 @@ class Amortized(Inference):
 
     def infer(self, likelihood: Likelihood, x: Num[Tensor, "B *X"], k: Int[Tensor, "S _"] | None = None) -> Code:
         site = _Site(self)
-        with site, pyro.get_param_store().scope():  # a PyroModule registers its parameters in the store as it runs
-            if self.samples == 1:
-                output = self.guide(x)
-            else:
-                with pyro.plate("gae_samples", self.samples, dim=-2):
-                    output = self.guide(x)
+        try:
+            with site, pyro.get_param_store().scope():  # a PyroModule registers its parameters in the store as it runs
+                output = self._output(x)
+        except ValueError:  # of a distribution with NaN among its parameters
+            need_mask(likelihood, x, None)
+            raise
         if site.q is not None:
+            need_mask(likelihood, x, site.z)
             code = self._from_density(site.q, site.z, likelihood)
         elif isinstance(output, Distribution):
             q = with_base(output)
             q = q if q.batch_shape else q.expand(x.shape[:1])  # Pyro's conditional flows have no batch until they draw
-            code = self._from_density(q, self._sample(q), likelihood)
+            z = self._sample(q)
+            need_mask(likelihood, x, z)
+            code = self._from_density(q, z, likelihood)
         elif isinstance(output, Tensor):
+            need_mask(likelihood, x, output)
             code = self._deterministic(output)
         else:
             raise TypeError(
@@ -90,6 +94,12 @@ class Amortized(Inference):
             )
         _check_codes(code, likelihood, x)
         return code if k is None else code.expand_components(k)
+
+    def _output(self, x: Tensor) -> Any:
+        if self.samples == 1:
+            return self.guide(x)
+        with pyro.plate("gae_samples", self.samples, dim=-2):
+            return self.guide(x)
 
     def _sample(self, q: Distribution) -> Tensor:
         return codes_from(q, self.samples) if q.has_rsample else q.sample()

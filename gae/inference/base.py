@@ -14,7 +14,7 @@ from torch import Size, Tensor, nn
 from torch.distributions import Distribution
 
 from gae.inference.laws import is_point, need_density, point_of, rearranged
-from gae.likelihood import Likelihood
+from gae.likelihood import AcceptsMissing, Likelihood
 from gae.likelihood.door import check_components, door
 from gae.storage import Part
 
@@ -246,6 +246,18 @@ class Inference(Part, nn.Module, ABC):
         log_joint = likelihood.log_joint(x, code.z, code.k) if known is None else known
         parts = code.z, code.k, log_joint, code.log_q, code.q, likelihood.prior, type(self).__name__
         return Encoding(*parts, code.solve, code.encoded, code.log_volume, code.volume_error)
+
+
+def need_mask(likelihood: Likelihood, x: Num[Tensor, "B *X"], encoded: Float[Tensor, "..."] | None) -> None:
+    """Raises ValueError if an encoder's output is not finite (or None: it failed) for an x with missing elements."""
+    if not isinstance(likelihood, AcceptsMissing) or not bool(x.isnan().any()):
+        return
+    if encoded is None or not bool(encoded.isfinite().all()):
+        raise ValueError(
+            "x has missing elements (NaN), and the encoder returns codes that are not finite for them: it takes no "
+            "mask. Build it as `nets.Standardized(network, X, missing=True)`, with a network of inputs of the shape "
+            "`nets.with_mask(X)`, or infer codes without an encoder: `Ascent(...)`, or for mixtures `ClosedForm()`."
+        )
 
 
 def _checked(infer: Callable[..., Code]) -> Callable[..., Code]:

@@ -12,7 +12,7 @@ from torch import Size, Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from gae.likelihood import DecoderLikelihood, Likelihood, Measured, Relational, WeightLikelihood
+from gae.likelihood import DecoderLikelihood, Likelihood, Measured, PartiallyObserved, Relational, WeightLikelihood
 from gae.likelihood.door import hidden
 
 AGAIN = 16  # a decoder whose settings have not changed is checked in one of so many ascents
@@ -152,7 +152,7 @@ def is_piecewise_linear(likelihood: Likelihood, z: Float[Tensor, "S B *Z"]) -> b
 
 
 def _is_network(likelihood: Likelihood) -> bool:
-    inner = likelihood.likelihood if isinstance(likelihood, Measured) else likelihood
+    inner = likelihood.likelihood if isinstance(likelihood, (Measured, PartiallyObserved)) else likelihood
     return isinstance(inner, WeightLikelihood)
 
 

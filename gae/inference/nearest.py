@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from gae.data.checks import at_least_one
 from gae.inference.base import Code, Inference, Solve
 from gae.inference.exact import Argmax
-from gae.likelihood import Likelihood, LinearMixture
+from gae.likelihood import AcceptsMissing, Likelihood, LinearMixture
 
 CLOSE = 1e-4  # of squared norms: faiss neighbours whose distances differ by less are compared exactly
 
@@ -213,6 +213,11 @@ def _mixture(engine: Inference, likelihood: Likelihood, k: Tensor | None) -> Lin
         raise TypeError(
             f"`{name}` searches among the means of a LinearMixture, got {type(likelihood).__name__}. "
             "Use `Argmax` for another likelihood with a discrete code, else `Ascent` or `Amortized`."
+        )
+    if isinstance(likelihood, AcceptsMissing):
+        raise TypeError(
+            f"`{name}` compares complete observations, got {type(likelihood).__name__}. Use `Argmax()` for points, "
+            "`Argmax(ClosedForm())` for charts."
         )
     if k is not None:
         raise ValueError(f"`{name}` chooses k itself, got a given k. Use an engine for z alone, such as `ClosedForm`.")

@@ -7,7 +7,7 @@ from jaxtyping import Bool, Float, Int, Num
 from torch import Tensor, nn
 
 from gae.data.checks import at_least_one
-from gae.inference.base import Code, Inference, LearnsData, Solve, Status
+from gae.inference.base import Code, Inference, LearnsData, Solve, Status, need_mask
 from gae.likelihood import Codebook, CodebookDistribution, Likelihood
 
 STARTING = 2000  # observations whose encoder outputs initialise the codebook
@@ -60,6 +60,7 @@ class VectorQuantizer(Inference):
         encoded, expected = self.encoder(x), (len(x), *likelihood.latent_shape)
         if encoded.shape != expected:
             raise ValueError(f"The encoder's outputs have shape {tuple(encoded.shape)}, but codes have {expected}.")
+        need_mask(likelihood, x, encoded)
         return encoded
 
 

@@ -25,12 +25,15 @@ from gae.likelihood.heads import (
 )
 from gae.likelihood.hierarchical import HierarchicalNormal
 from gae.likelihood.linear.blended import BlendedCharts
+from gae.likelihood.linear.conditional import ObservedMoments
 from gae.likelihood.linear.kernel import GaussianKernel
 from gae.likelihood.linear.mixture import LinearMixture
 from gae.likelihood.linear.moments import Moments
 from gae.likelihood.linear.nonnegative import NonNegativeGaussian, NonNegativeLinear, NonNegativePoisson
+from gae.likelihood.linear.observed import PartiallyObservedMixture
 from gae.likelihood.linear.regression import LinearRegression
 from gae.likelihood.measured import Measured
+from gae.likelihood.missing import AcceptsMissing, PartiallyObserved
 from gae.likelihood.operators import Blur, Crop, Downsample, GaussianProjection, LinearOperator, Mask
 from gae.likelihood.priors import Flat, FlatDistribution, LaplacePrior, StandardNormal
 from gae.likelihood.relational.lle import LLE
@@ -51,6 +54,7 @@ HEADS: dict[str, type[Head]] = {  # heads with one output per element of x, by c
 __all__ = [
     "LLE",
     "TSNE",
+    "AcceptsMissing",
     "Activation",
     "Bernoulli",
     "BlendedCharts",
@@ -92,7 +96,10 @@ __all__ = [
     "NonNegativeGaussian",
     "NonNegativeLinear",
     "NonNegativePoisson",
+    "ObservedMoments",
     "OnlineLearning",
+    "PartiallyObserved",
+    "PartiallyObservedMixture",
     "Poisson",
     "Relational",
     "SequenceDistribution",

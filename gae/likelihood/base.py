@@ -135,7 +135,16 @@ class Likelihood(Part, nn.Module, ABC):
             )
         values = x.detach()
         if not hidden(x) and not bool(torch.isfinite(values.sum())):  # one pass; a sum of finite values may overflow
-            refuse(values, ~torch.isfinite(values), "x must be finite", "Remove or impute such values first.")
+            refuse(values, ~torch.isfinite(values), "x must be finite", self._remedy_for(values))
+
+    def _remedy_for(self, values: Tensor) -> str:
+        remedy = "Remove or impute such values first."
+        if not bool(values.isnan().any()):
+            return remedy
+        return (
+            f"{remedy} If NaN means not observed, build the system with `missing=True` (from data, "
+            '`load(..., missing="mask")`), or wrap the likelihood in `gae.likelihood.PartiallyObserved`.'
+        )
 
     def check_device(self, x: Tensor) -> None:
         """Raises ValueError unless x is on the model's device."""

@@ -5,13 +5,13 @@ parameters, and consistent densities, moments and samples.
 """
 
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 import pyro.distributions as dist
 import torch
 from jaxtyping import Float, Num
-from torch import Tensor
-from torch.distributions import Independent, MultivariateNormal, register_kl
+from torch import Size, Tensor
+from torch.distributions import Distribution, Independent, MultivariateNormal, constraints, register_kl
 from torch.distributions.utils import lazy_property
 from torch.nn.functional import softplus
 
@@ -174,6 +174,63 @@ def _far_quantile(rising: Tensor, a: Tensor, u: Tensor) -> Tensor:
     log = torch.where(deep, torch.logaddexp(here.log(), there.log() - a), torch.where(deep, 0, change).log1p())
     distance = (-log / a).clamp(0, 1)
     return torch.where(rising, 1 - distance, distance)
+
+
+class ObservedElements(dist.TorchDistribution):
+    """An elementwise distribution whose log density at NaN, an element that was not observed, is 0.
+
+    All else, its moments and samples, is that of the given distribution: the decoder's answer for every element.
+
+    Args:
+        base: an elementwise distribution.
+        inside: a value in its support, which replaces NaN.
+
+    >>> ObservedElements(Normal(torch.zeros(2), torch.ones(2))).log_prob(torch.tensor([torch.nan, 0.0]))
+    tensor([ 0.0000, -0.9189])
+    """
+
+    arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {}
+
+    def __init__(self, base: Distribution, inside: float = 0.0):
+        self.base, self.inside = base, inside
+        super().__init__(base.batch_shape, validate_args=False)
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> "ObservedElements":
+        return ObservedElements(self.base.expand(Size(batch_shape)), self.inside)
+
+    def log_prob(self, value: Num[Tensor, "..."]) -> Float[Tensor, "..."]:
+        seen = ~value.isnan()
+        return torch.where(seen, self.base.log_prob(torch.where(seen, value, self.inside)), 0)
+
+    @property
+    def has_rsample(self) -> bool:  # type: ignore[override]
+        return self.base.has_rsample
+
+    @property
+    def support(self) -> Any:
+        return self.base.support
+
+    @property
+    def mean(self) -> Tensor:
+        return self.base.mean
+
+    @property
+    def mode(self) -> Tensor:
+        return self.base.mode
+
+    @property
+    def variance(self) -> Tensor:
+        return self.base.variance
+
+    def entropy(self) -> Tensor:
+        return self.base.entropy()
+
+    def rsample(self, sample_shape: Any = ()) -> Tensor:
+        return self.base.rsample(Size(sample_shape))
+
+    @torch.no_grad()
+    def sample(self, sample_shape: Any = ()) -> Tensor:
+        return self.base.sample(Size(sample_shape))
 
 
 @register_kl(ContinuousBernoulli, ContinuousBernoulli)

@@ -16,6 +16,7 @@ from gae.nets.networks import (
     mlp,
     need_sizes,
     skip,
+    with_mask,
 )
 
 __all__ = [
@@ -34,4 +35,5 @@ __all__ = [
     "mlp",
     "need_sizes",
     "skip",
+    "with_mask",
 ]

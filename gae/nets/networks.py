@@ -82,9 +82,10 @@ class InDataUnits(Part, nn.Sequential):
         if self.initialized:
             return
         values = x.double()
-        loc = values.mean(0)
+        mean = torch.nanmean if bool(values.isnan().any()) else torch.mean  # NaN: not observed
+        loc = mean(values, 0)
         self.loc.copy_(loc)
-        self.scale.copy_(_unit((values - loc).square().mean(0).sqrt(), loc))
+        self.scale.copy_(_unit(mean((values - loc).square(), 0).sqrt(), loc))
         self.initialized.fill_(True)
 
     def __getitem__(self, index: Any) -> Any:
@@ -97,10 +98,41 @@ class InDataUnits(Part, nn.Sequential):
 
 
 class Standardized(InDataUnits):
-    """An encoder of standardised observations (x - mean) / unit (N, *X), with statistics of the training data."""
+    """An encoder of standardised observations (x - mean) / unit (N, *X), with statistics of the training data.
+
+    Args:
+        network: the network, of inputs (N, *X); with ``missing``, of the shape ``with_mask(X)``.
+        shape: X.
+        missing: whether NaN marks elements that were not observed. The network then gets 0, the mean, in their place,
+            and the mask of the observed elements, 1 or 0, as further channels.
+
+    >>> encoder = Standardized(nn.Identity(), (2,), missing=True)
+    >>> encoder(torch.tensor([[3.0, torch.nan]]))
+    tensor([[3., 0., 1., 0.]])
+    """
+
+    def __init__(self, network: nn.Module, shape: int | Sequence[int], missing: bool = False):
+        super().__init__(network, shape)
+        self.missing = missing
 
     def forward(self, x: Float[Tensor, "N *X"]) -> Float[Tensor, "N ..."]:
-        return nn.Sequential.forward(self, (x - self.loc) / self.scale)
+        x = (x - self.loc) / self.scale
+        if self.missing:
+            seen = ~x.isnan()
+            x = torch.cat([torch.where(seen, x, 0), seen.to(x.dtype)], 1)
+        return nn.Sequential.forward(self, x)
+
+
+def with_mask(shape: int | Sequence[int]) -> Size:
+    """The shape of an observation followed by its mask: twice the channels of an image, or elements of a vector.
+
+    >>> with_mask(5), with_mask((3, 8, 8))
+    (torch.Size([10]), torch.Size([6, 8, 8]))
+    """
+    shape = as_size(shape)
+    if not shape:
+        raise ValueError("A mask needs observations of at least one dimension, got shape (). Use (1,) for scalars.")
+    return Size((2 * shape[0], *shape[1:]))
 
 
 class Rescaled(InDataUnits):

@@ -12,7 +12,7 @@ from gae.data.checks import fraction
 from gae.inference import Amortized
 from gae.likelihood import Flat, LaplacePrior
 from gae.objective import joint
-from gae.systems.parts import Shape, decoder_of, has_scale, head_of
+from gae.systems.parts import Shape, decoder_of, encoder_network, has_scale, head_of
 from gae.systems.table import System
 from gae.training.corruption import GaussianNoise, MaskingNoise, SaltAndPepper, Walkback
 from gae.training.penalty import Contractive, SparseActivation, SparseActivity
@@ -32,6 +32,7 @@ SPARSITY: dict[str, Callable[[float, float], nn.Module]] = {"mean": SparseActivi
     inference="Amortized (deterministic)",
     objective="joint",
     source="Hinton & Salakhutdinov 2006",
+    reads={"missing": "missing"},
 )
 def ae(
     event_shape: Shape,
@@ -40,14 +41,16 @@ def ae(
     head: str = "gaussian",
     scale: float | None = None,
     learn: str = "scalar",
+    *,
+    missing: bool = False,
 ) -> Autoencoder:
-    """Undercomplete autoencoder with a flat prior and a deterministic encoder; ``scale`` and ``learn`` as in ``vae``.
+    """Undercomplete autoencoder with a flat prior and a deterministic encoder; other options as in ``vae``.
 
     ``learn="pixel"`` has no optimum here: a code can copy a few pixels exactly, whose scales then tend to zero.
     """
     network = nets.mlp(latent, hidden[::-1], event_shape)
-    decoder = decoder_of(network, latent, event_shape, head, scale, learn, prior=Flat(latent))
-    encoder = nets.Standardized(nets.mlp(event_shape, hidden, latent), event_shape)
+    decoder = decoder_of(network, latent, event_shape, head, scale, learn, prior=Flat(latent), missing=missing)
+    encoder = encoder_network(event_shape, lambda shape: nets.mlp(shape, hidden, latent), missing)
     return Autoencoder(decoder, Amortized(encoder), joint)
 
 
@@ -81,12 +84,13 @@ def stacked_ae(
     inference="Amortized (deterministic)",
     objective="joint",
     source="ledger D34",
+    reads={"missing": "missing"},
 )
 def overcomplete_ae(
-    event_shape: Shape, latent: int = 128, hidden: Sequence[int] = (), head: str = "gaussian"
+    event_shape: Shape, latent: int = 128, hidden: Sequence[int] = (), head: str = "gaussian", *, missing: bool = False
 ) -> Autoencoder:
     """Overcomplete autoencoder, with a code wider than the data: unconstrained, it learns the identity (ledger D34)."""
-    return ae(event_shape, latent, hidden, head)
+    return ae(event_shape, latent, hidden, head, missing=missing)
 
 
 @System(
@@ -95,6 +99,7 @@ def overcomplete_ae(
     inference="Amortized (sigmoid)",
     objective="joint + activity penalty",
     source="Ng 2011",
+    reads={"missing": "missing"},
 )
 def sparse_ae(
     event_shape: Shape,
@@ -104,6 +109,8 @@ def sparse_ae(
     rho: float = RHO,
     weight: float = 1.0,
     penalty: str = "mean",
+    *,
+    missing: bool = False,
 ) -> Autoencoder:
     """Sparse autoencoder, with one of three penalties of the given ``weight`` (ledger D31).
 
@@ -115,23 +122,26 @@ def sparse_ae(
     if penalty == "l1":
         if rho != RHO:
             raise ValueError(f'penalty="l1" has no target activity: rho={rho} would have no effect. Omit it.')
-        return _with_l1(event_shape, latent, hidden, head, weight)
+        return _with_l1(event_shape, latent, hidden, head, weight, missing)
     if penalty not in SPARSITY:
         raise ValueError(f"Unknown penalty {penalty!r}. Valid penalties: {', '.join([*SPARSITY, 'l1'])}.")
-    decoder = decoder_of(nets.mlp(latent, hidden[::-1], event_shape), latent, event_shape, head, prior=Flat(latent))
-    network = nets.mlp(event_shape, hidden, latent)
+    network, prior = nets.mlp(latent, hidden[::-1], event_shape), Flat(latent)
+    decoder = decoder_of(network, latent, event_shape, head, prior=prior, missing=missing)
+    first = encoder_network(event_shape, lambda shape: nets.mlp(shape, hidden, latent), missing)
     if 0 < rho < 1:  # initial activities equal rho
-        nn.init.constant_(network[-1].bias, math.log(rho / (1 - rho)))  # type: ignore[arg-type]
-    encoder = nn.Sequential(nets.Standardized(network, event_shape), nn.Sigmoid())
+        nn.init.constant_(first[-1].bias, math.log(rho / (1 - rho)))
+    encoder = nn.Sequential(first, nn.Sigmoid())
     return Autoencoder(decoder, Amortized(encoder), joint, penalties=[SPARSITY[penalty](weight, rho)])
 
 
-def _with_l1(event_shape: Shape, latent: int, hidden: Sequence[int], head: str, rate: float) -> Autoencoder:
+def _with_l1(
+    event_shape: Shape, latent: int, hidden: Sequence[int], head: str, rate: float, missing: bool
+) -> Autoencoder:
     """Sparse coding with an encoder instead of an ascent."""
     atoms, prior = nets.Dictionary(latent, event_shape), LaplacePrior(latent, rate=rate)
     learn = "fixed" if has_scale(head) else "scalar"
-    decoder = decoder_of(atoms, latent, event_shape, head, learn=learn, prior=prior, default=0.4)
-    encoder = nets.Standardized(nets.mlp(event_shape, hidden, latent), event_shape)
+    decoder = decoder_of(atoms, latent, event_shape, head, learn=learn, prior=prior, default=0.4, missing=missing)
+    encoder = encoder_network(event_shape, lambda shape: nets.mlp(shape, hidden, latent), missing)
     return Autoencoder(decoder, Amortized(encoder), joint)
 
 

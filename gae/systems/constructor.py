@@ -17,9 +17,10 @@ P = ParamSpec("P")
 M = TypeVar("M", bound=Autoencoder)
 
 # Facts about a data set; None if unknown.
-FACTS: dict[str, Callable[[Dataset], int | None]] = {
+FACTS: dict[str, Callable[[Dataset], int | bool | None]] = {
     "classes": lambda data: None if data.vocabulary is None else data.vocabulary.classes,
     "observations": lambda data: len(data.train),
+    "missing": lambda data: data.missing or None,
 }
 
 
@@ -45,6 +46,7 @@ def constructor(
             valid = ", ".join(option.name for option in options)
             raise TypeError(f"{function.__name__}: {error}. Valid options: {valid}.") from None
         if isinstance(data, Dataset):
+            _need_option(function.__name__, reads, data)
             bound.arguments = {**facts(reads, data), **bound.arguments}
         _check_sizes(options, bound.arguments)
         model = function(*bound.args, **bound.kwargs)
@@ -77,6 +79,15 @@ def _event_shape(system: str, data: Any) -> Size:
         f"{system} takes a data set (`gae.data.load`) or the shape of one observation, such as (1, 28, 28), got "
         f"{got}. {remedy}"
     )
+
+
+def _need_option(system: str, reads: Mapping[str, str], data: Dataset) -> None:
+    """Raises ValueError for data with missing values, and a system that does not take them."""
+    if data.missing and "missing" not in reads:
+        raise ValueError(
+            f"{system} needs complete observations, but {data.name} was loaded with missing='mask'. Use a system with "
+            "an option `missing`, such as ppca, gmm, vae or laplace_gae, or remove or impute missing values."
+        )
 
 
 def _check_sizes(options: Sequence[inspect.Parameter], given: Mapping[str, Any]) -> None:

@@ -45,7 +45,7 @@ def defaults(system: str) -> dict[str, Any]:
     """The options of a system and their default values.
 
     >>> defaults("kmeans")
-    {'components': 10}
+    {'components': 10, 'missing': False}
     """
     return {name: parameter.default for name, parameter in _parameters(system).items()}
 

@@ -10,7 +10,7 @@ from jaxtyping import Float, Num
 from torch import Size, Tensor, nn
 
 from gae import nets
-from gae.likelihood import HEADS, Head, LocationScaleHead
+from gae.likelihood import HEADS, DecoderLikelihood, Head, LocationScaleHead, PartiallyObserved
 from gae.likelihood.distributions import bounded_exp
 from gae.storage import Part
 
@@ -63,8 +63,11 @@ def decoder_of(
     learn: str = "scalar",
     prior: nn.Module | None = None,
     default: float = 1.0,
-) -> Head:
+    missing: bool = False,
+) -> DecoderLikelihood:
     """A network with the named head; for real-valued heads, its output is rescaled to the training data.
+
+    With ``missing``, it is the likelihood of the observed elements of x alone (``PartiallyObserved``).
 
     >>> from gae import nets
     >>> decoder_of(nets.mlp(2, (), 3), 2, (3,)).decoder
@@ -73,7 +76,25 @@ def decoder_of(
     )
     """
     build = head_of(head, scale, learn, default)
-    return build(nets.Rescaled(network, event_shape) if has_scale(head) else network, latent, prior=prior)
+    likelihood = build(nets.Rescaled(network, event_shape) if has_scale(head) else network, latent, prior=prior)
+    return PartiallyObserved(likelihood) if missing else likelihood
+
+
+def encoder_network(
+    event_shape: Shape, network: Callable[[Shape], nn.Module], missing: bool = False
+) -> nets.Standardized:
+    """A network of standardised observations; with ``missing``, of them and their mask (``nets.Standardized``).
+
+    Args:
+        event_shape: X.
+        network: builds the network for the shape of its inputs.
+        missing: whether NaN marks elements that were not observed.
+
+    >>> encoder_network((3,), lambda shape: nets.mlp(shape, (), 2), missing=True)[0].in_features
+    6
+    """
+    shape = nets.with_mask(event_shape) if missing else event_shape
+    return nets.Standardized(network(shape), event_shape, missing)
 
 
 def directions(event_shape: Shape, latent: int | None) -> int:

@@ -7,7 +7,7 @@ from gae.autoencoder import Autoencoder
 from gae.inference import VectorQuantizer
 from gae.likelihood import Codebook
 from gae.objective import joint
-from gae.systems.parts import Shape, decoder_of
+from gae.systems.parts import Shape, decoder_of, encoder_network
 from gae.systems.table import System
 from gae.training.penalty import Commitment
 
@@ -18,6 +18,7 @@ from gae.training.penalty import Commitment
     inference="VectorQuantizer",
     objective="joint + commitment",
     source="van den Oord et al. 2017",
+    reads={"missing": "missing"},
 )
 def vq_vae(
     event_shape: Shape,
@@ -30,8 +31,10 @@ def vq_vae(
     decay: float = 0.99,
     scale: float | None = None,
     learn: str = "scalar",
+    *,
+    missing: bool = False,
 ) -> Autoencoder:
-    """Vector-quantised autoencoder (van den Oord et al. 2017); ``scale`` and ``learn`` as in ``vae``.
+    """Vector-quantised autoencoder (van den Oord et al. 2017); ``scale``, ``learn`` and ``missing`` as in ``vae``.
 
     A code has ``positions`` positions, each of which holds one of the ``vectors`` vectors (of length ``width``) of a
     codebook: the one nearest to the encoder's output, to which the gradient passes straight through. The vectors are
@@ -41,6 +44,7 @@ def vq_vae(
     """
     prior = Codebook(vectors, positions, width, decay)
     shape = (positions, width)
-    decoder = decoder_of(nets.mlp(shape, hidden[::-1], event_shape), shape, event_shape, head, scale, learn, prior)
-    encoder = nets.Standardized(nets.mlp(event_shape, hidden, shape), event_shape)
+    network = nets.mlp(shape, hidden[::-1], event_shape)
+    decoder = decoder_of(network, shape, event_shape, head, scale, learn, prior, missing=missing)
+    encoder = encoder_network(event_shape, lambda inputs: nets.mlp(inputs, hidden, shape), missing)
     return Autoencoder(decoder, VectorQuantizer(encoder), joint, penalties=[Commitment(commitment)])

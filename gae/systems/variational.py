@@ -24,7 +24,7 @@ from gae.inference import (
 from gae.likelihood import HierarchicalNormal
 from gae.objective import Objective, elbo, monte_carlo_em, stepwise_elbo, wake_wake
 from gae.systems.encoders import FlowEncoder, LadderEncoder, encoder_of
-from gae.systems.parts import NormalEncoder, Shape, decoder_of
+from gae.systems.parts import NormalEncoder, Shape, decoder_of, encoder_network
 from gae.systems.table import System
 
 
@@ -34,6 +34,7 @@ from gae.systems.table import System
     inference="Amortized (guide)",
     objective="elbo",
     source="Kingma & Welling 2014",
+    reads={"missing": "missing"},
 )
 def vae(
     event_shape: Shape,
@@ -47,6 +48,8 @@ def vae(
     learn: str = "scalar",
     posterior: str = "diagonal",
     gradient: str = "total",
+    *,
+    missing: bool = False,
 ) -> Autoencoder:
     """Variational autoencoder (Kingma & Welling 2014); ``beta`` weighs the KL (Higgins et al. 2017).
 
@@ -62,10 +65,16 @@ def vae(
     ``posterior`` is the encoder's family of densities: a normal with a ``"diagonal"`` or ``"full"`` covariance, or a
     normalizing flow, ``"maf"`` (Papamakarios et al. 2017) or ``"nsf"`` (Durkan et al. 2019), which needs zuko. With
     ``analytic``, the KL of a normal is computed in closed form; that of a flow is always estimated from the draws.
+
+    With ``missing``, NaN marks elements that were not observed: the bound is that of the observed elements
+    (``PartiallyObserved``), and the encoder gets 0 in place of the others, and the mask (``nets.Standardized``).
     """
-    decoder = decoder_of(nets.mlp(latent, hidden[::-1], event_shape), latent, event_shape, head, scale, learn)
+    network = nets.mlp(latent, hidden[::-1], event_shape)
+    decoder = decoder_of(network, latent, event_shape, head, scale, learn, missing=missing)
     encoder = encoder_of(
-        posterior, latent, lambda width: nets.Standardized(nets.mlp(event_shape, hidden, width), event_shape)
+        posterior,
+        latent,
+        lambda width: encoder_network(event_shape, lambda shape: nets.mlp(shape, hidden, width), missing),
     )
     closed_form = analytic and not isinstance(encoder, FlowEncoder)
     bound = partial(elbo, beta=beta, analytic=closed_form)
@@ -78,6 +87,7 @@ def vae(
     inference="Amortized (guide)",
     objective="elbo",
     source="Kingma & Welling 2014",
+    reads={"missing": "missing"},
 )
 def conv_vae(
     event_shape: Shape,
@@ -88,12 +98,14 @@ def conv_vae(
     analytic: bool = True,
     scale: float | None = None,
     learn: str = "scalar",
+    *,
+    missing: bool = False,
 ) -> Autoencoder:
-    """Convolutional VAE for images (C, H, W) of any size; ``scale`` and ``learn`` as in ``vae``."""
+    """Convolutional VAE for images (C, H, W) of any size; ``scale``, ``learn`` and ``missing`` as in ``vae``."""
     network = nets.conv_decoder(latent, event_shape, channels[::-1])
-    decoder = decoder_of(network, latent, event_shape, head, scale, learn)
-    encoder = NormalEncoder(nets.Standardized(nets.conv_encoder(event_shape, 2 * latent, channels), event_shape))
-    return Autoencoder(decoder, Amortized(encoder), partial(elbo, beta=beta, analytic=analytic))
+    decoder = decoder_of(network, latent, event_shape, head, scale, learn, missing=missing)
+    encoder = encoder_network(event_shape, lambda shape: nets.conv_encoder(shape, 2 * latent, channels), missing)
+    return Autoencoder(decoder, Amortized(NormalEncoder(encoder)), partial(elbo, beta=beta, analytic=analytic))
 
 
 @System(
@@ -102,6 +114,7 @@ def conv_vae(
     inference="Amortized (guide), S",
     objective="iwae",
     source="Burda et al. 2016",
+    reads={"missing": "missing"},
 )
 def iwae(
     event_shape: Shape,
@@ -110,12 +123,14 @@ def iwae(
     head: str = "gaussian",
     samples: int = 5,
     gradient: str = "total",
+    *,
+    missing: bool = False,
 ) -> Autoencoder:
     """Importance-weighted autoencoder (Burda et al. 2016): the networks of a VAE with a tighter bound.
 
     ``gradient="dreg"`` is the doubly reparameterised gradient (Tucker et al. 2019; ``gae.objective.iwae``).
     """
-    model = vae(event_shape, latent, hidden, head, samples=samples)
+    model = vae(event_shape, latent, hidden, head, samples=samples, missing=missing)
     return Autoencoder(model.likelihood, model.inference, _estimated(objective.iwae, gradient))
 
 
@@ -125,6 +140,7 @@ def iwae(
     inference="Ascent(Amortized, MeanField)",
     objective="elbo",
     source="Kim et al. 2018",
+    reads={"missing": "missing"},
 )
 def savae(
     event_shape: Shape,
@@ -133,9 +149,11 @@ def savae(
     head: str = "gaussian",
     steps: int = 5,
     rate: float = 0.01,
+    *,
+    missing: bool = False,
 ) -> Autoencoder:
     """Semi-amortised VAE (Kim et al. 2018): the encoder's density is refined by unrolled ascent on the ELBO."""
-    model = vae(event_shape, latent, hidden, head)
+    model = vae(event_shape, latent, hidden, head, missing=missing)
     refine = Ascent(model.inference, GradientAscent(rate), steps, family=MeanField(samples=2), adjoint=Unroll())
     return Autoencoder(model.likelihood, refine, partial(elbo, analytic=True))
 
@@ -146,6 +164,7 @@ def savae(
     inference="Laplace(Ascent(Amortized, Gauss–Newton))",
     objective="elbo",
     source="Park et al. 2019",
+    reads={"missing": "missing"},
 )
 def vlae(
     event_shape: Shape,
@@ -156,14 +175,17 @@ def vlae(
     samples: int = 1,
     scale: float | None = None,
     learn: str = "scalar",
+    *,
+    missing: bool = False,
 ) -> Autoencoder:
     """Variational Laplace autoencoder (Park et al. 2019): Gauss–Newton steps from an encoder, then a full covariance.
 
     Each step linearises the decoder; the density is the normal of mean and curvature at the last point, exact after
-    one step if the decoder is linear. Gradients pass through the steps. ``scale`` and ``learn`` are as in ``vae``.
+    one step if the decoder is linear. Gradients pass through the steps. Other options are as in ``vae``.
     """
-    decoder = decoder_of(nets.mlp(latent, hidden[::-1], event_shape), latent, event_shape, head, scale, learn)
-    encoder = nets.Standardized(nets.mlp(event_shape, hidden, latent), event_shape)
+    network = nets.mlp(latent, hidden[::-1], event_shape)
+    decoder = decoder_of(network, latent, event_shape, head, scale, learn, missing=missing)
+    encoder = encoder_network(event_shape, lambda shape: nets.mlp(shape, hidden, latent), missing)
     climb = Ascent(Amortized(encoder), GaussNewton(), steps + 1, adjoint=Unroll())  # the last one evaluates the point
     return Autoencoder(decoder, Laplace(climb, samples=samples), elbo)
 
@@ -174,6 +196,7 @@ def vlae(
     inference="Ascent(Zeros, IterativeAmortized, MeanField)",
     objective="stepwise_elbo",
     source="Marino et al. 2018",
+    reads={"missing": "missing"},
 )
 def iterative_vae(
     event_shape: Shape,
@@ -182,14 +205,16 @@ def iterative_vae(
     head: str = "gaussian",
     steps: int = 5,
     samples: int = 2,
+    *,
+    missing: bool = False,
 ) -> Autoencoder:
     """Iterative amortised inference (Marino et al. 2018): a network updates q(z|x) from its gradient, from N(0, I).
 
     ``samples`` is the number of draws for each gradient. The decoder is that of ``vae``.
     """
     nets.need_sizes(steps=steps)
-    decoder = vae(event_shape, latent, hidden, head).likelihood
-    step = IterativeAmortized((2, latent), hidden, event_shape)
+    decoder = vae(event_shape, latent, hidden, head, missing=missing).likelihood
+    step = IterativeAmortized((2, latent), hidden, event_shape, missing)
     family = MeanField(samples, scale=1.0)
     return Autoencoder(decoder, Ascent(Zeros(), step, steps, family=family, trace=True), stepwise_elbo)
 
@@ -200,12 +225,19 @@ def iterative_vae(
     inference="DetachedDraws(Amortized), S",
     objective="wake_wake",
     source="Bornschein & Bengio 2015; Le et al. 2019",
+    reads={"missing": "missing"},
 )
 def rws_vae(
-    event_shape: Shape, latent: int = 8, hidden: Sequence[int] = (128, 128), head: str = "gaussian", samples: int = 10
+    event_shape: Shape,
+    latent: int = 8,
+    hidden: Sequence[int] = (128, 128),
+    head: str = "gaussian",
+    samples: int = 10,
+    *,
+    missing: bool = False,
 ) -> Autoencoder:
     """Reweighted wake-sleep (Bornschein & Bengio 2015) by wake phases only (Le et al. 2019), with a VAE's networks."""
-    model = vae(event_shape, latent, hidden, head, samples=samples)
+    model = vae(event_shape, latent, hidden, head, samples=samples, missing=missing)
     return Autoencoder(model.likelihood, DetachedDraws(model.inference), wake_wake)
 
 
@@ -215,6 +247,7 @@ def rws_vae(
     inference="MCMC(Amortized, HMC)",
     objective="monte_carlo_em",
     source="Hoffman 2017",
+    reads={"missing": "missing"},
 )
 def mcmc_em(
     event_shape: Shape,
@@ -225,12 +258,14 @@ def mcmc_em(
     leapfrog: int = 5,
     rate: float = 0.1,
     samples: int = 1,
+    *,
+    missing: bool = False,
 ) -> Autoencoder:
     """MCMC inside EM (Hoffman 2017): Hamiltonian chains from a VAE's encoder give the codes that train the decoder.
 
     ``steps`` trajectories of ``leapfrog`` moves of mean size ``rate``, in units of the code, for each of ``samples``.
     """
-    model = vae(event_shape, latent, hidden, head, samples=samples)
+    model = vae(event_shape, latent, hidden, head, samples=samples, missing=missing)
     return Autoencoder(model.likelihood, MCMC(model.inference, HMC(rate, leapfrog), steps + 1), monte_carlo_em)
 
 
@@ -240,6 +275,7 @@ def mcmc_em(
     inference="Amortized (guide)",
     objective="elbo",
     source="Sønderby et al. 2016",
+    reads={"missing": "missing"},
 )
 def ladder_vae(
     event_shape: Shape,
@@ -249,6 +285,8 @@ def ladder_vae(
     head: str = "gaussian",
     beta: float = 1.0,
     samples: int = 1,
+    *,
+    missing: bool = False,
 ) -> Autoencoder:
     """Ladder VAE (Sønderby et al. 2016) of two stochastic layers: z1 of ``latent`` elements, z2 of ``top`` elements.
 
@@ -257,12 +295,14 @@ def ladder_vae(
     """
     prior = HierarchicalNormal(nets.mlp(top, hidden[-1:], 2 * latent), latent, top)
     network = nets.Leading(nets.mlp(latent, hidden[::-1], event_shape), latent)
-    decoder = decoder_of(network, latent + top, event_shape, head, prior=prior)
+    decoder = decoder_of(network, latent + top, event_shape, head, prior=prior, missing=missing)
     width = hidden[-1] if hidden else Size(event_shape).numel()
-    bottom_up = nets.BottomUp(
-        nets.mlp(event_shape, hidden[:-1], width), nets.mlp(width, hidden[-1:], width), width, (2 * latent, 2 * top)
-    )
-    encoder = LadderEncoder(nets.Standardized(bottom_up, event_shape), prior)
+
+    def bottom_up(shape: Shape) -> nets.BottomUp:
+        first, second = nets.mlp(shape, hidden[:-1], width), nets.mlp(width, hidden[-1:], width)
+        return nets.BottomUp(first, second, width, (2 * latent, 2 * top))
+
+    encoder = LadderEncoder(encoder_network(event_shape, bottom_up, missing), prior)
     return Autoencoder(decoder, Amortized(encoder, samples), partial(elbo, beta=beta))
 
 

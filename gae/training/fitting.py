@@ -15,7 +15,7 @@ from gae.data import Dataset
 from gae.data.files import check_folder
 from gae.evidence.usage import code_usage
 from gae.inference import Code, Encoding, LearnsData
-from gae.likelihood import DataDependentInit, Likelihood
+from gae.likelihood import AcceptsMissing, DataDependentInit, Likelihood, PartiallyObserved
 from gae.nets import first_tensor
 from gae.storage import checkpoint
 from gae.storage.models import fitted
@@ -205,6 +205,8 @@ def _check_options(
 def _check(autoencoder: Autoencoder, samples: Samples) -> None:
     x = samples.epoch(0)
     autoencoder.likelihood.check(x)
+    if isinstance(autoencoder.likelihood, AcceptsMissing):
+        autoencoder.likelihood.need_observations(x)
     if len(x) < 2:
         raise ValueError(
             f"fit needs at least 2 training samples, got {len(x)}. Use `encode` to encode a single observation."
@@ -257,18 +259,27 @@ def _prepare(autoencoder: Autoencoder, samples: Samples, device: torch.device, s
     hook = autoencoder.inference.register_forward_hook(lambda module, given, encoding: encodings.append(encoding))
     try:
         with torch.no_grad(), mode(autoencoder, training=False):
-            autoencoder(x[:2].to(device))
+            autoencoder(_first_rows(autoencoder.likelihood, x).to(device))
     finally:
         hook.remove()
     return encodings[0] if encodings else None
 
 
+def _first_rows(likelihood: Likelihood, x: Tensor) -> Tensor:
+    """The first two observations; the second one has missing elements, if one after the first has."""
+    if not isinstance(likelihood, AcceptsMissing):
+        return x[:2]
+    missing = x[1:].isnan().flatten(1).any(1)
+    return x[[0, 1 + int(missing.long().argmax())]]
+
+
 def _own_parts(module: nn.Module) -> Iterator[nn.Module]:
-    """Submodules that act on the module's own observations, excluding those inside a nested likelihood."""
+    """Submodules that act on the module's own observations, excluding those inside a likelihood of measurements."""
     for child in module.children():
         if not isinstance(child, Likelihood):
             yield child
-        if not isinstance(module, Likelihood) or not isinstance(child, Likelihood):
+        nested = isinstance(module, Likelihood) and isinstance(child, Likelihood)
+        if not nested or isinstance(module, PartiallyObserved):
             yield from _own_parts(child)
 
 

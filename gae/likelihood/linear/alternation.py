@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from jaxtyping import Float, Num
+from jaxtyping import Float, Int, Num
 from torch import Tensor, nn
 
 from gae.likelihood.base import DecoderLikelihood, NoiseScale
@@ -74,24 +74,39 @@ class Alternation(NoiseScale, DecoderLikelihood):
             self.initialized.fill_(True)
 
     @torch.no_grad()
+    def learn_in_one_step(self, x: Num[Tensor, "N *X"]) -> None:
+        """Learns a single component from all observations: the closed-form optimum."""
+        flat = x.flatten(1)
+        k = torch.zeros(len(flat), dtype=torch.long, device=x.device)
+        self.maximize(self._hard_moments(flat, k, self._squares(flat, k, None)))
+
+    @torch.no_grad()
     def statistics(self, x: Num[Tensor, "B *X"], code: Any) -> Moments:
         """Moments of a batch and its codes: hard for one code per sample, else weighted by q(k|x) over S."""
-        flat = x.flatten(1)
-        if self.components > 1 and code.k is None:
+        flat, k = x.flatten(1), self._chosen(x, code)
+        if k is not None:
+            return self._hard_moments(flat, k, self._squares(flat, k, code.log_joint))
+        share = self._shares(x, code)
+        if self.latent_shape[0]:
+            return chart_moments([(flat, column) for column in share.unbind(1)], self.means, self.learn_scale)
+        return point_moments(flat, self.means, share)
+
+    def _chosen(self, x: Tensor, code: Any) -> Int[Tensor, " B"] | None:
+        """The component of each sample, if its codes name only one; raises ValueError if they name none."""
+        if self.components == 1:
+            return x.new_zeros(len(x), dtype=torch.long)
+        if code.k is None:
             raise ValueError(
                 f"Closed-form M-steps of K={self.components} components need codes with a component k, got k=None. "
                 "Use `Argmax(...)`, `Enumerate(...)` or `ClosedForm()`, or give `fit` an optimizer."
             )
-        if self.components == 1 or len(code.k) == 1:
-            k = flat.new_zeros(len(flat), dtype=torch.long) if self.components == 1 else code.k[0]
-            return self._hard_moments(flat, k, self._squares(flat, k, code.log_joint))
+        return code.k[0] if len(code.k) == 1 else None
+
+    def _shares(self, x: Tensor, code: Any) -> Float[Tensor, "B K"]:
+        """q(k|x) from the weights of several codes for each sample."""
         score = self.log_joint(x, code.z, code.k) if code.log_joint is None else code.log_joint
-        log_weight = score if code.log_q is None else score - code.log_q
-        weight = log_weight.softmax(0)
-        share = weight.new_zeros(len(flat), self.components).scatter_add_(1, code.k.expand_as(weight).mT, weight.mT)
-        if self.latent_shape[0]:
-            return chart_moments([(flat, column) for column in share.unbind(1)], self.means, self.learn_scale)
-        return point_moments(flat, self.means, share)
+        weight = (score if code.log_q is None else score - code.log_q).softmax(0)
+        return weight.new_zeros(len(x), self.components).scatter_add_(1, code.k.expand_as(weight).mT, weight.mT)
 
     @torch.no_grad()
     def maximize(self, moments: Moments) -> float:
@@ -106,9 +121,7 @@ class Alternation(NoiseScale, DecoderLikelihood):
         """
         moments = relocated(moments, self.means)
         variance, offset = (float(part) for part in moments.overall(self.means))
-        eps, dim = torch.finfo(self.means.dtype).eps, self.means.shape[1]
-        of_data, of_sums = eps**2 * (variance + offset), torch.finfo(torch.float64).eps * dim * variance
-        limits = of_data + of_sums, max(SURE**2 * of_data, SURE * of_sums)
+        limits = self._limits(variance, offset)
         unit = max(variance, limits[0]) ** 0.5 or 1.0
         before = [p.clone() for p in (self.means, self.loadings, self.log_scale, self.logits)]
         live = moments.count > 0
@@ -122,14 +135,27 @@ class Alternation(NoiseScale, DecoderLikelihood):
             if self.flat_prior:  # weigh a change of direction by its effect on the data
                 length[live] = top.sqrt().unsqueeze(-1).to(length)
         elif self.learn_scale:
-            noise = (moments.second[live] / count - shift.square().sum(1)) / dim
+            noise = (moments.second[live] / count - shift.square().sum(1)) / self.means.shape[1]
             self._set_scale(live, noise, limits)
+        self._set_weights(moments.count)
+        return self._change(before, length, unit)
+
+    def _set_weights(self, count: Float[Tensor, " K"]) -> None:
         if self.learn_weights:
-            floored = moments.count + 10 * torch.finfo(moments.count.dtype).eps
+            floored = count + 10 * torch.finfo(count.dtype).eps
             self.logits.copy_((floored / floored.sum()).log())
+
+    def _change(self, before: list[Tensor], length: Tensor, unit: float) -> float:
+        """The largest change of means and loadings, in the unit, and of logarithms of scales and weights."""
         moved = (self.means - before[0]) / unit, length * (self.loadings - before[1]) / unit
         changes = *moved, self.log_scale - before[2], self.logits - before[3]
         return max((float(change.abs().max()) for change in changes if change.numel()), default=0.0)
+
+    def _limits(self, variance: float, offset: float) -> tuple[float, float]:
+        """The noise variance due to rounding, and the least one that clearly exceeds it, from those of the data."""
+        eps, dim = torch.finfo(self.means.dtype).eps, self.means.shape[1]
+        of_data, of_sums = eps**2 * (variance + offset), torch.finfo(torch.float64).eps * dim * variance
+        return of_data + of_sums, max(SURE**2 * of_data, SURE * of_sums)
 
     def _set_loadings(self, live: Tensor, covariance: Tensor, limits: tuple[float, float]) -> Tensor:
         """Sets the loadings, and scales, of live components from their covariances; returns the leading variances."""

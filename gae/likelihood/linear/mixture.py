@@ -87,7 +87,7 @@ class LinearMixture(Alternation):
         event, scale = len(self.event_shape), self.log_scale.exp()
         if k is None and self.components > 1:
             means = self.means + (z @ self.loadings.movedim(0, 1).flatten(1)).unflatten(-1, self.means.shape)
-            parts = Normal(means.unflatten(-1, self.event_shape), self._spread(scale), validate_args=False)
+            parts = self._elements(means.unflatten(-1, self.event_shape), self._spread(scale))
             weights = Categorical(logits=self.log_weights.expand(means.shape[:-1]), validate_args=False)
             return MixtureSameFamily(weights, Independent(parts, event, validate_args=False), validate_args=False)
         k = self._codes(z, k)
@@ -116,7 +116,11 @@ class LinearMixture(Alternation):
             raise ValueError("With several components `distribution` needs k, got None. Give that of `outputs`.")
         mean = output.unflatten(-1, self.event_shape)
         spread = self._spread(self.log_scale.exp()[self._codes(output, k)])
-        return Normal(mean, spread.expand_as(mean), validate_args=False)
+        return self._elements(mean, spread.expand_as(mean))
+
+    def _elements(self, mean: Tensor, spread: Tensor) -> Distribution:
+        """The elementwise distribution of x."""
+        return Normal(mean, spread, validate_args=False)
 
     def reconstruction(self, output: Float[Tensor, "*L D"]) -> Float[Tensor, "..."]:
         return output.unflatten(-1, self.event_shape)

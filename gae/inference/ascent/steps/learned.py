@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from gae import nets
 from gae.inference.ascent.problem import Problem
 from gae.inference.ascent.steps.first_order import State, Step
+from gae.likelihood import AcceptsMissing
 
 SCALE = 0.2  # of logarithmic magnitudes: gradients from 1 to 1e4 nats per unit become inputs between 0.2 and 2
 
@@ -30,8 +31,10 @@ class IterativeAmortized(Step):
             ``FullCovariance``.
         hidden: widths of the network's hidden layers.
         event_shape: X, if the network sees x too, standardised by statistics of the training data.
+        missing: whether it then also sees the mask of the observed elements of x (``nets.Standardized``).
 
     Raises:
+        TypeError: at the first step, for a likelihood of partially observed data without ``missing``.
         ValueError: for an ``event_shape`` without dimensions; at the first step, for points of another shape.
 
     >>> from gae.inference import Ascent, MeanField
@@ -45,15 +48,19 @@ class IterativeAmortized(Step):
     draws_noise = True
 
     def __init__(
-        self, shape: Sequence[int], hidden: Sequence[int] = (128, 128), event_shape: Sequence[int] | None = None
+        self,
+        shape: Sequence[int],
+        hidden: Sequence[int] = (128, 128),
+        event_shape: Sequence[int] | None = None,
+        missing: bool = False,
     ):
         super().__init__()
         nets.need_sizes(shape=shape)
         if event_shape is not None and not len(event_shape):
             raise ValueError("The network sees arrays of at least one dimension, got event_shape=(). Use None.")
         self.shape = torch.Size(shape)
-        self.observe = None if event_shape is None else nets.Standardized(nn.Flatten(), event_shape)
-        seen = 0 if event_shape is None else math.prod(event_shape)
+        self.observe = None if event_shape is None else nets.Standardized(nn.Flatten(), event_shape, missing)
+        seen = 0 if event_shape is None else math.prod(nets.with_mask(event_shape) if missing else event_shape)
         self.network = nets.mlp(2 * self.shape.numel() + seen, hidden, (2, *shape))
 
     def start(self, problem: Problem, u: Float[Tensor, "S B *U"]) -> State:
@@ -62,6 +69,11 @@ class IterativeAmortized(Step):
                 f"`IterativeAmortized` is for points of shape {tuple(self.shape)}, but "
                 f"`{type(problem.family).__name__}` has points of shape {tuple(u.shape[2:])} here. Use "
                 f"`shape={tuple(u.shape[2:])}`."
+            )
+        if self.observe is not None and not self.observe.missing and isinstance(problem.likelihood, AcceptsMissing):
+            raise TypeError(
+                f"The network of `IterativeAmortized` sees x, which may have missing elements under "
+                f"{type(problem.likelihood).__name__}. Use `IterativeAmortized(..., missing=True)`."
             )
         return {} if problem.noise is None else {"noise": problem.noise}
 
