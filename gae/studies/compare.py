@@ -19,7 +19,7 @@ from gae.analysis.inference_gap import lower_bound, one_row
 from gae.analysis.matrix import DIAGONAL, FULL, bound_matrix, code_use
 from gae.analysis.metrics import Entry, evaluate, held_out, point_metrics
 from gae.autoencoder import Autoencoder
-from gae.data import Dataset
+from gae.data import Dataset, load
 from gae.data.files import whole, write_text
 from gae.inference import Amortized, Inference
 from gae.likelihood import FlatDistribution, Likelihood
@@ -45,7 +45,7 @@ POSTERIORS = {DIAGONAL: "diagonal", FULL: "full"}
 
 
 def compare(
-    data: Dataset,
+    data: Any,
     out: str | os.PathLike[str],
     *,
     engines: Sequence[str] = tuple(ENGINES),
@@ -70,7 +70,7 @@ def compare(
     restored. Everything runs on one thread of the processor.
 
     Args:
-        data: a data set; see ``gae.data.load`` for labels and a predefined test split.
+        data: a data set, or a source of ``gae.data.load``, which see for labels and a predefined test split.
         out: a new folder, or with ``resume`` the folder of an interrupted comparison of the same configuration.
         engines: names from ``gae.studies.engines.ENGINES``, each of which trains a decoder.
         epochs: epochs of every training; by default chosen by the size of the data and the cost of the engine.
@@ -87,6 +87,7 @@ def compare(
         ValueError, TypeError: unknown names, sizes or data that do not fit, or on resume another configuration.
         FileExistsError: ``out`` exists and ``resume`` is False.
     """
+    data = data if isinstance(data, Dataset) else load(data)
     configuration = configure(data, engines, epochs, latent, hidden, head, seed, quick, seeds)
     decoder, _ = initial(configuration, data.event_shape)
     decoder.check(data.epoch(0, seed))

@@ -11,7 +11,7 @@ from torch import Size, Tensor, nn
 from torch.distributions import Distribution
 
 from gae.autoencoder import Autoencoder
-from gae.data import Dataset
+from gae.data import Dataset, training_data
 from gae.inference import Amortized, LearnsData
 from gae.likelihood import Categorical, Flat, Gaussian, Head, Likelihood, LocationScaleHead
 from gae.nets import as_size, first_tensor
@@ -21,7 +21,7 @@ from gae.training import History, fit
 
 def pretrain(
     autoencoder: Autoencoder,
-    data: Dataset | Tensor,
+    data: Any,
     *,
     epochs: int = 10,
     corruption: nn.Module | None = None,
@@ -37,7 +37,7 @@ def pretrain(
     Args:
         autoencoder: a model whose deterministic encoder and decoder are ``nn.Sequential``s with the same number of
             layers, such as ``systems.build("stacked-ae", ...)``.
-        data: a data set, whose training split at epoch 0 is used, or observations (N, *X).
+        data: a data set, whose training split at epoch 0 is used, or observations as for ``fit``.
         epochs: number of epochs per layer.
         corruption: corruption of each layer's input, as in a stacked denoising autoencoder (Vincent et al. 2010).
         seed: seed of each layer's ``fit``.
@@ -58,6 +58,7 @@ def pretrain(
     for name in {"out", "resume"} & options.keys():
         raise ValueError(f"{name} is for a single run, but each layer is one run. Give it when fine-tuning only.")
     encoder, decoder, head = _layers(autoencoder)
+    data = training_data(data)
     codes = data.epoch(0, seed) if isinstance(data, Dataset) else data
     autoencoder.likelihood.check(codes)
     device = first_tensor(autoencoder).device
