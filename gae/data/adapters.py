@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gae.data.arrays import Arrays
+from gae.data.arrays import Arrays, channels_first
 from gae.data.columns import listed
 from gae.data.frames import frame_cells, library, optional, series_cells
 from gae.data.objects import label_codes
@@ -87,7 +87,8 @@ def hugging_face_arrays(
         images = ((f"image {i}", pixels_of(image, f"image {i}")) for i, image in enumerate(source[name]))
         x, notes = stack_images(images, "The data set", resize, None if like is None else like.event_shape)
     else:
-        x, notes = np.stack([np.asarray(each) for each in source[name]]), ()
+        stacked = Arrays(np.stack([np.asarray(each) for each in source[name]]))
+        x, notes = channels_first(stacked, event_shape=None if like is None else like.event_shape).x, ()
     if label is None:
         return Arrays(x, notes=notes)
     y, names = label_codes(_label_values(source, label, datasets))

@@ -37,7 +37,7 @@ def library(source: Any) -> str:
 
 def is_frame(source: Any) -> bool:
     """Whether an object is a pandas or polars frame."""
-    return library(source) in ("pandas", "polars") and hasattr(source, "columns")
+    return library(source) in ("pandas", "polars") and hasattr(type(source), "columns")
 
 
 def frame_cells(frame: Any) -> list[Cells]:

@@ -166,17 +166,20 @@ def _loaded(
     label = Path(name).expanduser().resolve().name if is_path(source) and kind != "name" else name
     if like is not None:
         like.check_source(name, kind == "text")
-        binarize, standardize = like.binarize(binarize), standardize or like.standardize
+        binarize = like.binarize(binarize)
+        if standardize and not like.standardize:
+            raise ValueError("The model was trained on data as they are, not standardised. Omit standardize.")
     arrays = read_source(source, reading, seed)
     dataset = _assemble(label, arrays, value_range, test_fraction, seed, lone=like is not None)
     if like is not None:
         like.check(name, dataset.event_shape, dataset.value_range)
-        dataset = replace(dataset, table=like.table, classes=like.classes, resize=like.resize)
+        own = {"classes": like.classes, "resize": like.resize, "standardize": like.standardize}
+        dataset = replace(dataset, table=like.table, **own)
     else:
         dataset = replace(dataset, resize=reading.resize)
     if binarize not in (None, "none"):
         dataset = _binarized(dataset, binarize, seed)
-    return _standardized(dataset) if standardize else dataset
+    return _standardized(dataset) if standardize and like is None else dataset
 
 
 def _standardized(dataset: Dataset) -> Dataset:

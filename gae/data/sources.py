@@ -119,7 +119,7 @@ def read_source(source: Any, reading: Reading, seed: int) -> Arrays:
             arrays = read_object(source)
         case _:
             arrays = _read_path(name_of(source), reading, seed)
-    if kind in ("array", "Hugging Face") and arrays.table is None:
+    if kind == "array":
         arrays = channels_first(arrays, reading.channels, event_shape)
     if like is not None and like.table is not None and arrays.table is None:
         warnings.warn(

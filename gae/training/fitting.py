@@ -16,7 +16,7 @@ from gae.data.files import check_folder
 from gae.data.preparation import Preparation
 from gae.evidence.usage import code_usage
 from gae.inference import Code, Encoding, LearnsData
-from gae.likelihood import DataDependentInit, Likelihood
+from gae.likelihood import DataDependentInit, Likelihood, StandardUnits
 from gae.nets import first_tensor
 from gae.storage import checkpoint
 from gae.storage.models import fitted
@@ -123,6 +123,7 @@ def fit(
     )
     data = training_data(data, autoencoder.preparation)
     prepared = data.preparation if isinstance(data, Dataset) else autoencoder.preparation
+    _check_units(autoencoder, data)
     samples = Samples(data, _validation(validation, prepared), seed)
     _check(autoencoder, samples)
     if patience is not None and samples.validation is None:
@@ -206,6 +207,17 @@ def _check_options(
         raise ValueError(f"seed must lie in [0, 2**32), got {seed}.")
 
 
+def _check_units(autoencoder: Autoencoder, data: Dataset | Tensor) -> None:
+    """Raises ValueError for data to be standardised, and a model that would not do so."""
+    wanted = isinstance(data, Dataset) and data.standardize
+    if wanted and not isinstance(autoencoder.likelihood, StandardUnits):
+        raise ValueError(
+            "The data are to be standardised (standardize=True), but the model takes them as given. Build it from the "
+            "data, such as `gae.ppca(data)`, or put its likelihood in standard units: "
+            "`gae.likelihood.StandardUnits.of(likelihood)`."
+        )
+
+
 def _validation(validation: Any, prepared: Preparation | None) -> Tensor | float | None:
     """Observations to validate on, or the fraction of the training data."""
     if validation is None or isinstance(validation, (int, float, Tensor)):
@@ -262,9 +274,10 @@ def _prepare(autoencoder: Autoencoder, samples: Samples, device: torch.device, s
     x = samples.epoch(0)
     if isinstance(autoencoder.likelihood, DataDependentInit):
         autoencoder.likelihood.initialize(x.to(device), seed)
+    likelihood, values = autoencoder.likelihood.in_standard_units(x.to(device))
     for part in _own_parts(autoencoder):
         if isinstance(part, LearnsData):
-            part.initialize(autoencoder.likelihood, x.to(device), seed)
+            part.initialize(likelihood, values, seed)
     encodings: list[Encoding] = []
     hook = autoencoder.inference.register_forward_hook(lambda module, given, encoding: encodings.append(encoding))
     try:
