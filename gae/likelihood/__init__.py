@@ -37,6 +37,12 @@ from gae.likelihood.relational.lle import LLE
 from gae.likelihood.relational.tsne import TSNE, Relational
 from gae.likelihood.sequence import CategoricalSequence, SequenceDistribution, StepwiseDecoder
 from gae.likelihood.spherical import VonMisesFisher, VonMisesFisherDistribution
+from gae.likelihood.standard import (
+    AffineDistribution,
+    DecoderStandardUnits,
+    MixtureStandardUnits,
+    StandardUnits,
+)
 from gae.likelihood.weights import Activation, WeightDecoder, WeightLikelihood
 
 HEADS: dict[str, type[Head]] = {  # heads with one output per element of x, by command-line name
@@ -52,6 +58,7 @@ __all__ = [
     "LLE",
     "TSNE",
     "Activation",
+    "AffineDistribution",
     "Bernoulli",
     "BlendedCharts",
     "Blur",
@@ -65,6 +72,7 @@ __all__ = [
     "Crop",
     "DataDependentInit",
     "DecoderLikelihood",
+    "DecoderStandardUnits",
     "Downsample",
     "ExactMode",
     "ExactPosterior",
@@ -84,6 +92,7 @@ __all__ = [
     "LocationScaleHead",
     "Mask",
     "Measured",
+    "MixtureStandardUnits",
     "Moments",
     "MonotoneCodes",
     "Multinomial",
@@ -97,6 +106,7 @@ __all__ = [
     "Relational",
     "SequenceDistribution",
     "StandardNormal",
+    "StandardUnits",
     "StepwiseDecoder",
     "VonMisesFisher",
     "VonMisesFisherDistribution",

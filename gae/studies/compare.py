@@ -22,7 +22,7 @@ from gae.autoencoder import Autoencoder
 from gae.data import Dataset, load
 from gae.data.files import whole, write_text
 from gae.inference import Amortized, Inference
-from gae.likelihood import FlatDistribution, Likelihood
+from gae.likelihood import FlatDistribution, Likelihood, StandardUnits
 from gae.reports.comparison import leading, write
 from gae.studies.curves import held_out_bound, marks
 from gae.studies.engines import (
@@ -136,7 +136,7 @@ class Comparison(ResumableJob):
         self.say(f"fit {name}")
         start = time.perf_counter()
         torch.manual_seed(self.configuration.seed)
-        model = BASELINES[name](self.data.event_shape, self.configuration)
+        model = BASELINES[name](self.data, self.configuration)
         fit(model, self.data, epochs=self.configuration.baseline_epochs, seed=self.configuration.seed, progress=False)
         calibrate_noise(model, self.data.train, self.configuration.effort)
         self.seconds[f"fit {name}"] = time.perf_counter() - start
@@ -155,6 +155,8 @@ class Comparison(ResumableJob):
     def without_code(self) -> Entry:
         """log p(x) of the head alone: the decoder's outputs are the same for every code, and fitted to the data."""
         likelihood, _ = initial(self.configuration, self.data.event_shape)
+        if isinstance(likelihood, StandardUnits):
+            likelihood.set_units(self.data.train)
         return {"values": without_code(likelihood, self.data.train, self.matrix_samples).tolist()}
 
     @property
