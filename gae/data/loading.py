@@ -173,7 +173,7 @@ def _loaded(
     dataset = _assemble(label, arrays, value_range, test_fraction, seed, lone=like is not None)
     if like is not None:
         like.check(name, dataset.event_shape, dataset.value_range)
-        own = {"classes": like.classes, "resize": like.resize, "standardize": like.standardize}
+        own: Any = {"classes": like.classes, "resize": like.resize, "standardize": like.standardize}
         dataset = replace(dataset, table=like.table, **own)
     else:
         dataset = replace(dataset, resize=reading.resize)

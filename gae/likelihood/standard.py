@@ -200,6 +200,12 @@ class MixtureStandardUnits(DecoderStandardUnits):
 
     likelihood: Any
 
+    @property
+    def log_weights(self) -> Float[Tensor, " K"]:
+        """log q(k), in nats."""
+        weights: Tensor = self.likelihood.log_weights
+        return weights
+
     def posterior(self, x: Num[Tensor, "B *X"], k: Int[Tensor, "S _"] | None = None) -> Distribution:
         """The exact q(z|x, k): batch (S, B), event Z."""
         law: Distribution = self.likelihood.posterior(self.standardize(x), k)

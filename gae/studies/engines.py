@@ -55,7 +55,7 @@ class Configuration:
     seed: int
     quick: bool
     seeds: int = 1
-    standardize: bool = False
+    standardize: bool | None = None
     training_epochs: dict[str, int] = field(default_factory=dict)
     encoder_epochs: int = 1
     batch_size: int = 64
@@ -197,7 +197,7 @@ def configure(
     chosen = Configuration(
         *(data.name, data.hash, data.binarization, tuple(engines), epochs, latent, tuple(hidden), head, seed, quick),
         seeds=seeds,
-        standardize=data.standardize,
+        standardize=data.standardize or None,
         training_epochs={name: max(1, round(share[name] * longest)) for name in engines},
         encoder_epochs=max(1, round(longest * (1.0 if epochs else 0.5))),
     )

@@ -65,7 +65,7 @@ class Plan:
     batch_size: int = 64
     learning_rate: float = 3e-3
     clip: float = 50.0
-    standardize: bool = False
+    standardize: bool | None = None
     effort: EvaluationBudget = field(default_factory=EvaluationBudget)
 
 
@@ -297,4 +297,5 @@ def _plan(data: Dataset, systems: Sequence[str] | None, epochs: int | None, seed
     if epochs is None:
         epochs = max(1, math.ceil((10_000 if quick else 70_000) / len(data.train)))
     effort = EvaluationBudget(evidence_samples=100) if quick else EvaluationBudget()
-    return Plan(data.name, data.hash, tuple(chosen), epochs, seed, quick, standardize=data.standardize, effort=effort)
+    standardize = data.standardize or None
+    return Plan(data.name, data.hash, tuple(chosen), epochs, seed, quick, standardize=standardize, effort=effort)

@@ -14,6 +14,7 @@ from sklearn.preprocessing import StandardScaler
 from torch import nn
 
 import gae
+from gae.analysis.activation import Units, most_active
 from gae.data import Dataset, load
 from gae.inference import Adam, Ascent, ClosedForm, Zeros
 from gae.likelihood import Gaussian, LinearMixture, StandardUnits
@@ -156,3 +157,25 @@ def test_posterior_of_data_as_given(table: Dataset) -> None:
     other = ClosedForm()(inner.likelihood, torch.from_numpy(test).float()).q
     assert one is not None and other is not None
     torch.testing.assert_close(one.mean, other.mean, rtol=1e-3, atol=1e-3)
+
+
+def test_the_gap_of_an_exact_posterior_is_zero(table: Dataset) -> None:
+    """On both sides the nats of the data as given."""
+    model = gae.ppca(table, latent=2)
+    gae.fit(model, table, progress=False)
+    x = table.test[:3].double()
+    gap = gae.inference_gap(model.double(), x, samples=100, draws=8, steps=50)
+    assert gap.encoder is not None
+    torch.testing.assert_close(gap.evidence.log_p, model.likelihood.log_evidence(x).log_p)
+    torch.testing.assert_close(gap.encoder.value, gap.evidence.log_p, rtol=1e-6, atol=1e-6)
+
+
+def test_units_of_an_encoder_are_given_standardised_data(table: Dataset) -> None:
+    model = gae.vae(table, latent=2, hidden=(8,)).eval()
+    inner, values = model.likelihood.in_standard_units(table.test)
+    assert inner is not model.likelihood
+    guide: Any = model.inference.guide
+    with torch.no_grad():
+        means = guide.density(values).base_dist.loc
+    index, highest = most_active(Units(model), 1, table.test)
+    assert index == int(means[:, 1].argmax()) and highest == pytest.approx(float(means[:, 1].max()), rel=1e-5)
