@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from gae.data.columns import Table
+from gae.data.columns import TableSchema
 from gae.data.memory import need_room
 from gae.data.text import Vocabulary
 
@@ -40,7 +40,7 @@ class Arrays(NamedTuple):
     value_range: tuple[float, float] | None = None
     rows: np.ndarray | None = None
     files: np.ndarray | None = None
-    table: Table | None = None
+    table: TableSchema | None = None
     classes: tuple[str, ...] | None = None
     notes: tuple[str, ...] = ()
 

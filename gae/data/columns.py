@@ -8,14 +8,14 @@ SHOWN = 5  # names listed in a message
 
 
 @dataclass(frozen=True)
-class Column:
+class TableColumn:
     """A column of a table.
 
     Attributes:
         name: its name.
         categories: names of its categories, one feature each; None for a column of numbers.
 
-    >>> Column("colour", ("blue", "red")).features
+    >>> TableColumn("colour", ("blue", "red")).features
     ('colour=blue', 'colour=red')
     """
 
@@ -29,7 +29,7 @@ class Column:
 
 
 @dataclass(frozen=True)
-class Table:
+class TableSchema:
     """The columns of a table that are learnt, in the order of the features, and those that are not.
 
     Attributes:
@@ -38,15 +38,15 @@ class Table:
         dropped: names of columns that were left out on request.
     """
 
-    columns: tuple[Column, ...]
+    columns: tuple[TableColumn, ...]
     label: str | None = None
     dropped: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, record: Mapping[str, Any]) -> "Table":
+    def of(cls, record: Mapping[str, Any]) -> "TableSchema":
         """The inverse of ``dataclasses.asdict``, from JSON."""
         columns = tuple(
-            Column(each["name"], None if each["categories"] is None else tuple(each["categories"]))
+            TableColumn(each["name"], None if each["categories"] is None else tuple(each["categories"]))
             for each in record["columns"]
         )
         return cls(columns, record["label"], tuple(record["dropped"]))

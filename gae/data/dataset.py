@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Size, Tensor
 
-from gae.data.columns import Table
+from gae.data.columns import TableSchema
 from gae.data.preparation import Preparation
 from gae.data.resizing import Resize
 from gae.data.text import Vocabulary
@@ -75,7 +75,7 @@ class Dataset:
     train_rows: Tensor | None = None  # unknown if its length differs, as after ``dataclasses.replace(train=...)``
     test_rows: Tensor | None = None
     files: np.ndarray | None = None
-    table: Table | None = None
+    table: TableSchema | None = None
     classes: tuple[str, ...] | None = None
     resize: Resize | None = None
     standardize: bool = False

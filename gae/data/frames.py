@@ -69,7 +69,10 @@ def read_table(path: Path) -> list[Cells]:
     """
     pandas = optional("pandas", "tables")
     if path.suffix.lower() == ".parquet":
-        optional("pyarrow", "tables")
+        parquet = optional("pyarrow.parquet", "tables")
+        facts = _read(path, parquet.read_metadata)
+        shape = facts.num_rows, facts.num_columns
+        need_room(8 * shape[0] * shape[1], path, f"a table of shape {shape}")
         return frame_cells(_read(path, pandas.read_parquet))
     need_room(4 * path.stat().st_size, path, f"{path.stat().st_size:,} bytes of text")
     separator = SEPARATORS[path.suffix.lower()]

@@ -13,6 +13,7 @@ from torch.utils.data import Dataset as TorchDataset
 from gae.data.arrays import FLOAT32, Arrays
 from gae.data.frames import library, series_cells
 from gae.data.memory import need_room
+from gae.data.resizing import pixels_of
 from gae.data.tables import numbered
 
 KINDS = "an array, a tensor, a pair (x, y), a pandas or polars frame, a torch Dataset or DataLoader, or a path"
@@ -46,13 +47,13 @@ def read_object(source: Any) -> Arrays:
 
 
 def as_array(value: Any) -> np.ndarray:
-    """An array of a tensor, an image of Pillow or anything else that NumPy converts; bfloat16 becomes float32."""
+    """An array of a tensor, an image of Pillow (C, H, W), or anything else that NumPy converts."""
     if isinstance(value, Tensor):
         value = value.detach().cpu()
         if value.layout != torch.strided:
             raise TypeError(f"x must be dense, got layout {value.layout}. Use `x.to_dense()`.")
         return (value.float() if value.dtype == torch.bfloat16 else value).numpy()
-    return np.asarray(value)
+    return pixels_of(value, "An image") if library(value) == "PIL" else np.asarray(value)
 
 
 def label_codes(y: Any) -> tuple[np.ndarray, tuple[str, ...] | None]:

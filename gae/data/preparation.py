@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Size
 
-from gae.data.columns import Table
+from gae.data.columns import TableSchema
 from gae.data.resizing import Resize
 from gae.data.text import Vocabulary
 
@@ -34,7 +34,7 @@ class Preparation:
     value_range: tuple[float, float] | None
     binarization: str | None
     vocabulary: Vocabulary | None
-    table: Table | None = None
+    table: TableSchema | None = None
     classes: tuple[str, ...] | None = None
     resize: Resize | None = None
     standardize: bool = False
@@ -46,7 +46,7 @@ class Preparation:
         binarization = record.get("binarization", record.get("comparison", {}).get("binarize"))
         stored = record.get("vocabulary")
         vocabulary = None if stored is None else Vocabulary(tuple(stored["tokens"]), stored["words"])
-        table = Table.of(record["table"]) if "table" in record else None
+        table = TableSchema.of(record["table"]) if "table" in record else None
         classes = tuple(record["classes"]) if "classes" in record else None
         resize = Resize(tuple(record["resize"]["size"]), record["resize"]["crop"]) if "resize" in record else None
         own = table, classes, resize, record.get("standardize", False)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from gae.data.arrays import Arrays
-from gae.data.columns import Column, Table, listed
+from gae.data.columns import TableColumn, TableSchema, listed
 from gae.data.values import need_float32
 
 if TYPE_CHECKING:
@@ -80,8 +80,8 @@ def table_arrays(
         _refuse_identifiers(chosen, source)
         if like is not None:
             _need_numbers(chosen, source)
-        columns = tuple(Column(each.name, None if each.categories is None else each.used()) for each in chosen)
-        table = Table(columns, label, tuple(name for name in by_name if name in left_out))
+        columns = tuple(TableColumn(each.name, None if each.categories is None else each.used()) for each in chosen)
+        table = TableSchema(columns, label, tuple(name for name in by_name if name in left_out))
     else:
         _need_columns(chosen, known, source)
         table = replace(known, label=label if target is not None else known.label)
@@ -102,7 +102,7 @@ def matrix_arrays(
         raise ValueError(f"{source} has columns of the same name. Give each column a name of its own.")
     y, classes = (None, None) if target is None else _labels(target, None if like is None else like.classes)
     if known is None:
-        table = Table(tuple(Column(name) for name in names), None if target is None else target.name)
+        table = TableSchema(tuple(TableColumn(name) for name in names), None if target is None else target.name)
         return Arrays(x, y, table=table, classes=classes)
     _need_columns([Cells(name, x[:0, 0]) for name in names], known, source)
     place = {name: i for i, name in enumerate(names)}
@@ -120,7 +120,7 @@ def numbered(values: np.ndarray) -> tuple[np.ndarray, tuple[str, ...]]:
     return np.array([number[name] for name in values.tolist()], dtype=np.int64), names
 
 
-def _features(cells: Cells, column: Column) -> np.ndarray:
+def _features(cells: Cells, column: TableColumn) -> np.ndarray:
     """The features of a column, (N, 1) numbers or (N, C) of categories; NaN where missing."""
     if column.categories is None:
         if cells.values.dtype.kind in "iu":
@@ -207,7 +207,7 @@ def _need_numbers(cells: Sequence[Cells], source: str) -> None:
         )
 
 
-def _need_columns(cells: Sequence[Cells], known: Table, source: str) -> None:
+def _need_columns(cells: Sequence[Cells], known: TableSchema, source: str) -> None:
     """Raises ValueError unless the columns are those of the model, in any order, and of the same kinds."""
     expected = {column.name: column for column in known.columns}
     names = [each.name for each in cells]
@@ -227,7 +227,7 @@ def _need_columns(cells: Sequence[Cells], known: Table, source: str) -> None:
             )
 
 
-def _notes(table: Table) -> tuple[str, ...]:
+def _notes(table: TableSchema) -> tuple[str, ...]:
     words = [f"{column.name} ({len(column.categories)})" for column in table.columns if column.categories is not None]
     notes = [f"one-hot columns: {', '.join(words)}"] if words else []
     return (*notes, f"left out: {', '.join(table.dropped)}") if table.dropped else tuple(notes)

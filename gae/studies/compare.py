@@ -290,7 +290,8 @@ class Training:
     def use(self, side: Side) -> Entry:
         """Use of the code by the encoder that was fitted to the frozen decoder, over the test set."""
         with torch.no_grad():
-            return code_use(side.encoders[DIAGONAL].density(self.data.test), side.model.likelihood.prior)
+            x = side.model.likelihood.in_standard_units(self.data.test)[1]
+            return code_use(side.encoders[DIAGONAL].density(x), side.model.likelihood.prior)
 
     def matrix(self, side: Side) -> Entry:
         """Bounds of families × engines, in double precision."""
@@ -299,7 +300,8 @@ class Training:
         encoders = {family: copy.deepcopy(each).double() for family, each in side.encoders.items()}
         x, held = self.job.matrix_samples.double(), self.data.train[: budget.tuning_samples].double()
         with torch.no_grad():
-            densities, tuning = ({f: one.density(rows) for f, one in encoders.items()} for rows in (x, held))
+            seen = [decoder.in_standard_units(rows)[1] for rows in (x, held)]
+            densities, tuning = ({f: one.density(rows) for f, one in encoders.items()} for rows in seen)
         return bound_matrix(decoder, x, densities, (held, tuning), budget)
 
     def cotrained(self, name: str, side: Side) -> Entry | None:

@@ -12,8 +12,8 @@ from torch.distributions import Distribution
 
 from gae.autoencoder import Autoencoder
 from gae.data import Dataset, training_data
-from gae.inference import Amortized, LearnsData
-from gae.likelihood import Categorical, Flat, Gaussian, Head, Likelihood, LocationScaleHead
+from gae.inference import Amortized, Inference, LearnsData
+from gae.likelihood import Categorical, Flat, Gaussian, Head, Likelihood, LocationScaleHead, StandardUnits
 from gae.nets import as_size, first_tensor
 from gae.objective import joint
 from gae.training import History, fit
@@ -57,10 +57,11 @@ def pretrain(
     """
     for name in {"out", "resume"} & options.keys():
         raise ValueError(f"{name} is for a single run, but each layer is one run. Give it when fine-tuning only.")
-    encoder, decoder, head = _layers(autoencoder)
     data = training_data(data)
     codes = data.epoch(0, seed) if isinstance(data, Dataset) else data
     autoencoder.likelihood.check(codes)
+    likelihood, codes = autoencoder.likelihood.in_standard_units(codes)
+    encoder, decoder, head = _layers(autoencoder.inference, likelihood)
     device = first_tensor(autoencoder).device
     histories = []
     for i, (down, up) in enumerate(zip(encoder, reversed(decoder), strict=True)):
@@ -134,6 +135,10 @@ def classifier(autoencoder: Autoencoder, classes: int, corruption: nn.Module | N
             "Use a system with a deterministic encoder, such as ae, dae or stacked-ae."
         )
     likelihood = autoencoder.likelihood
+    if isinstance(likelihood, StandardUnits):
+        raise TypeError(
+            "A classifier is given data as they are, but the encoder takes standard units. Standardise them."
+        )
     like = first_tensor(autoencoder)
     top = nn.Sequential(nn.Flatten(), nn.Linear(likelihood.latent_shape.numel(), classes)).to(like)
     head = LabelHead(top, likelihood.latent_shape, likelihood.event_shape.numel())
@@ -176,9 +181,10 @@ class _PixelEncoder(nn.Sequential):
                 part.initialize(likelihood, pixels(x), seed)
 
 
-def _layers(autoencoder: Autoencoder) -> tuple[nn.Sequential, nn.Sequential, Callable[..., Likelihood]]:
+def _layers(
+    engine: Inference, likelihood: Likelihood
+) -> tuple[nn.Sequential, nn.Sequential, Callable[..., Likelihood]]:
     """Encoder and decoder as layers, and the constructor of the head."""
-    engine, likelihood = autoencoder.inference, autoencoder.likelihood
     encoder = engine.guide if isinstance(engine, Amortized) else None
     decoder = likelihood.decoder if isinstance(likelihood, Head) else None
     if isinstance(encoder, nn.Sequential) and isinstance(decoder, nn.Sequential) and len(encoder) == len(decoder):

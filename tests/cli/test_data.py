@@ -17,6 +17,7 @@ from gae.autoencoder import load
 from gae.cli import main as cli
 from gae.data import Dataset
 from gae.data import load as load_data
+from gae.likelihood import StandardUnits
 
 N = 60
 
@@ -110,6 +111,11 @@ def test_a_comparison_in_standard_units(fitted: tuple[Path, Path, dict[str, floa
     results = json.loads(printed)
     ppca = next(row for row in results["baselines"] if row["decoder"] == "ppca")
     assert ppca["log_p"]["mean"] == pytest.approx(closed_form(path, latent=2)[1].mean(), rel=1e-4)
+    matrix = results["trainings"][0]["decoders"]["amortised"]["matrix"]
+    for family in matrix["cells"].values():  # an encoder of data as given would be thousands of nats below
+        assert np.mean(family["encoder"]["values"]) > np.mean(matrix["log_p"]["values"]) - 20
+    model = load(next(path for path in (tmp_path / "compare" / "checkpoints").iterdir() if "encoder" not in path.name))
+    assert isinstance(model.likelihood, StandardUnits) and model.likelihood.initialized
     assert results["data"]["columns"] == ["height", "weight", "income"] and results["configuration"]["standardize"]
 
 

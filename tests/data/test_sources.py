@@ -71,9 +71,14 @@ def test_bytes_of_any_type_stand_for_the_unit_interval() -> None:
 @pytest.mark.parametrize("kind", ["array", "tensor", "pair", "data set", "loader"])
 def test_channels_last_in_memory(kind: str) -> None:
     x: Any = SHADES.astype(np.uint8)
-    sources = {"array": x, "tensor": torch.from_numpy(x), "pair": (x, LABELS), "data set": Pictures()}
+    sources = {
+        "array": x,
+        "tensor": torch.from_numpy(x),
+        "pair": (x, LABELS),
+        "data set": TensorDataset(torch.from_numpy(x)),
+    }
     with pytest.warns(UserWarning, match=r"read as images \(N, H, W, C\)"):
-        data = load(sources.get(kind, DataLoader(TensorDataset(torch.from_numpy(x)), 5)))
+        data = load(sources.get(kind, DataLoader(held, 5)))
     np.testing.assert_array_equal(data.rows().x.numpy(), (np.moveaxis(x, -1, 1) / 255).astype(np.float32))
     assert load(x, channels="first").event_shape == (6, 5, 3)
 
@@ -106,8 +111,9 @@ def test_torch_data_sets() -> None:
         assert torch.equal(rows.x, x.float()) and torch.equal(rows.labels, y)
     for source in (TensorDataset(x), Stream(), DataLoader(Stream(), 5)):
         assert torch.equal(load(source).rows().x, x.float()) and load(source).train_labels is None
-    with pytest.warns(UserWarning, match="N, H, W, C"):
-        assert load(Pictures()).classes == ("ant", "bee", "cat")
+    pictures = load(Pictures())
+    np.testing.assert_array_equal(pictures.rows().x.numpy(), (np.moveaxis(SHADES, -1, 1) / 255).astype(np.float32))
+    assert pictures.classes == ("ant", "bee", "cat") and pictures.rows().labels.tolist() == LABELS.tolist()
     chosen = DataLoader(TensorDataset(x, y), 5, sampler=WeightedRandomSampler([0.0, 1.0] * 6, 12))
     assert not {tuple(row) for row in load(chosen).rows().x.tolist()} & {tuple(row) for row in x.float()[::2].tolist()}
 
@@ -131,6 +137,7 @@ class Bad(torch.utils.data.Dataset[Any]):
         (({"x": np.zeros(2)},), TypeError, r"item 0 of Bad is a dict with 'x'"),
         (((np.zeros(2), 0), np.zeros(2)), ValueError, "Bad has 2 observations but 1 labels"),
         ((), ValueError, "Bad is empty"),
+        ((Image.new("RGBA", (2, 2)),), ValueError, "An image has the colour mode RGBA"),
     ],
 )
 def test_bad_items(items: Any, error: type[Exception], said: str) -> None:

@@ -19,6 +19,7 @@ from gae.data import Dataset, load
 from gae.inference import Adam, Ascent, ClosedForm, Zeros
 from gae.likelihood import Gaussian, LinearMixture, StandardUnits
 from gae.systems import build
+from gae.training.layerwise import classifier, pretrain
 
 SCALES, OFFSETS = np.array([1.0, 10.0, 1000.0, 0.1]), np.array([0.0, 5.0, 1e4, -3.0])
 
@@ -168,6 +169,19 @@ def test_the_gap_of_an_exact_posterior_is_zero(table: Dataset) -> None:
     assert gap.encoder is not None
     torch.testing.assert_close(gap.evidence.log_p, model.likelihood.log_evidence(x).log_p)
     torch.testing.assert_close(gap.encoder.value, gap.evidence.log_p, rtol=1e-6, atol=1e-6)
+
+
+def test_layers_are_trained_in_standard_units(table: Dataset) -> None:
+    _, train, _ = scaled(table)
+    losses = []
+    for data, x in ((table, table), ((4,), torch.from_numpy(train).float())):
+        seed(0)
+        model = build("stacked-ae", data, hidden=(6, 5), latent=2)
+        losses.append([history.rows[-1].train_loss for history in pretrain(model, x, epochs=2, progress=False)])
+        if data is table:
+            with pytest.raises(TypeError, match="A classifier is given data as they are"):
+                classifier(model, classes=2)
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
 
 
 def test_units_of_an_encoder_are_given_standardised_data(table: Dataset) -> None:
