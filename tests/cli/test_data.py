@@ -9,6 +9,7 @@ import pytest
 import torch
 from command import gae
 from PIL import Image
+from problems import tiny_matrix
 from sklearn.decomposition import PCA
 from sklearn.preprocessing import StandardScaler
 from typer.testing import CliRunner
@@ -18,6 +19,7 @@ from gae.cli import main as cli
 from gae.data import Dataset
 from gae.data import load as load_data
 from gae.likelihood import StandardUnits
+from gae.studies import compare, engines
 
 N = 60
 
@@ -104,7 +106,11 @@ def test_the_page_names_the_columns(fitted: tuple[Path, Path, dict[str, float]],
     assert "Bars, from the left: height, weight, income." in (tmp_path / "page.html").read_text()
 
 
-def test_a_comparison_in_standard_units(fitted: tuple[Path, Path, dict[str, float]], tmp_path: Path) -> None:
+def test_a_comparison_in_standard_units(
+    fitted: tuple[Path, Path, dict[str, float]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engines, "QUICK_MATRIX", tiny_matrix())
+    monkeypatch.setattr(compare, "write", lambda out: None)
     path, _, _ = fitted
     options = ["--engines", "amortised", "--latent", "2", "--quick", "--epochs", "1", "--out", tmp_path / "compare"]
     printed = gae("compare", path, "--labels", "kind", "--drop", "row", "--standardize", *options, "--json")

@@ -71,12 +71,8 @@ def test_bytes_of_any_type_stand_for_the_unit_interval() -> None:
 @pytest.mark.parametrize("kind", ["array", "tensor", "pair", "data set", "loader"])
 def test_channels_last_in_memory(kind: str) -> None:
     x: Any = SHADES.astype(np.uint8)
-    sources = {
-        "array": x,
-        "tensor": torch.from_numpy(x),
-        "pair": (x, LABELS),
-        "data set": TensorDataset(torch.from_numpy(x)),
-    }
+    held = TensorDataset(torch.from_numpy(x))
+    sources = {"array": x, "tensor": torch.from_numpy(x), "pair": (x, LABELS), "data set": held}
     with pytest.warns(UserWarning, match=r"read as images \(N, H, W, C\)"):
         data = load(sources.get(kind, DataLoader(held, 5)))
     np.testing.assert_array_equal(data.rows().x.numpy(), (np.moveaxis(x, -1, 1) / 255).astype(np.float32))
