@@ -4,6 +4,7 @@ import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -129,16 +130,19 @@ class Autoencoder(Part, nn.Module):
         return -self.aggregate(self.objective(self.inference(self.likelihood, x)))
 
     def _regularised(self, x: Tensor) -> Tensor:
+        likelihood, x = self.likelihood.in_standard_units(x)  # units of the corruption and the penalties
         if isinstance(self.corruption, ChainCorruption):
-            x, corrupted = self.corruption.pairs(self.redraw, x)
+            x, corrupted = self.corruption.pairs(partial(self._redraw, likelihood), x)
         else:
             corrupted = x if self.corruption is None else self.corruption(x)
             if isinstance(self.likelihood, AcceptsMissing):
                 corrupted = torch.where(x.isnan(), x, corrupted)  # corruption observes nothing
         if self.penalties and not corrupted.requires_grad:
             corrupted = corrupted.detach().requires_grad_()
-        code = replace(self.inference.infer(self.likelihood, corrupted), log_joint=None)
-        encoding = self.inference.scored(self.likelihood, x, code)
+        code = replace(self.inference.infer(likelihood, corrupted), log_joint=None)
+        encoding = self.inference.scored(likelihood, x, code)
+        if likelihood is not self.likelihood:
+            encoding = replace(encoding, log_joint=encoding.log_joint - self.likelihood.log_volume)
         loss = -self.aggregate(self.objective(encoding))
         return sum((penalty(corrupted, encoding) for penalty in self.penalties), loss)
 
@@ -203,8 +207,12 @@ class Autoencoder(Part, nn.Module):
         x need not lie in the support, as a corrupted x does not.
         """
         with door(self.likelihood, x, support=False):
-            code = self.inference.infer(self.likelihood, x)
-            return self.decode(code.z[0], None if code.k is None else code.k[0]).sample().to(x.dtype)
+            return self._redraw(self.likelihood, x)
+
+    @torch.no_grad()
+    def _redraw(self, likelihood: Likelihood, x: Tensor) -> Tensor:
+        code = self.inference.infer(likelihood, x)
+        return likelihood(code.z[0], None if code.k is None else code.k[0]).sample().to(x.dtype)
 
     @torch.no_grad()
     def sample(self, n: int, mean: bool = False) -> Float[Tensor, "n *X"]:

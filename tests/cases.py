@@ -115,6 +115,7 @@ from gae.likelihood import (
     Poisson,
     Relational,
     StandardNormal,
+    StandardUnits,
     VonMisesFisher,
     WeightLikelihood,
 )
@@ -254,6 +255,11 @@ def masked(shape: Shape) -> Mask:
     return Mask(torch.tensor([[True, False], [True, True]]), shape)
 
 
+def in_units(likelihood: Likelihood) -> StandardUnits:
+    """In units of some data with means and deviations."""
+    return StandardUnits.of(likelihood, 1 + 3 * torch.randn(9, *likelihood.event_shape))
+
+
 EVERYTHING: dict[str, bool] = {"learn_scale": True, "learn_weights": True}
 
 LIKELIHOODS = [
@@ -308,6 +314,10 @@ LIKELIHOODS = [
     LikelihoodCase("hierarchical", lambda: Gaussian(net(3, 4), 3, 0.7, prior=HierarchicalNormal(net(1, 4), 2, 1))),
     LikelihoodCase("codebook", lambda: Gaussian(net((2, 3), 3), (2, 3), 0.7, prior=Codebook(4, 2, 3))),
     LikelihoodCase("codebook-learned", lambda: Bernoulli(net((2, 1), 4), (2, 1), Codebook(4, 2, 1, None)), binary),
+    LikelihoodCase("standard-head", lambda: in_units(Gaussian(net(2, 3), 2, 0.7))),
+    LikelihoodCase("standard-ppca", lambda: in_units(chart(1, 2, (2, 2), learn_scale=True))),
+    LikelihoodCase("standard-llgae", lambda: in_units(chart(3, 2, flat_prior=True))),
+    LikelihoodCase("standard-kernel", lambda: in_units(GaussianKernel(3, 2, (2, 2), prior=StandardNormal(2)))),
     LikelihoodCase("cropped-weights", lambda: Measured(drawn_by(), Crop((1, 4, 4), 3, 2))),
     LikelihoodCase(
         "partly-gaussian", lambda: PartiallyObserved(Gaussian(net(2, (3, 2)), 2, 0.7, learn="pixel")), partly(real)

@@ -112,7 +112,7 @@ class Units(nn.Module):
         return outputs
 
     def _run(self, x: Tensor) -> None:
-        output = self.model.get_submodule(self.encoder)(x)
+        output = self.model.get_submodule(self.encoder)(self.model.likelihood.in_standard_units(x)[1])
         if not isinstance(output, Tensor):
             raise TypeError(f"{self.encoder} returns {type(output).__name__}, but it must return a tensor of codes.")
         code = output.chunk(2, -1)[0] if self.density else output

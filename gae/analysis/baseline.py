@@ -29,6 +29,9 @@ def without_code(
     >>> without_code(head, torch.zeros(4, 3), torch.zeros(1, 3))  # three standard normals at their mean
     tensor([-2.7568])
     """
+    head, values = likelihood.in_standard_units(train)
+    if head is not likelihood:
+        return without_code(head, values, likelihood.in_standard_units(x)[1], batch_size) - likelihood.log_volume
     if not isinstance(likelihood, Head):
         raise TypeError(
             f"A model without a code is known for heads only, and {type(likelihood).__name__} is none. Train a model "

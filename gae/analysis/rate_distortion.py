@@ -12,7 +12,6 @@ from torch.distributions import Distribution, kl_divergence
 
 from gae.analysis.inference_gap import lower_bound, one_row
 from gae.autoencoder import Autoencoder
-from gae.data import Dataset
 from gae.data.checks import at_least_one
 from gae.evidence.base import need_proper
 from gae.inference.laws import codes_from
@@ -61,7 +60,7 @@ def rate_distortion(
 
 def rate_distortion_curve(
     build: Callable[[float], Autoencoder],
-    data: Dataset | Tensor,
+    data: Any,
     betas: Iterable[float],
     x: Num[Tensor, "N *X"],
     **options: Any,
@@ -70,7 +69,7 @@ def rate_distortion_curve(
 
     Args:
         build: the untrained model of one β, such as ``lambda beta: gae.vae(digits, beta=beta)``.
-        data: training data.
+        data: training data, as for ``gae.fit``.
         betas: weights of the KL.
         x: observations to evaluate on.
         options: of ``gae.fit``. A collapsed code is a point of the curve, so it is not warned of.

@@ -28,5 +28,5 @@ def explore(
     x = in_its_dtype(model, dataset.test[:samples])
     labels = None if dataset.test_labels is None else dataset.test_labels[:samples]
     value_range = prepared(model).value_range or dataset.value_range
-    plane = write(model, x, output, labels, value_range, size, f"{name} on {dataset.name}")
+    plane = write(model, x, output, labels, value_range, size, f"{name} on {dataset.name}", dataset.columns)
     typer.echo(f"{len(x)} codes; the plane holds {plane.explained:.0%} of their variance: {output}")

@@ -7,7 +7,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gae.cli.common import AsJson, Binarize, DataName, Missing, Resume, Seed, load
+from gae.cli.common import (
+    AsJson,
+    Binarize,
+    Crop,
+    DataName,
+    Drop,
+    Labels,
+    Missing,
+    Resume,
+    Seed,
+    Size,
+    Standardize,
+    load,
+)
 from gae.cli.terminal import print_results, reported
 
 if TYPE_CHECKING:
@@ -36,6 +49,11 @@ def fit(
     resume: Resume = False,
     binarize: Binarize = "none",
     missing: Missing = "refuse",
+    labels: Labels = None,
+    drop: Drop = None,
+    standardize: Standardize = False,
+    size: Size = None,
+    crop: Crop = False,
     validation: Annotated[float | None, typer.Option(help="Fraction of the training data to hold out.")] = None,
     patience: Annotated[
         int | None, typer.Option(help="Stop after this many epochs without a lower validation loss.")
@@ -53,7 +71,9 @@ def fit(
     if lr is not None and not 0 < lr < math.inf:
         raise ValueError(f"--lr must be positive and finite, got {lr}.")
     options = parse(system, option or [])
-    dataset = load(data, binarize, missing)
+    dataset = load(
+        data, binarize, labels=labels, drop=drop, standardize=standardize, size=size, crop=crop, missing=missing
+    )
     described = describe(system, options, dataset)
     folder = out or Path("runs") / f"{system}-{dataset.name}"
     torch.manual_seed(seed)

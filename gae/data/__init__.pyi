@@ -3,5 +3,6 @@ from .dataset import Rows as Rows
 from .loading import LinearGaussian as LinearGaussian
 from .loading import linear_gaussian as linear_gaussian
 from .loading import load as load
+from .loading import training_data as training_data
 from .preparation import BINARIZATIONS as BINARIZATIONS
 from .readers import NAMES as NAMES

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from gae.data.columns import TableSchema
 from gae.data.memory import need_room
 from gae.data.text import Vocabulary
 
@@ -26,6 +27,9 @@ class Arrays(NamedTuple):
         value_range: range of the source's format, if the dtype does not imply it.
         rows: (N,) row of each observation in the source, if it differs from the row in ``x``.
         files: file name of each observation, those of ``x`` before those of ``x_test``.
+        table: columns of a table.
+        classes: names of the labels 0, 1, …, if they are names.
+        notes: sentences on the conversion of the source, for the user.
     """
 
     x: np.ndarray
@@ -36,6 +40,9 @@ class Arrays(NamedTuple):
     value_range: tuple[float, float] | None = None
     rows: np.ndarray | None = None
     files: np.ndarray | None = None
+    table: TableSchema | None = None
+    classes: tuple[str, ...] | None = None
+    notes: tuple[str, ...] = ()
 
 
 def read_arrays(path: Path) -> Arrays:

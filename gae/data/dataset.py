@@ -10,7 +10,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Size, Tensor
 
+from gae.data.columns import TableSchema
 from gae.data.preparation import Preparation
+from gae.data.resizing import Resize
 from gae.data.text import Vocabulary
 
 SPLITS = ("train", "test")
@@ -52,6 +54,11 @@ class Dataset:
         test_rows: (M,) likewise.
         files: file names by row, if the source is a folder of images.
         missing: whether NaN marks elements that were not observed.
+        table: columns and categories of a table.
+        classes: names of the labels 0, 1, …, if they are names.
+        resize: common size to which images were brought.
+        standardize: whether a model of these data standardises each column; ``train`` and ``test`` are as given.
+        notes: sentences on the conversion of the source.
 
     >>> from gae.data import load
     >>> load("digits")
@@ -70,11 +77,22 @@ class Dataset:
     test_rows: Tensor | None = None
     files: np.ndarray | None = None
     missing: bool = False
+    table: TableSchema | None = None
+    classes: tuple[str, ...] | None = None
+    resize: Resize | None = None
+    standardize: bool = False
+    notes: tuple[str, ...] = ()
 
     @property
     def preparation(self) -> Preparation:
         """The facts about these data that a model fitted to them must record."""
-        return Preparation(self.event_shape, self.value_range, self.binarization, self.vocabulary, missing=self.missing)
+        own = self.table, self.classes, self.resize, self.standardize
+        return Preparation(self.event_shape, self.value_range, self.binarization, self.vocabulary, self.missing, *own)
+
+    @property
+    def columns(self) -> tuple[str, ...] | None:
+        """Names of the features of a table, such as ``age`` or ``colour=red``; None for other data."""
+        return None if self.table is None else self.table.features
 
     @property
     def event_shape(self) -> Size:
@@ -141,7 +159,7 @@ class Dataset:
         return (
             f"Dataset({self.name!r}, train {tuple(self.train.shape)}, test {tuple(self.test.shape)}, "
             f"{'no ' if self.train_labels is None else ''}labels, range {self.value_range}, "
-            f"binarization {self.binarization!r})"
+            f"binarization {self.binarization!r}{''.join(f', {note}' for note in self.notes)})"
         )
 
 

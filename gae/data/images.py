@@ -1,5 +1,6 @@
 """Lossless readers of images, image folders, photographs and masks as arrays (C, H, W)."""
 
+import math
 import os
 import struct
 import warnings
@@ -14,6 +15,7 @@ import numpy as np
 from gae.data.arrays import FLOAT32, Arrays
 from gae.data.files import whole
 from gae.data.memory import need_room
+from gae.data.resizing import Resize, stack_images
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -162,16 +164,22 @@ class _Listing(NamedTuple):
     passed: dict[str, list[str]]
 
 
-def read_image_folder(folder: Path) -> Arrays:
+def read_image_folder(folder: Path, resize: Resize | None = None, event_shape: Sequence[int] | None = None) -> Arrays:
     """Reads all images of a folder recursively, channels first (N, C, H, W), in path order.
 
     If every image lies in a sub-folder, the sorted sub-folder names become labels 0, 1, …. Folders ``train`` and
     ``test`` are a split rather than classes; their sub-folders are labels with a common numbering. Other files, hidden
     files and linked folders are skipped with a warning that counts them.
 
+    Args:
+        folder: the folder.
+        resize: brings images of mixed sizes and modes to one size.
+        event_shape: (C, H, W) of an existing model, which decides the channels of mixed modes.
+
     Raises:
         ValueError: if there are no images, ``read_image`` rejects one, one differs from the first in size, channels or
-            dtype, half of a split is missing, or the images need more than ``gae.data.memory.limit()`` bytes.
+            dtype without ``resize``, half of a split is missing, or the images need more than
+            ``gae.data.memory.limit()`` bytes.
     """
     images, passed = _walk(folder)
     if not images:
@@ -193,12 +201,15 @@ def read_image_folder(folder: Path) -> Arrays:
     if any(passed.values()):
         warnings.warn(f"{folder}: passed over{_listed(passed)}.", stacklevel=2)
     parts = list(groups.values()) if split else [images]
-    labels = _labels(folder, parts, depth=1 if split else 0)
-    pixels = [_stack(folder, part, images[0]) for part in parts]
-    unit, files = (0.0, 1.0), np.array([path.as_posix() for part in parts for path in part])
+    labels, classes = _labels(folder, parts, depth=1 if split else 0)
+    paths = [path for part in parts for path in part]
+    pixels, notes = _stack(folder, paths, resize, event_shape)
+    files = np.array([path.as_posix() for path in paths])
+    shared: Any = {"value_range": (0.0, 1.0), "files": files, "classes": classes, "notes": notes}
     if split:
-        return Arrays(pixels[0], labels[0], pixels[1], labels[1], value_range=unit, files=files)
-    return Arrays(pixels[0], labels[0], value_range=unit, files=files)
+        count = len(parts[0])
+        return Arrays(pixels[:count], labels[0], pixels[count:], labels[1], **shared)
+    return Arrays(pixels, labels[0], **shared)
 
 
 def _walk(folder: Path) -> _Listing:
@@ -226,8 +237,13 @@ def _raise(error: OSError) -> None:
     raise error
 
 
-def _labels(folder: Path, parts: Sequence[list[PurePath]], depth: int) -> list[np.ndarray | None]:
-    """Label numbers from the sub-folders at a depth, common to all parts; None if any image lies outside of them."""
+def _labels(
+    folder: Path, parts: Sequence[list[PurePath]], depth: int
+) -> tuple[list[np.ndarray | None], tuple[str, ...] | None]:
+    """Label numbers from the sub-folders at a depth, common to all parts, and their names.
+
+    None if any image lies outside of them.
+    """
     stray = [path for part in parts for path in part if len(path.parts) == depth + 1]
     every = [path for part in parts for path in part]
     if stray:
@@ -238,25 +254,20 @@ def _labels(folder: Path, parts: Sequence[list[PurePath]], depth: int) -> list[n
                 f"would be the classes ({names}). Move them into one for labels.",
                 stacklevel=3,
             )
-        return [None for _ in parts]
+        return [None for _ in parts], None
     numbers = {name: i for i, name in enumerate(sorted({path.parts[depth] for path in every}))}
-    return [np.array([numbers[path.parts[depth]] for path in part]) for part in parts]
+    return [np.array([numbers[path.parts[depth]] for path in part]) for part in parts], tuple(numbers)
 
 
-def _stack(folder: Path, paths: Sequence[PurePath], first: PurePath) -> np.ndarray:
-    """Reads images (N, C, H, W), all of the shape and dtype of the first."""
-    like = read_image(folder / first)
-    need_room(len(paths) * like.size * FLOAT32, folder, f"{len(paths):,} images of {like.shape}")
-    stack = np.empty((len(paths), *like.shape), like.dtype)
-    for row, path in enumerate(paths):
-        image = read_image(folder / path)
-        if (image.shape, image.dtype) != (like.shape, like.dtype):
-            raise ValueError(
-                f"{folder / path} is {image.dtype} {image.shape}, but the first image, {first}, is "
-                f"{like.dtype} {like.shape} (channels, height, width). Bring all to one size and mode."
-            )
-        stack[row] = image
-    return stack
+def _stack(
+    folder: Path, paths: Sequence[PurePath], resize: Resize | None, event_shape: Sequence[int] | None
+) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Reads images (N, C, H, W), and notes on their changes; see ``stack_images``."""
+    like = read_image(folder / paths[0])
+    shape = like.shape if resize is None else (len(like), *resize.size)
+    need_room(len(paths) * math.prod(shape) * FLOAT32, folder, f"{len(paths):,} images of {shape}")
+    images = ((str(path), read_image(folder / path)) for path in paths)
+    return stack_images(images, str(folder), resize, event_shape)
 
 
 def _listed(passed: dict[str, list[str]]) -> str:

@@ -2,9 +2,10 @@
 
 import math
 import os
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -12,10 +13,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from gae.data.arrays import Arrays
+from gae.data.bundled import draw_linear_gaussian
 from gae.data.checks import refuse
+from gae.data.columns import listed
 from gae.data.dataset import Dataset, Rows, draw
 from gae.data.preparation import BINARIZATIONS, Preparation
-from gae.data.readers import NAMES, OPENML, read_mnist, read_path
+from gae.data.readers import NAMES
+from gae.data.resizing import resize_of
+from gae.data.sources import Reading, is_path, kind_of, name_of, read_source
 from gae.data.values import ceiling, labels, measured, need_float32, observations
 
 __all__ = ["BINARIZATIONS", "NAMES", "Dataset", "LinearGaussian", "Rows", "linear_gaussian", "load"]
@@ -34,7 +39,7 @@ class LinearGaussian(NamedTuple):
 
 
 def load(
-    name: str | os.PathLike[str],
+    source: Any,
     *,
     folder: str | os.PathLike[str] | None = None,
     binarize: str | None = None,
@@ -44,12 +49,17 @@ def load(
     words: bool = False,
     channels: str | None = None,
     missing: str | None = None,
+    labels: str | None = None,
+    drop: Sequence[str] = (),
+    standardize: bool = False,
+    size: int | Sequence[int] | None = None,
+    crop: bool = False,
     like: Preparation | None = None,
 ) -> Dataset:
-    """Loads a data set by name or from a path.
+    """Loads a data set by name, from a path, or from data in memory.
 
     ===================  ==========================================================================================
-    name                 data
+    source               data
     ===================  ==========================================================================================
     digits               1797 images (1, 8, 8) in [0, 1], bundled with scikit-learn
     mnist,               60000 + 10000 images (1, 28, 28) in [0, 1], from idx files in ``folder``, else in one of the
@@ -61,16 +71,29 @@ def load(
     linear-gaussian      2000 points (10,): ``linear_gaussian(2000, 2, 10, 0.5, seed).dataset``
     path of an ``.npy``  (N, *X); images (N, C, H, W), or (N, H, W, C), which is recognised
     path of an ``.npz``  x (and y); or x_train and x_test (and y_train and y_test)
+    path of a ``.csv``,  a table: columns of numbers as they are; columns of text, categories or truth values one-hot,
+    ``.tsv`` or          as features ``column=value``. Columns that number or name the rows are refused, unless they
+    ``.parquet``         are left out by ``drop``
     path of a ``.txt``   one sequence (T,) per line: 2, 3, … for characters, 1 for the end, 0 for padding
-    path of a folder     images of one size; sub-folders' names become labels if all images lie in sub-folders;
-                         ``train`` and ``test`` are a split, in which sub-folders are the labels
+    path of a folder     images of one size, or of any size with ``size``; sub-folders' names become labels if all
+                         images lie in sub-folders; ``train`` and ``test`` are a split, in which sub-folders are the
+                         labels
+    path of ``.h5ad``    the matrix of AnnData, whose columns are ``var_names``
+    array, tensor        as ``.npy``, of any integer or float type
+    pair (x, y)          x of any kind here, and its labels: integers or names
+    frame                of pandas or polars: a table
+    torch Dataset or     items x or (x, y), in the order of the data set; ``fit`` makes its own batches
+    DataLoader
+    AnnData              as ``.h5ad``
+    ``datasets.Dataset`` of Hugging Face: its column of images or arrays, or else a table
     ===================  ==========================================================================================
 
-    uint8 and uint16 are divided by 255 and 65535; all other numbers keep their values. Data whose headers state more
-    than 4 GiB of memory are rejected, unless the environment variable ``GAE_MAX_BYTES`` allows more.
+    uint8 and uint16 are divided by 255 and 65535, and so are images (C, H, W) of any other integer type whose values
+    lie in 0…255 and reach 128, by 255; all other numbers keep their values. ``Dataset.notes`` says so. Data whose
+    headers state more than 4 GiB of memory are rejected, unless the environment variable ``GAE_MAX_BYTES`` allows more.
 
     Args:
-        name: see above.
+        source: see above.
         folder: folder of the idx files of mnist or fashion-mnist.
         binarize: ``"threshold"``: 1 where x > 0.5, else 0. ``"dynamic"``: x ~ Bernoulli(pixel), the test set drawn
             once, the training set anew in each ``Dataset.epoch``. Defaults to that of ``like``, else ``"none"``.
@@ -83,43 +106,121 @@ def load(
         channels: ``"first"`` or ``"last"``: the channel axis of an array with four axes, if its shape is ambiguous.
         missing: ``"refuse"`` raises an error for NaN; ``"mask"``: NaN marks elements that were not observed, and models
             condition on the others. Defaults to that of ``like``, else ``"refuse"``.
+        labels: column of a table that holds the labels, integers or categories, and is not learnt.
+        drop: columns of a table to leave out.
+        standardize: whether a system built for these data models each column of a table in standard units, with the
+            mean and standard deviation of the training data; its log densities remain those of the data as given. The
+            tensors of the data set are as given.
+        size: side of a square, or (height, width), to which images of a folder are resized. Grey images become RGB if
+            some are in colour.
+        crop: whether images are cropped about their centre to the ratio of ``size`` before.
         like: the preparation of a model's data (``Dataset.preparation``, stored in its checkpoint), to read new data
-            for that model: text in its vocabulary, padded to its length, with its binarisation. A single observation
-            becomes the test set.
+            for that model: text in its vocabulary, padded to its length, tables with its columns and categories,
+            labels in its classes, images in its size, with its binarisation. A single observation becomes the test set.
 
     Raises:
-        ValueError: for an unknown name or option, or unusable data; the message names the first bad index. With
-            ``like``, also for tokens, lengths, shapes or values that the model does not accept.
+        ValueError: for an unknown name or option, or unusable data; the message names the first bad index or column.
+            With ``like``, also for tokens, lengths, columns, categories, classes, shapes or values that the model does
+            not accept.
+        TypeError: for an object of another kind, or a column that holds neither numbers nor categories.
+        ImportError: if an optional package is missing.
         FileNotFoundError: if a file or folder is missing, or OpenML cannot be reached.
 
     >>> load("digits", binarize="threshold").train.unique()
     tensor([0., 1.])
+    >>> load((np.zeros((5, 3)), ["a", "b", "a", "b", "a"])).classes
+    ('a', 'b')
     """
-    text = os.fspath(name)
     if missing not in (None, *MISSING):
         raise ValueError(f"Unknown missing {missing!r}. Choose one of {', '.join(MISSING)}.")
-    if binarize not in (None, *BINARIZATIONS):
-        raise ValueError(f"Unknown binarize {binarize!r}. Choose one of {', '.join(BINARIZATIONS)}.")
     if not 0 < test_fraction < 1:
         raise ValueError(f"test_fraction must lie strictly between 0 and 1, got {test_fraction}.")
+    reading = Reading(folder, words, channels, labels, tuple(drop), resize_of(size, crop), like)
+    return _loaded(source, reading, binarize, value_range, test_fraction, seed, standardize, missing)
+
+
+def training_data(data: Any, like: Preparation | None = None, missing: bool = False) -> Dataset | Tensor:
+    """Data as ``fit`` takes them: a data set or a tensor of floats itself, or else all rows of any source of ``load``.
+
+    Args:
+        data: a data set, or a source of ``load``. Its own split, if it has one, is kept.
+        like: preparation of the model's earlier data, whose columns a table must have.
+        missing: whether NaN marks elements that were not observed.
+
+    >>> training_data(np.zeros((5, 3))).train.shape
+    torch.Size([5, 3])
+    """
+    if isinstance(data, Dataset) or (isinstance(data, Tensor) and data.is_floating_point()):
+        return data
+    known = like if like is not None and like.table is not None else None
+    return _loaded(data, Reading(like=known), None, None, None, 0, False, "mask" if missing else None)
+
+
+def _loaded(
+    source: Any,
+    reading: Reading,
+    binarize: str | None,
+    value_range: tuple[float, float] | None,
+    test_fraction: float | None,
+    seed: int,
+    standardize: bool,
+    missing: str | None,
+) -> Dataset:
+    """The data set of a source; without ``test_fraction`` all rows are training data."""
+    if binarize not in (None, *BINARIZATIONS):
+        raise ValueError(f"Unknown binarize {binarize!r}. Choose one of {', '.join(BINARIZATIONS)}.")
     if not 0 <= seed < 2**32:
         raise ValueError(f"seed must lie in [0, 2**32), got {seed}.")
-    if folder is not None and text not in OPENML:
-        raise ValueError(f"folder is for {' and '.join(OPENML)} only, got {text!r}. Give the path itself as the name.")
-    if words and not text.lower().endswith(".txt"):
-        raise ValueError(f"words=True is for .txt files only, got {text!r}.")
-    if channels is not None and (channels not in ("first", "last") or not text.lower().endswith((".npy", ".npz"))):
-        raise ValueError(f"channels must be 'first' or 'last', for .npy and .npz files only, got {channels!r}.")
-    label = text if text in NAMES else Path(text).expanduser().resolve().name
+    reading.check(source)
+    name, like, kind = name_of(source), reading.like, kind_of(source)
+    label = Path(name).expanduser().resolve().name if is_path(source) and kind != "name" else name
     if like is not None:
-        like.check_source(text, text.lower().endswith(".txt"))
+        like.check_source(name, kind == "text")
         binarize = like.binarize(binarize)
     unobserved = missing == "mask" if like is None else like.accepts_missing(missing)
-    arrays = _source(text, folder, seed, words, channels, like)
+    if like is not None and standardize and not like.standardize:
+        raise ValueError("The model was trained on data as they are, not standardised. Omit standardize.")
+    arrays = read_source(source, reading, seed)
     dataset = _assemble(label, arrays, value_range, test_fraction, seed, lone=like is not None, missing=unobserved)
     if like is not None:
-        like.check(text, dataset.event_shape, dataset.value_range)
-    return dataset if binarize in (None, "none") else _binarized(dataset, binarize, seed)
+        like.check(name, dataset.event_shape, dataset.value_range)
+        own: Any = {"classes": like.classes, "resize": like.resize, "standardize": like.standardize}
+        dataset = replace(dataset, table=like.table, **own)
+    else:
+        dataset = replace(dataset, resize=reading.resize)
+    if binarize not in (None, "none"):
+        dataset = _binarized(dataset, binarize, seed)
+    return _standardized(dataset) if standardize and like is None else dataset
+
+
+def _standardized(dataset: Dataset) -> Dataset:
+    """The data set, marked for models in standard units.
+
+    Raises:
+        ValueError: for data that are no table of real numbers, or a column that is constant in the training data.
+    """
+    shape = tuple(dataset.event_shape)
+    if len(shape) != 1 or dataset.vocabulary is not None or dataset.binarization != "none":
+        kind = "text" if dataset.vocabulary is not None else f"observations of shape {shape}"
+        raise ValueError(
+            f"standardize=True is for tables (N, D) of numbers, got {kind} with binarization {dataset.binarization!r}. "
+            "Omit it."
+        )
+    if dataset.missing:
+        raise ValueError("standardize=True needs complete data, got missing='mask'. Give one of the two.")
+    constant = [i for i, (low, high) in enumerate(zip(*_bounds(dataset.train), strict=True)) if low == high]
+    if constant and len(dataset.train):
+        names = dataset.columns or range(shape[0])
+        raise ValueError(
+            f"standardize=True needs columns that vary, but these are constant in the training data: "
+            f"{listed([names[i] for i in constant])}. Leave them out by drop=[...] (--drop)."
+        )
+    note = "each column is modelled in standard units; log densities are of the data as given"
+    return replace(dataset, standardize=True, notes=(*dataset.notes, note))
+
+
+def _bounds(x: Tensor) -> tuple[list[float], list[float]]:
+    return (x.amin(0).tolist(), x.amax(0).tolist()) if len(x) else ([], [])
 
 
 def linear_gaussian(
@@ -142,56 +243,9 @@ def linear_gaussian(
     >>> truth.dataset.train.shape, truth.mean.shape, truth.loadings.shape
     (torch.Size([80, 5]), torch.Size([5]), torch.Size([2, 5]))
     """
-    x, mean, loadings = _linear_gaussian(n, latent, dim, scale, seed)
+    x, mean, loadings = draw_linear_gaussian(n, latent, dim, scale, seed)
     dataset = _assemble("linear-gaussian", Arrays(x), None, test_fraction, seed)
     return LinearGaussian(dataset, torch.from_numpy(mean).float(), torch.from_numpy(loadings).float(), scale)
-
-
-def _linear_gaussian(
-    n: int, latent: int, dim: int, scale: float, seed: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    if not (0 <= latent <= dim and dim >= 1 and scale > 0):
-        raise ValueError(f"Need 0 <= latent <= dim, dim >= 1 and scale > 0, got {latent=}, {dim=}, {scale=}.")
-    random = np.random.default_rng(seed)
-    mean, loadings = random.normal(size=dim), random.normal(size=(latent, dim))
-    return mean + random.normal(size=(n, latent)) @ loadings + scale * random.normal(size=(n, dim)), mean, loadings
-
-
-def _source(
-    name: str,
-    folder: str | os.PathLike[str] | None,
-    seed: int,
-    words: bool,
-    channels: str | None,
-    like: Preparation | None,
-) -> Arrays:
-    if name in OPENML:
-        return read_mnist(name, folder)
-    if name in NAMES:
-        return _bundled(name, seed)
-    if like is None:
-        return read_path(name, words, channels)
-    return read_path(name, words, channels, like.vocabulary, like.event_shape)
-
-
-def _bundled(name: str, seed: int) -> Arrays:
-    """A data set that is bundled or synthetic, and needs no file."""
-    match name:
-        case "digits":
-            from sklearn.datasets import load_digits
-
-            digits = load_digits()
-            return Arrays(digits.images[:, None] / 16, digits.target)
-        case "swiss-roll":
-            from sklearn.datasets import make_swiss_roll
-
-            points, angle = make_swiss_roll(2000, noise=0.05, random_state=seed)
-            return Arrays(points, np.floor((angle / (1.5 * np.pi) - 1) * 5).astype(int))  # angle in 1.5 π … 4.5 π
-        case "circles":
-            from sklearn.datasets import make_circles
-
-            return Arrays(*make_circles(2000, noise=0.05, factor=0.5, random_state=seed))
-    return Arrays(_linear_gaussian(2000, 2, 10, 0.5, seed)[0])
 
 
 def _binarized(dataset: Dataset, how: str, seed: int) -> Dataset:
@@ -208,22 +262,24 @@ def _assemble(
     name: str,
     arrays: Arrays,
     value_range: tuple[float, float] | None,
-    test_fraction: float,
+    test_fraction: float | None,
     seed: int,
     lone: bool = False,
     missing: bool = False,
 ) -> Dataset:
-    x, y, x_test, y_test, vocabulary, stated, rows, files = arrays
+    x, y, x_test, y_test, vocabulary, stated, rows, files, table, classes, notes = arrays
+    names = None if table is None else table.features
     if x_test is None:
-        everything, every_label = observations(x, "x", missing), labels(y, len(x), "y")
-        need_float32("x", x)
+        everything, every_label = observations(x, "x", names, missing), labels(y, len(x), "y")
+        need_float32("x", x, names=names)
         train_rows, test_rows = _split(every_label, len(x), test_fraction, seed, lone)
         train, test = everything[train_rows], everything[test_rows]
         train_labels, test_labels = (
             (None, None) if every_label is None else (every_label[train_rows], every_label[test_rows])
         )
     else:
-        train, test = observations(x, "x_train", missing), observations(x_test, "x_test", missing)
+        train = observations(x, "x_train", missing=missing)
+        test = observations(x_test, "x_test", missing=missing)
         train_labels, test_labels = labels(y, len(x), "y_train"), labels(y_test, len(x_test), "y_test")
         if train.shape[1:] != test.shape[1:] or ceiling(x) != ceiling(x_test):
             raise ValueError(
@@ -256,12 +312,19 @@ def _assemble(
         test_rows=torch.from_numpy(test_rows).long(),
         files=files,
         missing=missing,
+        table=table,
+        classes=classes,
+        notes=notes,
     )
 
 
-def _split(labels: Tensor | None, n: int, test_fraction: float, seed: int, lone: bool) -> tuple[np.ndarray, np.ndarray]:
+def _split(
+    labels: Tensor | None, n: int, test_fraction: float | None, seed: int, lone: bool
+) -> tuple[np.ndarray, np.ndarray]:
     from sklearn.model_selection import train_test_split
 
+    if test_fraction is None:
+        return np.arange(n), np.arange(0)
     if n == 1 and lone:
         return np.arange(0), np.arange(1)
     if n < 2:

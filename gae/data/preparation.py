@@ -7,6 +7,8 @@ from typing import Any
 
 from torch import Size
 
+from gae.data.columns import TableSchema
+from gae.data.resizing import Resize
 from gae.data.text import Vocabulary
 
 BINARIZATIONS = ("none", "threshold", "dynamic")
@@ -15,7 +17,7 @@ NARROW = 0.1  # of the value range: data that span less are probably in other un
 
 @dataclass(frozen=True)
 class Preparation:
-    """Shape, range, binarisation, vocabulary and missing values of a model's training data.
+    """Everything about a model's training data that other data must share, or that must be done to them too.
 
     Attributes:
         event_shape: X, the shape of one observation.
@@ -23,6 +25,10 @@ class Preparation:
         binarization: ``"none"``, ``"threshold"`` or ``"dynamic"``; None if an old checkpoint does not record it.
         vocabulary: vocabulary of text, else None.
         missing: whether the model takes NaN as an element that was not observed.
+        table: columns and categories of a table, else None.
+        classes: names of the labels 0, 1, …, if they are names.
+        resize: common size of images of a folder, if they were resized.
+        standardize: whether the model standardises each column.
     """
 
     event_shape: Size
@@ -30,6 +36,10 @@ class Preparation:
     binarization: str | None
     vocabulary: Vocabulary | None
     missing: bool = False
+    table: TableSchema | None = None
+    classes: tuple[str, ...] | None = None
+    resize: Resize | None = None
+    standardize: bool = False
 
     @classmethod
     def of(cls, record: Mapping[str, Any]) -> "Preparation":
@@ -38,8 +48,11 @@ class Preparation:
         binarization = record.get("binarization", record.get("comparison", {}).get("binarize"))
         stored = record.get("vocabulary")
         vocabulary = None if stored is None else Vocabulary(tuple(stored["tokens"]), stored["words"])
-        shape, missing = Size(record["event_shape"]), record.get("missing", False)
-        return cls(shape, value_range, binarization, vocabulary, missing=missing)
+        table = TableSchema.of(record["table"]) if "table" in record else None
+        classes = tuple(record["classes"]) if "classes" in record else None
+        resize = Resize(tuple(record["resize"]["size"]), record["resize"]["crop"]) if "resize" in record else None
+        own = record.get("missing", False), table, classes, resize, record.get("standardize", False)
+        return cls(Size(record["event_shape"]), value_range, binarization, vocabulary, *own)
 
     def note(self) -> dict[str, Any]:
         """A JSON-serialisable record, from which ``of`` restores the preparation.
@@ -48,12 +61,19 @@ class Preparation:
         >>> Preparation.of(prepared.note()) == prepared
         True
         """
+        given = {
+            "table": None if self.table is None else asdict(self.table),
+            "classes": self.classes,
+            "resize": None if self.resize is None else asdict(self.resize),
+            "standardize": self.standardize or None,
+        }
         return {
             "event_shape": tuple(self.event_shape),
             "value_range": self.value_range,
             "binarization": self.binarization,
             "vocabulary": None if self.vocabulary is None else asdict(self.vocabulary),
             "missing": self.missing,
+            **{name: value for name, value in given.items() if value is not None},
         }
 
     def binarize(self, requested: str | None) -> str:

@@ -15,6 +15,7 @@ import numpy as np
 from gae.data.arrays import FLOAT32, Arrays, channels_first, read_arrays
 from gae.data.images import read_image_folder
 from gae.data.memory import need_room
+from gae.data.resizing import Resize
 from gae.data.text import Vocabulary, read_text
 
 OPENML = {"mnist": "mnist_784", "fashion-mnist": "Fashion-MNIST"}
@@ -112,6 +113,7 @@ def read_path(
     channels: str | None = None,
     vocabulary: Vocabulary | None = None,
     event_shape: Sequence[int] | None = None,
+    resize: Resize | None = None,
 ) -> Arrays:
     """Reads an array file, a text file or an image folder; see ``read_arrays``, ``read_text``, ``read_image_folder``.
 
@@ -121,17 +123,18 @@ def read_path(
         channels: layout of arrays, as for ``channels_first``.
         vocabulary: vocabulary of an existing model, for text.
         event_shape: shape of one observation of an existing model.
+        resize: brings images of a folder to one size.
 
     Raises:
         FileNotFoundError: if the path does not exist.
         ValueError: if the path cannot be read, or is neither a path nor a known name.
     """
-    paths = "a path to an .npy file, an .npz file, a .txt file or a folder of images"
+    paths = "a path to an .npy file, an .npz file, a .csv, .tsv or .parquet table, a .txt file or a folder of images"
     if not name.strip():
         raise ValueError(f"The name of the data set is empty. Choose one of {', '.join(NAMES)}, or {paths}.")
     path = Path(name).expanduser()
     if path.is_dir():
-        return read_image_folder(path)
+        return read_image_folder(path, resize, event_shape)
     suffix = path.suffix.lower()
     if suffix in (".npy", ".npz", ".txt"):
         if not path.is_file():

@@ -1,10 +1,13 @@
 """Conversion of stored arrays to tensors, with checks of dtypes, shapes and float32 precision."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch import Tensor
 
 from gae.data.checks import refuse
+from gae.data.columns import listed
 
 CEILINGS = {"bool": 1, "uint8": 255, "uint16": 65535}  # the stored value that represents 1, by dtype
 EXACT = 2**24  # float32 represents all integers up to this
@@ -18,10 +21,14 @@ def ceiling(array: np.ndarray) -> int | None:
     return CEILINGS.get(array.dtype.name)
 
 
-def observations(array: np.ndarray, what: str, missing: bool = False) -> Tensor:
+def observations(array: np.ndarray, what: str, names: Sequence[str] | None = None, missing: bool = False) -> Tensor:
     """Converts an array (N, *X) of real numbers to float32; uint8 and uint16 are divided by 255 and 65535.
 
-    With ``missing``, NaN marks elements that were not observed, and is kept.
+    Args:
+        array: the numbers.
+        what: name of the data in messages.
+        names: names of the columns of a table (N, D).
+        missing: whether NaN marks elements that were not observed, and is kept.
 
     Raises:
         TypeError: for an array that does not hold real numbers.
@@ -41,18 +48,20 @@ def observations(array: np.ndarray, what: str, missing: bool = False) -> Tensor:
         x = torch.from_numpy(array.astype(np.float32, order="C"))
     bad = ~torch.isfinite(x)
     if bool(bad.any()):
-        _refuse_values(x, bad, what, missing)
+        _refuse_values(x, bad, what, missing, names)
     return x.div_(highest)
 
 
-def _refuse_values(x: Tensor, bad: Tensor, what: str, missing: bool) -> None:
+def _refuse_values(x: Tensor, bad: Tensor, what: str, missing: bool, names: Sequence[str] | None) -> None:
     """Raises ValueError for values that are not finite, other than NaN if that marks missing values."""
     unknown, remedy = x.isnan(), "Remove or impute such values first."
     if missing:
         bad = bad & ~unknown
     elif bool(unknown.any()):
         remedy += ' If NaN means not observed, train with `load(..., missing="mask")` (`gae fit --missing mask`).'
-    refuse(x, bad, f"{what} must be finite in float32", remedy)
+    if bool(bad.any()):
+        where = "" if names is None else f"Columns: {listed([names[i] for i in bad.any(0).nonzero()[:, 0]])}. "
+        refuse(x, bad, f"{what} must be finite in float32", f"{where}{remedy}")
 
 
 def labels(array: np.ndarray | None, n: int, what: str) -> Tensor | None:
@@ -79,7 +88,7 @@ def labels(array: np.ndarray | None, n: int, what: str) -> Tensor | None:
     return torch.from_numpy(array.astype(np.int64))
 
 
-def need_float32(what: str, *parts: np.ndarray) -> None:
+def need_float32(what: str, *parts: np.ndarray, names: Sequence[str] | None = None) -> None:
     """Raises ValueError for features (elements of X) that lose precision in float32.
 
     For floats, the rounding error must be below a thousandth of the feature's standard deviation, and the median error
@@ -89,6 +98,7 @@ def need_float32(what: str, *parts: np.ndarray) -> None:
     Args:
         what: name of the data in messages.
         parts: arrays (N, *X), finite or NaN.
+        names: names of the columns of a table (N, D).
 
     Raises:
         ValueError: names the first such feature, and the remedy.
@@ -104,8 +114,9 @@ def need_float32(what: str, *parts: np.ndarray) -> None:
         if spoiled is not None:
             column, reason = spoiled
             place = ", ".join(str(i) for i in np.unravel_index(start + column, parts[0].shape[1:]))
+            feature = f"{what}[:, {place}]" if names is None else repr(names[start + column])
             raise ValueError(
-                f"float32, in which models compute, cannot hold feature {what}[:, {place}]: {reason}. Subtract each "
+                f"float32, in which models compute, cannot hold feature {feature}: {reason}. Subtract each "
                 "feature's mean, and divide by its standard deviation where that is tiny, in float64 before saving: "
                 f"`{what} = ({what} - {what}.mean(0)) / {what}.std(0)`. Leave out identifiers."
             )

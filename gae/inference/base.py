@@ -260,15 +260,27 @@ def need_mask(likelihood: Likelihood, x: Num[Tensor, "B *X"], encoded: Float[Ten
         )
 
 
+def _in_data_units(code: Code, likelihood: Likelihood) -> Code:
+    """A code that was inferred in standard units, with its log densities and reconstruction in data units."""
+    volume, solve = likelihood.log_volume, code.solve
+    if solve is not None:
+        trace, path = (None if record is None else record - volume for record in (solve.trace, solve.path))
+        reconstruction = None if solve.reconstruction is None else likelihood.in_data_units(solve.reconstruction)
+        solve = replace(solve, trace=trace, path=path, reconstruction=reconstruction)
+    return replace(code, solve=solve, log_joint=None if code.log_joint is None else code.log_joint - volume)
+
+
 def _checked(infer: Callable[..., Code]) -> Callable[..., Code]:
-    """``infer`` with its arguments checked. x may lie outside the support, since it may be corrupted."""
+    """``infer`` with its arguments checked, in the model's units. x may lie outside the support, if it is corrupted."""
 
     @wraps(infer)
     def guarded(self: Inference, likelihood: Likelihood, x: Tensor, k: Tensor | None = None) -> Code:
         with door(likelihood, x, support=False) as outermost:
             if k is not None:
                 check_components(likelihood, k, len(x), outermost)
-            code = infer(self, likelihood, x, k)
+            model, values = likelihood.in_standard_units(x)
+            code = infer(self, model, values, k)
+            code = code if model is likelihood else _in_data_units(code, likelihood)
         if code.q is None:
             return code
         if is_point(code.q):

@@ -40,6 +40,12 @@ from gae.likelihood.relational.lle import LLE
 from gae.likelihood.relational.tsne import TSNE, Relational
 from gae.likelihood.sequence import CategoricalSequence, SequenceDistribution, StepwiseDecoder
 from gae.likelihood.spherical import VonMisesFisher, VonMisesFisherDistribution
+from gae.likelihood.standard import (
+    AffineDistribution,
+    DecoderStandardUnits,
+    MixtureStandardUnits,
+    StandardUnits,
+)
 from gae.likelihood.weights import Activation, WeightDecoder, WeightLikelihood
 
 HEADS: dict[str, type[Head]] = {  # heads with one output per element of x, by command-line name
@@ -56,6 +62,7 @@ __all__ = [
     "TSNE",
     "AcceptsMissing",
     "Activation",
+    "AffineDistribution",
     "Bernoulli",
     "BlendedCharts",
     "Blur",
@@ -69,6 +76,7 @@ __all__ = [
     "Crop",
     "DataDependentInit",
     "DecoderLikelihood",
+    "DecoderStandardUnits",
     "Downsample",
     "ExactMode",
     "ExactPosterior",
@@ -88,6 +96,7 @@ __all__ = [
     "LocationScaleHead",
     "Mask",
     "Measured",
+    "MixtureStandardUnits",
     "Moments",
     "MonotoneCodes",
     "Multinomial",
@@ -104,6 +113,7 @@ __all__ = [
     "Relational",
     "SequenceDistribution",
     "StandardNormal",
+    "StandardUnits",
     "StepwiseDecoder",
     "VonMisesFisher",
     "VonMisesFisherDistribution",

@@ -89,6 +89,19 @@ class Likelihood(Part, nn.Module, ABC):
 
     bind_is_surrogate: bool = False  # whether ``bind(x)`` is less exact than ``log_joint``; scores use the latter
 
+    @property
+    def log_volume(self) -> Float[Tensor, ""] | float:
+        """Logarithm of the volume of one unit of x in data units: 0, except for ``StandardUnits``."""
+        return 0.0
+
+    def in_standard_units(self, x: Float[Tensor, "B *X"]) -> "tuple[Likelihood, Float[Tensor, 'B *X']]":
+        """The model and the observations on which engines act: itself and x, except for ``StandardUnits``."""
+        return self, x
+
+    def in_data_units(self, x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+        """The inverse of ``in_standard_units`` for observations."""
+        return x
+
     def initial(self, n: int) -> Float[Tensor, "n *Z"]:
         """n initial codes, drawn from the prior with torch's global generator."""
         return self.prior.sample(Size((n,)))

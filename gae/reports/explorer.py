@@ -79,6 +79,7 @@ def explore(
     value_range: Sequence[float] = (0.0, 1.0),
     size: int = 25,
     title: str = "",
+    columns: Sequence[str] | None = None,
 ) -> Plane:
     """Writes an HTML page that needs no server: decoder means on a grid of codes, with the codes of x.
 
@@ -90,6 +91,8 @@ def explore(
         value_range: range of the grey values or colours.
         size: number of decoded points along each side.
         title: title of the page.
+        columns: names of the features of a table, each of which is shown as a bar, from its least to its greatest value
+            in x.
 
     Raises:
         ValueError: for a mixture, whose components share no axes; for codes of one element or fewer than 3 samples.
@@ -103,7 +106,8 @@ def explore(
     plane = plane_of(encode(autoencoder, x, EvaluationBudget()).z.flatten(1))
     codes = plane.grid(size).flatten(0, 1)
     decoded = [likelihood.point(likelihood(part.unflatten(1, likelihood.latent_shape))) for part in codes.split(256)]
-    _write(path, plane, torch.cat(decoded).cpu().numpy(), x.cpu().numpy(), labels, value_range, size, title)
+    ranges: Any = value_range if columns is None else (x.amin(0).cpu().numpy(), x.amax(0).cpu().numpy())
+    _write(path, plane, torch.cat(decoded).cpu().numpy(), x.cpu().numpy(), labels, ranges, size, title, columns)
     return plane
 
 
@@ -113,9 +117,10 @@ def _write(
     decoded: np.ndarray,
     x: np.ndarray,
     labels: Tensor | None,
-    value_range: Sequence[float],
+    value_range: Sequence[Any],
     size: int,
     title: str,
+    columns: Sequence[str] | None,
 ) -> None:
     low, high = plane.corners
     across = int(np.ceil(np.sqrt(len(x))))
@@ -139,10 +144,11 @@ def _write(
         size=size,
         explained=plane.explained,
         width=plane.axes.shape[1],
+        columns=columns,
     )
 
 
-def _sprite(images: np.ndarray, across: int, value_range: Sequence[float]) -> str:
+def _sprite(images: np.ndarray, across: int, value_range: Sequence[Any]) -> str:
     """Sprite sheet of all images, row by row, as a PNG in base64."""
     from PIL import Image
 
@@ -153,7 +159,7 @@ def _sprite(images: np.ndarray, across: int, value_range: Sequence[float]) -> st
     return embed(stream.getvalue())
 
 
-def _pixels(x: np.ndarray, low: float, high: float) -> np.ndarray:
+def _pixels(x: np.ndarray, low: float | np.ndarray, high: float | np.ndarray) -> np.ndarray:
     """Image (H, W) or (H, W, 3) of bytes; any other observation is drawn as vertical bars."""
     image = as_image(x, low, high)
     if image.shape != x.shape:

@@ -304,8 +304,10 @@ def under(pictures: Pictures, kind: str) -> Pictures:
 
 
 def _range(results: dict[str, Any]) -> str:
+    """The range of values and, for a table, the columns that its bars stand for."""
     low, high = results["data"]["value_range"]
-    return f"[{low:g}, {high:g}]"
+    columns = results["data"].get("columns")
+    return f"[{low:g}, {high:g}]" + (f"; the bars are, from the left, {', '.join(columns)}" if columns else "")
 
 
 def sheet(images: np.ndarray, value_range: Sequence[float], path: Path, across: int = 8) -> None:
@@ -338,9 +340,9 @@ def _tile(x: np.ndarray, low: float, high: float) -> np.ndarray:
     return channels_last(image[:, index[0]][:, :, index[1]])
 
 
-def as_image(x: np.ndarray, low: float, high: float) -> np.ndarray:
+def as_image(x: np.ndarray, low: float | np.ndarray, high: float | np.ndarray) -> np.ndarray:
     """Observation as an image (C, H, W) in [0, 1]; one that is not an image becomes a row of pixels."""
-    scaled = np.clip((x - low) / max(high - low, 1e-12), 0, 1)
+    scaled = np.clip((x - low) / np.maximum(np.subtract(high, low), 1e-12), 0, 1)
     return scaled if scaled.ndim == 3 and scaled.shape[0] in (1, 3) else scaled.reshape(1, 1, -1)
 
 

@@ -19,10 +19,10 @@ from gae.analysis.inference_gap import lower_bound, one_row
 from gae.analysis.matrix import DIAGONAL, FULL, bound_matrix, code_use
 from gae.analysis.metrics import Entry, evaluate, held_out, point_metrics
 from gae.autoencoder import Autoencoder
-from gae.data import Dataset
+from gae.data import Dataset, load
 from gae.data.files import whole, write_text
 from gae.inference import Amortized, Inference
-from gae.likelihood import FlatDistribution, Likelihood
+from gae.likelihood import FlatDistribution, Likelihood, StandardUnits
 from gae.reports.comparison import leading, write
 from gae.studies.curves import held_out_bound, marks
 from gae.studies.engines import (
@@ -45,7 +45,7 @@ POSTERIORS = {DIAGONAL: "diagonal", FULL: "full"}
 
 
 def compare(
-    data: Dataset,
+    data: Any,
     out: str | os.PathLike[str],
     *,
     engines: Sequence[str] = tuple(ENGINES),
@@ -70,7 +70,7 @@ def compare(
     restored. Everything runs on one thread of the processor.
 
     Args:
-        data: a data set; see ``gae.data.load`` for labels and a predefined test split.
+        data: a data set, or a source of ``gae.data.load``, which see for labels and a predefined test split.
         out: a new folder, or with ``resume`` the folder of an interrupted comparison of the same configuration.
         engines: names from ``gae.studies.engines.ENGINES``, each of which trains a decoder.
         epochs: epochs of every training; by default chosen by the size of the data and the cost of the engine.
@@ -87,6 +87,7 @@ def compare(
         ValueError, TypeError: unknown names, sizes or data that do not fit, or on resume another configuration.
         FileExistsError: ``out`` exists and ``resume`` is False.
     """
+    data = data if isinstance(data, Dataset) else load(data)
     configuration = configure(data, engines, epochs, latent, hidden, head, seed, quick, seeds)
     decoder, _ = initial(configuration, data.event_shape)
     decoder.check(data.epoch(0, seed))
@@ -135,7 +136,7 @@ class Comparison(ResumableJob):
         self.say(f"fit {name}")
         start = time.perf_counter()
         torch.manual_seed(self.configuration.seed)
-        model = BASELINES[name](self.data.event_shape, self.configuration)
+        model = BASELINES[name](self.data, self.configuration)
         fit(model, self.data, epochs=self.configuration.baseline_epochs, seed=self.configuration.seed, progress=False)
         calibrate_noise(model, self.data.train, self.configuration.effort)
         self.seconds[f"fit {name}"] = time.perf_counter() - start
@@ -154,6 +155,8 @@ class Comparison(ResumableJob):
     def without_code(self) -> Entry:
         """log p(x) of the head alone: the decoder's outputs are the same for every code, and fitted to the data."""
         likelihood, _ = initial(self.configuration, self.data.event_shape)
+        if isinstance(likelihood, StandardUnits):
+            likelihood.set_units(self.data.train)
         return {"values": without_code(likelihood, self.data.train, self.matrix_samples).tolist()}
 
     @property
@@ -287,7 +290,8 @@ class Training:
     def use(self, side: Side) -> Entry:
         """Use of the code by the encoder that was fitted to the frozen decoder, over the test set."""
         with torch.no_grad():
-            return code_use(side.encoders[DIAGONAL].density(self.data.test), side.model.likelihood.prior)
+            x = side.model.likelihood.in_standard_units(self.data.test)[1]
+            return code_use(side.encoders[DIAGONAL].density(x), side.model.likelihood.prior)
 
     def matrix(self, side: Side) -> Entry:
         """Bounds of families × engines, in double precision."""
@@ -296,7 +300,8 @@ class Training:
         encoders = {family: copy.deepcopy(each).double() for family, each in side.encoders.items()}
         x, held = self.job.matrix_samples.double(), self.data.train[: budget.tuning_samples].double()
         with torch.no_grad():
-            densities, tuning = ({f: one.density(rows) for f, one in encoders.items()} for rows in (x, held))
+            seen = [decoder.in_standard_units(rows)[1] for rows in (x, held)]
+            densities, tuning = ({f: one.density(rows) for f, one in encoders.items()} for rows in seen)
         return bound_matrix(decoder, x, densities, (held, tuning), budget)
 
     def cotrained(self, name: str, side: Side) -> Entry | None:

@@ -16,7 +16,7 @@ from gae.analysis.metrics import EvaluationBudget, encode
 from gae.autoencoder import Autoencoder
 from gae.data import Dataset
 from gae.inference import Adam, Adjoint, Amortized, Ascent, Detach, Inference, MeanField, Unroll, Zeros
-from gae.likelihood import Likelihood, LinearMixture
+from gae.likelihood import Likelihood, LinearMixture, StandardUnits
 from gae.objective import Objective, elbo, joint
 from gae.storage import recorded
 from gae.systems import HEADS, build
@@ -55,6 +55,7 @@ class Configuration:
     seed: int
     quick: bool
     seeds: int = 1
+    standardize: bool | None = None
     training_epochs: dict[str, int] = field(default_factory=dict)
     encoder_epochs: int = 1
     batch_size: int = 64
@@ -147,11 +148,11 @@ ENGINES: dict[str, Engine] = {
     ),
 }
 
-BASELINES: dict[str, Callable[[Size, Configuration], Autoencoder]] = {
-    "pca": lambda shape, c: build("pca", shape, latent=c.latent),
-    "ppca": lambda shape, c: build("ppca", shape, latent=c.latent),
-    "kmeans": lambda shape, c: build("kmeans", shape, components=c.latent),
-    "llgae": lambda shape, c: build("llgae", shape, latent=c.latent, components=c.components),
+BASELINES: dict[str, Callable[[Dataset, Configuration], Autoencoder]] = {
+    "pca": lambda data, c: build("pca", data, latent=c.latent),
+    "ppca": lambda data, c: build("ppca", data, latent=c.latent),
+    "kmeans": lambda data, c: build("kmeans", data, components=c.latent),
+    "llgae": lambda data, c: build("llgae", data, latent=c.latent, components=c.components),
 }
 
 
@@ -196,6 +197,7 @@ def configure(
     chosen = Configuration(
         *(data.name, data.hash, data.binarization, tuple(engines), epochs, latent, tuple(hidden), head, seed, quick),
         seeds=seeds,
+        standardize=data.standardize or None,
         training_epochs={name: max(1, round(share[name] * longest)) for name in engines},
         encoder_epochs=max(1, round(longest * (1.0 if epochs else 0.5))),
     )
@@ -210,7 +212,8 @@ def initial(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(configuration.seed)
         network = nets.mlp(latent, configuration.hidden[::-1], shape)
-        decoder = decoder_of(network, latent, shape, configuration.head)
+        decoder: Likelihood = decoder_of(network, latent, shape, configuration.head)
+        decoder = StandardUnits.of(decoder) if configuration.standardize else decoder
         return decoder, initial_encoder(configuration, shape, posterior)
 
 
@@ -229,9 +232,10 @@ def calibrate_noise(model: Autoencoder, x: Num[Tensor, "N *X"], effort: Evaluati
 
     This makes its log densities comparable and leaves its codes unchanged. A model without a residual keeps its scale.
     """
-    likelihood = model.likelihood
+    likelihood, values = model.likelihood.in_standard_units(x)
     if isinstance(likelihood, LinearMixture) and not likelihood.learn_scale:
-        square = float((encode(model, x, effort).mean - x).square().mean())
+        restored = model.likelihood.in_standard_units(encode(model, x, effort).mean)[1]
+        square = float((restored - values).square().mean())
         if square > 1e-12:
             likelihood.log_scale.fill_(0.5 * math.log(square))
 

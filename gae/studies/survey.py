@@ -28,7 +28,7 @@ from gae.analysis.metrics import (
     proportion,
 )
 from gae.autoencoder import Autoencoder
-from gae.data import Dataset
+from gae.data import Dataset, load
 from gae.data.files import whole, write_text
 from gae.data.text import PADDING
 from gae.likelihood import FlatDistribution, NoiseScale
@@ -65,11 +65,12 @@ class Plan:
     batch_size: int = 64
     learning_rate: float = 3e-3
     clip: float = 50.0
+    standardize: bool | None = None
     effort: EvaluationBudget = field(default_factory=EvaluationBudget)
 
 
 def survey(
-    data: Dataset,
+    data: Any,
     out: str | os.PathLike[str],
     *,
     systems: Sequence[str] | None = None,
@@ -87,7 +88,7 @@ def survey(
     the state for resuming. Everything runs on one thread of the processor; torch's global generator is restored.
 
     Args:
-        data: a data set; see ``gae.data.load`` for labels and a predefined test split.
+        data: a data set, or a source of ``gae.data.load``, which see for labels and a predefined test split.
         out: a new folder, or with ``resume`` the folder of an interrupted survey of the same plan.
         systems: names from ``gae.systems.SYSTEMS`` whose observation is a sample, or a whole data set (they embed the
             test set); for text, a sequence. All of them by default.
@@ -102,6 +103,7 @@ def survey(
         FileExistsError: ``out`` exists and ``resume`` is False.
         RuntimeError: every system failed; ``results.json`` and the page give the reasons.
     """
+    data = data if isinstance(data, Dataset) else load(data)
     plan = _plan(data, systems, epochs, seed, quick)
     with one_thread(), torch.random.fork_rng(devices=[]):
         run = Survey(Path(out), plan, data, resume, progress)
@@ -295,4 +297,5 @@ def _plan(data: Dataset, systems: Sequence[str] | None, epochs: int | None, seed
     if epochs is None:
         epochs = max(1, math.ceil((10_000 if quick else 70_000) / len(data.train)))
     effort = EvaluationBudget(evidence_samples=100) if quick else EvaluationBudget()
-    return Plan(data.name, data.hash, tuple(chosen), epochs, seed, quick, effort=effort)
+    standardize = data.standardize or None
+    return Plan(data.name, data.hash, tuple(chosen), epochs, seed, quick, standardize=standardize, effort=effort)

@@ -10,6 +10,7 @@ from torch import Size
 from gae import nets
 from gae.autoencoder import Autoencoder
 from gae.data import Dataset
+from gae.likelihood import StandardUnits
 from gae.storage import recorded
 from gae.systems.parts import Shape
 
@@ -49,7 +50,11 @@ def constructor(
             _need_option(function.__name__, reads, data)
             bound.arguments = {**facts(reads, data), **bound.arguments}
         _check_sizes(options, bound.arguments)
-        model = function(*bound.args, **bound.kwargs)
+        if isinstance(data, Dataset) and data.standardize:
+            given = {option.name: bound.arguments[option.name] for option in options if option.name in bound.arguments}
+            model = _in_units_of(data, function.__name__, given)
+        else:
+            model = function(*bound.args, **bound.kwargs)
         if isinstance(data, Dataset) and model.likelihood.event_shape == data.event_shape:
             _check_test(model, data)
         return model
@@ -88,6 +93,36 @@ def _need_option(system: str, reads: Mapping[str, str], data: Dataset) -> None:
             f"{system} needs complete observations, but {data.name} was loaded with missing='mask'. Use a system with "
             "an option `missing`, such as ppca, gmm, vae or laplace_gae, or remove or impute missing values."
         )
+
+
+@recorded
+def standardized(system: str, event_shape: Shape, options: dict[str, Any]) -> Autoencoder:
+    """A named system with its likelihood in standard units.
+
+    Raises:
+        ValueError: for a system of other observations, or with a loss that compares x with samples.
+
+    >>> type(standardized("ppca", (5,), {"latent": 2}).likelihood).__name__
+    'MixtureStandardUnits'
+    """
+    import gae.systems
+
+    model: Autoencoder = getattr(gae.systems, system)(event_shape, **options)
+    if model.likelihood.event_shape != event_shape or type(model).forward is not Autoencoder.forward:
+        raise ValueError(
+            f"{system} cannot model data in standard units (standardize=True). Choose a system of single samples with "
+            "a likelihood, such as ppca or vae, or standardise the data before loading them."
+        )
+    model.likelihood = StandardUnits.of(model.likelihood)
+    return model
+
+
+def _in_units_of(data: Dataset, system: str, options: dict[str, Any]) -> Any:
+    """A named system in the standard units of the training data."""
+    model = standardized(system, data.event_shape, options)
+    assert isinstance(model.likelihood, StandardUnits)
+    model.likelihood.set_units(data.train)
+    return model
 
 
 def _check_sizes(options: Sequence[inspect.Parameter], given: Mapping[str, Any]) -> None:

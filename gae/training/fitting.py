@@ -11,11 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from gae.autoencoder import Autoencoder
-from gae.data import Dataset
+from gae.data import Dataset, training_data
 from gae.data.files import check_folder
+from gae.data.preparation import Preparation
 from gae.evidence.usage import code_usage
 from gae.inference import Code, Encoding, LearnsData
-from gae.likelihood import AcceptsMissing, DataDependentInit, Likelihood, PartiallyObserved
+from gae.likelihood import AcceptsMissing, DataDependentInit, Likelihood, PartiallyObserved, StandardUnits
 from gae.nets import first_tensor
 from gae.storage import checkpoint
 from gae.storage.models import fitted
@@ -38,13 +39,13 @@ CLOSED_EPOCHS = 100  # default limit of closed-form learning, which stops earlie
 
 def fit(
     autoencoder: Autoencoder,
-    data: Dataset | Tensor,
+    data: Any,
     *,
     epochs: int | None = None,
     batch_size: int | None = None,
     optimizer: MakeOptimizer | None = None,
     clip: float | None = None,
-    validation: Tensor | float | None = None,
+    validation: Any = None,
     patience: int | None = None,
     tol: float | None = None,
     seed: int = 0,
@@ -66,7 +67,8 @@ def fit(
     Args:
         autoencoder: the model, trained on its current device, or on the device of ``fabric``. Layers in evaluation mode
             inside a module in training mode stay in evaluation mode.
-        data: a data set, whose training split is used, or observations (N, *X).
+        data: a data set, whose training split is used, a tensor (N, *X), or anything else that ``gae.data.load`` reads
+            (arrays, frames, torch data sets, paths), all rows of which are used.
         epochs: total number of epochs, including those before a resume. By default, enough for about 1000 optimiser
             steps, and at least 30; in closed form at most 100.
         batch_size: default 128. The last, smaller batch is used too; a single last sample joins the previous batch. For
@@ -75,7 +77,7 @@ def fit(
             ``optimizer`` if it has one; closed-form M-steps if the likelihood has them, the engine has no trainable
             parameters and the aggregate is the mean; otherwise Adam(1e-3).
         clip: maximum norm of the gradient.
-        validation: observations (M, *X), or the fraction of the training data to hold out.
+        validation: observations (M, *X), like ``data``, or the fraction of the training data to hold out.
         patience: number of epochs without a lower validation loss after which training stops and restores the best
             parameters.
         tol: closed-form learning stops when no parameter changes by more than ``tol`` (default 1e-4): means and
@@ -119,7 +121,11 @@ def fit(
         patience=patience,
         checkpoint_every=checkpoint_every,
     )
-    samples = Samples(data, validation, seed)
+    missing = isinstance(autoencoder.likelihood, AcceptsMissing)
+    data = training_data(data, autoencoder.preparation, missing)
+    prepared = data.preparation if isinstance(data, Dataset) else autoencoder.preparation
+    _check_units(autoencoder, data)
+    samples = Samples(data, _validation(validation, prepared, missing), seed)
     _check(autoencoder, samples)
     if patience is not None and samples.validation is None:
         raise ValueError("patience needs validation data: give validation=0.1 or a tensor of observations.")
@@ -202,6 +208,25 @@ def _check_options(
         raise ValueError(f"seed must lie in [0, 2**32), got {seed}.")
 
 
+def _check_units(autoencoder: Autoencoder, data: Dataset | Tensor) -> None:
+    """Raises ValueError for data to be standardised, and a model that would not do so."""
+    wanted = isinstance(data, Dataset) and data.standardize
+    if wanted and not isinstance(autoencoder.likelihood, StandardUnits):
+        raise ValueError(
+            "The data are to be standardised (standardize=True), but the model takes them as given. Build it from the "
+            "data, such as `gae.ppca(data)`, or put its likelihood in standard units: "
+            "`gae.likelihood.StandardUnits.of(likelihood)`."
+        )
+
+
+def _validation(validation: Any, prepared: Preparation | None, missing: bool) -> Tensor | float | None:
+    """Observations to validate on, or the fraction of the training data."""
+    if validation is None or isinstance(validation, (int, float, Tensor)):
+        return validation
+    entire = training_data(validation, prepared, missing)
+    return entire if isinstance(entire, Tensor) else entire.train
+
+
 def _check(autoencoder: Autoencoder, samples: Samples) -> None:
     x = samples.epoch(0)
     autoencoder.likelihood.check(x)
@@ -252,9 +277,10 @@ def _prepare(autoencoder: Autoencoder, samples: Samples, device: torch.device, s
     x = samples.epoch(0)
     if isinstance(autoencoder.likelihood, DataDependentInit):
         autoencoder.likelihood.initialize(x.to(device), seed)
+    likelihood, values = autoencoder.likelihood.in_standard_units(x.to(device))
     for part in _own_parts(autoencoder):
         if isinstance(part, LearnsData):
-            part.initialize(autoencoder.likelihood, x.to(device), seed)
+            part.initialize(likelihood, values, seed)
     encodings: list[Encoding] = []
     hook = autoencoder.inference.register_forward_hook(lambda module, given, encoding: encodings.append(encoding))
     try:

@@ -11,9 +11,9 @@ from torch import Size, Tensor, nn
 from torch.distributions import Distribution
 
 from gae.autoencoder import Autoencoder
-from gae.data import Dataset
-from gae.inference import Amortized, LearnsData
-from gae.likelihood import Categorical, Flat, Gaussian, Head, Likelihood, LocationScaleHead
+from gae.data import Dataset, training_data
+from gae.inference import Amortized, Inference, LearnsData
+from gae.likelihood import Categorical, Flat, Gaussian, Head, Likelihood, LocationScaleHead, StandardUnits
 from gae.nets import as_size, first_tensor
 from gae.objective import joint
 from gae.training import History, fit
@@ -21,7 +21,7 @@ from gae.training import History, fit
 
 def pretrain(
     autoencoder: Autoencoder,
-    data: Dataset | Tensor,
+    data: Any,
     *,
     epochs: int = 10,
     corruption: nn.Module | None = None,
@@ -37,7 +37,7 @@ def pretrain(
     Args:
         autoencoder: a model whose deterministic encoder and decoder are ``nn.Sequential``s with the same number of
             layers, such as ``systems.build("stacked-ae", ...)``.
-        data: a data set, whose training split at epoch 0 is used, or observations (N, *X).
+        data: a data set, whose training split at epoch 0 is used, or observations as for ``fit``.
         epochs: number of epochs per layer.
         corruption: corruption of each layer's input, as in a stacked denoising autoencoder (Vincent et al. 2010).
         seed: seed of each layer's ``fit``.
@@ -57,9 +57,11 @@ def pretrain(
     """
     for name in {"out", "resume"} & options.keys():
         raise ValueError(f"{name} is for a single run, but each layer is one run. Give it when fine-tuning only.")
-    encoder, decoder, head = _layers(autoencoder)
+    data = training_data(data)
     codes = data.epoch(0, seed) if isinstance(data, Dataset) else data
     autoencoder.likelihood.check(codes)
+    likelihood, codes = autoencoder.likelihood.in_standard_units(codes)
+    encoder, decoder, head = _layers(autoencoder.inference, likelihood)
     device = first_tensor(autoencoder).device
     histories = []
     for i, (down, up) in enumerate(zip(encoder, reversed(decoder), strict=True)):
@@ -133,6 +135,10 @@ def classifier(autoencoder: Autoencoder, classes: int, corruption: nn.Module | N
             "Use a system with a deterministic encoder, such as ae, dae or stacked-ae."
         )
     likelihood = autoencoder.likelihood
+    if isinstance(likelihood, StandardUnits):
+        raise TypeError(
+            "A classifier is given data as they are, but the encoder takes standard units. Standardise them."
+        )
     like = first_tensor(autoencoder)
     top = nn.Sequential(nn.Flatten(), nn.Linear(likelihood.latent_shape.numel(), classes)).to(like)
     head = LabelHead(top, likelihood.latent_shape, likelihood.event_shape.numel())
@@ -175,9 +181,10 @@ class _PixelEncoder(nn.Sequential):
                 part.initialize(likelihood, pixels(x), seed)
 
 
-def _layers(autoencoder: Autoencoder) -> tuple[nn.Sequential, nn.Sequential, Callable[..., Likelihood]]:
+def _layers(
+    engine: Inference, likelihood: Likelihood
+) -> tuple[nn.Sequential, nn.Sequential, Callable[..., Likelihood]]:
     """Encoder and decoder as layers, and the constructor of the head."""
-    engine, likelihood = autoencoder.inference, autoencoder.likelihood
     encoder = engine.guide if isinstance(engine, Amortized) else None
     decoder = likelihood.decoder if isinstance(likelihood, Head) else None
     if isinstance(encoder, nn.Sequential) and isinstance(decoder, nn.Sequential) and len(encoder) == len(decoder):

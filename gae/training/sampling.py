@@ -15,11 +15,6 @@ class Samples:
     """Training observations of each epoch and fixed validation observations, on the device of the data."""
 
     def __init__(self, data: Dataset | Tensor, validation: Tensor | float | None, seed: int):
-        if not isinstance(data, (Dataset, Tensor)):
-            raise TypeError(
-                f"data must be a gae Dataset or a tensor (N, *X), got {type(data).__name__}. Use `gae.data.load(...)`, "
-                "or `torch.from_numpy(...)`."
-            )
         self.data, self.seed = data, seed
         self.rows: Tensor | None = None
         self.cached: tuple[int, Tensor] | None = None

@@ -353,9 +353,9 @@ REFUSED: list[tuple[Any, dict[str, Any], type[Exception], str]] = [
     (lambda x: x[:0], {}, ValueError, "x is empty"),
     (lambda x: x[:1], {}, ValueError, "at least 2 training samples, got 1"),
     (lambda x: x[:2], {"validation": 0.5}, ValueError, "would hold out 1 of 2 training samples"),
-    (lambda x: x.numpy(), {}, TypeError, "data must be a gae Dataset or a tensor.*ndarray"),
+    (lambda x: x.tolist(), {}, TypeError, "Data must be an array, a tensor.*got list"),
     (lambda x: x[:, :4], {}, ValueError, r"must have shape \(B, 5\), got \(50, 4\)"),
-    (lambda x: x.long(), {}, TypeError, "must be floating point"),
+    (lambda x: x.to(torch.complex64), {}, TypeError, "x must hold real numbers, got complex64"),
     (lambda x: bad(x, (49, 3), math.nan), {}, ValueError, r"nan at index \(49, 3\)"),
     (lambda x: bad(x, (2, 0), math.inf), {}, ValueError, r"inf at index \(2, 0\)"),
     (
