@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from gae.autoencoder import Autoencoder
 from gae.data import Dataset, training_data
 from gae.data.files import check_folder
-from gae.data.preparation import Preparation
 from gae.evidence.usage import code_usage
 from gae.inference import Code, Encoding, LearnsData
 from gae.likelihood import AcceptsMissing, DataDependentInit, Likelihood, PartiallyObserved, StandardUnits
@@ -121,12 +120,8 @@ def fit(
         patience=patience,
         checkpoint_every=checkpoint_every,
     )
-    missing = isinstance(autoencoder.likelihood, AcceptsMissing)
-    data = training_data(data, autoencoder.preparation, missing)
-    prepared = data.preparation if isinstance(data, Dataset) else autoencoder.preparation
-    _check_units(autoencoder, data)
-    samples = Samples(data, _validation(validation, prepared, missing), seed)
-    _check(autoencoder, samples)
+    data = training_data(data, autoencoder.preparation, isinstance(autoencoder.likelihood, AcceptsMissing))
+    samples = _samples(autoencoder, data, validation, seed)
     if patience is not None and samples.validation is None:
         raise ValueError("patience needs validation data: give validation=0.1 or a tensor of observations.")
     log = _open(out, resume, tensorboard, checkpoint_every=checkpoint_every, checkpoint_interval=checkpoint_interval)
@@ -219,12 +214,16 @@ def _check_units(autoencoder: Autoencoder, data: Dataset | Tensor) -> None:
         )
 
 
-def _validation(validation: Any, prepared: Preparation | None, missing: bool) -> Tensor | float | None:
-    """Observations to validate on, or the fraction of the training data."""
-    if validation is None or isinstance(validation, (int, float, Tensor)):
-        return validation
-    entire = training_data(validation, prepared, missing)
-    return entire if isinstance(entire, Tensor) else entire.train
+def _samples(autoencoder: Autoencoder, data: Dataset | Tensor, validation: Any, seed: int) -> Samples:
+    """Training and validation observations, checked against the model."""
+    _check_units(autoencoder, data)
+    if validation is not None and not isinstance(validation, (int, float, Tensor)):
+        prepared = data.preparation if isinstance(data, Dataset) else autoencoder.preparation
+        entire = training_data(validation, prepared, isinstance(autoencoder.likelihood, AcceptsMissing))
+        validation = entire if isinstance(entire, Tensor) else entire.train
+    samples = Samples(data, validation, seed)
+    _check(autoencoder, samples)
+    return samples
 
 
 def _check(autoencoder: Autoencoder, samples: Samples) -> None:
