@@ -15,7 +15,7 @@ from gae.evidence import Evidence
 from gae.evidence.base import UnreliableWarning, is_exact
 from gae.likelihood import FlatDistribution
 from gae.sklearn.base import CPU, Fitted, array, drawn, seeded
-from gae.systems import named
+from gae.systems import SYSTEMS
 from gae.training.sampling import reseed
 
 
@@ -23,7 +23,7 @@ def _has_density(estimator: Fitted) -> bool:
     """Whether the prior is proper, so that p(x) exists."""
     if hasattr(estimator, "model_"):
         return not isinstance(estimator.model_.likelihood.prior, FlatDistribution)
-    return "flat" not in named(estimator.system).prior
+    return estimator.system in list(SYSTEMS) and "flat" not in SYSTEMS[estimator.system].prior
 
 
 class Density(DensityMixin, Fitted):
