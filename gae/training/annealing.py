@@ -6,15 +6,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from inspect import Parameter, signature
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from gae.training.callbacks import Callback
-
-if TYPE_CHECKING:
-    from gae.training.run import Run
+from gae.training.callbacks import Callback, TrainingRun
 
 SHAPES = ("linear", "geometric")
 
@@ -74,7 +71,7 @@ class Anneal(Callback):
             return float(self.start ** (1 - done) * end**done)
         return (1 - done) * self.start + done * end
 
-    def on_train_start(self, run: Run) -> None:
+    def on_train_start(self, run: TrainingRun) -> None:
         if not run.learner.counts_steps:
             raise ValueError(
                 f"Anneal({self.attribute!r}) counts steps of an optimizer, and this model learns in closed form. Omit "
@@ -88,14 +85,14 @@ class Anneal(Callback):
             )
         self.number = number
 
-    def on_train_batch_start(self, run: Run) -> None:
+    def on_train_batch_start(self, run: TrainingRun) -> None:
         if self.number is not None and run.total < self.steps:
             self.number.set(self.value(run.total, self.number.own))
 
-    def on_train_batch_end(self, run: Run, loss: float) -> None:
+    def on_train_batch_end(self, run: TrainingRun, loss: float) -> None:
         self._restore()
 
-    def on_exception(self, run: Run, error: BaseException) -> None:
+    def on_exception(self, run: TrainingRun, error: BaseException) -> None:
         self._restore()
 
     def _restore(self) -> None:

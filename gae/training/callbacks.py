@@ -1,23 +1,46 @@
 """Callbacks of ``fit``: objects whose methods are called at points of a training run."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import is_dataclass
 from difflib import get_close_matches
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+from gae.autoencoder import Autoencoder
+from gae.training.history import History
+from gae.training.learners import Learner
 
 if TYPE_CHECKING:
-    from gae.training.run import Run
+    import lightning_fabric
+
+
+@runtime_checkable
+class TrainingRun(Protocol):
+    """The state of a run of ``fit``, as callbacks see it.
+
+    Attributes:
+        autoencoder: the model.
+        fabric: Lightning's devices and processes.
+        learner: updates the parameters; ``rates()`` are its learning rates.
+        history: the epochs so far.
+        epoch: number of completed epochs.
+        step: number of completed steps of the current epoch.
+        total: number of all completed steps of the optimiser.
+    """
+
+    autoencoder: Autoencoder
+    fabric: "lightning_fabric.Fabric"
+    learner: Learner
+    history: History
+    epoch: int
+    step: int
+    total: int
 
 
 class Callback:
     """Base class of callbacks; override any of its methods, which have the names of Lightning's hooks.
 
-    Each method is given the run: its ``autoencoder``, ``fabric`` and ``history``, the number of completed epochs
-    ``epoch``, of completed steps of the epoch ``step`` and of all completed optimiser steps ``total``. Every process of
-    a distributed run calls them. A callback that draws random numbers must take them from a generator of its own; one
-    that is a function of ``run.total`` needs no state.
+    Each method is given the run, and is called in every process of a distributed run. A callback that draws random
+    numbers must take them from a generator of its own; one that is a function of ``run.total`` needs no state.
 
     >>> import torch
     >>> from gae.systems import vae
@@ -31,25 +54,25 @@ class Callback:
     40
     """
 
-    def on_train_start(self, run: Run) -> None:
+    def on_train_start(self, run: TrainingRun) -> None:
         """Before the first step; a resumed run has its restored state."""
 
-    def on_train_epoch_start(self, run: Run) -> None:
+    def on_train_epoch_start(self, run: TrainingRun) -> None:
         """Before the steps of an epoch, and where a run resumes within one."""
 
-    def on_train_batch_start(self, run: Run) -> None:
+    def on_train_batch_start(self, run: TrainingRun) -> None:
         """Before a step of the optimiser, or before the statistics of a chunk in closed-form learning."""
 
-    def on_train_batch_end(self, run: Run, loss: float) -> None:
+    def on_train_batch_end(self, run: TrainingRun, loss: float) -> None:
         """After a step, with the loss before its update."""
 
-    def on_train_epoch_end(self, run: Run) -> None:
+    def on_train_epoch_end(self, run: TrainingRun) -> None:
         """After the validation of an epoch, whose losses are in ``run.history.rows[-1]``, before its checkpoint."""
 
-    def on_train_end(self, run: Run) -> None:
+    def on_train_end(self, run: TrainingRun) -> None:
         """After the last epoch, with the parameters that ``fit`` leaves in the model."""
 
-    def on_exception(self, run: Run, error: BaseException) -> None:
+    def on_exception(self, run: TrainingRun, error: BaseException) -> None:
         """When training ends by an exception, Ctrl-C included."""
 
     def state_dict(self) -> dict[str, Any]:

@@ -108,7 +108,7 @@ def fit(
             steps=1000)`` for the warm-up of β. Their state is kept in checkpoints.
         logger: a logger of Lightning, or a list of them, to which the losses, the learning rate and the seconds of each
             epoch are logged: ``TensorBoardLogger`` and ``CSVLogger`` of ``lightning_fabric.loggers``, ``WandbLogger``
-            and ``MLFlowLogger`` of ``lightning.pytorch.loggers``. Given a ``fabric``, its loggers.
+            and ``MLFlowLogger`` of ``lightning.pytorch.loggers``. Those of ``fabric`` are used too.
         fabric: a launched Fabric, for devices, precision and distributed training; required in processes that were
             launched together, as by torchrun. By default, one device.
         describe: JSON-serialisable metadata stored in the checkpoints, such as how to build the model; must be the same
@@ -148,15 +148,18 @@ def fit(
     log = _open(out, resume, checkpoint_every=checkpoint_every, checkpoint_interval=checkpoint_interval)
     if isinstance(data, Dataset):
         autoencoder.preparation = data.preparation
-    fabric = _fabric_of(autoencoder, fabric, logger)
+    if fabric is None:
+        refuse_many_processes("`fit` without a Fabric", "Give fabric=..., launched, so that they train one model.")
+        fabric = _fabric_of(autoencoder)
     with isolated(fabric.device), mode(autoencoder, training=True):
         first = _prepare(autoencoder, samples, fabric.device, seed)
         only: dict[str, Any] = {"clip": clip, "checkpoint_every": checkpoint_every, "tol": tol, "steps": steps}
         more = {"accumulate": accumulate, "scheduler": scheduler}
         learner = _learner(autoencoder, fabric, optimizer, batch_size, samples, **only, **more)
         epochs = _plan(learner, samples, epochs, steps, scheduler)
-        saving = checkpoint_every, checkpoint_interval or 0.0
-        run = Run(autoencoder, fabric, learner, samples, seed, patience, *saving, log, describe, keep, callbacks)
+        saving = checkpoint_every, checkpoint_interval or 0.0, log, describe
+        run = Run(autoencoder, fabric, learner, samples, seed, patience, *saving, keep, callbacks)
+        run.loggers = [*fabric.loggers, *_listed(logger)]
         if resume:
             run.resume()
         if isinstance(learner, GradientLearner) and first is not None:
@@ -250,7 +253,7 @@ def _check(autoencoder: Autoencoder, samples: Samples) -> None:
 def _check_validation(samples: Samples, patience: int | None, keep: str | None) -> None:
     if keep not in (None, "best", "last"):
         raise ValueError(f'keep must be "best" or "last", got {keep!r}.')
-    needs = f"patience={patience}" if patience is not None else 'keep="best"' if keep == "best" else None
+    needs = "patience" if patience is not None else 'keep="best"' if keep == "best" else None
     if needs and samples.validation is None:
         raise ValueError(f"{needs} needs validation data: give validation=0.1 or a tensor of observations.")
 
@@ -270,19 +273,21 @@ def _open(out: str | os.PathLike[str] | None, resume: bool, **checkpoints: float
     return Log(folder)
 
 
-def _fabric_of(
-    autoencoder: Autoencoder, given: "lightning_fabric.Fabric | None", logger: Any
-) -> "lightning_fabric.Fabric":
-    """The given Fabric, or one for the device of the model."""
-    if given is not None:
-        if logger is not None:
-            raise ValueError("A fabric has loggers of its own: give it the logger, Fabric(loggers=...).")
-        return given
-    refuse_many_processes("`fit` without a Fabric", "Give fabric=..., launched, so that they train one model.")
+def _listed(logger: Any) -> list[Any]:
+    loggers = logger if isinstance(logger, list) else [] if logger is None else [logger]
+    for each in loggers:
+        if not (hasattr(each, "log_metrics") and hasattr(each, "save")):
+            raise TypeError(
+                f"logger must be a logger of Lightning, such as lightning_fabric.loggers.CSVLogger(...), got {each!r}."
+            )
+    return loggers
+
+
+def _fabric_of(autoencoder: Autoencoder) -> "lightning_fabric.Fabric":
     from lightning_fabric import Fabric
 
     device = first_tensor(autoencoder).device
-    return Fabric(accelerator=device.type, devices=1 if device.index is None else [device.index], loggers=logger)
+    return Fabric(accelerator=device.type, devices=1 if device.index is None else [device.index])
 
 
 def _prepare(autoencoder: Autoencoder, samples: Samples, device: torch.device, seed: int) -> Encoding | None:

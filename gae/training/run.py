@@ -40,6 +40,7 @@ class Run:
     describe: dict[str, Any] | None
     keep: str | None = None
     callbacks: Sequence[Callback] = ()
+    loggers: Sequence[Any] = ()  # Lightning's
     history: History = field(default_factory=History)
     best: dict[str, Any] | None = None
     epoch: int = 0  # completed epochs
@@ -126,9 +127,9 @@ class Run:
             self.log.write(self.history)
 
     def _report(self, row: Epoch) -> None:
-        """Gives the metrics of an epoch to the loggers of Fabric."""
-        self.fabric.log_dict({**row.metrics, **self.learner.rates()}, step=row.epoch)
-        for logger in self.fabric.loggers:
+        """Gives the metrics of an epoch to the loggers."""
+        for logger in self.loggers if self.fabric.is_global_zero else ():
+            logger.log_metrics({**row.metrics, **self.learner.rates()}, step=row.epoch)
             logger.save()
 
     def _validate(self) -> float | None:

@@ -15,7 +15,7 @@ from gae.objective import elbo, minimum, soft_minimum
 from gae.systems import ae, cae, pca, vae
 from gae.training import Anneal, Callback, fit
 from gae.training.annealing import Number
-from gae.training.run import Run
+from gae.training.callbacks import TrainingRun
 
 quiet = partial(fit, progress=False)
 X = torch.randn(40, 5, generator=torch.Generator().manual_seed(0))
@@ -29,23 +29,23 @@ class Hooks(Callback):
     def __init__(self) -> None:
         self.calls: list[tuple[str, int]] = []
 
-    def on_train_start(self, run: Run) -> None:
+    def on_train_start(self, run: TrainingRun) -> None:
         self.calls.append(("start", run.total))
 
-    def on_train_epoch_start(self, run: Run) -> None:
+    def on_train_epoch_start(self, run: TrainingRun) -> None:
         self.calls.append(("epoch", run.total))
 
-    def on_train_batch_start(self, run: Run) -> None:
+    def on_train_batch_start(self, run: TrainingRun) -> None:
         self.calls.append(("batch", run.total))
 
-    def on_train_batch_end(self, run: Run, loss: float) -> None:
+    def on_train_batch_end(self, run: TrainingRun, loss: float) -> None:
         self.calls.append(("done", run.total))
 
-    def on_train_epoch_end(self, run: Run) -> None:
+    def on_train_epoch_end(self, run: TrainingRun) -> None:
         assert len(run.history.rows) == run.epoch
         self.calls.append(("end of epoch", run.total))
 
-    def on_train_end(self, run: Run) -> None:
+    def on_train_end(self, run: TrainingRun) -> None:
         self.calls.append(("end", run.total))
 
 
@@ -64,7 +64,7 @@ def test_hooks_are_called_in_order(model: Any, batch_size: int) -> None:
 
 def test_callbacks_that_fit_refuses() -> None:
     class Misspelt(Callback):
-        def on_train_epoch_begin(self, run: Run) -> None: ...
+        def on_train_epoch_begin(self, run: TrainingRun) -> None: ...
 
     with pytest.raises(ValueError, match=r"on_train_epoch_begin would never be called. Did you mean on_train_epoch_en"):
         quiet(ae((5,), 2, (8,)), X, callbacks=[Misspelt()])
@@ -78,12 +78,12 @@ class Steps(Callback):
     def __init__(self, fail_at: int = -1) -> None:
         self.count, self.fail_at, self.error = 0, fail_at, ""
 
-    def on_train_batch_end(self, run: Run, loss: float) -> None:
+    def on_train_batch_end(self, run: TrainingRun, loss: float) -> None:
         self.count += 1
         if self.count == self.fail_at:
             raise KeyboardInterrupt
 
-    def on_exception(self, run: Run, error: BaseException) -> None:
+    def on_exception(self, run: TrainingRun, error: BaseException) -> None:
         self.error = type(error).__name__
 
     def state_dict(self) -> dict[str, Any]:
@@ -108,10 +108,10 @@ def test_the_state_of_a_callback_is_resumed(tmp_path: Path) -> None:
 class Weights(Callback):
     """The weight of the KL by a formula, without ``Anneal``."""
 
-    def on_train_batch_start(self, run: Run) -> None:
+    def on_train_batch_start(self, run: TrainingRun) -> None:
         run.autoencoder.objective = partial(elbo, analytic=True, beta=min(1.0, run.total / 5) * 4.0)
 
-    def on_train_batch_end(self, run: Run, loss: float) -> None:
+    def on_train_batch_end(self, run: TrainingRun, loss: float) -> None:
         run.autoencoder.objective = partial(elbo, analytic=True, beta=4.0)
 
 
@@ -211,7 +211,7 @@ class Parameters(Callback):
     def __init__(self) -> None:
         self.each: list[dict[str, Tensor]] = []
 
-    def on_train_epoch_end(self, run: Run) -> None:
+    def on_train_epoch_end(self, run: TrainingRun) -> None:
         self.each.append({name: value.clone() for name, value in run.autoencoder.state_dict().items()})
 
 
@@ -252,15 +252,21 @@ def test_epochs_are_logged(tmp_path: Path) -> None:
     assert rows == [row.metrics for row in history.rows]
 
 
+def test_loggers_that_fit_refuses() -> None:
+    with pytest.raises(TypeError, match=r"logger must be a logger of Lightning, .* got 'tensorboard'"):
+        quiet(ae((5,), 2, (8,)), X, logger="tensorboard")
+
+
 def test_loggers_of_a_fabric(tmp_path: Path) -> None:
     pytest.importorskip("tensorboard")
     from lightning_fabric import Fabric
-    from lightning_fabric.loggers import TensorBoardLogger
+    from lightning_fabric.loggers import CSVLogger, TensorBoardLogger
 
     logger = TensorBoardLogger(tmp_path, name="board", version="")
     fabric = Fabric(accelerator="cpu", devices=1, loggers=logger)
-    quiet(ae((5,), 2, (8,)), X, epochs=2, fabric=fabric)
+    table = CSVLogger(tmp_path, name="table", version="")
+    history = quiet(ae((5,), 2, (8,)), X, epochs=2, fabric=fabric, logger=[table])
     logger.finalize("success")
     assert list((tmp_path / "board").glob("events.out.tfevents.*"))
-    with pytest.raises(ValueError, match="A fabric has loggers of its own"):
-        quiet(ae((5,), 2, (8,)), X, epochs=2, fabric=fabric, logger=logger)
+    rows = (tmp_path / "table" / "metrics.csv").read_text().splitlines()[1:]
+    assert len(rows) == 2 and all(str(row.train_loss) in line for row, line in zip(history.rows, rows, strict=True))

@@ -17,7 +17,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from gae.storage.packing import pack, unpack
 from gae.systems import ae, pca, vq_vae
 from gae.training import Callback, cosine, fit, linear
-from gae.training.run import Run
+from gae.training.callbacks import TrainingRun
 
 quiet = partial(fit, progress=False)
 X = torch.randn(40, 5, generator=torch.Generator().manual_seed(0))
@@ -51,7 +51,7 @@ class Rates(Callback):
     def __init__(self) -> None:
         self.seen: list[float] = []
 
-    def on_train_batch_start(self, run: Run) -> None:
+    def on_train_batch_start(self, run: TrainingRun) -> None:
         (rate,) = run.learner.rates().values()
         self.seen.append(rate)
 
