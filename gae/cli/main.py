@@ -8,6 +8,7 @@ import typer
 
 from gae.cli.activate import activate
 from gae.cli.compare import compare
+from gae.cli.config import configured
 from gae.cli.dip import dip
 from gae.cli.encode import encode
 from gae.cli.explore import explore
@@ -58,4 +59,4 @@ def root(
 
 
 for command in COMMANDS:
-    app.command()(command)
+    app.command()(configured(command))
