@@ -16,9 +16,10 @@ from gae.cli.fit import fit
 from gae.cli.gap import gap
 from gae.cli.notes import notes
 from gae.cli.sample import sample
+from gae.cli.sweep import sweep
 from gae.cli.systems import systems
 
-COMMANDS = (systems, fit, encode, compare, sample, activate, dip, explore, gap, notes)
+COMMANDS = (systems, fit, encode, compare, sweep, sample, activate, dip, explore, gap, notes)
 
 app = typer.Typer(
     help="Autoencoders without an encoder: a decoder and a prior are the model, encoding is inference.",
