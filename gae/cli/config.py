@@ -25,6 +25,9 @@ def configured(command: Callable[..., Path | None]) -> Callable[..., None]:
 
     @wraps(command)
     def run(context: Any, config: Path | None, print_config: bool, **options: Any) -> None:
+        for name, value in (context.default_map or {}).items():
+            if isinstance(value, list) and not context.params[name]:  # typer 0.26 prefers an empty command line
+                context.params[name] = options[name] = value
         text = as_yaml(values(context))
         if print_config:
             typer.echo(text, nl=False)

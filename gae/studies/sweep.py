@@ -112,8 +112,7 @@ def sweep(
         RuntimeError: every training failed; the tables give the reasons.
 
     >>> from tempfile import TemporaryDirectory
-    >>> from gae import data
-    >>> x = data.linear_gaussian(samples=60, dim=4, latent=1, seed=0)[0]
+    >>> x = torch.randn(60, 4, generator=torch.Generator().manual_seed(0))
     >>> points = Dataset("points", x[:40], x[40:], None, None, (-9.0, 9.0))
     >>> with TemporaryDirectory() as folder:
     ...     results = sweep(points, f"{folder}/sweep", systems="ppca", options={"latent": [1, 2]}, progress=False)
@@ -175,7 +174,7 @@ class Sweep(ResumableJob):
         )
         results, last = held_out_results(model, cell.data, cell.seed), history.rows[-1]
         error = results.get("test squared error per element")
-        return {
+        row: Row = {
             "epochs": len(history.rows),
             "train_loss": last.train_loss,
             "validation_loss": last.validation_loss,
@@ -183,8 +182,11 @@ class Sweep(ResumableJob):
             "log_evidence": exact_evidence(model, cell.data),
             "squared_error": None if error is None else error["mean"],
             "tokens_restored": results.get("test tokens restored"),
-            "seconds": sum(row.seconds for row in history.rows),
+            "seconds": sum(epoch.seconds for epoch in history.rows),
         }
+        for name in (name for name, value in row.items() if value is not None and not math.isfinite(value)):
+            raise FloatingPointError(f"{name} is {row[name]}.")
+        return row
 
 
 def exact_evidence(model: Autoencoder, data: Dataset) -> float | None:

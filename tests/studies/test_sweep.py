@@ -187,6 +187,15 @@ def test_a_cell_that_fails_is_a_row_that_says_why(tmp_path: Path, capsys: pytest
         sweep(points(), tmp_path / "run", resume=True, **options)
 
 
+def test_a_result_that_is_no_number_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The number of the test loss alone overflows; the training does not."""
+    real = study.held_out_results
+    worse = {"test loss (nats)": float("inf")}
+    monkeypatch.setattr(study, "held_out_results", lambda *given: real(*given) | worse)
+    with pytest.raises(RuntimeError, match=r"Every training failed\. The first: FloatingPointError: test_loss is inf"):
+        sweep(points(), tmp_path / "run", systems="pca", options={"latent": 2}, progress=False)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
