@@ -20,6 +20,7 @@ from .autoencoder import load as load
 from .autoencoder import log_evidence as log_evidence
 from .studies.compare import compare as compare
 from .studies.survey import survey as survey
+from .studies.sweep import sweep as sweep
 from .systems import ae as ae
 from .systems import attention_vae as attention_vae
 from .systems import cae as cae

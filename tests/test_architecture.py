@@ -42,7 +42,7 @@ DISTRIBUTIONS = {"Bernoulli", "ContinuousBernoulli", "Poisson"}
 LAPLACE = {"Laplace"}  # his distribution, a head, and his approximation, an engine
 
 HEAVY = {"lightning", "lightning_fabric", "jinja2", "matplotlib", "pandas", "PIL", "rich", "safetensors", "skimage"}
-HEAVY |= {"latex2mathml", "markdown_it", "mdit_py_plugins", "scipy", "sklearn", "tensorboard", "typer"}
+HEAVY |= {"latex2mathml", "markdown_it", "mdit_py_plugins", "scipy", "sklearn", "tensorboard", "typer", "yaml"}
 
 
 def module_name(path: Path) -> str:

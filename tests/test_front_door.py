@@ -51,6 +51,7 @@ PLACES = {
     "fit": "gae.training.fitting",
     "compare": "gae.studies.compare",
     "survey": "gae.studies.survey",
+    "sweep": "gae.studies.sweep",
     "anomaly_scores": "gae.analysis.anomaly",
     "inference_gap": "gae.analysis.inference_gap",
     "check_gradient": "gae.analysis.gradcheck",

@@ -35,7 +35,7 @@ def compare(
     out: Annotated[Path | None, typer.Option(help="A new folder.", show_default="runs/compare-DATA")] = None,
     resume: Resume = False,
     as_json: AsJson = False,
-) -> None:
+) -> Path:
     """Train a decoder by each engine, freeze it, and tell apart what an encoder, its family and a few steps cost on it.
 
     With --systems: fit these systems with their default options, and evaluate each by its own engine.
@@ -62,7 +62,7 @@ def compare(
         results = survey(dataset, folder, systems=None if systems == "all" else _names(systems), **shared)
     if as_json:
         echo_json(results)
-        return
+        return folder
     if systems is None:
         from gae.reports.comparison import highlights
 
@@ -70,6 +70,7 @@ def compare(
             typer.echo(sentence)
     console().print(comparison(results) if systems is None else surveyed(results))
     typer.echo(f"Report: {folder / 'report.html'}")
+    return folder
 
 
 def _names(text: str) -> list[str]:

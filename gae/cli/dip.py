@@ -35,7 +35,7 @@ def dip(
     ] = 0,
     out: Annotated[Path | None, typer.Option(help="A new folder.", show_default="runs/dip-NAME")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
-) -> None:
+) -> Path:
     """Restore a photograph with an untrained network (deep image prior); Ctrl-C keeps the best image so far."""
     import torch
 
@@ -69,6 +69,7 @@ def dip(
     settings |= {"channels": channels, "scales": scales, "seed": seed}
     results = _written(restoration, photo, None if known is None else known.numpy(), folder, settings, seconds)
     print_results(results, as_json)
+    return folder
 
 
 class _Live:

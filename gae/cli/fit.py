@@ -1,9 +1,8 @@
 """``gae fit``: trains a system on a data set and writes its checkpoints."""
 
 import math
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
@@ -23,10 +22,6 @@ from gae.cli.common import (
 )
 from gae.cli.terminal import print_results, reported
 
-if TYPE_CHECKING:
-    from gae.autoencoder import Autoencoder
-    from gae.data import Dataset
-
 
 @reported
 def fit(
@@ -39,11 +34,24 @@ def fit(
         int | None,
         typer.Option(help="By default, enough for 1000 optimiser steps, and at least 30; in closed form at most 100."),
     ] = None,
+    steps: Annotated[
+        int | None, typer.Option(help="Number of optimiser steps, instead of --epochs; rounded up to whole epochs.")
+    ] = None,
     batch_size: Annotated[int | None, typer.Option(help="128 by default.")] = None,
+    accumulate: Annotated[
+        int | None, typer.Option(help="Batches whose gradients are added up for one step of the optimiser.")
+    ] = None,
     lr: Annotated[
         float | None,
         typer.Option(help="Learning rate of Adam; by default the system's own or 1e-3. Turns closed forms off."),
     ] = None,
+    schedule: Annotated[
+        str | None, typer.Option(help="Learning-rate schedule over the whole run: cosine or linear, to 0.")
+    ] = None,
+    beta_warm_up: Annotated[
+        int | None, typer.Option(help="Optimiser steps over which the weight of the KL rises from 0 to its value.")
+    ] = None,
+    clip: Annotated[float | None, typer.Option(help="Maximum norm of the gradient.")] = None,
     seed: Seed = 0,
     out: Annotated[Path | None, typer.Option(help="Folder for checkpoints.", show_default="runs/SYSTEM-DATA")] = None,
     resume: Resume = False,
@@ -58,44 +66,49 @@ def fit(
     patience: Annotated[
         int | None, typer.Option(help="Stop after this many epochs without a lower validation loss.")
     ] = None,
+    keep: Annotated[
+        str | None,
+        typer.Option(help="best or last: the parameters at the end; by default the best with --patience."),
+    ] = None,
+    tensorboard: Annotated[
+        bool, typer.Option("--tensorboard", help="Log to TensorBoard in the output folder.")
+    ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress bar.")] = False,
     as_json: AsJson = False,
-) -> None:
+) -> Path:
     """Train a system, print its test results, and write checkpoints for `encode`, `sample` and the other commands."""
-    import torch
-
-    from gae.systems import build, describe
-    from gae.systems.options import parse
-    from gae.training import fit as train
+    from gae.studies.single import TrainingOptions, fit_system, held_out_results
+    from gae.systems.options import describe, parse
 
     if lr is not None and not 0 < lr < math.inf:
         raise ValueError(f"--lr must be positive and finite, got {lr}.")
     options = parse(system, option or [])
+    training = TrainingOptions(
+        epochs=epochs,
+        steps=steps,
+        batch_size=batch_size,
+        accumulate=accumulate,
+        lr=lr,
+        schedule=schedule,
+        beta_warm_up=beta_warm_up,
+        clip=clip,
+        validation=validation,
+        patience=patience,
+        keep=keep,
+    )
     dataset = load(
         data, binarize, labels=labels, drop=drop, standardize=standardize, size=size, crop=crop, missing=missing
     )
-    described = describe(system, options, dataset)
     folder = out or Path("runs") / f"{system}-{dataset.name}"
-    torch.manual_seed(seed)
-    model = build(system, dataset, **options)
-    history = train(
-        model,
-        dataset,
-        epochs=epochs,
-        batch_size=batch_size,
-        optimizer=None if lr is None else partial(torch.optim.Adam, lr=lr),
-        validation=validation,
-        patience=patience,
-        seed=seed,
-        out=folder,
-        resume=resume,
-        progress=not quiet,
-        describe=described,
-    )
+    board = board_in(folder) if tensorboard else None
+    run = {"out": folder, "resume": resume, "progress": not quiet, "logger": board}
+    model, history = fit_system(system, dataset, options, training, seed, **run)
+    if board is not None:
+        board.finalize("success")
     last, scale = history.rows[-1], history.code_scale
     results = {
         "system": system,
-        "options": described["options"],
+        "options": describe(system, options, dataset)["options"],
         "data": dataset.name,
         "data hash": dataset.hash,
         "epochs": len(history.rows),
@@ -103,30 +116,19 @@ def fit(
         "validation loss (nats)": last.validation_loss,
         **({} if history.usage is None else {"code": history.usage.summary()}),
         **({} if scale is None else {"E‖z‖² of codes": scale.codes, "E‖z‖² of the prior": scale.prior}),
-        **_test_results(model, dataset, seed),
+        **held_out_results(model, dataset, seed),
         "checkpoint": str(folder),
     }
     print_results(results, as_json)
+    return folder
 
 
-def _test_results(model: "Autoencoder", data: "Dataset", seed: int) -> dict[str, Any]:
-    import torch
+def board_in(folder: Path) -> Any:
+    """A logger that writes ``folder/tensorboard``; raises ImportError if TensorBoard is not installed."""
+    from importlib.util import find_spec
 
-    from gae.analysis.metrics import EvaluationBudget, codebook_perplexity, encode, mean_and_error, squared_errors
-    from gae.data.text import PADDING
-    from gae.likelihood import CodebookDistribution
+    from lightning_fabric.loggers import TensorBoardLogger
 
-    torch.manual_seed(seed)
-    model.eval()
-    with torch.no_grad():
-        loss = sum(float(model(batch)) * len(batch) for batch in data.test.split(1000)) / len(data.test)
-        points = encode(model, data.test, EvaluationBudget())
-    restored, prior = points.mean, model.likelihood.prior
-    if data.vocabulary is not None:  # differences of classes are meaningless
-        right = (restored == data.test)[data.test != PADDING].double().mean()
-        return {"test loss (nats)": loss, "test tokens restored": float(right)}
-    error = squared_errors(restored, data.test)
-    results = {"test loss (nats)": loss, "test squared error per element": mean_and_error(error)}
-    if isinstance(prior, CodebookDistribution):
-        results[f"codebook perplexity, of {len(prior.vectors)}"] = codebook_perplexity(prior, points.z)
-    return results
+    if not (find_spec("tensorboard") or find_spec("tensorboardX")):
+        raise ImportError("--tensorboard needs TensorBoard. Install it: pip install 'gae[tensorboard]'.")
+    return TensorBoardLogger(folder, name="tensorboard", version="")

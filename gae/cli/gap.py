@@ -32,7 +32,7 @@ def gap(
     seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of all draws.")] = 0,
     out: Annotated[Path, typer.Option(help="Folder for gap.html, gap.json and gap.npz (per sample).")] = Path("gap"),
     as_json: AsJson = False,
-) -> None:
+) -> Path:
     """Split log p(x) - ELBO into approximation and amortisation gap, per test sample and on average."""
     import torch
 
@@ -66,6 +66,7 @@ def gap(
     else:
         typer.echo(sentence)
         _print(account["results"], len(x), out)
+    return out
 
 
 def _columns(

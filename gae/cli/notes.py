@@ -27,7 +27,7 @@ def notes(
     seeds: Annotated[int, typer.Option(min=1, help="Number of seeds, from --seed on; the first one is shown.")] = 1,
     as_json: AsJson = False,
     out: Annotated[Path, typer.Option(help="Folder for ledger.html and ledger.json.")] = Path("runs/notes"),
-) -> None:
+) -> Path:
     """Recompute the derivations of the notes; exit code 1 if a check contradicts the verdict recorded in its note."""
     import json
 
@@ -48,6 +48,7 @@ def notes(
         _print(chosen, findings, out / "ledger.html")
     if account["contradictions"]:
         raise typer.Exit(1)
+    return out
 
 
 def _run(chosen: "Sequence[Note]", seeds: "Sequence[int]") -> "list[Finding]":

@@ -5,7 +5,7 @@ import math
 import sys
 from collections.abc import Callable
 from functools import wraps
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import typer
 
@@ -15,36 +15,39 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
+T = TypeVar("T")
+
 # Errors that a user can fix; any other is a bug and keeps its traceback.
 EXPECTED = (ValueError, TypeError, OSError, FloatingPointError, MemoryError, NotImplementedError, ImportError)
 
 
-def reported(function: Callable[..., None]) -> Callable[..., None]:
+def reported(function: Callable[..., T]) -> Callable[..., T]:
     """Decorator of commands: prints expected errors in red with exit code 2; Ctrl-C says how to continue.
 
     If a reader such as ``head`` closes standard output, typer ends the command silently with exit code 1.
     """
 
     @wraps(function)
-    def run(*args: Any, **options: Any) -> None:
+    def run(*args: Any, **options: Any) -> T:
         try:
             refuse_many_processes("the command")
-            function(*args, **options)
+            return function(*args, **options)
         except BrokenPipeError:
             raise
         except EXPECTED as error:
-            _fail(str(error) or type(error).__name__, 2)
+            fail(str(error) or type(error).__name__, 2)
         except RuntimeError as error:  # torch has no exception class for CPU memory
             if "allocate" not in str(error):
                 raise
-            _fail(f"Out of memory: {error}. Use a smaller system, fewer data or a smaller batch.", 2)
+            fail(f"Out of memory: {error}. Use a smaller system, fewer data or a smaller batch.", 2)
         except KeyboardInterrupt:
-            _fail("Interrupted." + (" Add --resume to continue." if "resume" in options else ""), 130)
+            fail("Interrupted." + (" Add --resume to continue." if "resume" in options else ""), 130)
 
     return run
 
 
-def _fail(message: str, code: int) -> NoReturn:
+def fail(message: str, code: int) -> NoReturn:
+    """Prints an error in red and ends the command with an exit code."""
     from rich.console import Console
     from rich.text import Text
 

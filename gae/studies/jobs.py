@@ -34,10 +34,12 @@ class ResumableJob:
         ValueError: the configuration differs on resume.
     """
 
+    kind = "comparison"  # the job's name in messages
+
     def __init__(self, out: Path, configuration: dict[str, Any], resume: bool, progress: bool):
         self.out, self.progress = out, progress
         self.seconds: dict[str, float] = {}
-        _claim(out, json.loads(json.dumps(configuration)), resume)
+        _claim(out, json.loads(json.dumps(configuration)), resume, self.kind)
 
     def say(self, what: str) -> None:
         """Prints a message on standard error."""
@@ -106,13 +108,13 @@ def _read(path: Path) -> dict[str, Any]:
         raise ValueError(str(error)) from None
 
 
-def _claim(out: Path, configuration: dict[str, Any], resume: bool) -> None:
+def _claim(out: Path, configuration: dict[str, Any], resume: bool, kind: str) -> None:
     """Makes the folder, or checks that it belongs to the same configuration."""
     stored = out / "configuration.json"
     if out.exists() and not resume:
-        raise FileExistsError(f"{out} exists. Resume its comparison (--resume), or choose another folder (--out).")
+        raise FileExistsError(f"{out} exists. Resume its {kind} (--resume), or choose another folder (--out).")
     if out.exists() and not stored.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise FileExistsError(f"{out} is not the folder of a comparison. Choose another (--out).")
+        raise FileExistsError(f"{out} is not the folder of a {kind}. Choose another (--out).")
     if stored.exists():
         try:
             previous = _read(stored)
@@ -125,6 +127,6 @@ def _claim(out: Path, configuration: dict[str, Any], resume: bool) -> None:
         different = [key for key in keys if previous.get(key) != configuration.get(key)]
         if different:
             changes = "; ".join(f"{key} was {previous.get(key)!r}, now {configuration.get(key)!r}" for key in different)
-            raise ValueError(f"{out} holds another comparison: {changes}. Use the same options, or another folder.")
+            raise ValueError(f"{out} holds another {kind}: {changes}. Use the same options, or another folder.")
     (out / "phases").mkdir(parents=True, exist_ok=True)
     write_text(stored, dump(configuration) + "\n")

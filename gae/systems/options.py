@@ -66,6 +66,10 @@ def _float_or_none(text: str) -> float | None:
     return None if text.lower() == "none" else float(text)
 
 
+def _str_or_none(text: str) -> str | None:
+    return None if text.lower() == "none" else text
+
+
 def _none(text: str) -> None:
     return {"none": None}[text.lower()]
 
@@ -78,6 +82,7 @@ PARSERS: dict[Any, tuple[str, Callable[[str], Any]]] = {
     Sequence[int]: ("whole numbers separated by commas", _ints),
     int | None: ("a whole number or none", _int_or_none),
     float | None: ("a number or none", _float_or_none),
+    str | None: ("a name or none", _str_or_none),
     Tensor | None: ("none on the command line (a tensor in Python)", _none),
 }
 

@@ -2,7 +2,7 @@
 
 import math
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,12 +20,14 @@ from gae.nets import first_tensor
 from gae.storage import checkpoint
 from gae.storage.models import fitted
 from gae.training import collapse
+from gae.training.callbacks import Callback, check
 from gae.training.history import History, Log
 from gae.training.learners import ClosedFormLearner, GradientLearner, Learner, MakeOptimizer, has_closed_form
 from gae.training.processes import refuse_many_processes
 from gae.training.run import Run, mode
 from gae.training.sampling import Samples, generator, isolated, reseed
 from gae.training.scale import code_scale, warn_of_rescaling
+from gae.training.schedules import MakeScheduler
 
 if TYPE_CHECKING:
     import lightning_fabric
@@ -41,11 +43,15 @@ def fit(
     data: Any,
     *,
     epochs: int | None = None,
+    steps: int | None = None,
     batch_size: int | None = None,
+    accumulate: int | None = None,
     optimizer: MakeOptimizer | None = None,
+    scheduler: MakeScheduler | None = None,
     clip: float | None = None,
     validation: Any = None,
     patience: int | None = None,
+    keep: str | None = None,
     tol: float | None = None,
     seed: int = 0,
     out: str | os.PathLike[str] | None = None,
@@ -53,7 +59,8 @@ def fit(
     checkpoint_every: int | None = None,
     checkpoint_interval: float | None = None,
     progress: bool = True,
-    tensorboard: bool = False,
+    callbacks: Sequence[Callback] = (),
+    logger: Any = None,
     fabric: "lightning_fabric.Fabric | None" = None,
     describe: dict[str, Any] | None = None,
 ) -> History:
@@ -70,15 +77,24 @@ def fit(
             (arrays, frames, torch data sets, paths), all rows of which are used.
         epochs: total number of epochs, including those before a resume. By default, enough for about 1000 optimiser
             steps, and at least 30; in closed form at most 100.
+        steps: total number of optimiser steps, instead of ``epochs``; rounded up to whole epochs.
         batch_size: default 128. The last, smaller batch is used too; a single last sample joins the previous batch. For
             closed-form steps it only bounds memory: by default chunks of about 12 MB.
+        accumulate: number of batches whose gradients are added up for one step of the optimiser, as for one batch that
+            is so many times as large, without its memory. Layers that couple the samples of a batch, such as batch
+            normalisation, still see ``batch_size`` samples.
         optimizer: a callable params -> ``torch.optim.Optimizer``, LBFGS included. By default, the autoencoder's
             ``optimizer`` if it has one; closed-form M-steps if the likelihood has them, the engine has no trainable
             parameters and the aggregate is the mean; otherwise Adam(1e-3).
+        scheduler: a callable optimizer -> ``torch.optim.lr_scheduler.LRScheduler``, stepped after each step of the
+            optimiser. One with a required argument ``total_steps``, such as ``gae.training.cosine``, is given the
+            number of steps of the run.
         clip: maximum norm of the gradient.
         validation: observations (M, *X), like ``data``, or the fraction of the training data to hold out.
         patience: number of epochs without a lower validation loss after which training stops and restores the best
             parameters.
+        keep: "best", to restore the parameters with the lowest validation loss at the end, or "last". By default "best"
+            with ``patience``, otherwise "last". ``gae.load`` loads the same ones from ``out``.
         tol: closed-form learning stops when no parameter changes by more than ``tol`` (default 1e-4): means and
             loadings in standard deviations of the data, non-negative parts relative to the largest, and logarithms of
             scales and weights. The criterion does not depend on offset and scale of the data.
@@ -89,7 +105,11 @@ def fit(
         checkpoint_interval: seconds from one checkpoint, or the start, after which the next epoch to end has another;
             by default every epoch has one. The last epoch always has one.
         progress: whether to show a progress bar on standard error.
-        tensorboard: whether to log to ``out/tensorboard`` too.
+        callbacks: objects derived from ``gae.training.Callback``, such as ``gae.training.Anneal("objective.beta",
+            steps=1000)`` for the warm-up of β. Their state is kept in checkpoints.
+        logger: a logger of Lightning, or a list of them, to which the losses, the learning rate and the seconds of each
+            epoch are logged: ``TensorBoardLogger`` and ``CSVLogger`` of ``lightning_fabric.loggers``, ``WandbLogger``
+            and ``MLFlowLogger`` of ``lightning.pytorch.loggers``. Those of ``fabric`` are used too.
         fabric: a launched Fabric, for devices, precision and distributed training; required in processes that were
             launched together, as by torchrun. By default, one device.
         describe: JSON-serialisable metadata stored in the checkpoints, such as how to build the model; must be the same
@@ -116,15 +136,17 @@ def fit(
     _check_options(
         *(seed, clip, tol, checkpoint_interval),
         epochs=epochs,
+        steps=steps,
         batch_size=batch_size,
+        accumulate=accumulate,
         patience=patience,
         checkpoint_every=checkpoint_every,
     )
+    check(callbacks)
     data = training_data(data, autoencoder.preparation, isinstance(autoencoder.likelihood, AcceptsMissing))
     samples = _samples(autoencoder, data, validation, seed)
-    if patience is not None and samples.validation is None:
-        raise ValueError("patience needs validation data: give validation=0.1 or a tensor of observations.")
-    log = _open(out, resume, tensorboard, checkpoint_every=checkpoint_every, checkpoint_interval=checkpoint_interval)
+    _check_validation(samples, patience, keep)
+    log = _open(out, resume, checkpoint_every=checkpoint_every, checkpoint_interval=checkpoint_interval)
     if isinstance(data, Dataset):
         autoencoder.preparation = data.preparation
     if fabric is None:
@@ -132,15 +154,18 @@ def fit(
         fabric = _fabric_of(autoencoder)
     with isolated(fabric.device), mode(autoencoder, training=True):
         first = _prepare(autoencoder, samples, fabric.device, seed)
-        only = {"clip": clip, "checkpoint_every": checkpoint_every, "tol": tol}
-        learner = _learner(autoencoder, fabric, optimizer, batch_size, samples, **only)
-        saving = checkpoint_every, checkpoint_interval or 0.0
-        run = Run(autoencoder, fabric, learner, samples, seed, patience, *saving, log, describe)
+        only: dict[str, Any] = {"clip": clip, "checkpoint_every": checkpoint_every, "tol": tol, "steps": steps}
+        more = {"accumulate": accumulate, "scheduler": scheduler}
+        learner = _learner(autoencoder, fabric, optimizer, batch_size, samples, **only, **more)
+        epochs = _plan(learner, samples, epochs, steps, scheduler)
+        saving = checkpoint_every, checkpoint_interval or 0.0, log, describe
+        run = Run(autoencoder, fabric, learner, samples, seed, patience, *saving, keep, callbacks)
+        run.loggers = [*fabric.loggers, *_listed(logger)]
         if resume:
             run.resume()
         if isinstance(learner, GradientLearner) and first is not None:
             warn_of_rescaling(autoencoder, learner.config["groups"], first)
-        history = run.train(epochs or _budget(learner, len(samples.epoch(0))), progress)
+        history = run.train(epochs, progress)
         _describe_codes(history, autoencoder, samples.epoch(max(run.epoch - 1, 0)), fabric.device, seed)
     is_trained = isinstance(learner, ClosedFormLearner) or run.total >= collapse.STEPS
     if history.usage is not None and is_trained and fabric.is_global_zero:
@@ -183,11 +208,18 @@ def restore(autoencoder: Autoencoder, path: str | os.PathLike[str]) -> checkpoin
     return entry
 
 
-def _budget(learner: Learner, size: int) -> int:
-    """The default number of epochs for ``size`` observations."""
-    if isinstance(learner, ClosedFormLearner):
-        return CLOSED_EPOCHS
-    return max(EPOCHS, math.ceil(STEPS / len(learner.batches(size, generator(0)))))
+def _plan(
+    learner: Learner, samples: Samples, epochs: int | None, steps: int | None, scheduler: MakeScheduler | None
+) -> int:
+    """The number of epochs, by default or with so many steps; schedules the learning rate over them."""
+    if not isinstance(learner, GradientLearner):
+        return epochs or CLOSED_EPOCHS
+    per_epoch = len(learner.batches(len(samples.epoch(0)), generator(0)))
+    if epochs is None:
+        epochs = max(EPOCHS, math.ceil(STEPS / per_epoch)) if steps is None else math.ceil(steps / per_epoch)
+    if scheduler is not None:
+        learner.schedule(scheduler, epochs * per_epoch)
+    return epochs
 
 
 def _check_options(
@@ -196,6 +228,8 @@ def _check_options(
     for name, count in counts.items():
         if count is not None and (not isinstance(count, int) or count < 1):
             raise ValueError(f"{name} must be a whole number of at least 1, got {count}.")
+    if counts["epochs"] is not None and counts["steps"] is not None:
+        raise ValueError(f"Give epochs or steps, not both; got epochs={counts['epochs']} and steps={counts['steps']}.")
     for name, value in (("clip", clip), ("tol", tol), ("checkpoint_interval", interval)):
         if value is not None and not value > 0:
             raise ValueError(f"{name} must be positive, got {value}.")
@@ -242,11 +276,17 @@ def _check(autoencoder: Autoencoder, samples: Samples) -> None:
             raise type(error)(f"In the validation data: {error}") from None
 
 
-def _open(
-    out: str | os.PathLike[str] | None, resume: bool, tensorboard: bool, **checkpoints: float | int | None
-) -> Log | None:
+def _check_validation(samples: Samples, patience: int | None, keep: str | None) -> None:
+    if keep not in (None, "best", "last"):
+        raise ValueError(f'keep must be "best" or "last", got {keep!r}.')
+    needs = "patience" if patience is not None else 'keep="best"' if keep == "best" else None
+    if needs and samples.validation is None:
+        raise ValueError(f"{needs} needs validation data: give validation=0.1 or a tensor of observations.")
+
+
+def _open(out: str | os.PathLike[str] | None, resume: bool, **checkpoints: float | int | None) -> Log | None:
     if out is None:
-        requested = {"resume": resume, "tensorboard": tensorboard, **checkpoints}
+        requested = {"resume": resume, **checkpoints}
         for name in (name for name, value in requested.items() if value):
             raise ValueError(f"{name}={requested[name]} needs a folder: give out=...")
         return None
@@ -256,7 +296,17 @@ def _open(
     if folder.exists() and any(folder.iterdir()) and not resume:
         raise FileExistsError(f"out={folder} is not empty. Pass resume=True to continue its run, or another folder.")
     check_folder(folder)
-    return Log(folder, tensorboard)
+    return Log(folder)
+
+
+def _listed(logger: Any) -> list[Any]:
+    loggers = logger if isinstance(logger, list) else [] if logger is None else [logger]
+    for each in loggers:
+        if not (hasattr(each, "log_metrics") and hasattr(each, "save")):
+            raise TypeError(
+                f"logger must be a logger of Lightning, such as lightning_fabric.loggers.CSVLogger(...), got {each!r}."
+            )
+    return loggers
 
 
 def _fabric_of(autoencoder: Autoencoder) -> "lightning_fabric.Fabric":
@@ -319,10 +369,11 @@ def _learner(
     """The learner of the autoencoder; raises ValueError for options that it would ignore."""
     optimizer = optimizer or autoencoder.optimizer
     closed = optimizer is None and has_closed_form(autoencoder)
-    for name in ("clip", "checkpoint_every") if closed else ("tol",):
+    for name in [name for name in only if (name != "tol") == closed]:
         if only[name] is not None:
             kind = "an optimizer, and this model learns in closed form" if closed else "closed-form learning"
             raise ValueError(f"{name} is for {kind}. Omit {name}{', or give an optimizer' if closed else ''}.")
     if closed:
         return ClosedFormLearner(autoencoder, fabric, only["tol"] or 1e-4, batch_size, samples.epoch(0)[0])
-    return GradientLearner(autoencoder, fabric, optimizer or DEFAULT_OPTIMIZER, only["clip"], batch_size or 128)
+    makes = optimizer or DEFAULT_OPTIMIZER
+    return GradientLearner(autoencoder, fabric, makes, only["clip"], batch_size or 128, only["accumulate"])

@@ -1,10 +1,9 @@
-"""Records of a training run: history, metrics.csv, TensorBoard events and progress bar."""
+"""Records of a training run: history, metrics.csv and progress bar."""
 
 import csv
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +28,11 @@ class Epoch:
     train_loss: float
     validation_loss: float | None
     seconds: float
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """The losses and the duration that exist, by name, for loggers."""
+        return {name: value for name, value in asdict(self).items() if name != "epoch" and value is not None}
 
     @property
     def loss(self) -> float:
@@ -79,18 +83,10 @@ class History:
 
 
 class Log:
-    """Writes a history to ``metrics.csv`` and optionally to TensorBoard, in a run's folder.
+    """Writes a history to ``metrics.csv`` in a run's folder."""
 
-    Raises:
-        ImportError: for ``tensorboard=True`` if TensorBoard is not installed.
-    """
-
-    def __init__(self, folder: Path, tensorboard: bool):
+    def __init__(self, folder: Path):
         self.folder, self.path = folder, folder / METRICS
-        self.tensorboard = tensorboard
-        self.board: Any = None
-        if tensorboard and not (find_spec("tensorboard") or find_spec("tensorboardX")):
-            raise ImportError("tensorboard=True needs TensorBoard. Install it: pip install 'gae[tensorboard]'.")
 
     def write(self, history: History) -> None:
         """Atomically replaces the file by the whole history, so that no row is partial or duplicated."""
@@ -98,24 +94,6 @@ class Log:
             table = csv.DictWriter(file, [entry.name for entry in fields(Epoch)])
             table.writeheader()
             table.writerows(asdict(row) for row in history.rows)
-        if self.tensorboard and history.rows:
-            self._show(history.rows[-1])
-
-    def _show(self, row: Epoch) -> None:
-        from lightning_fabric.loggers import TensorBoardLogger
-
-        if self.board is None:  # purge_step hides events that a killed run logged from this epoch on
-            self.board = TensorBoardLogger(self.folder, name="tensorboard", version="", purge_step=row.epoch)
-        values = {name: value for name, value in asdict(row).items() if name != "epoch" and value is not None}
-        self.board.log_metrics(values, row.epoch)
-        self.board.save()
-
-    def __enter__(self) -> "Log":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self.board is not None:
-            self.board.finalize("success")
 
 
 @contextmanager

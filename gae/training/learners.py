@@ -3,6 +3,7 @@
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import fields, replace
 from functools import reduce
 from inspect import Parameter, signature
@@ -12,11 +13,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
 from gae.autoencoder import Autoencoder
 from gae.inference.auto_decoder import training_rows
 from gae.likelihood import ClosedFormLearning, OnlineLearning
 from gae.objective import mean
+from gae.training.schedules import MakeScheduler, make_scheduler
 
 if TYPE_CHECKING:
     import lightning_fabric
@@ -30,7 +33,8 @@ MakeOptimizer = Callable[[list[nn.Parameter]], Optimizer]
 class Learner(ABC):
     """Base class of parameter updates; an epoch is ``step`` on each of ``batches``, then ``finish``."""
 
-    batch_size: int
+    batch_size: int  # observations at a time
+    counts_steps: bool  # whether a step updates the parameters
     config: dict[str, Any]  # settings that a resumed run must share
     remedy: str  # advice for a run whose loss or parameters are not finite
 
@@ -50,6 +54,10 @@ class Learner(ABC):
         """Ends an epoch; returns True if learning has converged."""
         return False
 
+    def rates(self) -> dict[str, float]:
+        """The current learning rates, for loggers."""
+        return {}
+
     def state(self) -> dict[str, Any]:
         """The state as a dictionary, for a checkpoint."""
         return {}
@@ -63,8 +71,13 @@ class Learner(ABC):
 
 
 class GradientLearner(Learner):
-    """Training by any torch optimiser, through Fabric; each process handles its share of every batch."""
+    """Training by any torch optimiser, through Fabric; each process handles its share of every batch.
 
+    A batch holds the observations of one step of the optimiser; its gradient is accumulated over ``accumulate`` parts
+    of ``batch_size`` observations.
+    """
+
+    counts_steps = True
     remedy = "Try a smaller learning rate, clip=1.0, or data and initial weights of unit scale."
 
     def __init__(
@@ -74,7 +87,13 @@ class GradientLearner(Learner):
         optimizer: MakeOptimizer,
         clip: float | None,
         batch_size: int,
+        accumulate: int | None = None,
     ):
+        if (accumulate or 1) > 1 and autoencoder.aggregate is not mean:
+            raise ValueError(
+                "accumulate adds gradients of parts of a batch, whose aggregate is no mean of those of its parts. Omit "
+                "accumulate, or use aggregate=gae.objective.mean."
+            )
         parameters = [parameter for parameter in autoencoder.parameters() if parameter.requires_grad]
         if not parameters:
             raise ValueError("The autoencoder has no parameter that requires a gradient: there is nothing to fit.")
@@ -85,64 +104,93 @@ class GradientLearner(Learner):
                 f"functools.partial(torch.optim.Adam, lr=1e-3); got {optimizer!r}."
             )
         self.fabric, self.clip, self.batch_size = fabric, clip, batch_size
+        self.accumulate = accumulate or 1
         self.config = {"optimizer": type(instance).__name__, "groups": _settings(instance), "clip": clip}
+        self.config |= {"accumulate": accumulate}
+        self.scheduler: LRScheduler | None = None
         self.needs_closure = signature(type(instance).step).parameters["closure"].default is Parameter.empty
         self.module, self.optimizer = fabric.setup(autoencoder, instance)
         self.autoencoder = autoencoder
         self.online = [part for part in autoencoder.modules() if isinstance(part, OnlineLearning)]
 
+    def schedule(self, make: MakeScheduler, total_steps: int) -> None:
+        """Schedules the learning rate."""
+        self.scheduler, self.config["scheduler"] = make_scheduler(make, self.optimizer.optimizer, total_steps)
+
     def batches(self, n: int, order: torch.Generator) -> Sequence[Batch]:
-        batches = list(torch.randperm(n, generator=order).split(self.batch_size))
-        if self.batch_size > 1 and len(batches) > 1 and len(batches[-1]) == 1:  # a single sample cannot be normalised
-            batches[-2:] = [torch.cat(batches[-2:])]
-        return batches
+        return self._split(torch.randperm(n, generator=order), self.batch_size * self.accumulate)
+
+    def _split(self, rows: Tensor, size: int) -> list[Tensor]:
+        parts = list(rows.split(size))
+        if size > 1 and len(parts) > 1 and len(parts[-1]) == 1:  # a single sample cannot be normalised
+            parts[-2:] = [torch.cat(parts[-2:])]
+        return parts
 
     def step(self, x: Tensor, batch: Batch, reseed: Callable[[], None], where: str) -> float:
+        assert isinstance(batch, Tensor)
+        parts = self._split(batch, self.batch_size) if self.accumulate > 1 else [batch]
         values: list[float] = []
 
         def closure() -> Tensor:
             reseed()
             self.optimizer.zero_grad()
-            try:
-                loss = self._loss(x, batch)
-            except FloatingPointError as error:
-                raise FloatingPointError(f"At {where}: {error} {self.remedy}") from error
-            values.append(self._reduced(loss))
-            if not math.isfinite(values[0]):  # a line search may evaluate worse points later
-                raise FloatingPointError(self.advice(f"The loss is {values[0]}", where))
-            if not loss.requires_grad:
-                raise FloatingPointError(self.advice("All samples' objectives are too large for gradients", where))
-            self.fabric.backward(loss)
-            if len(values) == 1:
+            losses = []
+            for part in parts:
+                with nullcontext() if part is parts[-1] else self.fabric.no_backward_sync(self.module):
+                    loss = self._weighted_loss(x, part, len(part) / len(batch), where)
+                    losses.append((loss.detach(), self._reduced(loss)))
+                    if not values:  # a line search may evaluate worse points later
+                        self._refuse_loss(losses[-1][1], loss, where)
+                    self.fabric.backward(loss)
+            if not values:
                 self._refuse_nonfinite(where)
+            values.append(sum(value for _, value in losses))
             if self.clip is not None:
                 self.fabric.clip_gradients(self.module, self.optimizer, max_norm=self.clip, error_if_nonfinite=False)
-            return loss
+            return torch.stack([loss for loss, _ in losses]).sum()
 
         if self.needs_closure:
             self.optimizer.step(closure)
         else:
             closure()
             self.optimizer.step()
+        if self.scheduler is not None:
+            self.scheduler.step()
         if self.online:
-            self._update_online(x, batch)
+            self._update_online(x, parts)
         return values[0]
 
+    def _weighted_loss(self, x: Tensor, part: Tensor, weight: float, where: str) -> Tensor:
+        try:
+            return self._loss(x, part) * weight
+        except FloatingPointError as error:
+            raise FloatingPointError(f"At {where}: {error} {self.remedy}") from error
+
+    def _refuse_loss(self, value: float, loss: Tensor, where: str) -> None:
+        if not math.isfinite(value):
+            raise FloatingPointError(self.advice(f"The loss is {value}", where))
+        if not loss.requires_grad:
+            raise FloatingPointError(self.advice("All samples' objectives are too large for gradients", where))
+
     @torch.no_grad()
-    def _update_online(self, x: Tensor, batch: Batch) -> None:
+    def _update_online(self, x: Tensor, parts: Sequence[Tensor]) -> None:
         """Updates the parts that learn in closed form, from the codes of the batch under the new parameters."""
-        rows, share = self._own(batch)
-        with training_rows(self.module, rows):
-            seen = x[rows.to(x.device)].to(self.fabric.device)
-            code = self.autoencoder.inference.infer(self.autoencoder.likelihood, seen)
-        for part in self.online:
-            moments = part.statistics(code)
-            if moments is None:
-                continue
-            if not share:
-                empty = {field.name: torch.zeros_like(getattr(moments, field.name)) for field in fields(moments)}
-                moments = replace(moments, **empty)
-            part.update(_summed(moments, self.fabric))
+        totals: list[Any] = [None for _ in self.online]
+        for rows, share in map(self._own, parts):
+            with training_rows(self.module, rows):
+                seen = x[rows.to(x.device)].to(self.fabric.device)
+                code = self.autoencoder.inference.infer(self.autoencoder.likelihood, seen)
+            for i, part in enumerate(self.online):
+                moments = part.statistics(code)
+                if moments is None:
+                    continue
+                if not share:
+                    empty = {field.name: torch.zeros_like(getattr(moments, field.name)) for field in fields(moments)}
+                    moments = replace(moments, **empty)
+                totals[i] = moments if totals[i] is None else totals[i] + moments
+        for part, moments in zip(self.online, totals, strict=True):
+            if moments is not None:
+                part.update(_summed(moments, self.fabric))
 
     def _refuse_nonfinite(self, where: str) -> None:
         """Raises FloatingPointError for a non-finite gradient; a gradient scaler (16 bits) skips such steps instead."""
@@ -181,13 +229,20 @@ class GradientLearner(Learner):
     def _reduced(self, loss: Tensor) -> float:
         return _over_processes(loss.detach(), self.fabric, "mean")
 
+    def rates(self) -> dict[str, float]:
+        rates = [float(group["lr"]) for group in self.optimizer.param_groups if "lr" in group]
+        return {f"learning_rate_{i}" if len(rates) > 1 else "learning_rate": rate for i, rate in enumerate(rates)}
+
     def state(self) -> dict[str, Any]:
         precision = self.fabric.strategy.precision.state_dict()  # the scale of 16-bit losses
-        return {"optimizer": self.optimizer.optimizer.state_dict(), "precision": precision}
+        scheduler = None if self.scheduler is None else self.scheduler.state_dict()
+        return {"optimizer": self.optimizer.optimizer.state_dict(), "precision": precision, "scheduler": scheduler}
 
     def load(self, state: dict[str, Any]) -> None:
         self.optimizer.load_state_dict(state["optimizer"])
         self.fabric.strategy.precision.load_state_dict(state["precision"])
+        if self.scheduler is not None:
+            self.scheduler.load_state_dict(state["scheduler"])
 
 
 class ClosedFormLearner(Learner):
@@ -197,6 +252,7 @@ class ClosedFormLearner(Learner):
     in the units of ``ClosedFormLearning.maximize``, which are invariant to offset and scale of the data.
     """
 
+    counts_steps = False
     remedy = "Closed-form steps overflow or meet undefined values: centre the data and bring them to unit scale."
 
     def __init__(

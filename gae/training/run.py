@@ -2,8 +2,8 @@
 
 import math
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -15,6 +15,7 @@ from gae.autoencoder import Autoencoder
 from gae.storage import checkpoint
 from gae.storage.models import structure
 from gae.storage.packing import pack
+from gae.training.callbacks import Callback, described
 from gae.training.history import Advance, Epoch, History, Log, progress_bar
 from gae.training.learners import Learner
 from gae.training.sampling import Samples, generator, reseed
@@ -37,6 +38,9 @@ class Run:
     checkpoint_interval: float  # seconds
     log: Log | None
     describe: dict[str, Any] | None
+    keep: str | None = None
+    callbacks: Sequence[Callback] = ()
+    loggers: Sequence[Any] = ()  # Lightning's
     history: History = field(default_factory=History)
     best: dict[str, Any] | None = None
     epoch: int = 0  # completed epochs
@@ -54,26 +58,48 @@ class Run:
             self.structure = structure(self.autoencoder) if self.fabric.is_global_zero else {}
             pack((self.config, self.describe))  # raises TypeError for values that a checkpoint cannot hold
 
+    @property
+    def keeps_best(self) -> bool:
+        """Whether the parameters with the lowest validation loss are kept; by default, if training may wait for it."""
+        return self.patience is not None if self.keep is None else self.keep == "best"
+
     def train(self, epochs: int, progress: bool) -> History:
         per_epoch = len(self.learner.batches(len(self.samples.epoch(0)), generator(0)))
         shown = progress and self.fabric.is_global_zero
-        with progress_bar(shown, epochs * per_epoch, self.total) as advance, self.log or nullcontext():
+        with progress_bar(shown, epochs * per_epoch, self.total) as advance, self._reporting_exceptions():
+            self._call("on_train_start")
             while self.epoch < epochs and not self.history.stopped_early:
                 self._train_epoch(epochs, advance)
-        if self.best is not None:
-            self.autoencoder.load_state_dict(self.best)
+            if self.best is not None:
+                self.autoencoder.load_state_dict(self.best)
+            self._call("on_train_end")
         self.fabric.barrier()
         return self.history
+
+    @contextmanager
+    def _reporting_exceptions(self) -> Iterator[None]:
+        try:
+            yield
+        except BaseException as error:
+            self._call("on_exception", error)
+            raise
+
+    def _call(self, hook: str, *given: Any) -> None:
+        for callback in self.callbacks:
+            getattr(callback, hook)(self, *given)
 
     def _train_epoch(self, epochs: int, advance: Advance) -> None:
         started = time.perf_counter() - self.seconds
         x = self.samples.epoch(self.epoch)
         batches = self.learner.batches(len(x), generator(self.seed, self.epoch))
+        self._call("on_train_epoch_start")
         for batch in batches[self.step :]:
+            self._call("on_train_batch_start")
             draw = partial(reseed, self.fabric.device, self.seed, self.epoch, self.step, self.fabric.global_rank)
             loss = self.learner.step(x, batch, draw, f"epoch {self.epoch + 1}, step {self.step + 1}")
             self.loss_sum += loss * _size(batch)
             self.step, self.total = self.step + 1, self.total + 1
+            self._call("on_train_batch_end", loss)
             advance(f"epoch {self.epoch + 1}, loss {loss:.4g} nats")
             if self.checkpoint_every and self.total % self.checkpoint_every == 0 and self.step < len(batches):
                 self.seconds = time.perf_counter() - started
@@ -87,8 +113,10 @@ class Run:
     def _end_epoch(self, row: Epoch, converged: bool, epochs: int) -> None:
         self.history.rows.append(row)
         self.epoch, self.step, self.loss_sum, self.seconds = self.epoch + 1, 0, 0.0, 0.0
-        if self.patience is not None and self.history.best_epoch == row.epoch:
+        if self.keeps_best and self.history.best_epoch == row.epoch:
             self.best = {name: _copied(value) for name, value in self.autoencoder.state_dict().items()}
+        self._report(row)
+        self._call("on_train_epoch_end")
         waited = row.epoch - self.history.best_epoch
         self.history.stopped_early = converged or (self.patience is not None and waited >= self.patience)
         is_last = self.history.stopped_early or self.epoch >= epochs
@@ -97,6 +125,12 @@ class Run:
         self._save_checkpoint()
         if self.log is not None and self.fabric.is_global_zero:
             self.log.write(self.history)
+
+    def _report(self, row: Epoch) -> None:
+        """Gives the metrics of an epoch to the loggers."""
+        for logger in self.loggers if self.fabric.is_global_zero else ():
+            logger.log_metrics({**row.metrics, **self.learner.rates()}, step=row.epoch)
+            logger.save()
 
     def _validate(self) -> float | None:
         x = self.samples.validation
@@ -133,6 +167,7 @@ class Run:
             "best": self.best,
             "learner": self.learner.state(),
             "history": self.history.state(),
+            "callbacks": [callback.state_dict() for callback in self.callbacks],
             "progress": {name: getattr(self, name) for name in ("epoch", "step", "total", "loss_sum", "seconds")},
         }
 
@@ -154,6 +189,8 @@ class Run:
         self.best, self.history = entry.state["best"], History.of(entry.state["history"])
         for name, value in entry.state["progress"].items():
             setattr(self, name, value)
+        for callback, state in zip(self.callbacks, entry.state.get("callbacks", ()), strict=True):
+            callback.load_state_dict(state)
         if self.fabric.is_global_zero:
             self.log.write(self.history)
 
@@ -164,6 +201,8 @@ class Run:
             "seed": self.seed,
             "batch_size": self.learner.batch_size,
             "patience": self.patience,
+            "keep": self.keep,
+            "callbacks": described(self.callbacks),
             "learner": self.learner.config,
             "likelihood": type(self.autoencoder.likelihood).__name__,
             "inference": type(self.autoencoder.inference).__name__,

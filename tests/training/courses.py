@@ -13,7 +13,7 @@ from gae.data import load
 from gae.inference import Amortized
 from gae.likelihood import Gaussian
 from gae.systems import ae, gmm, kmeans, savae, vae
-from gae.training import History, fit
+from gae.training import Anneal, History, fit
 
 X = torch.randn(50, 5, generator=torch.Generator().manual_seed(0))
 
@@ -32,6 +32,16 @@ def dynamic() -> dict[str, Any]:
     return {"data": load("digits", binarize="dynamic"), "batch_size": 500}
 
 
+PLANNED = {
+    "optimizer": adam,
+    "scheduler": partial(torch.optim.lr_scheduler.StepLR, step_size=3, gamma=0.5),
+    "callbacks": [Anneal("objective.beta", steps=11, start=0.1)],
+    "batch_size": 4,
+    "accumulate": 2,
+    "validation": 0.2,
+    "keep": "best",
+}
+
 CASES: dict[str, tuple[Callable[[], Autoencoder], dict[str, Any]]] = {
     "adam": (lambda: ae((5,), 2, (8,)), {"optimizer": adam}),
     "momentum": (lambda: ae((5,), 2, (8,)), {"optimizer": momentum, "clip": 0.5}),
@@ -39,6 +49,7 @@ CASES: dict[str, tuple[Callable[[], Autoencoder], dict[str, Any]]] = {
     "vae": (lambda: vae((5,), 2, (8,), samples=2, analytic=False), {"optimizer": adam}),
     "savae": (lambda: savae((5,), 2, (8,), steps=2), {"optimizer": adam, "validation": 0.2}),
     "noisy": (noisy, {"optimizer": momentum, "validation": 0.3, "patience": 2}),
+    "planned": (lambda: vae((5,), 2, (8,), samples=2, analytic=False), PLANNED),
     "dynamic": (lambda: vae((1, 8, 8), 2, (8,), head="bernoulli"), {"validation": 0.2, "patience": 3}),
     "kmeans": (lambda: kmeans((5,), 6), {"tol": 1e-9}),
     "gmm": (lambda: gmm((5,), 3), {"tol": 1e-9, "validation": X[:20]}),

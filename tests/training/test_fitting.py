@@ -276,20 +276,11 @@ def test_a_learned_engine_is_never_left_out(x: Tensor) -> None:
     assert not equal(parameters(model.inference), before)
 
 
-def test_metrics_and_tensorboard(x: Tensor, tmp_path: Path) -> None:
-    pytest.importorskip("tensorboard")
-    history = quiet(small(), x, epochs=3, validation=0.2, out=tmp_path, tensorboard=True)
+def test_metrics_of_each_epoch(x: Tensor, tmp_path: Path) -> None:
+    history = quiet(small(), x, epochs=3, validation=0.2, out=tmp_path)
     with open(tmp_path / "metrics.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert [Epoch(int(r["epoch"]), *(float(r[k]) for k in list(r)[1:])) for r in rows] == history.rows
-    assert list((tmp_path / "tensorboard").glob("events.out.tfevents.*"))
-
-
-def test_tensorboard_missing(x: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gae.training.history.find_spec", lambda name: None)
-    with pytest.raises(ImportError, match=r"pip install 'gae\[tensorboard\]'"):
-        quiet(small(), x, out=tmp_path / "run", tensorboard=True)
-    assert not (tmp_path / "run").exists()
 
 
 def test_progress_bar_goes_to_standard_error(x: Tensor, capsys: pytest.CaptureFixture[str]) -> None:
@@ -421,9 +412,7 @@ def test_nothing_to_fit(x: Tensor) -> None:
         quiet(model, x)
 
 
-@pytest.mark.parametrize(
-    "option", [{"resume": True}, {"tensorboard": True}, {"checkpoint_every": 3}, {"checkpoint_interval": 1.0}]
-)
+@pytest.mark.parametrize("option", [{"resume": True}, {"checkpoint_every": 3}, {"checkpoint_interval": 1.0}])
 def test_folder_is_needed(option: dict[str, Any], x: Tensor) -> None:
     with pytest.raises(ValueError, match="needs a folder: give out="):
         quiet(small(), x, **option)

@@ -1,0 +1,122 @@
+"""Summary of a sweep as a LaTeX table, a figure and a self-contained HTML page."""
+
+import json
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gae.data.files import write_text
+from gae.reports.comparison import Column
+from gae.reports.figures import INK, LINES, Figure, canvas, save_all, style
+from gae.reports.pages import write_page
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+COLUMNS = (
+    Column("train_loss", "training loss", "nats", 3),
+    Column("validation_loss", "validation loss", "nats", 3),
+    Column("test_loss", "test loss", "nats", 3),
+    Column("log_evidence", "log p(x)", "nats, exact", 3),
+    Column("squared_error", "squared error", "×10⁻³ per element", 3, 1e3),
+    Column("tokens_restored", "tokens restored", "%", 1, 1e2),
+    Column("seconds", "training", "seconds", 1),
+)
+DRAWN = ("test_loss", "squared_error", "tokens_restored")
+
+
+def shown_columns(results: dict[str, Any]) -> list[Column]:
+    """The columns that some training has."""
+    return [each for each in COLUMNS if any(row[f"{each.key}_mean"] is not None for row in results["summary"])]
+
+
+def table(results: dict[str, Any]) -> list[list[str]]:
+    """A line for each combination: the values that vary, the number of trainings, and mean ± standard error."""
+    return [
+        [
+            *(text(row.get(name)) for name in results["axes"]),
+            str(row["trainings"]) + (f" of {row['trainings'] + row['failed']}" if row["failed"] else ""),
+            *(column.text(_entry(row, column)) for column in shown_columns(results)),
+        ]
+        for row in results["summary"]
+    ]
+
+
+def text(value: Any) -> str:
+    """A value of an option; a dash for an option that a system does not have."""
+    return "–" if value is None else str(value)
+
+
+def constants(results: dict[str, Any]) -> dict[str, str]:
+    """The values of data, system and options that all trainings share."""
+    first = results["summary"][0]
+    given = list(first)[: list(first).index("trainings")]
+    return {name: text(first[name]) for name in given if name not in results["axes"]}
+
+
+def latex(results: dict[str, Any]) -> str:
+    """The table in LaTeX, for the package booktabs."""
+    import pandas
+
+    titles = [f"{column.title} ({column.unit})" for column in shown_columns(results)]
+    frame = pandas.DataFrame(table(results), columns=[*results["axes"], "trainings", *titles])
+    escaped = frame.style.format(escape="latex").format_index(escape="latex", axis=1).hide(axis="index")
+    written = escaped.to_latex(hrules=True)
+    for sign, command in (("−", "$-$"), ("±", r"$\pm$"), ("×10⁻³", r"$\times 10^{-3}$"), ("–", "--")):
+        written = written.replace(sign, command)
+    return written
+
+
+def write(out: Path) -> None:
+    """Writes ``report.html``, the figure, and with pandas ``summary.tex`` of the sweep in ``out``."""
+    results = json.loads((out / "results.json").read_text(encoding="utf-8"))
+    if find_spec("pandas") is not None:
+        write_text(out / "summary.tex", latex(results))
+    with style():
+        figures = [draw(results)] if any(row["trainings"] for row in results["summary"]) else []
+    write_page(
+        out / "report.html",
+        "sweep.html",
+        results=results,
+        columns=shown_columns(results),
+        lines=table(results),
+        constants=constants(results),
+        label=lambda row: label(results, row),
+        figures=figures,
+        images=save_all(figures, out / "figures"),
+    )
+
+
+def label(results: dict[str, Any], row: dict[str, Any]) -> str:
+    """The values of a combination that vary."""
+    return ", ".join(f"{name}={text(row[name])}" for name in results["axes"] if row.get(name) is not None)
+
+
+def draw(results: dict[str, Any]) -> Figure:
+    """Test loss and reconstruction of each combination: a dot for each training, and mean ± standard error."""
+    columns = [each for each in shown_columns(results) if each.key in DRAWN]
+    figure = canvas(10.5, 1.2 + 0.3 * len(results["summary"]))
+    panels = figure.subplots(1, len(columns), sharey=True, squeeze=False)[0]
+    for i, (axes, column) in enumerate(zip(panels, columns, strict=True)):
+        _dots(axes, results, column, LINES[i])
+        axes.set(xlabel=f"{column.title}, {column.unit}")
+    panels[0].set_yticks(range(len(results["summary"])), [label(results, row) for row in results["summary"]])
+    panels[0].invert_yaxis()
+    caption = "A grey dot for each training; the mean over trainings ± its standard error in colour."
+    return Figure("sweep", "Results of each combination", caption, figure)
+
+
+def _dots(axes: "Axes", results: dict[str, Any], column: Column, colour: str) -> None:
+    for place, row in enumerate(results["summary"]):
+        given = list(row)[: list(row).index("trainings")]
+        alike = [each for each in results["rows"] if all(each.get(name) == row[name] for name in given)]
+        single = [column.scale * each[column.key] for each in alike if each[column.key] is not None]
+        axes.plot(single, [place] * len(single), "o", ms=3, color=INK, alpha=0.3)
+        entry = _entry(row, column)
+        if entry["mean"] is not None:
+            spread = column.scale * entry["se"] if entry["se"] else None
+            axes.errorbar(column.scale * entry["mean"], place, xerr=spread, fmt="o", ms=5, color=colour, capsize=3)
+
+
+def _entry(row: dict[str, Any], column: Column) -> dict[str, Any]:
+    return {"mean": row[f"{column.key}_mean"], "se": row[f"{column.key}_se"]}
