@@ -59,7 +59,7 @@ def draw(results: dict[str, Any], pictures: Pictures) -> list[Figure]:
     """All figures of a comparison, in reading order; the global state of matplotlib is unchanged."""
     with style():
         figures = [
-            training_curves(results),
+            *([] if results["configuration"].get("given") else [training_curves(results)]),
             bounds(results),
             worst_gaps(results, pictures),
             reconstructions(results, pictures),
@@ -166,9 +166,9 @@ def worst_gaps(results: dict[str, Any], pictures: Pictures) -> Figure:
     gaps = worst(matrix, DIAGONAL)
     upper = "log p(x)" if matrix["log_p"]["tight"] else "the bound of q* (log p(x) is not known tightly)"
     caption = (
-        f"The test samples whose bound by the diagonal encoder lies furthest below {upper}, on the decoder trained "
-        f"by {name} "
-        "(first training), and the decoder's mean at the encoder's mean. Gaps in nats: "
+        f"The test samples whose bound by the diagonal encoder lies furthest below {upper}, on the "
+        f"{'given decoder' if name == 'given' else f'decoder trained by {name} (first training)'}, and the decoder's "
+        "mean at the encoder's mean. Gaps in nats: "
         + ", ".join(f"{gap:.1f} (test sample {i})" for i, gap in gaps)
         + f". Grey values in data units, clipped to {_range(results)}."
     )

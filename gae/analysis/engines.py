@@ -1,0 +1,125 @@
+"""Inference engines by name, for any model: how its codes are inferred is a choice of the user."""
+
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Int, Num
+from torch import Tensor
+
+from gae.analysis.inference_gap import one_row
+from gae.autoencoder import Autoencoder
+from gae.inference import (
+    LBFGS,
+    Adam,
+    Amortized,
+    Ascent,
+    Code,
+    Detach,
+    FullCovariance,
+    GaussNewton,
+    Inference,
+    Laplace,
+    MeanField,
+    Step,
+    Zeros,
+)
+from gae.inference.laws import point_of
+from gae.inference.starts import Given
+from gae.likelihood import Likelihood
+
+TOLERANCE = 1e-5  # nats
+RATE = 0.05  # of Adam, in units of the prior's standard deviation
+FEW = 4  # steps from an encoder
+ASCENTS: dict[str, tuple[Callable[[], Step], int]] = {  # step rule, and the most steps by default
+    "lbfgs": (LBFGS, 200),
+    "adam": (lambda: Adam(RATE), 1000),
+    "gauss-newton": (GaussNewton, 100),
+}
+SUBJECTS = {  # of sentences on the density of an engine
+    **dict.fromkeys(ASCENTS, "the Laplace approximation at the mode"),
+    "encoder": "the encoder",
+    "refine": "the density refined from the encoder",
+}
+ENGINES = tuple(SUBJECTS)
+
+
+def engine_of(name: str, model: Autoencoder, steps: int | None = None, density: bool = False) -> Inference:
+    """A named engine for the codes of a model.
+
+    ``"lbfgs"``, ``"adam"`` and ``"gauss-newton"`` climb from 0 to a mode of the joint density; a sample stops when it
+    gains at most 1e-5 nats. ``"encoder"`` is the encoder of the model alone, and ``"refine"`` a few steps of L-BFGS
+    from it (``Refined``).
+
+    Args:
+        name: one of ``ENGINES``.
+        model: a model; for the last two names, one with an encoder.
+        steps: the most steps; by default 200 (L-BFGS), 1000 (Adam), 100 (Gauss–Newton) or 4 (``"refine"``).
+        density: whether a density q(z|x) is needed: an ascent is then followed by the Laplace approximation at its
+            mode.
+
+    Raises:
+        ValueError: for an unknown name, steps of an encoder, or a model without an encoder.
+
+    >>> from gae.systems import vae
+    >>> engine_of("refine", vae((5,), latent=2))(vae((5,), latent=2).likelihood, torch.randn(3, 5)).point.shape
+    torch.Size([3, 2])
+    """
+    if name not in ENGINES:
+        raise ValueError(f"Unknown engine {name!r}. Valid engines: {', '.join(ENGINES)}.")
+    if name in ASCENTS:
+        mode = mode_ascent(name, steps)
+        return Laplace(mode, "full", "hessian", samples=None) if density else mode
+    encoder = next((part for part in model.inference.modules() if isinstance(part, Amortized)), None)
+    if encoder is None:
+        raise ValueError(
+            f"The engine {name!r} needs an encoder, but this model is encoded by {type(model.inference).__name__}. "
+            f"Choose one of {', '.join(ASCENTS)}, or give a decoder its encoder (--encoder)."
+        )
+    if name == "encoder":
+        if steps is not None:
+            raise ValueError("An encoder takes no steps. Leave steps (--steps) out, or choose refine.")
+        return encoder
+    return Refined(encoder, FEW if steps is None else steps)
+
+
+def mode_ascent(name: str = "lbfgs", steps: int | None = None) -> Ascent:
+    """Ascent from 0 to a mode of the joint density of each code, by the named step rule.
+
+    >>> mode_ascent("gauss-newton").max_steps
+    100
+    """
+    build, most = ASCENTS[name]
+    return Ascent(Zeros(), build(), most if steps is None else steps, tol=TOLERANCE, adjoint=Detach())
+
+
+class Refined(Inference):
+    """A few steps of L-BFGS from an encoder, for each observation alone.
+
+    Of a density q(z|x), the steps raise the ELBO over normal densities, with the full covariance if the encoder's has
+    one; of a point, the joint density.
+
+    Args:
+        encoder: the engine to start from.
+        steps: the most steps.
+
+    >>> from gae.systems import vae
+    >>> model = vae((5,), latent=2)
+    >>> Refined(model.inference)(model.likelihood, torch.randn(3, 5)).q.event_shape
+    torch.Size([2])
+    """
+
+    def __init__(self, encoder: Inference, steps: int = FEW):
+        super().__init__()
+        self.encoder, self.steps = encoder, steps
+
+    def infer(self, likelihood: Likelihood, x: Num[Tensor, "B *X"], k: Int[Tensor, "S _"] | None = None) -> Code:
+        code = self.encoder.infer(likelihood, x, k)
+        if code.q is None:
+            return self._ascent(Given(code), None).infer(likelihood, x, k)
+        q = one_row(code.q)
+        kind = FullCovariance if isinstance(q, torch.distributions.MultivariateNormal) else MeanField
+        family = kind(4 * likelihood.latent_shape.numel(), matched=True)
+        return self._ascent(Given(Code(point_of(q).unsqueeze(0), q=q)), family).infer(likelihood, x, k)
+
+    def _ascent(self, start: Inference, family: MeanField | None) -> Ascent:
+        return Ascent(start, LBFGS(), self.steps, tol=TOLERANCE, family=family, adjoint=Detach())
