@@ -13,6 +13,7 @@ from jaxtyping import Float, Num
 from pyro import poutine
 from pyro.distributions import Unit
 from pyro.poutine.messenger import Messenger
+from pyro.poutine.runtime import _DIM_ALLOCATOR
 from pyro.poutine.util import site_is_subsample
 from torch import Size, Tensor, nn
 from torch.distributions import constraints
@@ -62,6 +63,17 @@ class _WholePlates(Messenger):
         self.sizes.append(plate.subsample_size or len(message["value"]))
 
 
+@contextmanager
+def _own_dims() -> Iterator[None]:
+    """Hides the plates in which a program runs, so that its own take the dims that they would take alone."""
+    stack = _DIM_ALLOCATOR._stack
+    _DIM_ALLOCATOR._stack = []
+    try:
+        yield
+    finally:
+        _DIM_ALLOCATOR._stack = stack
+
+
 class Program(nn.Module):
     """A Pyro model or guide of a batch x, with its parameters as its own, run on any number of rows.
 
@@ -102,7 +114,7 @@ class Program(nn.Module):
     def _handled(self) -> Iterator[_WholePlates]:
         plates = _WholePlates()
         declarations = Declarations(self.declared, self.module is not None, self.stored)
-        with poutine.block(), pyro.get_param_store().scope(), declarations, plates:
+        with poutine.block(), _own_dims(), pyro.get_param_store().scope(), declarations, plates:
             yield plates
 
     def run(self, x: Tensor, values: Mapping[str, Tensor] | None = None) -> dict[str, Site]:
