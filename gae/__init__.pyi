@@ -1,3 +1,4 @@
+from . import adapters as adapters
 from . import analysis as analysis
 from . import data as data
 from . import evidence as evidence
@@ -12,6 +13,8 @@ from . import storage as storage
 from . import studies as studies
 from . import systems as systems
 from . import training as training
+from .adapters.decoders import from_decoder as from_decoder
+from .adapters.pyro_models import from_pyro as from_pyro
 from .analysis.anomaly import anomaly_scores as anomaly_scores
 from .analysis.gradcheck import check_gradient as check_gradient
 from .analysis.inference_gap import inference_gap as inference_gap

@@ -74,6 +74,13 @@ class Autoencoder(Part, nn.Module):
         accepts_rescaling: bool = False,
     ):
         super().__init__()
+        for part, kind in ((likelihood, Likelihood), (inference, Inference)):
+            if not isinstance(part, kind):
+                raise TypeError(
+                    f"An autoencoder needs a {kind.__name__}, got {type(part).__name__}. A decoder network becomes a "
+                    "model by `gae.from_decoder`, a Pyro model with its guide by `gae.from_pyro`, an encoder an engine "
+                    "by `gae.inference.Amortized`."
+                )
         self.likelihood = likelihood
         self.inference = inference
         self.objective = objective

@@ -18,6 +18,7 @@ from torch.distributions import Distribution
 import gae.inference
 import gae.likelihood
 from gae import Autoencoder, nets, systems
+from gae.adapters import PyroLikelihood
 from gae.inference import (
     ESWMV,
     HMC,
@@ -260,6 +261,19 @@ def in_units(likelihood: Likelihood) -> StandardUnits:
     return StandardUnits.of(likelihood, 1 + 3 * torch.randn(9, *likelihood.event_shape))
 
 
+class PyroPixels(PyroModule):
+    """A Pyro model of rows of three numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.decoder = net(2, 3)
+
+    def forward(self, x: Tensor) -> None:
+        with pyro.plate("rows", len(x)):
+            code = pyro.sample("code", Normal(x.new_zeros(2), 1.0).to_event(1))
+            pyro.sample("pixels", Normal(self.decoder(code), 0.7).to_event(1), obs=x)
+
+
 EVERYTHING: dict[str, bool] = {"learn_scale": True, "learn_weights": True}
 
 LIKELIHOODS = [
@@ -269,6 +283,7 @@ LIKELIHOODS = [
     LikelihoodCase("gaussian-flat", lambda: Gaussian(net(2, 3), 2, 0.7, prior=Flat(2))),
     LikelihoodCase("gaussian-sparse", lambda: Gaussian(net(2, 3), 2, 0.7, prior=LaplacePrior(2))),
     LikelihoodCase("gaussian-conv", lambda: Gaussian(nets.conv_decoder(2, (1, 4, 4), (2,)), 2)),
+    LikelihoodCase("pyro", lambda: PyroLikelihood(PyroPixels(), torch.randn(3, 3))),
     LikelihoodCase("laplace", lambda: Laplace(net(2, 3), 2, 0.7)),
     LikelihoodCase("laplace-pixel", lambda: Laplace(net(2, 3), 2, 0.7, learn="pixel")),
     LikelihoodCase("bernoulli", lambda: Bernoulli(net(2, (1, 2, 2)), 2), binary),

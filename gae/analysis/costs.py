@@ -29,6 +29,7 @@ class Costs:
         active: the least number of active units over trainings; None if unknown.
         width: number of units.
         kl: mean KL of q(z|x) from the prior.
+        engine: the engine whose density L[q] is, as the subject of a sentence.
     """
 
     family: str
@@ -43,6 +44,7 @@ class Costs:
     active: int | None
     width: int
     kl: float
+    engine: str = "the encoder"
 
 
 def costs(matrices: Sequence[Entry], uses: Sequence[Entry], family: str, steps: int, rule: str = LBFGS_STEPS) -> Costs:
@@ -66,8 +68,15 @@ def costs(matrices: Sequence[Entry], uses: Sequence[Entry], family: str, steps: 
     )
 
 
-def gap_costs(columns: Mapping[str, Tensor], family: str, use: Entry, steps: int, rule: str = LBFGS_STEPS) -> Costs:
-    """Costs from the columns of an inference gap (``Gap.columns``) and of the encoder after some steps."""
+def gap_costs(
+    columns: Mapping[str, Tensor],
+    family: str,
+    use: Entry,
+    steps: int,
+    rule: str = LBFGS_STEPS,
+    engine: str = "the encoder",
+) -> Costs:
+    """Costs from the columns of an inference gap (``Gap.columns``) and of the engine's density after some steps."""
     rows = {name: [values.tolist()] for name, values in columns.items()}
     tight = float(columns["tight log p(x)"].double().mean()) >= TIGHT
     moved = rows[f"L[q after {steps} {rule} steps]"]
@@ -85,6 +94,7 @@ def gap_costs(columns: Mapping[str, Tensor], family: str, use: Entry, steps: int
         use["active"],
         use["width"],
         use["kl"],
+        engine,
     )
 
 

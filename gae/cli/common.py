@@ -1,6 +1,8 @@
 """Arguments, readers and writers shared by the commands."""
 
+import shlex
 from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -49,6 +51,131 @@ Crop = Annotated[bool, typer.Option("--crop", help="Crop images about their cent
 Seed = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of weights, data order and noise.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue the run in the output folder.")]
 CheckpointPath = Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="Folder of a run, or a checkpoint in it.")]
+ModelPath = Annotated[
+    str, typer.Argument(metavar="[CHECKPOINT]", help="Folder of a run, or a checkpoint in it. Left out with --decoder.")
+]
+ModelData = Annotated[str | None, typer.Argument(metavar="DATA", help="Name or path of the data.", show_default=False)]
+
+Decoder = Annotated[
+    str | None,
+    typer.Option(
+        "--decoder",
+        metavar="REFERENCE",
+        help="Your own decoder: module:function, looked up in the working directory first, which returns the network; "
+        "or a .pt2 file of torch.export.",
+    ),
+]
+Weights = Annotated[
+    Path | None,
+    typer.Option(
+        "--weights", help="state_dict of the decoder, or of both (decoder.*, encoder.*): .safetensors or .pt."
+    ),
+]
+CodeShape = Annotated[
+    str | None,
+    typer.Option("--latent", help="Shape of a code in the decoder, such as 8 or 4,8,8; a .pt2 file knows it."),
+]
+HeadName = Annotated[str | None, typer.Option("--head", help="Distribution of the decoder; gaussian by default.")]
+Scale = Annotated[
+    float | None,
+    typer.Option("--scale", help="Scale of the decoder's noise (gaussian, laplace), in units of the data."),
+]
+Activated = Annotated[
+    bool, typer.Option("--activated", help="The decoder returns probabilities (bernoulli) or rates (poisson).")
+]
+EncoderName = Annotated[
+    str | None,
+    typer.Option(
+        "--encoder", metavar="REFERENCE", help="Encoder of the decoder, likewise; returns a distribution or codes."
+    ),
+]
+EngineName = Annotated[
+    str | None,
+    typer.Option("--engine", help="lbfgs, adam, gauss-newton, encoder or refine.", show_default="the model's own"),
+]
+
+
+@dataclass(frozen=True)
+class Own:
+    """The options of a model of your own."""
+
+    decoder: str | None = None
+    weights: Path | None = None
+    latent: str | None = None
+    head: str | None = None
+    scale: float | None = None
+    activated: bool = False
+    encoder: str | None = None
+
+    def need_decoder(self) -> None:
+        """Raises ValueError for an option without a decoder."""
+        for option in fields(self):
+            if getattr(self, option.name) not in (None, False):
+                raise ValueError(f"--{option.name} is for a model of your own. Give --decoder too, or leave it out.")
+
+    def reference(self) -> str:
+        """The options as they are given on a command line."""
+        given = {option.name: getattr(self, option.name) for option in fields(self)}
+        texts = (
+            (name, [] if value is True else [str(value)]) for name, value in given.items() if value not in (None, False)
+        )
+        return shlex.join(part for name, value in texts for part in (f"--{name}", *value))
+
+    def model(self, data: "Dataset", seed: int = 0) -> "Autoencoder":
+        """The model, in evaluation mode, checked against the data that it is for."""
+        import torch
+
+        from gae.adapters import from_decoder, load_weights, read_network
+
+        torch.manual_seed(seed)
+        assert self.decoder is not None
+        networks = {"decoder": read_network(self.decoder)}
+        if self.encoder is not None:
+            networks["encoder"] = read_network(self.encoder, "encoder")
+        if self.weights is not None:
+            load_weights(networks, self.weights)
+        model = from_decoder(
+            networks["decoder"],
+            data,
+            None if self.latent is None else sizes(self.latent),
+            self.head or "gaussian",
+            self.scale,
+            self.activated,
+            networks.get("encoder"),
+        )
+        model.preparation = data.preparation
+        return model.eval()
+
+
+def sizes(text: str) -> tuple[int, ...]:
+    """A shape, such as ``8`` or ``4,8,8``.
+
+    >>> sizes("4, 8,8")
+    (4, 8, 8)
+    """
+    try:
+        return tuple(int(size) for size in text.split(","))
+    except ValueError:
+        raise ValueError(
+            f"--latent must be whole numbers separated by commas, such as 8 or 4,8,8; got {text!r}."
+        ) from None
+
+
+def open_model(
+    checkpoint: str, data: str | None, own: Own, binarize: str | None, seed: int
+) -> "tuple[Autoencoder, str]":
+    """The model of a checkpoint, or of your own decoder, and the name of the data.
+
+    The two positional arguments are a checkpoint and data, or the data alone with ``--decoder``.
+    """
+    if own.decoder is None:
+        own.need_decoder()
+        if data is None:
+            raise ValueError("Give a checkpoint and data, or --decoder and data.")
+        return read(Path(checkpoint))[0], data
+    if data is not None:
+        raise ValueError(f"--decoder takes the place of a checkpoint: leave {checkpoint} out.")
+    return own.model(load(checkpoint, binarize or "none"), seed), checkpoint
 
 
 def load(

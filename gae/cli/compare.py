@@ -5,7 +5,26 @@ from typing import Annotated, Any
 
 import typer
 
-from gae.cli.common import AsJson, Binarize, Crop, DataName, Drop, Labels, Resume, Seed, Size, Standardize, load
+from gae.cli.common import (
+    Activated,
+    AsJson,
+    Binarize,
+    Crop,
+    DataName,
+    Decoder,
+    Drop,
+    EncoderName,
+    HeadName,
+    Labels,
+    Own,
+    Resume,
+    Scale,
+    Seed,
+    Size,
+    Standardize,
+    Weights,
+    load,
+)
 from gae.cli.terminal import comparison, console, echo_json, reported, surveyed
 
 
@@ -19,9 +38,15 @@ def compare(
     epochs: Annotated[int | None, typer.Option(help="By default chosen by the size of the data.")] = None,
     seed: Seed = 0,
     latent: Annotated[
-        int | None, typer.Option(help="Width of the code; by default 8, or that of the data if less.")
+        str | None,
+        typer.Option(help="Width of the code; by default 8, or that of the data if less. With --decoder, its shape."),
     ] = None,
-    head: Annotated[str | None, typer.Option(help="Distribution of the decoder; gaussian by default.")] = None,
+    head: HeadName = None,
+    decoder: Decoder = None,
+    weights: Weights = None,
+    scale: Scale = None,
+    activated: Activated = False,
+    encoder: EncoderName = None,
     binarize: Binarize = "none",
     labels: Labels = None,
     drop: Drop = None,
@@ -38,22 +63,25 @@ def compare(
 ) -> Path:
     """Train a decoder by each engine, freeze it, and tell apart what an encoder, its family and a few steps cost on it.
 
+    With --decoder: the same on your own decoder, frozen, which is not trained; with --encoder, the cost of yours.
     With --systems: fit these systems with their default options, and evaluate each by its own engine.
     """
+    own = Own(decoder, weights, latent, head, scale, activated, encoder)
+    if decoder is None:
+        Own(weights=weights, scale=scale, activated=activated, encoder=encoder).need_decoder()
     dataset = load(data, binarize, labels=labels, drop=drop, standardize=standardize, size=size, crop=crop)
     kind = "compare" if systems is None else "systems"
     folder = out or Path("runs") / f"{kind}-{dataset.name}"
-    only = {"engines": engines, "latent": latent, "head": head, "seeds": seeds}
+    only = {"engines": engines, "latent": latent, "head": head, "seeds": seeds, "decoder": decoder}
     shared: Any = {"epochs": epochs, "seed": seed, "quick": quick, "resume": resume}
     if systems is None:
         from gae.studies.compare import compare as run
-        from gae.studies.engines import ENGINES
 
-        names = list(ENGINES) if engines is None else _names(engines)
-        chosen: Any = {
-            name: value for name, value in (("latent", latent), ("head", head), ("seeds", seeds)) if value is not None
-        }
-        results = run(dataset, folder, engines=names, **chosen, **shared)
+        names = None if engines is None else _names(engines)
+        chosen: Any = {"latent": None if latent is None else _width(latent), "head": head}
+        if decoder is not None:
+            chosen = {"model": own.model(dataset, seed), "reference": own.reference()}
+        results = run(dataset, folder, engines=names, seeds=seeds, **chosen, **shared)
     else:
         from gae.studies.survey import survey
 
@@ -71,6 +99,12 @@ def compare(
     console().print(comparison(results) if systems is None else surveyed(results))
     typer.echo(f"Report: {folder / 'report.html'}")
     return folder
+
+
+def _width(text: str) -> int:
+    if not text.isdecimal():
+        raise ValueError(f"--latent must be a whole number, the width of the code; got {text!r}.")
+    return int(text)
 
 
 def _names(text: str) -> list[str]:

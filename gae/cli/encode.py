@@ -6,14 +6,23 @@ from typing import Annotated
 import typer
 
 from gae.cli.common import (
+    Activated,
     AsJson,
-    CheckpointPath,
-    DataName,
+    CodeShape,
+    Decoder,
+    EncoderName,
+    EngineName,
+    HeadName,
+    ModelData,
+    ModelPath,
+    Own,
     SameBinarize,
+    Scale,
     Seed,
+    Weights,
     in_its_dtype,
     load_like,
-    read,
+    open_model,
     save_arrays,
 )
 from gae.cli.terminal import print_results, reported
@@ -22,10 +31,19 @@ from gae.data.files import check_file
 
 @reported
 def encode(
-    checkpoint: CheckpointPath,
-    data: DataName,
+    checkpoint: ModelPath,
+    data: ModelData = None,
     output: Annotated[Path, typer.Option("--output", "-o", help="An .npz file.")] = Path("codes.npz"),
     split: Annotated[str, typer.Option(help="train, test or all.")] = "all",
+    engine: EngineName = None,
+    steps: Annotated[int | None, typer.Option(min=0, help="Most steps of --engine.")] = None,
+    decoder: Decoder = None,
+    weights: Weights = None,
+    latent: CodeShape = None,
+    head: HeadName = None,
+    scale: Scale = None,
+    activated: Activated = False,
+    encoder: EncoderName = None,
     binarize: SameBinarize = None,
     seed: Seed = 0,
     as_json: AsJson = False,
@@ -34,14 +52,27 @@ def encode(
 
     The file also holds index (the row of the source from 0, or the line of text; a predefined split counts through
     its training part and then its test part), split (train or test), labels, and the file names of images.
+
+    Codes are inferred by the model's own engine, or by --engine: an ascent from 0 (lbfgs, adam, gauss-newton), the
+    encoder alone, or a few steps from it (refine). With --decoder the model is yours, under the prior N(0, I).
     """
     import torch
 
+    from gae.analysis.engines import engine_of
     from gae.analysis.metrics import codes
 
     check_file(output, ".npz")
-    model, _ = read(checkpoint)
-    rows = load_like(model, data, binarize).rows(split)
+    own = Own(decoder, weights, latent, head, scale, activated, encoder)
+    model, source = open_model(checkpoint, data, own, binarize, seed)
+    if engine is not None:
+        model.inference = engine_of(engine, model, steps)
+    elif steps is not None:
+        raise ValueError("--steps is for an engine by name. Give --engine too.")
+    rows = load_like(model, source, binarize).rows(split)
+    if own.decoder is not None and engine == "gauss-newton":
+        from gae.adapters import check_curvature
+
+        check_curvature(model, in_its_dtype(model, rows.x), products=True)
     torch.manual_seed(seed)
     arrays = {**codes(model, in_its_dtype(model, rows.x)), "index": rows.row.numpy(), "split": rows.split}
     if rows.labels is not None:

@@ -6,7 +6,24 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gae.cli.common import AsJson, CheckpointPath, DataName, SameBinarize, load_like, read, save_arrays
+from gae.cli.common import (
+    Activated,
+    AsJson,
+    CodeShape,
+    Decoder,
+    EncoderName,
+    EngineName,
+    HeadName,
+    ModelData,
+    ModelPath,
+    Own,
+    SameBinarize,
+    Scale,
+    Weights,
+    load_like,
+    open_model,
+    save_arrays,
+)
 from gae.cli.terminal import console, echo_json, reported, table
 from gae.data.files import check_folder, write_text
 
@@ -22,33 +39,55 @@ BATCH_SIZE = 100  # observations per step of the progress bar
 
 @reported
 def gap(
-    checkpoint: CheckpointPath,
-    data: DataName,
+    checkpoint: ModelPath,
+    data: ModelData = None,
     size: Annotated[int, typer.Option("-n", min=2, help="Number of test samples, from the first.")] = 100,
     samples: Annotated[int, typer.Option(min=2, help="Importance samples per observation.")] = 5000,
     draws: Annotated[int, typer.Option(min=4, help="Draws per bound and observation.")] = 1000,
     steps: Annotated[int, typer.Option(min=1, help="Maximum number of steps of each local optimisation.")] = 200,
+    engine: EngineName = None,
+    decoder: Decoder = None,
+    weights: Weights = None,
+    latent: CodeShape = None,
+    head: HeadName = None,
+    scale: Scale = None,
+    activated: Activated = False,
+    encoder: EncoderName = None,
     binarize: SameBinarize = None,
     seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of all draws.")] = 0,
     out: Annotated[Path, typer.Option(help="Folder for gap.html, gap.json and gap.npz (per sample).")] = Path("gap"),
     as_json: AsJson = False,
 ) -> Path:
-    """Split log p(x) - ELBO into approximation and amortisation gap, per test sample and on average."""
+    """Split log p(x) - ELBO into approximation and amortisation gap, per test sample and on average.
+
+    L[q] is the bound of the model's own engine, or of --engine: of an ascent (lbfgs, adam, gauss-newton), the Laplace
+    approximation at its mode; of the encoder; or of its density after a few steps (refine). With --decoder the model is
+    yours, under the prior N(0, I).
+    """
     import torch
 
+    from gae.analysis.engines import engine_of
     from gae.analysis.metrics import mean_and_error
     from gae.reports import gap as gap_report
 
     check_folder(out)
-    model, _ = read(checkpoint)
+    own = Own(decoder, weights, latent, head, scale, activated, encoder)
+    model, source = open_model(checkpoint, data, own, binarize, seed)
     model.double()  # in single precision, an optimisation stalls before it has converged
-    x = load_like(model, data, binarize).test[:size].double()
+    if engine is not None:
+        model.inference = engine_of(engine, model, density=True)
+    x = load_like(model, source, binarize).test[:size].double()
+    if own.decoder is not None:
+        from gae.adapters import check_curvature
+
+        check_curvature(model, x, products=engine == "gauss-newton")
     torch.manual_seed(seed)
     columns, family, laws = _columns(model, x, samples, draws, steps)
-    sentence, worst = _answer(model, columns, family, laws)
+    sentence, worst = _answer(model, columns, family, laws, engine)
     account: dict[str, Any] = {
-        "checkpoint": str(checkpoint),
-        "data": data,
+        "checkpoint": own.decoder or checkpoint,
+        "engine": engine or type(model.inference).__name__,
+        "data": source,
         "observations": len(x),
         "importance samples": samples,
         "draws of each bound": draws,
@@ -93,10 +132,15 @@ def _columns(
 
 
 def _answer(
-    model: "Autoencoder", columns: "dict[str, torch.Tensor]", family: str | None, laws: "list[Distribution]"
+    model: "Autoencoder",
+    columns: "dict[str, torch.Tensor]",
+    family: str | None,
+    laws: "list[Distribution]",
+    engine: str | None,
 ) -> tuple[str, list[dict[str, Any]]]:
-    """The sentence on the cost of the encoder, and the observations on which it costs most."""
+    """The sentence on the cost of the encoder or the named engine, and the observations on which it costs most."""
     from gae.analysis.costs import gap_costs
+    from gae.analysis.engines import SUBJECTS
     from gae.analysis.matrix import code_use
     from gae.inference.laws import rearranged
     from gae.reports.sentences import answer
@@ -109,7 +153,8 @@ def _answer(
     gap = columns["inference gap"]
     order = gap.argsort(descending=True)[:WORST].tolist()
     worst = [{"sample": index, "gap": float(gap[index])} for index in order]
-    return answer(gap_costs(columns, family, use, FEW_STEPS)), worst
+    subject = SUBJECTS[engine or "encoder"]
+    return answer(gap_costs(columns, family, use, FEW_STEPS, engine=subject)), worst
 
 
 def _print(results: dict[str, Any], observations: int, out: Path) -> None:

@@ -1,7 +1,7 @@
 """Amortised inference: Pyro guides, networks that return a distribution, and deterministic encoders."""
 
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pyro
@@ -128,21 +128,18 @@ class Amortized(Inference):
         return Code(z.unsqueeze(0))
 
 
-class _Site(Messenger):
-    """Records the sample site "z", and keeps the guide's parameters in ``owner`` instead of Pyro's global store."""
+class Declarations(Messenger):
+    """Keeps the parameters that a Pyro program declares in a module instead of Pyro's global store.
 
-    def __init__(self, owner: Amortized):
+    Args:
+        declared: where they are kept, unconstrained, by name.
+        is_module: whether the program is a module, or a method of one, that holds its ``nn.Parameter``s itself.
+        stored: unconstrained values of the global store, from which parameters start instead of their own values.
+    """
+
+    def __init__(self, declared: nn.ParameterDict, is_module: bool, stored: Mapping[str, Tensor] | None = None):
         super().__init__()
-        self.owner = owner
-        self.q: Distribution | None = None
-        self.z: Tensor = torch.empty(0)
-
-    def _pyro_post_sample(self, message: Any) -> None:
-        if site_is_subsample(message):  # a plate
-            return
-        if message["name"] != "z":
-            raise ValueError(f'The guide must have the one sample site "z", got a site {message["name"]!r}.')
-        self.q, self.z = message["fn"], message["value"]
+        self.declared, self.is_module, self.stored = declared, is_module, stored or {}
 
     def _pyro_param(self, message: Any) -> None:
         if len(message["args"]) < 2:  # a PyroParam, which its module holds already
@@ -152,16 +149,38 @@ class _Site(Messenger):
         message["done"] = True
 
     def _parameter(self, name: str, start: Any, constraint: Any) -> Tensor:
-        if isinstance(start, nn.Parameter) and isinstance(self.owner.guide, nn.Module):
+        if isinstance(start, nn.Parameter) and self.is_module:
             return start
-        declared, key, transform = self.owner.declared, name.replace(".", "/"), biject_to(constraint)
+        declared, key, transform = self.declared, name.replace(".", "/"), biject_to(constraint)
         if key not in declared:
             value = start() if callable(start) and not isinstance(start, Tensor) else start
-            is_unconstrained = isinstance(value, nn.Parameter) and constraint is constraints.real
-            declared[key] = value if is_unconstrained else nn.Parameter(transform.inv(value.detach()).clone())
+            if isinstance(value, nn.Parameter) and constraint is constraints.real:
+                declared[key] = value
+            else:
+                free = self.stored[name] if name in self.stored else transform.inv(value.detach())
+                declared[key] = nn.Parameter(free.detach().clone())
         value = transform(declared[key])
         value.unconstrained = weakref.ref(declared[key])
         return value
+
+
+class _Site(Declarations):
+    """Records the sample site "z" of a guide."""
+
+    def __init__(self, owner: Amortized):
+        super().__init__(owner.declared, isinstance(owner.guide, nn.Module))
+        self.q: Distribution | None = None
+        self.z: Tensor = torch.empty(0)
+
+    def _pyro_post_sample(self, message: Any) -> None:
+        if site_is_subsample(message):  # a plate
+            return
+        if message["name"] != "z":
+            raise ValueError(
+                f'The guide must have the one sample site "z", got a site {message["name"]!r}. With a Pyro model of '
+                "that site, use `gae.from_pyro(model, guide, data)`."
+            )
+        self.q, self.z = message["fn"], message["value"]
 
 
 def _check_codes(code: Code, likelihood: Likelihood, x: Tensor) -> None:

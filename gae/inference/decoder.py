@@ -10,11 +10,14 @@ import torch
 from jaxtyping import Float, Num
 from torch import Size, Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.dropout import _DropoutNd
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from gae.likelihood import DecoderLikelihood, Likelihood, Measured, PartiallyObserved, Relational, WeightLikelihood
 from gae.likelihood.door import hidden
 
+NONDETERMINISTIC_LAYERS = (_BatchNorm, _DropoutNd, nn.RNNBase, nn.MultiheadAttention, nn.RReLU)
 AGAIN = 16  # a decoder whose settings have not changed is checked in one of so many ascents
 ROWS = 3  # codes decoded to test whether a decoder is a deterministic function of each
 REPEATS = 30  # decodings that must agree if a decoder draws random numbers, since dropout may be rare
@@ -37,6 +40,17 @@ def twice_differentiable(likelihood: Likelihood) -> Iterator[None]:
 def transformed() -> bool:
     """Whether a transform of ``torch.func`` is active."""
     return torch._C._functorch.peek_interpreter_stack() is not None
+
+
+def is_nondeterministic(module: nn.Module) -> bool:
+    """Whether a layer's output depends on the batch or changes from call to call."""
+    if isinstance(module, _BatchNorm):
+        return module.training or module.running_mean is None
+    if isinstance(module, _DropoutNd):
+        return module.training and module.p > 0
+    if isinstance(module, (nn.RNNBase, nn.MultiheadAttention)):
+        return module.training and module.dropout > 0
+    return module.training and isinstance(module, nn.RReLU)
 
 
 def need_fixed(

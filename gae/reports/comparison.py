@@ -131,13 +131,16 @@ def plain_estimate(one: Estimate) -> str:
 def decoder_facts(results: dict[str, Any], name: str) -> str:
     """The heading of a decoder: collapse first, then log p(x) with the evidence that it is tight."""
     uses, matrices, curves = (parts(results, name, part) for part in ("use", "matrix", "curve"))
+    spent = ""
+    if given(results) is None:
+        steps, evaluations = curves[0]["steps"][-1], curves[0]["evaluations"][-1]
+        spent = f" ({steps:,} steps, {evaluations:,} decoder evaluations)"
     active = ", ".join("?" if use["active"] is None else str(use["active"]) for use in uses)
     kl, square = (sum(use[key] for use in uses) / len(uses) for key in ("kl", "square"))
     evidence = [matrix["log_p"] for matrix in matrices]
     above = difference([e["values"] for e in evidence], [results["without code"]["values"]] * len(evidence))
     return (
-        f"Decoder trained by {name} ({curves[0]['steps'][-1]:,} steps, {curves[0]['evaluations'][-1]:,} decoder "
-        "evaluations): "
+        f"{origin(results, name)}{spent}: "
         f"{active} of {uses[0]['width']} units active, KL {nats(kl)} nats, E‖z‖² {nats(square)} (prior "
         f"{nats(uses[0]['prior_square'])}); log p(x) {_evidence(evidence)}, {quoted(above)} above a model without a "
         "code"
@@ -167,7 +170,7 @@ def points_table(results: dict[str, Any]) -> Table:
     groups = []
     first = results["trainings"][0]["decoders"]
     for heading, label, cells in [
-        *((f"Decoder trained by {name}", "engine", first[name]["points"]) for name in first),
+        *((origin(results, name), "engine", first[name]["points"]) for name in first),
         (_baselines(results["configuration"]), "decoder", results["baselines"]),
     ]:
         best = max((c["joint"]["mean"] for c in cells if c["joint"]["mean"] is not None), default=None)
@@ -230,13 +233,11 @@ def highlights(results: dict[str, Any]) -> list[str]:
     lead = leading(results)
     names = [lead, *(name for name in results["configuration"]["engines"] if name != lead)]
     known = {name: _costs(results, name) for name in names}
-    answers = [
-        answer(known[lead]),
-        f"That decoder was trained by {lead} and then frozen; the encoder was fitted to it.",
-    ]
+    answers = [answer(known[lead]), _origin(results, lead)]
     answers += [errors(known[lead].amortisation), _family(results, lead)]
     answers += [answer(known[name], f"On the decoder trained by {name}") for name in names[1:]]
-    uses = {name: parts(results, name, "use") for name in names if parts(results, name, "co-trained")[0] is None}
+    pointwise = [] if given(results) else [n for n in names if parts(results, n, "co-trained")[0] is None]
+    uses = {name: parts(results, name, "use") for name in pointwise}
     answers += [
         runaway(name, sum(u["square"] for u in use) / len(use), use[0]["prior_square"]) for name, use in uses.items()
     ]
@@ -244,6 +245,28 @@ def highlights(results: dict[str, Any]) -> list[str]:
     simple = _simpler(results)
     winners = [text for text in simple if " wins: " in text]
     return [*winners, *answers, *(text for text in simple if text not in winners)]
+
+
+def given(results: dict[str, Any]) -> dict[str, Any] | None:
+    """Facts about the given decoder, if none was trained."""
+    return results["configuration"].get("given")
+
+
+def origin(results: dict[str, Any], name: str) -> str:
+    """The origin of a decoder, as a phrase."""
+    facts = given(results)
+    return f"Decoder trained by {name}" if facts is None else f"Given decoder ({facts['decoder']})"
+
+
+def _origin(results: dict[str, Any], lead: str) -> str:
+    facts = given(results)
+    if facts is None:
+        return f"That decoder was trained by {lead} and then frozen; the encoder was fitted to it."
+    fitted = "The encoder was fitted to it."
+    if facts["family"] is not None:
+        other = FULL if facts["family"] == DIAGONAL else DIAGONAL
+        fitted = f"The {facts['family']} encoder was given with it, and that of the family {other} was fitted to it."
+    return f"That decoder was given and is frozen. {fitted} No decoder was trained, so there are no training curves."
 
 
 def _costs(results: dict[str, Any], name: str) -> Costs:
@@ -296,8 +319,14 @@ def _simpler(results: dict[str, Any]) -> list[str]:
 
 def command(configuration: dict[str, Any]) -> str:
     """Command that reproduces these results."""
-    parts = ["gae compare", shlex.quote(configuration["data"]), "--engines", ",".join(configuration["engines"])]
-    for option in ("epochs", "latent", "head", "seed", "seeds"):
+    model = configuration.get("given")
+    parts, options = ["gae compare", shlex.quote(configuration["data"])], ["epochs", "seed"]
+    if model is None:
+        parts += ["--engines", ",".join(configuration["engines"])]
+        options = ["epochs", "latent", "head", "seed", "seeds"]
+    else:
+        parts += [model["reference"]] if model["reference"] else ["--decoder …"]
+    for option in options:
         parts += [] if configuration[option] is None else [f"--{option}", str(configuration[option])]
     parts += [] if configuration["binarize"] == "none" else ["--binarize", configuration["binarize"]]
     return " ".join(parts + (["--quick"] if configuration["quick"] else []))
@@ -324,6 +353,7 @@ def write(out: Path) -> Path:
         command=command(results["configuration"]),
         population=population(results),
         mass=is_mass(results),
+        given=given(results),
         figures=figures,
         images=save_all(figures, out / "figures"),
     )

@@ -59,7 +59,7 @@ def draw(results: dict[str, Any], pictures: Pictures) -> list[Figure]:
     """All figures of a comparison, in reading order; the global state of matplotlib is unchanged."""
     with style():
         figures = [
-            training_curves(results),
+            *([] if results["configuration"].get("given") else [training_curves(results)]),
             bounds(results),
             worst_gaps(results, pictures),
             reconstructions(results, pictures),
@@ -166,9 +166,9 @@ def worst_gaps(results: dict[str, Any], pictures: Pictures) -> Figure:
     gaps = worst(matrix, DIAGONAL)
     upper = "log p(x)" if matrix["log_p"]["tight"] else "the bound of q* (log p(x) is not known tightly)"
     caption = (
-        f"The test samples whose bound by the diagonal encoder lies furthest below {upper}, on the decoder trained "
-        f"by {name} "
-        "(first training), and the decoder's mean at the encoder's mean. Gaps in nats: "
+        f"The test samples whose bound by the diagonal encoder lies furthest below {upper}, on the "
+        f"{'given decoder' if name == 'given' else f'decoder trained by {name} (first training)'}, and the decoder's "
+        "mean at the encoder's mean. Gaps in nats: "
         + ", ".join(f"{gap:.1f} (test sample {i})" for i, gap in gaps)
         + f". Grey values in data units, clipped to {_range(results)}."
     )
@@ -193,9 +193,10 @@ def _numbers(values: Sequence[float | None]) -> list[float]:
 def reconstructions(results: dict[str, Any], pictures: Pictures) -> Figure:
     """Reconstructions of the same test samples, a row per decoder and baseline."""
     rows = {"test sample": pictures["originals"], **under(pictures, "reconstruction")}
+    engine = "its diagonal encoder" if results["configuration"].get("given") else "the engine that trained it"
     caption = (
-        "The same test samples (first row) and the decoder's mean at their codes: each decoder encoded by the "
-        "engine that trained it, and the baselines at equal code size. Grey values are in data units, clipped to "
+        "The same test samples (first row) and the decoder's mean at their codes: each decoder encoded by "
+        f"{engine}, and the baselines at equal code size. Grey values are in data units, clipped to "
         f"{_range(results)}."
     )
     return Figure("reconstructions", "Reconstructions", caption, grid(rows, results["data"]["value_range"]))
@@ -271,10 +272,11 @@ def code_scatter(results: dict[str, Any], pictures: Pictures) -> Figure:
         active = results["trainings"][0]["decoders"][name]["use"]["active"]
         title = f"{name}\n{active} active dimensions, {100 * explained:.0f} % of variance shown"
         axes.set(title=title, xlabel="PC 1", ylabel="PC 2")
+    engine = "the diagonal encoder" if results["configuration"].get("given") else "the engine that trained the decoder"
     coloured = "each drawn as its label, in its colour" if labels is not None else "which have no labels"
     caption = (
-        f"Codes of the first {len(next(iter(clouds.values())))} test samples ({coloured}) by the engine that "
-        "trained the decoder, projected on their first two principal components, in units of the code; the title "
+        f"Codes of the first {len(next(iter(clouds.values())))} test samples ({coloured}) by {engine}, "
+        "projected on their first two principal components, in units of the code; the title "
         "gives the share of the codes' variance that the two show, and the number of active dimensions (variance over "
         "the test set of the encoder's mean above 0.01). Axes differ from panel to panel."
     )

@@ -27,18 +27,18 @@ def _given_up(costs: Costs) -> str:
         return _without_evidence(costs)
     if costs.total.significant and costs.total.mean < 0:
         return (
-            f"the encoder's bound came out {quoted(costs.total, sign=-1)} above log p(x), which is impossible: the "
+            f"{costs.engine}'s bound came out {quoted(costs.total, sign=-1)} above log p(x), which is impossible: the "
             "estimate "
             "of log p(x) is wrong, and no gap is quoted."
         )
     if not costs.total.significant:
-        told = f"the encoder gives up nothing that can be told from zero ({named(costs.total)})"
+        told = f"{costs.engine} gives up nothing that can be told from zero ({named(costs.total)})"
         return (
             f"{told}: there is nothing to win."
             if costs.total.excludes
             else f"{told}, but errors of this size hide gaps."
         )
-    return f"the encoder gives up {named(costs.total)}; {_won(costs, 'of them')}; {_rest(costs)}."
+    return f"{costs.engine} gives up {named(costs.total)}; {_won(costs, 'of them')}; {_rest(costs)}."
 
 
 def _without_evidence(costs: Costs) -> str:
@@ -49,17 +49,17 @@ def _without_evidence(costs: Costs) -> str:
     gap = costs.amortisation
     if not gap.significant:
         if costs.converged < CONVERGED:
-            return f"no density better than the encoder's was reached, but {_unfinished(costs)}; {unknown}."
+            return f"no density better than {costs.engine}'s was reached, but {_unfinished(costs)}; {unknown}."
         return (
-            f"no {costs.family} density beats the encoder's by more than can be told from zero ({quoted(gap)}); "
+            f"no {costs.family} density beats {costs.engine}'s by more than can be told from zero ({quoted(gap)}); "
             f"{unknown}."
         )
     if gap.mean < 0:
-        return f"the local optimisation ended below the encoder's density ({quoted(gap)}), so it failed; {unknown}."
+        return f"the local optimisation ended below {costs.engine}'s density ({quoted(gap)}), so it failed; {unknown}."
     least = "at least " if costs.converged < CONVERGED else ""
     shortfall = f" ({_unfinished(costs)})" if least else ""
     return (
-        f"the encoder gives up {least}{named(gap)} against the best {costs.family} density{shortfall}; "
+        f"{costs.engine} gives up {least}{named(gap)} against the best {costs.family} density{shortfall}; "
         f"{_won(costs, 'of them')}; {unknown}."
     )
 

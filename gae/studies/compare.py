@@ -35,6 +35,7 @@ from gae.studies.engines import (
     describe_engine,
     initial,
 )
+from gae.studies.given import GIVEN, GivenModel, configure_given
 from gae.studies.jobs import ResumableJob, facts, one_thread
 from gae.studies.pictures import pictures
 from gae.systems.parts import Encoder
@@ -48,13 +49,15 @@ def compare(
     data: Any,
     out: str | os.PathLike[str],
     *,
-    engines: Sequence[str] = tuple(ENGINES),
+    engines: Sequence[str] | None = None,
+    model: Autoencoder | None = None,
+    reference: str = "",
     epochs: int | None = None,
     latent: int | None = None,
     hidden: Sequence[int] = (128, 128),
-    head: str = "gaussian",
+    head: str | None = None,
     seed: int = 0,
-    seeds: int = 1,
+    seeds: int | None = None,
     quick: bool = False,
     resume: bool = False,
     progress: bool = True,
@@ -65,6 +68,9 @@ def compare(
     adapted to it. Then the bounds of the encoders, of a few steps from them, of local optima and of the Laplace
     approximation stand beside log p(x) of the same test samples.
 
+    With a ``model``, no decoder is trained: its decoder is the frozen one, and its encoder stands for its family of
+    densities, so that its own cost is measured. There are no training curves then.
+
     Writes into ``out``: ``results.json`` (the returned dictionary), ``report.html``, ``figures``, ``checkpoints`` and
     the state for resuming. All numbers except times are functions of the configuration. torch's global generator is
     restored. Everything runs on one thread of the processor.
@@ -72,28 +78,44 @@ def compare(
     Args:
         data: a data set, or a source of ``gae.data.load``, which see for labels and a predefined test split.
         out: a new folder, or with ``resume`` the folder of an interrupted comparison of the same configuration.
-        engines: names from ``gae.studies.engines.ENGINES``, each of which trains a decoder.
+        engines: names from ``gae.studies.engines.ENGINES``, each of which trains a decoder; all by default.
+        model: a model of a given decoder (``gae.adapters.from_decoder``), instead of ``engines``, ``latent``, ``head``
+            and ``seeds``.
+        reference: the options of ``gae compare`` that give the same model, for the report.
         epochs: epochs of every training; by default chosen by the size of the data and the cost of the engine.
         latent: width of the code; by default 8, or the number of elements of an observation if that is smaller.
         hidden: widths of the hidden layers of the encoder; the decoder mirrors them.
-        head: the decoder's distribution, a name from ``gae.systems.HEADS``.
+        head: the decoder's distribution, a name from ``gae.systems.HEADS``; ``"gaussian"`` by default.
         seed: seed of the weights, the order of the data and the noise.
-        seeds: number of trainings of each engine, with seeds from ``seed`` on; errors are then over trainings.
+        seeds: number of trainings of each engine, with seeds from ``seed`` on; errors are then over trainings. 1 by
+            default.
         quick: fewer epochs and samples, for a first look.
         resume: continue the comparison in ``out``.
         progress: announce each phase on standard error.
 
     Raises:
-        ValueError, TypeError: unknown names, sizes or data that do not fit, or on resume another configuration.
+        ValueError, TypeError: unknown names, sizes or data that do not fit, options beside a ``model`` that it
+            determines, or on resume another configuration.
         FileExistsError: ``out`` exists and ``resume`` is False.
     """
     data = data if isinstance(data, Dataset) else load(data)
-    configuration = configure(data, engines, epochs, latent, hidden, head, seed, quick, seeds)
-    decoder, _ = initial(configuration, data.event_shape)
+    given = None
+    if model is None:
+        names = tuple(ENGINES) if engines is None else engines
+        configuration = configure(
+            data, names, epochs, latent, hidden, head or "gaussian", seed, quick, 1 if seeds is None else seeds
+        )
+        decoder, _ = initial(configuration, data.event_shape)
+    else:
+        for option, value in {"engines": engines, "latent": latent, "head": head, "seeds": seeds}.items():
+            if value is not None:
+                raise ValueError(f"{option}={value!r} is for decoders that are trained. Leave it out with a given one.")
+        given = GivenModel.of(model, data)
+        configuration, decoder = configure_given(data, given, reference, epochs, hidden, seed, quick), given.likelihood
     decoder.check(data.epoch(0, seed))
     decoder.check(data.test)
     with one_thread(), torch.random.fork_rng(devices=[]):
-        run = Comparison(Path(out), configuration, data, resume, progress)
+        run = Comparison(Path(out), configuration, data, resume, progress, given)
         results = _results(run)
     run.say("report")
     write(run.out)
@@ -103,12 +125,14 @@ def compare(
 def _results(run: "Comparison") -> dict[str, Any]:
     configuration = run.configuration
     baselines = {name: run.baseline(name) for name in BASELINES}
-    trainings = [Training(run, configuration.seed + i, i) for i in range(configuration.seeds)]
+    kind = Training if run.given is None else GivenTraining
+    trainings = [kind(run, configuration.seed + i, i) for i in range(configuration.seeds)]
     results: dict[str, Any] = {
         **facts(asdict(configuration), run.data),
         "engines": {
             name: {"training": ENGINES[name].training, "encoding": ENGINES[name].encoding}
             for name in configuration.engines
+            if name != GIVEN
         },
         "trainings": [{"seed": each.seed, "decoders": each.decoders()} for each in trainings],
         "baselines": [
@@ -125,9 +149,17 @@ def _results(run: "Comparison") -> dict[str, Any]:
 class Comparison(ResumableJob):
     """A comparison and its folder."""
 
-    def __init__(self, out: Path, configuration: Configuration, data: Dataset, resume: bool, progress: bool):
+    def __init__(
+        self,
+        out: Path,
+        configuration: Configuration,
+        data: Dataset,
+        resume: bool,
+        progress: bool,
+        given: GivenModel | None = None,
+    ):
         super().__init__(out, asdict(configuration), resume, progress)
-        self.configuration = configuration
+        self.configuration, self.given = configuration, given
         # training redraws dynamic binarisations, evaluation uses one fixed draw
         self.source, self.data = data, replace(data, train=data.epoch(0, configuration.seed))
 
@@ -154,9 +186,12 @@ class Comparison(ResumableJob):
 
     def without_code(self) -> Entry:
         """log p(x) of the head alone: the decoder's outputs are the same for every code, and fitted to the data."""
-        likelihood, _ = initial(self.configuration, self.data.event_shape)
-        if isinstance(likelihood, StandardUnits):
-            likelihood.set_units(self.data.train)
+        if self.given is None:
+            likelihood, _ = initial(self.configuration, self.data.event_shape)
+            if isinstance(likelihood, StandardUnits):
+                likelihood.set_units(self.data.train)
+        else:
+            likelihood = self.given.likelihood
         return {"values": without_code(likelihood, self.data.train, self.matrix_samples).tolist()}
 
     @property
@@ -191,7 +226,7 @@ class Side:
     encoder: Encoder
     encoders: dict[str, Encoder]
     loss: list[float]
-    curve: Entry
+    curve: Entry | None
 
 
 class Training:
@@ -342,3 +377,21 @@ class Training:
             "engine": label,
             **point_metrics(model, self.data, effort, held_out(model, self.data, effort, self.seed)),
         }
+
+
+class GivenTraining(Training):
+    """The measurements on a given decoder, with an encoder fitted to it for each family that has none."""
+
+    def train(self, name: str) -> Side:
+        given = self.job.given
+        assert given is not None
+        frozen = given.likelihood
+        encoders = {
+            family: given.encoder if family == given.family and given.encoder else self.encoder(name, frozen, family)
+            for family in POSTERIORS
+        }
+        model = Autoencoder(frozen, Amortized(encoders[DIAGONAL]), accepts_rescaling=True)
+        return Side(model, encoders[DIAGONAL], encoders, [], None)
+
+    def cotrained(self, name: str, side: Side) -> Entry | None:
+        return None

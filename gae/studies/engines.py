@@ -42,6 +42,7 @@ class Configuration:
         clip: largest norm of a gradient; several times the typical norm, so it only limits rare jumps.
         matrix: budget of the bounds on each fixed decoder.
         curve_samples, curve_draws: test samples, and draws for each, of a point of the training curves.
+        given: names and content hash of a given decoder that is compared instead of trained ones, else None.
     """
 
     data: str
@@ -73,6 +74,7 @@ class Configuration:
     curve_draws: int = 200
     matrix: MatrixBudget = field(default_factory=MatrixBudget)
     effort: EvaluationBudget = field(default_factory=EvaluationBudget)
+    given: dict[str, Any] | None = None
 
     def ascent(self, steps: int | None = None, adjoint: Adjoint | None = None, init: Inference | None = None) -> Ascent:
         """MAP ascent on the code, from 0 unless another start is given."""

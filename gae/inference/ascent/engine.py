@@ -7,8 +7,6 @@ from weakref import WeakKeyDictionary, WeakSet
 import torch
 from jaxtyping import Int, Num
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.dropout import _DropoutNd
 
 from gae.inference.ascent.family import Delta, Family
 from gae.inference.ascent.gradients.implicit import Implicit
@@ -18,12 +16,19 @@ from gae.inference.ascent.solver import Solver, Watch
 from gae.inference.ascent.steps.first_order import GradientAscent, Step
 from gae.inference.ascent.stopping import Stopping
 from gae.inference.base import Code, Inference, Status
-from gae.inference.decoder import is_piecewise_linear, need_fixed, need_gradient, transformed, twice_differentiable
+from gae.inference.decoder import (
+    NONDETERMINISTIC_LAYERS,
+    is_nondeterministic,
+    is_piecewise_linear,
+    need_fixed,
+    need_gradient,
+    transformed,
+    twice_differentiable,
+)
 from gae.inference.starts import Zeros
 from gae.likelihood import CodebookDistribution, DecoderLikelihood, Likelihood
 from gae.likelihood.door import hidden
 
-NONDETERMINISTIC_LAYERS = (_BatchNorm, _DropoutNd, nn.RNNBase, nn.MultiheadAttention, nn.RReLU)
 PIECEWISE_LINEAR = (
     *(nn.ReLU, nn.LeakyReLU, nn.ReLU6, nn.PReLU, nn.RReLU, nn.Threshold),
     *(nn.Hardtanh, nn.Hardsigmoid, nn.Hardshrink, nn.Softshrink),
@@ -256,7 +261,7 @@ class Ascent(Inference):
         for name, module in likelihood.named_modules():
             if not isinstance(module, NOTABLE):
                 continue
-            if _is_nondeterministic(module):
+            if is_nondeterministic(module):
                 raise ValueError(
                     f"An ascent through {type(module).__name__} ({name!r}) has no fixed objective per sample: it "
                     "changes with the batch or from step to step. Use GroupNorm or InstanceNorm, or `.eval()`."
@@ -290,17 +295,6 @@ class Ascent(Inference):
                 "second-order terms from it. Use a smooth activation (SiLU, ELU, softplus, tanh), or `Detach()`.",
                 stacklevel=5,
             )
-
-
-def _is_nondeterministic(module: nn.Module) -> bool:
-    """Whether a layer's output depends on the batch or changes from call to call."""
-    if isinstance(module, _BatchNorm):
-        return module.training or module.running_mean is None
-    if isinstance(module, _DropoutNd):
-        return module.training and module.p > 0
-    if isinstance(module, (nn.RNNBase, nn.MultiheadAttention)):
-        return module.training and module.dropout > 0
-    return module.training and isinstance(module, nn.RReLU)
 
 
 def _finite(code: Code, score: Tensor) -> Tensor:

@@ -1,0 +1,27 @@
+"""Models that you have already: decoders, Pyro programs, and autoencoders of other libraries."""
+
+from gae.adapters.decoders import GivenEncoder, Shaped, check_curvature, from_decoder
+from gae.adapters.diffusers import DiffusersDecoder, DiffusersEncoder, from_diffusers
+from gae.adapters.networks import ExportedNetwork, load_weights, read_network
+from gae.adapters.pyro_models import FittedRows, PyroGuide, PyroLikelihood, from_pyro
+from gae.adapters.pythae import PythaeDecoder, PythaeEncoder, from_pythae
+
+__all__ = [
+    "DiffusersDecoder",
+    "DiffusersEncoder",
+    "ExportedNetwork",
+    "FittedRows",
+    "GivenEncoder",
+    "PyroGuide",
+    "PyroLikelihood",
+    "PythaeDecoder",
+    "PythaeEncoder",
+    "Shaped",
+    "check_curvature",
+    "from_decoder",
+    "from_diffusers",
+    "from_pyro",
+    "from_pythae",
+    "load_weights",
+    "read_network",
+]

@@ -1,0 +1,376 @@
+"""Autoencoders of a given decoder, and of the encoder that belongs to it."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, TypeVar
+
+import torch
+from jaxtyping import Float, Num
+from torch import Size, Tensor, nn
+from torch.distributions import Distribution, Independent
+
+from gae.adapters.laws import flat_law
+from gae.adapters.networks import ExportedNetwork
+from gae.analysis.engines import mode_ascent
+from gae.autoencoder import Autoencoder
+from gae.data import Dataset
+from gae.inference import Amortized
+from gae.inference.curvature import curvature_matrix, derivatives
+from gae.inference.decoder import check_fixed, is_nondeterministic, need_gradient
+from gae.likelihood import HEADS, Bernoulli, ContinuousBernoulli, Head, Likelihood, Poisson
+from gae.nets import as_size, first_tensor
+from gae.objective import elbo, joint
+from gae.systems.parts import Encoder, Shape, has_scale, head_of
+
+T = TypeVar("T")
+
+PROBES = 3  # codes, or observations, on which a network is tried
+DTYPES = (torch.float32, torch.float64)
+
+
+def from_decoder(
+    decoder: nn.Module,
+    data: Dataset | Shape,
+    latent: int | Shape | None = None,
+    head: str = "gaussian",
+    scale: float | None = None,
+    activated: bool = False,
+    encoder: nn.Module | None = None,
+    prior: nn.Module | None = None,
+) -> Autoencoder:
+    """An autoencoder of a decoder that you have, with its encoder if you have one.
+
+    Its codes are vectors, whatever their shape in the decoder. Its engine is the encoder, or without one an ascent by
+    L-BFGS to the mode of each observation's code. The networks are neither copied nor trained.
+
+    Args:
+        decoder: maps codes (N, *Z) to outputs (N, *X), or (N, D) for the D elements of an observation in order.
+        data: a data set, or X, the shape of one observation.
+        latent: Z, or an int for vectors; of a network of ``torch.export`` it is known.
+        head: the distribution that the outputs parametrise, a name from ``gae.likelihood.HEADS``.
+        scale: for heads with a scale, the standard deviation (``"gaussian"``) or diversity (``"laplace"``) of the
+            noise, in units of the data. A decoder trained by ½ ‖x - decoder(z)‖² has the scale 1.
+        activated: whether the decoder ends in the head's activation: the sigmoid of ``"bernoulli"`` and
+            ``"continuous-bernoulli"``, whose outputs are probabilities, or the exponential or softplus of
+            ``"poisson"``, whose outputs are rates.
+        encoder: maps observations (N, *X) to a distribution over codes or to codes (N, *Z).
+        prior: see ``Likelihood``; N(0, I) by default.
+
+    Raises:
+        ValueError, TypeError: for a network that does not fit: without parameters, of mixed or half precision, of other
+            shapes or dtypes than the codes and data have, random, dependent on the rest of the batch, not
+            differentiable or not finite; for a scale that is missing or has no meaning; for probabilities where logits
+            are expected.
+
+    >>> decoder = nn.Sequential(nn.Linear(2, 16), nn.Tanh(), nn.Linear(16, 64))
+    >>> model = from_decoder(decoder, (1, 8, 8), latent=2, scale=0.3)
+    >>> model.encode(torch.rand(5, 1, 8, 8)).point.shape
+    torch.Size([5, 2])
+    """
+    event_shape = data.event_shape if isinstance(data, Dataset) else as_size(data)
+    shape = _latent_shape(decoder, latent)
+    likelihood = _likelihood(decoder, shape, event_shape, head, scale, activated, prior)
+    check_decoder(likelihood)
+    if encoder is None:
+        return Autoencoder(likelihood, mode_ascent(), joint)
+    x = data.train[:PROBES] if isinstance(data, Dataset) else torch.rand(PROBES, *event_shape, generator=_generator())
+    engine = encoding_engine(encoder, likelihood, x)
+    return Autoencoder(likelihood, engine, elbo if isinstance(engine.guide, GivenEncoder) else joint)
+
+
+def _latent_shape(decoder: nn.Module, latent: int | Shape | None) -> Size:
+    known = decoder.inputs if isinstance(decoder, ExportedNetwork) else None
+    if latent is None and known is None:
+        raise ValueError("The shape of a code is not known. Give latent, such as 8 for vectors or (4, 8, 8).")
+    shape = Size(known or ()) if latent is None else as_size(latent)
+    if known is not None and shape != Size(known):
+        raise ValueError(f"latent is {tuple(shape)}, but the decoder was exported for codes of shape {tuple(known)}.")
+    if not shape.numel():
+        raise ValueError(f"latent must be positive, got {tuple(shape)}.")
+    return shape
+
+
+def _likelihood(
+    decoder: nn.Module,
+    latent: Size,
+    event_shape: Size,
+    head: str,
+    scale: float | None,
+    activated: bool,
+    prior: nn.Module | None,
+) -> Head:
+    if head in HEADS and has_scale(head) and scale is None:
+        raise ValueError(
+            f"The head {head!r} needs the scale of the noise, in units of the data, which log densities depend on. A "
+            "decoder trained by ½ ‖x − decoder(z)‖² has the scale 1; by ‖x − decoder(z)‖² it has 0.7071."
+        )
+    build = head_of(head, scale, "fixed" if head in HEADS and has_scale(head) else "scalar")
+    inverse = _inverse_activation(head) if activated else nn.Identity()
+    output = _tried(decoder, latent, event_shape)
+    if not activated and issubclass(HEADS[head], (Bernoulli, ContinuousBernoulli)) and _is_probability(output):
+        raise ValueError(
+            f"The head {head!r} takes logits, but all outputs of the decoder lie in [0, 1], as after a sigmoid. Use "
+            "activated=True (--activated), or leave the decoder's last sigmoid out."
+        )
+    return build(Shaped(decoder, latent, event_shape, inverse), latent.numel(), prior=prior)
+
+
+def _is_probability(output: Tensor) -> bool:
+    return bool((output >= 0).all() and (output <= 1).all())
+
+
+def _inverse_activation(head: str) -> nn.Module:
+    kind = HEADS[head]
+    if issubclass(kind, (Bernoulli, ContinuousBernoulli)):
+        return _Logit()
+    if issubclass(kind, Poisson):
+        return _Log()
+    raise ValueError(
+        f"The head {head!r} has no activation to undo: its outputs are locations. Leave activated (--activated) out."
+    )
+
+
+class _Logit(nn.Module):
+    """Logits of probabilities, which are kept from 0 and 1 by one rounding."""
+
+    def forward(self, output: Tensor) -> Tensor:
+        return torch.logit(output, torch.finfo(output.dtype).eps)
+
+
+class _Log(nn.Module):
+    """Logarithms of rates, which are kept from 0."""
+
+    def forward(self, output: Tensor) -> Tensor:
+        return output.clamp_min(torch.finfo(output.dtype).tiny).log()
+
+
+class Shaped(nn.Module):
+    """A given decoder as one of vectors (N, Z), with outputs in the shape of an observation (N, *X).
+
+    Args:
+        network: maps codes (N, *latent) to (N, *X) or (N, D).
+        latent: the shape of a code in the network.
+        event_shape: X.
+        inverse: applied to the outputs.
+    """
+
+    def __init__(self, network: nn.Module, latent: Size, event_shape: Size, inverse: nn.Module):
+        super().__init__()
+        self.network, self.latent, self.event_shape, self.inverse = network, latent, event_shape, inverse
+
+    def train(self, mode: bool = True) -> "Shaped":
+        """Leaves the network in the mode in which it was given."""
+        self.training = mode
+        return self
+
+    def forward(self, z: Float[Tensor, "N Z"]) -> Float[Tensor, "N *X"]:
+        return self.inverse(self.network(z.reshape(-1, *self.latent)).reshape(len(z), *self.event_shape))
+
+
+def _tried(decoder: nn.Module, latent: Size, event_shape: Size) -> Tensor:
+    """Outputs of a few codes; raises ValueError or TypeError for a decoder that does not return such observations."""
+    like = _need_parameters(decoder, "decoder")
+    _need_mode(decoder, "decoder")
+    codes = torch.randn(PROBES, *latent, generator=_generator()).to(like)
+    with torch.no_grad(), torch.random.fork_rng(devices=[like.device] if like.is_cuda else []):
+        for batch in (codes[:1], codes):
+            given = f"The decoder does not accept a batch of {len(batch)} codes of shape {tuple(latent)}"
+            remedy = " (export it with dynamic_shapes)" if isinstance(decoder, ExportedNetwork) else ""
+            output = _attempt(partial(decoder, batch), given + remedy)
+    _need_rows(output, codes, "decoder", "outputs")
+    got, wanted = output.shape[1:], event_shape
+    if got not in (wanted, Size([wanted.numel()])) and _without_ones(got) != _without_ones(wanted):
+        raise ValueError(
+            f"An observation has shape {tuple(wanted)}, but an output of the decoder has {tuple(got)}. Outputs must "
+            f"have the shape of the data, or be vectors of {wanted.numel()} elements; images are (C, H, W)."
+        )
+    if not bool(output.isfinite().all()):
+        raise ValueError("The decoder's output is not finite at codes drawn from N(0, I). Check its weights.")
+    return output
+
+
+def _generator() -> torch.Generator:
+    return torch.Generator().manual_seed(0)
+
+
+def _without_ones(shape: Size) -> list[int]:
+    return [size for size in shape if size != 1]
+
+
+def _need_parameters(network: nn.Module, part: str) -> Tensor:
+    """A parameter of the network, which has its dtype and device."""
+    if not isinstance(network, nn.Module):
+        raise TypeError(f"The {part} must be a torch.nn.Module, got {type(network).__name__}.")
+    tensors = [t for t in (*network.parameters(), *network.buffers()) if t.is_floating_point()]
+    if not tensors:
+        raise ValueError(
+            f"The {part} {type(network).__name__} has no parameters: weights that it keeps elsewhere would follow "
+            "neither the precision nor the device of the model. Make them nn.Parameter, or register_buffer."
+        )
+    kinds = sorted({str(t.dtype) for t in tensors} | {str(t.device) for t in tensors})
+    if len(kinds) > 2 or tensors[0].dtype not in DTYPES:
+        raise ValueError(
+            f"The parameters of the {part} must all be float32 or all float64, on one device; got {', '.join(kinds)}. "
+            "Convert it with `.float()`."
+        )
+    return first_tensor(network)
+
+
+def _need_mode(network: nn.Module, part: str) -> None:
+    for name, module in network.named_modules():
+        if is_nondeterministic(module):
+            raise ValueError(
+                f"The {part} holds {type(module).__name__} ({name!r}), which in its present mode depends on the batch "
+                "or changes from call to call. Call `.eval()`; without running statistics, use GroupNorm."
+            )
+
+
+def _need_rows(output: Any, given: Tensor, part: str, what: str) -> None:
+    if not isinstance(output, Tensor):
+        raise TypeError(
+            f"The {part} must return a tensor, got {type(output).__name__}. Wrap it in a module that returns the "
+            f"{what}; `gae.adapters` has one for pythae and diffusers."
+        )
+    if output.dtype != given.dtype:
+        raise TypeError(f"The {part} returned {output.dtype} for {given.dtype}, the dtype of its parameters.")
+    if not output.dim() or len(output) != len(given):
+        raise ValueError(
+            f"The {part} returned {what} of shape {tuple(output.shape)} for a batch of {len(given)}: the first axis "
+            "must be that of the batch."
+        )
+
+
+def check_decoder(likelihood: Head) -> None:
+    """Checks that the decoder is a deterministic, differentiable function of each code.
+
+    Raises:
+        ValueError: for a decoder that is random, mixes its batch or stops the gradient.
+    """
+    codes = first_tensor(likelihood).new_zeros(1, 1, *likelihood.latent_shape)
+    x = codes.new_zeros(1, *likelihood.event_shape)
+    check_fixed(likelihood, x, codes, "Inference")
+    _attempt(lambda: need_gradient(likelihood, codes), "The decoder cannot be differentiated")
+
+
+def check_curvature(model: Autoencoder, x: Num[Tensor, "N *X"], products: bool = False) -> None:
+    """Checks that the log joint density has second derivatives at a code, and an encoder works, in the precision of x.
+
+    Args:
+        model: a model in the precision of x.
+        x: observations.
+        products: whether the Jacobian of the decoder is needed too, as by Gauss–Newton.
+
+    Raises:
+        ValueError: for a decoder whose derivatives cannot be differentiated, or networks that have another precision.
+    """
+    z = x.new_zeros(1, 1, *model.likelihood.latent_shape)
+    message = f"The decoder has no second derivatives in {x.dtype}"
+    with torch.no_grad():
+        _attempt(lambda: derivatives(model.likelihood, x[:1], z), message)
+        if products:
+            _attempt(lambda: curvature_matrix(model.likelihood, x[:1], z), message)
+        if isinstance(model.inference, Amortized):
+            _attempt(lambda: model.inference(model.likelihood, x[:PROBES]), f"The encoder does not work in {x.dtype}")
+
+
+def _attempt(function: Callable[[], T], message: str) -> T:
+    """The result of a user's function; raises ValueError for any error in it."""
+    try:
+        return function()
+    except ValueError:
+        raise
+    except Exception as error:  # whatever a network may raise
+        text = str(error).partition("\n")[0]
+        raise ValueError(f"{message}: {type(error).__name__}: {text}") from error
+
+
+class GivenEncoder(Encoder):
+    """An encoder that returns a distribution, as a Pyro guide for codes that are vectors.
+
+    Args:
+        network: maps observations (N, *X) to a distribution over codes, of batch (N,) and event *Z or, where its
+            elements are independent, of batch (N, *Z).
+        latent: the number of elements of a code.
+    """
+
+    def __init__(self, network: nn.Module, latent: int):
+        super().__init__(network)
+        self.latent = latent
+
+    def density(self, x: Num[Tensor, "B *X"]) -> Any:
+        return flat_law(self.network(x), len(x), self.latent)
+
+
+class _Flattened(nn.Module):
+    """An encoder of codes (N, *Z), as vectors."""
+
+    def __init__(self, network: nn.Module):
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.network(x).flatten(1)
+
+
+def encoding_engine(encoder: nn.Module, likelihood: Likelihood, x: Num[Tensor, "N *X"]) -> Amortized:
+    """The engine of a given encoder: of a density q(z|x) if it returns a distribution, of one code if a tensor.
+
+    Args:
+        encoder: see ``from_decoder``.
+        likelihood: its codes must be vectors.
+        x: a few observations, on which the encoder is tried.
+
+    Raises:
+        ValueError, TypeError: for an encoder that does not fit.
+    """
+    like, width = _need_parameters(encoder, "encoder"), likelihood.latent_shape.numel()
+    _need_mode(encoder, "encoder")
+    x = x.to(like)
+    with torch.no_grad(), torch.random.fork_rng(devices=[like.device] if like.is_cuda else []):
+        output = _attempt(lambda: encoder(x), f"The encoder does not accept observations of shape {tuple(x.shape)}")
+        if not isinstance(output, Distribution):
+            _need_codes(output, x, width)
+            engine = Amortized(_Flattened(encoder))
+        else:
+            _attempt(lambda: flat_law(output, len(x), width), "The encoder's distribution does not fit")
+            engine = Amortized(GivenEncoder(encoder, width))
+        _need_a_function(encoder, x)
+    return engine
+
+
+def _need_codes(output: Any, x: Tensor, width: int) -> None:
+    if not isinstance(output, Tensor):
+        raise TypeError(
+            f"The encoder must return a distribution over codes, or codes, got {type(output).__name__}. For a mean and "
+            "a standard deviation, return `torch.distributions.Normal(mean, deviation)`."
+        )
+    _need_rows(output, x, "encoder", "codes")
+    if output[0].numel() != width:
+        raise ValueError(
+            f"The encoder returned codes of shape {tuple(output.shape[1:])}, but those of the decoder have {width} "
+            "elements. For a density, return a distribution."
+        )
+
+
+def _need_a_function(encoder: nn.Module, x: Tensor) -> None:
+    """Raises ValueError unless the encoder's output for an observation is the same each time, and alone."""
+    whole, again, alone = (_parameters(encoder(rows)) for rows in (x, x, x[:1]))
+    if any(not torch.equal(a, b) for a, b in zip(whole, again, strict=True)):
+        raise ValueError("The encoder gives another output each time. Call `.eval()`, or remove dropout and noise.")
+    slack = 1e3 * torch.finfo(x.dtype).eps
+    if any(not torch.allclose(a[:1], b, rtol=slack, atol=slack) for a, b in zip(whole, alone, strict=True)):
+        raise ValueError(
+            "The encoder's output for an observation depends on the rest of its batch. Call `.eval()` for fixed "
+            "statistics, or use GroupNorm."
+        )
+
+
+def _parameters(output: Tensor | Distribution) -> list[Tensor]:
+    """The tensors that make an encoder's output."""
+    if isinstance(output, Tensor):
+        return [output]
+    base: Any = output
+    while isinstance(base, Independent):
+        base = base.base_dist
+    names = [name for name in base.arg_constraints if isinstance(vars(base).get(name), Tensor)]
+    return [vars(base)[name] for name in names]

@@ -1,0 +1,178 @@
+"""Your own decoder in ``gae encode``, ``gae gap`` and ``gae compare``: from files to the numbers of its networks."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from command import gae
+from own import images, written
+from problems import tiny_matrix
+
+from gae import compare, inference_gap, load
+from gae.adapters import from_decoder
+from gae.analysis.engines import ENGINES, engine_of
+from gae.analysis.inference_gap import lower_bound
+from gae.analysis.matrix import DIAGONAL, ENCODER, FULL, OPTIMUM
+from gae.data import load as load_data
+from gae.studies import engines
+from gae.systems import ppca, vae
+
+OWN = ("--decoder", "own_models:decoder", "--latent", "2", "--scale", "0.3", "--weights", "both.pt")
+WITH_ENCODER = (*OWN, "--encoder", "own_models:Encoder")
+
+
+@pytest.fixture(autouse=True)
+def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    return written(tmp_path, monkeypatch)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_codes_are_those_of_the_same_networks_in_python(engine: str, own: dict[str, Any]) -> None:
+    gae("encode", "images.npy", *WITH_ENCODER, "--engine", engine, "-o", "codes.npz")
+    model = from_decoder(own["decoder"], (1, 4, 4), 2, scale=0.3, encoder=own["encoder"])
+    model.inference = engine_of(engine, model)
+    x = torch.from_numpy(images(20))
+    torch.manual_seed(0)
+    with torch.no_grad():
+        z = model.encode(x).point
+    with np.load("codes.npz") as codes:
+        assert np.array_equal(codes["index"], np.arange(20))
+        np.testing.assert_allclose(codes["z"], z.numpy(), rtol=1e-5, atol=1e-6)
+        joint = model.likelihood.log_joint(x, z[None])[0].detach()
+        np.testing.assert_allclose(codes["log_joint"], joint.numpy(), rtol=1e-5)
+        assert ("log_q" in codes) == (engine in ("encoder", "refine"))
+
+
+def test_an_exported_decoder_knows_its_latent(own: dict[str, Any]) -> None:
+    program = torch.export.export(own["decoder"], (torch.zeros(3, 2),), dynamic_shapes=({0: torch.export.Dim("N")},))
+    torch.export.save(program, "decoder.pt2")
+    gae("encode", "images.npy", "--decoder", "decoder.pt2", "--scale", "0.3", "-o", "exported.npz")
+    gae("encode", "images.npy", *OWN, "-o", "codes.npz")
+    with np.load("exported.npz") as one, np.load("codes.npz") as other:
+        np.testing.assert_allclose(one["z"], other["z"], rtol=1e-5, atol=1e-6)
+    wrong = gae("encode", "images.npy", "--decoder", "decoder.pt2", "--scale", "0.3", "--latent", "3", code=2)
+    assert "latent is (3,), but the decoder was exported for codes of shape (2,)" in wrong
+    torch.export.save(torch.export.export(own["decoder"], (torch.zeros(3, 2),)), "fixed.pt2")
+    fixed = gae("encode", "images.npy", "--decoder", "fixed.pt2", "--scale", "0.3", code=2)
+    assert "does not accept a batch of 1 codes of shape (2,) (export it with dynamic_shapes): AssertionError" in fixed
+
+
+def test_the_gap_is_that_of_the_same_networks_in_python(own: dict[str, Any]) -> None:
+    few = ("-n", 3, "--samples", 1000, "--draws", 40, "--out", "gap", "--seed", 5)
+    gae("gap", "images.npy", *WITH_ENCODER, *few)
+    account = json.loads(Path("gap/gap.json").read_text())
+    model = from_decoder(own["decoder"], (1, 4, 4), 2, scale=0.3, encoder=own["encoder"]).double()
+    x = load_data("images.npy").test[:3].double()
+    torch.manual_seed(5)
+    expected = inference_gap(model, x, samples=1000, draws=40).columns()
+    with np.load("gap/gap.npz") as columns:
+        for name, values in expected.items():
+            np.testing.assert_allclose(columns[name], values.detach().numpy(), rtol=1e-6, atol=1e-9)
+    assert account["checkpoint"] == "own_models:decoder" and "the encoder gives up" in account["answer"]
+    assert "Amortized" in Path("gap/gap.html").read_text()
+
+
+@pytest.mark.parametrize("engine, subject", [("refine", "the density refined"), ("lbfgs", "the Laplace approximation")])
+def test_the_gap_of_a_named_engine(engine: str, subject: str) -> None:
+    few = ("-n", 3, "--samples", 1000, "--draws", 40, "--out", "gap")
+    account = json.loads(gae("gap", "images.npy", *WITH_ENCODER, *few, "--engine", engine, "--json"))
+    assert subject in account["answer"] and account["engine"] == engine
+    results = account["results"]
+    parts = results["amortisation gap"]["mean"] + results["approximation gap, full covariance"]["mean"]
+    if engine == "lbfgs":  # a density of a full covariance
+        assert parts == pytest.approx(results["inference gap"]["mean"])
+    assert {"L[q]", "L[q*], mean-field"} <= results.keys()
+
+
+def test_engines_of_a_checkpoint() -> None:
+    torch.manual_seed(0)
+    model = vae((1, 4, 4), latent=2, hidden=(5,)).eval()
+    model.preparation = load_data("images.npy").preparation
+    model.save("model")
+    gae("encode", "model", "images.npy", "--engine", "lbfgs", "--steps", 5, "-o", "codes.npz")
+    x = torch.from_numpy(images(20))
+    again = load("model")
+    with torch.no_grad():
+        z = again.encode(x, engine_of("lbfgs", again, 5)).point
+    with np.load("codes.npz") as codes:
+        np.testing.assert_allclose(codes["z"], z.numpy(), rtol=1e-5, atol=1e-6)
+        assert codes["engine"] == "Ascent"
+
+
+ERRORS = [
+    (("images.npy",), "Give a checkpoint and data, or --decoder and data"),
+    (("run", "images.npy", *OWN), "leave run out"),
+    (("run", "images.npy", "--latent", "2"), "--latent is for a model of your own"),
+    (("run", "images.npy", "--encoder", "own_models:Encoder"), "--encoder is for a model of your own"),
+    (("images.npy", "--decoder", "own_models:decoder", "--scale", "1"), "The shape of a code is not known"),
+    (("images.npy", "--decoder", "own_models:decoder", "--latent", "2"), "needs the scale of the noise"),
+    (("images.npy", *OWN, "--latent", "two"), "whole numbers separated by commas"),
+    (("images.npy", *OWN, "--latent", "3"), "does not accept a batch of 1 codes of shape (3,)"),
+    (("images.npy", *OWN, "--steps", "3"), "--steps is for an engine by name"),
+    (("images.npy", *OWN, "--engine", "encoder"), "needs an encoder"),
+    (("images.npy", *OWN, "--engine", "newton"), "Unknown engine"),
+    (("images.npy", *OWN, "--head", "bernoulli"), "has no scale"),
+    (("images.npy", *OWN, "--decoder", "own_models:Dropped"), "The parameters of"),
+    (("images.npy", "--decoder", "own_models:Logistic", "--head", "bernoulli", "--latent", "2"), "takes logits"),
+]
+
+
+@pytest.mark.parametrize("arguments, said", ERRORS, ids=[said for _, said in ERRORS])
+def test_errors_say_what_to_do(arguments: tuple[str, ...], said: str) -> None:
+    assert said in gae("encode", *arguments, "-o", "codes.npz", code=2)
+    assert not Path("codes.npz").exists()
+
+
+def test_a_gap_needs_second_derivatives_and_double_precision() -> None:
+    for name in ("Once", "Baked"):
+        own = ("--decoder", f"own_models:{name}", "--latent", "2", "--scale", "0.3", "--out", "gap")
+        assert "has no second derivatives in torch.float64" in gae("gap", "images.npy", *own, code=2)
+
+
+COMPARED = ("--quick", "--epochs", "1", "--out", "run")
+
+
+def test_a_comparison_on_a_given_decoder(own: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engines, "QUICK_MATRIX", tiny_matrix())
+    printed = gae("compare", "images.npy", *WITH_ENCODER, *COMPARED)
+    assert "Given decoder" in printed and "no training curves" in printed
+    results = json.loads(Path("run/results.json").read_text())
+    measured = results["trainings"][0]["decoders"]["given"]
+    assert measured["curve"] is None and measured["co-trained"] is None and not results["engines"]
+    cells = measured["matrix"]["cells"]
+    assert list(cells) == [DIAGONAL, FULL] and OPTIMUM in cells[FULL]
+    model = from_decoder(own["decoder"], (1, 4, 4), 2, scale=0.3, encoder=own["encoder"]).double()
+    x = load_data("images.npy").test.double()
+    own_q = model.inference.infer(model.likelihood, x).q
+    assert own_q is not None
+    expected = lower_bound(model.likelihood, x, own_q, draws=2000)
+    entry = cells[DIAGONAL][ENCODER]
+    slack = 5 * (entry["sampling_se"] + expected.standard_error)
+    assert bool((torch.tensor(entry["values"]) - expected.value).abs().lt(slack.mean() + slack).all())
+    page = Path("run/report.html").read_text()
+    assert "own_models:decoder" in page and "No decoder was trained: there are no training curves" in page
+    assert not Path("run/figures/training.png").exists() and Path("run/figures/bounds.png").exists()
+    before = Path("run/results.json").read_text()
+    gae("compare", "images.npy", *WITH_ENCODER, *COMPARED, "--resume")
+    assert json.loads(before)["trainings"] == json.loads(Path("run/results.json").read_text())["trainings"]
+    other = gae("compare", "images.npy", *OWN, *COMPARED, "--resume", code=2)
+    assert "holds another comparison: given was" in other
+
+
+def test_a_comparison_of_a_given_decoder_refuses_what_it_cannot_use(own: dict[str, Any]) -> None:
+    for options, said in (
+        (("--engines", "amortised"), "is for decoders that are trained"),
+        (("--seeds", "2"), "seeds=2 is for decoders that are trained"),
+        (("--systems", "pca"), "is for the comparison of engines"),
+        (("--encoder", "own_models:Point"), "needs an encoder with a density q(z|x), got one that returns codes"),
+    ):
+        command = ("--decoder", "own_models:decoder", "--latent", "2", "--scale", "0.3", *COMPARED)
+        assert said in gae("compare", "images.npy", *command, *options, code=2)
+    assert "--scale is for a model of your own" in gae("compare", "images.npy", "--scale", "1", *COMPARED, code=2)
+    data = load_data("images.npy")
+    with pytest.raises(TypeError, match="needs a decoder under one of the heads"):
+        compare(data, "run", model=ppca((1, 4, 4), latent=2))
+    assert not Path("run").exists()
