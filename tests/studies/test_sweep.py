@@ -23,7 +23,7 @@ from gae.systems import SYSTEMS
 from gae.systems.options import defaults
 
 FIT = {"epochs": 2, "batch-size": 16, "lr": "3e-3", "validation": 0.2}
-GRID = {"systems": {"vae": {"hidden": [[8], [6, 6]]}, "ae": {"hidden": "8"}}, "options": {"latent": [1, 2]}, "fit": FIT}
+GRID = {"systems": {"vae": {"hidden": [[8], [6, 6]]}, "ae": {"hidden": "8"}}, "options": {"latent": 2}, "fit": FIT}
 
 
 @pytest.fixture(scope="module")
@@ -59,8 +59,7 @@ def test_a_row_for_each_cell(out: Path) -> None:
     given = ["data", "system", "latent", "hidden", "fit.epochs", "fit.batch_size", "fit.lr", "fit.validation", "seed"]
     assert list(rows[0])[:9] == given
     cells = [(row["system"], row["latent"], row["hidden"], row["seed"]) for row in rows]
-    systems = [("vae", latent, hidden) for latent in "12" for hidden in ("8", "6,6")]
-    systems += [("ae", latent, "8") for latent in "12"]
+    systems = [("vae", "2", "8"), ("vae", "2", "6,6"), ("ae", "2", "8")]
     assert sorted(cells) == sorted((*chosen, seed) for chosen in systems for seed in "012")
     assert len(list((out / "cells").iterdir())) == len(rows) and {row["error"] for row in rows} == {""}
     assert {row["fit.lr"] for row in rows} == {"3e-3"} and {row["epochs"] for row in rows} == {"2"}
@@ -83,7 +82,7 @@ def test_means_and_errors_are_those_of_pandas(out: Path) -> None:
     keys = ["system", "latent", "hidden"]
     cells = pandas.read_csv(out / "results.csv", dtype={"hidden": str})
     summary = pandas.read_csv(out / "summary.csv", dtype={"hidden": str}).set_index(keys).sort_index()
-    assert list(summary["trainings"]) == [3] * 6 and not summary["failed"].any()
+    assert list(summary["trainings"]) == [3] * 3 and not summary["failed"].any()
     for name in ("train_loss", "validation_loss", "test_loss", "squared_error", "seconds"):
         groups = cells.groupby(keys)[name]
         np.testing.assert_allclose(summary[f"{name}_mean"], groups.mean(), rtol=1e-12)
@@ -255,6 +254,6 @@ def test_options_of_fit_are_those_of_the_command() -> None:
 def test_seeds_on_the_command_line_win(grid: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Sweep, "_trained", lambda self, cell: {"epochs": 1, "test_loss": float(cell.seed)})
     results = json.loads(gae("sweep", grid, "--seeds", 2, "--out", tmp_path / "run", "--json"))
-    assert {row["seed"] for row in results["rows"]} == {0, 1} and len(results["rows"]) == 12
+    assert {row["seed"] for row in results["rows"]} == {0, 1} and len(results["rows"]) == 6
     assert yaml.safe_load((tmp_path / "run" / "config.yaml").read_text(encoding="utf-8"))["seeds"] == 2
     assert load(yaml.safe_load(grid.read_text(encoding="utf-8"))["data"]).hash in results["data"].values()
