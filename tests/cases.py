@@ -330,8 +330,7 @@ LIKELIHOODS = [
     LikelihoodCase("codebook", lambda: Gaussian(net((2, 3), 3), (2, 3), 0.7, prior=Codebook(4, 2, 3))),
     LikelihoodCase("codebook-learned", lambda: Bernoulli(net((2, 1), 4), (2, 1), Codebook(4, 2, 1, None)), binary),
     LikelihoodCase("standard-head", lambda: in_units(Gaussian(net(2, 3), 2, 0.7))),
-    LikelihoodCase("standard-ppca", lambda: in_units(chart(1, 2, (2, 2), learn_scale=True))),
-    LikelihoodCase("standard-llgae", lambda: in_units(chart(3, 2, flat_prior=True))),
+    LikelihoodCase("standard-mixture", lambda: in_units(chart(3, 2, (2, 2), **EVERYTHING))),
     LikelihoodCase("standard-kernel", lambda: in_units(GaussianKernel(3, 2, (2, 2), prior=StandardNormal(2)))),
     LikelihoodCase("cropped-weights", lambda: Measured(drawn_by(), Crop((1, 4, 4), 3, 2))),
     LikelihoodCase(
