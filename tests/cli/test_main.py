@@ -23,6 +23,7 @@ from sklearn.decomposition import PCA
 from gae import __version__
 from gae.cli import common, terminal
 from gae.cli import main as cli
+from gae.cli import systems as listing
 from gae.data import Dataset, load
 from gae.storage.packing import dump, verified
 from gae.studies import engines
@@ -588,11 +589,11 @@ def test_standard_output_that_takes_no_text(stream: str, tmp_path: Path, monkeyp
 
 def test_a_defect_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     for error in (KeyError("x"), AttributeError("y"), ZeroDivisionError()):
-        monkeypatch.setattr(cli, "table", lambda *args, error=error: (_ for _ in ()).throw(error))
+        monkeypatch.setattr(listing, "table", lambda *args, error=error: (_ for _ in ()).throw(error))
         with pytest.raises(type(error)):
             gae("systems")
     for error, told in ((ValueError(), "ValueError"), (MemoryError(), "MemoryError"), (OSError(28, "full"), "full")):
-        monkeypatch.setattr(cli, "table", lambda *args, error=error: (_ for _ in ()).throw(error))
+        monkeypatch.setattr(listing, "table", lambda *args, error=error: (_ for _ in ()).throw(error))
         assert told in gae("systems", code=2)
 
 
