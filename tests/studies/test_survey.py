@@ -126,7 +126,8 @@ def test_one_cluster_tells_no_classes_apart(small: Dataset) -> None:
     """All codes are the same, so that the nearest neighbours of each are the same five."""
     model = build("kmeans", small, components=1)
     fit(model, small, progress=False)
-    found = accuracy(model, small, encode(model, small.test, EvaluationBudget()), EvaluationBudget())
+    with torch.no_grad():
+        found = accuracy(model, small, encode(model, small.test, EvaluationBudget()), EvaluationBudget())
     same = KNeighborsClassifier(5).fit(np.zeros((len(small.train), 1)), small.train_labels)
     assert found["mean"] == same.score(np.zeros((len(small.test), 1)), small.test_labels)
 
