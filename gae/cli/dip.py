@@ -14,9 +14,13 @@ if TYPE_CHECKING:
     from rich.progress import Progress as Bar
 
     from gae.analysis.restoration import Restoration
+    from gae.data.photographs import Photograph
     from gae.inference import Progress
 
-ImagePath = Annotated[Path, typer.Argument(metavar="IMAGE", help="PNG, JPEG or TIFF, grey or colour, of any size.")]
+ImagePath = Annotated[
+    Path, typer.Argument(metavar="IMAGE", help="PNG, JPEG, TIFF or WebP, grey or colour, of any size.")
+]
+KEEP = "keep"
 
 
 @reported
@@ -25,6 +29,12 @@ def dip(
     task: Annotated[str, typer.Option(help="denoise, inpaint or superresolve.")] = "denoise",
     mask: Annotated[Path | None, typer.Option(help="For inpaint: an image, bright where pixels are known.")] = None,
     factor: Annotated[int, typer.Option(help="For superresolve: scale factor.")] = 4,
+    background: Annotated[
+        str | None, typer.Option(help="For transparent photographs: the colour to flatten over, a name or #rrggbb.")
+    ] = None,
+    alpha: Annotated[
+        str | None, typer.Option(help="For transparent photographs: keep carries the alpha channel over to the result.")
+    ] = None,
     steps: Annotated[int | None, typer.Option(help="Maximum number of steps; the default depends on the task.")] = None,
     runs: Annotated[int, typer.Option(help="Number of independent networks whose results are averaged.")] = 1,
     channels: Annotated[int, typer.Option(help="Channels of the network; the paper has 128.")] = 32,
@@ -33,6 +43,13 @@ def dip(
     seed: Annotated[
         int, typer.Option(min=0, max=2**32 - 1, help="Seed of the network's input, weights and noise.")
     ] = 0,
+    suffix: Annotated[
+        str, typer.Option("--format", help="Format of the result: png, tiff or webp (lossless).")
+    ] = "png",
+    bits: Annotated[
+        int | None,
+        typer.Option(help="Bits per channel of the result: 8 or 16.", show_default="those of the photograph"),
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="A new folder.", show_default="runs/dip-NAME")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
@@ -40,10 +57,14 @@ def dip(
     import torch
 
     from gae.analysis.restoration import restore_image
-    from gae.data.images import read_mask, read_photo
+    from gae.data.photographs import Photograph, check_writable, read_mask
     from gae.systems.image_prior import TASKS, Network
 
-    photo = read_photo(image)
+    photo = _read(image, background, alpha)
+    if photo.alpha is not None and task == "superresolve":
+        raise ValueError("`--alpha keep` needs a result of the photograph's size. Name a --background instead.")
+    depth, grown = bits or photo.bits, factor if task == "superresolve" else 1
+    check_writable(suffix, depth, *(grown * side for side in photo.colours.shape[1:]))
     known = None if mask is None else torch.from_numpy(read_mask(mask))
     folder = out or Path("runs") / f"dip-{image.stem}"
     check_folder(folder)
@@ -54,7 +75,7 @@ def dip(
         show = _Live(bar, folder, steps or (TASKS[task].steps if task in TASKS else 0), preview)
         began = time.perf_counter()
         restoration = restore_image(
-            torch.from_numpy(photo).to(device),
+            torch.from_numpy(photo.colours).to(device),
             task,
             mask=known,
             factor=factor,
@@ -67,8 +88,30 @@ def dip(
         seconds = time.perf_counter() - began
     settings = {"image": str(image), "task": task, "mask": str(mask) if mask else None, "factor": factor, "runs": runs}
     settings |= {"channels": channels, "scales": scales, "seed": seed}
-    results = _written(restoration, photo, None if known is None else known.numpy(), folder, settings, seconds)
+    settings |= {"background": background, "alpha": alpha, "bits": depth}
+    result = folder / f"result.{suffix}"
+    Photograph(restoration.image.cpu().numpy(), photo.alpha, depth).write(result)
+    results = _written(restoration, photo, None if known is None else known.numpy(), result, settings, seconds)
     print_results(results, as_json)
+
+
+def _read(path: Path, background: str | None, alpha: str | None) -> "Photograph":
+    """Reads a photograph, whose alpha channel is flattened over a background or kept."""
+    from gae.data.photographs import Photograph
+
+    if alpha not in (None, KEEP):
+        raise ValueError(f"--alpha must be {KEEP}, got {alpha!r}. To flatten it, name a --background.")
+    if background and alpha:
+        raise ValueError("--background flattens the alpha channel, which --alpha keeps. Leave out one of them.")
+    photo = Photograph.read(path)
+    if photo.alpha is None and (background or alpha):
+        raise ValueError(f"{path} has no alpha channel. Leave out --background and --alpha.")
+    if photo.alpha is not None and not (background or alpha):
+        raise ValueError(
+            f"{path} has an alpha channel. Flatten it over a colour, as by `--background white`, or carry it over to "
+            f"the result by `--alpha {KEEP}`."
+        )
+    return photo.flatten(background) if background else photo
 
 
 class _Live:
@@ -79,7 +122,7 @@ class _Live:
         self.task = bar.add_task("ascending", total=steps, objective="")
 
     def __call__(self, progress: "Progress") -> None:
-        from gae.data.images import write_photo
+        from gae.data.photographs import write_photo
 
         nats = float(progress.objective.mean())
         self.bar.update(self.task, advance=1, objective=f"log joint {nats:,.0f} nats")
@@ -109,23 +152,21 @@ def _bar() -> "Bar":
 
 def _written(
     restoration: "Restoration",
-    photo: "np.ndarray",
+    photo: "Photograph",
     mask: "np.ndarray | None",
-    folder: Path,
+    result: Path,
     settings: dict[str, Any],
     seconds: float,
 ) -> dict[str, Any]:
-    """Writes result, comparison, curve and summary into the folder, and returns the summary."""
+    """Writes comparison, curve and summary beside the result, and returns the summary."""
     import json
 
     import numpy as np
 
-    from gae.data.images import write_photo
     from gae.reports.photographs import loss_curve, side_by_side
 
-    restored = restoration.image.cpu().numpy()
-    write_photo(restored, folder / "result.png")
-    shown = photo if mask is None else np.where(mask, photo, 0.5)
+    folder, restored = result.parent, restoration.image.cpu().numpy()
+    shown = photo.colours if mask is None else np.where(mask, photo.colours, 0.5)
     side_by_side({"given": shown, "restored": restored}, folder / "side_by_side.png")
     loss_curve(restoration.loss, folder / "curve.png")
     summary = {
@@ -136,7 +177,7 @@ def _written(
         "interrupted": restoration.interrupted,
         "last squared error per measured value": restoration.loss[-1],
         "seconds": round(seconds, 1),
-        "result": str(folder / "result.png"),
+        "result": str(result),
     }
     write_text(
         folder / "result.json", json.dumps({**summary, "loss": restoration.loss}, indent=1, allow_nan=False) + "\n"

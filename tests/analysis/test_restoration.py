@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from gae.analysis.restoration import restore_image
 from gae.cli.main import app
-from gae.data.images import read_mask, read_photo, write_photo
+from gae.data.photographs import read_mask, read_photo, write_photo
 from gae.inference import Progress
 from gae.likelihood import Measured
 from gae.systems import image_prior
@@ -216,7 +216,7 @@ def test_the_orientation_of_a_camera_is_followed(tmp_path: Path) -> None:
 
 
 def wide_colour(path: Path) -> Path:
-    """A PNG whose header says 16 bits per channel, in colour."""
+    """A PNG whose header says 16 bits per channel, in colour, but which has 8."""
     raw = bytearray(saved(path, COLOUR).read_bytes())
     raw[24] = 16
     import zlib
@@ -245,7 +245,7 @@ def pages(path: Path) -> Path:
         (lambda at: saved(at / "a.png", COLOUR, "RGBA"), ValueError, "has an alpha channel"),
         (lambda at: saved(at / "a.png", GREY, "LA"), ValueError, "has an alpha channel"),
         (lambda at: saved(at / "a.jpg", COLOUR, "CMYK"), ValueError, "has the colour mode CMYK"),
-        (lambda at: wide_colour(at / "a.png"), ValueError, "colour with 16 bits per channel"),
+        (lambda at: wide_colour(at / "a.png"), ValueError, "cannot be read as an image"),
         (lambda at: pages(at / "a.tif"), ValueError, "holds 2 images"),
         (
             lambda at: saved(at / "a.tif", np.full((2, 3), np.nan, np.float32)),
@@ -282,14 +282,14 @@ def test_the_command_writes_what_it_found(tmp_path: Path) -> None:
 
 
 def test_ctrl_c_keeps_the_best_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import gae.data.images
+    import gae.data.photographs
 
     def interrupted(image: np.ndarray, path: Path) -> None:
         if path.name == "preview.png":
             raise KeyboardInterrupt
         write_photo(image, path)
 
-    monkeypatch.setattr(gae.data.images, "write_photo", interrupted)
+    monkeypatch.setattr(gae.data.photographs, "write_photo", interrupted)
     options = ["--steps", "50", "--channels", "4", "--scales", "1", "--preview", "5", "--out", str(tmp_path / "out")]
     found = RUNNER.invoke(app, ["dip", str(saved(tmp_path / "a.png", GREY)), *options, "--json"])
     assert found.exit_code == 0, found.output

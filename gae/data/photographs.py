@@ -1,0 +1,137 @@
+"""Photographs with values in [0, 1], in 8 or 16 bits, with or without alpha; masks."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from gae.data import sixteen_bits
+from gae.data.files import whole
+from gae.data.images import read_image, read_pixels
+
+DEPTHS = {"png": (8, 16), "tiff": (8, 16), "webp": (8,)}  # bits per channel of the formats for writing
+WEBP_SIDE = 16383  # pixels: the largest side of a WebP
+
+
+@dataclass(frozen=True)
+class Photograph:
+    """A photograph: colours and alpha in [0, 1], and the bits per channel of its file.
+
+    Attributes:
+        colours: grey or RGB (C, H, W), float32, not multiplied by alpha.
+        alpha: opacity (H, W), float32; None for a photograph without an alpha channel.
+        bits: 8 or 16 (also for a file of floating-point numbers).
+    """
+
+    colours: np.ndarray
+    alpha: np.ndarray | None = None
+    bits: int = 8
+
+    @classmethod
+    def read(cls, path: Path) -> "Photograph":
+        """Reads a photograph; integers are divided by their maximum.
+
+        Raises:
+            FileNotFoundError, ValueError: as ``gae.data.images.read_pixels``.
+        """
+        pixels = read_pixels(path)
+        bits = 8 if pixels.dtype in (bool, np.uint8) else 16
+        colours = _unit(pixels)
+        return cls(colours[:-1], colours[-1], bits) if len(colours) in (2, 4) else cls(colours, None, bits)
+
+    def flatten(self, background: str) -> "Photograph":
+        """Blends the photograph with an opaque colour by its alpha channel.
+
+        Args:
+            background: a name or ``#rrggbb``, as in CSS. A grey photograph stays grey over a grey.
+
+        Raises:
+            ValueError: for a colour that is not known or not opaque, or a photograph without alpha.
+
+        >>> grey = np.full((1, 1, 2), 0.5, np.float32)
+        >>> Photograph(grey, np.array([[0.0, 1.0]], np.float32)).flatten("white").colours
+        array([[[1. , 0.5]]], dtype=float32)
+        """
+        if self.alpha is None:
+            raise ValueError("The photograph has no alpha channel, so it takes no background.")
+        colour = np.array(_colour(background), np.float32)[:, None, None]
+        return replace(self, colours=colour + self.alpha * (self.colours - colour), alpha=None)
+
+    def write(self, path: Path) -> None:
+        """Writes the photograph as PNG, TIFF or (lossless) WebP, by the suffix of the path.
+
+        Raises:
+            ValueError: see ``check_writable``.
+        """
+        height, width = self.colours.shape[1:]
+        check_writable(path.suffix[1:], self.bits, height, width)
+        image = self.colours if self.alpha is None else np.concatenate([self.colours, self.alpha[None]])
+        pixels = np.moveaxis((np.clip(image, 0, 1) * (2**self.bits - 1)).round(), 0, -1)
+        with whole(path) as temporary:
+            if self.bits == 16:
+                content = sixteen_bits.png if path.suffix == ".png" else sixteen_bits.tiff
+                temporary.write_bytes(content(pixels.astype(np.uint16)))
+            else:
+                _save(np.ascontiguousarray(pixels.astype(np.uint8)), temporary)
+
+
+def check_writable(suffix: str, bits: int, height: int, width: int) -> None:
+    """Raises ValueError for a format that cannot hold an image of this depth and size.
+
+    >>> check_writable("png", 16, 300, 400)
+    """
+    if suffix not in DEPTHS:
+        raise ValueError(f"Cannot write the format {suffix!r}. Choose one of {', '.join(DEPTHS)}.")
+    if bits not in DEPTHS[suffix]:
+        able = [name for name, depths in DEPTHS.items() if bits in depths]
+        remedy = f"Write {' or '.join(able)}, or 8 bits" if able else "Choose 8 or 16"
+        raise ValueError(f"{suffix} cannot hold {bits} bits per channel. {remedy}.")
+    if suffix == "webp" and max(height, width) > WEBP_SIDE:
+        raise ValueError(f"webp holds at most {WEBP_SIDE} pixels a side, got {height} × {width}. Write png or tiff.")
+
+
+def read_photo(path: Path) -> np.ndarray:
+    """Reads an opaque photograph (C, H, W), float32 in [0, 1]: ``read_image``, with integers divided by their maximum.
+
+    Raises:
+        FileNotFoundError, ValueError: as ``gae.data.images.read_image``.
+    """
+    return _unit(read_image(path))
+
+
+def read_mask(path: Path) -> np.ndarray:
+    """Reads a mask (H, W) from an image of the photograph's size: bright pixels are True (observed).
+
+    Raises:
+        FileNotFoundError, ValueError: as ``read_photo``.
+    """
+    return read_photo(path).mean(0) > 0.5
+
+
+def write_photo(image: np.ndarray, path: Path) -> None:
+    """Writes an image (C, H, W) with values in [0, 1] at 8 bits per channel."""
+    Photograph(image).write(path)
+
+
+def _unit(pixels: np.ndarray) -> np.ndarray:
+    return (pixels / {"uint8": 255, "uint16": 65535}.get(pixels.dtype.name, 1)).astype(np.float32)
+
+
+def _colour(name: str) -> list[float]:
+    """A colour in [0, 1], as one number if it is a grey."""
+    from PIL import ImageColor
+
+    try:
+        red, green, blue, *alpha = ImageColor.getrgb(name)
+    except ValueError as error:
+        raise ValueError(f"Unknown colour {name!r}. Use a name such as white, or #rrggbb.") from error
+    if alpha not in ([], [255]):
+        raise ValueError(f"The background must be opaque, got {name!r}. Use a name such as white, or #rrggbb.")
+    return [red / 255] if red == green == blue else [red / 255, green / 255, blue / 255]
+
+
+def _save(pixels: np.ndarray, path: Path) -> None:
+    from PIL import Image
+
+    lossless = {"lossless": True, "exact": True} if path.suffix == ".webp" else {}
+    Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels).save(path, **lossless)
