@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
+from torch.nn.functional import interpolate
 
 from gae.inference import Progress
 from gae.inference.ascent.solver import Watch
@@ -87,6 +88,22 @@ def restore_image(
                 raise
             log.interrupted = True
     return log.restoration()
+
+
+def degraded(
+    image: Float[Tensor, "C h w"], mask: Bool[Tensor, "h w"] | None, height: int, width: int
+) -> Float[Tensor, "C H W"]:
+    """The degraded image in the size of its restoration, for comparison: hidden pixels are grey, others interpolated.
+
+    Interpolation is bicubic, and only to another size.
+
+    >>> degraded(torch.zeros(3, 4, 4), None, 8, 8).shape
+    torch.Size([3, 8, 8])
+    """
+    shown = image if mask is None else torch.where(mask, image, 0.5)
+    if shown.shape[1:] == (height, width):
+        return shown
+    return interpolate(shown[None], (height, width), mode="bicubic", antialias=True)[0].clamp(0, 1)
 
 
 class _Log:

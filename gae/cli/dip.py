@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gae.cli.terminal import console, print_results, reported
+from gae.cli.terminal import console, finite, print_results, reported
 from gae.data.files import check_folder, write_text
 
 if TYPE_CHECKING:
-    import numpy as np
     from rich.progress import Progress as Bar
+    from torch import Tensor
 
     from gae.analysis.restoration import Restoration
     from gae.data.photographs import Photograph
@@ -35,6 +35,9 @@ def dip(
     alpha: Annotated[
         str | None, typer.Option(help="For transparent photographs: keep carries the alpha channel over to the result.")
     ] = None,
+    clean: Annotated[
+        Path | None, typer.Option(help="The photograph without degradation, to measure PSNR and SSIM against.")
+    ] = None,
     steps: Annotated[int | None, typer.Option(help="Maximum number of steps; the default depends on the task.")] = None,
     runs: Annotated[int, typer.Option(help="Number of independent networks whose results are averaged.")] = 1,
     channels: Annotated[int, typer.Option(help="Channels of the network; the paper has 128.")] = 32,
@@ -56,26 +59,23 @@ def dip(
     """Restore a photograph with an untrained network (deep image prior); Ctrl-C keeps the best image so far."""
     import torch
 
-    from gae.analysis.restoration import restore_image
-    from gae.data.photographs import Photograph, check_writable, read_mask
+    from gae.analysis.restoration import degraded, restore_image
+    from gae.data.photographs import Photograph, read_mask
     from gae.systems.image_prior import TASKS, Network
 
     photo = _read(image, background, alpha)
-    if photo.alpha is not None and task == "superresolve":
-        raise ValueError("`--alpha keep` needs a result of the photograph's size. Name a --background instead.")
-    depth, grown = bits or photo.bits, factor if task == "superresolve" else 1
-    check_writable(suffix, depth, *(grown * side for side in photo.colours.shape[1:]))
     known = None if mask is None else torch.from_numpy(read_mask(mask))
+    shape = _result_shape(photo, factor if task == "superresolve" else 1, suffix, bits or photo.bits)
+    truth = None if clean is None else _clean(clean, background, shape)
     folder = out or Path("runs") / f"dip-{image.stem}"
-    check_folder(folder)
-    if folder.exists() and any(folder.iterdir()):
-        raise FileExistsError(f"{folder} exists and is not empty. Name another folder with --out.")
+    _check_new(folder)
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    given = torch.from_numpy(photo.colours)
     with _bar() as bar:
         show = _Live(bar, folder, steps or (TASKS[task].steps if task in TASKS else 0), preview)
         began = time.perf_counter()
         restoration = restore_image(
-            torch.from_numpy(photo.colours).to(device),
+            given.to(device),
             task,
             mask=known,
             factor=factor,
@@ -86,13 +86,19 @@ def dip(
             watch=show,
         )
         seconds = time.perf_counter() - began
-    settings = {"image": str(image), "task": task, "mask": str(mask) if mask else None, "factor": factor, "runs": runs}
-    settings |= {"channels": channels, "scales": scales, "seed": seed}
-    settings |= {"background": background, "alpha": alpha, "bits": depth}
-    result = folder / f"result.{suffix}"
-    Photograph(restoration.image.cpu().numpy(), photo.alpha, depth).write(result)
-    results = _written(restoration, photo, None if known is None else known.numpy(), result, settings, seconds)
-    print_results(results, as_json)
+    restored = Photograph(restoration.image.cpu().numpy(), photo.alpha, bits or photo.bits).rounded()
+    restored.write(folder / f"result.{suffix}")
+    pictures = {"degraded": degraded(given, known, *shape[1:]), "restored": torch.from_numpy(restored.colours)}
+    summary = {
+        **{"image": str(image), "task": task, "mask": str(mask) if mask else None, "factor": factor, "runs": runs},
+        **{"channels": channels, "scales": scales, "seed": seed, "background": background, "alpha": alpha},
+        **{"bits": restored.bits, "clean": str(clean) if clean else None},
+        **_outcome(restoration),
+        **({} if truth is None else _quality(pictures, truth)),
+        **{"seconds": round(seconds, 1), "result": str(folder / f"result.{suffix}")},
+    }
+    _write(summary, restoration, pictures if truth is None else {**pictures, "clean": truth}, folder)
+    print_results(summary, as_json)
 
 
 def _read(path: Path, background: str | None, alpha: str | None) -> "Photograph":
@@ -112,6 +118,45 @@ def _read(path: Path, background: str | None, alpha: str | None) -> "Photograph"
             f"the result by `--alpha {KEEP}`."
         )
     return photo.flatten(background) if background else photo
+
+
+def _result_shape(photo: "Photograph", grown: int, suffix: str, bits: int) -> tuple[int, int, int]:
+    """Shape (C, H, W) of the result, which its format must be able to hold."""
+    from gae.data.photographs import check_writable
+
+    channels, height, width = photo.colours.shape
+    check_writable(suffix, bits, grown * height, grown * width)
+    if photo.alpha is not None and grown != 1:
+        raise ValueError("`--alpha keep` needs a result of the photograph's size. Name a --background instead.")
+    return channels, grown * height, grown * width
+
+
+def _check_new(folder: Path) -> None:
+    check_folder(folder)
+    if folder.exists() and any(folder.iterdir()):
+        raise FileExistsError(f"{folder} exists and is not empty. Name another folder with --out.")
+
+
+def _clean(path: Path, background: str | None, shape: tuple[int, ...]) -> "Tensor":
+    """Reads the clean photograph, whose alpha channel is treated like that of the degraded one."""
+    import torch
+
+    from gae.analysis.image_quality import check_clean
+    from gae.data.photographs import Photograph
+
+    photo = Photograph.read(path)
+    image = torch.from_numpy((photo.flatten(background) if photo.alpha is not None and background else photo).colours)
+    check_clean(image, shape)
+    return image
+
+
+def _quality(images: "dict[str, Tensor]", clean: "Tensor") -> dict[str, Any]:
+    from gae.analysis.image_quality import psnr, ssim
+
+    return {
+        "PSNR (dB)": {name: psnr(image, clean) for name, image in images.items()},
+        "SSIM": {name: ssim(image, clean) for name, image in images.items()},
+    }
 
 
 class _Live:
@@ -150,36 +195,24 @@ def _bar() -> "Bar":
     return Progress(*columns, *left, console=console(stderr=True), transient=True)
 
 
-def _written(
-    restoration: "Restoration",
-    photo: "Photograph",
-    mask: "np.ndarray | None",
-    result: Path,
-    settings: dict[str, Any],
-    seconds: float,
-) -> dict[str, Any]:
-    """Writes comparison, curve and summary beside the result, and returns the summary."""
-    import json
-
-    import numpy as np
-
-    from gae.reports.photographs import loss_curve, side_by_side
-
-    folder, restored = result.parent, restoration.image.cpu().numpy()
-    shown = photo.colours if mask is None else np.where(mask, photo.colours, 0.5)
-    side_by_side({"given": shown, "restored": restored}, folder / "side_by_side.png")
-    loss_curve(restoration.loss, folder / "curve.png")
-    summary = {
-        **settings,
-        "size": "{2} × {1}, {0} channels".format(*restored.shape),
+def _outcome(restoration: "Restoration") -> dict[str, Any]:
+    return {
+        "size": "{2} × {1}, {0} channels".format(*restoration.image.shape),
         "steps": restoration.steps,
         "stopped by its rule": restoration.settled,
         "interrupted": restoration.interrupted,
         "last squared error per measured value": restoration.loss[-1],
-        "seconds": round(seconds, 1),
-        "result": str(result),
     }
-    write_text(
-        folder / "result.json", json.dumps({**summary, "loss": restoration.loss}, indent=1, allow_nan=False) + "\n"
-    )
-    return summary
+
+
+def _write(summary: dict[str, Any], restoration: "Restoration", pictures: "dict[str, Tensor]", folder: Path) -> None:
+    """Writes figures, page and record into the folder."""
+    import json
+
+    from gae.reports.photographs import loss_curve, side_by_side
+
+    images = {name: image.numpy() for name, image in pictures.items()}
+    side_by_side({"given": images["degraded"], "restored": images["restored"]}, folder / "side_by_side.png")
+    loss_curve(restoration.loss, folder / "curve.png")
+    record = finite({**summary, "loss": restoration.loss})
+    write_text(folder / "result.json", json.dumps(record, indent=1, allow_nan=False) + "\n")

@@ -134,17 +134,18 @@ def _entry(entry: dict[str, Any]) -> str:
 
 def echo_json(value: Any) -> None:
     """Prints JSON; numbers that are not finite become null."""
-    typer.echo(json.dumps(_finite(value), indent=1, allow_nan=False))
+    typer.echo(json.dumps(finite(value), indent=1, allow_nan=False))
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
+    """Replaces numbers that are not finite by None, which JSON can hold."""
     match value:
         case float():
             return value if math.isfinite(value) else None
         case dict():
-            return {name: _finite(item) for name, item in value.items()}
+            return {name: finite(item) for name, item in value.items()}
         case list() | tuple():
-            return [_finite(item) for item in value]
+            return [finite(item) for item in value]
     return value
 
 

@@ -57,6 +57,13 @@ class Photograph:
         colour = np.array(_colour(background), np.float32)[:, None, None]
         return replace(self, colours=colour + self.alpha * (self.colours - colour), alpha=None)
 
+    def rounded(self) -> "Photograph":
+        """The photograph with the values that ``write`` stores: clipped and rounded to its bits."""
+        return replace(self, colours=(self._levels(self.colours) / (2**self.bits - 1)).astype(np.float32))
+
+    def _levels(self, image: np.ndarray) -> np.ndarray:
+        return (np.clip(image, 0, 1) * (2**self.bits - 1)).round()
+
     def write(self, path: Path) -> None:
         """Writes the photograph as PNG, TIFF or (lossless) WebP, by the suffix of the path.
 
@@ -66,7 +73,7 @@ class Photograph:
         height, width = self.colours.shape[1:]
         check_writable(path.suffix[1:], self.bits, height, width)
         image = self.colours if self.alpha is None else np.concatenate([self.colours, self.alpha[None]])
-        pixels = np.moveaxis((np.clip(image, 0, 1) * (2**self.bits - 1)).round(), 0, -1)
+        pixels = np.moveaxis(self._levels(image), 0, -1)
         with whole(path) as temporary:
             if self.bits == 16:
                 content = sixteen_bits.png if path.suffix == ".png" else sixteen_bits.tiff

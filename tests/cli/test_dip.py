@@ -111,3 +111,78 @@ def test_options_that_do_not_fit_are_refused(tmp_path: Path, channels: int, opti
     image = write(tmp_path / "a.png", shades(channels) // 257)
     assert message in gae("dip", image, *TINY, *options, "--out", tmp_path / "out", code=2)
     assert not (tmp_path / "out").exists()
+
+
+# A clean photograph.
+
+
+def noisy(pixels: np.ndarray) -> np.ndarray:
+    noise = np.random.default_rng(0).normal(0, 0.1 * 65535, pixels.shape)
+    return (pixels + noise).clip(0, 65535).round().astype(np.uint16)
+
+
+def stored(path: Path) -> np.ndarray:
+    """The values of a file of 8 bits, by Pillow: (H, W, C)."""
+    with Image.open(path) as image:
+        return np.asarray(image) / 255
+
+
+@pytest.mark.parametrize("task", ["denoise", "inpaint", "superresolve"])
+def test_psnr_and_ssim_are_those_of_the_files(tmp_path: Path, task: str) -> None:
+    """scikit-image on the files: the result as written, and the degraded photograph in the size of the result."""
+    metrics = pytest.importorskip("skimage.metrics")
+    clean, degraded = shades() // 257, noisy(shades()) // 257
+    write(tmp_path / "clean.png", clean)
+    known = np.arange(SIDE * SIDE).reshape(SIDE, SIDE) % 3 > 0
+    options: list[Any] = ["--task", task, "--clean", tmp_path / "clean.png"]
+    before = degraded / 255
+    if task == "inpaint":
+        Image.fromarray(known).save(tmp_path / "mask.png")
+        options += ["--mask", tmp_path / "mask.png"]
+        before = np.where(known[..., None], before, 0.5)
+    if task == "superresolve":
+        degraded = degraded[::2, ::2]
+        options += ["--factor", 2]
+        small = torch.from_numpy(np.moveaxis(degraded / 255, -1, 0)).float()[None]
+        large = torch.nn.functional.interpolate(small, scale_factor=2, mode="bicubic", antialias=True)
+        before = np.moveaxis(large[0].clamp(0, 1).numpy().astype(float), 0, -1)
+    summary = dip(write(tmp_path / "a.png", degraded), *options, out=tmp_path / "out")
+    truth, restored = stored(tmp_path / "clean.png"), stored(tmp_path / "out" / "result.png")
+    for name, image in (("degraded", before), ("restored", restored)):
+        options = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}
+        expected = metrics.structural_similarity(truth, image, channel_axis=-1, data_range=1.0, **options)
+        assert summary["SSIM"][name] == pytest.approx(expected, abs=1e-6)
+        expected = metrics.peak_signal_noise_ratio(truth, image, data_range=1.0)
+        assert summary["PSNR (dB)"][name] == pytest.approx(expected, abs=1e-4)
+
+
+def test_an_infinite_psnr_is_printed_and_null_in_json(tmp_path: Path) -> None:
+    image = write(tmp_path / "a.png", shades() // 257)
+    assert dip(image, "--clean", image, out=tmp_path / "1")["PSNR (dB)"]["degraded"] is None
+    assert json.loads((tmp_path / "1" / "result.json").read_text())["PSNR (dB)"]["degraded"] is None
+    assert "degraded=inf" in gae("dip", image, *TINY[:-1], "--clean", image, "--out", tmp_path / "2")
+
+
+def test_the_alpha_of_the_clean_photograph_is_treated_alike(tmp_path: Path) -> None:
+    pixels = shades(4) // 257
+    image = write(tmp_path / "a.png", pixels)
+    flat = dip(image, "--background", "red", "--clean", image, out=tmp_path / "flat")
+    kept = dip(image, "--alpha", "keep", "--clean", image, out=tmp_path / "kept")
+    opaque = dip(image, "--alpha", "keep", "--clean", write(tmp_path / "b.png", pixels[..., :3]), out=tmp_path / "b")
+    assert all(summary["PSNR (dB)"]["degraded"] is None for summary in (flat, kept, opaque))
+    assert kept["SSIM"] == opaque["SSIM"]
+
+
+def test_a_clean_photograph_of_another_size_is_refused(tmp_path: Path) -> None:
+    image = write(tmp_path / "a.png", shades() // 257)
+    small, grey = write(tmp_path / "s.png", shades()[1:] // 257), write(tmp_path / "g.png", shades(1) // 257)
+    tiny = write(tmp_path / "t.png", shades()[:9, :9] // 257)
+    for photo, clean, options, message in (
+        (image, small, (), "The clean image is 23 × 24 with 3 channels, but the image to measure is 24 × 24 with 3"),
+        (image, grey, (), "The clean image is 24 × 24 with 1 channel, but the image to measure is 24 × 24 with 3"),
+        (image, image, ("--task", "superresolve", "--factor", 2), "but the image to measure is 48 × 48"),
+        (tiny, tiny, (), "SSIM needs at least 11 × 11 pixels, got 9 × 9"),
+        (image, tmp_path / "none.png", (), "No image"),
+    ):
+        said = gae("dip", photo, *TINY, *options, "--clean", clean, "--out", tmp_path / "out", code=2)
+        assert message in said and not (tmp_path / "out").exists()
