@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gae.cli.terminal import console, finite, print_results, reported
+from gae.cli.terminal import command_line, console, finite, plain, print_results, reported
 from gae.data.files import check_folder, write_text
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ ImagePath = Annotated[
     Path, typer.Argument(metavar="IMAGE", help="PNG, JPEG, TIFF or WebP, grey or colour, of any size.")
 ]
 KEEP = "keep"
+QUALITY = ("PSNR (dB)", "SSIM")
 
 
 @reported
@@ -57,6 +58,7 @@ def dip(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
     """Restore a photograph with an untrained network (deep image prior); Ctrl-C keeps the best image so far."""
+    command = command_line(dip, locals())
     import torch
 
     from gae.analysis.restoration import degraded, restore_image
@@ -97,7 +99,9 @@ def dip(
         **({} if truth is None else _quality(pictures, truth)),
         **{"seconds": round(seconds, 1), "result": str(folder / f"result.{suffix}")},
     }
-    _write(summary, restoration, pictures if truth is None else {**pictures, "clean": truth}, folder)
+    if truth is not None:
+        pictures["clean"] = truth
+    _write(summary, restoration, pictures, command, folder)
     print_results(summary, as_json)
 
 
@@ -154,8 +158,8 @@ def _quality(images: "dict[str, Tensor]", clean: "Tensor") -> dict[str, Any]:
     from gae.analysis.image_quality import psnr, ssim
 
     return {
-        "PSNR (dB)": {name: psnr(image, clean) for name, image in images.items()},
-        "SSIM": {name: ssim(image, clean) for name, image in images.items()},
+        title: {name: measure(image, clean) for name, image in images.items()}
+        for title, measure in zip(QUALITY, (psnr, ssim), strict=True)
     }
 
 
@@ -205,14 +209,20 @@ def _outcome(restoration: "Restoration") -> dict[str, Any]:
     }
 
 
-def _write(summary: dict[str, Any], restoration: "Restoration", pictures: "dict[str, Tensor]", folder: Path) -> None:
+def _write(
+    summary: dict[str, Any], restoration: "Restoration", pictures: "dict[str, Tensor]", command: str, folder: Path
+) -> None:
     """Writes figures, page and record into the folder."""
     import json
 
-    from gae.reports.photographs import loss_curve, side_by_side
+    from gae.reports.photographs import loss_curve, side_by_side, write_restoration
 
     images = {name: image.numpy() for name, image in pictures.items()}
     side_by_side({"given": images["degraded"], "restored": images["restored"]}, folder / "side_by_side.png")
     loss_curve(restoration.loss, folder / "curve.png")
+    quality = {name: summary[name] for name in QUALITY if name in summary}
+    facts = {name: plain(value) for name, value in summary.items() if value is not None and name not in QUALITY}
+    title = Path(summary["image"]).name
+    write_restoration(folder / "result.html", title, images, restoration.loss, quality, facts, command)
     record = finite({**summary, "loss": restoration.loss})
     write_text(folder / "result.json", json.dumps(record, indent=1, allow_nan=False) + "\n")

@@ -2,12 +2,15 @@
 
 import json
 import math
+import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import wraps
+from inspect import signature
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import typer
+from typer.models import OptionInfo
 
 from gae.training.processes import refuse_many_processes
 
@@ -42,6 +45,20 @@ def reported(function: Callable[..., None]) -> Callable[..., None]:
             _fail("Interrupted." + (" Add --resume to continue." if "resume" in options else ""), 130)
 
     return run
+
+
+def command_line(command: Callable[..., None], values: Mapping[str, Any]) -> str:
+    """The command that repeats a call with these values, quoted for a shell; defaults are left out."""
+    words = ["gae", command.__name__]
+    for name, parameter in signature(command).parameters.items():
+        value, (settings,) = values[name], parameter.annotation.__metadata__
+        if value == parameter.default:
+            continue
+        if isinstance(settings, OptionInfo):
+            names = (settings.default, *(settings.param_decls or ()), f"--{name.replace('_', '-')}")
+            words.append(next(entry for entry in names if isinstance(entry, str)))  # in Annotated, a name comes first
+        words += [] if value is True else [str(value)]
+    return shlex.join(words)
 
 
 def _fail(message: str, code: int) -> NoReturn:

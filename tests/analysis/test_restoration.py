@@ -273,7 +273,7 @@ def test_the_command_writes_what_it_found(tmp_path: Path) -> None:
     account = json.loads(found.stdout)
     assert account["steps"] == [6, 6] and account["interrupted"] is False
     assert {path.name for path in out.iterdir()} == {
-        *("result.png", "side_by_side.png", "curve.png", "result.json", "preview.png"),
+        *("result.png", "side_by_side.png", "curve.png", "result.json", "preview.png", "result.html"),
     }
     assert read_photo(out / "result.png").shape == (3, 5, 7)
     assert len(json.loads((out / "result.json").read_text())["loss"]) == 6

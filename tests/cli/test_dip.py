@@ -1,6 +1,11 @@
 """``gae dip``: from a photograph on disk to the restored one and its numbers."""
 
+import base64
+import html
+import io
 import json
+import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +18,7 @@ from PIL import Image
 from gae.analysis.restoration import restore_image
 from gae.data.images import read_pixels
 from gae.data.photographs import Photograph
+from gae.reports.photographs import write_restoration
 from gae.systems.image_prior import Network
 
 TINY = ("--steps", 2, "--channels", 2, "--scales", 1, "--preview", 0, "--json")
@@ -186,3 +192,43 @@ def test_a_clean_photograph_of_another_size_is_refused(tmp_path: Path) -> None:
     ):
         said = gae("dip", photo, *TINY, *options, "--clean", clean, "--out", tmp_path / "out", code=2)
         assert message in said and not (tmp_path / "out").exists()
+
+
+# The page.
+
+
+def pictures_of(page: str) -> list[np.ndarray]:
+    """The embedded pictures that the slider compares, by Pillow: (H, W, C) from 0 to 255."""
+    embedded = re.findall(r'<img id="picture-\d" src="data:image/png;base64,([^"]+)"', page)
+    return [np.asarray(Image.open(io.BytesIO(base64.b64decode(text)))) for text in embedded]
+
+
+def test_the_page_shows_the_files_and_repeats_the_run(tmp_path: Path) -> None:
+    """Its pictures are those of the files, its numbers those of the record, and its command gives the result again."""
+    clean, degraded = shades() // 257, noisy(shades()) // 257
+    folder = tmp_path / "with space"
+    folder.mkdir()
+    options = ("--clean", write(folder / "clean.png", clean), "--runs", 2, "--seed", 5)
+    summary = dip(write(folder / "a <b>.png", degraded), *options, out=folder / "out")
+    page = (folder / "out" / "result.html").read_text(encoding="utf-8")
+    restored = (stored(folder / "out" / "result.png") * 255).round()
+    for shown, expected in zip(pictures_of(page), (degraded, restored, clean), strict=True):
+        np.testing.assert_array_equal(shown, expected)
+    assert not re.search(r"https?://|src=\"(?!data:)", page) and "a &lt;b&gt;.png" in page
+    for name in ("degraded", "restored"):
+        psnr, ssim = summary["PSNR (dB)"][name], summary["SSIM"][name]
+        assert f"<td>{name}</td><td>{psnr:.2f}</td><td>{ssim:.4f}</td>" in page
+    (command,) = re.findall(r"<pre><code>(.*?)</code></pre>", page, flags=re.DOTALL)
+    words = shlex.split(html.unescape(command))
+    assert words[1:3] == ["dip", str(folder / "a <b>.png")] and words[-1] == "--json"
+    words[words.index("--out") + 1] = str(folder / "again")
+    gae(*words[1:])
+    assert (folder / "again" / "result.png").read_bytes() == (folder / "out" / "result.png").read_bytes()
+
+
+def test_a_large_photograph_is_shown_smaller(tmp_path: Path) -> None:
+    image = np.zeros((1, 20, 3200), np.float32)
+    write_restoration(tmp_path / "a.html", "a.png", {"degraded": image, "restored": image}, [[1.0]], {}, {}, "gae dip")
+    page = (tmp_path / "a.html").read_text(encoding="utf-8")
+    assert "Shown at 1600 × 10 of 3200 × 20 pixels." in page and "PSNR" not in page
+    assert [picture.shape for picture in pictures_of(page)] == [(10, 1600), (10, 1600)]
