@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from gae.cli.common import imported
 from gae.cli.terminal import command_line, console, finite, plain, print_results, reported
 from gae.data.files import check_folder, write_text
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from gae.analysis.restoration import Restoration
     from gae.data.photographs import Photograph
     from gae.inference import Progress
+    from gae.likelihood import LinearOperator
 
 ImagePath = Annotated[
     Path, typer.Argument(metavar="IMAGE", help="PNG, JPEG, TIFF or WebP, grey or colour, of any size.")
@@ -35,6 +37,16 @@ def dip(
     ] = None,
     alpha: Annotated[
         str | None, typer.Option(help="For transparent photographs: keep carries the alpha channel over to the result.")
+    ] = None,
+    blur: Annotated[
+        float | None, typer.Option(help="The photograph is blurred: standard deviation of the Gaussian, in pixels.")
+    ] = None,
+    operator: Annotated[
+        str | None,
+        typer.Option(
+            help="How the photograph was measured: module:function, called with its shape (C, H, W), which returns a "
+            "linear physics of deepinv, or another object with A(x) and A_adjoint(y)."
+        ),
     ] = None,
     clean: Annotated[
         Path | None, typer.Option(help="The photograph without degradation, to measure PSNR and SSIM against.")
@@ -63,24 +75,30 @@ def dip(
 
     from gae.analysis.restoration import degraded, restore_image
     from gae.data.photographs import Photograph, read_mask
-    from gae.systems.image_prior import TASKS, Network
+    from gae.systems.image_prior import TASKS, Network, restored_shape
 
     photo = _read(image, background, alpha)
     known = None if mask is None else torch.from_numpy(read_mask(mask))
-    shape = _result_shape(photo, factor if task == "superresolve" else 1, suffix, bits or photo.bits)
+    given = torch.from_numpy(photo.colours)
+    measurement: dict[str, Any] = {
+        "mask": known,
+        "factor": factor,
+        "blur": blur,
+        "operator": _operator(operator, given),
+    }
+    shape = restored_shape(given, task, **measurement)
+    _check_result(photo, shape, suffix, bits or photo.bits)
     truth = None if clean is None else _clean(clean, background, shape)
     folder = out or Path("runs") / f"dip-{image.stem}"
     _check_new(folder)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    given = torch.from_numpy(photo.colours)
     with _bar() as bar:
         show = _Live(bar, folder, steps or (TASKS[task].steps if task in TASKS else 0), preview)
         began = time.perf_counter()
         restoration = restore_image(
             given.to(device),
             task,
-            mask=known,
-            factor=factor,
+            **measurement,
             steps=steps,
             runs=runs,
             network=Network(channels, scales),
@@ -92,7 +110,8 @@ def dip(
     restored.write(folder / f"result.{suffix}")
     pictures = {"degraded": degraded(given, known, *shape[1:]), "restored": torch.from_numpy(restored.colours)}
     summary = {
-        **{"image": str(image), "task": task, "mask": str(mask) if mask else None, "factor": factor, "runs": runs},
+        **{"image": str(image), "task": task, "mask": str(mask) if mask else None, "factor": factor},
+        **{"blur": blur, "operator": operator, "runs": runs},
         **{"channels": channels, "scales": scales, "seed": seed, "background": background, "alpha": alpha},
         **{"bits": restored.bits, "clean": str(clean) if clean else None},
         **_outcome(restoration),
@@ -124,15 +143,27 @@ def _read(path: Path, background: str | None, alpha: str | None) -> "Photograph"
     return photo.flatten(background) if background else photo
 
 
-def _result_shape(photo: "Photograph", grown: int, suffix: str, bits: int) -> tuple[int, int, int]:
-    """Shape (C, H, W) of the result, which its format must be able to hold."""
+def _operator(reference: str | None, photo: "Tensor") -> "LinearOperator | None":
+    """The measurement that a ``module:function`` builds for a photograph (C, H, W)."""
+    from gae.likelihood import LinearOperator
+    from gae.likelihood.physics import PhysicsOperator
+
+    if reference is None:
+        return None
+    build = imported(reference)
+    if not callable(build):
+        raise TypeError(f"{reference} is not a function. Name one that takes a shape (C, H, W) and returns a physics.")
+    physics = build(tuple(photo.shape))
+    return physics if isinstance(physics, LinearOperator) else PhysicsOperator(physics)
+
+
+def _check_result(photo: "Photograph", shape: tuple[int, ...], suffix: str, bits: int) -> None:
+    """Checks that a format, and the alpha channel of the photograph, fit the result."""
     from gae.data.photographs import check_writable
 
-    channels, height, width = photo.colours.shape
-    check_writable(suffix, bits, grown * height, grown * width)
-    if photo.alpha is not None and grown != 1:
+    check_writable(suffix, bits, *shape[1:])
+    if photo.alpha is not None and photo.alpha.shape != shape[1:]:
         raise ValueError("`--alpha keep` needs a result of the photograph's size. Name a --background instead.")
-    return channels, grown * height, grown * width
 
 
 def _check_new(folder: Path) -> None:

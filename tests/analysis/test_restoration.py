@@ -15,7 +15,7 @@ from gae.analysis.restoration import restore_image
 from gae.cli.main import app
 from gae.data.photographs import read_mask, read_photo, write_photo
 from gae.inference import Progress
-from gae.likelihood import Measured
+from gae.likelihood import Blur, Crop, Downsample, LinearOperator, Measured
 from gae.systems import image_prior
 from gae.systems.image_prior import Network, build_likelihood, memory
 
@@ -57,6 +57,27 @@ def test_the_loss_is_the_squared_error_of_what_is_seen() -> None:
     found = restore_image(image, "inpaint", mask=mask, steps=1, network=SMALL, watch=watch)
     error = (seen[0] - image)[:, mask].square().mean()
     torch.testing.assert_close(torch.tensor(found.loss[0][0]), error, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("task", ["denoise", "inpaint", "superresolve"])
+def test_a_blur_is_that_of_scipy(task: str) -> None:
+    """The error before the first step: the network's output, blurred by scipy, and then masked or downsampled."""
+    from scipy.ndimage import gaussian_filter
+
+    image, mask = photo(3, 10, 14), torch.rand(10, 14) > 0.5
+    options = {"inpaint": {"mask": mask}, "superresolve": {"factor": 2}}.get(task, {})
+    outputs: list[Tensor] = []
+
+    def watch(progress: Progress) -> None:
+        outputs.append(progress.average[0, 0])
+
+    restored = restore_image(image, task, blur=1.5, steps=1, network=SMALL, watch=watch, **options)
+    blurred = torch.from_numpy(gaussian_filter(outputs[0].numpy(), (0, 1.5, 1.5), mode="reflect", truncate=8.0))
+    if task == "superresolve":
+        blurred = Downsample(blurred.shape, 2)(blurred)
+    error = (blurred - image).square()
+    expected = error[:, mask].mean() if task == "inpaint" else error.mean()
+    torch.testing.assert_close(torch.tensor(restored.loss[0][0]), expected, rtol=1e-4, atol=1e-6)
 
 
 def test_the_same_seed_gives_the_same_picture() -> None:
@@ -151,6 +172,14 @@ def test_sizes_of_networks_are_refused() -> None:
             Network(*sizes)
 
 
+class Squared(LinearOperator):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.square()
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        return y
+
+
 @pytest.mark.parametrize(
     ("image", "task", "options", "message"),
     [
@@ -167,6 +196,11 @@ def test_sizes_of_networks_are_refused() -> None:
             r"finite, got nan at .* \(0, 2, 0\)",
         ),
         (255 * photo(1, 8, 8), "denoise", {}, r"Pixels must be in \[0, 1\], got 127.5"),
+        (photo(1, 8, 8), "denoise", {"blur": 0.0}, "blur must be positive"),
+        (photo(1, 8, 8), "denoise", {"blur": 1.0, "operator": Blur((1, 8, 8), 1.0)}, "An operator is the whole meas"),
+        (photo(1, 8, 8), "superresolve", {"operator": Blur((1, 8, 8), 1.0)}, "An operator is the whole measurement"),
+        (photo(1, 8, 8), "denoise", {"operator": Squared()}, "Squared is not linear, is random, or its adjoint is"),
+        (photo(1, 8, 8), "denoise", {"operator": Crop((1, 9, 9), 7, 8)}, r"Crop does not map images of the size of"),
         (photo(1, 8, 8), "denoise", {"steps": 0}, "Need steps >= 1 and runs >= 1, got 0 and 1"),
         (photo(1, 8, 8), "denoise", {"runs": 0}, "Need steps >= 1 and runs >= 1"),
     ],

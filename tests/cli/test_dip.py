@@ -6,6 +6,7 @@ import io
 import json
 import re
 import shlex
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from PIL import Image
 from gae.analysis.restoration import restore_image
 from gae.data.images import read_pixels
 from gae.data.photographs import Photograph
+from gae.likelihood.physics import PhysicsOperator
 from gae.reports.photographs import write_restoration
 from gae.systems.image_prior import Network
 
@@ -232,3 +234,82 @@ def test_a_large_photograph_is_shown_smaller(tmp_path: Path) -> None:
     page = (tmp_path / "a.html").read_text(encoding="utf-8")
     assert "Shown at 1600 × 10 of 3200 × 20 pixels." in page and "PSNR" not in page
     assert [picture.shape for picture in pictures_of(page)] == [(10, 1600), (10, 1600)]
+
+
+# Measurements.
+
+
+def test_a_blur_on_the_command_line_is_that_in_python(tmp_path: Path) -> None:
+    pixels = shades() // 257
+    summary = dip(write(tmp_path / "a.png", pixels), "--blur", 2, out=tmp_path / "out")
+    values = np.moveaxis(pixels / 255, -1, 0).astype(np.float32)
+    record = json.loads((tmp_path / "out" / "result.json").read_text())
+    assert summary["blur"] == 2 and record["loss"] == plain(values, blur=2.0).loss != plain(values).loss
+
+
+PHYSICS = """
+import torch
+
+
+class Halves:
+    def A(self, x, **parameters):
+        return x[..., ::2, :]
+
+    def A_adjoint(self, y, **parameters):
+        x = y.new_zeros(*y.shape[:-2], 2 * y.shape[-2], y.shape[-1])
+        x[..., ::2, :] = y
+        return x
+
+
+def every_other_row(shape):
+    assert shape == (3, 12, 24)
+    return Halves()
+
+
+def nothing(shape):
+    return torch.zeros(shape)
+
+
+number = 3
+"""
+
+
+@pytest.fixture
+def physics(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A photograph of every other row, with the module that says so in the working directory."""
+    (tmp_path / "rows_of_a_photograph.py").write_text(PHYSICS)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delitem(sys.modules, "rows_of_a_photograph", raising=False)
+    return write(tmp_path / "a.png", shades()[::2] // 257)
+
+
+def test_an_operator_decides_the_size(physics: Path, tmp_path: Path) -> None:
+    """As in Python with the same object; the clean photograph has the size of the result."""
+    clean = write(tmp_path / "clean.png", shades() // 257)
+    options = ("--operator", "rows_of_a_photograph:every_other_row", "--clean", clean)
+    summary = dip(physics, *options, out=tmp_path / "out")
+    assert summary["size"] == "24 × 24, 3 channels" and summary["PSNR (dB)"]["restored"] > 0
+    import rows_of_a_photograph
+
+    operator = PhysicsOperator(rows_of_a_photograph.Halves())
+    exact = plain(np.moveaxis(shades()[::2] // 257 / 255, -1, 0).astype(np.float32), operator=operator)
+    assert json.loads((tmp_path / "out" / "result.json").read_text())["loss"] == exact.loss
+    np.testing.assert_array_equal(read_pixels(tmp_path / "out" / "result.png"), (exact.image.numpy() * 255).round())
+
+
+@pytest.mark.parametrize(
+    ("reference", "options", "message"),
+    [
+        ("rows_of_a_photograph", (), "Need module:function, got 'rows_of_a_photograph'"),
+        ("nowhere_at_all:f", (), "There is no module 'nowhere_at_all' in the working directory"),
+        ("rows_of_a_photograph:missing", (), "rows_of_a_photograph has no 'missing'"),
+        ("rows_of_a_photograph:number", (), "rows_of_a_photograph:number is not a function"),
+        ("rows_of_a_photograph:nothing", (), "Tensor has no A and no A_adjoint"),
+        ("rows_of_a_photograph:every_other_row", ("--blur", 1), "An operator is the whole measurement"),
+        ("rows_of_a_photograph:every_other_row", ("--task", "superresolve"), "An operator is the whole measurement"),
+    ],
+)
+def test_operators_that_do_not_fit_are_refused(physics: Path, tmp_path: Path, reference: str, options, message) -> None:
+    arguments = (physics, *TINY, "--operator", reference, *options, "--out", tmp_path / "out")
+    assert message in gae("dip", *arguments, code=2)
+    assert not (tmp_path / "out").exists()
