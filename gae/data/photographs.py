@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -140,5 +141,5 @@ def _colour(name: str) -> list[float]:
 def _save(pixels: np.ndarray, path: Path) -> None:
     from PIL import Image
 
-    lossless = {"lossless": True, "exact": True} if path.suffix == ".webp" else {}
+    lossless: dict[str, Any] = {"lossless": True, "exact": True} if path.suffix == ".webp" else {}
     Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels).save(path, **lossless)

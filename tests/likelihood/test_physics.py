@@ -74,6 +74,7 @@ def of_deepinv(name: str) -> Any:
     return physics.Downsampling(img_size=(3, 24, 32), filter="gaussian", factor=2)
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.parametrize("name", STANDINS)
 @pytest.mark.parametrize("build", [lambda name: STANDINS[name](), of_deepinv], ids=["stand-in", "deepinv"])
 def test_the_adjoint_is_the_transpose(name: str, build: Any) -> None:
