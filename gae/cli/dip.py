@@ -161,7 +161,7 @@ def _check_result(photo: "Photograph", shape: tuple[int, ...], suffix: str, bits
     """Checks that a format, and the alpha channel of the photograph, fit the result."""
     from gae.data.photographs import check_writable
 
-    check_writable(suffix, bits, *shape[1:])
+    check_writable(suffix, bits, shape[0] + (photo.alpha is not None), *shape[1:])
     if photo.alpha is not None and photo.alpha.shape != shape[1:]:
         raise ValueError("`--alpha keep` needs a result of the photograph's size. Name a --background instead.")
 

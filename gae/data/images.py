@@ -23,6 +23,8 @@ FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "GIF", "WEBP")  # for some others, Pill
 GREY, COLOUR, GREY_16 = ("1", "L"), ("RGB", "P"), ("I;16", "I;16B", "I;16L", "I")
 ALPHA = ("LA", "RGBA", "PA")
 ORIENTATION = 0x0112  # the EXIF tag
+STRAIGHT_ALPHA = 2  # in the tag ExtraSamples of TIFF 6.0
+SAMPLES_OF_PNG = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # samples per pixel, by the colour type
 UNREADABLE = (OSError, SyntaxError, ValueError, TypeError, IndexError, KeyError, EOFError, OverflowError)
 SPLITS = ("train", "test")
 HELD_OUT = ("val", "valid", "validation", "dev")  # other folder names that denote splits, not classes
@@ -35,7 +37,7 @@ def read_image(path: Path) -> np.ndarray:
     Applies the EXIF orientation, and resolves palettes.
 
     Raises:
-        FileNotFoundError, ValueError: as ``read_pixels``; also if the image has an alpha channel.
+        FileNotFoundError, ValueError, ImportError: as ``read_pixels``; a ValueError also if it has an alpha channel.
     """
     pixels = read_pixels(path)
     if len(pixels) in (2, 4):
@@ -51,6 +53,7 @@ def read_pixels(path: Path) -> np.ndarray:
         ValueError: if the file is not an image, needs more than ``gae.data.memory.limit()`` bytes, or cannot be read
             without loss: CMYK, YCbCr, LAB, integers outside 0 … 65535, several pages, floats that are not finite or
             outside [0, 1], colours of 16 bits multiplied by alpha, a transparent colour at another depth than 8 bits.
+        ImportError: for several channels of 16 bits without pypng (PNG) or tifffile (TIFF).
     """
     from PIL import Image
 
@@ -80,8 +83,7 @@ def _upright(path: Path, image: "Image.Image") -> np.ndarray:
         upright = ImageOps.exif_transpose(image)
         return np.asarray(upright.convert(_plain_mode(upright)))
     orientation = image.getexif().get(ORIENTATION, 1)
-    tags: Any = getattr(image, "tag_v2", None)
-    pixels = sixteen_bits.read_png(path) if image.format == "PNG" else sixteen_bits.read_tiff(path, tags)
+    pixels = sixteen_bits.read_png(path) if image.format == "PNG" else sixteen_bits.read_tiff(path)
     planes = [Image.fromarray(pixels[..., channel]) for channel in range(pixels.shape[-1])]
     for plane in planes:
         plane.getexif()[ORIENTATION] = orientation
@@ -133,11 +135,13 @@ def _problem(path: Path, image: "Image.Image") -> str | None:
 
 def _tiff_problem(image: "Image.Image") -> str | None:
     """The reason to reject a TIFF with several samples of 16 bits per pixel."""
+    from PIL.TiffImagePlugin import BITSPERSAMPLE, EXTRASAMPLES, SAMPLEFORMAT
+
     tags: Any = getattr(image, "tag_v2", {})
-    if set(tags.get(sixteen_bits.FORMAT, (1,))) != {1}:
+    if set(tags.get(SAMPLEFORMAT, (1,))) != {1}:
         return "has samples of 16 bits that are not unsigned integers. Save it as unsigned integers."
-    samples, extra = len(tags[sixteen_bits.BITS]), tags.get(sixteen_bits.EXTRA, ())
-    if (samples, extra) not in ((3, ()), (4, (sixteen_bits.STRAIGHT_ALPHA,))):
+    samples, extra = len(tags[BITSPERSAMPLE]), tags.get(EXTRASAMPLES, ())
+    if (samples, extra) not in ((3, ()), (4, (STRAIGHT_ALPHA,))):
         return (
             f"has {samples} channels of 16 bits that are not RGB, or RGB with straight alpha. Save it as one of these."
         )
@@ -152,12 +156,14 @@ def _colour_of_16_bits(path: Path, image: "Image.Image") -> bool:
 
 def _depth(path: Path, image: "Image.Image") -> tuple[int, int]:
     """Bits per sample and samples per pixel, from the header; those of other formats than PNG and TIFF are 8 bits."""
+    from PIL.TiffImagePlugin import BITSPERSAMPLE
+
     if image.format == "PNG":
         with path.open("rb") as file:
             header = file.read(26)
-        return header[24], sixteen_bits.SAMPLES_OF_PNG[header[25]]
+        return header[24], SAMPLES_OF_PNG[header[25]]
     tags: Any = getattr(image, "tag_v2", {})
-    bits = np.atleast_1d(tags.get(sixteen_bits.BITS, 8))
+    bits = np.atleast_1d(tags.get(BITSPERSAMPLE, 8))
     return int(bits.max()), len(bits)
 
 

@@ -33,7 +33,7 @@ class Photograph:
         """Reads a photograph; integers are divided by their maximum.
 
         Raises:
-            FileNotFoundError, ValueError: as ``gae.data.images.read_pixels``.
+            FileNotFoundError, ValueError, ImportError: as ``gae.data.images.read_pixels``.
         """
         pixels = read_pixels(path)
         bits = 8 if pixels.dtype in (bool, np.uint8) else 16
@@ -69,24 +69,23 @@ class Photograph:
         """Writes the photograph as PNG, TIFF or (lossless) WebP, by the suffix of the path.
 
         Raises:
-            ValueError: see ``check_writable``.
+            ValueError, ImportError: see ``check_writable``.
         """
-        height, width = self.colours.shape[1:]
-        check_writable(path.suffix[1:], self.bits, height, width)
         image = self.colours if self.alpha is None else np.concatenate([self.colours, self.alpha[None]])
+        check_writable(path.suffix[1:], self.bits, *image.shape)
         pixels = np.moveaxis(self._levels(image), 0, -1)
         with whole(path) as temporary:
-            if self.bits == 16:
-                content = sixteen_bits.png if path.suffix == ".png" else sixteen_bits.tiff
-                temporary.write_bytes(content(pixels.astype(np.uint16)))
-            else:
-                _save(np.ascontiguousarray(pixels.astype(np.uint8)), temporary)
+            _save(pixels.astype(np.uint8 if self.bits == 8 else np.uint16), temporary)
 
 
-def check_writable(suffix: str, bits: int, height: int, width: int) -> None:
-    """Raises ValueError for a format that cannot hold an image of this depth and size.
+def check_writable(suffix: str, bits: int, channels: int, height: int, width: int) -> None:
+    """Checks that a format can hold an image of this depth and size; ``channels`` includes alpha.
 
-    >>> check_writable("png", 16, 300, 400)
+    Raises:
+        ValueError: if it cannot.
+        ImportError: for several channels of 16 bits without pypng (PNG) or tifffile (TIFF).
+
+    >>> check_writable("png", 16, 3, 300, 400)
     """
     if suffix not in DEPTHS:
         raise ValueError(f"Cannot write the format {suffix!r}. Choose one of {', '.join(DEPTHS)}.")
@@ -96,13 +95,15 @@ def check_writable(suffix: str, bits: int, height: int, width: int) -> None:
         raise ValueError(f"{suffix} cannot hold {bits} bits per channel. {remedy}.")
     if suffix == "webp" and max(height, width) > WEBP_SIDE:
         raise ValueError(f"webp holds at most {WEBP_SIDE} pixels a side, got {height} × {width}. Write png or tiff.")
+    if bits == 16 and channels > 1:
+        sixteen_bits.library(suffix)
 
 
 def read_photo(path: Path) -> np.ndarray:
     """Reads an opaque photograph (C, H, W), float32 in [0, 1]: ``read_image``, with integers divided by their maximum.
 
     Raises:
-        FileNotFoundError, ValueError: as ``gae.data.images.read_image``.
+        FileNotFoundError, ValueError, ImportError: as ``gae.data.images.read_image``.
     """
     return _unit(read_image(path))
 
@@ -111,7 +112,7 @@ def read_mask(path: Path) -> np.ndarray:
     """Reads a mask (H, W) from an image of the photograph's size: bright pixels are True (observed).
 
     Raises:
-        FileNotFoundError, ValueError: as ``read_photo``.
+        FileNotFoundError, ValueError, ImportError: as ``read_photo``.
     """
     return read_photo(path).mean(0) > 0.5
 
@@ -141,5 +142,10 @@ def _colour(name: str) -> list[float]:
 def _save(pixels: np.ndarray, path: Path) -> None:
     from PIL import Image
 
+    if pixels.dtype == np.uint16 and pixels.shape[-1] > 1:
+        write = sixteen_bits.write_png if path.suffix == ".png" else sixteen_bits.write_tiff
+        write(pixels, path)
+        return
     lossless: dict[str, Any] = {"lossless": True, "exact": True} if path.suffix == ".webp" else {}
-    Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels).save(path, **lossless)
+    image = np.ascontiguousarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
+    Image.fromarray(image).save(path, **lossless)

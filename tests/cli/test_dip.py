@@ -121,6 +121,13 @@ def test_options_that_do_not_fit_are_refused(tmp_path: Path, channels: int, opti
     assert not (tmp_path / "out").exists()
 
 
+def test_a_missing_library_is_named_before_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    image = write(tmp_path / "a.png", shades() // 257)
+    monkeypatch.setitem(sys.modules, "png", None)
+    text = gae("dip", image, *TINY, "--bits", 16, "--out", tmp_path / "out", code=2)
+    assert "needs pypng: pip install 'gae[photos]'" in text and not (tmp_path / "out").exists()
+
+
 # A clean photograph.
 
 
