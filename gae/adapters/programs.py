@@ -76,7 +76,7 @@ def _own_dims() -> Iterator[None]:
 
 @contextmanager
 def _own_store() -> Iterator[None]:
-    """Replaces Pyro's global store by an empty one, and then renews the references that ``scope`` drops and SVI needs."""
+    """Replaces Pyro's global store by an empty one, and renews the references that ``scope`` drops and SVI needs."""
     store = pyro.get_param_store()
     with store.scope():
         yield
