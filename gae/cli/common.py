@@ -1,5 +1,6 @@
 """Arguments, readers and writers shared by the commands."""
 
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -8,10 +9,11 @@ import typer
 from gae.data.files import whole
 
 if TYPE_CHECKING:
+    import numpy as np
     from torch import Tensor
 
     from gae.autoencoder import Autoencoder
-    from gae.data import Dataset
+    from gae.data import Dataset, Rows
     from gae.data.preparation import Preparation
 
 DataName = Annotated[
@@ -27,6 +29,10 @@ SameBinarize = Annotated[
 ]
 Seed = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of weights, data order and noise.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue the run in the output folder.")]
+Split = Annotated[str, typer.Option(help="train, test or all.")]
+RowsFile = Annotated[
+    Path, typer.Option("--output", "-o", help="An .npz, .npy (one array, without index), .csv or .parquet file.")
+]
 CheckpointPath = Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="Folder of a run, or a checkpoint in it.")]
 
 
@@ -71,3 +77,54 @@ def save_arrays(path: Path, arrays: dict[str, Any]) -> None:
 
     with whole(path) as temporary:
         np.savez(temporary, **arrays)
+
+
+def write_rows(
+    path: Path,
+    rows: "Rows",
+    blocks: "Iterable[Mapping[str, np.ndarray]]",
+    main: str,
+    facts: Mapping[str, str] | None = None,
+) -> dict[str, str]:
+    """Writes results for each observation beside its index, split, label and file name, in the order of the rows.
+
+    Args:
+        path: the file, whose suffix selects the format.
+        rows: the observations.
+        blocks: columns of results for consecutive observations.
+        main: the column of an ``.npy`` file.
+        facts: texts that hold for all rows.
+
+    Returns:
+        The dtype of each column, by its name and shape.
+    """
+    from gae.data.output import row_file
+
+    about = {"index": rows.row.numpy(), "split": rows.split}
+    if rows.labels is not None:
+        about["labels"] = rows.labels.numpy()
+    if rows.files is not None:
+        about["files"] = rows.files
+    with row_file(path, len(rows.row), main, facts) as file:
+        for block in blocks:
+            part = slice(file.added, file.added + len(next(iter(block.values()))))
+            file.add({**{name: column[part] for name, column in about.items()}, **block})
+    return {f"{name} {(len(rows.row), *shape)}": str(dtype) for name, (dtype, shape) in file.kinds.items()}
+
+
+class Mean:
+    """The mean of a column over all rows of the blocks that pass."""
+
+    def __init__(self, name: str):
+        self.name, self.total, self.rows = name, 0.0, 0
+
+    def over(self, blocks: "Iterable[Mapping[str, np.ndarray]]") -> "Iterable[Mapping[str, np.ndarray]]":
+        """Yields the blocks unchanged."""
+        for block in blocks:
+            self.total += float(block[self.name].sum(dtype="float64"))
+            self.rows += len(block[self.name])
+            yield block
+
+    @property
+    def value(self) -> float:
+        return self.total / self.rows

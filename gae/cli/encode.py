@@ -1,31 +1,31 @@
-"""``gae encode``: the codes of data, in a file."""
+"""``gae encode`` and ``gae transform``: the codes of data, in a file."""
 
 from pathlib import Path
-from typing import Annotated
-
-import typer
 
 from gae.cli.common import (
     AsJson,
     CheckpointPath,
     DataName,
+    Mean,
+    RowsFile,
     SameBinarize,
     Seed,
+    Split,
     in_its_dtype,
     load_like,
     read,
-    save_arrays,
+    write_rows,
 )
 from gae.cli.terminal import print_results, reported
-from gae.data.files import check_file
+from gae.data.files import ROWS, check_file
 
 
 @reported
 def encode(
     checkpoint: CheckpointPath,
     data: DataName,
-    output: Annotated[Path, typer.Option("--output", "-o", help="An .npz file.")] = Path("codes.npz"),
-    split: Annotated[str, typer.Option(help="train, test or all.")] = "all",
+    output: RowsFile = Path("codes.npz"),
+    split: Split = "all",
     binarize: SameBinarize = None,
     seed: Seed = 0,
     as_json: AsJson = False,
@@ -33,21 +33,42 @@ def encode(
     """Write the codes of data in order: z, k, log_joint and log_q (nats, at the code), and the status of each solve.
 
     The file also holds index (the row of the source from 0, or the line of text; a predefined split counts through
-    its training part and then its test part), split (train or test), labels, and the file names of images.
+    its training part and then its test part), split (train or test), labels, and the file names of images. In .csv
+    and .parquet files z becomes the columns z0, z1, …; an .npy file has z alone.
     """
     import torch
 
-    from gae.analysis.metrics import codes
+    from gae.analysis.rows import codes
 
-    check_file(output, ".npz")
+    check_file(output, *ROWS)
     model, _ = read(checkpoint)
     rows = load_like(model, data, binarize).rows(split)
     torch.manual_seed(seed)
-    arrays = {**codes(model, in_its_dtype(model, rows.x)), "index": rows.row.numpy(), "split": rows.split}
-    if rows.labels is not None:
-        arrays["labels"] = rows.labels.numpy()
-    if rows.files is not None:
-        arrays["files"] = rows.files
-    save_arrays(output, arrays)
-    results = {f"{name} {array.shape}": str(array.dtype) for name, array in arrays.items()}
-    print_results({"file": str(output), "mean log_joint (nats)": float(arrays["log_joint"].mean()), **results}, as_json)
+    joint = Mean("log_joint")
+    blocks = joint.over(codes(model, in_its_dtype(model, rows.x)))
+    engine = type(model.inference).__name__
+    columns = write_rows(output, rows, blocks, "z", {"engine": engine})
+    print_results({"file": str(output), "engine": engine, "mean log_joint (nats)": joint.value, **columns}, as_json)
+
+
+@reported
+def transform(
+    checkpoint: CheckpointPath,
+    data: DataName,
+    output: RowsFile = Path("codes.csv"),
+    split: Split = "all",
+    binarize: SameBinarize = None,
+    seed: Seed = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Write the codes of data as features: z alone (and k of a mixture), without densities; otherwise as `encode`."""
+    import torch
+
+    from gae.analysis.rows import codes
+
+    check_file(output, *ROWS)
+    model, _ = read(checkpoint)
+    rows = load_like(model, data, binarize).rows(split)
+    torch.manual_seed(seed)
+    columns = write_rows(output, rows, codes(model, in_its_dtype(model, rows.x), scored=False), "z")
+    print_results({"file": str(output), **columns}, as_json)

@@ -51,6 +51,7 @@ class Dataset:
             through its training part, then its test part. None if unknown.
         test_rows: (M,) likewise.
         files: file names by row, if the source is a folder of images.
+        unit: the value in the source that is 1 here: 255 for uint8.
 
     >>> from gae.data import load
     >>> load("digits")
@@ -68,6 +69,7 @@ class Dataset:
     train_rows: Tensor | None = None  # unknown if its length differs, as after ``dataclasses.replace(train=...)``
     test_rows: Tensor | None = None
     files: np.ndarray | None = None
+    unit: float = 1.0
 
     @property
     def preparation(self) -> Preparation:
@@ -92,6 +94,10 @@ class Dataset:
                 digest.update(f"{tuple(part.shape)} {part.dtype}".encode())
                 digest.update(part.contiguous().numpy().reshape(-1).data)
         return digest.hexdigest()
+
+    def as_given(self, x: np.ndarray) -> np.ndarray:
+        """Observations (N, *X) of a model in the units of the source."""
+        return x * x.dtype.type(self.unit) if self.unit != 1 else x
 
     def epoch(self, epoch: int, seed: int = 0) -> Float[Tensor, "N *X"]:
         """The training observations of one epoch, a pure function of (seed, epoch).

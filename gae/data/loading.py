@@ -192,7 +192,7 @@ def _binarized(dataset: Dataset, how: str, seed: int) -> Dataset:
         train, test = (dataset.train > 0.5).float(), (dataset.test > 0.5).float()
     else:
         train, test = dataset.train, draw(dataset.test, f"test {seed:d}")
-    return replace(dataset, train=train, test=test, value_range=(0.0, 1.0), binarization=how)
+    return replace(dataset, train=train, test=test, value_range=(0.0, 1.0), binarization=how, unit=1.0)
 
 
 def _assemble(
@@ -245,6 +245,7 @@ def _assemble(
         train_rows=torch.from_numpy(train_rows).long(),
         test_rows=torch.from_numpy(test_rows).long(),
         files=files,
+        unit=float(ceiling(x) or 1),
     )
 
 

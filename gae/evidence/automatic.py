@@ -15,7 +15,7 @@ from gae.evidence.annealed import BDMC, ais, sandwich
 from gae.evidence.base import Evidence, exact, need_proper, without_warning
 from gae.evidence.importance import importance
 from gae.evidence.laplace import mode_approximation
-from gae.likelihood import ExactPosterior, Likelihood
+from gae.likelihood import CodebookDistribution, ExactPosterior, Likelihood
 from gae.likelihood.door import door
 
 Method = Literal["auto", "exact", "importance", "ais"]
@@ -37,11 +37,12 @@ def estimate(
 ) -> Evidence:
     """log p(x) by the first method that is tight, with the reason for each observation.
 
-    ``"auto"`` takes the closed form if there is one. Otherwise it draws importance samples from the proposals; where
-    Pareto k is above 0.7 or the effective sample size below 100, ten times as many from the Laplace approximation at
-    a mode (vector codes only); and where that fails too, for at most 32 observations, it runs annealed importance
-    sampling, checked by its reverse on 16 draws of the model. ``Evidence.tight`` is False where nothing is tight: the
-    value is then a lower bound in expectation. No estimate is chosen by its value.
+    ``"auto"`` takes the closed form if there is one, or the sum over the codes of a codebook. Otherwise it draws
+    importance samples from the proposals; where Pareto k is above 0.7 or the effective sample size below 100, ten
+    times as many from the Laplace approximation at a mode (vector codes only); and where that fails too, for at most
+    32 observations, it runs annealed importance sampling, checked by its reverse on 16 draws of the model.
+    ``Evidence.tight`` is False where nothing is tight: the value is then a lower bound in expectation. No estimate is
+    chosen by its value.
 
     Args:
         likelihood: the decoder and its prior.
@@ -64,7 +65,7 @@ def estimate(
         raise ValueError(f"method must be 'auto', 'exact', 'importance' or 'ais', got {method!r}.")
     at_least_one("batch_size", batch_size)
     with door(likelihood, x), without_warning():  # `tight` says so for each observation
-        if method == "exact" or (method == "auto" and isinstance(likelihood, ExactPosterior)):
+        if method == "exact" or (method == "auto" and _has_closed_form(likelihood)):
             return Evidence.join([exact(likelihood, batch) for batch in x.split(batch_size)])
         need_proper(likelihood)
         if method == "ais":
@@ -73,6 +74,10 @@ def estimate(
         if method == "importance":
             return evidence
         return _improved(likelihood, x, evidence, samples, batch_size)
+
+
+def _has_closed_form(likelihood: Likelihood) -> bool:
+    return isinstance(likelihood, ExactPosterior) or isinstance(likelihood.prior, CodebookDistribution)
 
 
 def _improved(likelihood: Likelihood, x: Tensor, evidence: Evidence, samples: int, batch_size: int) -> Evidence:
