@@ -30,24 +30,33 @@ SameBinarize = Annotated[
 Seed = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of weights, data order and noise.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue the run in the output folder.")]
 Split = Annotated[str, typer.Option(help="train, test or all.")]
+SplitBy = Annotated[
+    str | None,
+    typer.Option(
+        "--split-by",
+        help="Rule for the test set: fraction:0.2, column:NAME, column:NAME=VALUE, or file:PATH (train or test in each "
+        "line, or the rows of the test set). By default that of the model, or fraction:0.2.",
+        show_default=False,
+    ),
+]
 RowsFile = Annotated[
     Path, typer.Option("--output", "-o", help="An .npz, .npy (one array, without index), .csv or .parquet file.")
 ]
 CheckpointPath = Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="Folder of a run, or a checkpoint in it.")]
 
 
-def load(name: str, binarize: str) -> "Dataset":
+def load(name: str, binarize: str, split: str | None = None) -> "Dataset":
     """Loads a data set by name or path."""
     from gae import data
 
-    return data.load(name, binarize=binarize)
+    return data.load(name, binarize=binarize, split=split)
 
 
-def load_like(model: "Autoencoder", name: str, binarize: str | None = None) -> "Dataset":
+def load_like(model: "Autoencoder", name: str, binarize: str | None = None, split: str | None = None) -> "Dataset":
     """Loads a data set, prepared like the training data of the model."""
     from gae import data
 
-    return data.load(name, binarize=binarize, like=prepared(model))
+    return data.load(name, binarize=binarize, split=split, like=prepared(model))
 
 
 def prepared(model: "Autoencoder") -> "Preparation":

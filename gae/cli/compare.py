@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from gae.cli.common import AsJson, Binarize, DataName, Resume, Seed, load
+from gae.cli.common import AsJson, Binarize, DataName, Resume, Seed, SplitBy, load
 from gae.cli.terminal import comparison, console, echo_json, reported, surveyed
 
 
@@ -23,6 +23,7 @@ def compare(
     ] = None,
     head: Annotated[str | None, typer.Option(help="Distribution of the decoder; gaussian by default.")] = None,
     binarize: Binarize = "none",
+    split_by: SplitBy = None,
     seeds: Annotated[
         int | None, typer.Option(help="Trainings of each engine; errors are then over trainings. 1 by default.")
     ] = None,
@@ -35,7 +36,7 @@ def compare(
 
     With --systems: fit these systems with their default options, and evaluate each by its own engine.
     """
-    dataset = load(data, binarize)
+    dataset = load(data, binarize, split_by)
     kind = "compare" if systems is None else "systems"
     folder = out or Path("runs") / f"{kind}-{dataset.name}"
     only = {"engines": engines, "latent": latent, "head": head, "seeds": seeds}

@@ -11,6 +11,7 @@ from gae.cli.common import (
     SameBinarize,
     Seed,
     Split,
+    SplitBy,
     in_its_dtype,
     load_like,
     read,
@@ -26,6 +27,7 @@ def encode(
     data: DataName,
     output: RowsFile = Path("codes.npz"),
     split: Split = "all",
+    split_by: SplitBy = None,
     binarize: SameBinarize = None,
     seed: Seed = 0,
     as_json: AsJson = False,
@@ -42,7 +44,7 @@ def encode(
 
     check_file(output, *ROWS)
     model, _ = read(checkpoint)
-    rows = load_like(model, data, binarize).rows(split)
+    rows = load_like(model, data, binarize, split_by).rows(split)
     torch.manual_seed(seed)
     joint = Mean("log_joint")
     blocks = joint.over(codes(model, in_its_dtype(model, rows.x)))
@@ -57,6 +59,7 @@ def transform(
     data: DataName,
     output: RowsFile = Path("codes.csv"),
     split: Split = "all",
+    split_by: SplitBy = None,
     binarize: SameBinarize = None,
     seed: Seed = 0,
     as_json: AsJson = False,
@@ -68,7 +71,7 @@ def transform(
 
     check_file(output, *ROWS)
     model, _ = read(checkpoint)
-    rows = load_like(model, data, binarize).rows(split)
+    rows = load_like(model, data, binarize, split_by).rows(split)
     torch.manual_seed(seed)
     columns = write_rows(output, rows, codes(model, in_its_dtype(model, rows.x), scored=False), "z")
     print_results({"file": str(output), **columns}, as_json)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gae.cli.common import AsJson, Binarize, DataName, Resume, Seed, load
+from gae.cli.common import AsJson, Binarize, DataName, Resume, Seed, SplitBy, load
 from gae.cli.terminal import print_results, reported
 
 if TYPE_CHECKING:
@@ -35,6 +35,7 @@ def fit(
     out: Annotated[Path | None, typer.Option(help="Folder for checkpoints.", show_default="runs/SYSTEM-DATA")] = None,
     resume: Resume = False,
     binarize: Binarize = "none",
+    split_by: SplitBy = None,
     validation: Annotated[float | None, typer.Option(help="Fraction of the training data to hold out.")] = None,
     patience: Annotated[
         int | None, typer.Option(help="Stop after this many epochs without a lower validation loss.")
@@ -52,7 +53,7 @@ def fit(
     if lr is not None and not 0 < lr < math.inf:
         raise ValueError(f"--lr must be positive and finite, got {lr}.")
     options = parse(system, option or [])
-    dataset = load(data, binarize)
+    dataset = load(data, binarize, split_by)
     described = describe(system, options, dataset)
     folder = out or Path("runs") / f"{system}-{dataset.name}"
     torch.manual_seed(seed)
@@ -77,6 +78,7 @@ def fit(
         "options": described["options"],
         "data": dataset.name,
         "data hash": dataset.hash,
+        "split": dataset.split,
         "epochs": len(history.rows),
         "training loss (nats)": last.train_loss,
         "validation loss (nats)": last.validation_loss,

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gae.cli.common import AsJson, CheckpointPath, DataName, SameBinarize, load_like, read, save_arrays
+from gae.cli.common import AsJson, CheckpointPath, DataName, SameBinarize, SplitBy, load_like, read, save_arrays
 from gae.cli.terminal import console, echo_json, reported, table
 from gae.data.files import check_folder, write_text
 
@@ -28,6 +28,7 @@ def gap(
     samples: Annotated[int, typer.Option(min=2, help="Importance samples per observation.")] = 5000,
     draws: Annotated[int, typer.Option(min=4, help="Draws per bound and observation.")] = 1000,
     steps: Annotated[int, typer.Option(min=1, help="Maximum number of steps of each local optimisation.")] = 200,
+    split_by: SplitBy = None,
     binarize: SameBinarize = None,
     seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of all draws.")] = 0,
     out: Annotated[Path, typer.Option(help="Folder for gap.html, gap.json and gap.npz (per sample).")] = Path("gap"),
@@ -42,7 +43,7 @@ def gap(
     check_folder(out)
     model, _ = read(checkpoint)
     model.double()  # in single precision, an optimisation stalls before it has converged
-    x = load_like(model, data, binarize).test[:size].double()
+    x = load_like(model, data, binarize, split_by).test[:size].double()
     torch.manual_seed(seed)
     columns, family, laws = _columns(model, x, samples, draws, steps)
     sentence, worst = _answer(model, columns, family, laws)

@@ -10,6 +10,7 @@ from gae.cli.common import (
     SameBinarize,
     Seed,
     Split,
+    SplitBy,
     in_its_dtype,
     load_like,
     read,
@@ -25,6 +26,7 @@ def reconstruct(
     data: DataName,
     output: RowsFile = Path("reconstructions.npz"),
     split: Split = "all",
+    split_by: SplitBy = None,
     binarize: SameBinarize = None,
     seed: Seed = 0,
     as_json: AsJson = False,
@@ -41,7 +43,7 @@ def reconstruct(
 
     check_file(output, *ROWS)
     model, _ = read(checkpoint)
-    dataset = load_like(model, data, binarize)
+    dataset = load_like(model, data, binarize, split_by)
     rows = dataset.rows(split)
     torch.manual_seed(seed)
     blocks = ({"x": dataset.as_given(block["x"])} for block in reconstructions(model, in_its_dtype(model, rows.x)))

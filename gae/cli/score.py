@@ -13,6 +13,7 @@ from gae.cli.common import (
     SameBinarize,
     Seed,
     Split,
+    SplitBy,
     in_its_dtype,
     load_like,
     read,
@@ -34,6 +35,7 @@ def score(
         int, typer.Option(min=1, help="Importance samples per observation, where log p(x) is not known exactly.")
     ] = 500,
     split: Split = "all",
+    split_by: SplitBy = None,
     binarize: SameBinarize = None,
     seed: Seed = 0,
     as_json: AsJson = False,
@@ -51,7 +53,7 @@ def score(
 
     check_file(output, *ROWS)
     model, _ = read(checkpoint)
-    rows = load_like(model, data, binarize).rows(split)
+    rows = load_like(model, data, binarize, split_by).rows(split)
     torch.manual_seed(seed)
     names = [name.strip() for name in by.split(",")]
     block = scores(model, in_its_dtype(model, rows.x), names, samples)

@@ -26,6 +26,7 @@ class Arrays(NamedTuple):
         value_range: range of the source's format, if the dtype does not imply it.
         rows: (N,) row of each observation in the source, if it differs from the row in ``x``.
         files: file name of each observation, those of ``x`` before those of ``x_test``.
+        column: (N,) values of the column that was asked for, to split by it.
     """
 
     x: np.ndarray
@@ -36,10 +37,15 @@ class Arrays(NamedTuple):
     value_range: tuple[float, float] | None = None
     rows: np.ndarray | None = None
     files: np.ndarray | None = None
+    column: np.ndarray | None = None
 
 
-def read_arrays(path: Path) -> Arrays:
+def read_arrays(path: Path, column: str | None = None) -> Arrays:
     """Reads an ``.npy`` array (N, *X), or an ``.npz`` with x (and y), or with x_train and x_test (and y_train, y_test).
+
+    Args:
+        path: the file.
+        column: name of an additional array of an ``.npz`` file.
 
     Raises:
         ValueError: for a damaged file, pickled objects, other keys, or more than ``gae.data.memory.limit()`` bytes.
@@ -48,7 +54,7 @@ def read_arrays(path: Path) -> Arrays:
         with path.open("rb") as file:
             zipped = file.read(2) == b"PK"
             file.seek(0)
-            return _read_npz(file, path) if zipped else Arrays(_read_npy(file, path, path.stat().st_size))
+            return _read_npz(file, path, column) if zipped else Arrays(_read_npy(file, path, path.stat().st_size))
     except _Refused as error:
         raise ValueError(str(error)) from None
     except UNREADABLE as error:
@@ -110,16 +116,17 @@ class _Refused(ValueError):
     """An error whose message is complete, unlike those of numpy and zipfile."""
 
 
-def _read_npz(source: Any, path: Path) -> Arrays:
+def _read_npz(source: Any, path: Path, column: str | None) -> Arrays:
     with zipfile.ZipFile(source) as archive:
         members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
-        selected = {key: info for key, info in members.items() if key in NPZ_KEYS}
+        selected = {key: info for key, info in members.items() if key in NPZ_KEYS or key == column}
         _need_room(sum(info.file_size for info in selected.values()), path, f"{len(selected)} arrays")
         stored = {}
         for key, info in selected.items():
             with archive.open(info) as file:
                 stored[key] = _read_npy(file, path, info.file_size, f"{key}, ")
-    return _pick(path, stored, sorted(members))
+    extra = stored.pop(column, None) if column is not None and column not in NPZ_KEYS else None
+    return _pick(path, stored, sorted(members))._replace(column=extra)
 
 
 def _read_npy(file: Any, path: Path, size: int, name: str = "") -> np.ndarray:

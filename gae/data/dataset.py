@@ -51,6 +51,7 @@ class Dataset:
             through its training part, then its test part. None if unknown.
         test_rows: (M,) likewise.
         files: file names by row, if the source is a folder of images.
+        split: the rule by which the test set was chosen, as for ``load``, or ``"predefined"``; None if unknown.
         unit: the value in the source that is 1 here: 255 for uint8.
 
     >>> from gae.data import load
@@ -70,11 +71,12 @@ class Dataset:
     test_rows: Tensor | None = None
     files: np.ndarray | None = None
     unit: float = 1.0
+    split: str | None = None
 
     @property
     def preparation(self) -> Preparation:
         """The facts about these data that a model fitted to them must record."""
-        return Preparation(self.event_shape, self.value_range, self.binarization, self.vocabulary)
+        return Preparation(self.event_shape, self.value_range, self.binarization, self.vocabulary, split=self.split)
 
     @property
     def event_shape(self) -> Size:

@@ -16,7 +16,10 @@ from gae.data.checks import refuse
 from gae.data.dataset import Dataset, Rows, draw
 from gae.data.preparation import BINARIZATIONS, Preparation
 from gae.data.readers import NAMES, OPENML, read_mnist, read_path
+from gae.data.splits import PREDEFINED, SplitRule
 from gae.data.values import ceiling, labels, measured, need_float32, observations
+
+FRACTION = 0.2  # of test observations by default
 
 __all__ = ["BINARIZATIONS", "NAMES", "Dataset", "LinearGaussian", "Rows", "linear_gaussian", "load"]
 
@@ -36,10 +39,11 @@ def load(
     folder: str | os.PathLike[str] | None = None,
     binarize: str | None = None,
     value_range: tuple[float, float] | None = None,
-    test_fraction: float = 0.2,
+    test_fraction: float = FRACTION,
     seed: int = 0,
     words: bool = False,
     channels: str | None = None,
+    split: str | None = None,
     like: Preparation | None = None,
 ) -> Dataset:
     """Loads a data set by name or from a path.
@@ -77,6 +81,10 @@ def load(
         seed: seed of synthetic data, of the split, and of the binarised test set.
         words: whether the tokens of a text are words rather than characters; overridden by the vocabulary of ``like``.
         channels: ``"first"`` or ``"last"``: the channel axis of an array with four axes, if its shape is ambiguous.
+        split: rule for the test set of data that are not split (``gae.data.splits.SplitRule``): ``"fraction:0.2"``;
+            ``"column:NAME"``, a column of words train and test (for ``.npz`` files another array of the file), or
+            ``"column:NAME=VALUE"``; ``"file:PATH"``, a text file of these words or of the rows of the test set.
+            Defaults to that of ``like``, else to ``test_fraction``.
         like: the preparation of a model's data (``Dataset.preparation``, stored in its checkpoint), to read new data
             for that model: text in its vocabulary, padded to its length, with its binarisation. A single observation
             becomes the test set.
@@ -106,8 +114,11 @@ def load(
     if like is not None:
         like.check_source(text, text.lower().endswith(".txt"))
         binarize = like.binarize(binarize)
-    arrays = _source(text, folder, seed, words, channels, like)
-    dataset = _assemble(label, arrays, value_range, test_fraction, seed, lone=like is not None)
+    rule = _rule(split, test_fraction, like)
+    arrays = _source(text, folder, seed, words, channels, like, rule.column)
+    if split is not None and arrays.x_test is not None:
+        raise ValueError(f"{text} has a training and a test part of its own, so split={split!r} would be ignored.")
+    dataset = _assemble(label, arrays, value_range, rule, seed, lone=like is not None)
     if like is not None:
         like.check(text, dataset.event_shape, dataset.value_range)
     return dataset if binarize in (None, "none") else _binarized(dataset, binarize, seed)
@@ -134,7 +145,7 @@ def linear_gaussian(
     (torch.Size([80, 5]), torch.Size([5]), torch.Size([2, 5]))
     """
     x, mean, loadings = _linear_gaussian(n, latent, dim, scale, seed)
-    dataset = _assemble("linear-gaussian", Arrays(x), None, test_fraction, seed)
+    dataset = _assemble("linear-gaussian", Arrays(x), None, SplitRule.of(f"fraction:{test_fraction}"), seed)
     return LinearGaussian(dataset, torch.from_numpy(mean).float(), torch.from_numpy(loadings).float(), scale)
 
 
@@ -155,14 +166,15 @@ def _source(
     words: bool,
     channels: str | None,
     like: Preparation | None,
+    column: str | None,
 ) -> Arrays:
     if name in OPENML:
         return read_mnist(name, folder)
     if name in NAMES:
         return _bundled(name, seed)
     if like is None:
-        return read_path(name, words, channels)
-    return read_path(name, words, channels, like.vocabulary, like.event_shape)
+        return read_path(name, words, channels, column=column)
+    return read_path(name, words, channels, like.vocabulary, like.event_shape, column)
 
 
 def _bundled(name: str, seed: int) -> Arrays:
@@ -185,6 +197,14 @@ def _bundled(name: str, seed: int) -> Arrays:
     return Arrays(_linear_gaussian(2000, 2, 10, 0.5, seed)[0])
 
 
+def _rule(split: str | None, test_fraction: float, like: Preparation | None) -> SplitRule:
+    if split is not None and test_fraction != FRACTION:
+        raise ValueError(f"Give split={split!r} or test_fraction={test_fraction}, not both.")
+    inherited = like.split if like is not None and test_fraction == FRACTION else None
+    stated = split or (None if inherited == PREDEFINED else inherited)
+    return SplitRule.of(stated or f"fraction:{test_fraction}")
+
+
 def _binarized(dataset: Dataset, how: str, seed: int) -> Dataset:
     for split, x in (("training", dataset.train), ("test", dataset.test)):
         refuse(x, (x < 0) | (x > 1), f"binarize={how!r} needs {split} values in [0, 1]", "Rescale the data.")
@@ -199,15 +219,20 @@ def _assemble(
     name: str,
     arrays: Arrays,
     value_range: tuple[float, float] | None,
-    test_fraction: float,
+    rule: SplitRule,
     seed: int,
     lone: bool = False,
 ) -> Dataset:
-    x, y, x_test, y_test, vocabulary, stated, rows, files = arrays
+    x, y, x_test, y_test, vocabulary, stated, rows, files, column = arrays
     if x_test is None:
         everything, every_label = observations(x, "x"), labels(y, len(x), "y")
         need_float32("x", x)
-        train_rows, test_rows = _split(every_label, len(x), test_fraction, seed, lone)
+        source_rows = np.arange(len(x)) if rows is None else rows
+        train_rows, test_rows = (
+            _split(every_label, len(x), rule.fraction, seed, lone)
+            if rule.kind == "fraction"
+            else rule.rows(source_rows, column)
+        )
         train, test = everything[train_rows], everything[test_rows]
         train_labels, test_labels = (
             (None, None) if every_label is None else (every_label[train_rows], every_label[test_rows])
@@ -246,6 +271,7 @@ def _assemble(
         test_rows=torch.from_numpy(test_rows).long(),
         files=files,
         unit=float(ceiling(x) or 1),
+        split=str(rule) if x_test is None else PREDEFINED,
     )
 
 

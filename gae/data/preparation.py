@@ -22,12 +22,14 @@ class Preparation:
         value_range: (lowest, highest) value of the data; None if an old checkpoint does not record it.
         binarization: ``"none"``, ``"threshold"`` or ``"dynamic"``; None if an old checkpoint does not record it.
         vocabulary: vocabulary of text, else None.
+        split: rule by which their test set was chosen, which other data follow too unless they have their own.
     """
 
     event_shape: Size
     value_range: tuple[float, float] | None
     binarization: str | None
     vocabulary: Vocabulary | None
+    split: str | None = None
 
     @classmethod
     def of(cls, record: Mapping[str, Any]) -> "Preparation":
@@ -36,7 +38,7 @@ class Preparation:
         binarization = record.get("binarization", record.get("comparison", {}).get("binarize"))
         stored = record.get("vocabulary")
         vocabulary = None if stored is None else Vocabulary(tuple(stored["tokens"]), stored["words"])
-        return cls(Size(record["event_shape"]), value_range, binarization, vocabulary)
+        return cls(Size(record["event_shape"]), value_range, binarization, vocabulary, split=record.get("split"))
 
     def note(self) -> dict[str, Any]:
         """A JSON-serialisable record, from which ``of`` restores the preparation.
@@ -50,6 +52,7 @@ class Preparation:
             "value_range": self.value_range,
             "binarization": self.binarization,
             "vocabulary": None if self.vocabulary is None else asdict(self.vocabulary),
+            "split": self.split,
         }
 
     def binarize(self, requested: str | None) -> str:

@@ -294,12 +294,14 @@ def _simpler(results: dict[str, Any]) -> list[str]:
     return [text for model, gain in gains if (text := simpler(model, gain, tight)) is not None]
 
 
-def command(configuration: dict[str, Any]) -> str:
+def command(configuration: dict[str, Any], data: dict[str, Any]) -> str:
     """Command that reproduces these results."""
+    split = data.get("split")
     parts = ["gae compare", shlex.quote(configuration["data"]), "--engines", ",".join(configuration["engines"])]
     for option in ("epochs", "latent", "head", "seed", "seeds"):
         parts += [] if configuration[option] is None else [f"--{option}", str(configuration[option])]
     parts += [] if configuration["binarize"] == "none" else ["--binarize", configuration["binarize"]]
+    parts += [] if split in (None, "predefined", "fraction:0.2") else ["--split-by", shlex.quote(split)]
     return " ".join(parts + (["--quick"] if configuration["quick"] else []))
 
 
@@ -321,7 +323,7 @@ def write(out: Path) -> Path:
         cotrained=cotrained_table(results),
         rates=rates(results),
         highlights=highlights(results),
-        command=command(results["configuration"]),
+        command=command(results["configuration"], results["data"]),
         population=population(results),
         mass=is_mass(results),
         figures=figures,

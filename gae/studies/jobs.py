@@ -80,6 +80,7 @@ def facts(configuration: dict[str, Any], data: Dataset) -> dict[str, Any]:
             "event_shape": list(data.event_shape),
             "value_range": list(data.value_range),
             "binarization": data.binarization,
+            "split": data.split,
         },
         "versions": {name: version or NOT_INSTALLED for name, version in versions(PACKAGES).items()},
         "machine": {"cpu": processor(), "threads": torch.get_num_threads(), "system": platform.system()},

@@ -13,6 +13,7 @@ from scipy.stats import multivariate_normal, norm
 from sklearn.decomposition import PCA
 
 from gae.cli import common
+from gae.reports.comparison import command
 
 QUIET = ("--quiet", "--epochs", "20")
 ROWS = 80
@@ -129,3 +130,34 @@ def test_labels_and_file_names_stand_beside_the_codes(tmp_path: Path) -> None:
     rows = table(tmp_path / "codes.csv")
     assert list(rows) == ["index", "split", "label", "file", "z0"]
     assert rows["file"].tolist() == names and rows["label"].tolist() == [0] * 4 + [1] * 4
+
+
+def test_the_rule_of_the_split_is_seen_and_kept(folder: Path, tmp_path: Path) -> None:
+    test = [3, 50, 79]
+    (tmp_path / "rule.txt").write_text("\n".join(map(str, test)))
+    rule, more = f"file:{tmp_path / 'rule.txt'}", ("--option", "latent=2", "--out", tmp_path / "run", "--json")
+    shown = json.loads(gae("fit", "pca", folder / "x.npy", *QUIET, "--split-by", rule, *more))
+    assert shown["split"] == rule
+    x = np.load(folder / "x.npy")
+    pca = PCA(2).fit(np.delete(x, test, 0))
+    error = ((pca.inverse_transform(pca.transform(x[test])) - x[test]) ** 2).mean()
+    assert shown["test squared error per element"]["mean"] == pytest.approx(error, rel=1e-3)
+    gae("transform", tmp_path / "run", folder / "x.npy", "-o", tmp_path / "codes.csv", "--split", "test")
+    assert table(tmp_path / "codes.csv")["index"].tolist() == test
+    other = ("--split-by", "fraction:0.5")
+    gae("transform", tmp_path / "run", folder / "x.npy", "-o", tmp_path / "codes.csv", "--split", "test", *other)
+    assert len(table(tmp_path / "codes.csv")) == ROWS // 2
+
+
+def test_a_comparison_states_the_rule(folder: Path, tmp_path: Path) -> None:
+    options = ("--systems", "kmeans", "--epochs", 1, "--quick", "--split-by", "fraction:0.4")
+    gae("compare", folder / "x.npy", *options, "--out", tmp_path / "run")
+    results = json.loads((tmp_path / "run" / "results.json").read_text(encoding="utf-8"))
+    assert results["data"]["split"] == "fraction:0.4" and results["data"]["test"] == ROWS * 2 // 5
+    assert "split fraction:0.4" in (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+    configuration = {
+        "data": "x.npy", "engines": ["vae"], "binarize": "none", "quick": False,
+        **dict.fromkeys(("epochs", "latent", "head", "seed", "seeds")),
+    }  # fmt: skip
+    assert command(configuration, results["data"]) == "gae compare x.npy --engines vae --split-by fraction:0.4"
+    assert command(configuration, {"split": "predefined"}) == command(configuration, {})
