@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from gae.data import mapped
 from gae.data.memory import need_room
 from gae.data.text import Vocabulary
 
@@ -43,6 +44,8 @@ class Arrays(NamedTuple):
 def read_arrays(path: Path, column: str | None = None) -> Arrays:
     """Reads an ``.npy`` array (N, *X), or an ``.npz`` with x (and y), or with x_train and x_test (and y_train, y_test).
 
+    A large ``.npy`` array of values that float32 holds exactly is mapped into memory rather than read.
+
     Args:
         path: the file.
         column: name of an additional array of an ``.npz`` file.
@@ -50,6 +53,9 @@ def read_arrays(path: Path, column: str | None = None) -> Arrays:
     Raises:
         ValueError: for a damaged file, pickled objects, other keys, or more than ``gae.data.memory.limit()`` bytes.
     """
+    kept = _mapped(path)
+    if kept is not None:
+        return Arrays(kept)
     try:
         with path.open("rb") as file:
             zipped = file.read(2) == b"PK"
@@ -110,6 +116,20 @@ def _channels_last(shape: Sequence[int], channels: str | None, event_shape: Sequ
             "`load(..., channels='first')` or `channels='last'`."
         )
     return True
+
+
+def _mapped(path: Path) -> np.ndarray | None:
+    """The memory map of a large array; None for a file that must be read, or that is no such array."""
+    size = path.stat().st_size
+    if size < mapped.LARGE:
+        return None
+    try:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except UNREADABLE:
+        return None
+    if not mapped.is_large(array) or array.offset + array.nbytes != size:
+        return None
+    return array if array.flags.c_contiguous else None
 
 
 class _Refused(ValueError):

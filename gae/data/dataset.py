@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Size, Tensor
 
+from gae.data.mapped import blocks, joined
 from gae.data.preparation import Preparation
 from gae.data.text import Vocabulary
 
@@ -36,7 +37,7 @@ class Rows(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """Training and test observations in CPU memory.
+    """Training and test observations in CPU memory, or in a file (``gae.data.mapped``) if they are a large ``.npy``.
 
     Attributes:
         train: (N, *X) float32. With dynamic binarisation these are probabilities: take ``epoch`` instead.
@@ -94,7 +95,8 @@ class Dataset:
                 digest.update(b"none")
             else:
                 digest.update(f"{tuple(part.shape)} {part.dtype}".encode())
-                digest.update(part.contiguous().numpy().reshape(-1).data)
+                for _, block in blocks(part):
+                    digest.update(block.contiguous().numpy().reshape(-1).data)
         return digest.hexdigest()
 
     def as_given(self, x: np.ndarray) -> np.ndarray:
@@ -137,7 +139,7 @@ class Dataset:
         if len(known) < len(chosen):
             raise ValueError("The rows of this data set in its source are unknown. Create the data set with `load`.")
         row, order = torch.cat(known).sort()
-        x = torch.cat([x for x, _, _ in chosen])[order]
+        x = joined([x for x, _, _ in chosen], order)
         parts = [labels for _, labels, _ in chosen if labels is not None]
         labels = torch.cat(parts)[order] if len(parts) == len(chosen) else None
         names = np.repeat(SPLITS if split == "all" else split, [len(rows) for rows in known])[order.numpy()]

@@ -12,8 +12,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from gae.data.arrays import Arrays
-from gae.data.checks import refuse
 from gae.data.dataset import Dataset, Rows, draw
+from gae.data.mapped import each, refuse_rows, take
 from gae.data.preparation import BINARIZATIONS, Preparation
 from gae.data.readers import NAMES, OPENML, read_mnist, read_path
 from gae.data.splits import PREDEFINED, SplitRule
@@ -67,7 +67,9 @@ def load(
     ===================  ==========================================================================================
 
     uint8 and uint16 are divided by 255 and 65535; all other numbers keep their values. Data whose headers state more
-    than 4 GiB of memory are rejected, unless the environment variable ``GAE_MAX_BYTES`` allows more.
+    than 4 GiB of memory are rejected, unless the environment variable ``GAE_MAX_BYTES`` allows more. The rows of an
+    ``.npy`` file of 64 MiB or more stay in the file, and may need more (``gae.data.mapped``); float64 and integers of
+    32 or 64 bits, which may lose precision in float32, are read.
 
     Args:
         name: see above.
@@ -207,9 +209,10 @@ def _rule(split: str | None, test_fraction: float, like: Preparation | None) -> 
 
 def _binarized(dataset: Dataset, how: str, seed: int) -> Dataset:
     for split, x in (("training", dataset.train), ("test", dataset.test)):
-        refuse(x, (x < 0) | (x > 1), f"binarize={how!r} needs {split} values in [0, 1]", "Rescale the data.")
+        what = f"binarize={how!r} needs {split} values in [0, 1]"
+        refuse_rows(x, lambda rows: (rows < 0) | (rows > 1), what, "Rescale the data.")
     if how == "threshold":
-        train, test = (dataset.train > 0.5).float(), (dataset.test > 0.5).float()
+        train, test = (each(x, lambda rows: (rows > 0.5).float()) for x in (dataset.train, dataset.test))
     else:
         train, test = dataset.train, draw(dataset.test, f"test {seed:d}")
     return replace(dataset, train=train, test=test, value_range=(0.0, 1.0), binarization=how, unit=1.0)
@@ -233,7 +236,7 @@ def _assemble(
             if rule.kind == "fraction"
             else rule.rows(source_rows, column)
         )
-        train, test = everything[train_rows], everything[test_rows]
+        train, test = (take(everything, torch.from_numpy(chosen)) for chosen in (train_rows, test_rows))
         train_labels, test_labels = (
             (None, None) if every_label is None else (every_label[train_rows], every_label[test_rows])
         )
@@ -254,7 +257,8 @@ def _assemble(
         if not -math.inf < low < high < math.inf:
             raise ValueError(f"value_range must be (lowest, highest), finite and in this order, got {value_range}.")
         for split in (train, test):
-            refuse(split, (split < low) | (split > high), f"the data leave value_range {value_range}", "Widen it.")
+            what = f"the data leave value_range {value_range}"
+            refuse_rows(split, lambda rows: (rows < low) | (rows > high), what, "Widen it.")
     elif vocabulary is not None:
         low, high = 0.0, vocabulary.classes - 1.0
     else:

@@ -4,12 +4,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gae.data.checks import refuse
+from gae.data.mapped import Mapped, bounds, each, is_large, refuse_rows
 
 CEILINGS = {"bool": 1, "uint8": 255, "uint16": 65535}  # the stored value that represents 1, by dtype
 EXACT = 2**24  # float32 represents all integers up to this
 TOLERATED = 1e-3  # rounding error, in standard deviations of a feature
 NOISE = 1e-12  # relative standard deviation that float64 rounding leaves on a constant
+REMEDY = "Remove or impute such values first."
 AT_ONCE = 2**22  # values compared at a time
 
 
@@ -20,6 +21,8 @@ def ceiling(array: np.ndarray) -> int | None:
 
 def observations(array: np.ndarray, what: str) -> Tensor:
     """Converts an array (N, *X) of real numbers to float32; uint8 and uint16 are divided by 255 and 65535.
+
+    The rows of a large memory map stay in their file (``Mapped``).
 
     Raises:
         TypeError: for an array that does not hold real numbers.
@@ -33,12 +36,18 @@ def observations(array: np.ndarray, what: str) -> Tensor:
     if array.size == 0:
         raise ValueError(f"{what} is empty: it has shape {array.shape}. A data set needs observations.")
     highest = ceiling(array) or 1
-    if highest > 1 and array.max() == 1:
+    x = _in_float32(array)
+    if highest > 1 and bounds(x)[1] == 1:
         raise ValueError(f"{what} is {array.dtype}, read as 0–{highest}, but its highest value is 1. Save 0/1 as bool.")
+    refuse_rows(x, lambda rows: ~torch.isfinite(rows), f"{what} must be finite in float32", REMEDY)
+    return x if highest == 1 else each(x, lambda rows: rows.div_(highest))
+
+
+def _in_float32(array: np.ndarray) -> Tensor:
+    if is_large(array):
+        return Mapped(array, None, lambda rows: rows.to(torch.float32))
     with np.errstate(over="ignore", under="ignore"):
-        x = torch.from_numpy(array.astype(np.float32, order="C"))
-    refuse(x, ~torch.isfinite(x), f"{what} must be finite in float32", "Remove or impute such values first.")
-    return x.div_(highest)
+        return torch.from_numpy(array.astype(np.float32, order="C"))
 
 
 def labels(array: np.ndarray | None, n: int, what: str) -> Tensor | None:
@@ -129,4 +138,5 @@ def _spoiled(columns: np.ndarray) -> tuple[int, str] | None:
 def measured(*parts: Tensor) -> tuple[float, float]:
     """The lowest and highest value of some tensors, of which at least one is not empty."""
     values = [part for part in parts if len(part)]
-    return min(part.min().item() for part in values), max(part.max().item() for part in values)
+    ranges = [bounds(part) for part in values]
+    return min(low for low, _ in ranges), max(high for _, high in ranges)

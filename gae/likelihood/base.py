@@ -12,7 +12,7 @@ from torch import Size, Tensor, nn
 from torch.distributions import Distribution, constraints
 
 from gae.data.checks import refuse
-from gae.likelihood.door import checked, checked_codes, dims, guard, hidden
+from gae.likelihood.door import check_contents, checked, checked_codes, dims, guard, hidden
 from gae.likelihood.evidence import Evidence
 from gae.likelihood.priors import StandardNormal
 from gae.nets import first_tensor
@@ -106,8 +106,7 @@ class Likelihood(Part, nn.Module, ABC):
     def check(self, x: Tensor) -> None:
         """Raises ValueError or TypeError unless x is a finite, non-empty batch (B, *X) inside the support."""
         self.check_shape(x)
-        self.check_values(x)
-        self.check_support(x)
+        check_contents(self, x)
 
     def check_shape(self, x: Tensor) -> None:
         """Raises TypeError or ValueError unless x is a tensor (B, *X)."""

@@ -1,7 +1,7 @@
 """Network builders, with smooth activations by default: unrolled ascents need second derivatives."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import chain, pairwise
 from typing import Any
 
@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Size, Tensor, nn
 from torch.nn.functional import batch_norm, group_norm, interpolate, silu
 
+from gae.data.mapped import blocks
 from gae.storage import Part, recorded
 
 ActivationType = type[nn.Module]
@@ -81,10 +82,9 @@ class InDataUnits(Part, nn.Sequential):
         """
         if self.initialized:
             return
-        values = x.double()
-        loc = values.mean(0)
+        loc = _mean(x, lambda rows: rows)
         self.loc.copy_(loc)
-        self.scale.copy_(_unit((values - loc).square().mean(0).sqrt(), loc))
+        self.scale.copy_(_unit(_mean(x, lambda rows: (rows - loc).square()).sqrt(), loc))
         self.initialized.fill_(True)
 
     def __getitem__(self, index: Any) -> Any:
@@ -108,6 +108,11 @@ class Rescaled(InDataUnits):
 
     def forward(self, z: Float[Tensor, "N ..."]) -> Float[Tensor, "N *X"]:
         return torch.addcmul(self.loc, self.scale, nn.Sequential.forward(self, z))
+
+
+def _mean(x: Float[Tensor, "N *X"], function: Callable[[Tensor], Tensor]) -> Tensor:
+    """The mean over rows of a function of them, in float64, block by block."""
+    return torch.stack([function(block.double()).sum(0) for _, block in blocks(x)]).sum(0) / len(x)
 
 
 def _unit(deviation: Tensor, loc: Tensor) -> Tensor:

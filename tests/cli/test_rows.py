@@ -63,9 +63,9 @@ def test_codes_are_those_of_sklearn_in_every_format(folder: Path, tmp_path: Path
 
 
 def test_transform_has_the_codes_alone(folder: Path, tmp_path: Path) -> None:
-    for command in ("encode", "transform"):
-        gae(command, folder / "llgae", folder / "x.npy", "-o", tmp_path / f"{command}.csv", "--split", "test")
-    encoded, transformed = (table(tmp_path / f"{command}.csv") for command in ("encode", "transform"))
+    for name in ("encode", "transform"):
+        gae(name, folder / "llgae", folder / "x.npy", "-o", tmp_path / f"{name}.csv", "--split", "test")
+    encoded, transformed = (table(tmp_path / f"{name}.csv") for name in ("encode", "transform"))
     assert list(transformed) == ["index", "split", "k", "z0"] and len(transformed) == ROWS // 5
     assert (np.diff(transformed["index"]) > 0).all() and set(transformed["split"]) == {"test"}
     assert set(transformed["k"]) <= {0, 1}
