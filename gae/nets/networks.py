@@ -2,7 +2,9 @@
 
 import math
 from collections.abc import Callable, Sequence
+from functools import reduce
 from itertools import chain, pairwise
+from operator import add
 from typing import Any
 
 import torch
@@ -112,7 +114,7 @@ class Rescaled(InDataUnits):
 
 def _mean(x: Float[Tensor, "N *X"], function: Callable[[Tensor], Tensor]) -> Tensor:
     """The mean over rows of a function of them, in float64, block by block."""
-    return torch.stack([function(block.double()).sum(0) for _, block in blocks(x)]).sum(0) / len(x)
+    return reduce(add, (function(block.double()).sum(0) for _, block in blocks(x))) / len(x)
 
 
 def _unit(deviation: Tensor, loc: Tensor) -> Tensor:
