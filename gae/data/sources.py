@@ -36,7 +36,7 @@ USES = {
 
 @dataclass(frozen=True)
 class Reading:
-    """Options of reading; see ``gae.data.load``."""
+    """Options of reading; see ``gae.data.load``. ``column`` is the name of the column by which rows are split."""
 
     folder: str | os.PathLike[str] | None = None
     words: bool = False
@@ -44,6 +44,7 @@ class Reading:
     labels: str | None = None
     drop: Sequence[str] = ()
     resize: Resize | None = None
+    column: str | None = None
     like: Preparation | None = None
 
     def check(self, source: Any) -> None:
@@ -112,9 +113,9 @@ def read_source(source: Any, reading: Reading, seed: int) -> Arrays:
             arrays = _read_table(source, reading)
         case "AnnData":
             adata = read_h5ad(_file(source)) if is_path(source) else source
-            arrays = anndata_arrays(adata, name_of(source), reading.labels, like)
+            arrays = anndata_arrays(adata, name_of(source), reading.labels, reading.column, like)
         case "Hugging Face":
-            arrays = hugging_face_arrays(source, reading.labels, reading.drop, _resize(reading), like)
+            arrays = hugging_face_arrays(source, reading.labels, reading.drop, _resize(reading), reading.column, like)
         case "array":
             arrays = read_object(source)
         case _:
@@ -135,7 +136,8 @@ def _read_path(name: str, reading: Reading, seed: int) -> Arrays:
         return read_bundled(name, seed)
     like = reading.like
     known = {} if like is None else {"vocabulary": like.vocabulary, "event_shape": like.event_shape}
-    return read_path(name, reading.words, reading.channels, resize=_resize(reading), **known)  # type: ignore[arg-type]
+    options: Any = {"resize": _resize(reading), "column": reading.column, **known}
+    return read_path(name, reading.words, reading.channels, **options)
 
 
 def _resize(reading: Reading) -> Resize | None:
@@ -146,7 +148,7 @@ def _read_table(source: Any, reading: Reading) -> Arrays:
     frame, y = source if isinstance(source, tuple) else (source, None)
     cells = read_table(_file(source)) if is_path(source) else frame_cells(frame)
     name = name_of(source) if is_path(source) else "The table"
-    arrays = table_arrays(cells, name, reading.labels, reading.drop, reading.like)
+    arrays = table_arrays(cells, name, reading.labels, reading.drop, reading.column, reading.like)
     if y is None:
         return arrays
     if arrays.y is not None:

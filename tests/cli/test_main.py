@@ -520,7 +520,7 @@ def test_outputs_are_checked_before_any_work(
     (tmp_path / "file").write_text("")
     (tmp_path / "folder.npz").mkdir()
     Image.new("L", (4, 4)).save(tmp_path / "image.png")
-    for work in ("analysis.metrics.codes", "reports.explorer.explore", "analysis.activation.maximise",
+    for work in ("analysis.rows.codes", "reports.explorer.explore", "analysis.activation.maximise",
                  "analysis.inference_gap.inference_gap", "ledger.notes.run", "analysis.restoration.restore_image",
                  "training.run.Run.train", "autoencoder.Autoencoder.decode"):  # fmt: skip
         monkeypatch.setattr(f"gae.{work}", never)

@@ -3,12 +3,15 @@
 import math
 import warnings
 from dataclasses import replace
+from functools import reduce
+from operator import add
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int, Num
 from torch import Tensor, nn
 
+from gae.data.mapped import Mapped, blocks
 from gae.likelihood.base import DecoderLikelihood, NoiseScale
 from gae.likelihood.geometry import principal_directions
 from gae.likelihood.linear.moments import (
@@ -69,8 +72,9 @@ class Alternation(NoiseScale, DecoderLikelihood):
         with torch.no_grad():
             self.means.copy_(starting_means(flat, self.components, seed))
             if self.components > 1 and (self.latent_shape[0] or self.learn_scale or self.learn_weights):
-                equal = Points(self.means.detach(), *torch.ones(2, self.components).to(flat))
-                self.maximize(self._hard_moments(flat, *best_points(flat, equal)))
+                equal = Points(self.means.detach(), *torch.ones(2, self.components).to(self.means))
+                parts = (block for _, block in blocks(flat)) if isinstance(flat, Mapped) else [flat]
+                self.maximize(reduce(add, (self._hard_moments(part, *best_points(part, equal)) for part in parts)))
             self.initialized.fill_(True)
 
     @torch.no_grad()
