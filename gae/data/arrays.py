@@ -32,6 +32,7 @@ class Arrays(NamedTuple):
         classes: names of the labels 0, 1, …, if they are names.
         notes: sentences on the conversion of the source, for the user.
         column: (N,) values of the column that was asked for, to split by it.
+        unit: the stored value that represents 1, if the dtype does not imply it.
     """
 
     x: np.ndarray
@@ -46,6 +47,7 @@ class Arrays(NamedTuple):
     classes: tuple[str, ...] | None = None
     notes: tuple[str, ...] = ()
     column: np.ndarray | None = None
+    unit: int | None = None
 
 
 def read_arrays(path: Path, column: str | None = None) -> Arrays:

@@ -300,10 +300,10 @@ def _assemble(
     lone: bool = False,
     missing: bool = False,
 ) -> Dataset:
-    x, y, x_test, y_test, vocabulary, stated, rows, files, table, classes, notes, column = arrays
+    x, y, x_test, y_test, vocabulary, stated, rows, files, table, classes, notes, column, unit = arrays
     names = None if table is None else table.features
     if x_test is None:
-        everything, every_label = observations(x, "x", names, missing), labels(y, len(x), "y")
+        everything, every_label = observations(x, "x", names, missing, unit), labels(y, len(x), "y")
         need_float32("x", x, names=names)
         source_rows = np.arange(len(x)) if rows is None else rows
         train_rows, test_rows = _split(rule, every_label, source_rows, column, seed, lone)
@@ -312,8 +312,8 @@ def _assemble(
             (None, None) if every_label is None else (every_label[train_rows], every_label[test_rows])
         )
     else:
-        train = observations(x, "x_train", missing=missing)
-        test = observations(x_test, "x_test", missing=missing)
+        train = observations(x, "x_train", missing=missing, unit=unit)
+        test = observations(x_test, "x_test", missing=missing, unit=unit)
         train_labels, test_labels = labels(y, len(x), "y_train"), labels(y_test, len(x_test), "y_test")
         if train.shape[1:] != test.shape[1:] or ceiling(x) != ceiling(x_test):
             raise ValueError(
@@ -334,7 +334,7 @@ def _assemble(
     elif vocabulary is not None:
         low, high = 0.0, vocabulary.classes - 1.0
     else:
-        low, high = stated or ((0.0, 1.0) if ceiling(x) else measured(train, test))
+        low, high = stated or ((0.0, 1.0) if unit or ceiling(x) else measured(train, test))
     return Dataset(
         name,
         train,
@@ -350,7 +350,7 @@ def _assemble(
         table=table,
         classes=classes,
         notes=notes,
-        unit=float(ceiling(x) or 1),
+        unit=float(unit or ceiling(x) or 1),
         split=PREDEFINED if x_test is not None else None if rule is None else str(rule),
     )
 

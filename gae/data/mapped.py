@@ -182,7 +182,8 @@ def _release(array: np.ndarray) -> None:
 
 def is_large(array: np.ndarray) -> bool:
     """Whether an array is a memory map so large that its rows should stay in the file, of values that float32 holds."""
-    return isinstance(array, np.memmap) and array.nbytes >= LARGE and array.dtype.name in KEPT and array.ndim > 1
+    fits = array.dtype.name in KEPT and array.dtype.isnative and array.ndim > 1
+    return isinstance(array, np.memmap) and array.nbytes >= LARGE and fits
 
 
 def take(x: Tensor, index: Tensor) -> Tensor:

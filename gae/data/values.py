@@ -22,7 +22,18 @@ def ceiling(array: np.ndarray) -> int | None:
     return CEILINGS.get(array.dtype.name)
 
 
-def observations(array: np.ndarray, what: str, names: Sequence[str] | None = None, missing: bool = False) -> Tensor:
+def extremes(array: np.ndarray) -> tuple[float, float]:
+    """The lowest and the highest value of an array that is not empty; of a large memory map, block by block."""
+    return bounds(_in_float32(array)) if is_large(array) else (array.min().item(), array.max().item())
+
+
+def observations(
+    array: np.ndarray,
+    what: str,
+    names: Sequence[str] | None = None,
+    missing: bool = False,
+    unit: int | None = None,
+) -> Tensor:
     """Converts an array (N, *X) of real numbers to float32; uint8 and uint16 are divided by 255 and 65535.
 
     The rows of a large memory map stay in their file (``Mapped``).
@@ -32,6 +43,7 @@ def observations(array: np.ndarray, what: str, names: Sequence[str] | None = Non
         what: name of the data in messages.
         names: names of the columns of a table (N, D).
         missing: whether NaN marks elements that were not observed, and is kept.
+        unit: the stored value that represents 1, if the dtype does not imply it.
 
     Raises:
         TypeError: for an array that does not hold real numbers.
@@ -44,7 +56,7 @@ def observations(array: np.ndarray, what: str, names: Sequence[str] | None = Non
         raise ValueError(f"{what} must have shape (N, *X), got {array.shape}. For scalars use `x[:, None]`.")
     if array.size == 0:
         raise ValueError(f"{what} is empty: it has shape {array.shape}. A data set needs observations.")
-    highest = ceiling(array) or 1
+    highest = unit or ceiling(array) or 1
     x = _in_float32(array)
     if highest > 1 and bounds(x)[1] == 1:
         raise ValueError(f"{what} is {array.dtype}, read as 0–{highest}, but its highest value is 1. Save 0/1 as bool.")

@@ -4,9 +4,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from gae.data import Dataset, load
+from gae.data.loading import training_data
 from gae.data.preparation import Preparation
 
 N = 12
@@ -126,3 +128,56 @@ def test_data_for_a_model_follow_the_rule_of_its_data(x: Path, tmp_path: Path) -
     np.save(tmp_path / "less.npy", X[:9])
     with pytest.raises(ValueError, match="has row 11, which is not in the data"):
         load(tmp_path / "less.npy", like=like)
+
+
+def people() -> pd.DataFrame:
+    frame = pd.DataFrame(X, columns=["a", "b", "c"]).assign(part=words(), kind=np.arange(N) % 2)
+    return frame.assign(fold=np.where(words() == "test", 3.0, np.nan))
+
+
+@pytest.mark.parametrize("rule", ["column:part", "column:fold=3", "column:part=test"])
+@pytest.mark.parametrize("suffix", [".csv", ".parquet", ""])
+def test_a_column_of_a_table_says_which_rows_are_test(tmp_path: Path, suffix: str, rule: str) -> None:
+    """The column is not learnt; other data for the model may have it or not, and state another rule."""
+    name = rule.partition(":")[2].partition("=")[0]
+    table = people().drop(columns={"part", "fold"} - {name})
+    source: Any = table if suffix == "" else tmp_path / f"people{suffix}"
+    if suffix == ".csv":
+        table.to_csv(source, index=False)
+    elif suffix:
+        table.to_parquet(source)
+    data = load(source, labels="kind", split=rule)
+    assert is_split(data) and data.split == rule and data.columns == ("a", "b", "c")
+    assert data.train_labels is not None and f"left out: {name}" in data.notes
+    like = Preparation.of(data.preparation.note())
+    assert is_split(load(source, like=like)) and like == data.preparation
+    assert load(table.drop(columns=name), like=like, split="fraction:0.5").event_shape == (3,)
+    with pytest.raises(ValueError, match=f"have no column '{name}'"):
+        load(table.drop(columns=name), like=like)
+    assert load(table[:1], like=like).test.shape == (1, 3)  # one observation is the test set
+    every = training_data(table.drop(columns="kind"), like)
+    assert isinstance(every, Dataset) and every.train.shape == (N, 3) and every.split is None
+
+
+def test_a_column_may_be_the_labels_or_learnt_by_the_model() -> None:
+    """Labels are labels still, and a model keeps the columns that it has learnt."""
+    table = people().drop(columns=["part", "fold"])
+    data = load(table, labels="kind", split="column:kind=1")
+    assert data.test_rows.tolist() == [1, 3, 5, 7, 9, 11] and data.test_labels.tolist() == 6 * [1]
+    like = load(table).preparation
+    again = load(table, like=like, split="column:kind=1")
+    assert again.event_shape == (4,) and again.test[:, 3].tolist() == 6 * [1.0]
+    with pytest.raises(ValueError, match="have no column 'nowhere'"):
+        load(table, split="column:nowhere")
+
+
+def test_a_column_of_obs_or_of_a_data_set_of_hugging_face() -> None:
+    anndata, datasets = pytest.importorskip("anndata"), pytest.importorskip("datasets")
+    observed = pd.DataFrame({"part": words()}, index=[str(i) for i in range(N)])
+    assert is_split(load(anndata.AnnData(X, obs=observed), split="column:part"))
+    table = datasets.Dataset.from_pandas(people().drop(columns=["kind", "fold"]))
+    assert is_split(load(table, split="column:part"))
+    features = datasets.Features({"x": datasets.Array2D((1, 3), "float32"), "part": datasets.Value("string")})
+    arrays = datasets.Dataset.from_dict({"x": X[:, None].tolist(), "part": words().tolist()}, features=features)
+    data = load(arrays, split="column:part")
+    assert data.event_shape == (1, 3) and data.test_rows.tolist() == TEST
