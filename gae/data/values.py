@@ -24,7 +24,7 @@ def ceiling(array: np.ndarray) -> int | None:
 
 def extremes(array: np.ndarray) -> tuple[float, float]:
     """The lowest and the highest value of an array that is not empty; of a large memory map, block by block."""
-    return bounds(_in_float32(array)) if is_large(array) else (array.min().item(), array.max().item())
+    return bounds(_in_float32(array)) if is_large(array) else (float(array.min()), float(array.max()))
 
 
 def observations(

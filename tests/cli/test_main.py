@@ -380,7 +380,8 @@ def test_mistakes_are_named(arguments: list[str], said: str, tmp_path: Path, mon
 
 
 def test_wrong_outputs_and_splits(fitted: Path, tmp_path: Path) -> None:
-    assert "must end in .npz" in gae("encode", fitted / "vae", "digits", "-o", tmp_path / "codes.csv", code=2)
+    said = gae("encode", fitted / "vae", "digits", "-o", tmp_path / "codes.txt", code=2)
+    assert "must end in .npz or .npy or .csv or .parquet" in said
     assert "must end in .png or .npz" in gae("sample", fitted / "vae", "-o", tmp_path / "samples.gif", code=2)
     said = gae("encode", fitted / "vae", "digits", "-o", tmp_path / "codes.npz", "--split", "dev", code=2)
     assert "Choose train, test or all" in said
