@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from jaxtyping import Float, Num
 from torch import Tensor
@@ -266,28 +265,3 @@ def accuracy(model: Autoencoder, data: Dataset, points: PointEncodings, effort: 
 def proportion(rate: float, n: int) -> Entry:
     """A proportion of n samples, and its binomial standard error."""
     return {"mean": rate, "se": math.sqrt(rate * (1 - rate) / n)}
-
-
-@torch.no_grad()
-def codes(model: Autoencoder, x: Num[Tensor, "N *X"], batch_size: int = 1000) -> dict[str, np.ndarray]:
-    """One code per observation as NumPy arrays: z (N, *Z), k (N,), log_joint (N,), log_q (N,), engine and status (N,).
-
-    log_joint and log_q at the code are in nats; k, log_q and status are present only if the engine returns them.
-    """
-    parts = [_codes(model, batch) for batch in x.split(batch_size)]
-    arrays = {name: torch.cat([part[name] for part in parts]).numpy() for name in parts[0]}
-    if "status" in arrays:
-        arrays["status"] = np.array([Status(value).name for value in arrays["status"].tolist()])
-    return {**arrays, "engine": np.array(type(model.inference).__name__)}
-
-
-def _codes(model: Autoencoder, x: Tensor) -> dict[str, Tensor]:
-    encoding = model.encode(x)
-    z, k, solve = encoding.point, encoding.component, encoding.solve
-    log_joint = model.likelihood.log_joint(x, z.unsqueeze(0), None if k is None else k.unsqueeze(0))[0]
-    columns = {"z": z, "k": k, "log_joint": log_joint, "log_q": None, "status": None}
-    if encoding.q is not None and k is None:
-        columns["log_q"] = encoding.q.log_prob(z).reshape(-1, len(x))[0]
-    if solve is not None:
-        columns["status"] = solve.status[encoding.best, torch.arange(len(x))]
-    return {name: value for name, value in columns.items() if value is not None}

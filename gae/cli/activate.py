@@ -5,7 +5,17 @@ from typing import Annotated, Any
 
 import typer
 
-from gae.cli.common import AsJson, CheckpointPath, SameBinarize, in_its_dtype, load_like, prepared, read, save_arrays
+from gae.cli.common import (
+    AsJson,
+    CheckpointPath,
+    SameBinarize,
+    SplitBy,
+    in_its_dtype,
+    load_like,
+    prepared,
+    read,
+    save_arrays,
+)
 from gae.cli.terminal import print_results, reported
 from gae.data.files import check_file
 
@@ -22,6 +32,7 @@ def activate(
         str | None,
         typer.Option(metavar="DATA", help="Data set (a name or a path) whose training images to compare with."),
     ] = None,
+    split_by: SplitBy = None,
     binarize: SameBinarize = None,
     steps: Annotated[int, typer.Option(min=1, help="Steps of each of 8 ascents.")] = 400,
     seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of the random starts.")] = 0,
@@ -39,7 +50,7 @@ def activate(
     units.check(unit)
     images, compared = {}, {}
     if data is not None:
-        train = in_its_dtype(model, load_like(model, data, binarize).epoch(0))
+        train = in_its_dtype(model, load_like(model, data, binarize, split_by).epoch(0))
         if not len(train):
             raise ValueError(f"{data} holds one image only, so it has no training images. Give at least two.")
         index, highest = most_active(units, unit, train)

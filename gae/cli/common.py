@@ -1,7 +1,7 @@
 """Arguments, readers and writers shared by the commands."""
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,10 +11,11 @@ import typer
 from gae.data.files import whole
 
 if TYPE_CHECKING:
+    import numpy as np
     from torch import Tensor
 
     from gae.autoencoder import Autoencoder
-    from gae.data import Dataset
+    from gae.data import Dataset, Rows
     from gae.data.preparation import Preparation
 
 DataName = Annotated[
@@ -50,6 +51,19 @@ Size = Annotated[
 Crop = Annotated[bool, typer.Option("--crop", help="Crop images about their centre to the ratio of --size first.")]
 Seed = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of weights, data order and noise.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue the run in the output folder.")]
+Split = Annotated[str, typer.Option(help="train, test or all.")]
+SplitBy = Annotated[
+    str | None,
+    typer.Option(
+        "--split-by",
+        help="Rule for the test set: fraction:0.2, column:NAME, column:NAME=VALUE, or file:PATH (train or test in each "
+        "line, or the rows of the test set). By default that of the model, or fraction:0.2.",
+        show_default=False,
+    ),
+]
+RowsFile = Annotated[
+    Path, typer.Option("--output", "-o", help="An .npz, .npy (one array, without index), .csv or .parquet file.")
+]
 CheckpointPath = Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="Folder of a run, or a checkpoint in it.")]
 ModelPath = Annotated[
     str, typer.Argument(metavar="[CHECKPOINT]", help="Folder of a run, or a checkpoint in it. Left out with --decoder.")
@@ -162,7 +176,7 @@ def sizes(text: str) -> tuple[int, ...]:
 
 
 def open_model(
-    checkpoint: str, data: str | None, own: Own, binarize: str | None, seed: int
+    checkpoint: str, data: str | None, own: Own, binarize: str | None, split: str | None, seed: int
 ) -> "tuple[Autoencoder, str]":
     """The model of a checkpoint, or of your own decoder, and the name of the data.
 
@@ -175,12 +189,13 @@ def open_model(
         return read(Path(checkpoint))[0], data
     if data is not None:
         raise ValueError(f"--decoder takes the place of a checkpoint: leave {checkpoint} out.")
-    return own.model(load(checkpoint, binarize or "none"), seed), checkpoint
+    return own.model(load(checkpoint, binarize or "none", split), seed), checkpoint
 
 
 def load(
     name: str,
     binarize: str,
+    split: str | None = None,
     *,
     labels: str | None = None,
     drop: Sequence[str] | None = None,
@@ -193,14 +208,14 @@ def load(
     from gae import data
 
     options: Any = {"labels": labels, "drop": drop or (), "standardize": standardize, "size": pixels(size)}
-    return _announced(data.load(name, binarize=binarize, crop=crop, missing=missing, **options))
+    return _announced(data.load(name, binarize=binarize, split=split, crop=crop, missing=missing, **options))
 
 
-def load_like(model: "Autoencoder", name: str, binarize: str | None = None) -> "Dataset":
+def load_like(model: "Autoencoder", name: str, binarize: str | None = None, split: str | None = None) -> "Dataset":
     """Loads a data set, prepared like the training data of the model."""
     from gae import data
 
-    return _announced(data.load(name, binarize=binarize, like=prepared(model)))
+    return _announced(data.load(name, binarize=binarize, split=split, like=prepared(model)))
 
 
 def _announced(dataset: "Dataset") -> "Dataset":
@@ -284,3 +299,54 @@ def save_arrays(path: Path, arrays: dict[str, Any]) -> None:
 
     with whole(path) as temporary:
         np.savez(temporary, **arrays)
+
+
+def write_rows(
+    path: Path,
+    rows: "Rows",
+    blocks: "Iterable[Mapping[str, np.ndarray]]",
+    main: str,
+    facts: Mapping[str, str] | None = None,
+) -> dict[str, str]:
+    """Writes results for each observation beside its index, split, label and file name, in the order of the rows.
+
+    Args:
+        path: the file, whose suffix selects the format.
+        rows: the observations.
+        blocks: columns of results for consecutive observations.
+        main: the column of an ``.npy`` file.
+        facts: texts that hold for all rows.
+
+    Returns:
+        The dtype of each column, by its name and shape.
+    """
+    from gae.data.output import row_file
+
+    about = {"index": rows.row.numpy(), "split": rows.split}
+    if rows.labels is not None:
+        about["labels"] = rows.labels.numpy()
+    if rows.files is not None:
+        about["files"] = rows.files
+    with row_file(path, len(rows.row), main, facts) as file:
+        for block in blocks:
+            part = slice(file.added, file.added + len(next(iter(block.values()))))
+            file.add({**{name: column[part] for name, column in about.items()}, **block})
+    return {f"{name} {(len(rows.row), *shape)}": str(dtype) for name, (dtype, shape) in file.kinds.items()}
+
+
+class Mean:
+    """The mean of a column over all rows of the blocks that pass."""
+
+    def __init__(self, name: str):
+        self.name, self.total, self.rows = name, 0.0, 0
+
+    def over(self, blocks: "Iterable[Mapping[str, np.ndarray]]") -> "Iterable[Mapping[str, np.ndarray]]":
+        """Yields the blocks unchanged."""
+        for block in blocks:
+            self.total += float(block[self.name].sum(dtype="float64"))
+            self.rows += len(block[self.name])
+            yield block
+
+    @property
+    def value(self) -> float:
+        return self.total / self.rows

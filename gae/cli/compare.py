@@ -21,6 +21,7 @@ from gae.cli.common import (
     Scale,
     Seed,
     Size,
+    SplitBy,
     Standardize,
     Weights,
     load,
@@ -53,6 +54,7 @@ def compare(
     standardize: Standardize = False,
     size: Size = None,
     crop: Crop = False,
+    split_by: SplitBy = None,
     seeds: Annotated[
         int | None, typer.Option(help="Trainings of each engine; errors are then over trainings. 1 by default.")
     ] = None,
@@ -69,7 +71,7 @@ def compare(
     own = Own(decoder, weights, latent, head, scale, activated, encoder)
     if decoder is None:
         Own(weights=weights, scale=scale, activated=activated, encoder=encoder).need_decoder()
-    dataset = load(data, binarize, labels=labels, drop=drop, standardize=standardize, size=size, crop=crop)
+    dataset = load(data, binarize, split_by, labels=labels, drop=drop, standardize=standardize, size=size, crop=crop)
     kind = "compare" if systems is None else "systems"
     folder = out or Path("runs") / f"{kind}-{dataset.name}"
     only = {"engines": engines, "latent": latent, "head": head, "seeds": seeds, "decoder": decoder}

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from gae.cli.common import CheckpointPath, DataName, SameBinarize, in_its_dtype, load_like, prepared, read
+from gae.cli.common import CheckpointPath, DataName, SameBinarize, SplitBy, in_its_dtype, load_like, prepared, read
 from gae.cli.terminal import reported
 from gae.data.files import check_file
 
@@ -16,6 +16,7 @@ def explore(
     data: DataName,
     samples: Annotated[int, typer.Option("-n", min=3, help="Number of test samples shown, from the first.")] = 400,
     size: Annotated[int, typer.Option(min=2, max=60, help="Decoded codes along each side.")] = 25,
+    split_by: SplitBy = None,
     binarize: SameBinarize = None,
     output: Annotated[Path, typer.Option("--output", "-o", help="An .html file.")] = Path("explore.html"),
 ) -> None:
@@ -24,7 +25,7 @@ def explore(
 
     check_file(output, ".html")
     model, name = read(checkpoint)
-    dataset = load_like(model, data, binarize)
+    dataset = load_like(model, data, binarize, split_by)
     x = in_its_dtype(model, dataset.test[:samples])
     labels = None if dataset.test_labels is None else dataset.test_labels[:samples]
     value_range = prepared(model).value_range or dataset.value_range

@@ -17,6 +17,7 @@ from gae.cli.common import (
     Resume,
     Seed,
     Size,
+    SplitBy,
     Standardize,
     load,
 )
@@ -62,6 +63,7 @@ def fit(
     standardize: Standardize = False,
     size: Size = None,
     crop: Crop = False,
+    split_by: SplitBy = None,
     validation: Annotated[float | None, typer.Option(help="Fraction of the training data to hold out.")] = None,
     patience: Annotated[
         int | None, typer.Option(help="Stop after this many epochs without a lower validation loss.")
@@ -96,9 +98,8 @@ def fit(
         patience=patience,
         keep=keep,
     )
-    dataset = load(
-        data, binarize, labels=labels, drop=drop, standardize=standardize, size=size, crop=crop, missing=missing
-    )
+    table: Any = {"labels": labels, "drop": drop, "standardize": standardize, "missing": missing}
+    dataset = load(data, binarize, split_by, size=size, crop=crop, **table)
     folder = out or Path("runs") / f"{system}-{dataset.name}"
     board = board_in(folder) if tensorboard else None
     run = {"out": folder, "resume": resume, "progress": not quiet, "logger": board}
@@ -111,6 +112,7 @@ def fit(
         "options": describe(system, options, dataset)["options"],
         "data": dataset.name,
         "data hash": dataset.hash,
+        "split": dataset.split,
         "epochs": len(history.rows),
         "training loss (nats)": last.train_loss,
         "validation loss (nats)": last.validation_loss,

@@ -19,6 +19,7 @@ from gae.cli.common import (
     Own,
     SameBinarize,
     Scale,
+    SplitBy,
     Weights,
     load_like,
     open_model,
@@ -53,6 +54,7 @@ def gap(
     scale: Scale = None,
     activated: Activated = False,
     encoder: EncoderName = None,
+    split_by: SplitBy = None,
     binarize: SameBinarize = None,
     seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of all draws.")] = 0,
     out: Annotated[Path, typer.Option(help="Folder for gap.html, gap.json and gap.npz (per sample).")] = Path("gap"),
@@ -72,11 +74,11 @@ def gap(
 
     check_folder(out)
     own = Own(decoder, weights, latent, head, scale, activated, encoder)
-    model, source = open_model(checkpoint, data, own, binarize, seed)
+    model, source = open_model(checkpoint, data, own, binarize, split_by, seed)
     model.double()  # in single precision, an optimisation stalls before it has converged
     if engine is not None:
         model.inference = engine_of(engine, model, density=True)
-    x = load_like(model, source, binarize).test[:size].double()
+    x = load_like(model, source, binarize, split_by).test[:size].double()
     if own.decoder is not None:
         from gae.adapters import check_curvature
 

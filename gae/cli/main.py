@@ -10,16 +10,21 @@ from gae.cli.activate import activate
 from gae.cli.compare import compare
 from gae.cli.config import configured
 from gae.cli.dip import dip
-from gae.cli.encode import encode
+from gae.cli.encode import encode, transform
 from gae.cli.explore import explore
 from gae.cli.fit import fit
 from gae.cli.gap import gap
 from gae.cli.notes import notes
+from gae.cli.reconstruct import reconstruct
 from gae.cli.sample import sample
+from gae.cli.score import score
 from gae.cli.sweep import sweep
 from gae.cli.systems import systems
 
-COMMANDS = (systems, fit, encode, compare, sweep, sample, activate, dip, explore, gap, notes)
+COMMANDS = (
+    *(systems, fit, encode, transform, reconstruct, score),
+    *(compare, sweep, sample, activate, dip, explore, gap, notes),
+)
 
 app = typer.Typer(
     help="Autoencoders without an encoder: a decoder and a prior are the model, encoding is inference.",

@@ -41,8 +41,8 @@ def read_h5ad(path: Path) -> Any:
         raise ValueError(f"Cannot read AnnData from {path}: {str(error).rstrip('.')}.") from error
 
 
-def anndata_arrays(source: Any, name: str, labels: str | None, like: "Preparation | None") -> Arrays:
-    """The matrix ``X`` (N, D) of AnnData, with columns ``var_names``; labels are a column of ``obs``.
+def anndata_arrays(source: Any, name: str, labels: str | None, split: str | None, like: "Preparation | None") -> Arrays:
+    """The matrix ``X`` (N, D) of AnnData, with columns ``var_names``; labels and split are columns of ``obs``.
 
     Raises:
         ValueError: without ``X``, or without that column.
@@ -54,11 +54,17 @@ def anndata_arrays(source: Any, name: str, labels: str | None, like: "Preparatio
     if labels is not None and labels not in source.obs:
         raise ValueError(f"{name} has no column {labels!r} in obs. Its columns: {listed(list(source.obs))}.")
     target = series_cells(source.obs[wanted].rename(wanted)) if wanted is not None and wanted in source.obs else None
-    return matrix_arrays(x, list(map(str, source.var_names)), name, target, like)
+    column = series_cells(source.obs[split]).texts() if split is not None and split in source.obs else None
+    return matrix_arrays(x, list(map(str, source.var_names)), name, target, like)._replace(column=column)
 
 
 def hugging_face_arrays(
-    source: Any, labels: str | None, drop: Sequence[str], resize: Resize | None, like: "Preparation | None"
+    source: Any,
+    labels: str | None,
+    drop: Sequence[str],
+    resize: Resize | None,
+    split: str | None,
+    like: "Preparation | None",
 ) -> Arrays:
     """A data set of Hugging Face: its column of images or of arrays, or else a table of all columns.
 
@@ -74,13 +80,13 @@ def hugging_face_arrays(
     unknown = [name for name in ([] if labels is None else [labels]) + list(drop) if name not in source.features]
     if unknown:
         raise ValueError(f"The data set has no column {unknown[0]!r}. Its columns: {listed(list(source.features))}.")
-    kept = {name: kind for name, kind in source.features.items() if name not in drop and name != labels}
+    kept = {name: kind for name, kind in source.features.items() if name not in (*drop, labels, split)}
     arrays = (datasets.Image, datasets.Array2D, datasets.Array3D, datasets.Array4D)
     chosen = [name for name, kind in kept.items() if isinstance(kind, arrays)]
     if len(chosen) > 1:
         raise ValueError(f"The data set has several columns of arrays, {listed(chosen)}. Leave out all but one: drop=…")
     if not chosen:
-        return table_arrays(_cells(source, datasets), "The data set", labels, drop, like)
+        return table_arrays(_cells(source, datasets), "The data set", labels, drop, split, like)
     name, classes = chosen[0], [n for n, kind in kept.items() if isinstance(kind, datasets.ClassLabel)]
     label = labels or (classes[0] if len(classes) == 1 else None)
     if isinstance(kept[name], datasets.Image):
@@ -89,10 +95,13 @@ def hugging_face_arrays(
     else:
         stacked = Arrays(np.stack([np.asarray(each) for each in source[name]]))
         x, notes = channels_first(stacked, event_shape=None if like is None else like.event_shape).x, ()
+    column = None
+    if split is not None and split in source.features:
+        column = series_cells(_label_values(source, split, datasets)).texts()
     if label is None:
-        return Arrays(x, notes=notes)
+        return Arrays(x, notes=notes, column=column)
     y, names = label_codes(_label_values(source, label, datasets))
-    return Arrays(x, y, classes=names, notes=notes)
+    return Arrays(x, y, classes=names, notes=notes, column=column)
 
 
 def _cells(source: Any, datasets: Any) -> list[Cells]:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from gae.data import mapped
 from gae.data.columns import TableSchema
 from gae.data.memory import need_room
 from gae.data.text import Vocabulary
@@ -30,6 +31,8 @@ class Arrays(NamedTuple):
         table: columns of a table.
         classes: names of the labels 0, 1, …, if they are names.
         notes: sentences on the conversion of the source, for the user.
+        column: (N,) values of the column that was asked for, to split by it.
+        unit: the stored value that represents 1, if the dtype does not imply it.
     """
 
     x: np.ndarray
@@ -43,19 +46,30 @@ class Arrays(NamedTuple):
     table: TableSchema | None = None
     classes: tuple[str, ...] | None = None
     notes: tuple[str, ...] = ()
+    column: np.ndarray | None = None
+    unit: int | None = None
 
 
-def read_arrays(path: Path) -> Arrays:
+def read_arrays(path: Path, column: str | None = None) -> Arrays:
     """Reads an ``.npy`` array (N, *X), or an ``.npz`` with x (and y), or with x_train and x_test (and y_train, y_test).
+
+    A large ``.npy`` array of values that float32 holds exactly is mapped into memory rather than read.
+
+    Args:
+        path: the file.
+        column: name of an additional array of an ``.npz`` file.
 
     Raises:
         ValueError: for a damaged file, pickled objects, other keys, or more than ``gae.data.memory.limit()`` bytes.
     """
+    kept = _mapped(path)
+    if kept is not None:
+        return Arrays(kept)
     try:
         with path.open("rb") as file:
             zipped = file.read(2) == b"PK"
             file.seek(0)
-            return _read_npz(file, path) if zipped else Arrays(_read_npy(file, path, path.stat().st_size))
+            return _read_npz(file, path, column) if zipped else Arrays(_read_npy(file, path, path.stat().st_size))
     except _Refused as error:
         raise ValueError(str(error)) from None
     except UNREADABLE as error:
@@ -113,20 +127,35 @@ def _channels_last(shape: Sequence[int], channels: str | None, event_shape: Sequ
     return True
 
 
+def _mapped(path: Path) -> np.ndarray | None:
+    """The memory map of a large array; None for a file that must be read, or that is no such array."""
+    size = path.stat().st_size
+    if size < mapped.LARGE:
+        return None
+    try:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except UNREADABLE:
+        return None
+    if not mapped.is_large(array) or array.offset + array.nbytes != size:
+        return None
+    return array if array.flags.c_contiguous else None
+
+
 class _Refused(ValueError):
     """An error whose message is complete, unlike those of numpy and zipfile."""
 
 
-def _read_npz(source: Any, path: Path) -> Arrays:
+def _read_npz(source: Any, path: Path, column: str | None) -> Arrays:
     with zipfile.ZipFile(source) as archive:
         members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
-        selected = {key: info for key, info in members.items() if key in NPZ_KEYS}
+        selected = {key: info for key, info in members.items() if key in NPZ_KEYS or key == column}
         _need_room(sum(info.file_size for info in selected.values()), path, f"{len(selected)} arrays")
         stored = {}
         for key, info in selected.items():
             with archive.open(info) as file:
                 stored[key] = _read_npy(file, path, info.file_size, f"{key}, ")
-    return _pick(path, stored, sorted(members))
+    extra = stored.pop(column, None) if column is not None and column not in NPZ_KEYS else None
+    return _pick(path, stored, sorted(members))._replace(column=extra)
 
 
 def _read_npy(file: Any, path: Path, size: int, name: str = "") -> np.ndarray:

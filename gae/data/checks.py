@@ -5,11 +5,17 @@ from typing import Any
 from torch import Tensor
 
 
-def refuse(x: Tensor, bad: Tensor, what: str, remedy: str, at: str = "index") -> None:
-    """Raises ValueError if any element of x is bad, with the first one, its index, and the number of bad elements."""
+def refuse(
+    x: Tensor, bad: Tensor, what: str, remedy: str, at: str = "index", start: int = 0, number: int | None = None
+) -> None:
+    """Raises ValueError if any element of x is bad, with the first one, its index, and the number of bad elements.
+
+    For a block of rows, ``start`` is the number of rows before it, and ``number`` that of all bad elements.
+    """
     if bad.any():
         index = tuple(int(i) for i in bad.nonzero()[0])
-        raise ValueError(f"{what}, got {x[index].item():g} at {at} {index} ({int(bad.sum())} such values). {remedy}")
+        place, count = (index[0] + start, *index[1:]), int(bad.sum()) if number is None else number
+        raise ValueError(f"{what}, got {x[index].item():g} at {at} {place} ({count} such values). {remedy}")
 
 
 def positive(name: str, value: Any) -> float:

@@ -11,6 +11,7 @@ from jaxtyping import Float, Int
 from torch import Size, Tensor
 
 from gae.data.columns import TableSchema
+from gae.data.mapped import blocks, joined
 from gae.data.preparation import Preparation
 from gae.data.resizing import Resize
 from gae.data.text import Vocabulary
@@ -38,7 +39,7 @@ class Rows(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """Training and test observations in CPU memory.
+    """Training and test observations in CPU memory, or in a file (``gae.data.mapped``) if they are a large ``.npy``.
 
     Attributes:
         train: (N, *X) float32. With dynamic binarisation these are probabilities: take ``epoch`` instead.
@@ -59,6 +60,8 @@ class Dataset:
         resize: common size to which images were brought.
         standardize: whether a model of these data standardises each column; ``train`` and ``test`` are as given.
         notes: sentences on the conversion of the source.
+        split: the rule by which the test set was chosen, as for ``load``, or ``"predefined"``; None if unknown.
+        unit: the value in the source that is 1 here: 255 for uint8.
 
     >>> from gae.data import load
     >>> load("digits")
@@ -82,11 +85,13 @@ class Dataset:
     resize: Resize | None = None
     standardize: bool = False
     notes: tuple[str, ...] = ()
+    unit: float = 1.0
+    split: str | None = None
 
     @property
     def preparation(self) -> Preparation:
         """The facts about these data that a model fitted to them must record."""
-        own = self.table, self.classes, self.resize, self.standardize
+        own = self.table, self.classes, self.resize, self.standardize, self.split
         return Preparation(self.event_shape, self.value_range, self.binarization, self.vocabulary, self.missing, *own)
 
     @property
@@ -110,8 +115,13 @@ class Dataset:
                 digest.update(b"none")
             else:
                 digest.update(f"{tuple(part.shape)} {part.dtype}".encode())
-                digest.update(part.contiguous().numpy().reshape(-1).data)
+                for _, block in blocks(part):
+                    digest.update(block.contiguous().numpy().reshape(-1).data)
         return digest.hexdigest()
+
+    def as_given(self, x: np.ndarray) -> np.ndarray:
+        """Observations (N, *X) of a model in the units of the source."""
+        return x * x.dtype.type(self.unit) if self.unit != 1 else x
 
     def epoch(self, epoch: int, seed: int = 0) -> Float[Tensor, "N *X"]:
         """The training observations of one epoch, a pure function of (seed, epoch).
@@ -149,7 +159,7 @@ class Dataset:
         if len(known) < len(chosen):
             raise ValueError("The rows of this data set in its source are unknown. Create the data set with `load`.")
         row, order = torch.cat(known).sort()
-        x = torch.cat([x for x, _, _ in chosen])[order]
+        x = joined([x for x, _, _ in chosen], order)
         parts = [labels for _, labels, _ in chosen if labels is not None]
         labels = torch.cat(parts)[order] if len(parts) == len(chosen) else None
         names = np.repeat(SPLITS if split == "all" else split, [len(rows) for rows in known])[order.numpy()]

@@ -5,6 +5,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+ROWS = (".npz", ".npy", ".csv", ".parquet")  # suffixes of files with one row per observation
+
 
 @contextmanager
 def whole(path: Path) -> Iterator[Path]:

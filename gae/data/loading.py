@@ -14,14 +14,17 @@ from torch import Tensor
 
 from gae.data.arrays import Arrays
 from gae.data.bundled import draw_linear_gaussian
-from gae.data.checks import refuse
 from gae.data.columns import listed
 from gae.data.dataset import Dataset, Rows, draw
+from gae.data.mapped import column_bounds, each, refuse_rows, take
 from gae.data.preparation import BINARIZATIONS, Preparation
 from gae.data.readers import NAMES
 from gae.data.resizing import resize_of
 from gae.data.sources import Reading, is_path, kind_of, name_of, read_source
+from gae.data.splits import PREDEFINED, SplitRule
 from gae.data.values import ceiling, labels, measured, need_float32, observations
+
+FRACTION = 0.2  # of test observations by default
 
 __all__ = ["BINARIZATIONS", "NAMES", "Dataset", "LinearGaussian", "Rows", "linear_gaussian", "load"]
 
@@ -44,7 +47,7 @@ def load(
     folder: str | os.PathLike[str] | None = None,
     binarize: str | None = None,
     value_range: tuple[float, float] | None = None,
-    test_fraction: float = 0.2,
+    test_fraction: float = FRACTION,
     seed: int = 0,
     words: bool = False,
     channels: str | None = None,
@@ -54,6 +57,7 @@ def load(
     standardize: bool = False,
     size: int | Sequence[int] | None = None,
     crop: bool = False,
+    split: str | None = None,
     like: Preparation | None = None,
 ) -> Dataset:
     """Loads a data set by name, from a path, or from data in memory.
@@ -91,6 +95,8 @@ def load(
     uint8 and uint16 are divided by 255 and 65535, and so are images (C, H, W) of any other integer type whose values
     lie in 0…255 and reach 128, by 255; all other numbers keep their values. ``Dataset.notes`` says so. Data whose
     headers state more than 4 GiB of memory are rejected, unless the environment variable ``GAE_MAX_BYTES`` allows more.
+    The rows of an ``.npy`` file of 64 MiB or more, or of such a memory map, stay in the file, and may need more
+    (``gae.data.mapped``); float64 and integers of 32 or 64 bits, which may lose precision in float32, are read.
 
     Args:
         source: see above.
@@ -114,6 +120,11 @@ def load(
         size: side of a square, or (height, width), to which images of a folder are resized. Grey images become RGB if
             some are in colour.
         crop: whether images are cropped about their centre to the ratio of ``size`` before.
+        split: rule for the test set of data that are not split (``gae.data.splits.SplitRule``): ``"fraction:0.2"``;
+            ``"column:NAME"``, a column of words train and test, or ``"column:NAME=VALUE"``; ``"file:PATH"``, a text
+            file of these words or of the rows of the test set. The column is one of a table, which is not learnt, or of
+            the ``obs`` of AnnData, or another array of an ``.npz`` file. Defaults to that of ``like``, else to
+            ``test_fraction``.
         like: the preparation of a model's data (``Dataset.preparation``, stored in its checkpoint), to read new data
             for that model: text in its vocabulary, padded to its length, tables with its columns and categories,
             labels in its classes, images in its size, with its binarisation. A single observation becomes the test set.
@@ -135,8 +146,14 @@ def load(
         raise ValueError(f"Unknown missing {missing!r}. Choose one of {', '.join(MISSING)}.")
     if not 0 < test_fraction < 1:
         raise ValueError(f"test_fraction must lie strictly between 0 and 1, got {test_fraction}.")
-    reading = Reading(folder, words, channels, labels, tuple(drop), resize_of(size, crop), like)
-    return _loaded(source, reading, binarize, value_range, test_fraction, seed, standardize, missing)
+    rule = _rule(split, test_fraction, like)
+    reading = Reading(folder, words, channels, labels, tuple(drop), resize_of(size, crop), rule.column, like)
+    dataset = _loaded(source, reading, binarize, value_range, rule, seed, standardize, missing)
+    if split is not None and dataset.split == PREDEFINED:
+        raise ValueError(
+            f"{name_of(source)} has a training and a test part of its own, so split={split!r} would be ignored."
+        )
+    return dataset
 
 
 def training_data(data: Any, like: Preparation | None = None, missing: bool = False) -> Dataset | Tensor:
@@ -161,12 +178,12 @@ def _loaded(
     reading: Reading,
     binarize: str | None,
     value_range: tuple[float, float] | None,
-    test_fraction: float | None,
+    rule: SplitRule | None,
     seed: int,
     standardize: bool,
     missing: str | None,
 ) -> Dataset:
-    """The data set of a source; without ``test_fraction`` all rows are training data."""
+    """The data set of a source; without a rule all rows are training data."""
     if binarize not in (None, *BINARIZATIONS):
         raise ValueError(f"Unknown binarize {binarize!r}. Choose one of {', '.join(BINARIZATIONS)}.")
     if not 0 <= seed < 2**32:
@@ -181,7 +198,7 @@ def _loaded(
     if like is not None and standardize and not like.standardize:
         raise ValueError("The model was trained on data as they are, not standardised. Omit standardize.")
     arrays = read_source(source, reading, seed)
-    dataset = _assemble(label, arrays, value_range, test_fraction, seed, lone=like is not None, missing=unobserved)
+    dataset = _assemble(label, arrays, value_range, rule, seed, lone=like is not None, missing=unobserved)
     if like is not None:
         like.check(name, dataset.event_shape, dataset.value_range)
         own: Any = {"classes": like.classes, "resize": like.resize, "standardize": like.standardize}
@@ -220,7 +237,11 @@ def _standardized(dataset: Dataset) -> Dataset:
 
 
 def _bounds(x: Tensor) -> tuple[list[float], list[float]]:
-    return (x.amin(0).tolist(), x.amax(0).tolist()) if len(x) else ([], [])
+    """The lowest and the highest value of each column; empty without rows."""
+    if not len(x):
+        return [], []
+    low, high = column_bounds(x)
+    return low.tolist(), high.tolist()
 
 
 def linear_gaussian(
@@ -244,42 +265,55 @@ def linear_gaussian(
     (torch.Size([80, 5]), torch.Size([5]), torch.Size([2, 5]))
     """
     x, mean, loadings = draw_linear_gaussian(n, latent, dim, scale, seed)
-    dataset = _assemble("linear-gaussian", Arrays(x), None, test_fraction, seed)
+    dataset = _assemble("linear-gaussian", Arrays(x), None, SplitRule.of(f"fraction:{test_fraction}"), seed)
     return LinearGaussian(dataset, torch.from_numpy(mean).float(), torch.from_numpy(loadings).float(), scale)
+
+
+def _rule(split: str | None, test_fraction: float, like: Preparation | None) -> SplitRule:
+    if split is not None and test_fraction != FRACTION:
+        raise ValueError(f"Give split={split!r} or test_fraction={test_fraction}, not both.")
+    inherited = like.split if like is not None and test_fraction == FRACTION else None
+    stated = split or (None if inherited == PREDEFINED else inherited)
+    return SplitRule.of(stated or f"fraction:{test_fraction}")
 
 
 def _binarized(dataset: Dataset, how: str, seed: int) -> Dataset:
     for split, x in (("training", dataset.train), ("test", dataset.test)):
-        refuse(x, (x < 0) | (x > 1), f"binarize={how!r} needs {split} values in [0, 1]", "Rescale the data.")
+        what = f"binarize={how!r} needs {split} values in [0, 1]"
+        refuse_rows(x, lambda rows: (rows < 0) | (rows > 1), what, "Rescale the data.")
     if how == "threshold":
-        train, test = ((x > 0.5).float().masked_fill_(x.isnan(), torch.nan) for x in (dataset.train, dataset.test))
+        train, test = (
+            each(x, lambda rows: (rows > 0.5).float().masked_fill_(rows.isnan(), torch.nan))
+            for x in (dataset.train, dataset.test)
+        )
     else:
         train, test = dataset.train, draw(dataset.test, f"test {seed:d}")
-    return replace(dataset, train=train, test=test, value_range=(0.0, 1.0), binarization=how)
+    return replace(dataset, train=train, test=test, value_range=(0.0, 1.0), binarization=how, unit=1.0)
 
 
 def _assemble(
     name: str,
     arrays: Arrays,
     value_range: tuple[float, float] | None,
-    test_fraction: float | None,
+    rule: SplitRule | None,
     seed: int,
     lone: bool = False,
     missing: bool = False,
 ) -> Dataset:
-    x, y, x_test, y_test, vocabulary, stated, rows, files, table, classes, notes = arrays
+    x, y, x_test, y_test, vocabulary, stated, rows, files, table, classes, notes, column, unit = arrays
     names = None if table is None else table.features
     if x_test is None:
-        everything, every_label = observations(x, "x", names, missing), labels(y, len(x), "y")
+        everything, every_label = observations(x, "x", names, missing, unit), labels(y, len(x), "y")
         need_float32("x", x, names=names)
-        train_rows, test_rows = _split(every_label, len(x), test_fraction, seed, lone)
-        train, test = everything[train_rows], everything[test_rows]
+        source_rows = np.arange(len(x)) if rows is None else rows
+        train_rows, test_rows = _split(rule, every_label, source_rows, column, seed, lone)
+        train, test = (take(everything, torch.from_numpy(chosen)) for chosen in (train_rows, test_rows))
         train_labels, test_labels = (
             (None, None) if every_label is None else (every_label[train_rows], every_label[test_rows])
         )
     else:
-        train = observations(x, "x_train", missing=missing)
-        test = observations(x_test, "x_test", missing=missing)
+        train = observations(x, "x_train", missing=missing, unit=unit)
+        test = observations(x_test, "x_test", missing=missing, unit=unit)
         train_labels, test_labels = labels(y, len(x), "y_train"), labels(y_test, len(x_test), "y_test")
         if train.shape[1:] != test.shape[1:] or ceiling(x) != ceiling(x_test):
             raise ValueError(
@@ -295,11 +329,12 @@ def _assemble(
         if not -math.inf < low < high < math.inf:
             raise ValueError(f"value_range must be (lowest, highest), finite and in this order, got {value_range}.")
         for split in (train, test):
-            refuse(split, (split < low) | (split > high), f"the data leave value_range {value_range}", "Widen it.")
+            what = f"the data leave value_range {value_range}"
+            refuse_rows(split, lambda rows: (rows < low) | (rows > high), what, "Widen it.")
     elif vocabulary is not None:
         low, high = 0.0, vocabulary.classes - 1.0
     else:
-        low, high = stated or ((0.0, 1.0) if ceiling(x) else measured(train, test))
+        low, high = stated or ((0.0, 1.0) if unit or ceiling(x) else measured(train, test))
     return Dataset(
         name,
         train,
@@ -315,21 +350,32 @@ def _assemble(
         table=table,
         classes=classes,
         notes=notes,
+        unit=float(unit or ceiling(x) or 1),
+        split=PREDEFINED if x_test is not None else None if rule is None else str(rule),
     )
 
 
 def _split(
-    labels: Tensor | None, n: int, test_fraction: float | None, seed: int, lone: bool
+    rule: SplitRule | None,
+    labels: Tensor | None,
+    rows: np.ndarray,
+    column: np.ndarray | None,
+    seed: int,
+    lone: bool,
 ) -> tuple[np.ndarray, np.ndarray]:
+    """Positions of the training and of the test observations, of which ``rows`` are the rows in the source."""
     from sklearn.model_selection import train_test_split
 
-    if test_fraction is None:
+    n = len(rows)
+    if rule is None:
         return np.arange(n), np.arange(0)
     if n == 1 and lone:
         return np.arange(0), np.arange(1)
     if n < 2:
         raise ValueError("The data have one observation, but training and test need at least one each. Add more data.")
-    n_test = min(n - 1, math.ceil(test_fraction * n))
+    if rule.kind != "fraction":
+        return rule.rows(rows, column)
+    n_test = min(n - 1, math.ceil(rule.fraction * n))
     if labels is not None:
         counts = labels.unique(return_counts=True)[1]
         if counts.min() < 2 or len(counts) > min(n_test, n - n_test):

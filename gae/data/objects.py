@@ -47,12 +47,14 @@ def read_object(source: Any) -> Arrays:
 
 
 def as_array(value: Any) -> np.ndarray:
-    """An array of a tensor, an image of Pillow (C, H, W), or anything else that NumPy converts."""
+    """An array of a tensor, an image of Pillow (C, H, W), or anything else that NumPy converts; a memory map itself."""
     if isinstance(value, Tensor):
         value = value.detach().cpu()
         if value.layout != torch.strided:
             raise TypeError(f"x must be dense, got layout {value.layout}. Use `x.to_dense()`.")
         return (value.float() if value.dtype == torch.bfloat16 else value).numpy()
+    if isinstance(value, np.memmap):
+        return value
     return pixels_of(value, "An image") if library(value) == "PIL" else np.asarray(value)
 
 

@@ -29,6 +29,7 @@ class Preparation:
         classes: names of the labels 0, 1, …, if they are names.
         resize: common size of images of a folder, if they were resized.
         standardize: whether the model standardises each column.
+        split: rule by which their test set was chosen, which other data follow too unless they have their own.
     """
 
     event_shape: Size
@@ -40,6 +41,7 @@ class Preparation:
     classes: tuple[str, ...] | None = None
     resize: Resize | None = None
     standardize: bool = False
+    split: str | None = None
 
     @classmethod
     def of(cls, record: Mapping[str, Any]) -> "Preparation":
@@ -52,7 +54,7 @@ class Preparation:
         classes = tuple(record["classes"]) if "classes" in record else None
         resize = Resize(tuple(record["resize"]["size"]), record["resize"]["crop"]) if "resize" in record else None
         own = record.get("missing", False), table, classes, resize, record.get("standardize", False)
-        return cls(Size(record["event_shape"]), value_range, binarization, vocabulary, *own)
+        return cls(Size(record["event_shape"]), value_range, binarization, vocabulary, *own, record.get("split"))
 
     def note(self) -> dict[str, Any]:
         """A JSON-serialisable record, from which ``of`` restores the preparation.
@@ -73,6 +75,7 @@ class Preparation:
             "binarization": self.binarization,
             "vocabulary": None if self.vocabulary is None else asdict(self.vocabulary),
             "missing": self.missing,
+            "split": self.split,
             **{name: value for name, value in given.items() if value is not None},
         }
 

@@ -20,7 +20,7 @@ from gae.data.preparation import Preparation
 from gae.data.readers import NAMES, OPENML, read_mnist, read_path
 from gae.data.resizing import Resize
 from gae.data.tables import table_arrays
-from gae.data.values import ceiling
+from gae.data.values import ceiling, extremes
 
 BYTE, BRIGHT = 255, 128  # highest value of a byte, and the least maximum of images that are read as bytes
 
@@ -36,7 +36,7 @@ USES = {
 
 @dataclass(frozen=True)
 class Reading:
-    """Options of reading; see ``gae.data.load``."""
+    """Options of reading; see ``gae.data.load``. ``column`` is the name of the column by which rows are split."""
 
     folder: str | os.PathLike[str] | None = None
     words: bool = False
@@ -44,6 +44,7 @@ class Reading:
     labels: str | None = None
     drop: Sequence[str] = ()
     resize: Resize | None = None
+    column: str | None = None
     like: Preparation | None = None
 
     def check(self, source: Any) -> None:
@@ -112,9 +113,9 @@ def read_source(source: Any, reading: Reading, seed: int) -> Arrays:
             arrays = _read_table(source, reading)
         case "AnnData":
             adata = read_h5ad(_file(source)) if is_path(source) else source
-            arrays = anndata_arrays(adata, name_of(source), reading.labels, like)
+            arrays = anndata_arrays(adata, name_of(source), reading.labels, reading.column, like)
         case "Hugging Face":
-            arrays = hugging_face_arrays(source, reading.labels, reading.drop, _resize(reading), like)
+            arrays = hugging_face_arrays(source, reading.labels, reading.drop, _resize(reading), reading.column, like)
         case "array":
             arrays = read_object(source)
         case _:
@@ -135,7 +136,8 @@ def _read_path(name: str, reading: Reading, seed: int) -> Arrays:
         return read_bundled(name, seed)
     like = reading.like
     known = {} if like is None else {"vocabulary": like.vocabulary, "event_shape": like.event_shape}
-    return read_path(name, reading.words, reading.channels, resize=_resize(reading), **known)  # type: ignore[arg-type]
+    options: Any = {"resize": _resize(reading), "column": reading.column, **known}
+    return read_path(name, reading.words, reading.channels, **options)
 
 
 def _resize(reading: Reading) -> Resize | None:
@@ -146,7 +148,7 @@ def _read_table(source: Any, reading: Reading) -> Arrays:
     frame, y = source if isinstance(source, tuple) else (source, None)
     cells = read_table(_file(source)) if is_path(source) else frame_cells(frame)
     name = name_of(source) if is_path(source) else "The table"
-    arrays = table_arrays(cells, name, reading.labels, reading.drop, reading.like)
+    arrays = table_arrays(cells, name, reading.labels, reading.drop, reading.column, reading.like)
     if y is None:
         return arrays
     if arrays.y is not None:
@@ -163,20 +165,20 @@ def _file(source: str | os.PathLike[str]) -> Path:
 
 
 def _scaled(arrays: Arrays, like: Preparation | None) -> Arrays:
-    """Images (C, H, W) of whole numbers 0–255 of any type as uint8, which stands for [0, 1], and a note on the units.
+    """Images (C, H, W) of whole numbers 0–255 of any type in units of 255, as uint8 is, and a note on the units.
 
     Without a model, the highest value must be at least 128. With one, its range must be [0, 1].
     """
     x, parts = arrays.x, [part for part in (arrays.x, arrays.x_test) if part is not None]
     is_image = x.ndim == 4 and x.shape[1] in CHANNELS
     wide = is_image and all(part.dtype.kind in "iu" and part.size and ceiling(part) is None for part in parts)
-    if wide and min(part.min() for part in parts) >= 0:
-        highest = max(part.max() for part in parts)
+    ranges = [extremes(part) for part in parts] if wide else []
+    if wide and min(low for low, _ in ranges) >= 0:
+        highest = max(high for _, high in ranges)
         is_byte = highest >= BRIGHT if like is None else like.value_range == (0.0, 1.0) and highest > 1
         if highest <= BYTE and is_byte:
             note = f"x is {x.dtype}, images with values 0–255: divided by 255, as uint8 is"
-            x_test = None if arrays.x_test is None else arrays.x_test.astype(np.uint8)
-            return arrays._replace(x=x.astype(np.uint8), x_test=x_test, notes=(*arrays.notes, note))
+            return arrays._replace(unit=BYTE, notes=(*arrays.notes, note))
     divisor = ceiling(x)
     if divisor is not None and divisor > 1:
         return arrays._replace(notes=(*arrays.notes, f"x is {x.dtype}: divided by {divisor}, to [0, 1]"))

@@ -31,6 +31,11 @@ class Cells(NamedTuple):
     values: np.ndarray
     categories: tuple[str, ...] | None = None
 
+    def texts(self) -> np.ndarray:
+        """The values (N,) as text, as in ``column=VALUE``; empty where missing."""
+        codes, names = (self.values, self.categories) if self.categories is not None else _as_categories(self.values)
+        return np.array(["" if code < 0 else names[code] for code in codes.tolist()], dtype=object)
+
     def used(self) -> tuple[str, ...]:
         """The categories that occur, in their order."""
         assert self.categories is not None
@@ -42,6 +47,7 @@ def table_arrays(
     source: str,
     labels: str | None = None,
     drop: Sequence[str] = (),
+    split: str | None = None,
     like: "Preparation | None" = None,
 ) -> Arrays:
     """A table as observations (N, D) and labels (N,).
@@ -51,6 +57,7 @@ def table_arrays(
         source: name of the table in messages.
         labels: name of the column of labels; defaults to that of ``like``, if the table has it.
         drop: names of columns to leave out, beside those that ``like`` leaves out.
+        split: name of the column by which rows are split, which is left out unless ``like`` has it.
         like: preparation of a model, whose columns and categories the table must have.
 
     Raises:
@@ -68,7 +75,8 @@ def table_arrays(
             raise ValueError(f"{source} has no column {name!r}. Its columns: {listed(list(by_name))}.")
     known = None if like is None else like.table
     label = labels if labels is not None else (known.label if known is not None else None)
-    left_out = {*drop, *(() if known is None else known.dropped)}
+    learnt = set() if known is None else {column.name for column in known.columns}
+    left_out = {*drop, *(() if known is None else known.dropped), *({split} - {label, *learnt})}
     if label in drop:
         raise ValueError(f"Column {label!r} cannot be both the labels and left out.")
     chosen = [each for each in cells if each.name not in left_out and each.name != label]
@@ -86,7 +94,8 @@ def table_arrays(
         _need_columns(chosen, known, source)
         table = replace(known, label=label if target is not None else known.label)
     x = np.concatenate([_features(by_name[column.name], column) for column in table.columns], 1)
-    return Arrays(x, y, table=table, classes=classes, notes=_notes(table))
+    column = by_name[split].texts() if split is not None and split in by_name else None
+    return Arrays(x, y, table=table, classes=classes, notes=_notes(table), column=column)
 
 
 def matrix_arrays(

@@ -6,13 +6,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gae.data.checks import refuse
 from gae.data.columns import listed
+from gae.data.mapped import Mapped, blocks, bounds, each, is_large, refuse_rows
 
 CEILINGS = {"bool": 1, "uint8": 255, "uint16": 65535}  # the stored value that represents 1, by dtype
 EXACT = 2**24  # float32 represents all integers up to this
 TOLERATED = 1e-3  # rounding error, in standard deviations of a feature
 NOISE = 1e-12  # relative standard deviation that float64 rounding leaves on a constant
+REMEDY = "Remove or impute such values first."
 AT_ONCE = 2**22  # values compared at a time
 
 
@@ -21,14 +22,28 @@ def ceiling(array: np.ndarray) -> int | None:
     return CEILINGS.get(array.dtype.name)
 
 
-def observations(array: np.ndarray, what: str, names: Sequence[str] | None = None, missing: bool = False) -> Tensor:
+def extremes(array: np.ndarray) -> tuple[float, float]:
+    """The lowest and the highest value of an array that is not empty; of a large memory map, block by block."""
+    return bounds(_in_float32(array)) if is_large(array) else (float(array.min()), float(array.max()))
+
+
+def observations(
+    array: np.ndarray,
+    what: str,
+    names: Sequence[str] | None = None,
+    missing: bool = False,
+    unit: int | None = None,
+) -> Tensor:
     """Converts an array (N, *X) of real numbers to float32; uint8 and uint16 are divided by 255 and 65535.
+
+    The rows of a large memory map stay in their file (``Mapped``).
 
     Args:
         array: the numbers.
         what: name of the data in messages.
         names: names of the columns of a table (N, D).
         missing: whether NaN marks elements that were not observed, and is kept.
+        unit: the stored value that represents 1, if the dtype does not imply it.
 
     Raises:
         TypeError: for an array that does not hold real numbers.
@@ -41,27 +56,36 @@ def observations(array: np.ndarray, what: str, names: Sequence[str] | None = Non
         raise ValueError(f"{what} must have shape (N, *X), got {array.shape}. For scalars use `x[:, None]`.")
     if array.size == 0:
         raise ValueError(f"{what} is empty: it has shape {array.shape}. A data set needs observations.")
-    highest = ceiling(array) or 1
-    if highest > 1 and array.max() == 1:
+    highest = unit or ceiling(array) or 1
+    x = _in_float32(array)
+    if highest > 1 and bounds(x)[1] == 1:
         raise ValueError(f"{what} is {array.dtype}, read as 0–{highest}, but its highest value is 1. Save 0/1 as bool.")
+    _refuse_values(x, what, missing, names)
+    return x if highest == 1 else each(x, lambda rows: rows.div_(highest))
+
+
+def _in_float32(array: np.ndarray) -> Tensor:
+    if is_large(array):
+        return Mapped(array, None, lambda rows: rows.to(torch.float32))
     with np.errstate(over="ignore", under="ignore"):
-        x = torch.from_numpy(array.astype(np.float32, order="C"))
-    bad = ~torch.isfinite(x)
-    if bool(bad.any()):
-        _refuse_values(x, bad, what, missing, names)
-    return x.div_(highest)
+        return torch.from_numpy(array.astype(np.float32, order="C"))
 
 
-def _refuse_values(x: Tensor, bad: Tensor, what: str, missing: bool, names: Sequence[str] | None) -> None:
+def _refuse_values(x: Tensor, what: str, missing: bool, names: Sequence[str] | None) -> None:
     """Raises ValueError for values that are not finite, other than NaN if that marks missing values."""
-    unknown, remedy = x.isnan(), "Remove or impute such values first."
-    if missing:
-        bad = bad & ~unknown
-    elif bool(unknown.any()):
+
+    def bad(rows: Tensor) -> Tensor:
+        return ~(rows.isfinite() | rows.isnan()) if missing else ~rows.isfinite()
+
+    if not any(bool(bad(rows).any()) for _, rows in blocks(x)):
+        return
+    remedy = REMEDY
+    if not missing and any(bool(rows.isnan().any()) for _, rows in blocks(x)):
         remedy += ' If NaN means not observed, train with `load(..., missing="mask")` (`gae fit --missing mask`).'
-    if bool(bad.any()):
-        where = "" if names is None else f"Columns: {listed([names[i] for i in bad.any(0).nonzero()[:, 0]])}. "
-        refuse(x, bad, f"{what} must be finite in float32", f"{where}{remedy}")
+    if names is not None:
+        columns = torch.stack([bad(rows).any(0) for _, rows in blocks(x)]).any(0).nonzero()[:, 0]
+        remedy = f"Columns: {listed([names[i] for i in columns])}. {remedy}"
+    refuse_rows(x, bad, f"{what} must be finite in float32", remedy)
 
 
 def labels(array: np.ndarray | None, n: int, what: str) -> Tensor | None:
@@ -163,9 +187,8 @@ def _spoiled(columns: np.ndarray) -> tuple[int, str] | None:
 
 def measured(*parts: Tensor) -> tuple[float, float]:
     """The lowest and highest value of some tensors, NaN left out; raises ValueError if there is none."""
-    values = [part for part in parts if part.numel()]
-    if any(bool(part.min().isnan()) for part in values):
-        values = [known for part in values if len(known := part[~part.isnan()])]
-    if not values:
+    ranges = [bounds(part) for part in parts]
+    low, high = min(least for least, _ in ranges), max(most for _, most in ranges)
+    if low > high:
         raise ValueError("The data hold no value: every element is NaN, that is, not observed.")
-    return min(part.min().item() for part in values), max(part.max().item() for part in values)
+    return low, high

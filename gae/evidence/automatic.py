@@ -38,11 +38,12 @@ def estimate(
 ) -> Evidence:
     """log p(x) by the first method that is tight, with the reason for each observation.
 
-    ``"auto"`` takes the closed form if there is one. Otherwise it draws importance samples from the proposals; where
-    Pareto k is above 0.7 or the effective sample size below 100, ten times as many from the Laplace approximation at
-    a mode (vector codes only); and where that fails too, for at most ``annealed`` observations, it runs annealed
-    importance sampling, checked by its reverse on 16 draws of the model. ``Evidence.tight`` is False where nothing is
-    tight: the value is then a lower bound in expectation. No estimate is chosen by its value.
+    ``"auto"`` takes the closed form if there is one, or the sum over the codes of a codebook. Otherwise it draws
+    importance samples from the proposals; where Pareto k is above 0.7 or the effective sample size below 100, ten
+    times as many from the Laplace approximation at a mode (vector codes only); and where that fails too, for at most
+    ``annealed`` observations, it runs annealed importance sampling, checked by its reverse on 16 draws of the model.
+    ``Evidence.tight`` is False where nothing is tight: the value is then a lower bound in expectation. No estimate is
+    chosen by its value.
 
     Args:
         likelihood: the decoder and its prior.

@@ -12,7 +12,8 @@ from torch import Size, Tensor, nn
 from torch.distributions import Distribution, constraints
 
 from gae.data.checks import refuse
-from gae.likelihood.door import checked, checked_codes, dims, guard, hidden
+from gae.data.mapped import row_mean
+from gae.likelihood.door import check_contents, checked, checked_codes, dims, guard, hidden
 from gae.likelihood.evidence import Evidence
 from gae.likelihood.priors import StandardNormal
 from gae.nets import first_tensor
@@ -119,8 +120,7 @@ class Likelihood(Part, nn.Module, ABC):
     def check(self, x: Tensor) -> None:
         """Raises ValueError or TypeError unless x is a finite, non-empty batch (B, *X) inside the support."""
         self.check_shape(x)
-        self.check_values(x)
-        self.check_support(x)
+        check_contents(self, x)
 
     def check_shape(self, x: Tensor) -> None:
         """Raises TypeError or ValueError unless x is a tensor (B, *X)."""
@@ -256,7 +256,8 @@ class NoiseScale:
     def start_scale(self, x: Num[Tensor, "N *X"]) -> None:
         """Initialises a learned scale in data units to the root mean square deviation of x from its mean."""
         if self.learns_scale and not self.relative:
-            deviation = float((x - x.mean(0)).square().mean().sqrt())
+            mean = row_mean(x)
+            deviation = float(row_mean(x, lambda rows: (rows - mean).square()).mean().sqrt())
             self.log_scale.fill_(math.log(max(deviation, 1e-6)))
 
 

@@ -9,6 +9,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Size, Tensor
 
+from gae.data.mapped import Mapped, blocks
+
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 CODES = ("log_joint", "update_codes", "divergence")  # methods (x, z, ...) of a likelihood that are checked
@@ -51,9 +53,7 @@ class door:
         self.likelihood.check_shape(self.x)
         if not self.before:
             self.likelihood.check_device(self.x)
-            self.likelihood.check_values(self.x)
-            if self.support and not hidden(self.x):
-                self.likelihood.check_support(self.x)
+            check_contents(self.likelihood, self.x, self.support)
         _CALL.inside = True
         return not self.before
 
@@ -61,6 +61,20 @@ class door:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         _CALL.inside = self.before
+
+
+def check_contents(likelihood: Any, x: Tensor, support: bool = True) -> None:
+    """Raises TypeError or ValueError for bad values of x; those of a tensor in a file are read block by block."""
+    if not isinstance(x, Mapped):
+        likelihood.check_values(x)
+        if support and not hidden(x):
+            likelihood.check_support(x)
+        return
+    for start, block in blocks(x):
+        try:
+            check_contents(likelihood, block, support)
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"{error} (Rows are counted from {start}.)" if start else str(error)) from None
 
 
 def checked(function: Function) -> Function:

@@ -7,6 +7,7 @@ from jaxtyping import Bool, Float, Int, Num
 from torch import Tensor
 from torch.distributions import Distribution
 
+from gae.data.mapped import blocks
 from gae.likelihood.base import DataDependentInit, DecoderLikelihood, Likelihood, LogJoint
 from gae.likelihood.distributions import ObservedElements
 from gae.nets import first_tensor
@@ -33,7 +34,7 @@ class AcceptsMissing(Likelihood):
 
     def need_observations(self, x: Num[Tensor, "N *X"]) -> None:
         """Raises ValueError unless every element of x was observed in some row: the others cannot be learned."""
-        never = x.isnan().all(0)
+        never = torch.stack([rows.isnan().all(0) for _, rows in blocks(x)]).all(0)
         if bool(never.any()):
             place = ", ".join(map(str, never.nonzero()[0].tolist()))
             raise ValueError(

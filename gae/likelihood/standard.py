@@ -9,6 +9,7 @@ from jaxtyping import Float, Int, Num
 from torch import Tensor
 from torch.distributions import AffineTransform, Distribution
 
+from gae.data.mapped import column_bounds, each, row_mean
 from gae.likelihood.base import (
     ClosedFormLearning,
     DataDependentInit,
@@ -94,9 +95,9 @@ class StandardUnits(Likelihood):
         Raises:
             ValueError: for an element without variance.
         """
-        values = x.double()
-        loc, scale = values.mean(0), values.std(0, correction=0)
-        constant = (x.amin(0) == x.amax(0)).nonzero()
+        loc = row_mean(x)
+        scale = row_mean(x, lambda rows: (rows - loc).square()).sqrt()
+        constant = torch.eq(*column_bounds(x)).nonzero()
         if len(constant):
             raise ValueError(f"Standard units need variance, but element {tuple(constant[0].tolist())} is constant.")
         self.loc.copy_(loc)
@@ -112,7 +113,7 @@ class StandardUnits(Likelihood):
 
     def standardize(self, x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
         """x in standard units."""
-        return (x - self.loc) / self.scale
+        return each(x, lambda rows: (rows - self.loc) / self.scale)
 
     def restore(self, u: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
         """The inverse of ``standardize``."""

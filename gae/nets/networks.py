@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Size, Tensor, nn
 from torch.nn.functional import batch_norm, group_norm, interpolate, silu
 
+from gae.data.mapped import row_mean
 from gae.storage import Part, recorded
 
 ActivationType = type[nn.Module]
@@ -81,11 +82,9 @@ class InDataUnits(Part, nn.Sequential):
         """
         if self.initialized:
             return
-        values = x.double()
-        mean = torch.nanmean if bool(values.isnan().any()) else torch.mean  # NaN: not observed
-        loc = mean(values, 0)
+        loc = row_mean(x)
         self.loc.copy_(loc)
-        self.scale.copy_(_unit(mean((values - loc).square(), 0).sqrt(), loc))
+        self.scale.copy_(_unit(row_mean(x, lambda rows: (rows - loc).square()).sqrt(), loc))
         self.initialized.fill_(True)
 
     def __getitem__(self, index: Any) -> Any:

@@ -317,9 +317,9 @@ def _simpler(results: dict[str, Any]) -> list[str]:
     return [text for model, gain in gains if (text := simpler(model, gain, tight)) is not None]
 
 
-def command(configuration: dict[str, Any]) -> str:
+def command(configuration: dict[str, Any], data: dict[str, Any]) -> str:
     """Command that reproduces these results."""
-    model = configuration.get("given")
+    model, split = configuration.get("given"), data.get("split")
     parts, options = ["gae compare", shlex.quote(configuration["data"])], ["epochs", "seed"]
     if model is None:
         parts += ["--engines", ",".join(configuration["engines"])]
@@ -329,6 +329,7 @@ def command(configuration: dict[str, Any]) -> str:
     for option in options:
         parts += [] if configuration[option] is None else [f"--{option}", str(configuration[option])]
     parts += [] if configuration["binarize"] == "none" else ["--binarize", configuration["binarize"]]
+    parts += [] if split in (None, "predefined", "fraction:0.2") else ["--split-by", shlex.quote(split)]
     return " ".join(parts + (["--quick"] if configuration["quick"] else []))
 
 
@@ -350,7 +351,7 @@ def write(out: Path) -> Path:
         cotrained=cotrained_table(results),
         rates=rates(results),
         highlights=highlights(results),
-        command=command(results["configuration"]),
+        command=command(results["configuration"], results["data"]),
         population=population(results),
         mass=is_mass(results),
         given=given(results),

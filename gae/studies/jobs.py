@@ -83,6 +83,7 @@ def facts(configuration: dict[str, Any], data: Dataset) -> dict[str, Any]:
             "value_range": list(data.value_range),
             "binarization": data.binarization,
             **({} if data.columns is None else {"columns": list(data.columns)}),
+            "split": data.split,
         },
         "versions": {name: version or NOT_INSTALLED for name, version in versions(PACKAGES).items()},
         "machine": {"cpu": processor(), "threads": torch.get_num_threads(), "system": platform.system()},

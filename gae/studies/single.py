@@ -88,15 +88,22 @@ def held_out_results(model: Autoencoder, data: Dataset, seed: int) -> dict[str, 
     """Loss and reconstruction error on the test set; sets the seed of torch's global generator."""
     torch.manual_seed(seed)
     model.eval()
+    test, budget, prior = data.test, EvaluationBudget(), model.likelihood.prior
     with torch.no_grad():
-        loss = sum(float(model(batch)) * len(batch) for batch in data.test.split(1000)) / len(data.test)
-        points = encode(model, data.test, EvaluationBudget())
-    restored, prior = points.mean, model.likelihood.prior
-    if data.vocabulary is not None:  # differences of classes are meaningless
-        right = (restored == data.test)[data.test != PADDING].double().mean()
-        return {"test loss (nats)": loss, "test tokens restored": float(right)}
-    error = squared_errors(restored, data.test)
-    results = {"test loss (nats)": loss, "test squared error per element": mean_and_error(error)}
+        loss = sum(float(model(batch)) * len(batch) for batch in test.split(1000)) / len(test)
+    results: dict[str, Any] = {"test loss (nats)": loss}
+    errors, codes, right = [], [], []
+    for batch in test.split(budget.batch_size):
+        with torch.no_grad():
+            points = encode(model, batch, budget)
+        if data.vocabulary is not None:  # differences of classes are meaningless
+            right.append((points.mean == batch)[batch != PADDING].double())
+            continue
+        errors.append(squared_errors(points.mean, batch))
+        codes.append(points.z)
+    if data.vocabulary is not None:
+        return {**results, "test tokens restored": float(torch.cat(right).mean())}
+    results["test squared error per element"] = mean_and_error(torch.cat(errors))
     if isinstance(prior, CodebookDistribution):
-        results[f"codebook perplexity, of {len(prior.vectors)}"] = codebook_perplexity(prior, points.z)
+        results[f"codebook perplexity, of {len(prior.vectors)}"] = codebook_perplexity(prior, torch.cat(codes))
     return results

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from gae.data import Dataset
+from gae.data.mapped import blocks, take
 
 
 class Samples:
@@ -27,7 +28,7 @@ class Samples:
         """The training observations of an epoch, counted from 0; the last result is cached."""
         if self.cached is None or self.cached[0] != epoch:
             x = self._all(epoch)
-            self.cached = epoch, x if self.rows is None else x[self.rows.to(x.device)]
+            self.cached = epoch, x if self.rows is None else take(x, self.rows)
         return self.cached[1]
 
     def facts(self) -> dict[str, Any]:
@@ -50,7 +51,7 @@ class Samples:
             )
         order = torch.randperm(len(x), generator=generator(self.seed, "held out"))
         self.rows = order[held:].sort().values
-        self.validation = x[order[:held].sort().values.to(x.device)]
+        self.validation = take(x, order[:held].sort().values)
 
 
 def generator(*key: int | str) -> torch.Generator:
@@ -86,5 +87,6 @@ def _number(key: tuple[int | str, ...]) -> int:
 
 def _hash(x: Tensor) -> str:
     digest = sha256(f"{tuple(x.shape)} {x.dtype}".encode())
-    digest.update(x.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    for _, block in blocks(x):
+        digest.update(block.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()

@@ -146,3 +146,19 @@ def test_a_folder_of_mixed_sizes(tmp_path: Path) -> None:
         assert codes["z"].shape == (8, 8) and codes["files"][0] == "0.png"
     assert "--size must be a number of pixels" in gae("fit", "pca", folder, "--size", "big", code=2)
     assert "crop=True needs a size" in gae("fit", "pca", folder, "--crop", code=2)
+
+
+def test_a_column_splits_a_table(people: pd.DataFrame, tmp_path: Path) -> None:
+    """Fitted, encoded and scored by a column that is not learnt, beside labels and standard units."""
+    fold = np.arange(N) % 4
+    people.drop(columns="town").assign(fold=fold).to_csv(tmp_path / "people.csv", index=False)
+    table = ["--labels", "kind", "--drop", "row", "--standardize", "--split-by", "column:fold=3"]
+    options = [*table, "--out", tmp_path / "run", "--option", "latent=1", "--quiet", "--json"]
+    printed = json.loads(gae("fit", "ppca", tmp_path / "people.csv", *options))
+    assert printed["split"] == "column:fold=3"
+    gae("score", tmp_path / "run", tmp_path / "people.csv", "-o", tmp_path / "scores.csv")
+    scores = pd.read_csv(tmp_path / "scores.csv")
+    assert ((scores["split"] == "test") == (fold == 3)).all() and set(scores["method"]) == {"exact"}
+    assert -scores["log_p"][fold == 3].mean() == pytest.approx(printed["test loss (nats)"], rel=1e-4)
+    gae("reconstruct", tmp_path / "run", tmp_path / "people.csv", "-o", tmp_path / "again.npy")
+    assert np.load(tmp_path / "again.npy").shape == (N, 3)

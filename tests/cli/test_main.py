@@ -380,7 +380,8 @@ def test_mistakes_are_named(arguments: list[str], said: str, tmp_path: Path, mon
 
 
 def test_wrong_outputs_and_splits(fitted: Path, tmp_path: Path) -> None:
-    assert "must end in .npz" in gae("encode", fitted / "vae", "digits", "-o", tmp_path / "codes.csv", code=2)
+    said = gae("encode", fitted / "vae", "digits", "-o", tmp_path / "codes.txt", code=2)
+    assert "must end in .npz or .npy or .csv or .parquet" in said
     assert "must end in .png or .npz" in gae("sample", fitted / "vae", "-o", tmp_path / "samples.gif", code=2)
     said = gae("encode", fitted / "vae", "digits", "-o", tmp_path / "codes.npz", "--split", "dev", code=2)
     assert "Choose train, test or all" in said
@@ -520,7 +521,7 @@ def test_outputs_are_checked_before_any_work(
     (tmp_path / "file").write_text("")
     (tmp_path / "folder.npz").mkdir()
     Image.new("L", (4, 4)).save(tmp_path / "image.png")
-    for work in ("analysis.metrics.codes", "reports.explorer.explore", "analysis.activation.maximise",
+    for work in ("analysis.rows.codes", "reports.explorer.explore", "analysis.activation.maximise",
                  "analysis.inference_gap.inference_gap", "ledger.notes.run", "analysis.restoration.restore_image",
                  "training.run.Run.train", "autoencoder.Autoencoder.decode"):  # fmt: skip
         monkeypatch.setattr(f"gae.{work}", never)

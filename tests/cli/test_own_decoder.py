@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from command import gae
@@ -176,3 +177,25 @@ def test_a_comparison_of_a_given_decoder_refuses_what_it_cannot_use(own: dict[st
     with pytest.raises(TypeError, match="needs a decoder under one of the heads"):
         compare(data, "run", model=ppca((1, 4, 4), latent=2))
     assert not Path("run").exists()
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".csv", ".parquet"])
+def test_codes_of_your_own_decoder_in_every_format(suffix: str) -> None:
+    """With an engine by name and a stated split, in the order of the file."""
+    Path("rule").write_text("3\n1\n")
+    options = (*WITH_ENCODER, "--engine", "encoder", "--split-by", "file:rule")
+    gae("encode", "images.npy", *options, "-o", "codes.npz")
+    gae("encode", "images.npy", *options, "-o", f"codes{suffix}")
+    with np.load("codes.npz") as arrays:
+        assert np.flatnonzero(arrays["split"] == "test").tolist() == [1, 3]
+        if suffix == ".npy":
+            assert np.array_equal(np.load("codes.npy"), arrays["z"])
+            return
+        rows = (
+            pd.read_csv("codes.csv", float_precision="round_trip")
+            if suffix == ".csv"
+            else pd.read_parquet("codes.parquet")
+        )
+        assert list(rows) == ["index", "split", "z0", "z1", "log_joint", "log_q"]
+        assert np.array_equal(rows[["z0", "z1"]].to_numpy(np.float32), arrays["z"])
+        assert np.array_equal(rows["split"], arrays["split"])

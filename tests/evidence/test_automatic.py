@@ -16,7 +16,7 @@ from gae.evidence.annealed import BDMC
 from gae.evidence.automatic import estimate
 from gae.evidence.base import from_log_weights, pareto_shape
 from gae.inference import Ascent
-from gae.likelihood import Flat, Gaussian, LinearMixture
+from gae.likelihood import Codebook, Flat, Gaussian, LinearMixture
 
 
 def psis_shape(log_weight: np.ndarray) -> float:
@@ -69,6 +69,21 @@ def linear(latent: int = 2) -> tuple[Gaussian, Tensor, np.ndarray]:
 
 def normals(scale: float, shift: float = 0.0) -> Distribution:
     return lambda x: Independent(Normal(torch.full((len(x), 2), shift).double(), scale), 1)  # type: ignore[return-value]
+
+
+def test_the_codes_of_a_codebook_are_summed() -> None:
+    """An equal mixture of normals about the nine decoded pairs of three vectors."""
+    prior = Codebook(3, positions=2, width=1)
+    decoder = nn.Sequential(nn.Flatten(), nn.Linear(2, D)).double()
+    model = Gaussian(decoder, (2, 1), SCALE, prior=prior).double()
+    x = torch.randn(4, D, dtype=torch.double)
+    evidence = estimate(model, x, lambda batch: pytest.fail("no proposal is needed"))
+    with torch.no_grad():
+        vectors = prior.vectors[:, 0]
+        means = decoder(torch.cartesian_prod(vectors, vectors)).numpy()
+    parts = [multivariate_normal(mean, SCALE**2 * np.eye(D)).logpdf(x.numpy()) for mean in means]
+    assert np.allclose(evidence.log_p, logsumexp(parts, axis=0) - math.log(9), atol=1e-9, rtol=0)
+    assert set(evidence.method) == {"exact"}
 
 
 def test_good_weights_are_kept() -> None:

@@ -2,13 +2,17 @@
 
 import math
 import warnings
+from collections.abc import Iterable
 from dataclasses import replace
+from functools import reduce
+from operator import add
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int, Num
 from torch import Tensor, nn
 
+from gae.data.mapped import Mapped, blocks
 from gae.likelihood.base import DecoderLikelihood, NoiseScale
 from gae.likelihood.geometry import principal_directions
 from gae.likelihood.linear.moments import (
@@ -69,16 +73,17 @@ class Alternation(NoiseScale, DecoderLikelihood):
         with torch.no_grad():
             self.means.copy_(starting_means(flat, self.components, seed))
             if self.components > 1 and (self.latent_shape[0] or self.learn_scale or self.learn_weights):
-                equal = Points(self.means.detach(), *torch.ones(2, self.components).to(flat))
-                self.maximize(self._hard_moments(flat, *best_points(flat, equal)))
+                equal = Points(self.means.detach(), *torch.ones(2, self.components).to(self.means))
+                self.maximize(
+                    reduce(add, (self._hard_moments(part, *best_points(part, equal)) for part in _parts(flat)))
+                )
             self.initialized.fill_(True)
 
     @torch.no_grad()
     def learn_in_one_step(self, x: Num[Tensor, "N *X"]) -> None:
         """Learns a single component from all observations: the closed-form optimum."""
-        flat = x.flatten(1)
-        k = torch.zeros(len(flat), dtype=torch.long, device=x.device)
-        self.maximize(self._hard_moments(flat, k, self._squares(flat, k, None)))
+        codes = ((part, part.new_zeros(len(part), dtype=torch.long)) for part in _parts(x.flatten(1)))
+        self.maximize(reduce(add, (self._hard_moments(part, k, self._squares(part, k, None)) for part, k in codes)))
 
     @torch.no_grad()
     def statistics(self, x: Num[Tensor, "B *X"], code: Any) -> Moments:
@@ -225,3 +230,8 @@ class Alternation(NoiseScale, DecoderLikelihood):
             if bool(square.mean() > 1e8 * rounding):
                 return square.clamp_min(0)
         return points.square(flat, k)
+
+
+def _parts(flat: Float[Tensor, "N D"]) -> Iterable[Tensor]:
+    """The rows at once, or block by block if they stay in a file."""
+    return (block for _, block in blocks(flat)) if isinstance(flat, Mapped) else [flat]

@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Bool, Float, Num
 from torch import Tensor
 
+from gae.data.mapped import blocks
 from gae.likelihood.linear.quadratic import Charts
 
 DEPENDENT = 1e-12  # relative squared pivot of a precision below which codes under a flat prior are not determined
@@ -83,7 +84,7 @@ def _factor(precision: Float[Tensor, "B E E"], number: Float[Tensor, " B"], flat
 
 def need_enough(x: Float[Tensor, "B D"], width: int) -> None:
     """Raises ValueError for rows with fewer than ``width`` observed elements."""
-    number = (~x.isnan()).sum(1)
+    number = torch.cat([(~rows.isnan()).sum(1) for _, rows in blocks(x)])
     _refuse_rows(number < width, number, width)
 
 

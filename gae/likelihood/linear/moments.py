@@ -9,10 +9,12 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 
+from gae.data.mapped import Mapped
 from gae.likelihood.geometry import squared_distances
 
 LEAF = 128  # columns below which halving does not pay
 RUN = 512  # rows summed in the data's dtype before float64
+POOL = 2**26  # bytes of rows among which k-means++ chooses, if the data are in a file
 OFFSET = 8.0  # ratio of ‖centre‖² to the mean squared distance from it, above which it is subtracted
 
 
@@ -157,7 +159,10 @@ def mean_of(flat: Float[Tensor, "N D"]) -> Float[Tensor, " D"]:
 
 
 def starting_means(flat: Float[Tensor, "N D"], components: int, seed: int) -> Float[Tensor, "K D"]:
-    """Initial means: the data mean for K = 1, the data for K = N, else k-means++ (Arthur & Vassilvitskii 2007)."""
+    """Initial means: the data mean for K = 1, the data for K = N, else k-means++ (Arthur & Vassilvitskii 2007).
+
+    Of a tensor in a file (``gae.data.mapped``), k-means++ sees a random part of 64 MiB.
+    """
     mean = mean_of(flat)
     if components == 1:
         return mean.to(flat.dtype).unsqueeze(0)
@@ -165,8 +170,18 @@ def starting_means(flat: Float[Tensor, "N D"], components: int, seed: int) -> Fl
         return flat.clone()
     from sklearn.cluster import kmeans_plusplus
 
-    _, index = kmeans_plusplus((flat - mean.to(flat.dtype)).detach().cpu().numpy(), components, random_state=seed)
-    return flat[torch.as_tensor(index, device=flat.device)]
+    pool = _pool(flat, components, seed)
+    _, index = kmeans_plusplus((pool - mean.to(flat.dtype)).detach().cpu().numpy(), components, random_state=seed)
+    return pool[torch.as_tensor(index, device=flat.device)]
+
+
+def _pool(flat: Float[Tensor, "N D"], least: int, seed: int) -> Float[Tensor, "n D"]:
+    if not isinstance(flat, Mapped):
+        return flat
+    size = max(least, POOL // (flat.shape[1] * flat.element_size()))
+    if size >= len(flat):
+        return flat[:]
+    return flat[torch.randperm(len(flat), generator=torch.Generator().manual_seed(seed))[:size].sort().values]
 
 
 def _gram(rows: Float[Tensor, "n D"], out: Float[Tensor, "D D"]) -> None:

@@ -8,7 +8,8 @@ from jaxtyping import Float, Int, Num
 from torch import Size, Tensor, nn
 from torch.distributions import Distribution, constraints
 
-from gae.likelihood.base import LogJoint, refuse
+from gae.data.mapped import refuse_rows
+from gae.likelihood.base import LogJoint
 from gae.likelihood.counts import Counts, Poisson
 from gae.likelihood.heads import Gaussian, Head
 from gae.likelihood.priors import Flat
@@ -83,7 +84,7 @@ class NonNegativeLinear(Head):
             ValueError: for negative values, as scikit-learn's ``NMF``, since z W >= 0 cannot approximate them.
         """
         name, remedy = type(self).__name__, "Subtract each feature's minimum, or use PCA."
-        refuse(x, x < 0, f"Negative values in data: {name} factorises x >= 0", remedy)
+        refuse_rows(x, lambda rows: rows < 0, f"Negative values in data: {name} factorises x >= 0", remedy)
         if self.initialized:
             return
         flat, weights = x.flatten(1).double(), self.decoder.weights

@@ -8,6 +8,7 @@ from jaxtyping import Float, Int, Num
 from torch import Tensor
 from torch.distributions import Distribution, Independent, MultivariateNormal
 
+from gae.data.mapped import each, row_mean
 from gae.likelihood.base import LogJoint
 from gae.likelihood.distributions import Normal, ObservedElements
 from gae.likelihood.linear.conditional import (
@@ -117,7 +118,8 @@ class PartiallyObservedMixture(AcceptsMissing, LinearMixture):
         if self.initialized:
             return
         self.need_observations(x)
-        filled = torch.where(x.isnan(), x.double().nanmean(0).to(x.dtype), x)
+        mean = row_mean(x).to(x.dtype)
+        filled = each(x, lambda rows: torch.where(rows.isnan(), mean, rows))
         start = LinearMixture(
             self.components,
             self.latent_shape[0],
@@ -125,7 +127,7 @@ class PartiallyObservedMixture(AcceptsMissing, LinearMixture):
             flat_prior=self.flat_prior,
             learn_scale=self.learn_scale,
             learn_weights=self.learn_weights,
-        ).to(x)
+        ).to(self.means)
         start.log_scale.copy_(self.log_scale)
         start.initialize(filled, seed)
         if self.components == 1:

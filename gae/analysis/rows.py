@@ -1,0 +1,92 @@
+"""Results of a model for each observation, in batches: codes, reconstructions and scores."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Num
+from torch import Tensor
+
+from gae.analysis.anomaly import Criterion, anomaly_scores
+from gae.autoencoder import Autoencoder, log_evidence
+from gae.inference import Status
+
+Block = dict[str, np.ndarray]
+
+STATUSES = np.array([status.name for status in sorted(Status)])
+CRITERIA: dict[str, Criterion] = {name: name for name in ("evidence", "reconstruction", "gap")}
+
+
+def codes(
+    model: Autoencoder, x: Num[Tensor, "N *X"], batch_size: int = 1000, *, scored: bool = True
+) -> Iterator[Block]:
+    """Yields one code per observation: z (B, *Z), k (B,), log_joint (B,), log_q (B,) and status (B,) of each batch.
+
+    log_joint and log_q at the code are in nats; k, log_q and status are present only if the engine returns them.
+
+    Args:
+        model: in evaluation mode.
+        x: observations.
+        batch_size: B.
+        scored: False for z and k alone.
+    """
+    for batch in x.split(batch_size):
+        yield _codes(model, batch, scored)
+
+
+@torch.no_grad()
+def _codes(model: Autoencoder, x: Tensor, scored: bool) -> Block:
+    encoding = model.encode(x)
+    z, k, solve = encoding.point, encoding.component, encoding.solve
+    columns: dict[str, Tensor | None] = {"k": k, "z": z}
+    if scored:
+        at = None if k is None else k.unsqueeze(0)
+        columns["log_joint"] = model.likelihood.log_joint(x, z.unsqueeze(0), at)[0]
+        if encoding.q is not None and k is None:
+            columns["log_q"] = encoding.q.log_prob(z).reshape(-1, len(x))[0]
+    block = {name: value.cpu().numpy() for name, value in columns.items() if value is not None}
+    if scored and solve is not None:
+        block["status"] = STATUSES[solve.status[encoding.best, torch.arange(len(x))].cpu().numpy()]
+    return block
+
+
+def reconstructions(model: Autoencoder, x: Num[Tensor, "N *X"], batch_size: int = 1000) -> Iterator[Block]:
+    """Yields the reconstruction x (B, *X) of each batch: the decoder's mean (for classes, the mode) at the code."""
+    for batch in x.split(batch_size):
+        with torch.no_grad():
+            yield {"x": model.reconstruct(batch).cpu().numpy()}
+
+
+def scores(model: Autoencoder, x: Num[Tensor, "N *X"], by: Sequence[str] = ("evidence",), samples: int = 500) -> Block:
+    """Scores of each observation, in nats.
+
+    ``"evidence"`` gives log_p (N,), its standard_error (N,), the method (N,), and tight (N,), which is False where the
+    value is only a lower bound of log p(x) in expectation (``gae.log_evidence``). The others give the anomaly score of
+    that name (``gae.anomaly_scores``).
+
+    Args:
+        model: in evaluation mode.
+        x: observations.
+        by: names of scores.
+        samples: importance samples per observation, where log p(x) is not known exactly.
+
+    Raises:
+        ValueError: for an unknown score, or one that the model does not have, such as log p(x) under a flat prior.
+
+    >>> from gae.systems import ppca
+    >>> scores(ppca((5,), latent=2), torch.randn(3, 5))["method"]
+    array(['exact', 'exact', 'exact'], dtype='<U10')
+    """
+    for name in by:
+        if name not in CRITERIA:
+            raise ValueError(f"Unknown score {name!r}. Valid scores: {', '.join(CRITERIA)}.")
+    columns: dict[str, Any] = {}
+    for name in dict.fromkeys(by):
+        if name == "evidence":
+            evidence = log_evidence(model, x, samples)
+            columns |= {"log_p": evidence.log_p, "standard_error": evidence.standard_error}
+            columns |= {"method": np.array(evidence.method, dtype="<U10"), "tight": evidence.tight}
+        else:
+            columns[name] = anomaly_scores(model, x, CRITERIA[name])
+    return {name: value.cpu().numpy() if isinstance(value, Tensor) else value for name, value in columns.items()}
