@@ -1,22 +1,21 @@
 """Networks of your own: from ``module:function`` or a ``torch.export`` file, with parameters from a file beside it."""
 
-import importlib
 import inspect
 import io
 import json
 import os
-import sys
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
-from functools import reduce
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile, ZipFile
 
 import torch
 from torch import Tensor, nn
+
+from gae.storage.references import imported, working_directory
 
 EXPORTED = ".pt2"
 NAMED = 3  # keys that an error names
@@ -51,8 +50,8 @@ def _made(reference: str, part: str) -> nn.Module:
             f"The {part} must be module:function or a {EXPORTED} file of torch.export, got {reference!r}. For "
             f"build() in my_model.py of the working directory, give my_model:build."
         )
-    with _working_directory():
-        value = _looked_up(module, name)
+    with working_directory():
+        value = imported(reference)
         if isinstance(value, nn.Module):
             return value
         _need_no_arguments(value, reference, part)
@@ -63,31 +62,6 @@ def _made(reference: str, part: str) -> nn.Module:
             "without arguments."
         )
     return network
-
-
-@contextmanager
-def _working_directory() -> Iterator[None]:
-    """Looks modules up in the working directory first."""
-    folder = os.getcwd()
-    sys.path.insert(0, folder)
-    importlib.invalidate_caches()
-    try:
-        yield
-    finally:
-        sys.path.remove(folder)
-
-
-def _looked_up(module: str, name: str) -> Any:
-    try:
-        return reduce(getattr, name.split("."), importlib.import_module(module))
-    except ModuleNotFoundError as error:
-        if error.name is None or not f"{module}.".startswith(f"{error.name}."):
-            raise  # a package that the module needs
-        raise ValueError(
-            f"There is no module {error.name!r} in the working directory {os.getcwd()} or on the path."
-        ) from None
-    except AttributeError as error:
-        raise ValueError(f"{module} has no {name!r}: {error}.") from error
 
 
 def _need_no_arguments(value: Any, reference: str, part: str) -> None:

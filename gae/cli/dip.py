@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gae.cli.common import imported
 from gae.cli.terminal import command_line, console, finite, plain, print_results, reported
 from gae.data.files import check_folder, write_text
 
@@ -148,13 +147,15 @@ def _operator(reference: str | None, photo: "Tensor") -> "LinearOperator | None"
     """The measurement that a ``module:function`` builds for a photograph (C, H, W)."""
     from gae.likelihood import LinearOperator
     from gae.likelihood.physics import PhysicsOperator
+    from gae.storage.references import imported, working_directory
 
     if reference is None:
         return None
     build = imported(reference)
     if not callable(build):
         raise TypeError(f"{reference} is not a function. Name one that takes a shape (C, H, W) and returns a physics.")
-    physics = build(tuple(photo.shape))
+    with working_directory():
+        physics = build(tuple(photo.shape))
     return physics if isinstance(physics, LinearOperator) else PhysicsOperator(physics)
 
 
