@@ -4,7 +4,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from command import gae
@@ -123,13 +122,13 @@ def test_the_page_shows_every_system_and_why_numbers_are_missing(out: Path) -> N
 
 
 def test_one_cluster_tells_no_classes_apart(small: Dataset) -> None:
-    """All codes are the same, so that the nearest neighbours of each are the same five."""
+    """All codes are the same, so that the same five neighbours vote for one class, whichever they are."""
     model = build("kmeans", small, components=1)
     fit(model, small, progress=False)
     with torch.no_grad():
         found = accuracy(model, small, encode(model, small.test, EvaluationBudget()), EvaluationBudget())
-    same = KNeighborsClassifier(5).fit(np.zeros((len(small.train), 1)), small.train_labels)
-    assert found["mean"] == same.score(np.zeros((len(small.test), 1)), small.test_labels)
+    assert small.test_labels is not None
+    assert found["mean"] in (small.test_labels.bincount() / len(small.test)).double().numpy().round(6)
 
 
 def test_a_system_that_does_not_fit_the_data_says_why(tmp_path: Path) -> None:
