@@ -82,7 +82,10 @@ class SplitRule:
 
     def _by_column(self, rows: np.ndarray, column: np.ndarray | None) -> np.ndarray:
         if column is None:
-            raise ValueError(f"The data have no column {self.column!r}, by which {self} would split them.")
+            raise ValueError(
+                f"The data have no column {self.column!r}, by which {self} would split them. Add it, or state another "
+                "rule by split (--split-by), such as fraction:0.2."
+            )
         if column.shape != rows.shape:
             raise ValueError(f"The column {self.column!r} must have shape {rows.shape}, got {column.shape}.")
         _, equals, value = self.value.partition("=")
