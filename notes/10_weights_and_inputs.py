@@ -31,8 +31,9 @@ def check_D19() -> Check:
     errors = torch.stack([_squared_error(net, seen, *pair) for pair in zip(theta[0].detach(), x, strict=True)])
 
     small, side = WeightLikelihood(nets.mlp(3, [4], 2), seen, HALF), torch.arange(-8.0, 8.0, 0.25)
-    plane = torch.cartesian_prod(side, side)
-    volume = small.bind(plane)(0.5 * torch.randn(1, 1, small.latent_shape[0])).exp().sum() * 0.25**2
+    weights = 0.5 * torch.randn(1, 1, small.latent_shape[0])
+    plane = torch.cartesian_prod(side, side) + small(weights).mean.reshape(2)  # eight units about the image
+    volume = small.bind(plane)(weights).exp().sum() * 0.25**2
 
     prior, noise = nets.skip(2, 1, (3, 3), (3, 3), (2, 2)), torch.rand(2, 8, 8)
     return Check(
