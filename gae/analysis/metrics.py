@@ -15,11 +15,11 @@ from torch import Tensor
 from gae.autoencoder import Autoencoder
 from gae.data import Dataset
 from gae.evidence import Evidence
-from gae.evidence.base import without_warning
+from gae.evidence.base import is_exact, without_warning
 from gae.evidence.usage import ACTIVE
 from gae.inference import Encoding, Status
 from gae.inference.laws import codes_from
-from gae.likelihood import CodebookDistribution, ExactPosterior, FlatDistribution
+from gae.likelihood import CodebookDistribution, FlatDistribution
 from gae.likelihood.codebook import ENUMERABLE
 from gae.objective import elbo
 
@@ -233,10 +233,9 @@ def mean_log_evidence(
         evidence = Evidence.join(
             [model.log_evidence(rows, effort.importance_samples, encoding) for rows, encoding in chunks]
         )
-    is_exact = isinstance(model.likelihood, ExactPosterior) or isinstance(prior, CodebookDistribution)
     return {
         **mean_and_error(evidence.log_p),
-        "method": "exact" if is_exact else "importance sampling",
+        "method": "exact" if is_exact(model.likelihood) else "importance sampling",
         "sampling_se": float(evidence.standard_error.mean()),
         "ess": None if evidence.ess is None else float(evidence.ess.mean()),
         "unreliable": float(evidence.unreliable.double().mean()),
