@@ -143,7 +143,10 @@ def test_estimates_allow_four_standard_errors() -> None:
     samples = torch.tensor([0.0, 2.0] * 50, dtype=torch.float64)  # mean 1, standard error 1.005 / 10
     assert estimate("", samples, 1.4).holds
     assert not estimate("", samples, 1.41).holds
-    assert estimate("", samples.unsqueeze(1).expand(-1, 2), torch.tensor([1.0, 1.5])).lhs == 1.0
+    pair = samples.unsqueeze(1).expand(-1, 2)
+    assert estimate("", pair, torch.tensor([1.0, 1.5])).lhs == 1.0
+    assert estimate("", pair, 1.417).holds  # the worst of two: 4.16 standard errors
+    assert not estimate("", pair, 1.419).holds
 
 
 def test_formulas_are_rendered() -> None:
