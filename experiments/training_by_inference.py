@@ -11,8 +11,8 @@ images for which it is tight stands beside it; below 99 % the figure is a lower 
   for each curvature matrix. Backward passes are not counted; the seconds include them.
 - Validation rule: at marks that grow by a half, importance sampling around the mode of validation images (held out of
   the training images), the same for all; a training ends when so many marks have brought no improvement.
-- Rates: of Adam, and of the inner steps where there are any, the best on validation images after a short training of
-  another seed, of one grid for all; rates at an edge of it are marked.
+- Rates: of Adam, and then of the inner steps where there are any (until then the middle of their grid), the best on
+  validation images after a short training of another seed, of one grid for all; rates at an edge of it are marked.
 
     python -m experiments.training_by_inference [METHOD ...] [--seeds 0] [--data fashion-mnist]
 
@@ -26,7 +26,6 @@ SA-VAE > VAE (Park et al. 2019).
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from itertools import product
 from typing import Any
 
 import torch
@@ -78,15 +77,15 @@ class Configuration:
     hidden: tuple[int, ...] = (200, 200)
     batch_size: int = 100
     part: int = 50
-    step_parts: int = 48
-    evaluation_parts: int = 400
-    tuning_parts: int = 10
+    step_parts: int = 24
+    evaluation_parts: int = 200
+    tuning_parts: int = 6
     rates: tuple[float, ...] = (3e-4, 1e-3, 3e-3)
     patience: int = 3
     held_out: int = 5000
-    validated: int = 200
-    validation_draws: int = 300
-    measured: int = 200
+    validated: int = 100
+    validation_draws: int = 200
+    measured: int = 100
     draws: int = 500
     samples: int = 5000
 
@@ -272,30 +271,33 @@ class Trainings:
         return {"bound": float(torch.tensor(point["values"]).mean()), "ess": point["ess"]}
 
     def tuned(self, name: str) -> dict[str, Any]:
-        """The rates of a method, chosen on validation images after a short training."""
+        """The rates of a method, chosen on validation images after a short training: Adam's, then the inner one."""
         c, inner = self.c, METHODS[name].inner or (0.0,)
-        scores: dict[tuple[float, float], float | None] = {}
-        for rate, step in product(c.rates, inner):
-            label = f"rates {name} {rate:g} {step:g}"
-            cell = self.study.cell(label, c.tuning_seed, partial(self.trial, name, rate, step, label))
-            scores[rate, step] = cell["bound"]
-        outer = best_rate({rate: highest(scores[rate, step] for step in inner) for rate in c.rates})
-        best = best_rate({step: scores[outer["rate"], step] for step in inner})
+        middle = inner[len(inner) // 2]
+        outer = best_rate({rate: self.trial(name, rate, middle) for rate in c.rates})
+        best = best_rate({step: self.trial(name, outer["rate"], step) for step in inner})
         return {
             "rate": outer["rate"],
             "edge": outer["edge"],
             "inner": best["rate"] if METHODS[name].inner else None,
             "inner edge": best["edge"] if METHODS[name].inner else None,
-            "scores": [{"rate": rate, "inner": step, "bound": score} for (rate, step), score in scores.items()],
+            "scores": {"rate": outer["scores"], "inner": best["scores"] if METHODS[name].inner else None},
         }
 
-    def trial(self, name: str, rate: float, inner: float, label: str) -> dict[str, Any]:
-        model = build(self.c, name, self.shape, inner, self.c.tuning_seed)
-        try:
-            self.fit(model, rate, self.c.tuning_parts, self.c.tuning_seed, label)
-        except FloatingPointError as error:
-            return {"bound": None, "reason": str(error)}
-        return self.score(model)
+    def trial(self, name: str, rate: float, inner: float) -> float | None:
+        """The validation bound after a short training, or None if it failed."""
+        label, seed = f"rates {name} {rate:g} {inner:g}", self.c.tuning_seed
+
+        def train() -> dict[str, Any]:
+            model = build(self.c, name, self.shape, inner, seed)
+            try:
+                self.fit(model, rate, self.c.tuning_parts, seed, label)
+            except FloatingPointError as error:
+                return {"bound": None, "reason": str(error)}
+            return self.score(model)
+
+        bound: float | None = self.study.cell(label, seed, train)["bound"]
+        return bound
 
     def train(self, name: str, seed: int) -> None:
         """Trains a decoder under both budgets, and measures the best state of each."""
@@ -356,12 +358,6 @@ class Trainings:
         decoder.load_state_dict(torch.load(self.study.weights(f"{name} seed {seed} part {mark}"), weights_only=True))
         x = self.data.test[: c.measured].double()
         return around_modes(double(decoder), x, c.draws, c.samples)
-
-
-def highest(scores: Any) -> float | None:
-    """The highest of the scores that are known."""
-    known = [score for score in scores if score is not None]
-    return max(known) if known else None
 
 
 @dataclass(frozen=True)
