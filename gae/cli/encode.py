@@ -9,10 +9,15 @@ from gae.cli.common import (
     AsJson,
     CheckpointPath,
     DataName,
+    Device,
+    Devices,
+    Nodes,
+    Precision,
     SameBinarize,
     Seed,
     in_its_dtype,
     load_like,
+    placed,
     read,
     save_arrays,
 )
@@ -28,22 +33,30 @@ def encode(
     split: Annotated[str, typer.Option(help="train, test or all.")] = "all",
     binarize: SameBinarize = None,
     seed: Seed = 0,
+    device: Device = "cpu",
+    precision: Precision = "32",
+    devices: Devices = None,
+    nodes: Nodes = None,
     as_json: AsJson = False,
 ) -> None:
     """Write the codes of data in order: z, k, log_joint and log_q (nats, at the code), and the status of each solve.
 
     The file also holds index (the row of the source from 0, or the line of text; a predefined split counts through
-    its training part and then its test part), split (train or test), labels, and the file names of images.
+    its training part and then its test part), split (train or test), labels, and the file names of images. Several
+    processes encode consecutive thousands of rows each; the first writes the file.
     """
-    import torch
-
     from gae.analysis.metrics import codes
+    from gae.training import launch
 
     check_file(output, ".npz")
+    fabric = launch(device, precision, devices, nodes)
     model, _ = read(checkpoint)
     rows = load_like(model, data, binarize).rows(split)
-    torch.manual_seed(seed)
-    arrays = {**codes(model, in_its_dtype(model, rows.x)), "index": rows.row.numpy(), "split": rows.split}
+    fabric = placed(model, rows.x, fabric)
+    coded = codes(model, in_its_dtype(model, rows.x), fabric=fabric, seed=seed)
+    if not fabric.is_global_zero:
+        return
+    arrays = {**coded, "index": rows.row.numpy(), "split": rows.split}
     if rows.labels is not None:
         arrays["labels"] = rows.labels.numpy()
     if rows.files is not None:

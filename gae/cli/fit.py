@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gae.cli.common import AsJson, Binarize, DataName, Resume, Seed, load
+from gae.cli.common import AsJson, Binarize, DataName, Device, Devices, Nodes, Precision, Resume, Seed, load
 from gae.cli.terminal import print_results, reported
 
 if TYPE_CHECKING:
@@ -39,6 +39,10 @@ def fit(
     patience: Annotated[
         int | None, typer.Option(help="Stop after this many epochs without a lower validation loss.")
     ] = None,
+    device: Device = "cpu",
+    precision: Precision = "32",
+    devices: Devices = None,
+    nodes: Nodes = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress bar.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -48,10 +52,12 @@ def fit(
     from gae.systems import build, describe
     from gae.systems.options import parse
     from gae.training import fit as train
+    from gae.training import launch
 
     if lr is not None and not 0 < lr < math.inf:
         raise ValueError(f"--lr must be positive and finite, got {lr}.")
     options = parse(system, option or [])
+    fabric = launch(device, precision, devices, nodes)
     dataset = load(data, binarize)
     described = describe(system, options, dataset)
     folder = out or Path("runs") / f"{system}-{dataset.name}"
@@ -69,8 +75,11 @@ def fit(
         out=folder,
         resume=resume,
         progress=not quiet,
+        fabric=fabric,
         describe=described,
     )
+    if not fabric.is_global_zero:
+        return
     last, scale = history.rows[-1], history.code_scale
     results = {
         "system": system,
@@ -94,17 +103,19 @@ def _test_results(model: "Autoencoder", data: "Dataset", seed: int) -> dict[str,
     from gae.analysis.metrics import EvaluationBudget, codebook_perplexity, encode, mean_and_error
     from gae.data.text import PADDING
     from gae.likelihood import CodebookDistribution
+    from gae.nets import first_tensor
 
     torch.manual_seed(seed)
     model.eval()
+    x = data.test.to(first_tensor(model, data.test))
     with torch.no_grad():
-        loss = sum(float(model(batch)) * len(batch) for batch in data.test.split(1000)) / len(data.test)
-        points = encode(model, data.test, EvaluationBudget())
+        loss = sum(float(model(batch)) * len(batch) for batch in x.split(1000)) / len(x)
+        points = encode(model, x, EvaluationBudget())
     restored, prior = points.mean, model.likelihood.prior
     if data.vocabulary is not None:  # differences of classes are meaningless
-        right = (restored == data.test)[data.test != PADDING].double().mean()
+        right = (restored == x)[x != PADDING].float().mean()
         return {"test loss (nats)": loss, "test tokens restored": float(right)}
-    error = (restored - data.test).square().flatten(1).mean(1)
+    error = (restored - x).square().flatten(1).mean(1)
     results = {"test loss (nats)": loss, "test squared error per element": mean_and_error(error)}
     if isinstance(prior, CodebookDistribution):
         results[f"codebook perplexity, of {len(prior.vectors)}"] = codebook_perplexity(prior, points.z)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import typer
 
-from gae.training.processes import refuse_many_processes
+from gae.training.processes import ending_together, refuse_many_processes
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -22,18 +22,23 @@ EXPECTED = (ValueError, TypeError, OSError, FloatingPointError, MemoryError, Not
 def reported(function: Callable[..., None]) -> Callable[..., None]:
     """Decorator of commands: prints expected errors in red with exit code 2; Ctrl-C says how to continue.
 
+    A command with an option ``devices`` shares its work among processes that were launched together; any other refuses
+    to run in one of them.
+
     If a reader such as ``head`` closes standard output, typer ends the command silently with exit code 1.
     """
 
     @wraps(function)
     def run(*args: Any, **options: Any) -> None:
         try:
-            refuse_many_processes("the command")
-            function(*args, **options)
+            if "devices" not in options:
+                refuse_many_processes("the command")
+            with ending_together():
+                function(*args, **options)
         except BrokenPipeError:
             raise
         except EXPECTED as error:
-            _fail(str(error) or type(error).__name__, 2)
+            _fail(" ".join([*getattr(error, "__notes__", ()), str(error) or type(error).__name__]), 2)
         except RuntimeError as error:  # torch has no exception class for CPU memory
             if "allocate" not in str(error):
                 raise

@@ -20,6 +20,17 @@ from gae.nets import first_tensor
 from gae.storage import checkpoint
 from gae.storage.models import fitted
 from gae.training import collapse
+from gae.training.devices import (
+    computes_in_float64,
+    dtype_of,
+    is_mixed,
+    lacks_float64,
+    need_own_precision,
+    placed,
+    precision_of,
+    single,
+)
+from gae.training.group import agreed
 from gae.training.history import History, Log
 from gae.training.learners import ClosedFormLearner, GradientLearner, Learner, MakeOptimizer, has_closed_form
 from gae.training.processes import refuse_many_processes
@@ -54,6 +65,8 @@ def fit(
     checkpoint_interval: float | None = None,
     progress: bool = True,
     tensorboard: bool = False,
+    device: str | torch.device | None = None,
+    precision: str | int | None = None,
     fabric: "lightning_fabric.Fabric | None" = None,
     describe: dict[str, Any] | None = None,
 ) -> History:
@@ -64,8 +77,8 @@ def fit(
     kernels are deterministic).
 
     Args:
-        autoencoder: the model, trained on its current device, or on the device of ``fabric``. Layers in evaluation mode
-            inside a module in training mode stay in evaluation mode.
+        autoencoder: the model, trained on its current device unless ``device`` or ``fabric`` is given. Layers in
+            evaluation mode inside a module in training mode stay in evaluation mode.
         data: a data set, whose training split is used, or observations (N, *X).
         epochs: total number of epochs, including those before a resume. By default, enough for about 1000 optimiser
             steps, and at least 30; in closed form at most 100.
@@ -89,8 +102,14 @@ def fit(
             by default every epoch has one. The last epoch always has one.
         progress: whether to show a progress bar on standard error.
         tensorboard: whether to log to ``out/tensorboard`` too.
-        fabric: a launched Fabric, for devices, precision and distributed training; required in processes that were
-            launched together, as by torchrun. By default, one device.
+        device: ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ``"mps"``, or ``"auto"`` for the fastest that is there; the model
+            stays on it. Work in float64 (closed forms, ``precision=64``) runs on the CPU, with a warning, in place of a
+            device that has no float64 (MPS).
+        precision: 32 (default); 64, to which the model and the data are converted; or ``"bf16-mixed"`` and
+            ``"16-mixed"``, in which matrix products and convolutions have 16 bits, and all other numbers 32, in the
+            inner solves of an engine too.
+        fabric: a launched Fabric in place of ``device`` and ``precision``, for distributed training
+            (``gae.training.launch``); required in processes that were launched together, as by torchrun.
         describe: JSON-serialisable metadata stored in the checkpoints, such as how to build the model; must be the same
             for a resumed run.
 
@@ -119,20 +138,22 @@ def fit(
         patience=patience,
         checkpoint_every=checkpoint_every,
     )
-    samples = Samples(data, validation, seed)
+    fabric, dtype = _hardware(autoencoder, fabric, device, precision)
+    samples = Samples(data, validation, seed, dtype)
+    autoencoder.to(_start_of(fabric.device), dtype)
     _check(autoencoder, samples)
     if patience is not None and samples.validation is None:
         raise ValueError("patience needs validation data: give validation=0.1 or a tensor of observations.")
-    log = _open(out, resume, tensorboard, checkpoint_every=checkpoint_every, checkpoint_interval=checkpoint_interval)
+    checkpoints = {"checkpoint_every": checkpoint_every, "checkpoint_interval": checkpoint_interval}
+    log = agreed(fabric, partial(_open, out, resume, tensorboard, **checkpoints))
     if isinstance(data, Dataset):
         autoencoder.preparation = data.preparation
-    if fabric is None:
-        refuse_many_processes("`fit` without a Fabric", "Give fabric=..., launched, so that they train one model.")
-        fabric = _fabric_of(autoencoder)
     with isolated(fabric.device), mode(autoencoder, training=True):
-        first = _prepare(autoencoder, samples, fabric.device, seed)
+        first = _prepare(autoencoder, samples, _start_of(fabric.device), seed)
+        closed = (optimizer or autoencoder.optimizer) is None and has_closed_form(autoencoder)
+        fabric = _with_float64(fabric, autoencoder, samples, closed)
         only = {"clip": clip, "checkpoint_every": checkpoint_every, "tol": tol}
-        learner = _learner(autoencoder, fabric, optimizer, batch_size, samples, **only)
+        learner = _learner(autoencoder, fabric, optimizer, batch_size, samples, closed, **only)
         saving = checkpoint_every, checkpoint_interval or 0.0
         run = Run(autoencoder, fabric, learner, samples, seed, patience, *saving, log, describe)
         if resume:
@@ -233,11 +254,49 @@ def _open(
     return Log(folder, tensorboard)
 
 
-def _fabric_of(autoencoder: Autoencoder) -> "lightning_fabric.Fabric":
-    from lightning_fabric import Fabric
+def _hardware(
+    autoencoder: Autoencoder,
+    fabric: "lightning_fabric.Fabric | None",
+    device: str | torch.device | None,
+    precision: str | int | None,
+) -> "tuple[lightning_fabric.Fabric, torch.dtype | None]":
+    """The Fabric that trains, and the dtype to which the model and the data are converted; None: they keep theirs."""
+    if fabric is None:
+        refuse_many_processes("`fit` without a Fabric", "Give fabric=..., launched, so that they train one model.")
+        fabric = single(device or first_tensor(autoencoder).device, precision or 32)
+    else:
+        for name, value in (("device", device), ("precision", precision)):
+            if value is not None:
+                raise ValueError(f"{name}={value} and a Fabric are given, which has its own {name}. Give one of them.")
+        need_own_precision(fabric)
+    name = precision_of(fabric)
+    return fabric, None if precision is None and name == "32-true" else dtype_of(name)
 
-    device = first_tensor(autoencoder).device
-    return Fabric(accelerator=device.type, devices=1 if device.index is None else [device.index])
+
+def _start_of(device: torch.device) -> torch.device:
+    """The device of the initialisation, which may use float64."""
+    return torch.device("cpu") if lacks_float64(device) else device
+
+
+def _with_float64(
+    fabric: "lightning_fabric.Fabric", autoencoder: Autoencoder, samples: Samples, closed: bool
+) -> "lightning_fabric.Fabric":
+    """The Fabric, or one of the CPU if its device has no float64 and the training uses it; moves the model there."""
+
+    def uses_float64() -> bool:
+        return closed or computes_in_float64(partial(_gradients, autoencoder, samples.epoch(0)[:2].cpu()))
+
+    device = placed(fabric.device, uses_float64, f"Training this {type(autoencoder.likelihood).__name__}")
+    autoencoder.to(device)
+    return fabric if device == fabric.device else single(device, precision_of(fabric))
+
+
+def _gradients(autoencoder: Autoencoder, x: Tensor) -> None:
+    with mode(autoencoder, training=False):
+        loss = autoencoder(x)
+    parameters = [parameter for parameter in autoencoder.parameters() if parameter.requires_grad]
+    if loss.requires_grad:
+        torch.autograd.grad(loss, parameters, allow_unused=True)
 
 
 def _prepare(autoencoder: Autoencoder, samples: Samples, device: torch.device, seed: int) -> Encoding | None:
@@ -278,11 +337,16 @@ def _learner(
     optimizer: MakeOptimizer | None,
     batch_size: int | None,
     samples: Samples,
+    closed: bool,
     **only: Any,
 ) -> Learner:
     """The learner of the autoencoder; raises ValueError for options that it would ignore."""
     optimizer = optimizer or autoencoder.optimizer
-    closed = optimizer is None and has_closed_form(autoencoder)
+    if closed and is_mixed(fabric):
+        raise ValueError(
+            f"precision={precision_of(fabric)} is for training by an optimizer: this model learns in closed form, from "
+            "sums in float64. Use precision 32 or 64, or give an optimizer."
+        )
     for name in ("clip", "checkpoint_every") if closed else ("tol",):
         if only[name] is not None:
             kind = "an optimizer, and this model learns in closed form" if closed else "closed-form learning"
