@@ -1,7 +1,9 @@
 """Output of the ``gae`` command: tables, JSON and error messages."""
 
 import json
+import logging
 import math
+import os
 import sys
 from collections.abc import Callable
 from functools import wraps
@@ -31,7 +33,9 @@ def reported(function: Callable[..., None]) -> Callable[..., None]:
     @wraps(function)
     def run(*args: Any, **options: Any) -> None:
         try:
-            if "devices" not in options:
+            if "devices" in options:
+                _quieten()
+            else:
                 refuse_many_processes("the command")
             with ending_together():
                 function(*args, **options)
@@ -47,6 +51,13 @@ def reported(function: Callable[..., None]) -> Callable[..., None]:
             _fail("Interrupted." + (" Add --resume to continue." if "resume" in options else ""), 130)
 
     return run
+
+
+def _quieten() -> None:
+    """Hides announcements of Fabric and torch's C++ warnings, which each process would print."""
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # before torch is imported
+    for name in ("distributed", "rank_zero"):
+        logging.getLogger(f"lightning_fabric.utilities.{name}").setLevel(logging.WARNING)
 
 
 def _fail(message: str, code: int) -> NoReturn:

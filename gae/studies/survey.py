@@ -152,7 +152,7 @@ class Survey(ResumableJob):
     def __init__(self, out: Path, plan: Plan, data: Dataset, resume: bool, progress: bool, device: torch.device):
         super().__init__(out, asdict(plan), resume, progress)
         self.plan, self.device, self.dtype = plan, device, dtype_of(plan.precision)
-        self.data = replace(data, train=data.train.to(self.dtype), test=data.test.to(self.dtype))
+        self.source, self.data = data, replace(data, train=data.train.to(self.dtype), test=data.test.to(self.dtype))
 
     def row(self, name: str) -> Entry:
         """Results of one system, or the reason why it does not apply to these data or failed.
@@ -171,7 +171,7 @@ class Survey(ResumableJob):
         torch.manual_seed(self.plan.seed)
         is_data_set = SYSTEMS[name].observation == "data set"
         try:
-            model = build(name, self.data, **self._options(name)).to(self.dtype)
+            model = build(name, self.source, **self._options(name)).to(self.dtype)
             x = self._points if is_data_set else self.data.epoch(0, self.plan.seed)[:CODES]
             model.likelihood.check(x.unsqueeze(0) if is_data_set else x)
         except (ValueError, TypeError) as error:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from gae.training.devices import known_device, known_precision, make_fabric, single
-from gae.training.processes import group_shape
+from gae.training.processes import group_shape, watch_launcher
 from gae.training.sampling import reseed
 
 if TYPE_CHECKING:
@@ -64,6 +64,7 @@ def launch(
     strategy = DDPStrategy(timeout=timeout, find_unused_parameters=True)
     precision = known_precision(precision, chosen)
     fabric = make_fabric(chosen, precision, devices=each, num_nodes=many, strategy=strategy)
+    watch_launcher()
     fabric.launch()
     return fabric
 

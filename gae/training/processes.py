@@ -2,6 +2,7 @@
 
 import os
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ SIZES = {  # environment variables in which launchers set the number of processe
 }
 FAILURE = "gae/failure"  # key of the group's store under which the first process to fail says why
 HEARD = "gae/heard"  # ... and that counts the processes that have read it
+LAUNCHER = "GAE_LAUNCHER_PID"  # environment variable: the process that started the others of its node
 PATIENCE = 5.0  # seconds that the process which keeps the store waits for them
 
 
@@ -60,6 +62,24 @@ def group_shape(devices: int | None, nodes: int | None) -> tuple[int, int]:
             f"({source}). Leave --devices and --nodes out, or launch as many."
         )
     return each, many
+
+
+def watch_launcher() -> None:
+    """Ends this process soon after the process that started it, if ``launch`` did and that process has died.
+
+    The first process of a node calls it before it starts the others.
+    """
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        os.environ[LAUNCHER] = str(os.getpid())
+    elif LAUNCHER in os.environ:
+        threading.Thread(target=_watch, args=(int(os.environ[LAUNCHER]),), name="launcher-watch", daemon=True).start()
+
+
+def _watch(launcher: int) -> None:
+    while os.getppid() == launcher:
+        time.sleep(1.0)
+    print("The process that started this one has died; this one ends too.", file=sys.stderr, flush=True)
+    os._exit(1)  # no exception reaches a thread that waits for the others in C++
 
 
 @contextmanager
