@@ -23,9 +23,10 @@ from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 from gae.cli.main import app
+from gae.studies.jobs import ResumableJob
 from gae.training import launch
 from gae.training.devices import single
-from gae.training.group import agreed
+from gae.training.group import agreed, claimed, share_out
 from gae.training.processes import ending_together
 
 
@@ -91,10 +92,25 @@ def share(folder: str, rank: int, ports: list[int]) -> None:
             assert "missing" in str(error)
         else:
             raise AssertionError("the first process's error was lost")
+        shared_job(fabric, folder)
     for failing, port in enumerate(ports[1:3]):
         told(rank, failing, port)
     command("fit", "ppca", "circles", "--epochs", "3", "--out", f"{folder}/run", rank=rank, port=ports[3])
     command("encode", f"{folder}/run", "circles", "-o", f"{folder}/codes.npz", rank=rank, port=ports[4])
+
+
+def shared_job(fabric: Fabric, folder: str) -> None:
+    """Each process does every other part of a job, and both can read all results."""
+    job = claimed(fabric, lambda again: ResumableJob(Path(folder, "job"), {"parts": 5}, again, False), False)
+    phases = [partial(job.phase, f"part {i}", lambda: fabric.global_rank) for i in range(5)]
+    share_out(fabric, phases)
+    assert [phase() for phase in phases] == [0, 1, 0, 1, 0]
+    try:
+        claimed(fabric, lambda again: ResumableJob(Path(folder, "job"), {"parts": 6}, again, False), True)
+    except ValueError as error:
+        assert "parts was 5, now 6" in str(error)
+    else:
+        raise AssertionError("a job of another configuration was continued")
 
 
 def told(rank: int, failing: int, port: int) -> None:
