@@ -47,12 +47,15 @@ def group_shape(devices: int | None, nodes: int | None) -> tuple[int, int]:
             raise ValueError(f"{name} must be at least 1, got {count}.")
     size, source = _group()
     if size == 1:
+        _need_srun((devices or 1) * (nodes or 1))
         return devices or 1, nodes or 1
     if not any(name in os.environ for name in ("LOCAL_RANK", "SLURM_LOCALID")):
         raise ValueError(
             f"This is one of {size} processes that were launched together ({source}), but neither LOCAL_RANK nor "
             "SLURM_LOCALID says which. Start them by torchrun or srun, or start one process with --devices."
         )
+    if "LOCAL_RANK" not in os.environ and "SLURM_NTASKS_PER_NODE" not in os.environ:
+        raise ValueError("srun does not say how many processes each node has: give it --ntasks-per-node.")
     local = os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("SLURM_NTASKS_PER_NODE") or ""
     each = devices or (int(local) if local.isdecimal() else size // (nodes or 1))
     many = nodes or max(1, size // each)
@@ -62,6 +65,16 @@ def group_shape(devices: int | None, nodes: int | None) -> tuple[int, int]:
             f"({source}). Leave --devices and --nodes out, or launch as many."
         )
     return each, many
+
+
+def _need_srun(processes: int) -> None:
+    """Raises ValueError for several processes in a SLURM job without srun, where Fabric would wait for srun's."""
+    interactive = os.environ.get("SLURM_JOB_NAME") in ("bash", "interactive")
+    if processes > 1 and "SLURM_NTASKS" in os.environ and not interactive and "LOCAL_RANK" not in os.environ:
+        raise ValueError(
+            f"In a SLURM job, srun starts the processes: `srun --ntasks-per-node=… gae …` in place of {processes} "
+            "devices of one command."
+        )
 
 
 def watch_launcher() -> None:

@@ -123,6 +123,8 @@ LAUNCHED: list[tuple[dict[str, str], tuple[Any, ...], str]] = [
         ("--devices", 3),
         "3 devices on each of 1 nodes are 3 processes, but 4 were launched together",
     ),
+    ({"SLURM_STEP_NUM_TASKS": "2", "SLURM_LOCALID": "0"}, (), "srun does not say how many processes each node has"),
+    ({"SLURM_NTASKS": "2"}, ("--devices", 2), "In a SLURM job, srun starts the processes"),
     ({}, ("--devices", 2, "--device", "cuda:1"), "cuda:1 is a single device, and 2 processes are requested"),
     ({}, ("--devices", 2, "--device", "mps"), "2 mps devices are requested on each node, and this one has 1"),
 ]
