@@ -1,6 +1,5 @@
 """Work that is shared among processes: a launched group, blocks of observations, and decisions of its first process."""
 
-import warnings
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, TypeVar
@@ -60,8 +59,7 @@ def launch(
         raise ValueError(f"{each} {chosen.type} devices are requested on each node, and this one has {there}.")
     from lightning_fabric.strategies import DDPStrategy
 
-    warnings.filterwarnings("ignore", "find_unused_parameters=True was specified")  # an engine may leave some out
-    strategy = DDPStrategy(timeout=timeout, find_unused_parameters=True)
+    strategy = DDPStrategy(timeout=timeout, find_unused_parameters=True)  # an engine may leave some out
     precision = known_precision(precision, chosen)
     fabric = make_fabric(chosen, precision, devices=each, num_nodes=many, strategy=strategy)
     watch_launcher()

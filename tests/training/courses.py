@@ -50,7 +50,8 @@ CASES: dict[str, tuple[Callable[[], Autoencoder], dict[str, Any]]] = {
 
 def unrolled() -> Autoencoder:
     """Second order: the gradient goes through the steps of an ascent."""
-    return Autoencoder(Gaussian(nets.mlp(2, [8], (5,)), 2), Ascent(Zeros(), Adam(0.1), 3, adjoint=Unroll()))
+    engine = Ascent(Zeros(), Adam(0.1), 3, adjoint=Unroll())
+    return Autoencoder(Gaussian(nets.mlp(2, [8], (5,)), 2), engine, accepts_rescaling=True)
 
 
 SHARED = {"unrolled": (unrolled, {"optimizer": adam})}
