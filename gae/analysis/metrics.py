@@ -6,7 +6,8 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -23,6 +24,10 @@ from gae.inference.laws import codes_from
 from gae.likelihood import CodebookDistribution, ExactPosterior, FlatDistribution
 from gae.likelihood.codebook import ENUMERABLE
 from gae.objective import elbo
+from gae.training.group import over_blocks
+
+if TYPE_CHECKING:
+    import lightning_fabric
 
 Entry = dict[str, Any]
 NO_EVIDENCE = "under a flat prior log p(x) and its bounds do not exist"
@@ -85,7 +90,7 @@ def mean_and_error(values: Float[Tensor, " N"]) -> Entry:
     >>> mean_and_error(torch.tensor([1.0, 3.0]))
     {'mean': 2.0, 'se': 1.0}
     """
-    values = values.double()
+    values = values.cpu().double()
     error = float(values.std() / math.sqrt(len(values))) if len(values) > 1 else None
     mean = float(values.mean())
     if not math.isfinite(mean):
@@ -162,7 +167,7 @@ def codebook_perplexity(prior: CodebookDistribution, z: Float[Tensor, "N P E"]) 
     >>> codebook_perplexity(prior, torch.tensor([[[0.0], [1.0]], [[1.0], [0.0]]]))
     2.0
     """
-    share = prior.nearest(z).flatten().bincount(minlength=len(prior.vectors)).double() / z.shape[:2].numel()
+    share = prior.nearest(z).flatten().bincount(minlength=len(prior.vectors)).cpu().double() / z.shape[:2].numel()
     return math.exp(-float(torch.xlogy(share, share).sum()))
 
 
@@ -268,12 +273,25 @@ def proportion(rate: float, n: int) -> Entry:
 
 
 @torch.no_grad()
-def codes(model: Autoencoder, x: Num[Tensor, "N *X"], batch_size: int = 1000) -> dict[str, np.ndarray]:
+def codes(
+    model: Autoencoder,
+    x: Num[Tensor, "N *X"],
+    batch_size: int = 1000,
+    fabric: "lightning_fabric.Fabric | None" = None,
+    seed: int = 0,
+) -> dict[str, np.ndarray]:
     """One code per observation as NumPy arrays: z (N, *Z), k (N,), log_joint (N,), log_q (N,), engine and status (N,).
 
     log_joint and log_q at the code are in nats; k, log_q and status are present only if the engine returns them.
+
+    Args:
+        fabric: shares the batches among its processes (``gae.training.launch``), each of which returns all codes; the
+            model is on its device.
+        seed: of the random draws of each batch, with ``fabric``; without it they are those of torch's generator.
     """
-    parts = [_codes(model, batch) for batch in x.split(batch_size)]
+    batches = x.split(batch_size)
+    work = partial(_codes, model)
+    parts = [work(batch) for batch in batches] if fabric is None else over_blocks(fabric, batches, work, seed)
     arrays = {name: torch.cat([part[name] for part in parts]).numpy() for name in parts[0]}
     if "status" in arrays:
         arrays["status"] = np.array([Status(value).name for value in arrays["status"].tolist()])
@@ -288,5 +306,5 @@ def _codes(model: Autoencoder, x: Tensor) -> dict[str, Tensor]:
     if encoding.q is not None and k is None:
         columns["log_q"] = encoding.q.log_prob(z).reshape(-1, len(x))[0]
     if solve is not None:
-        columns["status"] = solve.status[encoding.best, torch.arange(len(x))]
-    return {name: value for name, value in columns.items() if value is not None}
+        columns["status"] = solve.status[encoding.best, torch.arange(len(x), device=x.device)]
+    return {name: value.cpu() for name, value in columns.items() if value is not None}

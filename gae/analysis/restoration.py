@@ -19,6 +19,7 @@ from gae.systems.image_prior import (
     known_task,
     self_stopping,
 )
+from gae.training.sampling import isolated
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ def restore_image(
     check_image(image, task, mask, factor)
     grown = factor if task == "superresolve" else 1
     check_memory(network, image, grown, runs)
-    with torch.random.fork_rng(devices=[image.device] if image.is_cuda else []):
+    with isolated(image.device):
         torch.manual_seed(seed)
         likelihood, observed = build_likelihood(image, task, mask=mask, factor=factor, network=network)
         network.build(len(image))  # consumes random numbers, so that a seed gives the same image as in earlier versions

@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from gae.data.files import whole
+from gae.training.processes import is_first
 
 if TYPE_CHECKING:
+    from lightning_fabric import Fabric
     from torch import Tensor
 
     from gae.autoencoder import Autoencoder
@@ -50,6 +52,19 @@ Size = Annotated[
 Crop = Annotated[bool, typer.Option("--crop", help="Crop images about their centre to the ratio of --size first.")]
 Seed = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of weights, data order and noise.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue the run in the output folder.")]
+Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps, or auto for the fastest that is there.")]
+Precision = Annotated[
+    str, typer.Option(help="32, 64, bf16-mixed or 16-mixed (matrix products in 16 bits, all else in 32).")
+]
+Devices = Annotated[
+    int | None,
+    typer.Option(
+        min=1, help="Processes on each node, one for each device.", show_default="1, or those of torchrun or srun"
+    ),
+]
+Nodes = Annotated[
+    int | None, typer.Option(min=1, help="Number of nodes.", show_default="1, or those of torchrun or srun")
+]
 CheckpointPath = Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="Folder of a run, or a checkpoint in it.")]
 ModelPath = Annotated[
     str, typer.Argument(metavar="[CHECKPOINT]", help="Folder of a run, or a checkpoint in it. Left out with --decoder.")
@@ -204,7 +219,7 @@ def load_like(model: "Autoencoder", name: str, binarize: str | None = None) -> "
 
 
 def _announced(dataset: "Dataset") -> "Dataset":
-    for note in dataset.notes:
+    for note in dataset.notes if is_first() else ():
         typer.echo(f"{dataset.name}: {note}", err=True)
     return dataset
 
@@ -239,6 +254,31 @@ def read(path: Path) -> "tuple[Autoencoder, str]":
     model, facts = load_with_facts(path)
     name = facts.get("system") or facts.get("engine") or type(model.likelihood).__name__
     return model.eval(), name
+
+
+def placed(model: "Autoencoder", x: "Tensor", fabric: "Fabric") -> "Fabric":
+    """Moves a model to the Fabric's device, in its precision; to the CPU if the device lacks a float64 that it uses.
+
+    Args:
+        x: some observations, to find out.
+
+    Returns:
+        The Fabric on whose device the model is.
+    """
+    from gae.analysis.metrics import codes
+    from gae.training import devices
+
+    precision = devices.precision_of(fabric)
+    double = precision == "64-true"
+    if double:
+        model.double()
+
+    def uses_float64() -> bool:
+        return double or devices.computes_in_float64(lambda: codes(model, in_its_dtype(model, x[:2])))
+
+    device = devices.placed(fabric.device, uses_float64, "This model's engine")
+    model.to(device)
+    return fabric if device == fabric.device else devices.single(device, precision)
 
 
 def in_its_dtype(model: "Autoencoder", x: "Tensor") -> "Tensor":

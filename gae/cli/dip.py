@@ -1,11 +1,13 @@
 """``gae dip``: image restoration by a deep image prior."""
 
 import time
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from gae.cli.common import Device, Precision
 from gae.cli.terminal import console, print_results, reported
 from gae.data.files import check_folder, write_text
 
@@ -33,6 +35,8 @@ def dip(
     seed: Annotated[
         int, typer.Option(min=0, max=2**32 - 1, help="Seed of the network's input, weights and noise.")
     ] = 0,
+    device: Device = "auto",
+    precision: Precision = "32",
     out: Annotated[Path | None, typer.Option(help="A new folder.", show_default="runs/dip-NAME")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> Path:
@@ -42,6 +46,7 @@ def dip(
     from gae.analysis.restoration import restore_image
     from gae.data.images import read_mask, read_photo
     from gae.systems.image_prior import TASKS, Network
+    from gae.training.devices import computes_in_float64, dtype_of, placed, precision_of, single
 
     photo = read_photo(image)
     known = None if mask is None else torch.from_numpy(read_mask(mask))
@@ -49,12 +54,15 @@ def dip(
     check_folder(folder)
     if folder.exists() and any(folder.iterdir()):
         raise FileExistsError(f"{folder} exists and is not empty. Name another folder with --out.")
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    with _bar() as bar:
+    fabric = single(device, precision)
+    pixels = torch.from_numpy(photo).to(dtype_of(precision_of(fabric)))
+    start = partial(restore_image, pixels, task, mask=known, factor=factor, network=Network(channels, scales), steps=1)
+    chosen = placed(fabric.device, lambda: computes_in_float64(start), "This restoration")
+    with _bar() as bar, fabric.autocast():
         show = _Live(bar, folder, steps or (TASKS[task].steps if task in TASKS else 0), preview)
         began = time.perf_counter()
         restoration = restore_image(
-            torch.from_numpy(photo).to(device),
+            pixels.to(chosen),
             task,
             mask=known,
             factor=factor,
@@ -66,7 +74,7 @@ def dip(
         )
         seconds = time.perf_counter() - began
     settings = {"image": str(image), "task": task, "mask": str(mask) if mask else None, "factor": factor, "runs": runs}
-    settings |= {"channels": channels, "scales": scales, "seed": seed}
+    settings |= {"channels": channels, "scales": scales, "seed": seed, "device": str(chosen), "precision": precision}
     results = _written(restoration, photo, None if known is None else known.numpy(), folder, settings, seconds)
     print_results(results, as_json)
     return folder

@@ -1,5 +1,6 @@
 """``gae encode``: the codes of data, in a file."""
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -10,12 +11,16 @@ from gae.cli.common import (
     AsJson,
     CodeShape,
     Decoder,
+    Device,
+    Devices,
     EncoderName,
     EngineName,
     HeadName,
     ModelData,
     ModelPath,
+    Nodes,
     Own,
+    Precision,
     SameBinarize,
     Scale,
     Seed,
@@ -23,6 +28,7 @@ from gae.cli.common import (
     in_its_dtype,
     load_like,
     open_model,
+    placed,
     save_arrays,
 )
 from gae.cli.terminal import print_results, reported
@@ -46,35 +52,45 @@ def encode(
     encoder: EncoderName = None,
     binarize: SameBinarize = None,
     seed: Seed = 0,
+    device: Device = "cpu",
+    precision: Precision = "32",
+    devices: Devices = None,
+    nodes: Nodes = None,
     as_json: AsJson = False,
 ) -> None:
     """Write the codes of data in order: z, k, log_joint and log_q (nats, at the code), and the status of each solve.
 
     The file also holds index (the row of the source from 0, or the line of text; a predefined split counts through
-    its training part and then its test part), split (train or test), labels, and the file names of images.
+    its training part and then its test part), split (train or test), labels, and the file names of images. Several
+    processes encode consecutive thousands of rows each; the first writes the file.
 
     Codes are inferred by the model's own engine, or by --engine: an ascent from 0 (lbfgs, adam, gauss-newton), the
     encoder alone, or a few steps from it (refine). With --decoder the model is yours, under the prior N(0, I).
     """
-    import torch
-
     from gae.analysis.engines import engine_of
     from gae.analysis.metrics import codes
+    from gae.training import launch
 
     check_file(output, ".npz")
     own = Own(decoder, weights, latent, head, scale, activated, encoder)
+    fabric = launch(device, precision, devices, nodes)
     model, source = open_model(checkpoint, data, own, binarize, seed)
     if engine is not None:
         model.inference = engine_of(engine, model, steps)
     elif steps is not None:
         raise ValueError("--steps is for an engine by name. Give --engine too.")
     rows = load_like(model, source, binarize).rows(split)
-    if own.decoder is not None and engine == "gauss-newton":
-        from gae.adapters import check_curvature
+    fabric = placed(model, rows.x, fabric)
+    x = in_its_dtype(model, rows.x)
+    if own.decoder is not None:
+        from gae.adapters import check_curvature, check_networks
 
-        check_curvature(model, in_its_dtype(model, rows.x), products=True)
-    torch.manual_seed(seed)
-    arrays = {**codes(model, in_its_dtype(model, rows.x)), "index": rows.row.numpy(), "split": rows.split}
+        check = partial(check_curvature, products=True) if engine == "gauss-newton" else check_networks
+        check(model, x)
+    coded = codes(model, x, fabric=fabric, seed=seed)
+    if not fabric.is_global_zero:
+        return
+    arrays = {**coded, "index": rows.row.numpy(), "split": rows.split}
     if rows.labels is not None:
         arrays["labels"] = rows.labels.numpy()
     if rows.files is not None:

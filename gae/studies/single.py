@@ -12,6 +12,7 @@ from gae.data import Dataset
 from gae.data.checks import positive
 from gae.data.text import PADDING
 from gae.likelihood import CodebookDistribution
+from gae.nets import first_tensor
 from gae.systems.options import build, describe
 from gae.training import Anneal, Callback, History, fit
 from gae.training.schedules import SCHEDULES
@@ -88,14 +89,15 @@ def held_out_results(model: Autoencoder, data: Dataset, seed: int) -> dict[str, 
     """Loss and reconstruction error on the test set; sets the seed of torch's global generator."""
     torch.manual_seed(seed)
     model.eval()
+    x = data.test.to(first_tensor(model, data.test))
     with torch.no_grad():
-        loss = sum(float(model(batch)) * len(batch) for batch in data.test.split(1000)) / len(data.test)
-        points = encode(model, data.test, EvaluationBudget())
+        loss = sum(float(model(batch)) * len(batch) for batch in x.split(1000)) / len(x)
+        points = encode(model, x, EvaluationBudget())
     restored, prior = points.mean, model.likelihood.prior
     if data.vocabulary is not None:  # differences of classes are meaningless
-        right = (restored == data.test)[data.test != PADDING].double().mean()
+        right = (restored == x)[x != PADDING].cpu().double().mean()
         return {"test loss (nats)": loss, "test tokens restored": float(right)}
-    error = squared_errors(restored, data.test)
+    error = squared_errors(restored, x)
     results = {"test loss (nats)": loss, "test squared error per element": mean_and_error(error)}
     if isinstance(prior, CodebookDistribution):
         results[f"codebook perplexity, of {len(prior.vectors)}"] = codebook_perplexity(prior, points.z)

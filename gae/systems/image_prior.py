@@ -153,13 +153,14 @@ def memory(network: Network, channels: int, height: int, width: int, runs: int =
 def check_memory(network: Network, image: Tensor, factor: int, runs: int) -> None:
     """Raises ValueError if the runs need more memory than is free; the message suggests settings that fit."""
     channels, height, width = image.shape
-    needed, free = memory(network, channels, factor * height, factor * width, runs), free_memory(image.device)
+    wide, free = image.element_size() / 4, free_memory(image.device)
+    needed = int(wide * memory(network, channels, factor * height, factor * width, runs))
     if free is None or needed <= free:
         return
 
     def fits(network: Network, share: float, factor: int, runs: int) -> bool:
-        high, wide = (factor * max(1, int(share * side)) for side in (height, width))
-        return memory(network, channels, high, wide, runs) <= free
+        high, across = (factor * max(1, int(share * side)) for side in (height, width))
+        return wide * memory(network, channels, high, across, runs) <= free
 
     share = math.sqrt(free / needed)
     halved = [network.channels >> i for i in range(1, network.channels.bit_length())]
