@@ -23,6 +23,7 @@ from gae.data import Dataset, load
 from gae.data.files import whole, write_text
 from gae.inference import Amortized, Inference
 from gae.likelihood import FlatDistribution, Likelihood, StandardUnits
+from gae.nets import first_tensor
 from gae.reports.comparison import leading, write
 from gae.studies.curves import held_out_bound, marks
 from gae.studies.engines import (
@@ -124,8 +125,8 @@ def compare(
         given = GivenModel.of(model, data, dtype_of(precision_of(fabric)))
         configuration, decoder = configure_given(data, given, reference, epochs, hidden, seed, quick), given.likelihood
     configuration = replace(configuration, device=fabric.device.type, precision=precision_of(fabric))
-    decoder.check(data.epoch(0, seed))
-    decoder.check(data.test)
+    for x in (data.epoch(0, seed), data.test):
+        decoder.check(x.to(first_tensor(decoder).dtype))
 
     def job(again: bool) -> Comparison:
         return Comparison(Path(out), configuration, data, again, progress, fabric.device, given)
@@ -197,7 +198,7 @@ class Comparison(ResumableJob):
         self.say(f"fit {name}")
         start = time.perf_counter()
         torch.manual_seed(self.configuration.seed)
-        model = BASELINES[name](self.data, self.configuration).to(self.data.train.dtype)
+        model = BASELINES[name](self.source, self.configuration).to(self.data.train.dtype)
         options: dict[str, Any] = {"epochs": self.configuration.baseline_epochs, "seed": self.configuration.seed}
         fit(model, self.data, **options, progress=False, fabric=single("cpu"))
         calibrate_noise(model, self.data.train, self.configuration.effort)
