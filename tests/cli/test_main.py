@@ -552,7 +552,7 @@ def test_numbers_that_do_not_exist_are_printed(capsys: pytest.CaptureFixture[str
 
 
 def test_processes_of_a_launcher_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    """By commands that cannot share their work; see test_devices.py for those that can."""
+    """By commands that cannot share their work; see test_processes.py for those that can."""
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("LOCAL_RANK", "1")
     said = gae("systems", code=2)
