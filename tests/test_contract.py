@@ -66,12 +66,16 @@ class Encoded(NamedTuple):
     encoding: Encoding
 
 
-@pytest.fixture(scope="module")
-def encoded(pair: Pair) -> Encoded:
+def encode(pair: Pair) -> Encoded:
     model = pair.build()
     x = pair.data(model, BATCH)
     seed(2)
     return Encoded(model, x, model.encode(x))
+
+
+@pytest.fixture(scope="module")
+def encoded(pair: Pair) -> Encoded:
+    return encode(pair)
 
 
 class SameNoise(TorchDispatchMode):

@@ -92,15 +92,26 @@ PAIRS = [
 
 
 def contracts(kind: type) -> list[Callable[..., None]]:
-    """The tests of ``test_contract`` whose only argument is a case of this kind, beside a device."""
+    """The tests of ``test_contract`` of one case of this kind, as functions of the case."""
     found: list[Callable[..., None]] = []
+    kinds = {kind, test_contract.Encoded} if kind is Pair else {kind}
     for name, function in vars(test_contract).items():
         if name.startswith("test_"):
-            (first, *others) = inspect.signature(function).parameters.values()
+            parameters = inspect.signature(function).parameters
+            of_this_kind = bool(kinds & {parameter.annotation for parameter in parameters.values()})
             closed_form = name == "test_statistics_add_over_batches"  # of likelihoods that learn in closed form alone
-            if first.annotation is kind and {other.name for other in others} <= {"device"} and not closed_form:
-                found.append(wraps(function)(partial(function, **{other.name: "cpu" for other in others})))
+            if of_this_kind and parameters.keys() <= {"case", "pair", "encoded", "device"} and not closed_form:
+                found.append(wraps(function)(partial(kept, function)))
     return found
+
+
+def kept(contract: Callable[..., None], case: Any) -> None:
+    """Runs a contract on a case."""
+    wanted = inspect.signature(contract).parameters
+    given = {"case": case, "pair": case, "device": "cpu"}
+    if "encoded" in wanted:
+        given["encoded"] = test_contract.encode(case)
+    contract(**{name: given[name] for name in wanted})
 
 
 @pytest.mark.parametrize("contract", contracts(Pair), ids=lambda contract: contract.__name__)

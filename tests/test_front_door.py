@@ -131,7 +131,7 @@ def test_options_are_checked_at_the_door(small: Dataset) -> None:
     with pytest.raises(ValueError, match=r"event_shape must be whole numbers of at least 1, got \[1, 0\]"):
         gae.vae((1, 0))
     with pytest.raises(
-        TypeError, match=r"kmeans: got an unexpected keyword argument 'latent'\. .*options: components\."
+        TypeError, match=r"kmeans: got an unexpected keyword argument 'latent'\. .*options: components, missing\."
     ):
         gae.kmeans(small, latent=3)  # type: ignore[call-arg]
     with pytest.raises(ValueError, match="latent must be a whole number of at least 1, got 0"):

@@ -74,6 +74,16 @@ def _own_dims() -> Iterator[None]:
         _DIM_ALLOCATOR._stack = stack
 
 
+@contextmanager
+def _own_store() -> Iterator[None]:
+    """Replaces Pyro's global store by an empty one, and renews the references that ``scope`` drops and SVI needs."""
+    store = pyro.get_param_store()
+    with store.scope():
+        yield
+    for name in list(store.keys()):
+        store[name]
+
+
 class Program(nn.Module):
     """A Pyro model or guide of a batch x, with its parameters as its own, run on any number of rows.
 
@@ -93,7 +103,7 @@ class Program(nn.Module):
         self.module = owner if isinstance(owner, nn.Module) else None
         self.function = function if self.module is None else None
         self.declared = nn.ParameterDict()
-        self.stored: Mapping[str, Tensor] = pyro.get_param_store().get_state()["params"]
+        self.stored: Mapping[str, Tensor] = dict(pyro.get_param_store().named_parameters())
         self.rows: int | None = None  # that it takes at a time; None for any number
 
     def __getstate__(self) -> Any:
@@ -114,7 +124,7 @@ class Program(nn.Module):
     def _handled(self) -> Iterator[_WholePlates]:
         plates = _WholePlates()
         declarations = Declarations(self.declared, self.module is not None, self.stored)
-        with poutine.block(), _own_dims(), pyro.get_param_store().scope(), declarations, plates:
+        with poutine.block(), _own_dims(), _own_store(), declarations, plates:
             yield plates
 
     def run(self, x: Tensor, values: Mapping[str, Tensor] | None = None) -> dict[str, Site]:

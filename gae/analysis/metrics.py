@@ -253,7 +253,7 @@ def mean_log_evidence(
 def accuracy(model: Autoencoder, data: Dataset, points: PointEncodings, effort: EvaluationBudget) -> Entry:
     """Accuracy of 5-nearest-neighbour classification of test codes by training codes, with binomial standard error.
 
-    Codes of a mixture are compared by their decoded means, since its charts share no axes.
+    Codes of a mixture, whose charts share no axes, and codes without elements are compared by their decoded means.
     """
     if data.train_labels is None or data.test_labels is None:
         return missing("the data have no labels")
@@ -261,7 +261,8 @@ def accuracy(model: Autoencoder, data: Dataset, points: PointEncodings, effort: 
 
     size = effort.neighbour_samples
     train = encode(model, data.train[:size], effort)
-    codes, queries = ((p.mean if model.likelihood.components > 1 else p.z).flatten(1).numpy() for p in (train, points))
+    by_mean = model.likelihood.components > 1 or not model.likelihood.latent_shape.numel()
+    codes, queries = ((p.mean if by_mean else p.z).flatten(1).numpy() for p in (train, points))
     classifier = KNeighborsClassifier(5).fit(codes, data.train_labels[:size].numpy())
     rate = float(classifier.score(queries, data.test_labels.numpy()))
     return proportion(rate, len(queries))

@@ -6,17 +6,19 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
+from torch.nn.functional import interpolate
 
 from gae.inference import Progress
 from gae.inference.ascent.solver import Watch
+from gae.likelihood import LinearOperator
 from gae.systems.image_prior import (
     SCALE,
     TASKS,
     Network,
     build_likelihood,
-    check_image,
     check_memory,
     known_task,
+    restored_shape,
     self_stopping,
 )
 from gae.training.sampling import isolated
@@ -40,6 +42,8 @@ def restore_image(
     *,
     mask: Bool[Tensor, "h w"] | None = None,
     factor: int = 4,
+    blur: float | None = None,
+    operator: LinearOperator | None = None,
     steps: int | None = None,
     runs: int = 1,
     network: Network | None = None,
@@ -55,6 +59,9 @@ def restore_image(
         image: an image of any size; the network's output may be larger and is cropped.
         task: ``"denoise"``, ``"inpaint"`` (``mask`` is True at observed pixels), or ``"superresolve"`` (the image is
             modelled as a Lanczos-downsampled image of ``factor`` times its height and width).
+        blur: standard deviation in pixels of a Gaussian blur of the restored image, before its mask or downsampling.
+        operator: any other linear measurement of the restored image, whose size is that of the operator's adjoint; see
+            ``gae.likelihood.physics.PhysicsOperator`` for those of deepinv. Only with the task ``"denoise"``.
         steps: maximum number of steps; the default depends on the task.
         runs: number R of networks, with different initial weights.
         network: the size of the network.
@@ -62,7 +69,9 @@ def restore_image(
 
     Raises:
         ValueError: for an unknown task; a mask that is missing, not needed, of another size or that hides everything;
-            values outside [0, 1] or not finite; or too little memory for this size.
+            values outside [0, 1] or not finite; a blur that is not positive; an operator with a mask, factor or blur,
+            of another size, or with a wrong adjoint; or too little memory for this size.
+        TypeError: for an operator that is not differentiable.
 
     >>> restored = restore_image(torch.rand(1, 9, 12), steps=2, network=Network(channels=2, scales=1))
     >>> restored.image.shape, restored.steps
@@ -72,14 +81,15 @@ def restore_image(
     limit = TASKS[known_task(task)].steps if steps is None else steps
     if limit < 1 or runs < 1:
         raise ValueError(f"Need steps >= 1 and runs >= 1, got {limit} and {runs}.")
-    check_image(image, task, mask, factor)
-    grown = factor if task == "superresolve" else 1
-    check_memory(network, image, grown, runs)
+    shape = restored_shape(image, task, mask=mask, factor=factor, blur=blur, operator=operator)
+    check_memory(network, image, shape, runs)
     with isolated(image.device):
         torch.manual_seed(seed)
-        likelihood, observed = build_likelihood(image, task, mask=mask, factor=factor, network=network)
+        likelihood, observed = build_likelihood(
+            image, task, mask=mask, factor=factor, blur=blur, operator=operator, network=network
+        )
         network.build(len(image))  # consumes random numbers, so that a seed gives the same image as in earlier versions
-        log = _Log(observed.numel(), image.shape[1] * grown, image.shape[2] * grown, watch)
+        log = _Log(observed.numel(), shape[1], shape[2], watch)
         try:
             with torch.no_grad():
                 self_stopping(limit, runs, log).infer(likelihood, observed.unsqueeze(0))
@@ -88,6 +98,22 @@ def restore_image(
                 raise
             log.interrupted = True
     return log.restoration()
+
+
+def degraded(
+    image: Float[Tensor, "C h w"], mask: Bool[Tensor, "h w"] | None, height: int, width: int
+) -> Float[Tensor, "C H W"]:
+    """The degraded image in the size of its restoration, for comparison: hidden pixels are grey, others interpolated.
+
+    Interpolation is bicubic, and only to another size.
+
+    >>> degraded(torch.zeros(3, 4, 4), None, 8, 8).shape
+    torch.Size([3, 8, 8])
+    """
+    shown = image if mask is None else torch.where(mask, image, 0.5)
+    if shown.shape[1:] == (height, width):
+        return shown
+    return interpolate(shown[None], (height, width), mode="bicubic", antialias=True)[0].clamp(0, 1)
 
 
 class _Log:

@@ -286,6 +286,38 @@ def in_its_dtype(model: "Autoencoder", x: "Tensor") -> "Tensor":
     return x.to(model.likelihood._like(x).dtype)
 
 
+def imported(reference: str) -> Any:
+    """The object of a ``module:name`` reference; modules are looked up in the working directory first.
+
+    Raises:
+        ValueError: for a reference of another form, or a module or name that does not exist.
+    """
+    import importlib
+    import os
+    import sys
+
+    module, _, name = reference.partition(":")
+    if not (module and name):
+        raise ValueError(
+            f"Need module:function, got {reference!r}. For build() in my_physics.py, give my_physics:build."
+        )
+    folder = os.getcwd()
+    sys.path.insert(0, folder)
+    importlib.invalidate_caches()
+    try:
+        return getattr(importlib.import_module(module), name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{module}.".startswith(f"{error.name}."):
+            raise  # a package that the module needs
+        raise ValueError(
+            f"There is no module {error.name!r} in the working directory {folder} or on the path."
+        ) from None
+    except AttributeError as error:
+        raise ValueError(f"{module} has no {name!r}: {error}.") from error
+    finally:
+        sys.path.remove(folder)
+
+
 def save_arrays(path: Path, arrays: dict[str, Any]) -> None:
     """Writes an .npz file and creates its folder if missing."""
     import numpy as np

@@ -4,12 +4,15 @@ import json
 import logging
 import math
 import os
+import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import wraps
+from inspect import signature
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import typer
+from typer.models import OptionInfo
 
 from gae.training.processes import ending_together, refuse_many_processes
 
@@ -60,6 +63,20 @@ def _quieten() -> None:
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # before torch is imported
     for name in ("distributed", "rank_zero"):
         logging.getLogger(f"lightning_fabric.utilities.{name}").setLevel(logging.WARNING)
+
+
+def command_line(command: Callable[..., Any], values: Mapping[str, Any]) -> str:
+    """The command that repeats a call with these values, quoted for a shell; defaults are left out."""
+    words = ["gae", command.__name__]
+    for name, parameter in signature(command).parameters.items():
+        value, (settings,) = values[name], parameter.annotation.__metadata__
+        if value == parameter.default:
+            continue
+        if isinstance(settings, OptionInfo):
+            names = (settings.default, *(settings.param_decls or ()), f"--{name.replace('_', '-')}")
+            words.append(next(entry for entry in names if isinstance(entry, str)))  # in Annotated, a name comes first
+        words += [] if value is True else [str(value)]
+    return shlex.join(words)
 
 
 def fail(message: str, code: int) -> NoReturn:
@@ -153,17 +170,18 @@ def _entry(entry: dict[str, Any]) -> str:
 
 def echo_json(value: Any) -> None:
     """Prints JSON; numbers that are not finite become null."""
-    typer.echo(json.dumps(_finite(value), indent=1, allow_nan=False))
+    typer.echo(json.dumps(finite(value), indent=1, allow_nan=False))
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
+    """Replaces numbers that are not finite by None, which JSON can hold."""
     match value:
         case float():
             return value if math.isfinite(value) else None
         case dict():
-            return {name: _finite(item) for name, item in value.items()}
+            return {name: finite(item) for name, item in value.items()}
         case list() | tuple():
-            return [_finite(item) for item in value]
+            return [finite(item) for item in value]
     return value
 
 

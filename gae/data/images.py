@@ -1,4 +1,4 @@
-"""Lossless readers of images, image folders, photographs and masks as arrays (C, H, W)."""
+"""Lossless readers of images and image folders as arrays (C, H, W)."""
 
 import math
 import os
@@ -12,18 +12,21 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from gae.data import sixteen_bits
 from gae.data.arrays import FLOAT32, Arrays
-from gae.data.files import whole
 from gae.data.memory import need_room
 from gae.data.resizing import Resize, stack_images
 
 if TYPE_CHECKING:
     from PIL import Image
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
+SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp")
 FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "GIF", "WEBP")  # for some others, Pillow starts external programs
 GREY, COLOUR, GREY_16 = ("1", "L"), ("RGB", "P"), ("I;16", "I;16B", "I;16L", "I")
-ALPHA = ("LA", "RGBA", "PA", "La", "RGBa")
+ALPHA = ("LA", "RGBA", "PA")
+ORIENTATION = 0x0112  # the EXIF tag
+STRAIGHT_ALPHA = 2  # in the tag ExtraSamples of TIFF 6.0
+SAMPLES_OF_PNG = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # samples per pixel, by the colour type
 UNREADABLE = (OSError, SyntaxError, ValueError, TypeError, IndexError, KeyError, EOFError, OverflowError)
 SPLITS = ("train", "test")
 HELD_OUT = ("val", "valid", "validation", "dev")  # other folder names that denote splits, not classes
@@ -31,17 +34,30 @@ NAMED = 3  # files listed in a message
 
 
 def read_image(path: Path) -> np.ndarray:
-    """Reads one image (C, H, W) as stored: grey (C = 1) or RGB; bool, uint8, uint16 (grey only) or float32 in [0, 1].
+    """Reads one opaque image (C, H, W) as stored: grey (C = 1) or RGB; bool, uint8, uint16 or float32 in [0, 1].
 
     Applies the EXIF orientation, and resolves palettes.
 
     Raises:
+        FileNotFoundError, ValueError, ImportError: as ``read_pixels``; a ValueError also if it has an alpha channel.
+    """
+    pixels = read_pixels(path)
+    if len(pixels) in (2, 4):
+        raise ValueError(f"{path} has an alpha channel, which would be lost. Flatten it first.")
+    return pixels
+
+
+def read_pixels(path: Path) -> np.ndarray:
+    """Reads one image (C, H, W) as stored, like ``read_image``; with alpha, which is the last channel, C is 2 or 4.
+
+    Raises:
         FileNotFoundError: if the file does not exist.
         ValueError: if the file is not an image, needs more than ``gae.data.memory.limit()`` bytes, or cannot be read
-            without loss: alpha, CMYK, YCbCr, LAB, 16 bits per colour channel, integers outside 0 … 65535, several
-            pages, floats that are not finite or outside [0, 1].
+            without loss: CMYK, YCbCr, LAB, integers outside 0 … 65535, several pages, floats that are not finite or
+            outside [0, 1], colours of 16 bits multiplied by alpha, a transparent colour at another depth than 8 bits.
+        ImportError: for several channels of 16 bits without pypng (PNG) or tifffile (TIFF).
     """
-    from PIL import Image, ImageOps
+    from PIL import Image
 
     if not path.is_file():
         raise FileNotFoundError(f"No image {path}. Check the path.")
@@ -52,8 +68,7 @@ def read_image(path: Path) -> np.ndarray:
             with Image.open(path, formats=FORMATS) as image:
                 problem = _problem(path, image)
                 if problem is None:
-                    upright = ImageOps.exif_transpose(image)
-                    pixels = np.asarray(upright.convert("RGB") if upright.mode == "P" else upright)
+                    pixels = _upright(path, image)
         except (*UNREADABLE, struct.error, zlib.error) as error:
             raise ValueError(f"{path} cannot be read as an image ({error}). Repair it or take it out.") from error
     if problem is not None:
@@ -62,33 +77,26 @@ def read_image(path: Path) -> np.ndarray:
     return _of_known_range(path, pixels)
 
 
-def read_photo(path: Path) -> np.ndarray:
-    """Reads a photograph (C, H, W), float32 in [0, 1]: ``read_image``, with integers divided by their maximum.
+def _upright(path: Path, image: "Image.Image") -> np.ndarray:
+    """Pixels (H, W) or (H, W, C), turned as the EXIF orientation says."""
+    from PIL import Image, ImageOps
 
-    Raises:
-        FileNotFoundError, ValueError: as ``read_image``.
-    """
-    pixels = read_image(path)
-    return (pixels / {"uint8": 255, "uint16": 65535}.get(pixels.dtype.name, 1)).astype(np.float32)
-
-
-def read_mask(path: Path) -> np.ndarray:
-    """Reads a mask (H, W) from an image of the photograph's size: bright pixels are True (observed).
-
-    Raises:
-        FileNotFoundError, ValueError: as ``read_photo``.
-    """
-    return read_photo(path).mean(0) > 0.5
+    if not _colour_of_16_bits(path, image):
+        upright = ImageOps.exif_transpose(image)
+        return np.asarray(upright.convert(_plain_mode(upright)))
+    orientation = image.getexif().get(ORIENTATION, 1)
+    pixels = sixteen_bits.read_png(path) if image.format == "PNG" else sixteen_bits.read_tiff(path)
+    planes = [Image.fromarray(pixels[..., channel]) for channel in range(pixels.shape[-1])]
+    for plane in planes:
+        plane.getexif()[ORIENTATION] = orientation
+    return np.stack([np.asarray(ImageOps.exif_transpose(plane)) for plane in planes], -1)
 
 
-def write_photo(image: np.ndarray, path: Path) -> None:
-    """Writes an image (C, H, W) with values in [0, 1] at 8 bits per channel."""
-    from PIL import Image
-
-    pixels = (np.clip(image, 0, 1) * 255).round().astype(np.uint8)
-    picture = Image.fromarray(np.ascontiguousarray(channels_last(pixels)))
-    with whole(path) as temporary:
-        picture.save(temporary)
+def _plain_mode(image: "Image.Image") -> str:
+    """The mode without palette and with an alpha channel for transparent colours."""
+    if image.mode in ("P", "PA"):
+        return "RGBA" if image.mode == "PA" or "transparency" in image.info else "RGB"
+    return {"L": "LA", "RGB": "RGBA"}[image.mode] if "transparency" in image.info else image.mode
 
 
 def channels_last(image: np.ndarray) -> np.ndarray:
@@ -118,24 +126,47 @@ def _problem(path: Path, image: "Image.Image") -> str | None:
         return str(error).removeprefix(f"{path} ")
     if (frames := getattr(image, "n_frames", 1)) > 1:
         return f"holds {frames} images. Save the one you need as a separate file."
-    if mode in ALPHA or "transparency" in image.info:
-        return "has an alpha channel, which would be lost. Flatten it first."
-    if _colour_of_16_bits(path, image):
-        return "has colour with 16 bits per channel, which would be cut to 8. Save it with 8 bits."
-    if mode not in (*GREY, *COLOUR, *GREY_16, "F"):
+    if mode not in (*GREY, *COLOUR, *GREY_16, *ALPHA, "F"):
         return f"has the colour mode {mode}. Convert it to grey or RGB."
+    if "transparency" in image.info and mode != "P" and _depth(path, image)[0] != 8:
+        return f"has a transparent colour at {_depth(path, image)[0]} bits. Save it with an alpha channel."
+    if _colour_of_16_bits(path, image) and image.format != "PNG":
+        return _tiff_problem(image)
+    return None
+
+
+def _tiff_problem(image: "Image.Image") -> str | None:
+    """The reason to reject a TIFF with several samples of 16 bits per pixel."""
+    from PIL.TiffImagePlugin import BITSPERSAMPLE, EXTRASAMPLES, SAMPLEFORMAT
+
+    tags: Any = getattr(image, "tag_v2", {})
+    if set(tags.get(SAMPLEFORMAT, (1,))) != {1}:
+        return "has samples of 16 bits that are not unsigned integers. Save it as unsigned integers."
+    samples, extra = len(tags[BITSPERSAMPLE]), tags.get(EXTRASAMPLES, ())
+    if (samples, extra) not in ((3, ()), (4, (STRAIGHT_ALPHA,))):
+        return (
+            f"has {samples} channels of 16 bits that are not RGB, or RGB with straight alpha. Save it as one of these."
+        )
     return None
 
 
 def _colour_of_16_bits(path: Path, image: "Image.Image") -> bool:
-    """Whether a PNG or TIFF header states 16-bit colour, which Pillow silently reads as 8 bits."""
+    """Whether an image has several samples of 16 bits per pixel, which Pillow silently reads as 8 bits."""
+    bits, samples = _depth(path, image)
+    return bits > 8 and samples > 1
+
+
+def _depth(path: Path, image: "Image.Image") -> tuple[int, int]:
+    """Bits per sample and samples per pixel, from the header; those of other formats than PNG and TIFF are 8 bits."""
+    from PIL.TiffImagePlugin import BITSPERSAMPLE
+
     if image.format == "PNG":
         with path.open("rb") as file:
             header = file.read(26)
-        return header[24] == 16 and header[25] in (2, 6)
+        return header[24], SAMPLES_OF_PNG[header[25]]
     tags: Any = getattr(image, "tag_v2", {})
-    bits = tags.get(258, (8,))
-    return len(bits) > 1 and max(bits) > 8 if isinstance(bits, tuple) else False
+    bits = np.atleast_1d(tags.get(BITSPERSAMPLE, 8))
+    return int(bits.max()), len(bits)
 
 
 def _of_known_range(path: Path, pixels: np.ndarray) -> np.ndarray:

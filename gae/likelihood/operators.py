@@ -145,7 +145,7 @@ class Blur(_Separable):
         def bell(distance: Tensor, factor: int) -> Tensor:
             return (-0.5 * (distance / sigma).square()).exp()
 
-        super().__init__(*(_resampling(side, 1, bell, 4 * sigma + 1) for side in (high, wide)))
+        super().__init__(*(_resampling(side, 1, bell, 8 * sigma + 1) for side in (high, wide)))
 
 
 class GaussianProjection(LinearOperator):

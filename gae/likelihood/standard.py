@@ -176,10 +176,11 @@ class DecoderStandardUnits(StandardUnits, DecoderLikelihood):
         return self.likelihood.sample_outputs(z, k)
 
     def distribution(self, output: Float[Tensor, "..."]) -> Distribution:
-        law = self.likelihood.distribution(output)
-        return AffineDistribution(
-            law, [AffineTransform(self.loc, self.scale, len(law.event_shape))], validate_args=False
-        )
+        return self._in_data_units(self.likelihood.distribution(output))
+
+    def _in_data_units(self, law: Distribution) -> Distribution:
+        affine = AffineTransform(self.loc, self.scale, len(law.event_shape))
+        return AffineDistribution(law, [affine], validate_args=False)
 
     def reconstruction(self, output: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
         return self.restore(self.likelihood.reconstruction(output))
@@ -199,6 +200,10 @@ class MixtureStandardUnits(DecoderStandardUnits):
     """
 
     likelihood: Any
+
+    def distribution(self, output: Float[Tensor, "..."], k: Int[Tensor, "..."] | None = None) -> Distribution:
+        """The elementwise distribution of x; with several components, k is the component of the output."""
+        return self._in_data_units(self.likelihood.distribution(output, k))
 
     @property
     def log_weights(self) -> Float[Tensor, " K"]:

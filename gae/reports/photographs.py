@@ -1,11 +1,22 @@
-"""Figures of an image restoration: images side by side, and the loss of each run."""
+"""Figures and page of an image restoration: images side by side, the loss of each run, and a slider."""
 
+import io
+import math
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from gae.data.images import channels_last
-from gae.reports.figures import LINES, canvas, save, style
+from gae.reports.figures import INK, LINES, canvas, png, save, style
+from gae.reports.pages import embed, write_page
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure as Canvas
+
+SHOWN = 1600  # pixels of the longer side of a picture on the page
+SMALL = 480  # width on the page of narrower pictures, whose pixels are enlarged
+PAPER = {"light": ("#ffffff", INK), "dark": ("#14171c", "#e6e8ec")}  # background and ink
 
 
 def side_by_side(panels: dict[str, np.ndarray], path: Path) -> None:
@@ -22,12 +33,88 @@ def side_by_side(panels: dict[str, np.ndarray], path: Path) -> None:
 
 def loss_curve(loss: list[list[float]], path: Path) -> None:
     """Writes a figure of the squared error per measured value against step, one line per run."""
+    save(_curve(loss, 6.4), path)
+
+
+def _curve(loss: list[list[float]], width: float, paper: str = "light") -> "Canvas":
+    ground, ink = PAPER[paper]
     with style():
-        figure = canvas(6.4, 3.4)
+        figure = canvas(width, 3.4)
+        figure.set_facecolor(ground)
         axes = figure.subplots()
+        axes.set_facecolor(ground)
         for i, values in enumerate(np.array(loss).T):
             axes.plot(range(1, len(values) + 1), values, color=LINES[i % len(LINES)], lw=1, label=f"run {i + 1}")
         axes.set(xlabel="step", ylabel="squared error per measured value", yscale="log")
+        axes.tick_params(which="both", labelcolor=ink)
+        for label in (axes.xaxis.label, axes.yaxis.label):
+            label.set_color(ink)
+        if paper == "dark":
+            axes.grid(color="#363c47")
         if len(loss[0]) > 1:
-            axes.legend()
-        save(figure, path)
+            axes.legend(labelcolor=ink)
+    return figure
+
+
+def write_restoration(
+    path: Path,
+    name: str,
+    pictures: dict[str, np.ndarray],
+    loss: list[list[float]],
+    quality: dict[str, dict[str, float]],
+    facts: dict[str, str],
+    command: str,
+) -> None:
+    """Writes the self-contained page of a restoration.
+
+    Args:
+        path: the page.
+        name: of the photograph.
+        pictures: images (C, H, W) of one size in [0, 1]: the degraded, the restored and, if known, the clean one.
+        loss: squared error per measured value, T lists of R runs.
+        quality: PSNR in dB and SSIM by the names of the pictures; empty without a clean photograph.
+        facts: settings and numbers in words.
+        command: the command that repeats the run.
+    """
+    height, width = next(iter(pictures.values())).shape[1:]
+    shrunk = min(1.0, SHOWN / max(height, width))
+    size = max(1, round(shrunk * width)), max(1, round(shrunk * height))
+    write_page(
+        path,
+        "restoration.html",
+        name=name,
+        pictures=[
+            {"name": title, "png": embed(_png(image, size)), "width": size[0], "height": size[1]}
+            for title, image in pictures.items()
+        ],
+        width=max(size[0], SMALL),
+        small=size[0] < SMALL,
+        note=f"Shown at {size[0]} × {size[1]} of {width} × {height} pixels." if shrunk < 1 else "",
+        quality=_quality_rows(quality),
+        networks="an untrained network" if len(loss[0]) == 1 else f"{len(loss[0])} untrained networks",
+        curve={paper: embed(png(_curve(loss, 4.2, paper))) for paper in PAPER},
+        command=command,
+        facts=list(facts.items()),
+    )
+
+
+def _quality_rows(quality: dict[str, dict[str, float]]) -> list[dict[str, str]]:
+    """Formatted rows of the table of PSNR and SSIM."""
+    if not quality:
+        return []
+    psnr, ssim = quality.values()
+    return [
+        {"name": name, "psnr": f"{psnr[name]:.2f}" if math.isfinite(psnr[name]) else "∞", "ssim": f"{ssim[name]:.4f}"}
+        for name in psnr
+    ]
+
+
+def _png(image: np.ndarray, size: tuple[int, int]) -> bytes:
+    """PNG of an image (C, H, W) at 8 bits, resampled if its size (width, height) differs."""
+    from PIL import Image
+
+    pixels = np.ascontiguousarray(channels_last((np.clip(image, 0, 1) * 255).round().astype(np.uint8)))
+    picture: Any = Image.fromarray(pixels)
+    stream = io.BytesIO()
+    (picture if picture.size == size else picture.resize(size, Image.Resampling.LANCZOS)).save(stream, "png")
+    return stream.getvalue()

@@ -6,16 +6,27 @@ from functools import partial
 
 import torch
 from jaxtyping import Bool, Float
-from torch import Tensor, nn
+from torch import Size, Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
 from gae import nets
 from gae.autoencoder import Autoencoder
-from gae.data.checks import refuse
+from gae.data.checks import positive, refuse
 from gae.data.memory import free_memory
 from gae.inference import ESWMV, Adam, Ascent, DecoderInit, Detach
 from gae.inference.ascent.solver import Watch
-from gae.likelihood import Crop, Downsample, Gaussian, Likelihood, Mask, Measured, WeightLikelihood
+from gae.likelihood import (
+    Blur,
+    Crop,
+    Downsample,
+    Gaussian,
+    Likelihood,
+    LinearOperator,
+    Mask,
+    Measured,
+    WeightLikelihood,
+)
+from gae.likelihood.physics import check_operator
 from gae.objective import joint
 from gae.systems.parts import Shape, need_image
 from gae.systems.table import System
@@ -84,6 +95,8 @@ def build_likelihood(
     *,
     mask: Bool[Tensor, "h w"] | None = None,
     factor: int = 4,
+    blur: float | None = None,
+    operator: LinearOperator | None = None,
     network: Network | None = None,
 ) -> tuple[Likelihood, Float[Tensor, "..."]]:
     """The likelihood of a task, over the weights of a network, and the observed values of the image.
@@ -96,25 +109,54 @@ def build_likelihood(
     (torch.Size([1, 8, 8]), torch.Size([1, 8, 8]))
     """
     network = network or Network()
-    check_image(image, known_task(task), mask, factor)
-    channels, height, width = image.shape
-    grown = factor if task == "superresolve" else 1
-    check_memory(network, image, grown, runs=1)
-    canvas = (channels, *network.canvas(height * grown, width * grown))
+    shape = restored_shape(image, task, mask=mask, factor=factor, blur=blur, operator=operator)
+    check_memory(network, image, shape, runs=1)
+    channels, height, width = shape
+    canvas = (channels, *network.canvas(height, width))
     net = network.build(channels).to(image)
     noise = 0.1 * torch.rand(INPUTS, *canvas[1:], dtype=image.dtype, device=image.device)
     head = partial(Gaussian, scale=SCALE)
     likelihood: Likelihood = WeightLikelihood(net, noise, head, jitter=TASKS[task].jitter)
     operators: list[nn.Module] = []
-    if canvas[1:] != (height * grown, width * grown):
-        operators.append(Crop(canvas, height * grown, width * grown))
+    if canvas[1:] != (height, width):
+        operators.append(Crop(canvas, height, width))
+    if blur is not None:
+        operators.append(Blur(shape, blur))
     observed = image
     if mask is not None:
-        operators.append(Mask(mask.to(image.device), image.shape))
+        operators.append(Mask(mask.to(image.device), shape))
         observed = operators[-1](image)
-    if grown > 1:
-        operators.append(Downsample((channels, height * grown, width * grown), factor))
+    if task == "superresolve":
+        operators.append(Downsample(shape, factor))
+    if operator is not None:
+        operators.append(operator)
     return (Measured(likelihood, nn.Sequential(*operators)) if operators else likelihood), observed
+
+
+def restored_shape(
+    image: Float[Tensor, "C h w"],
+    task: str,
+    *,
+    mask: Bool[Tensor, "h w"] | None = None,
+    factor: int = 4,
+    blur: float | None = None,
+    operator: LinearOperator | None = None,
+) -> Size:
+    """Shape (C, H, W) of the restored image, after checks of the measurement; see ``restore_image`` for the errors.
+
+    >>> restored_shape(torch.rand(3, 8, 10), "superresolve", factor=2)
+    torch.Size([3, 16, 20])
+    """
+    check_image(image, known_task(task), mask, factor)
+    if blur is not None:
+        positive("blur", blur)
+    if operator is not None:
+        if task != "denoise" or blur is not None:
+            raise ValueError("An operator is the whole measurement: leave out blur and tasks other than denoise.")
+        return check_operator(operator.to(image), image)
+    channels, height, width = image.shape
+    grown = factor if task == "superresolve" else 1
+    return Size((channels, grown * height, grown * width))
 
 
 def self_stopping(steps: int, runs: int = 1, watch: Watch | None = None) -> Ascent:
@@ -150,16 +192,20 @@ def memory(network: Network, channels: int, height: int, width: int, runs: int =
     return runs * (activations + 4 * 10 * weights) + 4 * high * wide * working
 
 
-def check_memory(network: Network, image: Tensor, factor: int, runs: int) -> None:
-    """Raises ValueError if the runs need more memory than is free; the message suggests settings that fit."""
-    channels, height, width = image.shape
+def check_memory(network: Network, image: Tensor, shape: Size, runs: int) -> None:
+    """Raises ValueError if runs for a restored image of this shape need more memory than is free.
+
+    The message suggests settings that fit.
+    """
+    channels, height, width = shape
+    factor = max(1, height // image.shape[1])
     wide, free = image.element_size() / 4, free_memory(image.device)
-    needed = int(wide * memory(network, channels, factor * height, factor * width, runs))
+    needed = int(wide * memory(network, channels, height, width, runs))
     if free is None or needed <= free:
         return
 
     def fits(network: Network, share: float, factor: int, runs: int) -> bool:
-        high, across = (factor * max(1, int(share * side)) for side in (height, width))
+        high, across = (factor * max(1, int(share * side)) for side in image.shape[1:])
         return wide * memory(network, channels, high, across, runs) <= free
 
     share = math.sqrt(free / needed)
@@ -170,9 +216,9 @@ def check_memory(network: Network, image: Tensor, factor: int, runs: int) -> Non
     remedies += [f"factor {smaller}"] if smaller else []
     remedies += [f"{narrower} channels instead of {network.channels}"] if narrower else []
     if fits(network, share, factor, runs):
-        remedies += [f"a crop of about {int(share * height)} × {int(share * width)} pixels"]
+        remedies += [f"a crop of about {int(share * image.shape[1])} × {int(share * image.shape[2])} pixels"]
     raise ValueError(
-        f"Painting {factor * height} × {factor * width} pixels needs about {_bytes(needed)} of memory, and "
+        f"Painting {height} × {width} pixels needs about {_bytes(needed)} of memory, and "
         f"{_bytes(free)} are free. Use {', or '.join(remedies or ['a smaller network'])}."
     )
 

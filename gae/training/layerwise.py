@@ -59,9 +59,9 @@ def pretrain(
         raise ValueError(f"{name} is for a single run, but each layer is one run. Give it when fine-tuning only.")
     data = training_data(data)
     codes = data.epoch(0, seed) if isinstance(data, Dataset) else data
+    encoder, decoder, head = _layers(autoencoder.inference, autoencoder.likelihood.in_standard_units(codes)[0])
     autoencoder.likelihood.check(codes)
-    likelihood, codes = autoencoder.likelihood.in_standard_units(codes)
-    encoder, decoder, head = _layers(autoencoder.inference, likelihood)
+    _, codes = autoencoder.likelihood.in_standard_units(codes)
     device = first_tensor(autoencoder).device
     histories = []
     for i, (down, up) in enumerate(zip(encoder, reversed(decoder), strict=True)):

@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 from gae import Autoencoder
 from gae.analysis.activation import Units, maximise, most_active
+from gae.cli import common
 from gae.cli import main as cli
 from gae.data import Dataset
 from gae.inference import Amortized
@@ -133,7 +134,7 @@ def test_the_command_beats_every_training_image(fitted: Path, digits: Dataset, t
         reached = found["activation at the image found"]
         assert reached > found["highest activation of a training image"]
         assert reached > found["activation at mid-grey, the first start"]
-        units = Units(cli.read(fitted / "vae")[0], *layer[1:])
+        units = Units(common.read(fitted / "vae")[0], *layer[1:])
         with np.load(output) as images:
             image = torch.from_numpy(images["image"])
             assert image.shape == (1, 8, 8) and image.min() >= 0 and image.max() <= 1

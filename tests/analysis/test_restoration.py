@@ -13,9 +13,9 @@ from typer.testing import CliRunner
 
 from gae.analysis.restoration import restore_image
 from gae.cli.main import app
-from gae.data.images import read_mask, read_photo, write_photo
+from gae.data.photographs import read_mask, read_photo, write_photo
 from gae.inference import Progress
-from gae.likelihood import Measured
+from gae.likelihood import Blur, Crop, Downsample, LinearOperator, Measured
 from gae.systems import image_prior
 from gae.systems.image_prior import Network, build_likelihood, memory
 
@@ -57,6 +57,27 @@ def test_the_loss_is_the_squared_error_of_what_is_seen() -> None:
     found = restore_image(image, "inpaint", mask=mask, steps=1, network=SMALL, watch=watch)
     error = (seen[0] - image)[:, mask].square().mean()
     torch.testing.assert_close(torch.tensor(found.loss[0][0]), error, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("task", ["denoise", "inpaint", "superresolve"])
+def test_a_blur_is_that_of_scipy(task: str) -> None:
+    """The error before the first step: the network's output, blurred by scipy, and then masked or downsampled."""
+    from scipy.ndimage import gaussian_filter
+
+    image, mask = photo(3, 10, 14), torch.rand(10, 14) > 0.5
+    options = {"inpaint": {"mask": mask}, "superresolve": {"factor": 2}}.get(task, {})
+    outputs: list[Tensor] = []
+
+    def watch(progress: Progress) -> None:
+        outputs.append(progress.average[0, 0])
+
+    restored = restore_image(image, task, blur=1.5, steps=1, network=SMALL, watch=watch, **options)
+    blurred = torch.from_numpy(gaussian_filter(outputs[0].numpy(), (0, 1.5, 1.5), mode="reflect", truncate=8.0))
+    if task == "superresolve":
+        blurred = Downsample(blurred.shape, 2)(blurred)
+    error = (blurred - image).square()
+    expected = error[:, mask].mean() if task == "inpaint" else error.mean()
+    torch.testing.assert_close(torch.tensor(restored.loss[0][0]), expected, rtol=1e-4, atol=1e-6)
 
 
 def test_the_same_seed_gives_the_same_picture() -> None:
@@ -151,6 +172,14 @@ def test_sizes_of_networks_are_refused() -> None:
             Network(*sizes)
 
 
+class Squared(LinearOperator):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.square()
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        return y
+
+
 @pytest.mark.parametrize(
     ("image", "task", "options", "message"),
     [
@@ -167,6 +196,11 @@ def test_sizes_of_networks_are_refused() -> None:
             r"finite, got nan at .* \(0, 2, 0\)",
         ),
         (255 * photo(1, 8, 8), "denoise", {}, r"Pixels must be in \[0, 1\], got 127.5"),
+        (photo(1, 8, 8), "denoise", {"blur": 0.0}, "blur must be positive"),
+        (photo(1, 8, 8), "denoise", {"blur": 1.0, "operator": Blur((1, 8, 8), 1.0)}, "An operator is the whole meas"),
+        (photo(1, 8, 8), "superresolve", {"operator": Blur((1, 8, 8), 1.0)}, "An operator is the whole measurement"),
+        (photo(1, 8, 8), "denoise", {"operator": Squared()}, "Squared is not linear, is random, or its adjoint is"),
+        (photo(1, 8, 8), "denoise", {"operator": Crop((1, 9, 9), 7, 8)}, r"Crop does not map images of the size of"),
         (photo(1, 8, 8), "denoise", {"steps": 0}, "Need steps >= 1 and runs >= 1, got 0 and 1"),
         (photo(1, 8, 8), "denoise", {"runs": 0}, "Need steps >= 1 and runs >= 1"),
     ],
@@ -216,7 +250,7 @@ def test_the_orientation_of_a_camera_is_followed(tmp_path: Path) -> None:
 
 
 def wide_colour(path: Path) -> Path:
-    """A PNG whose header says 16 bits per channel, in colour."""
+    """A PNG whose header says 16 bits per channel, in colour, but which has 8."""
     raw = bytearray(saved(path, COLOUR).read_bytes())
     raw[24] = 16
     import zlib
@@ -245,7 +279,7 @@ def pages(path: Path) -> Path:
         (lambda at: saved(at / "a.png", COLOUR, "RGBA"), ValueError, "has an alpha channel"),
         (lambda at: saved(at / "a.png", GREY, "LA"), ValueError, "has an alpha channel"),
         (lambda at: saved(at / "a.jpg", COLOUR, "CMYK"), ValueError, "has the colour mode CMYK"),
-        (lambda at: wide_colour(at / "a.png"), ValueError, "colour with 16 bits per channel"),
+        (lambda at: wide_colour(at / "a.png"), ValueError, "cannot be read as an image"),
         (lambda at: pages(at / "a.tif"), ValueError, "holds 2 images"),
         (
             lambda at: saved(at / "a.tif", np.full((2, 3), np.nan, np.float32)),
@@ -273,7 +307,7 @@ def test_the_command_writes_what_it_found(tmp_path: Path) -> None:
     account = json.loads(found.stdout)
     assert account["steps"] == [6, 6] and account["interrupted"] is False
     assert {path.name for path in out.iterdir()} == {
-        *("result.png", "side_by_side.png", "curve.png", "result.json", "preview.png"),
+        *("result.png", "side_by_side.png", "curve.png", "result.json", "preview.png", "result.html", "config.yaml"),
     }
     assert read_photo(out / "result.png").shape == (3, 5, 7)
     assert len(json.loads((out / "result.json").read_text())["loss"]) == 6
@@ -282,14 +316,14 @@ def test_the_command_writes_what_it_found(tmp_path: Path) -> None:
 
 
 def test_ctrl_c_keeps_the_best_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import gae.data.images
+    import gae.data.photographs
 
     def interrupted(image: np.ndarray, path: Path) -> None:
         if path.name == "preview.png":
             raise KeyboardInterrupt
         write_photo(image, path)
 
-    monkeypatch.setattr(gae.data.images, "write_photo", interrupted)
+    monkeypatch.setattr(gae.data.photographs, "write_photo", interrupted)
     options = ["--steps", "50", "--channels", "4", "--scales", "1", "--preview", "5", "--out", str(tmp_path / "out")]
     found = RUNNER.invoke(app, ["dip", str(saved(tmp_path / "a.png", GREY)), *options, "--json"])
     assert found.exit_code == 0, found.output

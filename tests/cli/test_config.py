@@ -47,6 +47,7 @@ def test_the_command_line_wins(tmp_path: Path) -> None:
         "epochs": 2,
         "seed": 0,
         "binarize": "none",
+        "missing": "refuse",
         "quiet": True,
     }
     replaced = yaml.safe_load(gae("fit", "--config", file, "--option", "latent=3", "--print-config"))

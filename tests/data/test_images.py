@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from gae.data import load
-from gae.data.images import read_photo
+from gae.data.photographs import read_photo
 
 GREY = np.arange(35, dtype=np.uint8).reshape(5, 7) * 7
 COLOUR = np.stack([GREY, GREY[::-1], GREY[:, ::-1]], -1)
@@ -139,14 +139,14 @@ def test_passed_over_files_are_counted_and_named(tmp_path: Path) -> None:
     put(tmp_path / "elsewhere" / "5.png", GREY)
     os.symlink(tmp_path / "elsewhere", tmp_path / "pictures" / "c")
     os.symlink(tmp_path / "elsewhere" / "5.png", tmp_path / "pictures" / "a" / "linked.png")  # a file: read
-    for name in ("a/1.webp", "a/2.webp", "b/3.heic", "notes.md"):
+    for name in ("a/1.jp2", "a/2.jp2", "b/3.heic", "notes.md"):
         (tmp_path / "pictures" / name).write_text("")
     put(tmp_path / "pictures" / ".cache" / "6.png", GREY)
     with pytest.warns(UserWarning) as caught:
         data = load(tmp_path / "pictures")
     (said,) = (str(each.message) for each in caught)
     assert said.endswith(
-        "passed over: hidden 1 (.cache), linked folders 1 (c), other suffixes 4 (notes.md, a/1.webp, a/2.webp, …)."
+        "passed over: hidden 1 (.cache), linked folders 1 (c), other suffixes 4 (notes.md, a/1.jp2, a/2.jp2, …)."
     )
     rows = data.rows()
     assert rows.files is not None and rows.labels is not None
@@ -155,9 +155,9 @@ def test_passed_over_files_are_counted_and_named(tmp_path: Path) -> None:
 
 
 def test_a_folder_without_images_says_what_it_holds(tmp_path: Path) -> None:
-    for name in ("a.webp", "b.heic"):
+    for name in ("a.jp2", "b.heic"):
         (tmp_path / name).write_text("")
-    with pytest.raises(ValueError, match=r"has no images .*: other suffixes 2 \(a\.webp, b\.heic\)"):
+    with pytest.raises(ValueError, match=r"has no images .*: other suffixes 2 \(a\.jp2, b\.heic\)"):
         load(tmp_path)
 
 

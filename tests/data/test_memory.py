@@ -15,8 +15,8 @@ import torch
 from PIL import Image
 
 from gae.data import load, memory
-from gae.data.images import read_photo
 from gae.data.memory import DEFAULT, free_memory, limit
+from gae.data.photographs import read_photo
 from gae.data.readers import IDX_FILES
 
 HUGE = 10**6

@@ -228,6 +228,11 @@ def test_the_parameter_store_is_left_alone_when_a_guide_fails(x: Tensor) -> None
 # Pyro's objectives on ``to_pyro``.
 
 
+def in_its_units(likelihood: Likelihood, guide: Callable[[Tensor], Any]) -> Callable[[Tensor], Any]:
+    """The guide of x as given: engines show it x in the units of the likelihood."""
+    return lambda x: guide(likelihood.in_standard_units(x)[1])
+
+
 @each(CONTINUOUS)
 def test_elbo_is_that_of_pyro(case: LikelihoodCase) -> None:
     likelihood, x = built(case)
@@ -236,10 +241,11 @@ def test_elbo_is_that_of_pyro(case: LikelihoodCase) -> None:
     parameters = list(model.parameters())
     ours = seeded(lambda: B * model(x))
     found = torch.autograd.grad(ours, parameters)
-    theirs = seeded(lambda: Trace_ELBO().differentiable_loss(to_pyro(likelihood), guide, x))
+    seen = in_its_units(likelihood, guide)
+    theirs = seeded(lambda: Trace_ELBO().differentiable_loss(to_pyro(likelihood), seen, x))
     torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
     torch.testing.assert_close(found, torch.autograd.grad(theirs, parameters), rtol=1e-8, atol=1e-10)
-    assert ours.item() == pytest.approx(seeded(lambda: Trace_ELBO().loss(to_pyro(likelihood), guide, x)), rel=1e-10)
+    assert ours.item() == pytest.approx(seeded(lambda: Trace_ELBO().loss(to_pyro(likelihood), seen, x)), rel=1e-10)
 
 
 def replayed(guide: Callable[[Tensor], Any], draws: Tensor) -> Callable[[Tensor], Any]:
@@ -262,10 +268,11 @@ def test_iwae_is_that_of_pyro_sample_by_sample(case: LikelihoodCase) -> None:
     encoding = Amortized(guide, samples)(likelihood, x)
     found, z = iwae(encoding), encoding.z
     renyi, model = RenyiELBO(alpha=0, num_particles=samples), to_pyro(likelihood)
+    seen = in_its_units(likelihood, guide)
     for b in range(3):
         row = slice(b, b + 1)
-        assert found[b].item() == pytest.approx(-renyi.loss(model, replayed(guide, z[:, row]), x[row]), rel=1e-10)
-    assert found.sum().item() == pytest.approx(-renyi.loss(model, replayed(guide, z), x), rel=1e-10)
+        assert found[b].item() == pytest.approx(-renyi.loss(model, replayed(seen, z[:, row]), x[row]), rel=1e-10)
+    assert found.sum().item() == pytest.approx(-renyi.loss(model, replayed(seen, z), x), rel=1e-10)
 
 
 @each(CONTINUOUS)

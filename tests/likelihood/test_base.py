@@ -18,6 +18,7 @@ from gae.likelihood import (
     LinearMixture,
     Mask,
     Measured,
+    MixtureStandardUnits,
     NoiseScale,
     WeightLikelihood,
 )
@@ -53,7 +54,7 @@ def test_a_decoder_splits_at_its_output(case: LikelihoodCase) -> None:
     k = torch.tensor([[0], [1], [2]]) % likelihood.components if likelihood.components else None
     output, law = likelihood.outputs(z, k), likelihood(z, k)
     torch.testing.assert_close(likelihood.log_likelihood(x, output, k), law.log_prob(x), rtol=1e-10, atol=1e-10)
-    if isinstance(likelihood, LinearMixture):
+    if isinstance(likelihood, (LinearMixture, MixtureStandardUnits)):
         elementwise = likelihood.distribution(output, k).log_prob(x)
     else:
         elementwise = likelihood.distribution(output).log_prob(x)

@@ -16,13 +16,13 @@ from sklearn.manifold import trustworthiness
 from sklearn.neighbors import KNeighborsClassifier
 from torch import nn
 
-from gae.analysis.metrics import EvaluationBudget, encode
+from gae.analysis.metrics import EvaluationBudget, accuracy, encode
 from gae.cli import terminal
 from gae.data import Dataset, load
 from gae.reports import survey as survey_report
 from gae.studies.survey import Survey, left_out, survey, survey_systems
 from gae.systems import SYSTEMS, build
-from gae.training import restore
+from gae.training import fit, restore
 
 CHOSEN = ("pca", "kmeans", "vae", "sparse-coding")
 
@@ -119,6 +119,16 @@ def test_the_page_shows_every_system_and_why_numbers_are_missing(out: Path) -> N
     assert "under a flat prior" in page and "effective sample size" in page
     assert {path.stem for path in (out / "figures").iterdir()} == {"overview", "reconstructions", "samples", "codes"}
     assert page.count("data:image/png;base64") == 4
+
+
+def test_one_cluster_tells_no_classes_apart(small: Dataset) -> None:
+    """All codes are the same, so that the same five neighbours vote for one class, whichever they are."""
+    model = build("kmeans", small, components=1)
+    fit(model, small, progress=False)
+    with torch.no_grad():
+        found = accuracy(model, small, encode(model, small.test, EvaluationBudget()), EvaluationBudget())
+    assert small.test_labels is not None
+    assert found["mean"] in (small.test_labels.bincount() / len(small.test)).double().numpy().round(6)
 
 
 def test_a_system_that_does_not_fit_the_data_says_why(tmp_path: Path) -> None:
