@@ -1,6 +1,6 @@
 """Models that you have already: decoders, Pyro programs, and autoencoders of other libraries."""
 
-from gae.adapters.decoders import GivenEncoder, Shaped, check_curvature, from_decoder
+from gae.adapters.decoders import GivenEncoder, Shaped, check_curvature, check_networks, from_decoder
 from gae.adapters.diffusers import DiffusersDecoder, DiffusersEncoder, from_diffusers
 from gae.adapters.networks import ExportedNetwork, load_weights, read_network
 from gae.adapters.pyro_models import FittedRows, PyroGuide, PyroLikelihood, from_pyro
@@ -18,6 +18,7 @@ __all__ = [
     "PythaeEncoder",
     "Shaped",
     "check_curvature",
+    "check_networks",
     "from_decoder",
     "from_diffusers",
     "from_pyro",

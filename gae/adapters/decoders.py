@@ -263,14 +263,36 @@ def check_curvature(model: Autoencoder, x: Num[Tensor, "N *X"], products: bool =
     Raises:
         ValueError: for a decoder whose derivatives cannot be differentiated, or networks that have another precision.
     """
+    x = _probes(model, x)
     z = x.new_zeros(1, 1, *model.likelihood.latent_shape)
     message = f"The decoder has no second derivatives in {x.dtype}"
     with torch.no_grad():
         _attempt(lambda: derivatives(model.likelihood, x[:1], z), message)
         if products:
             _attempt(lambda: curvature_matrix(model.likelihood, x[:1], z), message)
-        if isinstance(model.inference, Amortized):
-            _attempt(lambda: model.inference(model.likelihood, x[:PROBES]), f"The encoder does not work in {x.dtype}")
+        _try_encoder(model, x)
+
+
+def check_networks(model: Autoencoder, x: Num[Tensor, "N *X"]) -> None:
+    """Checks that the decoder and an encoder work in the precision of x, on the device of the model.
+
+    Raises:
+        ValueError: for networks that have another precision, or tensors on another device.
+    """
+    x = _probes(model, x)
+    z = x.new_zeros(1, 1, *model.likelihood.latent_shape)
+    with torch.no_grad():
+        _attempt(lambda: model.likelihood.log_joint(x[:1], z), f"The decoder does not work in {x.dtype} on {x.device}")
+        _try_encoder(model, x)
+
+
+def _probes(model: Autoencoder, x: Tensor) -> Tensor:
+    return x[:PROBES].to(first_tensor(model.likelihood, x).device)
+
+
+def _try_encoder(model: Autoencoder, x: Tensor) -> None:
+    for part in (part for part in model.inference.modules() if isinstance(part, Amortized)):
+        _attempt(partial(part, model.likelihood, x), f"The encoder does not work in {x.dtype} on {x.device}")
 
 
 def _attempt(function: Callable[[], T], message: str) -> T:

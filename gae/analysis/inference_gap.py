@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Bool, Float, Int, Num
@@ -22,6 +23,10 @@ from gae.inference.laws import codes_from, need_density, point_of, spread_of
 from gae.inference.starts import Given
 from gae.likelihood import Likelihood
 from gae.likelihood.door import checked, door
+from gae.training.group import over_blocks
+
+if TYPE_CHECKING:
+    import lightning_fabric
 
 FAMILIES: dict[str, type[MeanField]] = {"mean-field": MeanField, "full covariance": FullCovariance}
 FLOW = "flow"  # the family of an encoder whose densities are flows
@@ -134,6 +139,7 @@ def inference_gap(
     noise: int | None = None,
     steps: int = 200,
     batch_size: int = 100,
+    fabric: "lightning_fabric.Fabric | None" = None,
 ) -> Gap:
     """Approximation and amortisation gap of each observation.
 
@@ -157,6 +163,9 @@ def inference_gap(
         noise: number of samples per objective value of the optimisation; by default four times the size of a code.
         steps: maximum number of optimisation steps; a flow takes twice as many, by Adam.
         batch_size: number of observations at a time; bounds the memory, most of which is for importance samples.
+        fabric: shares the batches among its processes (``gae.training.launch``), each of which returns the whole gap;
+            the model and x are on its device. The draws of a batch then follow from its index and the last seed of
+            ``torch.manual_seed``, which is the same in each process.
 
     Raises:
         ValueError: for unknown families, arguments out of range, a flat prior, codes that are not vectors, or x that
@@ -173,7 +182,13 @@ def inference_gap(
     with door(likelihood, x):
         _check(likelihood, families, samples, draws, batch_size)
         batches = x.split(batch_size)
-        return _joined([_gap(likelihood, engine, b, families, samples, draws, noise, steps) for b in batches])
+
+        def work(batch: Tensor) -> Gap:
+            return _gap(likelihood, engine, batch, families, samples, draws, noise, steps)
+
+        if fabric is None:
+            return _joined([work(batch) for batch in batches])
+        return _joined(list(over_blocks(fabric, batches, work, torch.initial_seed())))
 
 
 def _gap(

@@ -84,7 +84,7 @@ def mean_and_error(values: Float[Tensor, " N"]) -> Entry:
     >>> mean_and_error(torch.tensor([1.0, 3.0]))
     {'mean': 2.0, 'se': 1.0}
     """
-    values = values.double()
+    values = values.cpu().double()
     error = float(values.std() / math.sqrt(len(values))) if len(values) > 1 else None
     mean = float(values.mean())
     if not math.isfinite(mean):
@@ -161,7 +161,7 @@ def codebook_perplexity(prior: CodebookDistribution, z: Float[Tensor, "N P E"]) 
     >>> codebook_perplexity(prior, torch.tensor([[[0.0], [1.0]], [[1.0], [0.0]]]))
     2.0
     """
-    share = prior.nearest(z).flatten().bincount(minlength=len(prior.vectors)).double() / z.shape[:2].numel()
+    share = prior.nearest(z).flatten().bincount(minlength=len(prior.vectors)).cpu().double() / z.shape[:2].numel()
     return math.exp(-float(torch.xlogy(share, share).sum()))
 
 

@@ -21,6 +21,7 @@ from gae.systems.image_prior import (
     restored_shape,
     self_stopping,
 )
+from gae.training.sampling import isolated
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ def restore_image(
         raise ValueError(f"Need steps >= 1 and runs >= 1, got {limit} and {runs}.")
     shape = restored_shape(image, task, mask=mask, factor=factor, blur=blur, operator=operator)
     check_memory(network, image, shape, runs)
-    with torch.random.fork_rng(devices=[image.device] if image.is_cuda else []):
+    with isolated(image.device):
         torch.manual_seed(seed)
         likelihood, observed = build_likelihood(
             image, task, mask=mask, factor=factor, blur=blur, operator=operator, network=network

@@ -1,7 +1,8 @@
 """Results of a model for each observation, in batches: codes, reconstructions and scores."""
 
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -11,6 +12,10 @@ from torch import Tensor
 from gae.analysis.anomaly import Criterion, anomaly_scores
 from gae.autoencoder import Autoencoder, log_evidence
 from gae.inference import Status
+from gae.training.group import over_blocks
+
+if TYPE_CHECKING:
+    import lightning_fabric
 
 Block = dict[str, np.ndarray]
 
@@ -19,7 +24,13 @@ CRITERIA: dict[str, Criterion] = {name: name for name in ("evidence", "reconstru
 
 
 def codes(
-    model: Autoencoder, x: Num[Tensor, "N *X"], batch_size: int = 1000, *, scored: bool = True
+    model: Autoencoder,
+    x: Num[Tensor, "N *X"],
+    batch_size: int = 1000,
+    *,
+    scored: bool = True,
+    fabric: "lightning_fabric.Fabric | None" = None,
+    seed: int = 0,
 ) -> Iterator[Block]:
     """Yields one code per observation: z (B, *Z), k (B,), log_joint (B,), log_q (B,) and status (B,) of each batch.
 
@@ -30,9 +41,11 @@ def codes(
         x: observations.
         batch_size: B.
         scored: False for z and k alone.
+        fabric: shares the batches among its processes (``gae.training.launch``), each of which yields all of them; the
+            model is on its device.
+        seed: of the random draws of each batch, with ``fabric``; without it they are those of torch's generator.
     """
-    for batch in x.split(batch_size):
-        yield _codes(model, batch, scored)
+    return _over(x, batch_size, partial(_codes, model, scored=scored), fabric, seed)
 
 
 @torch.no_grad()
@@ -47,15 +60,35 @@ def _codes(model: Autoencoder, x: Tensor, scored: bool) -> Block:
             columns["log_q"] = encoding.q.log_prob(z).reshape(-1, len(x))[0]
     block = {name: value.cpu().numpy() for name, value in columns.items() if value is not None}
     if scored and solve is not None:
-        block["status"] = STATUSES[solve.status[encoding.best, torch.arange(len(x))].cpu().numpy()]
+        block["status"] = STATUSES[solve.status[encoding.best, torch.arange(len(x), device=x.device)].cpu().numpy()]
     return block
 
 
-def reconstructions(model: Autoencoder, x: Num[Tensor, "N *X"], batch_size: int = 1000) -> Iterator[Block]:
-    """Yields the reconstruction x (B, *X) of each batch: the decoder's mean (for classes, the mode) at the code."""
-    for batch in x.split(batch_size):
-        with torch.no_grad():
-            yield {"x": model.reconstruct(batch).cpu().numpy()}
+def reconstructions(
+    model: Autoencoder,
+    x: Num[Tensor, "N *X"],
+    batch_size: int = 1000,
+    *,
+    fabric: "lightning_fabric.Fabric | None" = None,
+    seed: int = 0,
+) -> Iterator[Block]:
+    """Yields the reconstruction x (B, *X) of each batch: the decoder's mean (for classes, the mode) at the code.
+
+    ``fabric`` and ``seed`` are those of ``codes``.
+    """
+    return _over(x, batch_size, partial(_reconstruction, model), fabric, seed)
+
+
+@torch.no_grad()
+def _reconstruction(model: Autoencoder, x: Tensor) -> Block:
+    return {"x": model.reconstruct(x).cpu().numpy()}
+
+
+def _over(
+    x: Tensor, batch_size: int, work: Callable[[Tensor], Block], fabric: "lightning_fabric.Fabric | None", seed: int
+) -> Iterator[Block]:
+    batches = x.split(batch_size)
+    return map(work, batches) if fabric is None else over_blocks(fabric, batches, work, seed)
 
 
 def scores(model: Autoencoder, x: Num[Tensor, "N *X"], by: Sequence[str] = ("evidence",), samples: int = 500) -> Block:

@@ -1,6 +1,7 @@
 """Arguments, readers and writers shared by the commands."""
 
 import shlex
+from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -9,9 +10,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from gae.data.files import whole
+from gae.training.processes import is_first
 
 if TYPE_CHECKING:
     import numpy as np
+    from lightning_fabric import Fabric
     from torch import Tensor
 
     from gae.autoencoder import Autoencoder
@@ -63,6 +66,19 @@ SplitBy = Annotated[
 ]
 RowsFile = Annotated[
     Path, typer.Option("--output", "-o", help="An .npz, .npy (one array, without index), .csv or .parquet file.")
+]
+Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps, or auto for the fastest that is there.")]
+Precision = Annotated[
+    str, typer.Option(help="32, 64, bf16-mixed or 16-mixed (matrix products in 16 bits, all else in 32).")
+]
+Devices = Annotated[
+    int | None,
+    typer.Option(
+        min=1, help="Processes on each node, one for each device.", show_default="1, or those of torchrun or srun"
+    ),
+]
+Nodes = Annotated[
+    int | None, typer.Option(min=1, help="Number of nodes.", show_default="1, or those of torchrun or srun")
 ]
 CheckpointPath = Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="Folder of a run, or a checkpoint in it.")]
 ModelPath = Annotated[
@@ -219,7 +235,7 @@ def load_like(model: "Autoencoder", name: str, binarize: str | None = None, spli
 
 
 def _announced(dataset: "Dataset") -> "Dataset":
-    for note in dataset.notes:
+    for note in dataset.notes if is_first() else ():
         typer.echo(f"{dataset.name}: {note}", err=True)
     return dataset
 
@@ -256,6 +272,31 @@ def read(path: Path) -> "tuple[Autoencoder, str]":
     return model.eval(), name
 
 
+def placed(model: "Autoencoder", x: "Tensor", fabric: "Fabric") -> "Fabric":
+    """Moves a model to the Fabric's device, in its precision; to the CPU if the device lacks a float64 that it uses.
+
+    Args:
+        x: some observations, to find out.
+
+    Returns:
+        The Fabric on whose device the model is.
+    """
+    from gae.analysis.rows import codes
+    from gae.training import devices
+
+    precision = devices.precision_of(fabric)
+    double = precision == "64-true"
+    if double:
+        model.double()
+
+    def uses_float64() -> bool:
+        return double or devices.computes_in_float64(lambda: list(codes(model, in_its_dtype(model, x[:2]))))
+
+    device = devices.placed(fabric.device, uses_float64, "This model's engine")
+    model.to(device)
+    return fabric if device == fabric.device else devices.single(device, precision)
+
+
 def in_its_dtype(model: "Autoencoder", x: "Tensor") -> "Tensor":
     """Converts x to the dtype of the model; data sets are float32."""
     return x.to(model.likelihood._like(x).dtype)
@@ -274,22 +315,29 @@ def write_rows(
     rows: "Rows",
     blocks: "Iterable[Mapping[str, np.ndarray]]",
     main: str,
+    fabric: "Fabric",
     facts: Mapping[str, str] | None = None,
 ) -> dict[str, str]:
     """Writes results for each observation beside its index, split, label and file name, in the order of the rows.
+
+    Of several processes the first writes, and the others compute their share of the blocks.
 
     Args:
         path: the file, whose suffix selects the format.
         rows: the observations.
         blocks: columns of results for consecutive observations.
         main: the column of an ``.npy`` file.
+        fabric: the processes that compute the blocks.
         facts: texts that hold for all rows.
 
     Returns:
-        The dtype of each column, by its name and shape.
+        The dtype of each column, by its name and shape; nothing if this is not the first process.
     """
     from gae.data.output import row_file
 
+    if not fabric.is_global_zero:
+        deque(blocks, maxlen=0)
+        return {}
     about = {"index": rows.row.numpy(), "split": rows.split}
     if rows.labels is not None:
         about["labels"] = rows.labels.numpy()

@@ -1,5 +1,6 @@
 """``gae compare``: engines on one decoder, or systems on one data set."""
 
+from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,11 +13,15 @@ from gae.cli.common import (
     Crop,
     DataName,
     Decoder,
+    Device,
+    Devices,
     Drop,
     EncoderName,
     HeadName,
     Labels,
+    Nodes,
     Own,
+    Precision,
     Resume,
     Scale,
     Seed,
@@ -27,6 +32,8 @@ from gae.cli.common import (
     load,
 )
 from gae.cli.terminal import comparison, console, echo_json, reported, surveyed
+
+UNEQUAL = timedelta(days=7)  # for which processes wait, whose trainings take unequal times
 
 
 @reported
@@ -61,21 +68,29 @@ def compare(
     quick: Annotated[bool, typer.Option("--quick", help="Fewer epochs and samples.")] = False,
     out: Annotated[Path | None, typer.Option(help="A new folder.", show_default="runs/compare-DATA")] = None,
     resume: Resume = False,
+    device: Device = "cpu",
+    precision: Precision = "32",
+    devices: Devices = None,
+    nodes: Nodes = None,
     as_json: AsJson = False,
-) -> Path:
+) -> Path | None:
     """Train a decoder by each engine, freeze it, and tell apart what an encoder, its family and a few steps cost on it.
 
     With --decoder: the same on your own decoder, frozen, which is not trained; with --encoder, the cost of yours.
-    With --systems: fit these systems with their default options, and evaluate each by its own engine.
+    With --systems: fit these systems with their default options, and evaluate each by its own engine. Several processes
+    share the trainings; device and precision are those of the trainings.
     """
+    from gae.training import launch
+
     own = Own(decoder, weights, latent, head, scale, activated, encoder)
     if decoder is None:
         Own(weights=weights, scale=scale, activated=activated, encoder=encoder).need_decoder()
+    fabric = launch(device, precision, devices, nodes, timeout=UNEQUAL)
     dataset = load(data, binarize, split_by, labels=labels, drop=drop, standardize=standardize, size=size, crop=crop)
     kind = "compare" if systems is None else "systems"
     folder = out or Path("runs") / f"{kind}-{dataset.name}"
     only = {"engines": engines, "latent": latent, "head": head, "seeds": seeds, "decoder": decoder}
-    shared: Any = {"epochs": epochs, "seed": seed, "quick": quick, "resume": resume}
+    shared: Any = {"epochs": epochs, "seed": seed, "quick": quick, "resume": resume, "fabric": fabric}
     if systems is None:
         from gae.studies.compare import compare as run
 
@@ -90,6 +105,8 @@ def compare(
         for option in (name for name, value in only.items() if value is not None):
             raise ValueError(f"--{option} is for the comparison of engines. Leave it out, or leave --systems out.")
         results = survey(dataset, folder, systems=None if systems == "all" else _names(systems), **shared)
+    if not fabric.is_global_zero:
+        return None
     if as_json:
         echo_json(results)
         return folder

@@ -1,15 +1,19 @@
 """``gae dip``: image restoration by a deep image prior."""
 
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from gae.cli.common import Device, Precision
 from gae.cli.terminal import command_line, console, finite, plain, print_results, reported
 from gae.data.files import check_folder, write_text
 
 if TYPE_CHECKING:
+    from lightning_fabric import Fabric
     from rich.progress import Progress as Bar
     from torch import Tensor
 
@@ -58,6 +62,8 @@ def dip(
     seed: Annotated[
         int, typer.Option(min=0, max=2**32 - 1, help="Seed of the network's input, weights and noise.")
     ] = 0,
+    device: Device = "auto",
+    precision: Precision = "32",
     suffix: Annotated[
         str, typer.Option("--format", help="Format of the result: png, tiff or webp (lossless).")
     ] = "png",
@@ -90,22 +96,20 @@ def dip(
     truth = None if clean is None else _clean(clean, background, shape)
     folder = out or Path("runs") / f"dip-{image.stem}"
     _check_new(folder)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    with _bar() as bar:
+    restore: Any = partial(restore_image, task=task, network=Network(channels, scales), **measurement)
+    fabric, pixels = _placed(given, device, precision, partial(restore, steps=1))
+    with _bar() as bar, fabric.autocast():
         show = _Live(bar, folder, steps or (TASKS[task].steps if task in TASKS else 0), preview)
         began = time.perf_counter()
-        restoration = restore_image(
-            given.to(device),
-            task,
-            **measurement,
+        restoration = restore(
+            pixels,
             steps=steps,
             runs=runs,
-            network=Network(channels, scales),
             seed=seed,
             watch=show,
         )
         seconds = time.perf_counter() - began
-    restored = Photograph(restoration.image.cpu().numpy(), photo.alpha, bits or photo.bits).rounded()
+    restored = Photograph(restoration.image.float().cpu().numpy(), photo.alpha, bits or photo.bits).rounded()
     restored.write(folder / f"result.{suffix}")
     pictures = {"degraded": degraded(given, known, *shape[1:]), "restored": torch.from_numpy(restored.colours)}
     summary = {
@@ -113,6 +117,7 @@ def dip(
         **{"blur": blur, "operator": operator, "runs": runs},
         **{"channels": channels, "scales": scales, "seed": seed, "background": background, "alpha": alpha},
         **{"bits": restored.bits, "clean": str(clean) if clean else None},
+        **{"device": str(pixels.device), "precision": precision},
         **_outcome(restoration),
         **({} if truth is None else _quality(pictures, truth)),
         **{"seconds": round(seconds, 1), "result": str(folder / f"result.{suffix}")},
@@ -122,6 +127,18 @@ def dip(
     _write(summary, restoration, pictures, command, folder)
     print_results(summary, as_json)
     return folder
+
+
+def _placed(
+    image: "Tensor", device: str, precision: str, start: "Callable[[Tensor], Restoration]"
+) -> "tuple[Fabric, Tensor]":
+    """The Fabric that restores, and the image in its precision; on the CPU if its device lacks a float64 in use."""
+    from gae.training.devices import computes_in_float64, dtype_of, placed, precision_of, single
+
+    fabric = single(device, precision)
+    image = image.to(dtype_of(precision_of(fabric)))
+    chosen = placed(fabric.device, lambda: computes_in_float64(partial(start, image)), "This restoration")
+    return fabric, image.to(chosen)
 
 
 def _read(path: Path, background: str | None, alpha: str | None) -> "Photograph":

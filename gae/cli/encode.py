@@ -1,5 +1,6 @@
 """``gae encode`` and ``gae transform``: the codes of data, in a file."""
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -12,13 +13,17 @@ from gae.cli.common import (
     CodeShape,
     DataName,
     Decoder,
+    Device,
+    Devices,
     EncoderName,
     EngineName,
     HeadName,
     Mean,
     ModelData,
     ModelPath,
+    Nodes,
     Own,
+    Precision,
     RowsFile,
     SameBinarize,
     Scale,
@@ -29,6 +34,7 @@ from gae.cli.common import (
     in_its_dtype,
     load_like,
     open_model,
+    placed,
     read,
     write_rows,
 )
@@ -54,40 +60,49 @@ def encode(
     encoder: EncoderName = None,
     binarize: SameBinarize = None,
     seed: Seed = 0,
+    device: Device = "cpu",
+    precision: Precision = "32",
+    devices: Devices = None,
+    nodes: Nodes = None,
     as_json: AsJson = False,
 ) -> None:
     """Write the codes of data in order: z, k, log_joint and log_q (nats, at the code), and the status of each solve.
 
     The file also holds index (the row of the source from 0, or the line of text; a predefined split counts through
     its training part and then its test part), split (train or test), labels, and the file names of images. In .csv
-    and .parquet files z becomes the columns z0, z1, …; an .npy file has z alone.
+    and .parquet files z becomes the columns z0, z1, …; an .npy file has z alone. Several processes share blocks of
+    1000 rows; the first writes the file.
 
     Codes are inferred by the model's own engine, or by --engine: an ascent from 0 (lbfgs, adam, gauss-newton), the
     encoder alone, or a few steps from it (refine). With --decoder the model is yours, under the prior N(0, I).
     """
-    import torch
-
     from gae.analysis.engines import engine_of
     from gae.analysis.rows import codes
+    from gae.training import launch
 
     check_file(output, *ROWS)
     own = Own(decoder, weights, latent, head, scale, activated, encoder)
+    fabric = launch(device, precision, devices, nodes)
     model, source = open_model(checkpoint, data, own, binarize, split_by, seed)
     if engine is not None:
         model.inference = engine_of(engine, model, steps)
     elif steps is not None:
         raise ValueError("--steps is for an engine by name. Give --engine too.")
     rows = load_like(model, source, binarize, split_by).rows(split)
-    if own.decoder is not None and engine == "gauss-newton":
-        from gae.adapters import check_curvature
+    fabric = placed(model, rows.x, fabric)
+    x = in_its_dtype(model, rows.x)
+    if own.decoder is not None:
+        from gae.adapters import check_curvature, check_networks
 
-        check_curvature(model, in_its_dtype(model, rows.x), products=True)
-    torch.manual_seed(seed)
+        check = partial(check_curvature, products=True) if engine == "gauss-newton" else check_networks
+        check(model, x)
     joint = Mean("log_joint")
-    blocks = joint.over(codes(model, in_its_dtype(model, rows.x)))
+    blocks = joint.over(codes(model, x, fabric=fabric, seed=seed))
     used = type(model.inference).__name__
-    columns = write_rows(output, rows, blocks, "z", {"engine": used})
-    print_results({"file": str(output), "engine": used, "mean log_joint (nats)": joint.value, **columns}, as_json)
+    columns = write_rows(output, rows, blocks, "z", fabric, {"engine": used})
+    if fabric.is_global_zero:
+        means = {"engine": used, "mean log_joint (nats)": joint.value}
+        print_results({"file": str(output), **means, **columns}, as_json)
 
 
 @reported
@@ -99,16 +114,22 @@ def transform(
     split_by: SplitBy = None,
     binarize: SameBinarize = None,
     seed: Seed = 0,
+    device: Device = "cpu",
+    precision: Precision = "32",
+    devices: Devices = None,
+    nodes: Nodes = None,
     as_json: AsJson = False,
 ) -> None:
     """Write the codes of data as features: z alone (and k of a mixture), without densities; otherwise as `encode`."""
-    import torch
-
     from gae.analysis.rows import codes
+    from gae.training import launch
 
     check_file(output, *ROWS)
+    fabric = launch(device, precision, devices, nodes)
     model, _ = read(checkpoint)
     rows = load_like(model, data, binarize, split_by).rows(split)
-    torch.manual_seed(seed)
-    columns = write_rows(output, rows, codes(model, in_its_dtype(model, rows.x), scored=False), "z")
-    print_results({"file": str(output), **columns}, as_json)
+    fabric = placed(model, rows.x, fabric)
+    blocks = codes(model, in_its_dtype(model, rows.x), scored=False, fabric=fabric, seed=seed)
+    columns = write_rows(output, rows, blocks, "z", fabric)
+    if fabric.is_global_zero:
+        print_results({"file": str(output), **columns}, as_json)

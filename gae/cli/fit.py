@@ -11,9 +11,13 @@ from gae.cli.common import (
     Binarize,
     Crop,
     DataName,
+    Device,
+    Devices,
     Drop,
     Labels,
     Missing,
+    Nodes,
+    Precision,
     Resume,
     Seed,
     Size,
@@ -75,12 +79,17 @@ def fit(
     tensorboard: Annotated[
         bool, typer.Option("--tensorboard", help="Log to TensorBoard in the output folder.")
     ] = False,
+    device: Device = "cpu",
+    precision: Precision = "32",
+    devices: Devices = None,
+    nodes: Nodes = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress bar.")] = False,
     as_json: AsJson = False,
-) -> Path:
+) -> Path | None:
     """Train a system, print its test results, and write checkpoints for `encode`, `sample` and the other commands."""
     from gae.studies.single import TrainingOptions, fit_system, held_out_results
     from gae.systems.options import describe, parse
+    from gae.training import launch
 
     if lr is not None and not 0 < lr < math.inf:
         raise ValueError(f"--lr must be positive and finite, got {lr}.")
@@ -98,12 +107,15 @@ def fit(
         patience=patience,
         keep=keep,
     )
+    fabric = launch(device, precision, devices, nodes)
     table: Any = {"labels": labels, "drop": drop, "standardize": standardize, "missing": missing}
     dataset = load(data, binarize, split_by, size=size, crop=crop, **table)
     folder = out or Path("runs") / f"{system}-{dataset.name}"
     board = board_in(folder) if tensorboard else None
-    run = {"out": folder, "resume": resume, "progress": not quiet, "logger": board}
+    run = {"out": folder, "resume": resume, "progress": not quiet, "logger": board, "fabric": fabric}
     model, history = fit_system(system, dataset, options, training, seed, **run)
+    if not fabric.is_global_zero:
+        return None
     if board is not None:
         board.finalize("success")
     last, scale = history.rows[-1], history.code_scale

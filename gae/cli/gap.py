@@ -1,6 +1,7 @@
 """``gae gap``: inference gap of a fitted model."""
 
 import json
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,18 +12,23 @@ from gae.cli.common import (
     AsJson,
     CodeShape,
     Decoder,
+    Device,
+    Devices,
     EncoderName,
     EngineName,
     HeadName,
     ModelData,
     ModelPath,
+    Nodes,
     Own,
     SameBinarize,
     Scale,
     SplitBy,
     Weights,
+    in_its_dtype,
     load_like,
     open_model,
+    placed,
     save_arrays,
 )
 from gae.cli.terminal import console, echo_json, reported, table
@@ -30,6 +36,7 @@ from gae.data.files import check_folder, write_text
 
 if TYPE_CHECKING:
     import torch
+    from lightning_fabric import Fabric
     from torch.distributions import Distribution
 
     from gae.autoencoder import Autoencoder
@@ -58,33 +65,41 @@ def gap(
     binarize: SameBinarize = None,
     seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of all draws.")] = 0,
     out: Annotated[Path, typer.Option(help="Folder for gap.html, gap.json and gap.npz (per sample).")] = Path("gap"),
+    device: Device = "cpu",
+    precision: Annotated[str, typer.Option(help="64 or 32; in 32 bits, many optimisations do not converge.")] = "64",
+    devices: Devices = None,
+    nodes: Nodes = None,
     as_json: AsJson = False,
-) -> Path:
+) -> Path | None:
     """Split log p(x) - ELBO into approximation and amortisation gap, per test sample and on average.
 
     L[q] is the bound of the model's own engine, or of --engine: of an ascent (lbfgs, adam, gauss-newton), the Laplace
     approximation at its mode; of the encoder; or of its density after a few steps (refine). With --decoder the model is
-    yours, under the prior N(0, I).
+    yours, under the prior N(0, I). Several processes take consecutive hundreds of samples each; the first writes the
+    folder.
     """
-    import torch
-
     from gae.analysis.engines import engine_of
     from gae.analysis.metrics import mean_and_error
     from gae.reports import gap as gap_report
+    from gae.training import launch
 
     check_folder(out)
+    _need_digits(precision)
     own = Own(decoder, weights, latent, head, scale, activated, encoder)
+    fabric = launch(device, precision, devices, nodes)
     model, source = open_model(checkpoint, data, own, binarize, split_by, seed)
-    model.double()  # in single precision, an optimisation stalls before it has converged
     if engine is not None:
         model.inference = engine_of(engine, model, density=True)
-    x = load_like(model, source, binarize, split_by).test[:size].double()
+    x = load_like(model, source, binarize, split_by).test[:size]
+    fabric = placed(model, x, fabric)
+    x = in_its_dtype(model, x)
     if own.decoder is not None:
         from gae.adapters import check_curvature
 
         check_curvature(model, x, products=engine == "gauss-newton")
-    torch.manual_seed(seed)
-    columns, family, laws = _columns(model, x, samples, draws, steps)
+    columns, family, laws = _columns(fabric, model, x, seed, samples, draws, steps)
+    if not fabric.is_global_zero:
+        return None
     sentence, worst = _answer(model, columns, family, laws, engine)
     account: dict[str, Any] = {
         "checkpoint": own.decoder or checkpoint,
@@ -110,27 +125,52 @@ def gap(
     return out
 
 
+def _need_digits(precision: str) -> None:
+    if precision.endswith("mixed"):
+        raise ValueError(
+            f"A gap is a difference of large log densities, and --precision {precision} rounds their products to 16 "
+            "bits. Use 64 or 32."
+        )
+
+
 def _columns(
-    model: "Autoencoder", x: "torch.Tensor", samples: int, draws: int, steps: int
+    fabric: "Fabric", model: "Autoencoder", x: "torch.Tensor", seed: int, samples: int, draws: int, steps: int
 ) -> "tuple[dict[str, torch.Tensor], str | None, list[Distribution]]":
     """Columns of the gap, the encoder's family, and its densities by batch; the last of normal encoders only."""
     import torch
-    from rich.progress import track
+    from rich.progress import Progress
 
+    from gae.training.group import over_blocks
+
+    batches = x.split(BATCH_SIZE)
+    with Progress(console=console(stderr=True), transient=True, disable=not fabric.is_global_zero) as bar:
+        task = bar.add_task("samples", total=math.ceil(len(batches) / fabric.world_size))
+
+        def work(batch: torch.Tensor) -> "tuple[dict[str, torch.Tensor], str | None, list[Distribution]]":
+            result = _batch_columns(model, batch, samples, draws, steps)
+            bar.advance(task)
+            return result
+
+        parts = list(over_blocks(fabric, batches, work, seed))
+    columns = {name: torch.cat([part[name] for part, _, _ in parts]) for name in parts[0][0]}
+    return columns, parts[0][1], [law for _, _, laws in parts for law in laws]
+
+
+def _batch_columns(
+    model: "Autoencoder", batch: "torch.Tensor", samples: int, draws: int, steps: int
+) -> "tuple[dict[str, torch.Tensor], str | None, list[Distribution]]":
     from gae.analysis.inference_gap import FAMILIES, inference_gap
     from gae.analysis.matrix import LBFGS_STEPS, refined
     from gae.inference import LBFGS
+    from gae.inference.laws import rearranged
 
-    parts, laws, family = [], [], None
-    for batch in track(x.split(BATCH_SIZE), "samples", console=console(stderr=True), transient=True):
-        gaps = inference_gap(model, batch, samples=samples, draws=draws, steps=steps)
-        columns, family = gaps.columns(), gaps.family
-        if gaps.encoder is not None and gaps.encoder.q is not None and family in FAMILIES:
-            laws.append(gaps.encoder.q)
-            (moved,) = refined(model.likelihood, batch, laws[-1], family, LBFGS(), [FEW_STEPS], draws)
-            columns[f"L[q after {FEW_STEPS} {LBFGS_STEPS} steps]"] = moved.bound.value
-        parts.append(columns)
-    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}, family, laws
+    gaps = inference_gap(model, batch, samples=samples, draws=draws, steps=steps)
+    columns, family, laws = gaps.columns(), gaps.family, []
+    if gaps.encoder is not None and gaps.encoder.q is not None and family in FAMILIES:
+        laws = [rearranged([gaps.encoder.q], lambda values, dimension: values[0].cpu())]
+        (moved,) = refined(model.likelihood, batch, gaps.encoder.q, family, LBFGS(), [FEW_STEPS], draws)
+        columns[f"L[q after {FEW_STEPS} {LBFGS_STEPS} steps]"] = moved.bound.value
+    return {name: values.cpu() for name, values in columns.items()}, family, laws
 
 
 def _answer(
@@ -151,7 +191,7 @@ def _answer(
         return "This model's engine has no normal density q(z|x): the table gives the cost of each family.", []
     import torch
 
-    use = code_use(rearranged(laws, torch.cat), model.likelihood.prior)
+    use = code_use(rearranged(laws, torch.cat), model.cpu().likelihood.prior)
     gap = columns["inference gap"]
     order = gap.argsort(descending=True)[:WORST].tolist()
     worst = [{"sample": index, "gap": float(gap[index])} for index in order]

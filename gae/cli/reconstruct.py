@@ -6,6 +6,10 @@ from gae.cli.common import (
     AsJson,
     CheckpointPath,
     DataName,
+    Device,
+    Devices,
+    Nodes,
+    Precision,
     RowsFile,
     SameBinarize,
     Seed,
@@ -13,6 +17,7 @@ from gae.cli.common import (
     SplitBy,
     in_its_dtype,
     load_like,
+    placed,
     read,
     write_rows,
 )
@@ -29,6 +34,10 @@ def reconstruct(
     split_by: SplitBy = None,
     binarize: SameBinarize = None,
     seed: Seed = 0,
+    device: Device = "cpu",
+    precision: Precision = "32",
+    devices: Devices = None,
+    nodes: Nodes = None,
     as_json: AsJson = False,
 ) -> None:
     """Write the reconstruction x of each observation in order: the decoder's mean at its code (for text, its mode).
@@ -37,15 +46,17 @@ def reconstruct(
     probabilities. The file also holds index, split, labels and file names as that of `encode`; an .npy file has x
     alone.
     """
-    import torch
-
     from gae.analysis.rows import reconstructions
+    from gae.training import launch
 
     check_file(output, *ROWS)
+    fabric = launch(device, precision, devices, nodes)
     model, _ = read(checkpoint)
     dataset = load_like(model, data, binarize, split_by)
     rows = dataset.rows(split)
-    torch.manual_seed(seed)
-    blocks = ({"x": dataset.as_given(block["x"])} for block in reconstructions(model, in_its_dtype(model, rows.x)))
-    columns = write_rows(output, rows, blocks, "x")
-    print_results({"file": str(output), **columns}, as_json)
+    fabric = placed(model, rows.x, fabric)
+    restored = reconstructions(model, in_its_dtype(model, rows.x), fabric=fabric, seed=seed)
+    blocks = ({"x": dataset.as_given(block["x"])} for block in restored)
+    columns = write_rows(output, rows, blocks, "x", fabric)
+    if fabric.is_global_zero:
+        print_results({"file": str(output), **columns}, as_json)

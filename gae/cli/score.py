@@ -9,6 +9,8 @@ from gae.cli.common import (
     AsJson,
     CheckpointPath,
     DataName,
+    Device,
+    Precision,
     RowsFile,
     SameBinarize,
     Seed,
@@ -16,6 +18,7 @@ from gae.cli.common import (
     SplitBy,
     in_its_dtype,
     load_like,
+    placed,
     read,
     write_rows,
 )
@@ -38,6 +41,8 @@ def score(
     split_by: SplitBy = None,
     binarize: SameBinarize = None,
     seed: Seed = 0,
+    device: Device = "cpu",
+    precision: Precision = "32",
     as_json: AsJson = False,
 ) -> None:
     """Write scores of each observation in order, in nats: log_p with its standard error and method.
@@ -50,15 +55,19 @@ def score(
     import torch
 
     from gae.analysis.rows import scores
+    from gae.training.devices import single
 
     check_file(output, *ROWS)
+    fabric = single(device, precision)
     model, _ = read(checkpoint)
     rows = load_like(model, data, binarize, split_by).rows(split)
+    fabric = placed(model, rows.x, fabric)
     torch.manual_seed(seed)
     names = [name.strip() for name in by.split(",")]
-    block = scores(model, in_its_dtype(model, rows.x), names, samples)
+    with fabric.autocast():
+        block = scores(model, in_its_dtype(model, rows.x).to(fabric.device), names, samples)
     main = next(iter(block))
-    columns = write_rows(output, rows, [block], main)
+    columns = write_rows(output, rows, [block], main, fabric)
     means = {f"mean {name} (nats)": float(block[name].mean()) for name in ("log_p", *names) if name in block}
     loose = {} if "tight" not in block else {"lower bounds only": int((~block["tight"]).sum())}
     print_results({"file": str(output), **means, **loose, **columns}, as_json)

@@ -1,7 +1,9 @@
 """Output of the ``gae`` command: tables, JSON and error messages."""
 
 import json
+import logging
 import math
+import os
 import shlex
 import sys
 from collections.abc import Callable, Mapping
@@ -12,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 import typer
 from typer.models import OptionInfo
 
-from gae.training.processes import refuse_many_processes
+from gae.training.processes import ending_together, refuse_many_processes
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -27,18 +29,25 @@ EXPECTED = (ValueError, TypeError, OSError, FloatingPointError, MemoryError, Not
 def reported(function: Callable[..., T]) -> Callable[..., T]:
     """Decorator of commands: prints expected errors in red with exit code 2; Ctrl-C says how to continue.
 
+    A command with an option ``devices`` shares its work among processes that were launched together; any other refuses
+    to run in one of them.
+
     If a reader such as ``head`` closes standard output, typer ends the command silently with exit code 1.
     """
 
     @wraps(function)
     def run(*args: Any, **options: Any) -> T:
         try:
-            refuse_many_processes("the command")
-            return function(*args, **options)
+            if "devices" in options:
+                _quieten()
+            else:
+                refuse_many_processes("the command")
+            with ending_together():
+                return function(*args, **options)
         except BrokenPipeError:
             raise
         except EXPECTED as error:
-            fail(str(error) or type(error).__name__, 2)
+            fail(" ".join([*getattr(error, "__notes__", ()), str(error) or type(error).__name__]), 2)
         except RuntimeError as error:  # torch has no exception class for CPU memory
             if "allocate" not in str(error):
                 raise
@@ -47,6 +56,13 @@ def reported(function: Callable[..., T]) -> Callable[..., T]:
             fail("Interrupted." + (" Add --resume to continue." if "resume" in options else ""), 130)
 
     return run
+
+
+def _quieten() -> None:
+    """Hides announcements of Fabric and torch's C++ warnings, which each process would print."""
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # before torch is imported
+    for name in ("distributed", "rank_zero"):
+        logging.getLogger(f"lightning_fabric.utilities.{name}").setLevel(logging.WARNING)
 
 
 def command_line(command: Callable[..., Any], values: Mapping[str, Any]) -> str:

@@ -6,6 +6,7 @@ from functools import lru_cache
 from typing import Any
 from weakref import WeakKeyDictionary
 
+import numpy as np
 import torch
 from jaxtyping import Float, Num
 from torch import Size, Tensor, nn
@@ -178,8 +179,8 @@ def _spread(z: Float[Tensor, "S B *Z"], rows: int) -> Float[Tensor, "n *Z"]:
 @lru_cache(maxsize=8)
 def _pattern(shape: Size, dtype: torch.dtype, device: torch.device) -> Tensor:
     """Distinct numbers in (0, 1): fractional parts of multiples of the golden ratio."""
-    steps = torch.arange(1, shape.numel() + 1, dtype=torch.float64, device=device)
-    return (steps * GOLDEN).frac().to(dtype).view(shape)
+    steps = np.arange(1, shape.numel() + 1)  # NumPy's floats have 64 bits on every device
+    return torch.from_numpy(steps * GOLDEN % 1.0).to(dtype).to(device).view(shape)
 
 
 def _outputs(likelihood: DecoderLikelihood, codes: Float[Tensor, "n *Z"]) -> Float[Tensor, "n ..."]:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch.distributions import Distribution
@@ -23,6 +23,7 @@ from gae.data import Dataset, load
 from gae.data.files import whole, write_text
 from gae.inference import Amortized, Inference
 from gae.likelihood import FlatDistribution, Likelihood, StandardUnits
+from gae.nets import first_tensor
 from gae.reports.comparison import leading, write
 from gae.studies.curves import held_out_bound, marks
 from gae.studies.engines import (
@@ -40,6 +41,13 @@ from gae.studies.jobs import ResumableJob, facts, one_thread
 from gae.studies.pictures import pictures
 from gae.systems.parts import Encoder
 from gae.training import fit
+from gae.training.devices import dtype_of, placed, precision_of, single
+from gae.training.group import agreed, claimed, share_out
+
+if TYPE_CHECKING:
+    import lightning_fabric
+
+Module = TypeVar("Module", bound=torch.nn.Module)
 
 INTERVAL = 10.0  # seconds of training that an interruption may cost; a checkpoint takes as long as several steps
 POSTERIORS = {DIAGONAL: "diagonal", FULL: "full"}
@@ -61,6 +69,7 @@ def compare(
     quick: bool = False,
     resume: bool = False,
     progress: bool = True,
+    fabric: "lightning_fabric.Fabric | None" = None,
 ) -> dict[str, Any]:
     """Trains one decoder per engine, freezes it, and compares families of densities and engines on each.
 
@@ -92,6 +101,9 @@ def compare(
         quick: fewer epochs and samples, for a first look.
         resume: continue the comparison in ``out``.
         progress: announce each phase on standard error.
+        fabric: the device and the precision of the trainings (``gae.training.launch``); with several processes, each
+            trains and measures some of the decoders, in a folder that all can write; a given decoder is measured by
+            one of them. The results are the same.
 
     Raises:
         ValueError, TypeError: unknown names, sizes or data that do not fit, options beside a ``model`` that it
@@ -99,7 +111,7 @@ def compare(
         FileExistsError: ``out`` exists and ``resume`` is False.
     """
     data = data if isinstance(data, Dataset) else load(data)
-    given = None
+    fabric, given = fabric or single("cpu"), None
     if model is None:
         names = tuple(ENGINES) if engines is None else engines
         configuration = configure(
@@ -110,23 +122,25 @@ def compare(
         for option, value in {"engines": engines, "latent": latent, "head": head, "seeds": seeds}.items():
             if value is not None:
                 raise ValueError(f"{option}={value!r} is for decoders that are trained. Leave it out with a given one.")
-        given = GivenModel.of(model, data)
+        given = GivenModel.of(model, data, dtype_of(precision_of(fabric)))
         configuration, decoder = configure_given(data, given, reference, epochs, hidden, seed, quick), given.likelihood
-    decoder.check(data.epoch(0, seed))
-    decoder.check(data.test)
+    configuration = replace(configuration, device=fabric.device.type, precision=precision_of(fabric))
+    for x in (data.epoch(0, seed), data.test):
+        decoder.check(x.to(first_tensor(decoder).dtype))
+
+    def job(again: bool) -> Comparison:
+        return Comparison(Path(out), configuration, data, again, progress, fabric.device, given)
+
     with one_thread(), torch.random.fork_rng(devices=[]):
-        run = Comparison(Path(out), configuration, data, resume, progress, given)
-        results = _results(run)
-    run.say("report")
-    write(run.out)
-    return results
+        run = claimed(fabric, job, resume)
+        share_out(fabric, [partial(each.decoder, name) for each in run.trainings() for name in configuration.engines])
+        return agreed(fabric, partial(_results, run))
 
 
 def _results(run: "Comparison") -> dict[str, Any]:
     configuration = run.configuration
     baselines = {name: run.baseline(name) for name in BASELINES}
-    kind = Training if run.given is None else GivenTraining
-    trainings = [kind(run, configuration.seed + i, i) for i in range(configuration.seeds)]
+    trainings = run.trainings()
     results: dict[str, Any] = {
         **facts(asdict(configuration), run.data),
         "engines": {
@@ -143,6 +157,8 @@ def _results(run: "Comparison") -> dict[str, Any]:
     run.draw(trainings[0], baselines, results)
     results["seconds"] = {**run.seconds, "total": sum(run.seconds.values())}
     write_text(run.out / "results.json", json.dumps(results, indent=1, allow_nan=False) + "\n")
+    run.say("report")
+    write(run.out)
     return results
 
 
@@ -156,20 +172,35 @@ class Comparison(ResumableJob):
         data: Dataset,
         resume: bool,
         progress: bool,
+        device: torch.device,
         given: GivenModel | None = None,
     ):
         super().__init__(out, asdict(configuration), resume, progress)
-        self.configuration, self.given = configuration, given
+        self.configuration, self.device, self.given = configuration, device, given
+        self.measuring = placed(device, lambda: True, "Measuring bounds on log p(x)")
         # training redraws dynamic binarisations, evaluation uses one fixed draw
-        self.source, self.data = data, replace(data, train=data.epoch(0, configuration.seed))
+        dtype = dtype_of(configuration.precision)
+        train, test = data.epoch(0, configuration.seed).to(dtype), data.test.to(dtype)
+        self.source, self.data = data, replace(data, train=train, test=test)
+
+    def trainings(self) -> "list[Training]":
+        """The trainings, none of them done."""
+        first = self.configuration.seed
+        kind = Training if self.given is None else GivenTraining
+        return [kind(self, first + i, i) for i in range(self.configuration.seeds)]
+
+    def wide(self, module: Module) -> Module:
+        """A copy in double precision, without gradients, on the device that measures bounds."""
+        return copy.deepcopy(module).to(self.measuring, torch.float64).requires_grad_(False)
 
     def baseline(self, name: str) -> Autoencoder:
         """A fitted baseline; a noise scale that it does not learn is set to the RMS of the training residual."""
         self.say(f"fit {name}")
         start = time.perf_counter()
         torch.manual_seed(self.configuration.seed)
-        model = BASELINES[name](self.data, self.configuration)
-        fit(model, self.data, epochs=self.configuration.baseline_epochs, seed=self.configuration.seed, progress=False)
+        model = BASELINES[name](self.source, self.configuration).to(self.data.train.dtype)
+        options: dict[str, Any] = {"epochs": self.configuration.baseline_epochs, "seed": self.configuration.seed}
+        fit(model, self.data, **options, progress=False, fabric=single("cpu"))
         calibrate_noise(model, self.data.train, self.configuration.effort)
         self.seconds[f"fit {name}"] = time.perf_counter() - start
         return model
@@ -187,7 +218,7 @@ class Comparison(ResumableJob):
     def without_code(self) -> Entry:
         """log p(x) of the head alone: the decoder's outputs are the same for every code, and fitted to the data."""
         if self.given is None:
-            likelihood, _ = initial(self.configuration, self.data.event_shape)
+            likelihood = initial(self.configuration, self.data.event_shape)[0].to(self.data.train.dtype)
             if isinstance(likelihood, StandardUnits):
                 likelihood.set_units(self.data.train)
         else:
@@ -243,6 +274,10 @@ class Training:
         self.sides = {name: self.train(name) for name in self.configuration.engines}
         return {name: self.measured(name, side) for name, side in self.sides.items()}
 
+    def decoder(self, name: str) -> Entry:
+        """Trains and measures one decoder."""
+        return self.measured(name, self.train(name))
+
     def fit(self, name: str, model: Autoencoder, epochs: int, describe: dict[str, Any]) -> list[float]:
         """Trains by Adam up to an epoch, from the last checkpoint if there is one; returns the loss of each epoch."""
         c = self.configuration
@@ -258,8 +293,10 @@ class Training:
             resume=True,
             checkpoint_interval=INTERVAL,
             progress=False,
+            fabric=single(self.job.device, c.precision),
             describe=describe,
         )
+        model.cpu()
         self.job.seconds[f"train {name}{self.suffix}"] = sum(row.seconds for row in history.rows)
         return [row.train_loss for row in history.rows]
 
@@ -303,10 +340,8 @@ class Training:
 
     def point(self, decoder: Likelihood) -> Entry:
         """A point of a training curve."""
-        x = self.data.test[: self.configuration.curve_samples]
-        return held_out_bound(
-            copy.deepcopy(decoder).double().requires_grad_(False), x.double(), self.configuration.curve_draws
-        )
+        x = self.data.test[: self.configuration.curve_samples].to(self.job.measuring, torch.float64)
+        return held_out_bound(self.job.wide(decoder), x, self.configuration.curve_draws)
 
     def measured(self, name: str, side: Side) -> Entry:
         """All measurements on one frozen decoder."""
@@ -330,10 +365,10 @@ class Training:
 
     def matrix(self, side: Side) -> Entry:
         """Bounds of families × engines, in double precision."""
-        budget = self.configuration.matrix
-        decoder = copy.deepcopy(side.model.likelihood).double().requires_grad_(False)
-        encoders = {family: copy.deepcopy(each).double() for family, each in side.encoders.items()}
-        x, held = self.job.matrix_samples.double(), self.data.train[: budget.tuning_samples].double()
+        budget, wide = self.configuration.matrix, self.job.wide
+        decoder, encoders = wide(side.model.likelihood), {name: wide(each) for name, each in side.encoders.items()}
+        rows = self.job.matrix_samples, self.data.train[: budget.tuning_samples]
+        x, held = (part.to(self.job.measuring, torch.float64) for part in rows)
         with torch.no_grad():
             seen = [decoder.in_standard_units(rows)[1] for rows in (x, held)]
             densities, tuning = ({f: one.density(rows) for f, one in encoders.items()} for rows in seen)
@@ -343,15 +378,13 @@ class Training:
         """Bounds of the encoder that was trained with its decoder, alone and by its engine; None without one."""
         if not ENGINES[name].trains_encoder:
             return None
-        decoder = copy.deepcopy(side.model.likelihood).double().requires_grad_(False)
+        decoder = self.job.wide(side.model.likelihood)
         engines: dict[str, Inference] = {"its encoder": Amortized(side.encoder)}
         if name != "amortised":
             engines["its engine"] = side.model.inference
-        x, draws = self.job.matrix_samples.double(), self.configuration.matrix.draws
+        x, draws = self.job.matrix_samples.to(self.job.measuring, torch.float64), self.configuration.matrix.draws
         return {
-            label: lower_bound(
-                decoder, x, self.density(copy.deepcopy(engine).double(), decoder, x), draws
-            ).value.tolist()
+            label: lower_bound(decoder, x, self.density(self.job.wide(engine), decoder, x), draws).value.tolist()
             for label, engine in engines.items()
         }
 

@@ -23,7 +23,7 @@ GIVEN = "given"  # in place of the engine that trained a decoder
 
 @dataclass(frozen=True)
 class GivenModel:
-    """Copies of a decoder and its encoder, in single precision and without gradients.
+    """Copies of a decoder and its encoder, on the CPU, in the precision of the trainings and without gradients.
 
     Attributes:
         likelihood: the decoder with its head and prior.
@@ -38,8 +38,8 @@ class GivenModel:
     name: str
 
     @classmethod
-    def of(cls, model: Autoencoder, data: Dataset) -> "GivenModel":
-        """The parts of a model, checked on data in both precisions.
+    def of(cls, model: Autoencoder, data: Dataset, dtype: torch.dtype = torch.float32) -> "GivenModel":
+        """The parts of a model, checked on data in this precision and in double precision.
 
         Raises:
             TypeError: for a likelihood that is not a head by name, or an encoder without a normal density.
@@ -52,18 +52,18 @@ class GivenModel:
             )
         if len(model.likelihood.latent_shape) != 1:
             raise ValueError(f"A comparison needs vector codes, got {tuple(model.likelihood.latent_shape)}.")
-        single = copy.deepcopy(model).float().requires_grad_(False)
-        x = data.test[:3]
-        for each in (single, copy.deepcopy(single).double()):
+        kept = copy.deepcopy(model).to("cpu", dtype).requires_grad_(False)
+        x = data.test[:3].to(dtype)
+        for each in (kept, copy.deepcopy(kept).double()):
             check_curvature(each, x.to(each.likelihood._like(x)))
-        likelihood, network = single.likelihood, single.likelihood.decoder
+        likelihood, network = kept.likelihood, kept.likelihood.decoder
         assert isinstance(likelihood, Head) and isinstance(network, nn.Module)
         name = type(network.network if isinstance(network, Shaped) else network).__name__
         if not isinstance(network, Shaped):  # keeps its mode while encoders are fitted
             likelihood.decoder = Shaped(network, likelihood.latent_shape, likelihood.event_shape, nn.Identity())
-        if not isinstance(single.inference, Amortized):
+        if not isinstance(kept.inference, Amortized):
             return cls(likelihood, None, None, name)
-        encoder = single.inference.guide
+        encoder = kept.inference.guide
         if not isinstance(encoder, Encoder):
             raise TypeError(
                 "A comparison needs an encoder with a density q(z|x), got one that returns codes. Return a "

@@ -12,6 +12,7 @@ from gae.data import Dataset
 from gae.data.checks import positive
 from gae.data.text import PADDING
 from gae.likelihood import CodebookDistribution
+from gae.nets import first_tensor
 from gae.systems.options import build, describe
 from gae.training import Anneal, Callback, History, fit
 from gae.training.schedules import SCHEDULES
@@ -89,15 +90,17 @@ def held_out_results(model: Autoencoder, data: Dataset, seed: int) -> dict[str, 
     torch.manual_seed(seed)
     model.eval()
     test, budget, prior = data.test, EvaluationBudget(), model.likelihood.prior
+    like = first_tensor(model, test)
     with torch.no_grad():
-        loss = sum(float(model(batch)) * len(batch) for batch in test.split(1000)) / len(test)
+        loss = sum(float(model(batch.to(like))) * len(batch) for batch in test.split(1000)) / len(test)
     results: dict[str, Any] = {"test loss (nats)": loss}
     errors, codes, right = [], [], []
     for batch in test.split(budget.batch_size):
+        batch = batch.to(like)
         with torch.no_grad():
             points = encode(model, batch, budget)
         if data.vocabulary is not None:  # differences of classes are meaningless
-            right.append((points.mean == batch)[batch != PADDING].double())
+            right.append((points.mean == batch)[batch != PADDING].cpu().double())
             continue
         errors.append(squared_errors(points.mean, batch))
         codes.append(points.z)

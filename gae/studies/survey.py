@@ -5,10 +5,10 @@ import math
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Int, Num
@@ -38,7 +38,12 @@ from gae.studies.jobs import ResumableJob, facts, one_thread
 from gae.studies.pictures import plane
 from gae.systems import SYSTEMS, build, describe, named
 from gae.training import fit
+from gae.training.devices import dtype_of, precision_of, single
+from gae.training.group import agreed, claimed, share_out
 from gae.training.learners import has_closed_form
+
+if TYPE_CHECKING:
+    import lightning_fabric
 
 IMAGES, DRAWS, CODES = 12, 12, 500
 POINTS = 1000  # of a data set taken as one observation
@@ -61,6 +66,8 @@ class Plan:
     epochs: int
     seed: int
     quick: bool
+    device: str = "cpu"
+    precision: str = "32-true"
     closed_epochs: int = 30
     batch_size: int = 64
     learning_rate: float = 3e-3
@@ -79,6 +86,7 @@ def survey(
     quick: bool = False,
     resume: bool = False,
     progress: bool = True,
+    fabric: "lightning_fabric.Fabric | None" = None,
 ) -> dict[str, Any]:
     """Fits named systems with their default options, and evaluates each on the test set by its own engine.
 
@@ -97,6 +105,8 @@ def survey(
         quick: fewer epochs, and log p(x) of fewer samples.
         resume: continue the survey in ``out``; systems that failed are tried again.
         progress: announce each phase on standard error.
+        fabric: the device and the precision of the trainings (``gae.training.launch``); with several processes, each
+            fits and evaluates some of the systems, in a folder that all can write. The results are the same.
 
     Raises:
         ValueError: unknown names, or systems for other kinds of observations.
@@ -104,20 +114,27 @@ def survey(
         RuntimeError: every system failed; ``results.json`` and the page give the reasons.
     """
     data = data if isinstance(data, Dataset) else load(data)
+    fabric = fabric or single("cpu")
     plan = _plan(data, systems, epochs, seed, quick)
+    plan = replace(plan, device=fabric.device.type, precision=precision_of(fabric))
     with one_thread(), torch.random.fork_rng(devices=[]):
-        run = Survey(Path(out), plan, data, resume, progress)
-        rows = {name: run.row(name) for name in plan.systems}
-        results = {
-            **facts(asdict(plan), data),
-            "rows": [row for row in rows.values() if "squared_error" in row],
-            "embeddings": [row for row in rows.values() if "trustworthiness" in row],
-            "texts": [row for row in rows.values() if "tokens" in row],
-            "missing": {name: row["missing"] for name, row in rows.items() if "missing" in row},
-            "failed": {name: row["failed"] for name, row in rows.items() if "failed" in row},
-        }
-        results["seconds"] = {**run.seconds, "total": sum(run.seconds.values())}
-        write_text(run.out / "results.json", json.dumps(results, indent=1, allow_nan=False) + "\n")
+        run = claimed(fabric, lambda again: Survey(Path(out), plan, data, again, progress, fabric.device), resume)
+        share_out(fabric, [partial(run.row, name) for name in plan.systems])
+        return agreed(fabric, partial(_results, run))
+
+
+def _results(run: "Survey") -> dict[str, Any]:
+    rows = {name: run.row(name) for name in run.plan.systems}
+    results = {
+        **facts(asdict(run.plan), run.data),
+        "rows": [row for row in rows.values() if "squared_error" in row],
+        "embeddings": [row for row in rows.values() if "trustworthiness" in row],
+        "texts": [row for row in rows.values() if "tokens" in row],
+        "missing": {name: row["missing"] for name, row in rows.items() if "missing" in row},
+        "failed": {name: row["failed"] for name, row in rows.items() if "failed" in row},
+    }
+    results["seconds"] = {**run.seconds, "total": sum(run.seconds.values())}
+    write_text(run.out / "results.json", json.dumps(results, indent=1, allow_nan=False) + "\n")
     run.say("report")
     write(run.out)
     if len(results["failed"]) == len(rows):
@@ -134,9 +151,10 @@ def survey_systems(text: bool = False) -> list[str]:
 class Survey(ResumableJob):
     """A survey and its folder."""
 
-    def __init__(self, out: Path, plan: Plan, data: Dataset, resume: bool, progress: bool):
+    def __init__(self, out: Path, plan: Plan, data: Dataset, resume: bool, progress: bool, device: torch.device):
         super().__init__(out, asdict(plan), resume, progress)
-        self.plan, self.data = plan, data
+        self.plan, self.device, self.dtype = plan, device, dtype_of(plan.precision)
+        self.source, self.data = data, replace(data, train=data.train.to(self.dtype), test=data.test.to(self.dtype))
 
     def row(self, name: str) -> Entry:
         """Results of one system, or the reason why it does not apply to these data or failed.
@@ -155,7 +173,7 @@ class Survey(ResumableJob):
         torch.manual_seed(self.plan.seed)
         is_data_set = SYSTEMS[name].observation == "data set"
         try:
-            model = build(name, self.data, **self._options(name))
+            model = build(name, self.source, **self._options(name)).to(self.dtype)
             x = self._points if is_data_set else self.data.epoch(0, self.plan.seed)[:CODES]
             model.likelihood.check(x.unsqueeze(0) if is_data_set else x)
         except (ValueError, TypeError) as error:
@@ -224,15 +242,16 @@ class Survey(ResumableJob):
         plan = self.plan
         if isinstance(model.likelihood, NoiseScale):
             model.likelihood.start_scale(self.data.train)
-        options: dict[str, Any] = {"epochs": plan.closed_epochs}
+        options: dict[str, Any] = {"epochs": plan.closed_epochs, "fabric": single("cpu")}
         if not has_closed_form(model):
             optimizer = model.optimizer or partial(torch.optim.Adam, lr=plan.learning_rate)
             options = {"epochs": plan.epochs, "batch_size": plan.batch_size, "clip": plan.clip, "optimizer": optimizer}
+            options["fabric"] = single(self.device, plan.precision)
         out = self.out / "checkpoints" / name
         described = describe(name, self._options(name), self.data)
         options |= {"seed": plan.seed, "out": out, "resume": True, "progress": False, "describe": described}
         rows = fit(model, self.data, **options).rows
-        model.eval()
+        model.eval().cpu()
         calibrate_noise(model, self.data.train, plan.effort)
         return len(rows)
 

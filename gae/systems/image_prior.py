@@ -199,13 +199,14 @@ def check_memory(network: Network, image: Tensor, shape: Size, runs: int) -> Non
     """
     channels, height, width = shape
     factor = max(1, height // image.shape[1])
-    needed, free = memory(network, channels, height, width, runs), free_memory(image.device)
+    wide, free = image.element_size() / 4, free_memory(image.device)
+    needed = int(wide * memory(network, channels, height, width, runs))
     if free is None or needed <= free:
         return
 
     def fits(network: Network, share: float, factor: int, runs: int) -> bool:
-        high, wide = (factor * max(1, int(share * side)) for side in image.shape[1:])
-        return memory(network, channels, high, wide, runs) <= free
+        high, across = (factor * max(1, int(share * side)) for side in image.shape[1:])
+        return wide * memory(network, channels, high, across, runs) <= free
 
     share = math.sqrt(free / needed)
     halved = [network.channels >> i for i in range(1, network.channels.bit_length())]

@@ -21,6 +21,17 @@ from gae.storage import checkpoint
 from gae.storage.models import fitted
 from gae.training import collapse
 from gae.training.callbacks import Callback, check
+from gae.training.devices import (
+    computes_in_float64,
+    dtype_of,
+    is_mixed,
+    lacks_float64,
+    need_own_precision,
+    placed,
+    precision_of,
+    single,
+)
+from gae.training.group import agreed
 from gae.training.history import History, Log
 from gae.training.learners import ClosedFormLearner, GradientLearner, Learner, MakeOptimizer, has_closed_form
 from gae.training.processes import refuse_many_processes
@@ -61,6 +72,8 @@ def fit(
     progress: bool = True,
     callbacks: Sequence[Callback] = (),
     logger: Any = None,
+    device: str | torch.device | None = None,
+    precision: str | int | None = None,
     fabric: "lightning_fabric.Fabric | None" = None,
     describe: dict[str, Any] | None = None,
 ) -> History:
@@ -71,8 +84,8 @@ def fit(
     kernels are deterministic).
 
     Args:
-        autoencoder: the model, trained on its current device, or on the device of ``fabric``. Layers in evaluation mode
-            inside a module in training mode stay in evaluation mode.
+        autoencoder: the model, trained on its current device unless ``device`` or ``fabric`` is given. Layers in
+            evaluation mode inside a module in training mode stay in evaluation mode.
         data: a data set, whose training split is used, a tensor (N, *X), or anything else that ``gae.data.load`` reads
             (arrays, frames, torch data sets, paths), all rows of which are used.
         epochs: total number of epochs, including those before a resume. By default, enough for about 1000 optimiser
@@ -110,8 +123,14 @@ def fit(
         logger: a logger of Lightning, or a list of them, to which the losses, the learning rate and the seconds of each
             epoch are logged: ``TensorBoardLogger`` and ``CSVLogger`` of ``lightning_fabric.loggers``, ``WandbLogger``
             and ``MLFlowLogger`` of ``lightning.pytorch.loggers``. Those of ``fabric`` are used too.
-        fabric: a launched Fabric, for devices, precision and distributed training; required in processes that were
-            launched together, as by torchrun. By default, one device.
+        device: ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ``"mps"``, or ``"auto"`` for the fastest that is there; the model
+            stays on it. Work in float64 (closed forms, ``precision=64``) runs on the CPU, with a warning, in place of a
+            device that has no float64 (MPS).
+        precision: 32 (default); 64, to which the model and the data are converted; or ``"bf16-mixed"`` and
+            ``"16-mixed"``, in which matrix products and convolutions have 16 bits, and all other numbers 32, in the
+            inner solves of an engine too.
+        fabric: a launched Fabric in place of ``device`` and ``precision``, for distributed training
+            (``gae.training.launch``); required in processes that were launched together, as by torchrun.
         describe: JSON-serialisable metadata stored in the checkpoints, such as how to build the model; must be the same
             for a resumed run.
 
@@ -144,19 +163,29 @@ def fit(
     )
     check(callbacks)
     data = training_data(data, autoencoder.preparation, isinstance(autoencoder.likelihood, AcceptsMissing))
-    samples = _samples(autoencoder, data, validation, seed)
+    fabric, dtype = _hardware(autoencoder, fabric, device, precision)
+    autoencoder.to(_start_of(fabric.device), dtype)
+    samples = _samples(autoencoder, data, validation, seed, dtype)
     _check_validation(samples, patience, keep)
-    log = _open(out, resume, checkpoint_every=checkpoint_every, checkpoint_interval=checkpoint_interval)
+    log = agreed(
+        fabric,
+        partial(_open, out, resume, checkpoint_every=checkpoint_every, checkpoint_interval=checkpoint_interval),
+    )
     if isinstance(data, Dataset):
         autoencoder.preparation = data.preparation
-    if fabric is None:
-        refuse_many_processes("`fit` without a Fabric", "Give fabric=..., launched, so that they train one model.")
-        fabric = _fabric_of(autoencoder)
     with isolated(fabric.device), mode(autoencoder, training=True):
-        first = _prepare(autoencoder, samples, fabric.device, seed)
-        only: dict[str, Any] = {"clip": clip, "checkpoint_every": checkpoint_every, "tol": tol, "steps": steps}
-        more = {"accumulate": accumulate, "scheduler": scheduler}
-        learner = _learner(autoencoder, fabric, optimizer, batch_size, samples, **only, **more)
+        first = _prepare(autoencoder, samples, _start_of(fabric.device), seed)
+        closed = (optimizer or autoencoder.optimizer) is None and has_closed_form(autoencoder)
+        fabric = _with_float64(fabric, autoencoder, samples, closed)
+        learner = _learner(
+            *(autoencoder, fabric, optimizer, batch_size, samples, closed),
+            clip=clip,
+            checkpoint_every=checkpoint_every,
+            tol=tol,
+            steps=steps,
+            accumulate=accumulate,
+            scheduler=scheduler,
+        )
         epochs = _plan(learner, samples, epochs, steps, scheduler)
         saving = checkpoint_every, checkpoint_interval or 0.0, log, describe
         run = Run(autoencoder, fabric, learner, samples, seed, patience, *saving, keep, callbacks)
@@ -248,14 +277,16 @@ def _check_units(autoencoder: Autoencoder, data: Dataset | Tensor) -> None:
         )
 
 
-def _samples(autoencoder: Autoencoder, data: Dataset | Tensor, validation: Any, seed: int) -> Samples:
-    """Training and validation observations, checked against the model."""
+def _samples(
+    autoencoder: Autoencoder, data: Dataset | Tensor, validation: Any, seed: int, dtype: torch.dtype | None
+) -> Samples:
+    """Training and validation observations in a dtype, or their own, checked against the model."""
     _check_units(autoencoder, data)
     if validation is not None and not isinstance(validation, (int, float, Tensor)):
         prepared = data.preparation if isinstance(data, Dataset) else autoencoder.preparation
         entire = training_data(validation, prepared, isinstance(autoencoder.likelihood, AcceptsMissing))
         validation = entire if isinstance(entire, Tensor) else entire.train
-    samples = Samples(data, validation, seed)
+    samples = Samples(data, validation, seed, dtype)
     _check(autoencoder, samples)
     return samples
 
@@ -309,11 +340,50 @@ def _listed(logger: Any) -> list[Any]:
     return loggers
 
 
-def _fabric_of(autoencoder: Autoencoder) -> "lightning_fabric.Fabric":
-    from lightning_fabric import Fabric
+def _hardware(
+    autoencoder: Autoencoder,
+    fabric: "lightning_fabric.Fabric | None",
+    device: str | torch.device | None,
+    precision: str | int | None,
+) -> "tuple[lightning_fabric.Fabric, torch.dtype | None]":
+    """The Fabric that trains, and the dtype to which the model and the data are converted; None: they keep theirs."""
+    if fabric is None:
+        refuse_many_processes("`fit` without a Fabric", "Give fabric=..., launched, so that they train one model.")
+        fabric = single(device or first_tensor(autoencoder).device, precision or 32)
+    else:
+        for name, value in (("device", device), ("precision", precision)):
+            if value is not None:
+                raise ValueError(f"{name}={value} and a Fabric are given, which has its own {name}. Give one of them.")
+        need_own_precision(fabric)
+    name = precision_of(fabric)
+    return fabric, None if precision is None and name == "32-true" else dtype_of(name)
 
-    device = first_tensor(autoencoder).device
-    return Fabric(accelerator=device.type, devices=1 if device.index is None else [device.index])
+
+def _start_of(device: torch.device) -> torch.device:
+    """The device of the initialisation, which may use float64."""
+    return torch.device("cpu") if lacks_float64(device) else device
+
+
+def _with_float64(
+    fabric: "lightning_fabric.Fabric", autoencoder: Autoencoder, samples: Samples, closed: bool
+) -> "lightning_fabric.Fabric":
+    """The Fabric, or one of the CPU if its device has no float64 and the training uses it; moves the model there."""
+
+    def uses_float64() -> bool:
+        x = _first_rows(autoencoder.likelihood, samples.epoch(0)).cpu()
+        return closed or computes_in_float64(partial(_gradients, autoencoder, x))
+
+    device = placed(fabric.device, uses_float64, f"Training this {type(autoencoder.likelihood).__name__}")
+    autoencoder.to(device)
+    return fabric if device == fabric.device else single(device, precision_of(fabric))
+
+
+def _gradients(autoencoder: Autoencoder, x: Tensor) -> None:
+    with mode(autoencoder, training=False):
+        loss = autoencoder(x)
+    parameters = [parameter for parameter in autoencoder.parameters() if parameter.requires_grad]
+    if loss.requires_grad:
+        torch.autograd.grad(loss, parameters, allow_unused=True)
 
 
 def _prepare(autoencoder: Autoencoder, samples: Samples, device: torch.device, seed: int) -> Encoding | None:
@@ -364,11 +434,16 @@ def _learner(
     optimizer: MakeOptimizer | None,
     batch_size: int | None,
     samples: Samples,
+    closed: bool,
     **only: Any,
 ) -> Learner:
     """The learner of the autoencoder; raises ValueError for options that it would ignore."""
     optimizer = optimizer or autoencoder.optimizer
-    closed = optimizer is None and has_closed_form(autoencoder)
+    if closed and is_mixed(fabric):
+        raise ValueError(
+            f"precision={precision_of(fabric)} is for training by an optimizer: this model learns in closed form, from "
+            "sums in float64. Use precision 32 or 64, or give an optimizer."
+        )
     for name in [name for name in only if (name != "tol") == closed]:
         if only[name] is not None:
             kind = "an optimizer, and this model learns in closed form" if closed else "closed-form learning"

@@ -266,6 +266,8 @@ class ClosedFormLearner(Learner):
         self.autoencoder, self.fabric, self.tol = autoencoder, fabric, tol
         self.batch_size = batch_size or max(1, CHUNK_BYTES // (sample.numel() * sample.element_size()))
         self.config = {"optimizer": "closed form", "tol": tol}
+        if fabric.world_size > 1:  # all start from the first process, as `Fabric.setup` has it for an optimiser
+            autoencoder.load_state_dict(fabric.broadcast(autoencoder.state_dict()))
         self.moments: Any = None
 
     def batches(self, n: int, order: torch.Generator) -> Sequence[Batch]:

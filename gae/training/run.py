@@ -2,6 +2,7 @@
 
 import math
 import time
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ from gae.storage import checkpoint
 from gae.storage.models import structure
 from gae.storage.packing import pack
 from gae.training.callbacks import Callback, described
+from gae.training.devices import precision_of
 from gae.training.history import Advance, Epoch, History, Log, progress_bar
 from gae.training.learners import Learner
 from gae.training.sampling import Samples, generator, reseed
@@ -178,7 +180,9 @@ class Run:
             return
         entry = checkpoint.load(self.log.folder)
         now = {"config": self.config, "describe": self.describe}
-        difference = _difference({name: entry.state.get(name) for name in now}, now)
+        saved = {name: entry.state.get(name) for name in now}
+        self._accept_processes(saved["config"])
+        difference = _difference(saved, now)
         if difference:
             raise ValueError(
                 f"{entry.path} is from another configuration: {difference}. Use the same configuration, or another "
@@ -194,8 +198,22 @@ class Run:
         if self.fabric.is_global_zero:
             self.log.write(self.history)
 
+    def _accept_processes(self, saved: Any) -> None:
+        """Lets a run go on with another number of processes, with a warning, since each process draws its own noise."""
+        before, now = (dict(config or {}).get("processes") for config in (saved, self.config))
+        if before == now or not before:
+            return
+        saved["processes"] = now
+        if self.fabric.is_global_zero:
+            warnings.warn(
+                f"This run goes on with a number of processes of {now}, after {before}: the order of the data and all "
+                "sums stay the same, but each process draws its own noise.",
+                UserWarning,
+                stacklevel=4,
+            )
+
     def _configuration(self) -> dict[str, Any]:
-        objective = self.autoencoder.objective
+        objective, precision = self.autoencoder.objective, precision_of(self.fabric)
         return {
             **self.samples.facts(),
             "seed": self.seed,
@@ -209,7 +227,7 @@ class Run:
             "objective": getattr(getattr(objective, "func", objective), "__name__", type(objective).__name__),
             "objective options": {name: repr(value) for name, value in getattr(objective, "keywords", {}).items()},
             "processes": self.fabric.world_size,
-            "precision": type(self.fabric.strategy.precision).__name__,
+            "precision": {"32-true": "Precision"}.get(precision, precision),  # as earlier versions wrote it
         }
 
 

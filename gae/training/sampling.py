@@ -13,13 +13,23 @@ from gae.data.mapped import blocks, take
 
 
 class Samples:
-    """Training observations of each epoch and fixed validation observations, on the device of the data."""
+    """Training observations of each epoch and fixed validation observations, on the device of the data.
 
-    def __init__(self, data: Dataset | Tensor, validation: Tensor | float | None, seed: int):
-        self.data, self.seed = data, seed
+    Those of floating point are converted to ``dtype``, if it is given.
+    """
+
+    def __init__(
+        self,
+        data: Dataset | Tensor,
+        validation: Tensor | float | None,
+        seed: int,
+        dtype: torch.dtype | None = None,
+    ):
+        self.data, self.seed, self.dtype = data, seed, dtype
         self.rows: Tensor | None = None
         self.cached: tuple[int, Tensor] | None = None
-        self.validation = validation if isinstance(validation, Tensor) else None
+        self.given = validation if isinstance(validation, Tensor) else None
+        self.validation = None if self.given is None else self._converted(self.given)
         self.fraction = None if isinstance(validation, Tensor) else validation
         if self.fraction is not None:
             self._hold_out(self.fraction)
@@ -33,11 +43,14 @@ class Samples:
 
     def facts(self) -> dict[str, Any]:
         """Identification of the data in a checkpoint."""
-        held = _hash(self.validation) if self.fraction is None and self.validation is not None else self.fraction
+        held = self.fraction if self.given is None else _hash(self.given)
         return {"data": self.data.hash if isinstance(self.data, Dataset) else _hash(self.data), "validation": held}
 
     def _all(self, epoch: int) -> Tensor:
-        return self.data.epoch(epoch, self.seed) if isinstance(self.data, Dataset) else self.data
+        return self._converted(self.data.epoch(epoch, self.seed) if isinstance(self.data, Dataset) else self.data)
+
+    def _converted(self, x: Tensor) -> Tensor:
+        return x if self.dtype is None or not x.is_floating_point() else x.to(self.dtype)
 
     def _hold_out(self, fraction: float) -> None:
         if not 0 < fraction < 1:

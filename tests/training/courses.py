@@ -6,11 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lightning_fabric import Fabric
 from torch import nn
 
 from gae import Autoencoder, nets
+from gae.analysis.inference_gap import inference_gap
+from gae.analysis.rows import codes
 from gae.data import load
-from gae.inference import Amortized
+from gae.inference import Adam, Amortized, Ascent, Unroll, Zeros
 from gae.likelihood import Gaussian
 from gae.systems import ae, gmm, kmeans, savae, vae
 from gae.training import Anneal, History, fit
@@ -56,8 +59,17 @@ CASES: dict[str, tuple[Callable[[], Autoencoder], dict[str, Any]]] = {
 }
 
 
+def unrolled() -> Autoencoder:
+    """Second order: the gradient goes through the steps of an ascent."""
+    engine = Ascent(Zeros(), Adam(0.1), 3, adjoint=Unroll())
+    return Autoencoder(Gaussian(nets.mlp(2, [8], (5,)), 2), engine, accepts_rescaling=True)
+
+
+SHARED = {"unrolled": (unrolled, {"optimizer": adam})}
+
+
 def course(name: str, out: Path | str, epochs: int = 4, **options: Any) -> tuple[Autoencoder, History]:
-    build, own = CASES[name]
+    build, own = {**CASES, **SHARED}[name]
     torch.manual_seed(0)
     model = build()
     wanted = {"data": X, "batch_size": 16, **own, **(dynamic() if name == "dynamic" else {}), **options}
@@ -66,3 +78,17 @@ def course(name: str, out: Path | str, epochs: int = 4, **options: Any) -> tuple
 
 
 UNEVEN = {"data": X[:46], "batch_size": 15}  # shares of 8 and 7, and of the last batch 1 and none
+
+
+def measured(fabric: Fabric) -> dict[str, torch.Tensor]:
+    """Codes of a model with noise, and an inference gap, over blocks of uneven number and size."""
+    torch.manual_seed(0)
+    model = vae((5,), 2, (8,)).eval()
+    coded = list(codes(model, X[:23], batch_size=5, fabric=fabric, seed=3))
+    torch.manual_seed(3)
+    budget = {"samples": 20, "draws": 8, "steps": 3, "batch_size": 3}
+    gap = inference_gap(model.double(), X[:7].double(), ("mean-field",), **budget, fabric=fabric)
+    arrays = {
+        name: torch.cat([torch.from_numpy(block[name]) for block in coded]) for name in ("z", "log_joint", "log_q")
+    }
+    return {**arrays, **{f"gap {name}": values.contiguous() for name, values in gap.columns().items()}}

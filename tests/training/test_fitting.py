@@ -313,6 +313,9 @@ class Processes:
         self.calls += 1
         return value.expand(self.world_size, *value.shape)
 
+    def broadcast(self, value: Any) -> Any:
+        return value
+
 
 @pytest.mark.parametrize("world_size", [1, 2, 3])
 def test_values_are_reduced_over_the_processes_of_a_group_of_two_or_more(world_size: int, x: Tensor) -> None:

@@ -13,10 +13,12 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from command import gae
 from conftest import file_limit
-from courses import CASES, UNEVEN, X, adam, course, momentum, noisy
+from courses import CASES, UNEVEN, X, adam, course, measured, momentum, noisy
 from torch import Tensor
 
 from gae import Autoencoder
@@ -24,6 +26,7 @@ from gae.storage import checkpoint
 from gae.storage.packing import pack
 from gae.systems import vae
 from gae.training import History, restore
+from gae.training.devices import single
 from gae.training.learners import GradientLearner
 
 
@@ -297,12 +300,49 @@ def test_killed_at_random_moments(worker: Worker, tmp_path: Path, assert_same_en
 @pytest.mark.usefixtures("one_thread")
 @pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="this torch has no gloo, its CPU processes' link")
 def test_two_processes_equal_one(worker: Worker, tmp_path: Path) -> None:
+    """Training by gradients, in second order and in closed form, encoding, gaps, and both commands."""
     from safetensors.torch import load_file
 
-    assert worker.ask("share", str(tmp_path)) == [0, 0]
-    for name in ("adam", "gmm"):
-        model, history = course(name, tmp_path / "alone" / name, **UNEVEN)
+    with pytest.warns(UserWarning, match="goes on with a number of processes of 1, after 2") as warned:
+        course("adam", tmp_path / "one-then-two", 2, precision=64, **UNEVEN)
+        assert worker.ask("share", str(tmp_path)) == [0, 0]
+        assert not warned.list
+        models = {"two-then-one": course("adam", tmp_path / "two-then-one", resume=True, precision=64, **UNEVEN)[0]}
+    alone = {
+        name: course(name, tmp_path / "alone" / name, precision=64, **UNEVEN) for name in ("adam", "gmm", "unrolled")
+    }
+    for name, (model, history) in alone.items():
         found: dict[str, Tensor] = load_file(tmp_path / f"{name}.safetensors")
-        torch.testing.assert_close(found.pop("losses"), torch.tensor([row.train_loss for row in history.rows]))
-        for key, value in model.state_dict().items():
-            torch.testing.assert_close(found[key], value, rtol=0, atol=1e-5)
+        losses = torch.tensor([row.train_loss for row in history.rows])
+        torch.testing.assert_close(found.pop("losses"), losses, rtol=1e-6, atol=0)
+        assert_parameters(found, model)
+    models["one-then-two"] = restored("adam", tmp_path / "one-then-two")
+    for model in models.values():
+        assert_parameters(dict(model.state_dict()), alone["adam"][0])
+    wanted = measured(single("cpu"))
+    for rank in range(2):
+        shared = load_file(tmp_path / f"measured-{rank}.safetensors")
+        assert shared.keys() == wanted.keys()
+        for key, value in wanted.items():
+            torch.testing.assert_close(shared[key], value, rtol=1e-6, atol=1e-6, msg=key)
+    gae("fit", "ppca", "circles", "--epochs", 3, "--out", tmp_path / "alone" / "run")
+    gae("encode", tmp_path / "alone" / "run", "circles", "-o", tmp_path / "alone.npz")
+    with np.load(tmp_path / "alone.npz") as one, np.load(tmp_path / "codes.npz") as two:
+        codes, others = dict(one), dict(two)
+    assert set(codes) == set(others) and all(codes[name].dtype.kind in "fiU" for name in codes)
+    for name in codes:
+        if codes[name].dtype.kind == "f":
+            np.testing.assert_allclose(others[name], codes[name], rtol=1e-6, atol=1e-6)
+        else:
+            assert np.array_equal(others[name], codes[name])
+
+
+def assert_parameters(found: dict[str, Tensor], model: Autoencoder) -> None:
+    for key, value in model.state_dict().items():
+        torch.testing.assert_close(found[key], value, rtol=1e-6, atol=1e-6, msg=key)
+
+
+def restored(name: str, folder: Path) -> Autoencoder:
+    model = CASES[name][0]().double()
+    restore(model, folder)
+    return model
