@@ -48,16 +48,21 @@ def observations(
     """
     if array.dtype.kind not in "biuf":
         raise TypeError(f"{what} must hold real numbers, got {array.dtype}. Convert it with `astype`.")
-    if array.ndim < 2:
-        raise ValueError(f"{what} must have shape (N, *X), got {array.shape}. For scalars use `x[:, None]`.")
-    if array.size == 0:
-        raise ValueError(f"{what} is empty: it has shape {array.shape}. A data set needs observations.")
+    need_rows(array.shape, what)
     highest = unit or ceiling(array) or 1
     x = _in_float32(array)
     if highest > 1 and bounds(x)[1] == 1:
         raise ValueError(f"{what} is {array.dtype}, read as 0–{highest}, but its highest value is 1. Save 0/1 as bool.")
     _refuse_values(x, what, missing, names)
     return x if highest == 1 else each(x, lambda rows: rows.div_(highest))
+
+
+def need_rows(shape: Sequence[int], what: str) -> None:
+    """Raises ValueError for a shape other than (N, *X), or without elements."""
+    if len(shape) < 2:
+        raise ValueError(f"{what} must have shape (N, *X), got {tuple(shape)}. For scalars use `x[:, None]`.")
+    if 0 in shape:
+        raise ValueError(f"{what} is empty: it has shape {tuple(shape)}. A data set needs observations.")
 
 
 def _in_float32(array: np.ndarray) -> Tensor:
