@@ -1,7 +1,8 @@
 """Resident memory for data larger than memory: load, fit and encode an ``.npy`` file of a given size.
 
 ``python -m benchmarks.memory 1000`` writes a file of 1000 MB into a temporary folder, and prints by how much the peak
-resident memory of each process grew beyond that of the same work on a small file.
+resident memory of each process grew beyond that of the same work on a small file. ``--kind`` is the dtype, the order or
+the format of the file.
 """
 
 import argparse
@@ -11,29 +12,36 @@ import resource
 import subprocess
 import sys
 import tempfile
+import zipfile
 from pathlib import Path
 
 import numpy as np
 
 from benchmarks.common import ROOT
 
-WIDTH = 784  # float32 values in a row
+WIDTH = 784  # values in a row
+KINDS = ("float32", "float64", "columns", "npz")
 STAGES = ("load", "fit vae", "fit pca", "encode", "reconstruct")
 MB = 10**6
 
 
-def write(path: Path, megabytes: int) -> int:
+def write(path: Path, megabytes: int, kind: str) -> int:
     """Writes rows of noise about a plane; returns their number."""
     random = np.random.default_rng(0)
-    plane = random.normal(size=(8, WIDTH)).astype(np.float32)
-    rows = megabytes * MB // (4 * WIDTH)
-    with path.open("wb") as file:
-        header = {"descr": "<f4", "fortran_order": False, "shape": (rows, WIDTH)}
-        np.lib.format.write_array_header_1_0(file, header)
-        for start in range(0, rows, 4096):
-            size = min(4096, rows - start)
-            code, noise = random.normal(size=(size, 8)), random.normal(size=(size, WIDTH))
-            file.write((code.astype(np.float32) @ plane + noise.astype(np.float32)).tobytes())
+    dtype = np.dtype("float64" if kind == "float64" else "float32")
+    plane = random.normal(size=(8, WIDTH)).astype(dtype)
+    rows = megabytes * MB // (dtype.itemsize * WIDTH)
+    plain = path.with_name("x.npy")
+    x = np.lib.format.open_memmap(plain, "w+", dtype, (rows, WIDTH), fortran_order=kind == "columns")
+    for start in range(0, rows, 4096):
+        size = min(4096, rows - start)
+        code, noise = random.normal(size=(size, 8)), random.normal(size=(size, WIDTH))
+        x[start : start + size] = code.astype(dtype) @ plane + noise.astype(dtype)
+    x.flush()
+    if kind == "npz":
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.write(plain, "x.npy")
+        plain.unlink()
     return rows
 
 
@@ -75,6 +83,7 @@ def peak() -> int:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("megabytes", type=int, help="size of the file")
+    parser.add_argument("--kind", choices=KINDS, default="float32", help="of the file")
     parser.add_argument("--stage", choices=STAGES, help=argparse.SUPPRESS)
     parser.add_argument("--path", type=Path, help=argparse.SUPPRESS)
     given = parser.parse_args()
@@ -82,9 +91,9 @@ def main() -> None:
         work(given.stage, given.path)
         return
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "x.npy"
-        rows = write(path, given.megabytes)
-        print(f"{path.stat().st_size / MB:,.0f} MB, {rows:,} rows of {WIDTH} values")
+        path = Path(folder) / ("x.npz" if given.kind == "npz" else "x.npy")
+        rows = write(path, given.megabytes, given.kind)
+        print(f"{path.stat().st_size / MB:,.0f} MB, {rows:,} rows of {WIDTH} values, {given.kind}")
         for stage in STAGES:
             command = [sys.executable, "-m", "benchmarks.memory", str(given.megabytes), "--stage", stage]
             done = subprocess.run([*command, "--path", path], cwd=ROOT, capture_output=True, text=True)

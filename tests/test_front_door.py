@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas
 import pytest
 import torch
 from cases import seed
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
 import gae
 from gae.data import Dataset
@@ -114,17 +116,53 @@ def test_text_is_told_by_its_vocabulary_alone(text: Dataset) -> None:
 @pytest.mark.parametrize(
     ("data", "said"),
     [
-        ("digits", r"vae takes a data set .* such as \(1, 28, 28\), got 'digits'\. Load data first"),
-        (64, "got 64"),
+        (64, r"vae takes data, as `gae\.data\.load` does, or the shape of .* such as \(1, 28, 28\), got 64"),
         (None, "got None"),
         ((8.0, 8.0), r"got \(8\.0, 8\.0\)"),
-        (torch.zeros(5, 3), r"got a Tensor of shape \(5, 3\)\. .*`tuple\(x\.shape\[1:\]\)`"),
-        (np.zeros((5, 3)), r"got a ndarray of shape \(5, 3\)\."),
+        ("digts", r"Unknown data set 'digts'"),
+        (torch.zeros(5), r"x must have shape \(N, \*X\), got \(5,\)"),
+        (np.zeros(5), r"x must have shape \(N, \*X\), got \(5,\)"),
+        (torch.tensor([1, 8, 8]), r"x must have shape \(N, \*X\), got \(3,\)"),
+        (torch.zeros(5, 0), r"x is empty: it has shape \(5, 0\)"),
+        (np.full((5, 3), np.nan), r"x must be finite"),
     ],
 )
 def test_anything_else_is_refused(data: Any, said: str) -> None:
-    with pytest.raises(TypeError, match=said):
+    with pytest.raises((TypeError, ValueError), match=said):
         gae.vae(data)
+
+
+IMAGES = np.random.default_rng(0).integers(0, 256, (30, 5, 6, 3)).astype(np.uint8)
+REALS = np.random.default_rng(0).normal(size=(30, 6))
+
+
+@pytest.mark.parametrize(
+    ("data", "event_shape"),
+    [
+        (REALS, (6,)),
+        (torch.from_numpy(REALS).float(), (6,)),
+        (torch.from_numpy(REALS).float().reshape(30, 1, 2, 3), (1, 2, 3)),
+        ((REALS, np.arange(30) % 3), (6,)),
+        (pandas.DataFrame({"height": REALS[:, 0], "colour": ["red", "blue"] * 15}), (3,)),
+        (DataLoader(TensorDataset(torch.from_numpy(REALS)), batch_size=7), (6,)),
+        pytest.param(IMAGES, (3, 5, 6), marks=pytest.mark.filterwarnings("ignore:x of shape")),
+        ("digits", (1, 8, 8)),
+    ],
+    ids=["array", "tensor", "images", "pair", "frame", "loader", "channels last", "name"],
+)
+def test_data_stand_for_their_shape(data: Any, event_shape: tuple[int, ...]) -> None:
+    """And for their number; the model is fitted to the same."""
+    model = gae.knn(data)
+    assert model.likelihood.event_shape == event_shape
+    assert model.likelihood.components == (1797 if isinstance(data, str) else 30)
+    gae.fit(model, data, progress=False)
+
+
+def test_data_with_holes_need_the_option() -> None:
+    x = np.where(REALS > 1, np.nan, REALS)
+    for data in (x, torch.from_numpy(x).float()):
+        model = gae.ppca(data, latent=2, missing=True)
+        assert gae.fit(model, data, progress=False).rows
 
 
 def test_options_are_checked_at_the_door(small: Dataset) -> None:

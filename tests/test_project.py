@@ -13,11 +13,12 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
+from gae.data.extras import PACKAGES
+
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 EXTRAS: dict[str, list[str]] = PROJECT["optional-dependencies"]
 DEVELOPMENT = {"dev", "experiments", "test"}  # extras that serve this repository, not the installed package
-UNINSTALLED = {"faiss": "faiss-cpu"}  # import name -> distribution, for optional packages that may be absent
 
 
 def required(*extras: str) -> list[Requirement]:
@@ -41,8 +42,7 @@ def pins(file: str) -> dict[str, Version]:
 
 def imported_distributions() -> set[str]:
     """The distributions that the package imports: gae/, and notes/, which the wheel carries as gae.notes."""
-    providers = importlib.metadata.packages_distributions()
-    modules = set()
+    modules = {module for module, _ in optional_modules()}
     for path in [*(ROOT / "gae").rglob("*.py"), *(ROOT / "notes").glob("*.py")]:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Import):
@@ -50,7 +50,21 @@ def imported_distributions() -> set[str]:
             elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
                 modules.add(node.module.partition(".")[0])
     third_party = modules - sys.stdlib_module_names - {"gae"}
-    return {canonicalize_name(providers.get(name, [UNINSTALLED.get(name, name)])[0]) for name in third_party}
+    return {distribution(name) for name in third_party}
+
+
+def distribution(module: str) -> str:
+    providers = importlib.metadata.packages_distributions()
+    return canonicalize_name(providers.get(module, [PACKAGES.get(module, module)])[0])
+
+
+def optional_modules() -> Iterator[tuple[str, str]]:
+    """Modules that the package imports by ``gae.data.extras.optional``, and the extra that it names."""
+    for path in (ROOT / "gae").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            match node:
+                case ast.Call(func=ast.Name("optional"), args=[ast.Constant(module), ast.Constant(extra), *_]):
+                    yield str(module).partition(".")[0], str(extra)
 
 
 def test_every_dependency_is_imported() -> None:
@@ -61,6 +75,12 @@ def test_every_dependency_is_imported() -> None:
 def test_every_import_is_a_dependency_or_an_extra() -> None:
     undeclared = imported_distributions() - names(required(*(EXTRAS.keys() - DEVELOPMENT)))
     assert not undeclared, f"add {sorted(undeclared)} to the dependencies or to an extra in pyproject.toml"
+
+
+def test_a_missing_package_is_in_the_extra_that_is_named() -> None:
+    named = set(optional_modules())
+    assert len(named) > 5
+    assert not [pair for pair in named if distribution(pair[0]) not in names(required(pair[1]))]
 
 
 def follows_torch(parent: str, requirement: Requirement) -> bool:

@@ -34,7 +34,7 @@ def read_h5ad(path: Path) -> Any:
         ImportError: without anndata.
         ValueError: for a damaged file.
     """
-    anndata = optional("anndata", "adapters")
+    anndata = optional("anndata", "adapters", "An .h5ad file")
     try:
         return anndata.read_h5ad(path)
     except (OSError, KeyError, ValueError) as error:
@@ -73,7 +73,7 @@ def hugging_face_arrays(
     Raises:
         ValueError: for a dict of splits, several columns of images or arrays, or an unknown column of labels.
     """
-    datasets = optional("datasets", "adapters")
+    datasets = optional("datasets", "adapters", "A data set of Hugging Face")
     if not isinstance(source, datasets.Dataset):
         splits = f" It has {listed(list(source))}." if hasattr(source, "keys") else ""
         raise ValueError(f"Give one split of the data set, such as `dataset['train']`.{splits}")
@@ -114,11 +114,11 @@ def _cells(source: Any, datasets: Any) -> list[Cells]:
 
 def _label_values(source: Any, label: str, datasets: Any) -> Any:
     kind = source.features[label]
-    values = optional("pandas", "tables").Series(source[label][:], name=label)
+    values = optional("pandas", "tables", "A data set of Hugging Face").Series(source[label][:], name=label)
     return _categorical(values, kind) if isinstance(kind, datasets.ClassLabel) else values
 
 
 def _categorical(values: Any, kind: Any) -> Any:
     """Numbers of classes as categories; -1 is a missing one."""
-    pandas = optional("pandas", "tables")
+    pandas = optional("pandas", "tables", "A data set of Hugging Face")
     return pandas.Series(pandas.Categorical.from_codes(values.to_numpy(), kind.names), name=values.name)

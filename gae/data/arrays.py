@@ -1,5 +1,6 @@
 """Readers of ``.npy`` and ``.npz`` files, which check the size stated in the header first."""
 
+import struct
 import warnings
 import zipfile
 import zlib
@@ -17,7 +18,8 @@ from gae.data.text import Vocabulary
 NPZ_KEYS = ("x", "y", "x_train", "y_train", "x_test", "y_test")
 CHANNELS = (1, 3, 4)  # of images
 FLOAT32 = 4  # bytes per value in a data set
-UNREADABLE = (ValueError, EOFError, OSError, RuntimeError, zipfile.BadZipFile, zlib.error)
+LOCAL_HEADER = 30  # bytes before the name of a member of a zip archive
+UNREADABLE = (ValueError, EOFError, OSError, RuntimeError, struct.error, zipfile.BadZipFile, zlib.error)
 
 
 class Arrays(NamedTuple):
@@ -53,7 +55,7 @@ class Arrays(NamedTuple):
 def read_arrays(path: Path, column: str | None = None) -> Arrays:
     """Reads an ``.npy`` array (N, *X), or an ``.npz`` with x (and y), or with x_train and x_test (and y_train, y_test).
 
-    A large ``.npy`` array of values that float32 holds exactly is mapped into memory rather than read.
+    A large array whose bytes lie in the file as they are, of ``np.save`` or ``np.savez``, is mapped rather than read.
 
     Args:
         path: the file.
@@ -62,14 +64,11 @@ def read_arrays(path: Path, column: str | None = None) -> Arrays:
     Raises:
         ValueError: for a damaged file, pickled objects, other keys, or more than ``gae.data.memory.limit()`` bytes.
     """
-    kept = _mapped(path)
-    if kept is not None:
-        return Arrays(kept)
     try:
         with path.open("rb") as file:
             zipped = file.read(2) == b"PK"
             file.seek(0)
-            return _read_npz(file, path, column) if zipped else Arrays(_read_npy(file, path, path.stat().st_size))
+            return _read_npz(file, path, column) if zipped else Arrays(_read_npy(file, path, path.stat().st_size, at=0))
     except _Refused as error:
         raise ValueError(str(error)) from None
     except UNREADABLE as error:
@@ -127,20 +126,6 @@ def _channels_last(shape: Sequence[int], channels: str | None, event_shape: Sequ
     return True
 
 
-def _mapped(path: Path) -> np.ndarray | None:
-    """The memory map of a large array; None for a file that must be read, or that is no such array."""
-    size = path.stat().st_size
-    if size < mapped.LARGE:
-        return None
-    try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except UNREADABLE:
-        return None
-    if not mapped.is_large(array) or array.offset + array.nbytes != size:
-        return None
-    return array if array.flags.c_contiguous else None
-
-
 class _Refused(ValueError):
     """An error whose message is complete, unlike those of numpy and zipfile."""
 
@@ -149,17 +134,34 @@ def _read_npz(source: Any, path: Path, column: str | None) -> Arrays:
     with zipfile.ZipFile(source) as archive:
         members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
         selected = {key: info for key, info in members.items() if key in NPZ_KEYS or key == column}
-        _need_room(sum(info.file_size for info in selected.values()), path, f"{len(selected)} arrays")
+        places = {key: _place(source, info) for key, info in selected.items()}
+        read = [info.file_size for key, info in selected.items() if places[key] is None]
+        _need_room(sum(read), path, f"{len(read)} arrays")
         stored = {}
         for key, info in selected.items():
             with archive.open(info) as file:
-                stored[key] = _read_npy(file, path, info.file_size, f"{key}, ")
+                stored[key] = _read_npy(file, path, info.file_size, f"{key}, ", places[key])
+                while file.read(mapped.BLOCK):  # to the end, where the checksum is compared
+                    pass
     extra = stored.pop(column, None) if column is not None and column not in NPZ_KEYS else None
     return _pick(path, stored, sorted(members))._replace(column=extra)
 
 
-def _read_npy(file: Any, path: Path, size: int, name: str = "") -> np.ndarray:
-    """Reads an array from a binary file of ``size`` bytes after checking its header."""
+def _place(source: Any, member: zipfile.ZipInfo) -> int | None:
+    """The position of a large member's bytes in an archive (PKWARE's APPNOTE.TXT, 4.3.7); None if compressed."""
+    if member.compress_type != zipfile.ZIP_STORED or member.file_size < mapped.LARGE:
+        return None
+    source.seek(member.header_offset)
+    name, extra = struct.unpack("<26x2H", source.read(LOCAL_HEADER))
+    return int(member.header_offset + LOCAL_HEADER + name + extra)
+
+
+def _read_npy(file: Any, path: Path, size: int, name: str = "", at: int | None = None) -> np.ndarray:
+    """Reads an array from a binary file of ``size`` bytes after checking its header.
+
+    If these are the bytes from ``at`` in the file at ``path``, and many, the array is mapped.
+    """
+    at = at if size >= mapped.LARGE else None
     version = np.lib.format.read_magic(file)
     read_header: Any = {
         (1, 0): np.lib.format.read_array_header_1_0,
@@ -167,20 +169,25 @@ def _read_npy(file: Any, path: Path, size: int, name: str = "") -> np.ndarray:
     }.get(version)
     if read_header is None:
         raise ValueError(f"its format is version {version}, and 1.0 and 2.0 are read")
-    _need_room(size, path, f"{name}{size:,} bytes")  # the header also states its own length
+    if at is None:
+        _need_room(size, path, f"{name}{size:,} bytes")  # the header also states its own length
     shape, column_major, dtype = read_header(file)
     if dtype.hasobject:
         raise ValueError("Object arrays cannot be loaded when allow_pickle=False")
+    at = at if mapped.can_stay(dtype, shape) else None
     values = int(np.prod(shape, dtype=object)) if shape else 1
-    _need_room(values * max(dtype.itemsize, FLOAT32), path, f"{name}an array of {dtype} and shape {shape}")
+    if at is None:
+        _need_room(values * max(dtype.itemsize, FLOAT32), path, f"{name}an array of {dtype} and shape {shape}")
     start = file.tell()
     if size - start != values * dtype.itemsize:
         raise ValueError(
             f"{name}its header states {dtype} of shape {shape}, {values * dtype.itemsize:,} bytes, and "
             f"{size - start:,} follow"
         )
-    flat = np.frombuffer(_exactly(file, size - start), dtype)
-    return flat.reshape(shape, order="F" if column_major else "C")
+    order: Any = "F" if column_major else "C"
+    if at is not None:
+        return np.memmap(path, dtype, "r", at + start, shape, order)
+    return np.frombuffer(_exactly(file, size - start), dtype).reshape(shape, order=order)
 
 
 def _exactly(file: Any, size: int) -> bytes:

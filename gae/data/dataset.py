@@ -39,7 +39,7 @@ class Rows(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """Training and test observations in CPU memory, or in a file (``gae.data.mapped``) if they are a large ``.npy``.
+    """Training and test observations in CPU memory, or in a file (``gae.data.mapped``) if it is large.
 
     Attributes:
         train: (N, *X) float32. With dynamic binarisation these are probabilities: take ``epoch`` instead.

@@ -3,31 +3,18 @@
 import csv
 import warnings
 from collections.abc import Iterator
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from gae.data.extras import optional
 from gae.data.memory import need_room
 from gae.data.tables import Cells, numbered
 
 SEPARATORS = {".csv": ",", ".tsv": "\t"}
 SUFFIXES = (*SEPARATORS, ".parquet")
 REMEDY = "Convert it to numbers or text, or leave it out by `drop`."
-
-
-def optional(module: str, extra: str) -> Any:
-    """Imports an optional package; the ImportError names the extra of gae to install.
-
-    >>> optional("no_such_package", "tables")
-    Traceback (most recent call last):
-    ImportError: This needs the package no_such_package: pip install 'gae[tables]'.
-    """
-    try:
-        return import_module(module)
-    except ImportError:
-        raise ImportError(f"This needs the package {module.partition('.')[0]}: pip install 'gae[{extra}]'.") from None
 
 
 def library(source: Any) -> str:
@@ -67,9 +54,9 @@ def read_table(path: Path) -> list[Cells]:
         ImportError: without pandas (and pyarrow, for Parquet).
         ValueError: for a file that is damaged, is empty, or has lines longer than the header.
     """
-    pandas = optional("pandas", "tables")
+    pandas = optional("pandas", "tables", "A table")
     if path.suffix.lower() == ".parquet":
-        parquet = optional("pyarrow.parquet", "tables")
+        parquet = optional("pyarrow.parquet", "tables", "A .parquet file")
         facts = _read(path, parquet.read_metadata)
         shape = facts.num_rows, facts.num_columns
         need_room(8 * shape[0] * shape[1], path, f"a table of shape {shape}")
@@ -125,9 +112,9 @@ def _is_number(text: str) -> bool:
 
 
 def _of_pandas(name: str, series: Any) -> Cells:
-    types = optional("pandas", "tables").api.types
+    types = optional("pandas", "tables", "A table").api.types
     dtype = series.dtype
-    if isinstance(dtype, optional("pandas", "tables").CategoricalDtype):
+    if isinstance(dtype, optional("pandas", "tables", "A table").CategoricalDtype):
         return Cells(name, series.cat.codes.to_numpy().astype(np.int64), tuple(map(str, dtype.categories)))
     if types.is_bool_dtype(dtype) or types.is_object_dtype(dtype) or types.is_string_dtype(dtype):
         return _words(name, series.tolist(), series.isna().to_numpy())
@@ -139,7 +126,7 @@ def _of_pandas(name: str, series: Any) -> Cells:
 
 
 def _of_polars(series: Any) -> Cells:
-    polars = optional("polars", "tables")
+    polars = optional("polars", "tables", "A frame of polars")
     name, dtype = series.name, series.dtype
     if dtype == polars.Enum:
         codes = series.to_physical().fill_null(len(dtype.categories)).to_numpy().astype(np.int64)

@@ -17,12 +17,13 @@ from gae.data.bundled import draw_linear_gaussian
 from gae.data.columns import listed
 from gae.data.dataset import Dataset, Rows, draw
 from gae.data.mapped import column_bounds, each, refuse_rows, take
+from gae.data.precision import need_float32
 from gae.data.preparation import BINARIZATIONS, Preparation
 from gae.data.readers import NAMES
 from gae.data.resizing import resize_of
 from gae.data.sources import Reading, is_path, kind_of, name_of, read_source
 from gae.data.splits import PREDEFINED, SplitRule
-from gae.data.values import ceiling, labels, measured, need_float32, observations
+from gae.data.values import ceiling, labels, measured, observations
 
 FRACTION = 0.2  # of test observations by default
 
@@ -95,8 +96,9 @@ def load(
     uint8 and uint16 are divided by 255 and 65535, and so are images (C, H, W) of any other integer type whose values
     lie in 0…255 and reach 128, by 255; all other numbers keep their values. ``Dataset.notes`` says so. Data whose
     headers state more than 4 GiB of memory are rejected, unless the environment variable ``GAE_MAX_BYTES`` allows more.
-    The rows of an ``.npy`` file of 64 MiB or more, or of such a memory map, stay in the file, and may need more
-    (``gae.data.mapped``); float64 and integers of 32 or 64 bits, which may lose precision in float32, are read.
+    The rows of an array of 64 MiB or more in a file of ``np.save`` or ``np.savez``, or of such a memory map, stay in
+    the file, and may need more (``gae.data.mapped``). An array in column order is copied row by row to a temporary file
+    of its size. Compressed files, such as those of ``np.savez_compressed``, cannot be read by rows, and are read whole.
 
     Args:
         source: see above.

@@ -17,7 +17,6 @@ from gae.data.checks import refuse
 from gae.data.memory import need_room
 
 LARGE = 2**26  # bytes of a file from which its rows stay there
-KEPT = ("float32", "float16", "uint8", "uint16", "int8", "int16", "bool")  # others may lose precision in float32
 BLOCK = 2**21  # bytes read at a time by a pass over all rows
 AROUND = 2**16  # bytes that the system may map around a row
 
@@ -31,7 +30,7 @@ class Mapped(Tensor):
     Any other operation reads all rows first.
 
     Args:
-        array: memory map (M, *Y), or a view of one.
+        array: memory map (M, *Y), a view of one, or several in sequence.
         rows: (N,) rows of the array; None for all.
         convert: maps rows (B, *Y) as stored to observations (B, *X), row by row.
 
@@ -43,18 +42,18 @@ class Mapped(Tensor):
     (torch.Size([2, 2]), tensor([0.8000, 1.0000]), tensor(2.))
     """
 
-    array: np.ndarray
+    array: "np.ndarray | _Chain"
     order: np.ndarray | None
     convert: Convert
 
     @staticmethod
-    def __new__(cls, array: np.ndarray, rows: np.ndarray | None, convert: Convert) -> "Mapped":
-        like = convert(torch.from_numpy(np.array(array[:1])))
+    def __new__(cls, array: "np.ndarray | _Chain", rows: np.ndarray | None, convert: Convert) -> "Mapped":
+        like = convert(torch.from_numpy(gather(array, np.arange(1))))
         size = len(array) if rows is None else len(rows)
         shape = Size((size, *like.shape[1:]))
         return Tensor._make_wrapper_subclass(cls, shape, dtype=like.dtype, device=like.device)
 
-    def __init__(self, array: np.ndarray, rows: np.ndarray | None, convert: Convert):
+    def __init__(self, array: "np.ndarray | _Chain", rows: np.ndarray | None, convert: Convert):
         self.array, self.order, self.convert = array, rows, convert
 
     def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
@@ -159,8 +158,31 @@ class _Parts(Sequence[Tensor]):
         return self.x[places * self.size : (places + 1) * self.size]
 
 
-def gather(array: np.ndarray, rows: np.ndarray) -> np.ndarray:
+class _Chain:
+    """Tensors (N, *X), one or more of them in files, as one array (M, *X)."""
+
+    def __init__(self, parts: Sequence[Tensor]):
+        self.parts = parts
+        self.starts = np.cumsum([0, *map(len, parts)])
+        self.filename = next(getattr(part.array, "filename", None) for part in parts if isinstance(part, Mapped))
+
+    def __len__(self) -> int:
+        return int(self.starts[-1])
+
+    def rows(self, rows: np.ndarray) -> np.ndarray:
+        """A copy of some rows."""
+        like = self.parts[0][:0]
+        taken = np.empty((len(rows), *like.shape[1:]), like.numpy().dtype)
+        for part, start in zip(self.parts, self.starts, strict=False):
+            own = (rows >= start) & (rows < start + len(part))
+            taken[own] = part[torch.from_numpy(rows[own] - start)].numpy()
+        return taken
+
+
+def gather(array: np.ndarray | _Chain, rows: np.ndarray) -> np.ndarray:
     """A copy of some rows of a memory map, of which no page stays in memory for long."""
+    if isinstance(array, _Chain):
+        return array.rows(rows)
     taken = np.empty((len(rows), *array.shape[1:]), array.dtype)
     width = math.prod(array.shape[1:]) * array.itemsize
     ordered, plain = np.argsort(rows, kind="stable"), np.asarray(array)
@@ -169,11 +191,11 @@ def gather(array: np.ndarray, rows: np.ndarray) -> np.ndarray:
     for start in range(0, len(rows), step):
         part = ordered[start : start + step]
         taken[part] = plain[rows[part]]
-        _release(array)
+        release(array)
     return taken
 
 
-def _release(array: np.ndarray) -> None:
+def release(array: np.ndarray) -> None:
     """Takes the pages of a file out of the memory of this process; a map in which changes are private keeps them."""
     if isinstance(array, np.memmap) and array.mode != "c" and hasattr(mmap, "MADV_DONTNEED"):
         file: Any = array._mmap  # type: ignore[attr-defined]
@@ -181,9 +203,13 @@ def _release(array: np.ndarray) -> None:
 
 
 def is_large(array: np.ndarray) -> bool:
-    """Whether an array is a memory map so large that its rows should stay in the file, of values that float32 holds."""
-    fits = array.dtype.name in KEPT and array.dtype.isnative and array.ndim > 1
-    return isinstance(array, np.memmap) and array.nbytes >= LARGE and fits
+    """Whether an array is a memory map so large that its rows should stay in the file."""
+    return isinstance(array, np.memmap) and array.nbytes >= LARGE and can_stay(array.dtype, array.shape)
+
+
+def can_stay(dtype: np.dtype[Any], shape: Sequence[int]) -> bool:
+    """Whether rows of an array can be read from its file, of a dtype that torch has too."""
+    return dtype.kind in "biuf" and dtype.itemsize <= 8 and dtype.isnative and len(shape) > 1
 
 
 def take(x: Tensor, index: Tensor) -> Tensor:
@@ -200,12 +226,16 @@ def each(x: Tensor, function: Convert) -> Tensor:
 
 
 def joined(parts: Sequence[Tensor], order: Tensor) -> Tensor:
-    """torch.cat(parts)[order], which stays in the file if all parts are rows of one."""
-    first = parts[0]
-    if isinstance(first, Mapped) and all(isinstance(x, Mapped) and x.array is first.array for x in parts):
-        rows = np.concatenate([x._rows(range(len(x))) for x in parts if isinstance(x, Mapped)])
+    """torch.cat(parts)[order], which stays in files if a part does."""
+    lazy = [x for x in parts if isinstance(x, Mapped)]
+    if not lazy:
+        return torch.cat(list(parts))[order]
+    first = lazy[0]
+    if len(lazy) == len(parts) and all(x.array is first.array for x in lazy):
+        rows = np.concatenate([x._rows(range(len(x))) for x in lazy])
         return Mapped(first.array, rows[order.numpy()], first.convert)
-    return torch.cat(list(parts))[order]
+    chain = _Chain(parts)
+    return Mapped(chain, np.arange(len(chain))[order.numpy()], lambda rows: rows)
 
 
 def rows_of(x: Tensor) -> int:

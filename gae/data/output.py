@@ -6,13 +6,13 @@ import zipfile
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from importlib.util import find_spec
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from gae.data.extras import optional
 from gae.data.files import whole
 
 TITLES = {"labels": "label", "files": "file"}  # columns of a table; arrays have the plural
@@ -171,8 +171,7 @@ class _Parquet(RowWriter):
 
     def __init__(self, *args: Any):
         super().__init__(*args)
-        if find_spec("pyarrow") is None:  # reported before any work
-            raise ImportError("A .parquet file needs pyarrow: pip install 'gae[tables]'.")
+        optional("pyarrow", "tables", "A .parquet file")  # reported before any work
 
     def _begin(self) -> None:
         self.file: Any = None

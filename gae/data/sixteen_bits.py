@@ -1,30 +1,21 @@
 """PNG and TIFF of several channels with 16 bits each, (H, W, C) uint16, which Pillow cuts to 8 bits."""
 
 from pathlib import Path
-from types import ModuleType
+from typing import Any
 
 import numpy as np
 
+from gae.data.extras import optional
 
-def library(suffix: str) -> ModuleType:
+
+def library(suffix: str) -> Any:
     """The library for png or tiff.
 
     Raises:
         ImportError: if it is not installed.
     """
-    try:
-        if suffix == "png":
-            import png
-
-            return png
-        import tifffile
-
-        return tifffile
-    except ImportError:
-        name = "pypng" if suffix == "png" else "tifffile"
-        raise ImportError(
-            f"A {suffix} of several channels with 16 bits each needs {name}: pip install 'gae[photos]'."
-        ) from None
+    user = f"A {suffix} of several channels with 16 bits each"
+    return optional("png", "photos", user) if suffix == "png" else optional("tifffile", "photos", user)
 
 
 def read_png(path: Path) -> np.ndarray:

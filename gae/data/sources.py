@@ -19,6 +19,7 @@ from gae.data.objects import KINDS, is_object, read_object
 from gae.data.preparation import Preparation
 from gae.data.readers import NAMES, OPENML, read_mnist, read_path
 from gae.data.resizing import Resize
+from gae.data.row_order import NOTE, by_rows
 from gae.data.tables import table_arrays
 from gae.data.values import ceiling, extremes
 
@@ -128,7 +129,7 @@ def read_source(source: Any, reading: Reading, seed: int) -> Arrays:
             f"{listed(like.table.features)}.",
             stacklevel=4,
         )
-    return _in_classes(_scaled(arrays, like), like)
+    return _in_classes(_scaled(_by_rows(arrays), like), like)
 
 
 def _read_path(name: str, reading: Reading, seed: int) -> Arrays:
@@ -162,6 +163,13 @@ def _file(source: str | os.PathLike[str]) -> Path:
     if not path.is_file():
         raise FileNotFoundError(f"No file {path}. Check the path.")
     return path
+
+
+def _by_rows(arrays: Arrays) -> Arrays:
+    """Arrays whose rows can be read from their files, and notes on those that were copied for that."""
+    x, x_test = by_rows(arrays.x), None if arrays.x_test is None else by_rows(arrays.x_test)
+    copied = [name for name, is_copy in (("x", x is not arrays.x), ("x_test", x_test is not arrays.x_test)) if is_copy]
+    return arrays._replace(x=x, x_test=x_test, notes=(*arrays.notes, *map(NOTE.format, copied)))
 
 
 def _scaled(arrays: Arrays, like: Preparation | None) -> Arrays:

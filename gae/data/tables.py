@@ -9,7 +9,7 @@ import numpy as np
 
 from gae.data.arrays import Arrays
 from gae.data.columns import TableColumn, TableSchema, listed
-from gae.data.values import need_float32
+from gae.data.precision import need_float32
 
 if TYPE_CHECKING:
     from gae.data.preparation import Preparation

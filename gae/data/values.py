@@ -1,4 +1,4 @@
-"""Conversion of stored arrays to tensors, with checks of dtypes, shapes and float32 precision."""
+"""Conversion of stored arrays to tensors, with checks of dtypes, shapes and values."""
 
 from collections.abc import Sequence
 
@@ -10,11 +10,7 @@ from gae.data.columns import listed
 from gae.data.mapped import Mapped, blocks, bounds, each, is_large, refuse_rows
 
 CEILINGS = {"bool": 1, "uint8": 255, "uint16": 65535}  # the stored value that represents 1, by dtype
-EXACT = 2**24  # float32 represents all integers up to this
-TOLERATED = 1e-3  # rounding error, in standard deviations of a feature
-NOISE = 1e-12  # relative standard deviation that float64 rounding leaves on a constant
 REMEDY = "Remove or impute such values first."
-AT_ONCE = 2**22  # values compared at a time
 
 
 def ceiling(array: np.ndarray) -> int | None:
@@ -52,10 +48,7 @@ def observations(
     """
     if array.dtype.kind not in "biuf":
         raise TypeError(f"{what} must hold real numbers, got {array.dtype}. Convert it with `astype`.")
-    if array.ndim < 2:
-        raise ValueError(f"{what} must have shape (N, *X), got {array.shape}. For scalars use `x[:, None]`.")
-    if array.size == 0:
-        raise ValueError(f"{what} is empty: it has shape {array.shape}. A data set needs observations.")
+    need_rows(array.shape, what)
     highest = unit or ceiling(array) or 1
     x = _in_float32(array)
     if highest > 1 and bounds(x)[1] == 1:
@@ -64,11 +57,23 @@ def observations(
     return x if highest == 1 else each(x, lambda rows: rows.div_(highest))
 
 
+def need_rows(shape: Sequence[int], what: str) -> None:
+    """Raises ValueError for a shape other than (N, *X), or without elements."""
+    if len(shape) < 2:
+        raise ValueError(f"{what} must have shape (N, *X), got {tuple(shape)}. For scalars use `x[:, None]`.")
+    if 0 in shape:
+        raise ValueError(f"{what} is empty: it has shape {tuple(shape)}. A data set needs observations.")
+
+
 def _in_float32(array: np.ndarray) -> Tensor:
     if is_large(array):
-        return Mapped(array, None, lambda rows: rows.to(torch.float32))
+        return Mapped(array, None, lambda rows: _rounded(rows.numpy(), copy=False))
+    return _rounded(array)
+
+
+def _rounded(array: np.ndarray, copy: bool = True) -> Tensor:
     with np.errstate(over="ignore", under="ignore"):
-        return torch.from_numpy(array.astype(np.float32, order="C"))
+        return torch.from_numpy(array.astype(np.float32, order="C", copy=copy))
 
 
 def _refuse_values(x: Tensor, what: str, missing: bool, names: Sequence[str] | None) -> None:
@@ -110,79 +115,6 @@ def labels(array: np.ndarray | None, n: int, what: str) -> Tensor | None:
             f"`np.unique({what}, return_inverse=True)[1]`."
         )
     return torch.from_numpy(array.astype(np.int64))
-
-
-def need_float32(what: str, *parts: np.ndarray, names: Sequence[str] | None = None) -> None:
-    """Raises ValueError for features (elements of X) that lose precision in float32.
-
-    For floats, the rounding error must be below a thousandth of the feature's standard deviation, and the median error
-    below a thousandth of its median deviation from the median (outliers would hide a loss from the first test).
-    Features that are constant up to float64 rounding pass. For integers, distinct values must also remain distinct.
-
-    Args:
-        what: name of the data in messages.
-        parts: arrays (N, *X), finite or NaN.
-        names: names of the columns of a table (N, D).
-
-    Raises:
-        ValueError: names the first such feature, and the remedy.
-    """
-    if all(part.dtype.itemsize < 4 or part.dtype == np.float32 for part in parts):
-        return
-    flat = [part.reshape(len(part), -1) for part in parts]
-    width = flat[0].shape[1]
-    step = max(1, AT_ONCE // sum(map(len, flat)))
-    for start in range(0, width, step):
-        columns = np.concatenate([part[:, start : start + step] for part in flat])
-        spoiled = _first_spoiled(columns) if np.isnan(columns).any() else _spoiled(columns)
-        if spoiled is not None:
-            column, reason = spoiled
-            place = ", ".join(str(i) for i in np.unravel_index(start + column, parts[0].shape[1:]))
-            feature = f"{what}[:, {place}]" if names is None else repr(names[start + column])
-            raise ValueError(
-                f"float32, in which models compute, cannot hold feature {feature}: {reason}. Subtract each "
-                "feature's mean, and divide by its standard deviation where that is tiny, in float64 before saving: "
-                f"`{what} = ({what} - {what}.mean(0)) / {what}.std(0)`. Leave out identifiers."
-            )
-
-
-def _first_spoiled(columns: np.ndarray) -> tuple[int, str] | None:
-    """``_spoiled`` for columns of which only the numbers count."""
-    for index, column in enumerate(columns.T):
-        known = column[~np.isnan(column)]
-        spoiled = _spoiled(known[:, None]) if len(known) else None
-        if spoiled is not None:
-            return index, spoiled[1]
-    return None
-
-
-def _spoiled(columns: np.ndarray) -> tuple[int, str] | None:
-    """The first column that loses precision in float32, and a description of the loss."""
-    exact = columns.astype(np.float64)
-    with np.errstate(over="ignore", under="ignore"):
-        rounded = columns.astype(np.float32)
-    error = np.abs(exact - rounded)
-    largest, mean, deviation = np.abs(exact).max(0), exact.mean(0), exact.std(0)
-    mixed = deviation > NOISE * largest
-    lost = mixed & (np.linalg.norm(error, axis=0) > TOLERATED * np.sqrt(len(error)) * deviation)
-    lost |= (largest > 0) & (largest < np.finfo(np.float32).tiny)
-    if not lost.any() and error.any():
-        sparse = slice(None, None, -(-len(exact) // 1000))  # a median of 1000 rows is enough
-        median = np.median(exact[sparse], 0)
-        spread = np.median(np.abs(exact[sparse] - median), 0)
-        lost = (spread > NOISE * np.abs(median)) & (np.median(error[sparse], 0) > TOLERATED * spread)
-    if lost.any():
-        column = int(lost.argmax())
-        return column, (
-            f"its mean is {mean[column]:.9g} and its standard deviation {deviation[column]:.3g}, and rounding changes "
-            f"its values by up to {error[:, column].max():.3g}"
-        )
-    if columns.dtype.kind in "iu":
-        for column in np.flatnonzero(largest > EXACT).tolist():
-            before, after = (len(np.unique(each[:, column])) for each in (columns, rounded))
-            if after < before:
-                return column, f"its {before} different integers would become {after}"
-    return None
 
 
 def measured(*parts: Tensor) -> tuple[float, float]:

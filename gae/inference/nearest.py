@@ -9,6 +9,7 @@ from jaxtyping import Float, Int, Num
 from torch import Tensor, nn
 
 from gae.data.checks import at_least_one
+from gae.data.extras import optional
 from gae.inference.base import Code, Inference, Solve
 from gae.inference.exact import Argmax
 from gae.likelihood import AcceptsMissing, Likelihood, LinearMixture
@@ -226,13 +227,7 @@ def _mixture(engine: Inference, likelihood: Likelihood, k: Tensor | None) -> Lin
 
 def _faiss_index(means: Tensor) -> tuple[Any, Tensor, Tensor]:
     """An index of the means about their centre, the centre, and their largest squared norm."""
-    try:
-        import faiss
-    except ImportError as error:
-        raise ImportError(
-            "`Nearest('faiss')` needs faiss: `pip install faiss-cpu`, or `pip install 'gae[faiss]'`. "
-            "`Nearest('exact')` needs nothing more."
-        ) from error
+    faiss = optional("faiss", "faiss", "`Nearest('faiss')`", "`Nearest('exact')` needs nothing more.")
     centre = means.mean(0)
     index = faiss.IndexFlatL2(means.shape[1])
     index.add(_floats(means - centre))

@@ -6,8 +6,11 @@ from typing import Any
 from torch import nn
 from torch.distributions import Distribution
 
+from gae.data.extras import optional
 from gae.nets.networks import ActivationType, need_sizes
 from gae.storage import recorded
+
+REMEDY = 'Full-covariance encoders (`posterior="full"`) and flows of `pyro.distributions.transforms` need nothing more.'
 
 
 @recorded
@@ -80,12 +83,6 @@ def _zuko() -> Any:
     """The package zuko, whose import would switch off torch's checks of the arguments of distributions."""
     validate: bool = Distribution._validate_args
     try:
-        import zuko
-    except ImportError as error:
-        raise ImportError(
-            "MAF and NSF flows need zuko: `pip install zuko`, or `pip install 'gae[flows]'`. Full-covariance encoders "
-            '(`posterior="full"`) and flows of `pyro.distributions.transforms` need nothing more.'
-        ) from error
+        return optional("zuko", "flows", "A MAF or NSF flow", REMEDY)
     finally:
         Distribution.set_default_validate_args(validate)
-    return zuko

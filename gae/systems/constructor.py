@@ -1,4 +1,4 @@
-"""Constructors of systems from a data set or the shape of one observation."""
+"""Constructors of systems from data or the shape of one observation."""
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
@@ -9,7 +9,9 @@ from torch import Size
 
 from gae import nets
 from gae.autoencoder import Autoencoder
-from gae.data import Dataset
+from gae.data import Dataset, training_data
+from gae.data.sources import kind_of
+from gae.data.values import measured, need_rows
 from gae.likelihood import StandardUnits
 from gae.storage import recorded
 from gae.systems.parts import Shape
@@ -27,8 +29,10 @@ FACTS: dict[str, Callable[[Dataset], int | bool | None]] = {
 
 def constructor(
     function: Callable[Concatenate[Shape, P], M], reads: Mapping[str, str]
-) -> Callable[Concatenate[Dataset | Shape, P], M]:
-    """Wraps a function of an event shape so that it also takes a data set, from which it reads shape and options.
+) -> Callable[Concatenate[Any, P], M]:
+    """Wraps a function of an event shape so that it also takes data, from which it reads shape and options.
+
+    The data are a data set, or any source of ``gae.data.load``, of which all rows are taken, as by ``fit``.
 
     Args:
         function: a function of an event shape and options.
@@ -40,12 +44,13 @@ def constructor(
 
     @wraps(function)
     def construct(data: Any, /, *values: P.args, **named: P.kwargs) -> M:
-        event_shape = _event_shape(function.__name__, data)
         try:
-            bound = signature.bind(event_shape, *values, **named)
+            bound = signature.bind(data, *values, **named)
         except TypeError as error:
             valid = ", ".join(option.name for option in options)
             raise TypeError(f"{function.__name__}: {error}. Valid options: {valid}.") from None
+        data = _read(function.__name__, data, bool(bound.arguments.get("missing")))
+        bound.arguments[shape.name] = data.event_shape if isinstance(data, Dataset) else data
         if isinstance(data, Dataset):
             _need_option(function.__name__, reads, data)
             bound.arguments = {**facts(reads, data), **bound.arguments}
@@ -59,7 +64,7 @@ def constructor(
             _check_test(model, data)
         return model
 
-    first = shape.replace(name="data", kind=shape.POSITIONAL_ONLY, annotation=Dataset | shape.annotation)
+    first = shape.replace(name="data", kind=shape.POSITIONAL_ONLY, annotation=Any)
     construct.__signature__ = signature.replace(parameters=[first, *options])  # type: ignore[attr-defined]
     return construct
 
@@ -70,20 +75,25 @@ def facts(reads: Mapping[str, str], data: Dataset) -> dict[str, Any]:
     return {option: value for option, value in values.items() if value is not None}
 
 
-def _event_shape(system: str, data: Any) -> Size:
+def _read(system: str, data: Any, missing: bool) -> Dataset | Size:
+    """The shape of one observation as it is, or a data set of all rows of data."""
     if isinstance(data, Dataset):
-        return data.event_shape
+        return data
     if isinstance(data, tuple | list) and all(isinstance(size, int) for size in data):
         nets.need_sizes(event_shape=data)
         return Size(data)
-    got, remedy = f"{data!r}", "Load data first: `gae.data.load(...)`."
-    if hasattr(data, "shape"):
-        got = f"a {type(data).__name__} of shape {tuple(data.shape)}"
-        remedy = "For observations (N, *X) in `x`, pass `tuple(x.shape[1:])`."
-    raise TypeError(
-        f"{system} takes a data set (`gae.data.load`) or the shape of one observation, such as (1, 28, 28), got "
-        f"{got}. {remedy}"
-    )
+    try:
+        kind_of(data)
+    except TypeError:
+        raise TypeError(
+            f"{system} takes data, as `gae.data.load` does, or the shape of one observation, such as (1, 28, 28), got "
+            f"{data!r}."
+        ) from None
+    read = training_data(data, missing=missing)
+    if isinstance(read, Dataset):
+        return read
+    need_rows(read.shape, "x")
+    return Dataset(type(data).__name__, read, read[:0], None, None, measured(read), missing=missing)
 
 
 def _need_option(system: str, reads: Mapping[str, str], data: Dataset) -> None:
@@ -136,6 +146,8 @@ def _check_sizes(options: Sequence[inspect.Parameter], given: Mapping[str, Any])
 
 def _check_test(model: Autoencoder, data: Dataset) -> None:
     """Raises ValueError or TypeError for a test split outside the support; ``fit`` checks the training split."""
+    if not len(data.test):
+        return
     try:
         model.likelihood.check(data.test)
     except (TypeError, ValueError) as error:

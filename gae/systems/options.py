@@ -10,12 +10,11 @@ import gae.systems
 from gae.autoencoder import Autoencoder
 from gae.data import Dataset
 from gae.systems.constructor import facts
-from gae.systems.parts import Shape
 from gae.systems.table import function_name, named
 
 
-def build(name: str, data: Dataset | Shape, **options: Any) -> Autoencoder:
-    """Builds the named system for a data set, or for observations of the given shape.
+def build(name: str, data: Any, **options: Any) -> Autoencoder:
+    """Builds the named system for data, as of ``gae.data.load``, or for observations of the given shape.
 
     Raises:
         ValueError: for an unknown name or option (the message lists the valid ones), or a size that is too small.

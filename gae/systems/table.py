@@ -4,11 +4,10 @@ import ast
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Concatenate, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
 if TYPE_CHECKING:
     from gae.autoencoder import Autoencoder
-    from gae.data import Dataset
     from gae.systems.parts import Shape
 
 P = ParamSpec("P")
@@ -34,7 +33,7 @@ MODULES = (  # modules with systems, in the order of the table
 class System:
     """A row of the table, used as the decorator of a function that builds the system for an event shape.
 
-    The decorated function also takes a data set (``gae.systems.constructor``). The row has the name of the function,
+    The decorated function also takes data (``gae.systems.constructor``). The row has the name of the function,
     with hyphens. Its values must be literals, since the table is parsed from the source.
 
     Attributes:
@@ -51,9 +50,7 @@ class System:
     observation: str = "sample"
     reads: Mapping[str, str] = field(default_factory=dict)
 
-    def __call__(
-        self, function: "Callable[Concatenate[Shape, P], M]"
-    ) -> "Callable[Concatenate[Dataset | Shape, P], M]":
+    def __call__(self, function: "Callable[Concatenate[Shape, P], M]") -> "Callable[Concatenate[Any, P], M]":
         from gae.systems.constructor import constructor
 
         return constructor(function, self.reads)

@@ -659,6 +659,7 @@ def ordinary() -> dict[str, np.ndarray]:
         "offset": 1e4 + draw.normal(size=(100, 4)),
         "scales": draw.normal(size=(100, 4)) * np.array([1e5, 1.0, 1e-3, 1e-30]),
         "constant": np.full((100, 2), 0.1),
+        "a long constant": np.full((300_000, 2), 0.1),
         "noise on a constant": 0.1 + 1e-17 * draw.normal(size=(100, 2)) + draw.choice([0, 2**-56], (100, 2)),
         "heavy tails": np.exp(4 * draw.normal(size=(1000, 2))),
         "mostly zero": np.where(draw.random((100, 2)) < 0.9, 0.0, draw.normal(size=(100, 2))),

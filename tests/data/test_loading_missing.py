@@ -8,6 +8,7 @@ import torch
 from torch import Size
 
 from gae.data import load
+from gae.data.precision import need_float32
 from gae.data.preparation import Preparation
 
 
@@ -56,6 +57,18 @@ def test_a_column_that_float32_spoils_is_seen_beside_nan(tmp_path: Path) -> None
     x[:, 0], x[3] = 1.0, np.nan
     with pytest.raises(ValueError, match=r"cannot hold feature x\[:, 1\]: its mean is 1.0000000"):
         load(saved(tmp_path / "x.npy", x), missing="mask")
+
+
+@pytest.mark.parametrize("hidden", [0, 2])
+def test_a_column_that_float32_spoils_is_seen_beside_outliers(hidden: int) -> None:
+    """Seconds since 1970, of which every ninth is 0, in more rows than are looked at; each other one is missing."""
+    x = np.stack([np.linspace(0, 1, 4000), 1.7e9 + np.linspace(-20, 20, 4000)], 1)
+    x[::9] = 0
+    x[: 2000 * hidden : 2, 1] = np.nan
+    with pytest.raises(ValueError, match=r"cannot hold feature x\[:, 1\]: its mean is 1\.5"):
+        need_float32("x", x[:1501], x[1501:])
+    x[:, 1] = np.where(np.isnan(x[:, 1]), np.nan, x[:, 0])
+    need_float32("x", x[:1501], x[1501:])
 
 
 def test_an_old_record_takes_no_missing_values() -> None:

@@ -4,9 +4,12 @@ import json
 import re
 import subprocess
 import sys
+import zipfile
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,9 +18,9 @@ import torch
 from command import gae
 from torch import Tensor, nn
 
-from gae.data import Dataset, load, mapped
+from gae.data import Dataset, load, mapped, row_order
 from gae.data.loading import training_data
-from gae.data.mapped import Mapped, joined, take
+from gae.data.mapped import Mapped, each, joined, take
 from gae.likelihood import Bernoulli
 from gae.systems import build
 from gae.training import fit
@@ -31,6 +34,10 @@ HOLES = np.where(RANDOM.random(TABLE.shape) < 0.1, np.float32(np.nan), TABLE)
 SOURCES = {
     **{"reals": REALS, "bytes": BYTES, "half": REALS.astype(np.float16), "bool": REALS > 0},
     **{"wide bytes": BYTES[:, :1].astype(np.int16), "table": TABLE, "holes": HOLES},
+    **{"double": REALS.astype(np.float64) + 1e-9, "double holes": HOLES.astype(np.float64)},
+    **{f"int{bits}": BYTES.astype(f"int{bits}") * 9 for bits in (32, 64)},
+    **{f"uint{bits}": BYTES.astype(f"uint{bits}") * 2**20 for bits in (32, 64)},
+    **{"columns": np.asfortranarray(REALS), "double columns": np.asfortranarray(TABLE.astype(np.float64))},
 }
 MASK = {"missing": "mask"}
 
@@ -40,6 +47,8 @@ def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Several blocks, and several reads in each."""
     monkeypatch.setattr(mapped, "BLOCK", 2000)
     monkeypatch.setattr(mapped, "AROUND", 100)
+    monkeypatch.setattr(row_order, "AROUND", 100)
+    monkeypatch.setattr(row_order, "AT_ONCE", 1000)
 
 
 @pytest.fixture
@@ -55,6 +64,9 @@ def both(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[.
                 patch.setattr(Mapped, "loaded", never)
             in_file = load(tmp_path / "x.npy", **options)
         assert isinstance(in_file.train, Mapped) and not isinstance(in_memory.train, Mapped)
+        if "columns" in name:
+            assert "column by column" in in_file.notes[0]
+            in_file = replace(in_file, notes=in_file.notes[1:])
         return in_file, in_memory
 
     yield load_both
@@ -81,9 +93,9 @@ def test_rows_are_those_of_the_tensor(tmp_path: Path) -> None:
     for lazy, plain in ((x.flatten(1), y.flatten(1)), (x.to(torch.float64), y.double()), (take(x, chosen), y[chosen])):
         assert isinstance(lazy, Mapped) and lazy.dtype == plain.dtype and torch.equal(lazy[:], plain)
     assert x.to(torch.float32) is x and x.detach() is x
-    again = joined([take(x, chosen), x], torch.tensor([5, 0, 44]))
-    assert isinstance(again, Mapped) and torch.equal(again[:], torch.cat([y[chosen], y])[[5, 0, 44]])
-    assert torch.equal(joined([x, y], chosen), torch.cat([y, y])[chosen])
+    for parts in ([take(x, chosen), x], [y[chosen], x], [each(take(x, chosen), lambda rows: rows / 2), y]):
+        again, some = joined(parts, torch.tensor([5, 0, 44])), torch.cat([part[:] for part in parts])[[5, 0, 44]]
+        assert isinstance(again, Mapped) and torch.equal(again[:], some) and torch.equal(again[[2, 0]], some[[2, 0]])
     for index in (40, -41, torch.tensor([40]), torch.tensor([-41]), torch.ones(39, dtype=torch.bool)):
         with pytest.raises(IndexError, match="does not fit 40 rows"):
             x[index]
@@ -92,7 +104,7 @@ def test_rows_are_those_of_the_tensor(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "options"),
     [
-        *((name, MASK if name == "holes" else {}) for name in SOURCES),
+        *((name, MASK if "holes" in name else {}) for name in SOURCES),
         *(("bytes", {"binarize": "threshold"}), ("table", {"standardize": True})),
     ],
 )
@@ -126,7 +138,7 @@ def test_dynamic_draws_are_the_same(both: Callable[..., Any]) -> None:
     ("system", "name", "given"),
     [
         *(("vae", "bytes", {}), ("vae", "reals", {}), ("ppca", "reals", {}), ("kmeans", "reals", {})),
-        *(("vae", "holes", MASK), ("ppca", "holes", MASK)),
+        *(("vae", "holes", MASK), ("ppca", "holes", MASK), ("ppca", "double columns", {})),
         *(("vae", "table", {"standardize": True}), ("ppca", "table", {"standardize": True})),
     ],
 )
@@ -242,18 +254,57 @@ def test_a_memory_map_in_hand_stays_in_its_file(tmp_path: Path, monkeypatch: pyt
     assert np.array_equal(load(tmp_path / "y.npy").rows().x, REALS)
 
 
-def test_what_does_not_stay_in_its_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Float64, whose columns are checked in memory, and columns in sequence; a damaged file is refused as before."""
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_parts_of_an_archive_stay_in_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, order: Any) -> None:
+    """Uncompressed ones, beside labels and a column; a damaged archive is refused, and a compressed one is read."""
+    path, x, fold = tmp_path / "x.npz", REALS.copy(order), np.arange(ROWS) % 3
+    save = {"x": x, "y": fold, "fold": fold}, {"x_train": x[:50], "x_test": x[50:]}
+    for arrays, options in zip(save, ({"split": "column:fold=1"}, {}), strict=True):
+        monkeypatch.setattr(mapped, "LARGE", 2**40)
+        np.savez(path, **arrays)
+        plain = load(path, **options)
+        monkeypatch.setattr(mapped, "LARGE", x[:50].nbytes)  # the test part is read
+        with monkeypatch.context() as patch:
+            patch.setattr(Mapped, "loaded", never)
+            data = load(path, **options)
+            assert isinstance(data.train, Mapped) and data.hash == plain.hash
+            assert isinstance(data.rows().x, Mapped) and torch.equal(data.rows().x[:], torch.from_numpy(REALS))
+        np.savez_compressed(path, **arrays)
+        assert type(load(path, **options).train) is Tensor and load(path, **options).hash == plain.hash
+    np.savez(path, x=REALS)
+    raw = bytearray(path.read_bytes())
+    raw[2000] ^= 1
+    path.write_bytes(raw)
+    with pytest.raises(ValueError, match=r"Cannot read an array from .*x\.npz: Bad CRC-32"):
+        load(path)
+
+
+def test_damaged_files_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And one axis is read, as before."""
     monkeypatch.setattr(mapped, "LARGE", 0)
-    for x in (REALS.astype(np.float64), np.asfortranarray(REALS[:, 0])):
-        np.save(tmp_path / "x.npy", x)
-        assert type(load(tmp_path / "x.npy").train) is Tensor
+    np.save(tmp_path / "x.npy", REALS[:, 0, 0, 0])
+    with pytest.raises(ValueError, match=r"x must have shape \(N, \*X\)"):
+        load(tmp_path / "x.npy")
     np.save(tmp_path / "x.npy", REALS)
     raw = (tmp_path / "x.npy").read_bytes()
     for damaged in (raw[:-4], raw + b"more"):
         (tmp_path / "x.npy").write_bytes(damaged)
         with pytest.raises(ValueError, match=r"Cannot read an array from .* its header states .* follow"):
             load(tmp_path / "x.npy")
+
+
+def test_columns_need_room_for_a_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Refused without it. Any order of axes may be stored; a map in hand with images last is copied too."""
+    monkeypatch.setattr(mapped, "LARGE", 0)
+    np.save(tmp_path / "x.npy", np.moveaxis(BYTES, 0, -1))
+    images = np.moveaxis(np.load(tmp_path / "x.npy", mmap_mode="r"), -1, 0)
+    data = load(images)
+    assert isinstance(data.train, Mapped) and "column by column" in data.notes[0]
+    assert np.array_equal(data.rows().x[:], (BYTES / np.float32(255)))
+    assert row_order.by_rows(images[:1]) is not images and row_order.by_rows(BYTES) is BYTES
+    monkeypatch.setattr(row_order.shutil, "disk_usage", lambda folder: SimpleNamespace(free=BYTES.nbytes - 1))
+    with pytest.raises(OSError, match=r"x\.npy is stored column by column, .* needs 1,620 bytes .* has 1,619.*TMPDIR"):
+        load(images)
 
 
 def test_reading_everything_is_limited(both: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -274,18 +325,26 @@ def test_changes_of_a_private_map_are_kept(tmp_path: Path) -> None:
 
 
 def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:
-    """Loading and hashing 134 MB, in a process of its own."""
+    """Loading and hashing 134 MB of each kind, in a process of its own."""
     size = 2**27
-    with (tmp_path / "x.npy").open("wb") as file:
-        np.lib.format.write_array_header_1_0(file, {"descr": "<f4", "fortran_order": False, "shape": (2**17, 256)})
-        file.truncate(file.tell() + size)
+    for name, kind, width in (("rows", "<f4", 256), ("double", "<f8", 128), ("columns", "<f4", 256)):
+        with (tmp_path / f"{name}.npy").open("wb") as file:
+            header = {"descr": kind, "fortran_order": name == "columns", "shape": (2**17, width)}
+            np.lib.format.write_array_header_1_0(file, header)
+            file.truncate(file.tell() + size)
+    with zipfile.ZipFile(tmp_path / "archive.npz", "w") as archive:
+        archive.write(tmp_path / "rows.npy", "x.npy")
     np.save(tmp_path / "small.npy", np.zeros((100, 256), np.float32))
     code = (
         "import resource, sys; from gae.data import load\n"
         "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
-        "load(sys.argv[1]).hash; before = peak(); load(sys.argv[2]).hash; print(peak() - before)"
+        "small, *large = sys.argv[1:]\n"
+        "load(small).hash; before = peak()\n"
+        "for path in large: load(path).hash; print(path, peak() - before)"
     )
-    command = [sys.executable, "-c", code, tmp_path / "small.npy", tmp_path / "x.npy"]
+    large = [tmp_path / name for name in ("rows.npy", "double.npy", "archive.npz", "columns.npy")]
+    command = [sys.executable, "-c", code, tmp_path / "small.npy", *large]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     unit = 1 if sys.platform == "darwin" else 1024
-    assert int(done.stdout) * unit < size / 3
+    growth = {line.split()[0]: int(line.split()[-1]) * unit for line in done.stdout.splitlines()}
+    assert len(growth) == 4 and max(growth.values()) < 2 * size / 3, growth

@@ -212,7 +212,7 @@ def test_fit_takes_a_frame_and_owns_its_columns(tmp_path: Path) -> None:
 
 def test_an_absent_package_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setitem(__import__("sys").modules, "pandas", None)
-    with pytest.raises(ImportError, match=r"needs the package pandas: pip install 'gae\[tables\]'"):
+    with pytest.raises(ImportError, match=r"A table needs pandas: pip install 'gae\[tables\]'"):
         load(bad("a\n1\n")(tmp_path))
 
 
