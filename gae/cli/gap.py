@@ -156,7 +156,7 @@ def _answer(
     from gae.analysis.matrix import code_use
     from gae.inference.laws import rearranged
     from gae.reports.answers import families_answer, loss_answer
-    from gae.reports.gap import lost
+    from gae.reports.gap import lost, sampling_error
     from gae.reports.sentences import answer
 
     values = {name: column.tolist() for name, column in columns.items()}
@@ -167,8 +167,9 @@ def _answer(
 
         use = code_use(rearranged(laws, torch.cat), model.likelihood.prior)
         cost = answer(gap_costs(columns, family, use, FEW_STEPS, engine=SUBJECTS[engine or "encoder"]))
-    first = values[lost(columns)]
-    return f"{cost} {loss_answer(lost(columns), first, worst.samples[0], worst.rows[0])}"
+    total, sample = lost(columns), worst.samples[0]
+    error = sampling_error(columns, total, sample)
+    return f"{cost} {loss_answer(total, values[total], sample, worst.rows[0], error)}"
 
 
 def _worst(model: "Autoencoder", dataset: "Dataset", x: "torch.Tensor", columns: "dict[str, torch.Tensor]") -> "Worst":

@@ -137,17 +137,17 @@ def _over_trainings(values: Sequence[float]) -> Estimate:
     return estimate([[value] for value in values])
 
 
-def loss_answer(lost: str, values: Sequence[float], sample: int, row: int) -> str:
+def loss_answer(lost: str, values: Sequence[float], sample: int, row: int, error: float | None = None) -> str:
     """The sentence on the observation that loses most, a test sample and a row of the data, and on the worst tenth.
 
-    >>> loss_answer("inference gap", [1.0, 9.0, *8 * [0.0]], 1, 31).partition("; ")[2]
-    'the worst tenth of the observations has 90 % of all.'
+    >>> loss_answer("gap", [1.0, 9.0, *8 * [0.0]], 1, 31, 0.25)
+    'Row 31 (test sample 1) has the largest gap, 9.00 ± 0.25 nats; the worst tenth of the rows has 90 % of the sum.'
     """
-    text = f"Row {row} (test sample {sample}) has the largest {lost}, {rounded(values[sample])} nats"
+    text = f"Row {row} (test sample {sample}) has the largest {lost}, {rounded(values[sample], error, 2)} nats"
     total, count = sum(values), round(WORST * len(values))
     if count and total > 0:
         share = sum(sorted(values)[-count:]) / total
-        return f"{text}; the worst tenth of the observations has {100 * share:.0f} % of all."
+        return f"{text}; the worst tenth of the rows has {100 * share:.0f} % of the sum."
     return f"{text}."
 
 

@@ -82,6 +82,7 @@ def save_all(figures: Sequence[Figure], folder: Path) -> dict[str, str]:
     images = {}
     for figure in figures:
         save(figure.canvas, folder / f"{figure.name}.png")
+        figure.canvas.set_layout_engine("none")  # the layout stays as in the file
         images[figure.name] = vector(figure)
     return images
 
@@ -161,7 +162,7 @@ def grid(rows: Pictures, value_range: Sequence[float], titles: Sequence[str] = (
     width, height = margin + 0.64 * across, top + 0.64 * len(rows)
     figure = canvas(width, height, layout="none")
     axes = figure.add_axes((margin / width, 0.0, 1 - margin / width, 1 - top / height))
-    axes.imshow(_on_paper(mosaic(tiles, GAP, np.nan)), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+    axes.imshow(_on_paper(mosaic(tiles, GAP, np.float32(np.nan))), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
     for i, title in enumerate(titles):
         axes.text(i * (side + GAP) + side / 2, -GAP, title, ha="center", va="bottom", fontsize=7)
     axes.set(xticks=[], yticks=list(named), yticklabels=list(named.values()))

@@ -1,5 +1,6 @@
 """Inference gaps as figures and a self-contained HTML page: mean gaps, bounds, and the observations that lose most."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,6 +64,15 @@ def lost(columns: "Mapping[str, Tensor]") -> str:
     return TOTAL if TOTAL in columns else [name for name in columns if "gap" in name][-1]
 
 
+def sampling_error(columns: "Mapping[str, Tensor]", gap: str, sample: int) -> float | None:
+    """The sampling error of log p(x) - L of an observation; None for another gap, or if log p(x) is exact."""
+    bound = "L[q]" if gap == TOTAL else gap.replace("approximation gap", "L[q*]")
+    names = [f"sampling s.e. of {name}" for name in ("log p(x)", bound)]
+    if not all(name in columns for name in names):
+        return None
+    return math.hypot(*(float(columns[name][sample]) for name in names))
+
+
 def write(
     columns: "Mapping[str, Tensor]", account: dict[str, Any], worst: Worst, made: list[tuple[str, str]], folder: Path
 ) -> None:
@@ -83,7 +93,7 @@ def write(
         worst=[
             Row(
                 str(sample),
-                [TableCell(str(row)), *(number_cell(float(columns[name][sample]), None, 2) for name in gaps)],
+                [TableCell(str(row)), *(_loss(columns, name, sample) for name in gaps)],
             )
             for sample, row in zip(worst.samples, worst.rows, strict=True)
         ],
@@ -91,6 +101,10 @@ def write(
         images={figure.name: vector(figure) for figure in figures},
         made=made,
     )
+
+
+def _loss(columns: "Mapping[str, Tensor]", gap: str, sample: int) -> TableCell:
+    return number_cell(float(columns[gap][sample]), sampling_error(columns, gap, sample), 2)
 
 
 def ladder(columns: "Mapping[str, Tensor]") -> Figure:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure as Canvas
 
-MOST = 9  # features in a figure
+MOST, FEWER = 9, 6  # features in a figure, and in one with a row of panels for each model
 ACROSS = 12  # images in a row of draws
 MARKS = "o^sDvP*X<>"
 
@@ -90,14 +90,15 @@ class Images(Drawing):
 
 @dataclass(frozen=True)
 class Features(Drawing):
-    """Observations by the features of a table, a panel for each; at most 9, those with the largest errors or ranges."""
+    """Observations by the features of a table, a panel for each; at most 9, those with the largest errors or changes."""
 
     names: Sequence[str]
 
     @property
     def note(self) -> str:  # type: ignore[override]
-        some = f" Shown are {MOST} of {len(self.names)} features." if len(self.names) > MOST else ""
-        return f"Features are in the units of the data.{some}"
+        count = len(self.names)
+        some = f"; of {count}, those with the largest errors or changes are shown" if count > FEWER else ""
+        return f"Features are in the units of the data{some}."
 
     def compared(self, values: np.ndarray, reconstructions: Arrays) -> "Canvas":
         """Reconstruction against value, a panel for each feature; those with the largest errors."""
@@ -123,8 +124,10 @@ class Features(Drawing):
             axes.vlines(places, flat[:, i], rebuilt[:, i], color="#888888", lw=1)
             axes.plot(places, flat[:, i], "o", color=LINES[0], ms=5, label="value")
             axes.plot(places, rebuilt[:, i], "D", color=LINES[1], ms=5, mfc="none", label="reconstruction")
-            axes.set_xticks(places, [title.partition("\n")[0] for title in titles], rotation=90, fontsize=7)
+            axes.set_xticks(places, [""] * len(places))
             axes.set(title=self.names[i])
+        for axes in panels[-3:]:
+            axes.set_xticks(places, titles, rotation=90, fontsize=7)
         _legend(figure, panels[0])
         return figure
 
@@ -132,18 +135,19 @@ class Features(Drawing):
         """Features along paths, a row of panels for each model; those that move most."""
         ranges = [np.ptp(path.reshape(*path.shape[:2], -1), axis=1).max(0) for path in paths.values()]
         every = np.concatenate([path.reshape(-1, path[0, 0].size) for path in paths.values()])
-        shown = self.most(np.max(ranges, 0) / self._spread(every))[:6]
+        shown = self.most(np.max(ranges, 0) / self._spread(every), FEWER)
         figure = canvas(2.3 * max(len(shown), 2), 1.9 * len(paths) + 0.4)
         panels = figure.subplots(len(paths), len(shown), squeeze=False, sharex=True, sharey="col")
         for row, (name, path) in zip(panels, paths.items(), strict=True):
             for axes, i in zip(row, shown, strict=True):
                 for k, course in enumerate(path.reshape(*path.shape[:2], -1)[:, :, i]):
                     style = {"color": LINES[k % len(LINES)], "ls": DASHES[k % len(DASHES)]}
-                    axes.plot(amounts, course, lw=1.4, label=f"{name}, path {k + 1}", **style)
+                    axes.plot(amounts, course, lw=1.4, label=f"path {k + 1}", **style)
             row[0].set_ylabel(name)
         for axes, i in zip(panels[0], shown, strict=True):
             axes.set_title(self.names[i], fontsize=9)
         figure.supxlabel(label, fontsize=9)
+        _legend(figure, panels[0, 0])
         return figure
 
     def drawn(self, samples: Arrays, reference: np.ndarray) -> "Canvas":
@@ -161,9 +165,9 @@ class Features(Drawing):
             axes.set(xlabel=self.names[i], ylim=(len(rows) - 0.5, -0.5))
         return figure
 
-    def most(self, sizes: np.ndarray) -> list[int]:
+    def most(self, sizes: np.ndarray, count: int = MOST) -> list[int]:
         """The indices of the largest sizes, in the order of the features."""
-        order = np.argsort(-np.nan_to_num(sizes), kind="stable")[:MOST]
+        order = np.argsort(-np.nan_to_num(sizes), kind="stable")[:count]
         return sorted(order.tolist())
 
     def _panels(self, shown: Sequence[int], height: float = 2.5) -> "tuple[Canvas, list[Axes]]":

@@ -90,7 +90,8 @@ def _curves(axes: "Axes") -> list[str]:
     seen = [(line, label) for line, label in lines if hasattr(line, "get_xdata")]
     if not named:
         seen = [(line, "the curve") for line in axes.lines if np.size(line.get_xdata()) > 2]
-    return [course(_plain(label), line.get_xdata(), line.get_ydata()) for line, label in seen[:FEW]]
+    places = [[np.asarray(each, float).tolist() for each in line.get_data()] for line, _ in seen[:FEW]]
+    return [course(_plain(label), x, y) for (_, label), (x, y) in zip(seen, places, strict=False)]
 
 
 def _bars(axes: "Axes") -> list[str]:
