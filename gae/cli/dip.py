@@ -265,6 +265,7 @@ def _write(
     """Writes figures, page and record into the folder."""
     import json
 
+    from gae.reports.pages import made_here
     from gae.reports.photographs import loss_curve, side_by_side, write_restoration
 
     images = {name: image.numpy() for name, image in pictures.items()}
@@ -272,7 +273,7 @@ def _write(
     loss_curve(restoration.loss, folder / "curve.png")
     quality = {name: summary[name] for name in QUALITY if name in summary}
     facts = {name: plain(value) for name, value in summary.items() if value is not None and name not in QUALITY}
-    title = Path(summary["image"]).name
-    write_restoration(folder / "result.html", title, images, restoration.loss, quality, facts, command)
+    title, made = Path(summary["image"]).name, made_here(command, summary["seconds"])
+    write_restoration(folder / "result.html", title, images, restoration.loss, quality, facts, made)
     record = finite({**summary, "loss": restoration.loss})
     write_text(folder / "result.json", json.dumps(record, indent=1, allow_nan=False) + "\n")

@@ -2,6 +2,7 @@
 
 import json
 import math
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -31,7 +32,7 @@ from gae.cli.common import (
     placed,
     save_arrays,
 )
-from gae.cli.terminal import console, echo_json, reported, table
+from gae.cli.terminal import command_line, console, echo_json, reported, table
 from gae.data.files import check_folder, write_text
 
 if TYPE_CHECKING:
@@ -40,6 +41,8 @@ if TYPE_CHECKING:
     from torch.distributions import Distribution
 
     from gae.autoencoder import Autoencoder
+    from gae.data import Dataset
+    from gae.reports.gap import Worst
 
 FEW_STEPS, WORST = 4, 8  # steps from the encoder; observations that are named
 BATCH_SIZE = 100  # observations per step of the progress bar
@@ -81,8 +84,10 @@ def gap(
     from gae.analysis.engines import engine_of
     from gae.analysis.metrics import mean_and_error
     from gae.reports import gap as gap_report
+    from gae.reports.pages import made_here
     from gae.training import launch
 
+    command, began = command_line(gap, locals()), time.perf_counter()
     check_folder(out)
     _need_digits(precision)
     own = Own(decoder, weights, latent, head, scale, activated, encoder)
@@ -90,7 +95,8 @@ def gap(
     model, source = open_model(checkpoint, data, own, binarize, split_by, seed)
     if engine is not None:
         model.inference = engine_of(engine, model, density=True)
-    x = load_like(model, source, binarize, split_by).test[:size]
+    dataset = load_like(model, source, binarize, split_by)
+    x = dataset.test[:size]
     fabric = placed(model, x, fabric)
     x = in_its_dtype(model, x)
     if own.decoder is not None:
@@ -100,7 +106,8 @@ def gap(
     columns, family, laws = _columns(fabric, model, x, seed, samples, draws, steps)
     if not fabric.is_global_zero:
         return None
-    sentence, worst = _answer(model, columns, family, laws, engine)
+    model.cpu()
+    worst = _worst(model, dataset, x.cpu(), columns)
     account: dict[str, Any] = {
         "checkpoint": own.decoder or checkpoint,
         "engine": engine or type(model.inference).__name__,
@@ -110,17 +117,20 @@ def gap(
         "draws of each bound": draws,
         "seed": seed,
         "unit": "nats",
-        "answer": sentence,
-        "worst": worst,
+        "answer": _answer(model, columns, family, laws, engine, worst),
+        "worst": [
+            {"sample": sample, "row": row, "gap": float(columns[gap_report.lost(columns)][sample])}
+            for sample, row in zip(worst.samples, worst.rows, strict=True)
+        ],
         "results": {name: mean_and_error(values) for name, values in columns.items()},
     }
     save_arrays(out / "gap.npz", {name: values.cpu().numpy() for name, values in columns.items()})
     write_text(out / "gap.json", json.dumps(account, indent=1, allow_nan=False) + "\n")
-    gap_report.write(columns, account, out)
+    gap_report.write(columns, account, worst, made_here(command, time.perf_counter() - began), out)
     if as_json:
         echo_json(account)
     else:
-        typer.echo(sentence)
+        typer.echo(account["answer"])
         _print(account["results"], len(x), out)
     return out
 
@@ -179,24 +189,44 @@ def _answer(
     family: str | None,
     laws: "list[Distribution]",
     engine: str | None,
-) -> tuple[str, list[dict[str, Any]]]:
-    """The sentence on the cost of the encoder or the named engine, and the observations on which it costs most."""
+    worst: "Worst",
+) -> str:
+    """The sentences on the cost of the encoder or the named engine, and on the observations that lose most."""
     from gae.analysis.costs import gap_costs
     from gae.analysis.engines import SUBJECTS
     from gae.analysis.matrix import code_use
     from gae.inference.laws import rearranged
+    from gae.reports.answers import families_answer, loss_answer
+    from gae.reports.gap import lost, sampling_error
     from gae.reports.sentences import answer
 
+    values = {name: column.tolist() for name, column in columns.items()}
     if not laws or family is None:
-        return "This model's engine has no normal density q(z|x): the table gives the cost of each family.", []
+        cost = families_answer(values)
+    else:
+        import torch
+
+        use = code_use(rearranged(laws, torch.cat), model.likelihood.prior)
+        cost = answer(gap_costs(columns, family, use, FEW_STEPS, engine=SUBJECTS[engine or "encoder"]))
+    total, sample = lost(columns), worst.samples[0]
+    error = sampling_error(columns, total, sample)
+    return f"{cost} {loss_answer(total, values[total], sample, worst.rows[0], error)}"
+
+
+def _worst(model: "Autoencoder", dataset: "Dataset", x: "torch.Tensor", columns: "dict[str, torch.Tensor]") -> "Worst":
+    """The observations that lose most, with their rows in the data and their reconstructions."""
     import torch
 
-    use = code_use(rearranged(laws, torch.cat), model.cpu().likelihood.prior)
-    gap = columns["inference gap"]
-    order = gap.argsort(descending=True)[:WORST].tolist()
-    worst = [{"sample": index, "gap": float(gap[index])} for index in order]
-    subject = SUBJECTS[engine or "encoder"]
-    return answer(gap_costs(columns, family, use, FEW_STEPS, engine=subject)), worst
+    from gae.reports.gap import Worst, lost
+    from gae.reports.observations import drawing
+
+    samples = columns[lost(columns)].argsort(descending=True)[:WORST].tolist()
+    with torch.no_grad():
+        rebuilt = model.reconstruct(x[samples])
+    known = dataset.test_rows
+    rows = samples if known is None or len(known) != len(dataset.test) else known[samples].tolist()
+    how = drawing(dataset.event_shape, dataset.value_range, dataset.columns)
+    return Worst(samples, rows, x[samples].cpu().numpy(), rebuilt.cpu().numpy(), how)
 
 
 def _print(results: dict[str, Any], observations: int, out: Path) -> None:
@@ -204,11 +234,11 @@ def _print(results: dict[str, Any], observations: int, out: Path) -> None:
 
     from gae.reports.gap import converged, rows
 
-    shown = table("", "mean", "± s.e.", "sampling s.e.")
+    shown = table("", "mean ± s.e.", "sampling s.e.")
     for column in shown.columns[1:]:
         column.justify = "right"
-    for name, *numbers in rows(results):
-        shown.add_row(Text(name), *numbers)
+    for row in rows(results):
+        shown.add_row(Text(row.label), *(cell.text for cell in row.cells))
     shown.caption = f"nats, over {observations} observations"
     console().print(shown)
     for name, share in converged(results).items():

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from gae.cli.common import AsJson
-from gae.cli.terminal import console, echo_json, reported, table
+from gae.cli.terminal import command_line, console, echo_json, reported, table
 from gae.data.files import check_folder, write_text
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ def notes(
     out: Annotated[Path, typer.Option(help="Folder for ledger.html and ledger.json.")] = Path("runs/notes"),
 ) -> Path:
     """Recompute the derivations of the notes; exit code 1 if a check contradicts the verdict recorded in its note."""
+    command = command_line(notes, locals())
     import json
 
     from gae.ledger import notes as ledger
@@ -38,7 +39,7 @@ def notes(
     chosen = ledger.select(ledger.read_notes(), ids or ())
     findings = _run(chosen, range(seed, seed + seeds))
     account = ledger.record(findings)
-    ledger_page.write(chosen, findings, out / "ledger.html")
+    ledger_page.write(chosen, findings, out / "ledger.html", command)
     write_text(out / "ledger.json", json.dumps(account, indent=1, allow_nan=False, ensure_ascii=False) + "\n")
     if as_json:
         echo_json(account)

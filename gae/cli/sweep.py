@@ -7,7 +7,7 @@ import typer
 
 from gae.cli.common import AsJson, Resume, load
 from gae.cli.config import read_yaml, refuse_unknown
-from gae.cli.terminal import console, echo_json, reported, table
+from gae.cli.terminal import command_line, console, echo_json, reported, table
 
 KEYS = ("data", "systems", "options", "fit", "seeds", "binarize")
 
@@ -42,6 +42,7 @@ def sweep(
 
     seeds: 5
     """
+    command = command_line(sweep, locals())
     content = _content(grid)
     names = _list(content["data"])
     data = [load(str(name), str(content.get("binarize", "none"))) for name in names]
@@ -58,6 +59,7 @@ def sweep(
         training={key.replace("-", "_"): value for key, value in (content.get("fit") or {}).items()},
         seeds=content.get("seeds", 1) if seeds is None else seeds,
         resume=resume,
+        command=command,
     )
     if as_json:
         echo_json(results)
@@ -65,7 +67,7 @@ def sweep(
     titles = [f"{column.title}\n{column.unit}" for column in report.shown_columns(results)]
     shown = table(*results["axes"], "trainings", *titles)
     for line in report.table(results):
-        shown.add_row(*line)
+        shown.add_row(*(cell.text for cell in line))
     console().print(shown)
     for row in (row for row in results["rows"] if row["error"] is not None):
         typer.echo(f"{report.label(results, row)}, seed {row['seed']} failed: {row['error']}")

@@ -75,7 +75,7 @@ def command_line(command: Callable[..., Any], values: Mapping[str, Any]) -> str:
         if isinstance(settings, OptionInfo):
             names = (settings.default, *(settings.param_decls or ()), f"--{name.replace('_', '-')}")
             words.append(next(entry for entry in names if isinstance(entry, str)))  # in Annotated, a name comes first
-        words += [] if value is True else [str(value)]
+        words += [] if value is True else map(str, value) if isinstance(value, list) else [str(value)]
     return shlex.join(words)
 
 

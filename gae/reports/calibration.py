@@ -5,6 +5,7 @@ from statistics import NormalDist
 
 from gae.analysis.calibration import Calibration
 from gae.reports.figures import DASHES, INK, LINES, Figure, canvas, style
+from gae.reports.seen import compared
 
 SHOWN = 6  # most elements of a code in the picture: those of the smallest p values
 
@@ -43,7 +44,9 @@ def calibration_figure(calibration: Calibration, bins: int = 10) -> Figure:
         "test, and for the log joint density. Uniform for the exact posterior; grey: 99 % of the counts of one bin. "
         "A U shape: q(z|x) is too narrow; a hump: too wide; a slope: shifted."
     )
-    return Figure("calibration", "Simulation-based calibration", caption, figure)
+    p = {("log joint" if i == last else f"z[{i}]"): float(p_values[i]) for i in [*order, last]}
+    alt = compared(p, "p values of a χ² test for uniform ranks")
+    return Figure("calibration", "Simulation-based calibration", caption, figure, alt)
 
 
 def _band(size: int, bins: int) -> tuple[float, float]:

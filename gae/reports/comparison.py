@@ -3,7 +3,7 @@
 import json
 import shlex
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
@@ -15,32 +15,14 @@ from gae.analysis.costs import Costs, bounds, costs
 from gae.analysis.estimates import Estimate, difference, estimate
 from gae.analysis.matrix import DIAGONAL, ENCODER, FULL, OPTIMUM
 from gae.likelihood import HEADS
-from gae.reports.figures import draw, save_all
-from gae.reports.pages import write_page
+from gae.reports.comparison_figures import draw
+from gae.reports.figures import save_all
+from gae.reports.pages import made_by, write_page
 from gae.reports.sentences import answer, errors, family_cost, nats, ordered, quoted, runaway, simpler
+from gae.reports.tables import Column, Row, Table, TableCell, format_cell, number_cell
 
 FAMILIES = (DIAGONAL, FULL)
 BOUND_COLUMNS = ("bound", "above encoder", "evaluations")
-
-
-@dataclass(frozen=True)
-class Column:
-    """A column of the table: the format of its numbers."""
-
-    key: str
-    title: str
-    unit: str
-    decimals: int
-    scale: float = 1.0
-
-    def text(self, entry: dict[str, Any]) -> str:
-        """Mean ± standard error, or a dash if missing."""
-        if entry["mean"] is None:
-            return "–"
-        mean = f"{self.scale * entry['mean']:,.{self.decimals}f}".replace("-", "−")
-        error = entry.get("se")
-        return f"{mean} ± {self.scale * error:,.{self.decimals}f}" if error else mean
-
 
 COLUMNS = (
     Column("joint", "joint log density", "nats", 1),
@@ -49,30 +31,6 @@ COLUMNS = (
     Column("milliseconds", "time", "ms per sample", 3),
     Column("evaluations", "decoder evaluations", "per sample", 0),
 )
-
-
-@dataclass(frozen=True)
-class TableCell:
-    """A cell of the table as text: the number, a second line in small print, a footnote mark, best or not."""
-
-    text: str
-    detail: str = ""
-    note: str = ""
-    best: bool = False
-
-
-@dataclass(frozen=True)
-class Row:
-    label: str
-    cells: list[TableCell]
-
-
-@dataclass(frozen=True)
-class Table:
-    """Rows grouped under headings, and the footnotes that explain missing numbers."""
-
-    groups: list[tuple[str, list[Row]]]
-    notes: dict[str, str]
 
 
 def leading(results: dict[str, Any]) -> str:
@@ -117,15 +75,17 @@ def _bound_cells(matrices: list[dict[str, Any]], family: str, engine: str) -> It
     shares = [entry["converged"] for entry in entries if entry["converged"] is not None]
     converged = f"{min(shares):.0%} converged" if shares else ""
     evaluations = sum(entry["evaluations"] for entry in entries) / len(entries)
-    yield TableCell(plain_estimate(value), converged)
-    yield TableCell("" if engine == ENCODER else plain_estimate(gain))
-    yield TableCell(f"{evaluations:,.0f}")
+    yield estimate_cell(value, converged)
+    yield TableCell("") if engine == ENCODER else estimate_cell(gain)
+    yield number_cell(evaluations, decimals=0)
 
 
-def plain_estimate(one: Estimate) -> str:
+def estimate_cell(one: Estimate, detail: str = "") -> TableCell:
     """Mean ± error; with several trainings, the error over test samples in brackets."""
-    text = quoted(one).removesuffix(" nats")
-    return text if one.over != "trainings" or one.sample_error is None else f"{text} [{one.sample_error:.2f}]"
+    cell = number_cell(one.mean, one.error, detail=detail)
+    if one.over != "trainings" or one.sample_error is None:
+        return cell
+    return replace(cell, text=f"{cell.text} [{one.sample_error:.2g}]")
 
 
 def decoder_facts(results: dict[str, Any], name: str) -> str:
@@ -196,8 +156,7 @@ def cotrained_table(results: dict[str, Any]) -> list[Row]:
             own = [entry[label] for entry in entries]
             gap = difference(bounds(matrices, DIAGONAL, OPTIMUM), own)
             fitted = difference(bounds(matrices, DIAGONAL, OPTIMUM), bounds(matrices, DIAGONAL, ENCODER))
-            texts = plain_estimate(estimate(own)), plain_estimate(gap), plain_estimate(fitted)
-            rows.append(Row(f"{name}: {label}", [TableCell(text) for text in texts]))
+            rows.append(Row(f"{name}: {label}", [estimate_cell(each) for each in (estimate(own), gap, fitted)]))
     return rows
 
 
@@ -206,21 +165,6 @@ def _baselines(configuration: dict[str, Any]) -> str:
         f"Baselines; codes of the same width ({configuration['latent']}): k-means with as many points as a one-hot "
         f"code, LLGAE with one of {configuration['components']} charts in addition"
     )
-
-
-def format_cell(cell: dict[str, Any], column: Column, best: bool, notes: dict[str, str]) -> TableCell:
-    """Formats a number of a cell; the reason for a missing one gets a footnote mark in ``notes`` (reason: mark)."""
-    entry = cell[column.key]
-    if entry["mean"] is None:
-        mark = notes.setdefault(entry["reason"], chr(ord("a") + len(notes)))
-        return TableCell("–", note=mark)
-    detail = ""
-    if "method" in entry:
-        sampled = entry["method"] != "exact"
-        detail = f"s.e. {entry['sampling_se']:.2f}, ESS {entry['ess']:.0f}" if sampled else "exact"
-        if entry.get("unreliable"):
-            detail += f", unreliable for {entry['unreliable']:.0%}"
-    return TableCell(column.text(entry), detail, best=best)
 
 
 def is_mass(results: dict[str, Any]) -> bool:
@@ -351,7 +295,7 @@ def write(out: Path) -> Path:
         cotrained=cotrained_table(results),
         rates=rates(results),
         highlights=highlights(results),
-        command=command(results["configuration"], results["data"]),
+        made=made(results, command(results["configuration"], results["data"])),
         population=population(results),
         mass=is_mass(results),
         given=given(results),
@@ -359,6 +303,11 @@ def write(out: Path) -> Path:
         images=save_all(figures, out / "figures"),
     )
     return page
+
+
+def made(results: dict[str, Any], command: str) -> list[tuple[str, str]]:
+    """The facts at the foot of the page of a study."""
+    return made_by(command, results.get("commit"), results["versions"], results["machine"], results["seconds"]["total"])
 
 
 def rates(results: dict[str, Any]) -> list[str]:

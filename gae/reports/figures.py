@@ -1,8 +1,7 @@
-"""Figures of a comparison from its results and pictures: colour-blind-safe, labelled, with captions."""
+"""Figures of the pages: colour-blind-safe, with captions and alternative text; as PNG files, and as SVG in a page."""
 
 import io
-import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,12 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gae.analysis.costs import worst
-from gae.analysis.estimates import estimate
-from gae.analysis.matrix import DIAGONAL, ENCODER, OPTIMUM
 from gae.data.files import whole
 from gae.data.images import channels_last
-from gae.reports.pages import embed
+from gae.reports.seen import compared
+from gae.reports.vector import svg
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -40,6 +37,7 @@ STYLE: Any = {
     "grid.color": "#e4e4e4",
     "legend.frameon": False,
     "savefig.dpi": 150,
+    "text.color": INK,
     "xtick.color": INK,
     "ytick.color": INK,
 }
@@ -47,28 +45,13 @@ STYLE: Any = {
 
 @dataclass(frozen=True)
 class Figure:
-    """A figure with its title and caption."""
+    """A figure with its title, its caption, and an alternative text that says what is seen."""
 
     name: str
     title: str
     caption: str
     canvas: "Canvas"
-
-
-def draw(results: dict[str, Any], pictures: Pictures) -> list[Figure]:
-    """All figures of a comparison, in reading order; the global state of matplotlib is unchanged."""
-    with style():
-        figures = [
-            *([] if results["configuration"].get("given") else [training_curves(results)]),
-            bounds(results),
-            worst_gaps(results, pictures),
-            reconstructions(results, pictures),
-            *([interpolations(results, pictures)] if under(pictures, "interpolation") else []),
-            traversals(results, pictures),
-            samples(results, pictures),
-        ]
-        figures += [attributes(results, pictures)] if under(pictures, "attribute") else []
-        return [*figures, code_scatter(results, pictures)]
+    alt: str
 
 
 def style() -> AbstractContextManager[None]:
@@ -95,192 +78,19 @@ def save(canvas: "Canvas", path: Path) -> bytes:
 
 
 def save_all(figures: Sequence[Figure], folder: Path) -> dict[str, str]:
-    """Writes figures as ``folder/name.png``; returns {name: PNG in base64} for a page."""
-    return {figure.name: embed(save(figure.canvas, folder / f"{figure.name}.png")) for figure in figures}
+    """Writes figures as ``folder/name.png``; returns {name: SVG} for a page."""
+    images = {}
+    for figure in figures:
+        save(figure.canvas, folder / f"{figure.name}.png")
+        figure.canvas.set_layout_engine("none")  # the layout stays as in the file
+        images[figure.name] = vector(figure)
+    return images
 
 
-def training_curves(results: dict[str, Any]) -> Figure:
-    """The same held-out bound for every training, against steps and against decoder evaluations."""
-    figure = canvas(9.4, 4.2)
-    panels = figure.subplots(1, 2, sharey=True)
-    names, trainings = results["configuration"]["engines"], results["trainings"]
-    for axes, axis in zip(panels, ("steps", "evaluations"), strict=True):
-        for i, name in enumerate(names):
-            curves = [training["decoders"][name]["curve"] for training in trainings]
-            points = [estimate([curve["values"][k] for curve in curves]) for k in range(len(curves[0][axis]))]
-            line = {"color": LINES[i], "ls": DASHES[i], "marker": "o", "ms": 4, "capsize": 2, "label": name}
-            axes.errorbar(curves[0][axis], [p.mean for p in points], _numbers([p.error for p in points]), **line)
-        axes.set(
-            xscale="log", xlabel={"steps": "optimiser steps", "evaluations": "decoder evaluations per sample"}[axis]
-        )
-    panels[0].set_ylabel("held-out bound on log p(x)   (nats)")
-    panels[0].legend(title="decoder trained by")
-    held = len(trainings[0]["decoders"][names[0]]["curve"]["values"][0])
-    caption = (
-        f"A lower bound on log p(x) of the first {held} test samples, in nats, by importance sampling around the mode "
-        "from 0: the same quantity for every training, whatever it maximises. Left against optimiser steps, right "
-        "against "
-        f"the decoder evaluations that they took. {_over(results)} Learning rates are the same for all and were not "
-        "tuned, and no training was stopped early."
-    )
-    return Figure("training", "Training at equal steps and at equal decoder evaluations", caption, figure)
-
-
-def bounds(results: dict[str, Any]) -> Figure:
-    """Bounds on log p(x) against decoder evaluations, a panel per frozen decoder."""
-    names, trainings = results["configuration"]["engines"], results["trainings"]
-    figure = canvas(4.7 * min(len(names), 2), 4.0 * math.ceil(len(names) / 2))
-    panels = figure.subplots(math.ceil(len(names) / 2), min(len(names), 2), squeeze=False).flatten()
-    for axes in panels[len(names) :]:
-        axes.remove()
-    for axes, name in zip(panels, names, strict=False):
-        matrices = [training["decoders"][name]["matrix"] for training in trainings]
-        for i, family in enumerate(matrices[0]["cells"]):
-            for j, rule in enumerate(("L-BFGS", "gradient")):
-                row = {k: v for k, v in matrices[0]["cells"][family].items() if k in (ENCODER, OPTIMUM) or rule in k}
-                row = row if rule == "L-BFGS" else {k: v for k, v in row.items() if k != OPTIMUM}
-                means = [estimate([m["cells"][family][k]["values"] for m in matrices]).mean for k in row]
-                spent = [cell["evaluations"] for cell in row.values()]
-                axes.plot(spent, means, DASHES[j], color=LINES[i], marker="o", ms=4, label=f"{family}, {rule}")
-        if all(matrix["log_p"]["tight"] for matrix in matrices):
-            axes.axhline(estimate([m["log_p"]["values"] for m in matrices]).mean, color=INK, lw=1, label="log p(x)")
-        axes.set(title=name, xlabel="decoder evaluations per sample", ylabel="bound on log p(x)   (nats)")
-        _evaluation_axis(
-            axes, max(cell["evaluations"] for row in matrices[0]["cells"].values() for cell in row.values())
-        )
-        axes.legend(fontsize=8)
-    caption = (
-        "Bounds on log p(x) of the same test samples on each frozen decoder, in nats, from the encoder of each "
-        "family (0 "
-        "evaluations) over a few steps to the local optimum q* (last point of the solid lines). The black line is "
-        "log p(x), "
-        "drawn only where its estimate is tight. All bounds are estimated from fresh draws."
-    )
-    return Figure("bounds", "Bound against decoder evaluations", caption, figure)
-
-
-def worst_gaps(results: dict[str, Any], pictures: Pictures) -> Figure:
-    """The test samples on which the encoder gives up most, with their reconstructions."""
-    name = "amortised" if "amortised" in results["configuration"]["engines"] else results["configuration"]["engines"][0]
-    matrix = results["trainings"][0]["decoders"][name]["matrix"]
-    gaps = worst(matrix, DIAGONAL)
-    upper = "log p(x)" if matrix["log_p"]["tight"] else "the bound of q* (log p(x) is not known tightly)"
-    caption = (
-        f"The test samples whose bound by the diagonal encoder lies furthest below {upper}, on the "
-        f"{'given decoder' if name == 'given' else f'decoder trained by {name} (first training)'}, and the decoder's "
-        "mean at the encoder's mean. Gaps in nats: "
-        + ", ".join(f"{gap:.1f} (test sample {i})" for i, gap in gaps)
-        + f". Grey values in data units, clipped to {_range(results)}."
-    )
-    rows = {"test sample": pictures["worst"], "reconstruction": pictures["worst reconstruction"]}
-    return Figure("worst", "Where the encoder gives up most", caption, grid(rows, results["data"]["value_range"]))
-
-
-def _over(results: dict[str, Any]) -> str:
-    several = len(results["trainings"]) > 1
-    return (
-        f"Error bars: standard error over {len(results['trainings'])} trainings."
-        if several
-        else ("Error bars: standard error over test samples, which all curves share; one training.")
-    )
-
-
-def _numbers(values: Sequence[float | None]) -> list[float]:
-    """Replaces missing numbers by NaN, which is not drawn; one sample has no standard error."""
-    return [math.nan if value is None else value for value in values]
-
-
-def reconstructions(results: dict[str, Any], pictures: Pictures) -> Figure:
-    """Reconstructions of the same test samples, a row per decoder and baseline."""
-    rows = {"test sample": pictures["originals"], **under(pictures, "reconstruction")}
-    engine = "its diagonal encoder" if results["configuration"].get("given") else "the engine that trained it"
-    caption = (
-        "The same test samples (first row) and the decoder's mean at their codes: each decoder encoded by "
-        f"{engine}, and the baselines at equal code size. Grey values are in data units, clipped to "
-        f"{_range(results)}."
-    )
-    return Figure("reconstructions", "Reconstructions", caption, grid(rows, results["data"]["value_range"]))
-
-
-def interpolations(results: dict[str, Any], pictures: Pictures) -> Figure:
-    """Decoder means along the line between two codes, a row per decoder and pair."""
-    strips = under(pictures, "interpolation")
-    pairs = next(iter(strips.values())).shape[1]
-    rows = {f"{name}" + " " * pair: strip[:, pair] for name, strip in strips.items() for pair in range(pairs)}
-    caption = (
-        "Decoder means at equal steps on the straight line between the codes of two test samples (left and right "
-        f"end), the same pairs for every decoder. Grey values in data units, clipped to {_range(results)}."
-    )
-    return Figure("interpolations", "Interpolation between codes", caption, grid(rows, results["data"]["value_range"]))
-
-
-def traversals(results: dict[str, Any], pictures: Pictures) -> Figure:
-    """Decoder means of one test sample along single axes of its code, a row per axis."""
-    caption = (
-        "Decoder means where one element of the first test sample's code moves over two standard deviations of the "
-        "test codes to either side, a row for each of the three elements that vary most. Grey values in data units, "
-        f"clipped to {_range(results)}."
-    )
-    return Figure("traversals", "Traversals", caption, _strips(results, under(pictures, "traversal")))
-
-
-def attributes(results: dict[str, Any], pictures: Pictures) -> Figure:
-    """Decoder means of test samples of one label, moved towards another label."""
-    first, second = [int(label) for label in np.unique(pictures["labels"])[:2]]
-    caption = (
-        f"Decoder means of test samples with label {first} as the difference of mean codes between labels {second} "
-        f"and {first} is added, 0 (left) to 1.5 times. The labels define the direction; training did not use "
-        f"them. Grey values in data units, clipped to {_range(results)}."
-    )
-    return Figure("attributes", "Attribute vectors", caption, _strips(results, under(pictures, "attribute")))
-
-
-def _strips(results: dict[str, Any], strips: Pictures) -> "Canvas":
-    """Grid with several rows (R, T, *X) for each name; only the first one shows the name."""
-    rows = {f"{name}" + " " * i: row for name, strip in strips.items() for i, row in enumerate(strip)}
-    return grid(rows, results["data"]["value_range"])
-
-
-def samples(results: dict[str, Any], pictures: Pictures) -> Figure:
-    """Decoder means at draws from the prior, two rows per decoder."""
-    drawn = under(pictures, "sample")
-    rows: Pictures = {}
-    for name, images in drawn.items():
-        half = len(images) // 2
-        rows |= {name: images[:half], name + " ": images[half : 2 * half]}
-    caption = (
-        "Decoder means (without observation noise) at codes drawn from the prior, by the same random numbers for "
-        "every decoder. A decoder trained at point codes was not trained to match the prior, which may show here. Grey "
-        f"values in data units, clipped to {_range(results)}."
-    )
-    return Figure("samples", "Samples from the prior", caption, grid(rows, results["data"]["value_range"]))
-
-
-def code_scatter(results: dict[str, Any], pictures: Pictures) -> Figure:
-    """Test codes in their first two principal components, a panel per decoder."""
-    clouds = under(pictures, "codes")
-    across = min(len(clouds), 2)
-    down = math.ceil(len(clouds) / across)
-    figure = canvas(4.6 * across, 4.2 * down)
-    panels = figure.subplots(down, across, squeeze=False).flatten()
-    for axes in panels[len(clouds) :]:
-        axes.remove()
-    labels = pictures.get("labels")
-    for axes, (name, cloud) in zip(panels, clouds.items(), strict=False):
-        scatter(axes, cloud, labels)
-        explained = float(pictures[f"explained/{name}"])
-        active = results["trainings"][0]["decoders"][name]["use"]["active"]
-        title = f"{name}\n{active} active dimensions, {100 * explained:.0f} % of variance shown"
-        axes.set(title=title, xlabel="PC 1", ylabel="PC 2")
-    engine = "the diagonal encoder" if results["configuration"].get("given") else "the engine that trained the decoder"
-    coloured = "each drawn as its label, in its colour" if labels is not None else "which have no labels"
-    caption = (
-        f"Codes of the first {len(next(iter(clouds.values())))} test samples ({coloured}) by {engine}, "
-        "projected on their first two principal components, in units of the code; the title "
-        "gives the share of the codes' variance that the two show, and the number of active dimensions (variance over "
-        "the test set of the encoder's mean above 0.01). Axes differ from panel to panel."
-    )
-    return Figure("codes", "Codes", caption, figure)
+def vector(figure: Figure) -> str:
+    """SVG of a figure, for the text of a page."""
+    with style():
+        return svg(figure.canvas, figure.alt, f"figure-{figure.name}")
 
 
 def scatter(axes: "Axes", cloud: np.ndarray, labels: np.ndarray | None, size: float = 30.0) -> None:
@@ -291,6 +101,37 @@ def scatter(axes: "Axes", cloud: np.ndarray, labels: np.ndarray | None, size: fl
     for label in np.unique(labels):
         points, color = cloud[labels == label], LABELS[int(label) % len(LABELS)]
         axes.scatter(points[:, 0], points[:, 1], s=size, color=color, marker=f"${int(label)}$", linewidths=0.2)
+
+
+def clouds_seen(clouds: Mapping[str, np.ndarray], labels: np.ndarray | None) -> str:
+    """Scatter plots of points (M, 2) in words: how far the labels lie apart, or the shape of the cloud.
+
+    >>> clouds_seen({"vae": np.array([[0.0, 0], [0, 1], [9, 0], [9, 1]])}, np.array([0, 0, 1, 1]))
+    'Share of points whose nearest neighbour in the picture has their label: vae 1.00.'
+    """
+    if labels is None:
+        ratios = {name: float(cloud.std(0).max() / max(cloud.std(0).min(), 1e-12)) for name, cloud in clouds.items()}
+        return compared(ratios, "Ratio of the cloud's longer to its shorter axis")
+    shares = {name: _alike(cloud, labels[: len(cloud)]) for name, cloud in clouds.items()}
+    return compared(shares, "Share of points whose nearest neighbour in the picture has their label")
+
+
+def _alike(cloud: np.ndarray, labels: np.ndarray) -> float:
+    """The share of points (M, 2) whose nearest neighbour has their label."""
+    square = ((cloud[:, None] - cloud) ** 2).sum(-1)
+    np.fill_diagonal(square, np.inf)
+    return float((labels[square.argmin(1)] == labels).mean())
+
+
+def log_axis(axes: "Axes") -> None:
+    """Makes the horizontal axis logarithmic, with plain numbers that do not collide."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    axes.set_xscale("log")
+    low, high = axes.get_xlim()
+    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 3.0) if high < 300 * low else (1.0,)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
 
 
 def canvas(width: float, height: float, layout: str = "constrained") -> "Canvas":
@@ -305,13 +146,6 @@ def under(pictures: Pictures, kind: str) -> Pictures:
     return {key.split("/", 1)[1]: value for key, value in pictures.items() if key.startswith(f"{kind}/")}
 
 
-def _range(results: dict[str, Any]) -> str:
-    """The range of values and, for a table, the columns that its bars stand for."""
-    low, high = results["data"]["value_range"]
-    columns = results["data"].get("columns")
-    return f"[{low:g}, {high:g}]" + (f"; the bars are, from the left, {', '.join(columns)}" if columns else "")
-
-
 def sheet(images: np.ndarray, value_range: Sequence[float], path: Path, across: int = 8) -> None:
     """Writes a PNG of images (N, *X), ``across`` to a row, clipped to the value range."""
     rows = {" " * (i + 1): images[i : i + across] for i in range(0, len(images), across)}
@@ -319,20 +153,30 @@ def sheet(images: np.ndarray, value_range: Sequence[float], path: Path, across: 
         save(grid(rows, value_range), path)
 
 
-def grid(rows: Pictures, value_range: Sequence[float]) -> "Canvas":
-    """Grid of images, with the names of the rows at the left; a name that ends in a space is not shown."""
+def grid(rows: Pictures, value_range: Sequence[float], titles: Sequence[str] = ()) -> "Canvas":
+    """Grid of images, titles above and names of the rows at the left; one that ends in a space is not shown."""
     tiles = [[_tile(image, *value_range) for image in images] for images in rows.values()]
     side, across = tiles[0][0].shape[0], max(map(len, tiles))
     named = {i * (side + GAP) + side / 2: name for i, name in enumerate(rows) if not name.endswith(" ")}
-    margin, width, height = 1.4 if named else 0.0, 0.64 * across, 0.64 * len(rows)
-    figure = canvas(margin + width, height, layout="none")
-    axes = figure.add_axes((margin / (margin + width), 0.0, width / (margin + width), 1.0))
-    axes.imshow(mosaic(tiles, GAP, 1.0), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+    margin, top = 1.4 if named else 0.0, 0.36 if titles else 0.0
+    width, height = margin + 0.64 * across, top + 0.64 * len(rows)
+    figure = canvas(width, height, layout="none")
+    axes = figure.add_axes((margin / width, 0.0, 1 - margin / width, 1 - top / height))
+    axes.imshow(_on_paper(mosaic(tiles, GAP, np.float32(np.nan))), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+    for i, title in enumerate(titles):
+        axes.text(i * (side + GAP) + side / 2, -GAP, title, ha="center", va="bottom", fontsize=7)
     axes.set(xticks=[], yticks=list(named), yticklabels=list(named.values()))
     axes.tick_params(length=0)
     axes.grid(False)
     axes.spines[:].set_visible(False)
     return figure
+
+
+def _on_paper(picture: np.ndarray) -> np.ndarray:
+    """A picture (H, W) or (H, W, 3) where NaN is transparent, as a colour map draws it in the first."""
+    if picture.ndim == 2:
+        return picture
+    return np.concatenate([np.nan_to_num(picture), ~np.isnan(picture).any(-1, keepdims=True)], -1)
 
 
 def _tile(x: np.ndarray, low: float, high: float) -> np.ndarray:
@@ -357,11 +201,3 @@ def mosaic(rows: Sequence[Sequence[np.ndarray]], gap: int = 0, background: float
         for j, tile in enumerate(row):
             picture[i * height : (i + 1) * height - gap, j * width : (j + 1) * width - gap] = tile
     return picture
-
-
-def _evaluation_axis(axes: "Axes", highest: float) -> None:
-    ticks = [0.0, *(float(4**i) for i in range(8) if 4**i <= highest)]
-    axes.set_xscale("symlog", linthresh=1)
-    axes.set_xticks(ticks, [f"{tick:.0f}" for tick in ticks])
-    axes.set_xticks([], minor=True)
-    axes.set_xlim(left=-0.2)

@@ -8,16 +8,16 @@ from typing import Any
 
 import torch
 
-from gae.data.environment import versions
-from gae.ledger.notes import Claim, Finding, Note, contradictions
+from gae.ledger.notes import Claim, Finding, Note
 from gae.ledger.sources import places, read_sources
+from gae.reports.answers import ledger_answer
 from gae.reports.formulas import typeset
-from gae.reports.pages import embed, write_page
+from gae.reports.pages import made_here, write_page
 
 FUNCTION = re.compile("(<mi>(?:log|exp|det|tr)</mi>)")  # space between a named function and its argument
 
 
-def write(notes: Sequence[Note], findings: Sequence[Finding], path: Path) -> None:
+def write(notes: Sequence[Note], findings: Sequence[Finding], path: Path, command: str) -> None:
     """Writes the self-contained page: the findings of the first seed, and contradictions of any."""
     seed = findings[0].seed
     write_page(
@@ -26,10 +26,8 @@ def write(notes: Sequence[Note], findings: Sequence[Finding], path: Path) -> Non
         notes=notes,
         findings={finding.claim.id: finding for finding in findings if finding.seed == seed},
         seed=seed,
-        seeds=len({finding.seed for finding in findings}),
-        seconds=sum(finding.seconds for finding in findings),
-        contradictions=contradictions(findings),
-        versions=versions(["torch"]),
+        answer=ledger_answer(findings),
+        made=made_here(command, sum(finding.seconds for finding in findings)),
         sources=read_sources(),
         places=places,
         markdown=_renderer(),
@@ -50,13 +48,15 @@ def _stated(text: str) -> str:
 
 
 def _picture(claim: Claim) -> str | None:
-    """The claim's figure as a PNG in base64."""
+    """The claim's figure as SVG."""
     if claim.figure is None:
         return None
-    from gae.reports.figures import png, style
+    from gae.reports.figures import Figure, style, vector
+    from gae.reports.seen import describe
 
     with style(), torch.random.fork_rng(devices=[]):
-        return embed(png(claim.figure()))
+        canvas = claim.figure()
+        return vector(Figure(claim.id, claim.title, "", canvas, describe(canvas)))
 
 
 @cache

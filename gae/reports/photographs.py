@@ -8,15 +8,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gae.data.images import channels_last
-from gae.reports.figures import INK, LINES, canvas, png, save, style
+from gae.reports.answers import restoration_answer
+from gae.reports.figures import LINES, Figure, canvas, save, style, vector
 from gae.reports.pages import embed, write_page
+from gae.reports.seen import describe
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Canvas
 
 SHOWN = 1600  # pixels of the longer side of a picture on the page
 SMALL = 480  # width on the page of narrower pictures, whose pixels are enlarged
-PAPER = {"light": ("#ffffff", INK), "dark": ("#14171c", "#e6e8ec")}  # background and ink
 
 
 def side_by_side(panels: dict[str, np.ndarray], path: Path) -> None:
@@ -33,26 +34,18 @@ def side_by_side(panels: dict[str, np.ndarray], path: Path) -> None:
 
 def loss_curve(loss: list[list[float]], path: Path) -> None:
     """Writes a figure of the squared error per measured value against step, one line per run."""
-    save(_curve(loss, 6.4), path)
+    save(_curve(loss), path)
 
 
-def _curve(loss: list[list[float]], width: float, paper: str = "light") -> "Canvas":
-    ground, ink = PAPER[paper]
+def _curve(loss: list[list[float]]) -> "Canvas":
     with style():
-        figure = canvas(width, 3.4)
-        figure.set_facecolor(ground)
+        figure = canvas(6.4, 3.4)
         axes = figure.subplots()
-        axes.set_facecolor(ground)
         for i, values in enumerate(np.array(loss).T):
             axes.plot(range(1, len(values) + 1), values, color=LINES[i % len(LINES)], lw=1, label=f"run {i + 1}")
         axes.set(xlabel="step", ylabel="squared error per measured value", yscale="log")
-        axes.tick_params(which="both", labelcolor=ink)
-        for label in (axes.xaxis.label, axes.yaxis.label):
-            label.set_color(ink)
-        if paper == "dark":
-            axes.grid(color="#363c47")
         if len(loss[0]) > 1:
-            axes.legend(labelcolor=ink)
+            axes.legend()
     return figure
 
 
@@ -63,7 +56,7 @@ def write_restoration(
     loss: list[list[float]],
     quality: dict[str, dict[str, float]],
     facts: dict[str, str],
-    command: str,
+    made: list[tuple[str, str]],
 ) -> None:
     """Writes the self-contained page of a restoration.
 
@@ -74,17 +67,24 @@ def write_restoration(
         loss: squared error per measured value, T lists of R runs.
         quality: PSNR in dB and SSIM by the names of the pictures; empty without a clean photograph.
         facts: settings and numbers in words.
-        command: the command that repeats the run.
+        made: the facts at the foot of the page (``gae.reports.pages.made_by``).
     """
     height, width = next(iter(pictures.values())).shape[1:]
     shrunk = min(1.0, SHOWN / max(height, width))
     size = max(1, round(shrunk * width)), max(1, round(shrunk * height))
+    curve = _curve(loss)
     write_page(
         path,
         "restoration.html",
         name=name,
         pictures=[
-            {"name": title, "png": embed(_png(image, size)), "width": size[0], "height": size[1]}
+            {
+                "name": title,
+                "png": embed(_png(image, size)),
+                "width": size[0],
+                "height": size[1],
+                "alt": _seen(title, image),
+            }
             for title, image in pictures.items()
         ],
         width=max(size[0], SMALL),
@@ -92,8 +92,9 @@ def write_restoration(
         note=f"Shown at {size[0]} × {size[1]} of {width} × {height} pixels." if shrunk < 1 else "",
         quality=_quality_rows(quality),
         networks="an untrained network" if len(loss[0]) == 1 else f"{len(loss[0])} untrained networks",
-        curve={paper: embed(png(_curve(loss, 4.2, paper))) for paper in PAPER},
-        command=command,
+        answer=restoration_answer(quality, loss[-1]),
+        curve=vector(Figure("loss", "Course of the fit", "", curve, describe(curve))),
+        made=made,
         facts=list(facts.items()),
     )
 
@@ -107,6 +108,13 @@ def _quality_rows(quality: dict[str, dict[str, float]]) -> list[dict[str, str]]:
         {"name": name, "psnr": f"{psnr[name]:.2f}" if math.isfinite(psnr[name]) else "∞", "ssim": f"{ssim[name]:.4f}"}
         for name in psnr
     ]
+
+
+def _seen(title: str, image: np.ndarray) -> str:
+    """A photograph in words: its size, brightness and contrast."""
+    values = np.clip(image, 0, 1)
+    size = f"{values.shape[2]} × {values.shape[1]} pixels"
+    return f"The {title} photograph: {size}, values from 0 to 1 with mean {values.mean():.2f} ± {values.std():.2f}."
 
 
 def _png(image: np.ndarray, size: tuple[int, int]) -> bytes:

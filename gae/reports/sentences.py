@@ -1,7 +1,8 @@
 """The sentences of "in short", as pure functions of results: nothing is claimed that the numbers do not carry."""
 
 from gae.analysis.costs import Costs
-from gae.analysis.estimates import NEGLIGIBLE, Estimate
+from gae.analysis.estimates import Estimate
+from gae.reports.rounding import decimals_of, plain, rounded
 
 CONVERGED = 0.99  # share of solves below which q* is "at least"
 WORDS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight")
@@ -38,7 +39,7 @@ def _given_up(costs: Costs) -> str:
             if costs.total.excludes
             else f"{told}, but errors of this size hide gaps."
         )
-    return f"{costs.engine} gives up {named(costs.total)}; {_won(costs, 'of them')}; {_rest(costs)}."
+    return f"{costs.engine} gives up {named(costs.total)}; {_won(costs, costs.total)}; {_rest(costs, costs.total)}."
 
 
 def _without_evidence(costs: Costs) -> str:
@@ -60,21 +61,21 @@ def _without_evidence(costs: Costs) -> str:
     shortfall = f" ({_unfinished(costs)})" if least else ""
     return (
         f"{costs.engine} gives up {least}{named(gap)} against the best {costs.family} density{shortfall}; "
-        f"{_won(costs, 'of them')}; {unknown}."
+        f"{_won(costs, gap)}; {unknown}."
     )
 
 
-def _won(costs: Costs, of: str) -> str:
+def _won(costs: Costs, whole: Estimate) -> str:
     steps = f"{number(costs.steps)} {costs.rule} step{'s' if costs.steps > 1 else ''}"
     verb = "wins" if costs.steps == 1 else "win"
     if not costs.gain.significant:
         return f"{steps} {verb} back nothing that can be told from zero"
     if costs.gain.mean < 0:
-        return f"{steps} {'loses' if costs.steps == 1 else 'lose'} {nats(-costs.gain.mean)} more"
-    return f"{steps} {verb} back {nats(costs.gain.mean)} {of}"
+        return f"{steps} {'loses' if costs.steps == 1 else 'lose'} {part(-costs.gain.mean, whole)} more"
+    return f"{steps} {verb} back {part(costs.gain.mean, whole)} of them"
 
 
-def _rest(costs: Costs) -> str:
+def _rest(costs: Costs, whole: Estimate) -> str:
     """The clause on the remainder after the steps: more steps, family, or neither."""
     assert costs.approximation is not None
     family, more = costs.approximation, costs.left
@@ -84,7 +85,7 @@ def _rest(costs: Costs) -> str:
         return "the bound of q* came out above log p(x), so the rest is not split"
     waits = more.significant and more.mean > 0
     if waits and family.significant:
-        return f"more steps win back {nats(more.mean)}, and {nats(family.mean)} are family"
+        return f"more steps win back {part(more.mean, whole)}, and {part(family.mean, whole)} are family"
     if waits:
         return "the rest takes more steps, and none of it can be told to be family"
     if family.significant:
@@ -165,43 +166,40 @@ def errors(one: Estimate) -> str:
 def quoted(one: Estimate, sign: int = 1) -> str:
     """A mean with its error.
 
-    >>> quoted(Estimate(2.06, 0.14, 3, "trainings"))
-    '2.1 ± 0.1 nats'
+    >>> quoted(Estimate(2.0617, 0.1349, 3, "trainings"))
+    '2.06 ± 0.13 nats'
     """
-    decimals = places(one)
-    error = "" if one.error is None else f" ± {one.error:.{decimals}f}"
-    return f"{signed(sign * one.mean, decimals)}{error} nats"
+    return f"{rounded(sign * one.mean, one.error)} nats"
 
 
 def named(one: Estimate) -> str:
     """A mean with its error, and the population that the error is over.
 
-    >>> named(Estimate(2.06, 0.14, 3, "trainings"))
-    '2.1 ± 0.1 nats (s.e. over 3 trainings)'
+    >>> named(Estimate(2.0617, 0.1349, 3, "trainings"))
+    '2.06 ± 0.13 nats (s.e. over 3 trainings)'
     """
     return quoted(one) if one.error is None else f"{quoted(one)} (s.e. over {one.population})"
 
 
-def places(one: Estimate) -> int:
-    """Decimals that show the error's first digit: one or two, three for the smallest."""
-    if one.error is None or one.error >= 0.095:
-        return 1
-    return 2 if one.error >= NEGLIGIBLE / 2 else 3
+def part(value: float, whole: Estimate) -> str:
+    """A part of a sum, with the decimals of the sum; with its own if it is smaller.
+
+    >>> part(1.5812, Estimate(2.06, 0.13, 64, "test samples")), part(0.004, Estimate(2.0, 0.5, 3, "trainings"))
+    ('1.58', '0.004')
+    """
+    known = decimals_of(whole.mean, whole.error)
+    own = decimals_of(0.0, abs(value))
+    decimals = 1 if known is None else known
+    return plain(value, decimals if own is None or round(value, decimals) else own - 1)
 
 
 def nats(value: float) -> str:
-    """A number of nats without its unit.
+    """A number of nats without its unit or error.
 
     >>> nats(-0.04), nats(1.618)
     ('−0.04', '1.6')
     """
-    return signed(value, 1 if abs(value) >= 0.095 else 2)
-
-
-def signed(value: float, decimals: int) -> str:
-    """A number with a typographic minus, and no minus for zero."""
-    text = f"{value:.{decimals}f}"
-    return text.replace("-", "−") if float(text) else text.lstrip("-")
+    return plain(value, 1 if abs(value) >= 0.095 else 2)
 
 
 def number(count: int) -> str:

@@ -1,15 +1,22 @@
 """Table, figures and a self-contained HTML page of a survey of systems."""
 
 import json
+import shlex
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gae.reports.comparison import Column, Row, TableCell, format_cell, load_arrays
-from gae.reports.figures import INK, LINES, Figure, canvas, grid, save_all, scatter, style
+from gae.reports.answers import code, survey_answer, text_answer
+from gae.reports.comparison import load_arrays, made
+from gae.reports.figures import INK, LINES, Figure, canvas, clouds_seen, log_axis, save_all, scatter, style
+from gae.reports.observations import Drawing, drawing
 from gae.reports.pages import write_page
+from gae.reports.plates import squared_errors, variety
+from gae.reports.seen import compared
+from gae.reports.tables import Column, Row, TableCell, format_cell, number_cell
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -23,6 +30,8 @@ COLUMNS = (
     Column("milliseconds", "encoding", "ms per sample", 3),
     Column("evaluations", "decoder evaluations", "per sample", 0),
 )
+
+NOTHING = "No system encodes single observations here: the tables say what was fitted, and why the others are missing."
 
 TEXT_COLUMNS = (
     Column("tokens", "tokens restored", "% of a line, its end included", 1, 1e2),
@@ -48,7 +57,7 @@ def _row(row: dict[str, Any], shown: tuple[Column, ...], notes: dict[str, str]) 
     cells = [format_cell(row, column, False, notes) for column in shown]
     if "length" in row:
         cells = [_per_token(row, column, cell) for column, cell in zip(shown, cells, strict=True)]
-    return Row(row["system"], [TableCell(code(row)), TableCell(f"{row['training_seconds']:.1f}"), *cells])
+    return Row(row["system"], [TableCell(code(row)), number_cell(row["training_seconds"]), *cells])
 
 
 def _per_token(row: dict[str, Any], column: Column, cell: TableCell) -> TableCell:
@@ -59,11 +68,12 @@ def _per_token(row: dict[str, Any], column: Column, cell: TableCell) -> TableCel
     return replace(cell, detail=f"{mean / row['length']:.2f} per token".replace("-", "−"))
 
 
-def code(row: dict[str, Any]) -> str:
-    """Size of a code: the number of components to choose from, and of real numbers."""
-    parts = [f"1 of {row['components']}"] if row["components"] > 1 else []
-    parts += [str(row["width"])] if row["width"] else []
-    return " × ".join(parts)
+def command(configuration: dict[str, Any], systems: Sequence[str]) -> str:
+    """Command that reproduces these results."""
+    words = ["gae", "compare", configuration["data"], "--systems", ",".join(systems)]
+    words += ["--epochs", str(configuration["epochs"]), "--seed", str(configuration["seed"])]
+    words += ["--standardize"] if configuration["standardize"] else []
+    return shlex.join(words + (["--quick"] if configuration["quick"] else []))
 
 
 def write(out: Path) -> Path:
@@ -74,16 +84,19 @@ def write(out: Path) -> Path:
     with style():
         figures = draw_survey(results, pictures)
     lines, notes = table(results)
+    test, configuration = results["data"]["test"], results["configuration"]
     page = out / "report.html"
     write_page(
         page,
         "survey.html",
         results=results,
         columns=columns(results),
+        answer=[*survey_answer(results["rows"], test), *text_answer(results["texts"], test)] or [NOTHING],
         rows=lines,
         notes=notes,
         figures=figures,
         images=save_all(figures, out / "figures"),
+        made=made(results, command(configuration, configuration["systems"])),
     )
     return page
 
@@ -98,10 +111,12 @@ Arrays = dict[str, dict[str, np.ndarray]]
 def draw_survey(results: dict[str, Any], pictures: Arrays) -> list[Figure]:
     """All figures of a survey for which it has results, in reading order."""
     figures, encoded = [], {row["system"]: pictures[row["system"]] for row in results["rows"]}
+    data = results["data"]
+    how = drawing(data["event_shape"], data["value_range"], data.get("columns"))
     if encoded:
-        figures += [overview(results), survey_reconstructions(results, encoded), survey_codes(results, encoded)]
+        figures += [overview(results), survey_reconstructions(encoded, how), survey_codes(encoded)]
     if any("sample" in arrays for arrays in encoded.values()):
-        figures.insert(2, survey_samples(results, encoded))
+        figures.insert(2, survey_samples(encoded, how))
     if results["embeddings"]:
         figures.append(embeddings(results, pictures))
     return figures
@@ -109,8 +124,6 @@ def draw_survey(results: dict[str, Any], pictures: Arrays) -> list[Figure]:
 
 def overview(results: dict[str, Any]) -> Figure:
     """Squared error, accuracy and time of every system, ordered by error."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
-
     rows = sorted(results["rows"], key=lambda row: -row["squared_error"]["mean"])
     figure = canvas(10.5, 1.2 + 0.27 * len(rows))
     panels = figure.subplots(1, 3, sharey=True)
@@ -123,18 +136,16 @@ def overview(results: dict[str, Any]) -> Figure:
         _dots(axes, rows, key, scale, LINES[i])
         axes.set(xlabel=label)
         if key != "accuracy":
-            axes.set_xscale("log")
-            low, high = axes.get_xlim()
-            axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 3.0) if high < 300 * low else (1.0,)))
-            axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-            axes.xaxis.set_minor_formatter(NullFormatter())
+            log_axis(axes)
     panels[0].set_yticks(range(len(rows)), [f"{row['system']}  ({code(row)})" for row in rows])
     caption = (
         "Means over the test set ± standard error (mostly too small to see), a line per system, the lowest squared "
         "error on top; in brackets the size of the code. Wider codes keep more information: compare systems of equal "
         "size. A missing dot is a missing number."
     )
-    return Figure("overview", "Reconstruction, accuracy and cost of each system", caption, figure)
+    errors = {row["system"]: 1e3 * row["squared_error"]["mean"] for row in rows}
+    alt = compared(errors, "Squared error in thousandths per element")
+    return Figure("overview", "Reconstruction, accuracy and cost of each system", caption, figure, alt)
 
 
 def _dots(axes: "Axes", rows: list[dict[str, Any]], key: str, scale: float, colour: str) -> None:
@@ -145,28 +156,28 @@ def _dots(axes: "Axes", rows: list[dict[str, Any]], key: str, scale: float, colo
             axes.errorbar(scale * mean, place, xerr=spread, fmt="o", ms=4, color=colour, capsize=2)
 
 
-def survey_reconstructions(results: dict[str, Any], pictures: Arrays) -> Figure:
+def survey_reconstructions(pictures: Arrays, how: Drawing) -> Figure:
     """Reconstructions of the same test samples by every system."""
     originals = next(iter(pictures.values()))["original"]
-    rows = {"test sample": originals, **{name: arrays["reconstruction"] for name, arrays in pictures.items()}}
-    caption = (
-        "The same test samples (first row) and the decoder's mean at their codes. Grey values are in data units, "
-        f"clipped to {results['data']['value_range']}."
-    )
-    return Figure("reconstructions", "Reconstructions", caption, grid(rows, results["data"]["value_range"]))
+    rebuilt = {name: arrays["reconstruction"] for name, arrays in pictures.items()}
+    caption = f"The same test samples and the decoder's mean at their codes. {how.note}"
+    alt = compared(squared_errors(originals, rebuilt), f"Squared error per element of {len(originals)} test samples")
+    return Figure("reconstructions", "Reconstructions", caption, how.compared(originals, rebuilt), alt)
 
 
-def survey_samples(results: dict[str, Any], pictures: Arrays) -> Figure:
+def survey_samples(pictures: Arrays, how: Drawing) -> Figure:
     """Decoder means at draws from the prior, for systems with a proper prior."""
-    rows = {name: arrays["sample"] for name, arrays in pictures.items() if "sample" in arrays}
+    draws = {name: arrays["sample"] for name, arrays in pictures.items() if "sample" in arrays}
+    originals = next(iter(pictures.values()))["original"]
     caption = (
         "Decoder means at codes drawn from each system's prior. A flat prior cannot be drawn from, and "
-        "systems trained at point codes were not trained to match their prior."
+        f"systems trained at point codes were not trained to match their prior. {how.note}"
     )
-    return Figure("samples", "Samples from the prior", caption, grid(rows, results["data"]["value_range"]))
+    alt = variety(draws, originals)
+    return Figure("samples", "Samples from the prior", caption, how.drawn(draws, originals), alt)
 
 
-def survey_codes(results: dict[str, Any], pictures: Arrays) -> Figure:
+def survey_codes(pictures: Arrays) -> Figure:
     """Test codes of every system with a continuous code, on their first two principal components."""
     clouds = {name: arrays for name, arrays in pictures.items() if np.ptp(arrays["codes"]) > 0}
     titles = [f"{name}, {100 * float(arrays['explained']):.0f} %" for name, arrays in clouds.items()]
@@ -176,7 +187,7 @@ def survey_codes(results: dict[str, Any], pictures: Arrays) -> Figure:
         "principal components; the title gives the share of variance that these show. Charts of a mixture share no "
         "axes, so their codes may overlap here without being similar."
     )
-    return Figure("codes", "Codes", caption, _clouds(list(clouds.values()), titles))
+    return Figure("codes", "Codes", caption, _clouds(list(clouds.values()), titles), _seen(clouds))
 
 
 def embeddings(results: dict[str, Any], pictures: Arrays) -> Figure:
@@ -187,7 +198,13 @@ def embeddings(results: dict[str, Any], pictures: Arrays) -> Figure:
         f"The first {rows[0]['points']} test samples, embedded as one observation by systems that encode a whole data "
         "set; drawn as their labels, which the systems did not use. Axes have no unit."
     )
-    return Figure("embeddings", "Embeddings", caption, _clouds([pictures[row["system"]] for row in rows], titles))
+    clouds = {row["system"]: pictures[row["system"]] for row in rows}
+    return Figure("embeddings", "Embeddings", caption, _clouds(list(clouds.values()), titles), _seen(clouds))
+
+
+def _seen(clouds: Arrays) -> str:
+    labels = next((arrays.get("labels") for arrays in clouds.values()), None)
+    return clouds_seen({name: arrays["codes"][:, :2] for name, arrays in clouds.items()}, labels)
 
 
 def _clouds(clouds: list[dict[str, np.ndarray]], titles: list[str]) -> "Canvas":

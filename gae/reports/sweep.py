@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gae.data.files import write_text
-from gae.reports.comparison import Column
+from gae.reports.answers import sweep_answer
 from gae.reports.figures import INK, LINES, Figure, canvas, save_all, style
-from gae.reports.pages import write_page
+from gae.reports.pages import made_by, write_page
+from gae.reports.seen import compared
+from gae.reports.tables import Column, TableCell, number_cell
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -30,16 +32,21 @@ def shown_columns(results: dict[str, Any]) -> list[Column]:
     return [each for each in COLUMNS if any(row[f"{each.key}_mean"] is not None for row in results["summary"])]
 
 
-def table(results: dict[str, Any]) -> list[list[str]]:
+def table(results: dict[str, Any]) -> list[list[TableCell]]:
     """A line for each combination: the values that vary, the number of trainings, and mean ± standard error."""
     return [
         [
-            *(text(row.get(name)) for name in results["axes"]),
-            str(row["trainings"]) + (f" of {row['trainings'] + row['failed']}" if row["failed"] else ""),
-            *(column.text(_entry(row, column)) for column in shown_columns(results)),
+            *(TableCell(text(row.get(name))) for name in results["axes"]),
+            TableCell(str(row["trainings"]) + (f" of {row['trainings'] + row['failed']}" if row["failed"] else "")),
+            *(_cell(row, column) for column in shown_columns(results)),
         ]
         for row in results["summary"]
     ]
+
+
+def _cell(row: dict[str, Any], column: Column) -> TableCell:
+    value, error = column.numbers(_entry(row, column))
+    return TableCell("–") if value is None else number_cell(value, error, column.decimals)
 
 
 def text(value: Any) -> str:
@@ -50,8 +57,12 @@ def text(value: Any) -> str:
 def constants(results: dict[str, Any]) -> dict[str, str]:
     """The values of data, system and options that all trainings share."""
     first = results["summary"][0]
-    given = list(first)[: list(first).index("trainings")]
-    return {name: text(first[name]) for name in given if name not in results["axes"]}
+    return {name: text(first[name]) for name in given(first) if name not in results["axes"]}
+
+
+def given(row: dict[str, Any]) -> list[str]:
+    """The columns of data, system and options of a row of the summary, which come first."""
+    return list(row)[: list(row).index("trainings")]
 
 
 def latex(results: dict[str, Any]) -> str:
@@ -59,7 +70,8 @@ def latex(results: dict[str, Any]) -> str:
     import pandas
 
     titles = [f"{column.title} ({column.unit})" for column in shown_columns(results)]
-    frame = pandas.DataFrame(table(results), columns=[*results["axes"], "trainings", *titles])
+    lines = [[cell.text for cell in line] for line in table(results)]
+    frame = pandas.DataFrame(lines, columns=[*results["axes"], "trainings", *titles])
     escaped = frame.style.format(escape="latex").format_index(escape="latex", axis=1).hide(axis="index")
     written = escaped.to_latex(hrules=True)
     for sign, command in (("−", "$-$"), ("±", r"$\pm$"), ("×10⁻³", r"$\times 10^{-3}$"), ("–", "--")):
@@ -82,9 +94,17 @@ def write(out: Path) -> None:
         lines=table(results),
         constants=constants(results),
         label=lambda row: label(results, row),
+        answer=answer(results),
         figures=figures,
         images=save_all(figures, out / "figures"),
+        made=made_by(*(results.get(each) for each in ("command", "commit", "versions", "machine", "seconds"))),
     )
+
+
+def answer(results: dict[str, Any]) -> list[str]:
+    """The paragraph that the page begins with."""
+    names = list(dict.fromkeys(name for row in results["summary"] for name in given(row)))
+    return sweep_answer(results["rows"], names, results["axes"])
 
 
 def label(results: dict[str, Any], row: dict[str, Any]) -> str:
@@ -103,13 +123,14 @@ def draw(results: dict[str, Any]) -> Figure:
     panels[0].set_yticks(range(len(results["summary"])), [label(results, row) for row in results["summary"]])
     panels[0].invert_yaxis()
     caption = "A grey dot for each training; the mean over trainings ± its standard error in colour."
-    return Figure("sweep", "Results of each combination", caption, figure)
+    losses = {label(results, row) or "the one combination": row["test_loss_mean"] for row in results["summary"]}
+    alt = compared({name: loss for name, loss in losses.items() if loss is not None}, "Mean test loss in nats")
+    return Figure("sweep", "Results of each combination", caption, figure, alt)
 
 
 def _dots(axes: "Axes", results: dict[str, Any], column: Column, colour: str) -> None:
     for place, row in enumerate(results["summary"]):
-        given = list(row)[: list(row).index("trainings")]
-        alike = [each for each in results["rows"] if all(each.get(name) == row[name] for name in given)]
+        alike = [each for each in results["rows"] if all(each.get(name) == row[name] for name in given(row))]
         single = [column.scale * each[column.key] for each in alike if each[column.key] is not None]
         axes.plot(single, [place] * len(single), "o", ms=3, color=INK, alpha=0.3)
         entry = _entry(row, column)

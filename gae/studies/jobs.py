@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from gae.data import Dataset
-from gae.data.environment import processor, versions
+from gae.data.environment import commit, processor, versions
 from gae.data.files import write_text
 from gae.storage.packing import dump, verified
 
@@ -85,6 +85,7 @@ def facts(configuration: dict[str, Any], data: Dataset) -> dict[str, Any]:
             **({} if data.columns is None else {"columns": list(data.columns)}),
             "split": data.split,
         },
+        "commit": commit(),
         "versions": {name: version or NOT_INSTALLED for name, version in versions(PACKAGES).items()},
         "machine": {"cpu": processor(), "threads": torch.get_num_threads(), "system": platform.system()},
     }

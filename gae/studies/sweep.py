@@ -19,7 +19,7 @@ import torch
 
 from gae.autoencoder import Autoencoder, log_evidence
 from gae.data import Dataset
-from gae.data.environment import processor, versions
+from gae.data.environment import commit, processor, versions
 from gae.data.files import whole, write_text
 from gae.likelihood import CodebookDistribution, ExactPosterior, FlatDistribution
 from gae.reports.sweep import write
@@ -79,6 +79,7 @@ def sweep(
     seeds: int | Sequence[int] = 1,
     resume: bool = False,
     progress: bool = True,
+    command: str | None = None,
 ) -> dict[str, Any]:
     """Trains systems with every combination of options and seeds, and tabulates their results.
 
@@ -101,6 +102,7 @@ def sweep(
         seeds: seeds of weights, data order and noise, or their number, from 0 on.
         resume: continue the sweep in ``out``; trainings that failed are tried again.
         progress: announce each training on standard error.
+        command: the command that repeats the sweep, for the report.
 
     Returns:
         "rows" and "summary", the rows of the two tables; "axes", the columns that vary; and facts about the run.
@@ -129,6 +131,8 @@ def sweep(
         "axes": axes(rows),
         "data": {cell.data.name: cell.data.hash for cell in cells},
         "seconds": sum(run.seconds.values()),
+        "command": command,
+        "commit": commit(),
         "versions": {name: version or NOT_INSTALLED for name, version in versions(PACKAGES).items()},
         "machine": {"cpu": processor(), "threads": torch.get_num_threads()},
     }

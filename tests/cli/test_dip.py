@@ -227,7 +227,7 @@ def test_the_page_shows_the_files_and_repeats_the_run(tmp_path: Path) -> None:
     for name in ("degraded", "restored"):
         psnr, ssim = summary["PSNR (dB)"][name], summary["SSIM"][name]
         assert f"<td>{name}</td><td>{psnr:.2f}</td><td>{ssim:.4f}</td>" in page
-    (command,) = re.findall(r"<pre><code>(.*?)</code></pre>", page, flags=re.DOTALL)
+    (command,) = re.findall(r"<dt>Command</dt><dd><code>(.*?)</code>", page, flags=re.DOTALL)
     words = shlex.split(html.unescape(command))
     assert words[1:3] == ["dip", str(folder / "a <b>.png")] and words[-1] == "--json"
     words[words.index("--out") + 1] = str(folder / "again")
@@ -237,7 +237,7 @@ def test_the_page_shows_the_files_and_repeats_the_run(tmp_path: Path) -> None:
 
 def test_a_large_photograph_is_shown_smaller(tmp_path: Path) -> None:
     image = np.zeros((1, 20, 3200), np.float32)
-    write_restoration(tmp_path / "a.html", "a.png", {"degraded": image, "restored": image}, [[1.0]], {}, {}, "gae dip")
+    write_restoration(tmp_path / "a.html", "a.png", {"degraded": image, "restored": image}, [[1.0]], {}, {}, [])
     page = (tmp_path / "a.html").read_text(encoding="utf-8")
     assert "Shown at 1600 × 10 of 3200 × 20 pixels." in page and "PSNR" not in page
     assert [picture.shape for picture in pictures_of(page)] == [(10, 1600), (10, 1600)]

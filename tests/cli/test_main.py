@@ -463,7 +463,7 @@ def test_one_test_sample_in_a_folder_with_brackets(single: Path) -> None:
     assert "g[a]" in gae("gap", run, data, "--samples", 200, "--draws", 20, "--steps", 2, "--out", out)
     page, account = (out / "gap.html").read_text(encoding="utf-8"), json.loads((out / "gap.json").read_text("utf-8"))
     assert "nothing that can be told from zero" in account["answer"]  # one observation shows no spread
-    assert account["worst"] == [{"sample": 0, "gap": account["results"]["inference gap"]["mean"]}]
+    assert account["worst"] == [{"sample": 0, "row": 30, "gap": account["results"]["inference gap"]["mean"]}]
     assert "<b>" not in page.split("<dl")[1].split("</dl>")[0] and "r[/bold]" in page
     assert "r[/bold]x does not exist" in gae("encode", f"{run}x", data, code=2)
 

@@ -1,7 +1,8 @@
 """The report of a comparison: self-contained, consistent with the results, readable for any data."""
 
-import base64
+import csv
 import html
+import io
 import json
 import re
 from collections.abc import Iterator
@@ -9,10 +10,12 @@ from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import numpy as np
 import pytest
 import torch
+from browser import after_script
 from problems import tiny_matrix
 
 from gae.autoencoder import Autoencoder
@@ -20,7 +23,8 @@ from gae.data import Dataset, load
 from gae.inference import ClosedForm
 from gae.likelihood import LinearMixture
 from gae.reports import comparison as report
-from gae.reports import figures
+from gae.reports import comparison_figures, figures
+from gae.reports.rounding import rounded
 from gae.studies import engines, pictures
 from gae.studies.compare import compare
 
@@ -76,15 +80,20 @@ class Balanced(HTMLParser):
 
     VOID = ("meta", "img", "br")
 
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        """A part of an SVG."""
+
     def __init__(self) -> None:
         super().__init__()
         self.open: list[str] = []
         self.sources: list[str] = []
+        self.labels: list[str] = []
         self.text = ""
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.sources += [value or "" for name, value in attrs if name in ("src", "href", "srcset", "data")]
-        assert tag not in ("script", "link", "iframe")
+        self.sources += [value or "" for name, value in attrs if name in ("src", "srcset", "data")]
+        self.labels += [value or "" for name, value in attrs if tag == "svg" and name == "aria-label"]
+        assert tag not in ("link", "iframe")
         if tag not in self.VOID:
             self.open.append(tag)
 
@@ -104,16 +113,43 @@ def parsed(page: str) -> Balanced:
 
 
 def test_nothing_outside_is_needed(page: str, parsed: Balanced) -> None:
-    assert not re.search(r"https?:|url\(|@import", page)
-    assert len(parsed.sources) == len(FIGURES)
-    assert all(source.startswith("data:image/png;base64,") for source in parsed.sources)
+    assert not re.search(r"https?:|url\((?!#)|@import|<script src", page) and not parsed.sources
+    assert re.findall(r'href="([^#][^"]{0,14})', page) == re.findall(r'href="(data:image/png)', page)
 
 
-def test_every_figure_is_embedded(out: Path, parsed: Balanced) -> None:
-    stored = {path.stem: path.read_bytes() for path in (out / "figures").glob("*.png")}
-    assert stored.keys() == FIGURES
-    embedded = [base64.b64decode(source.partition(",")[2]) for source in parsed.sources]
-    assert sorted(embedded) == sorted(stored.values())
+def test_every_figure_is_in_the_page_and_says_what_is_seen(out: Path, parsed: Balanced) -> None:
+    assert {path.stem for path in (out / "figures").glob("*.png")} == FIGURES
+    assert len(parsed.labels) == len(FIGURES) and all(re.search(r"\d", label) for label in parsed.labels)
+
+
+def test_alternative_texts_are_computed_from_the_pictures(out: Path, results: dict[str, Any], parsed: Balanced) -> None:
+    with np.load(out / "pictures.npz") as stored:
+        error = float(((stored["reconstruction/amortised"] - stored["originals"]) ** 2).mean())
+    (label,) = [label for label in parsed.labels if label.startswith("Squared error per element of 12 test samples")]
+    shown = dict(item.rsplit(" ", 1) for item in label.split(": ")[1].rstrip(".").split(", "))
+    assert float(shown["amortised"]) == pytest.approx(error, rel=0.01)
+    numbers = [float(value) for value in shown.values()]
+    assert numbers == sorted(numbers)
+
+
+def test_tables_are_sorted_as_numbers_and_downloaded(page: str, results: dict[str, Any], tmp_path: Path) -> None:
+    """In a browser: the head of a column is clicked twice; the CSV file has each number in full, beside its error."""
+    driven = after_script(
+        page, "for (const _ of 'ab') document.querySelectorAll('[data-name=bounds] th button')[1].click()", tmp_path
+    )
+    table = driven[driven.index('data-name="bounds"') :].partition("</table>")[0]
+    assert 'aria-sort="descending"' in table
+    bodies = [re.findall(r"<td>[^<]*</td><td data-value=\"([^\"]+)", body) for body in table.split("<tbody>")[1:]]
+    cells = [side["matrix"]["cells"]["mean-field"] for side in results["trainings"][0]["decoders"].values()]
+    means = [sorted((float(np.mean(cell["values"])) for cell in each.values()), reverse=True) for each in cells]
+    assert [[float(value) for value in body] for body in bodies] == [pytest.approx(each) for each in means]
+    link = re.search(r'download="bounds.csv" href="data:text/csv;charset=utf-8,([^"]+)"', driven)
+    assert link is not None
+    rows = list(csv.DictReader(io.StringIO(unquote(link[1]))))
+    assert len(rows) == sum(map(len, means)) and rows[0]["group"].startswith("Decoder trained by detached")
+    first = cells[0][rows[0]["engine"]]["values"]
+    assert float(rows[0]["mean-field (bound, nats)"]) == pytest.approx(np.mean(first))
+    assert float(rows[0]["mean-field (bound, nats): s.e."]) == pytest.approx(np.std(first, ddof=1) / len(first) ** 0.5)
 
 
 def test_names_are_escaped(page: str) -> None:
@@ -134,10 +170,7 @@ def test_every_number_is_in_a_table(parsed: Balanced, results: dict[str, Any]) -
         for row in side["matrix"]["cells"].values():
             for cell in row.values():
                 values = np.array(cell["values"])
-                assert (
-                    f"{values.mean():.1f} ± {values.std(ddof=1) / len(values) ** 0.5:.1f}".replace("-", "−")
-                    in parsed.text
-                )
+                assert rounded(values.mean(), values.std(ddof=1) / len(values) ** 0.5) in parsed.text
 
 
 def test_a_gain_is_paired_with_the_encoder(results: dict[str, Any]) -> None:
@@ -147,8 +180,8 @@ def test_a_gain_is_paired_with_the_encoder(results: dict[str, Any]) -> None:
     gain = np.array(cells["local optimum q*"]["values"]) - np.array(cells["encoder"]["values"])
     (row,) = [row for row in rows if row.label == "local optimum q*"]
     error = gain.std(ddof=1) / len(gain) ** 0.5
-    decimals = 1 if error >= 0.095 else 2
-    assert row.cells[1].text == f"{gain.mean():.{decimals}f} ± {error:.{decimals}f}".replace("-", "−")
+    assert row.cells[1].text == rounded(gain.mean(), error)
+    assert row.cells[1].value == pytest.approx(gain.mean()) and row.cells[1].error == pytest.approx(error)
 
 
 def test_collapse_and_the_evidence_stand_in_the_heading(results: dict[str, Any]) -> None:
@@ -197,7 +230,7 @@ def test_masses_are_not_compared_with_densities(results: dict[str, Any]) -> None
 
 def test_numbers_have_their_unit_and_error() -> None:
     nats, percent = report.COLUMNS[0], report.COLUMNS[2]
-    assert nats.text({"mean": -1234.56, "se": 0.25}) == "−1,234.6 ± 0.2"
+    assert nats.text({"mean": -1234.56, "se": 0.25}) == "−1,234.56 ± 0.25"
     assert percent.text({"mean": 0.954, "se": 0.011}) == "95.4 ± 1.1"
     assert nats.text({"mean": None, "se": None, "reason": "?"}) == "–"
 
@@ -242,7 +275,7 @@ def test_figures_leave_no_state(out: Path, results: dict[str, Any]) -> None:
 
     before = dict(matplotlib.rcParams)
     with np.load(out / "pictures.npz") as stored:
-        plates = figures.draw(results, dict(stored))
+        plates = comparison_figures.draw(results, dict(stored))
     assert [plate.name for plate in plates] and {plate.name for plate in plates} == FIGURES
     assert dict(matplotlib.rcParams) == before and not plt.get_fignums()
     assert all("nats" in plate.caption or "units" in plate.caption for plate in plates)

@@ -1,0 +1,193 @@
+"""Drawings of observations: images in grids, and the features of a table in plots with their names."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from gae.reports.figures import DASHES, INK, LINES, canvas, grid
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure as Canvas
+
+MOST, FEWER = 9, 6  # features in a figure, and in one with a row of panels for each model
+ACROSS = 12  # images in a row of draws
+MARKS = "o^sDvP*X<>"
+
+Arrays = Mapping[str, np.ndarray]
+
+
+def drawing(event_shape: Sequence[int], value_range: Sequence[float], columns: Sequence[str] | None) -> "Drawing":
+    """The way to draw observations of a shape: as images (C, H, W) of one or three channels, else by their features.
+
+    >>> drawing([4], [0, 1], ["a", "b", "c", "d"]).note
+    'Features are in the units of the data.'
+    """
+    if len(event_shape) == 3 and event_shape[0] in (1, 3):
+        return Images(value_range)
+    indices = [", ".join(map(str, at)) for at in np.ndindex(*event_shape)]
+    return Features(tuple(columns or [f"x[{index}]" for index in indices]))
+
+
+class Drawing(ABC):
+    """A way to draw observations.
+
+    Attributes:
+        note: a sentence of the caption, on units.
+    """
+
+    note: str
+
+    @abstractmethod
+    def compared(self, values: np.ndarray, reconstructions: Arrays) -> "Canvas":
+        """Observations (N, *X), and reconstructions of them by each model."""
+
+    @abstractmethod
+    def listed(self, values: np.ndarray, reconstruction: np.ndarray, titles: Sequence[str]) -> "Canvas":
+        """Observations (N, *X) one by one, each with its title and reconstruction."""
+
+    @abstractmethod
+    def moved(self, paths: Arrays, amounts: np.ndarray, label: str) -> "Canvas":
+        """Observations (R, T, *X) along R paths of each model, where T amounts of something are added."""
+
+    @abstractmethod
+    def drawn(self, samples: Arrays, reference: np.ndarray) -> "Canvas":
+        """Draws (N, *X) from each model, beside observations."""
+
+
+@dataclass(frozen=True)
+class Images(Drawing):
+    """Observations as images, a row for each model."""
+
+    value_range: Sequence[float]
+
+    @property
+    def note(self) -> str:  # type: ignore[override]
+        low, high = self.value_range
+        return f"Grey values are in data units, clipped to [{low:g}, {high:g}]."
+
+    def compared(self, values: np.ndarray, reconstructions: Arrays) -> "Canvas":
+        return grid({"test sample": values, **reconstructions}, self.value_range)
+
+    def listed(self, values: np.ndarray, reconstruction: np.ndarray, titles: Sequence[str]) -> "Canvas":
+        return grid({"test sample": values, "reconstruction": reconstruction}, self.value_range, titles)
+
+    def moved(self, paths: Arrays, amounts: np.ndarray, label: str) -> "Canvas":
+        rows = {f"{name}" + " " * i: row for name, path in paths.items() for i, row in enumerate(path)}
+        return grid(rows, self.value_range)
+
+    def drawn(self, samples: Arrays, reference: np.ndarray) -> "Canvas":
+        rows = {
+            name + " " * i: images[start : start + ACROSS]
+            for name, images in samples.items()
+            for i, start in enumerate(range(0, len(images), ACROSS))
+        }
+        return grid(rows, self.value_range)
+
+
+@dataclass(frozen=True)
+class Features(Drawing):
+    """Observations by the features of a table, a panel for each; at most 9, those with the largest errors or changes."""
+
+    names: Sequence[str]
+
+    @property
+    def note(self) -> str:  # type: ignore[override]
+        count = len(self.names)
+        some = f"; of {count}, those with the largest errors or changes are shown" if count > FEWER else ""
+        return f"Features are in the units of the data{some}."
+
+    def compared(self, values: np.ndarray, reconstructions: Arrays) -> "Canvas":
+        """Reconstruction against value, a panel for each feature; those with the largest errors."""
+        errors = [np.abs(_flat(each) - _flat(values)).mean(0) for each in reconstructions.values()]
+        shown = self.most(np.mean(errors, 0) / self._spread(values))
+        figure, panels = self._panels(shown)
+        for axes, i in zip(panels, shown, strict=False):
+            for k, (name, each) in enumerate(reconstructions.items()):
+                mark: Any = {"marker": MARKS[k % len(MARKS)], "color": LINES[k % len(LINES)]}
+                axes.scatter(_flat(values)[:, i], _flat(each)[:, i], s=18, alpha=0.8, label=name, **mark)
+            axes.axline((float(np.nanmean(_flat(values)[:, i])),) * 2, slope=1, color=INK, lw=0.8)
+            axes.set(xlabel=self.names[i], ylabel="reconstruction")
+        _legend(figure, panels[0])
+        return figure
+
+    def listed(self, values: np.ndarray, reconstruction: np.ndarray, titles: Sequence[str]) -> "Canvas":
+        """Value and reconstruction of each observation, a panel for each feature; those with the largest errors."""
+        flat, rebuilt = _flat(values), _flat(reconstruction)
+        shown = self.most(np.abs(rebuilt - flat).mean(0) / self._spread(values))
+        figure, panels = self._panels(shown)
+        places = np.arange(len(flat))
+        for axes, i in zip(panels, shown, strict=False):
+            axes.vlines(places, flat[:, i], rebuilt[:, i], color="#888888", lw=1)
+            axes.plot(places, flat[:, i], "o", color=LINES[0], ms=5, label="value")
+            axes.plot(places, rebuilt[:, i], "D", color=LINES[1], ms=5, mfc="none", label="reconstruction")
+            axes.set_xticks(places, [""] * len(places))
+            axes.set(title=self.names[i])
+        for axes in panels[-3:]:
+            axes.set_xticks(places, titles, rotation=90, fontsize=7)
+        _legend(figure, panels[0])
+        return figure
+
+    def moved(self, paths: Arrays, amounts: np.ndarray, label: str) -> "Canvas":
+        """Features along paths, a row of panels for each model; those that move most."""
+        ranges = [np.ptp(path.reshape(*path.shape[:2], -1), axis=1).max(0) for path in paths.values()]
+        every = np.concatenate([path.reshape(-1, path[0, 0].size) for path in paths.values()])
+        shown = self.most(np.max(ranges, 0) / self._spread(every), FEWER)
+        figure = canvas(2.3 * max(len(shown), 2), 1.9 * len(paths) + 0.4)
+        panels = figure.subplots(len(paths), len(shown), squeeze=False, sharex=True, sharey="col")
+        for row, (name, path) in zip(panels, paths.items(), strict=True):
+            for axes, i in zip(row, shown, strict=True):
+                for k, course in enumerate(path.reshape(*path.shape[:2], -1)[:, :, i]):
+                    style = {"color": LINES[k % len(LINES)], "ls": DASHES[k % len(DASHES)]}
+                    axes.plot(amounts, course, lw=1.4, label=f"path {k + 1}", **style)
+            row[0].set_ylabel(name)
+        for axes, i in zip(panels[0], shown, strict=True):
+            axes.set_title(self.names[i], fontsize=9)
+        figure.supxlabel(label, fontsize=9)
+        _legend(figure, panels[0, 0])
+        return figure
+
+    def drawn(self, samples: Arrays, reference: np.ndarray) -> "Canvas":
+        """Values of each feature, a panel for each and a line for each model; those that vary most."""
+        rows = {"test samples": reference, **samples}
+        shown = self.most(
+            np.std(np.concatenate([_flat(each) for each in samples.values()]), 0) / self._spread(reference)
+        )
+        figure, panels = self._panels(shown, 0.22 * len(rows) + 1.0)
+        for axes, i in zip(panels, shown, strict=False):
+            for k, each in enumerate(rows.values()):
+                colour = INK if k == 0 else LINES[(k - 1) % len(LINES)]
+                axes.plot(_flat(each)[:, i], np.full(len(each), k), "|", ms=9, color=colour)
+            axes.set_yticks(range(len(rows)), list(rows), fontsize=8)
+            axes.set(xlabel=self.names[i], ylim=(len(rows) - 0.5, -0.5))
+        return figure
+
+    def most(self, sizes: np.ndarray, count: int = MOST) -> list[int]:
+        """The indices of the largest sizes, in the order of the features."""
+        order = np.argsort(-np.nan_to_num(sizes), kind="stable")[:count]
+        return sorted(order.tolist())
+
+    def _panels(self, shown: Sequence[int], height: float = 2.5) -> "tuple[Canvas, list[Axes]]":
+        across = min(3, len(shown))
+        down = -(-len(shown) // across)
+        figure = canvas(3.3 * max(across, 2), height * down + 0.4)
+        panels = list(figure.subplots(down, across, squeeze=False).flatten())
+        for axes in panels[len(shown) :]:
+            axes.remove()
+        return figure, panels[: len(shown)]
+
+    def _spread(self, values: np.ndarray) -> np.ndarray:
+        spread = np.nanstd(_flat(values), axis=0)
+        return np.where(spread > 0, spread, 1.0)
+
+
+def _flat(x: np.ndarray) -> np.ndarray:
+    return x.reshape(len(x), -1)
+
+
+def _legend(figure: "Canvas", axes: "Axes") -> None:
+    handles: tuple[Any, Any] = axes.get_legend_handles_labels()
+    figure.legend(*handles, loc="outside upper center", ncols=min(5, len(handles[1])), fontsize=8)
