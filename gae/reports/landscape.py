@@ -22,7 +22,7 @@ RADII = [math.sqrt(-2 * math.log(1 - mass)) for mass in MASSES]  # of a normal's
 
 
 def write(seen: Landscape, path: Path, title: str) -> None:
-    """Writes the figure as a .png, or as an .svg whose description says what is seen.
+    """Writes the figure as a .png, or as an .svg with a description in words.
 
     Raises:
         ValueError: for another suffix.
@@ -86,7 +86,7 @@ def _nats(value: float, error: float = 0.0) -> str:
 
 
 def _ascent(axes: "Axes", seen: Landscape) -> list[Any]:
-    """Contours of the joint density and the path; returns what the legend names."""
+    """Contours of the joint density and the path; returns the handles of their legend."""
     from matplotlib import colormaps
     from matplotlib.patches import Rectangle
 
@@ -96,7 +96,7 @@ def _ascent(axes: "Axes", seen: Landscape) -> list[Any]:
     colours = colormaps["Blues"](np.linspace(0.02, 0.6, len(levels)))
     filled = axes.contourf(field.across.cpu(), field.up.cpu(), below, levels, colors=colours, extend="min")
     axes.contour(field.across.cpu(), field.up.cpu(), below, levels, colors="#7d8fa3", linewidths=0.5, linestyles="-")
-    bar = axes.figure.colorbar(filled, ax=axes, location="bottom", aspect=40, pad=0.02)  # type: ignore[union-attr]
+    bar = axes.figure.colorbar(filled, ax=axes, location="bottom", aspect=40, pad=0.02)
     shown = [0.0, *(10.0**power for power in range(9))] if len(levels) > 9 else [-level for level in levels]
     bar.set_label("log q(x, z): nats below the highest value")
     bar.set_ticks(levels, labels=[f"{abs(level):g}" if -level in shown else "" for level in levels])
@@ -115,7 +115,7 @@ def _ascent(axes: "Axes", seen: Landscape) -> list[Any]:
 
 
 def _posterior(axes: "Axes", seen: Landscape) -> list[Any]:
-    """Highest-density regions of the posterior and its approximations; returns what the legend names."""
+    """Highest-density regions of the posterior and its approximations; returns the handles of their legend."""
     from matplotlib.lines import Line2D
     from matplotlib.patches import Ellipse, Patch
 
