@@ -1,12 +1,13 @@
 """The autoencoder: a likelihood, an inference engine and an objective."""
 
 import inspect
+import textwrap
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float, Int, Num
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from gae.data.preparation import Preparation
+from gae.display import INK, LINES, axes_for, blank, html_table
 from gae.evidence import Evidence, exact, importance, laplace_approximation
 from gae.evidence.automatic import ANNEALED, Method, estimate
 from gae.evidence.base import is_exact, need_proper
@@ -24,6 +26,9 @@ from gae.objective import Aggregate, Objective, joint, mean
 from gae.storage import Part, models
 from gae.storage.checkpoint import PathLike
 from gae.storage.recipe import Call
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 
 class ChainCorruption(Part, nn.Module, ABC):
@@ -158,6 +163,58 @@ class Autoencoder(Part, nn.Module):
         """Whether the training loss differs from the aggregated negative objective."""
         return self.corruption is not None or len(self.penalties) > 0
 
+    def parts(self) -> list[tuple[str, str, str, int]]:
+        """Role, description, shape and number of parameters of each part, each parameter counted where it occurs first.
+
+        >>> from gae.inference import Ascent
+        >>> from gae.likelihood import LinearMixture
+        >>> for row in Autoencoder(LinearMixture(1, 2, (5,)), Ascent()).parts():
+        ...     print(row)
+        ('prior', 'StandardNormal', 'z (2,)', 0)
+        ('likelihood', 'LinearMixture', 'z (2,) → x (5,)', 15)
+        ('inference', 'Ascent(Zeros, GradientAscent, Delta, Unroll)', 'x (5,) → z (2,)', 0)
+        ('objective', 'joint, aggregated by mean', 'nats', 0)
+        """
+        likelihood = self.likelihood
+        z = f"z {tuple(likelihood.latent_shape)}" if likelihood.latent_shape.numel() else ""
+        z = " and ".join(
+            text for text in (z, f"k of {likelihood.components}" if likelihood.components > 1 else "") if text
+        )
+        x, counted = f"x {tuple(likelihood.event_shape)}", set[nn.Parameter]()
+        extra = [("corruption", self.corruption), *(("penalty", penalty) for penalty in self.penalties)]
+        return [
+            ("prior", _words(likelihood.latent_prior), z, _count(likelihood.latent_prior, counted)),
+            ("likelihood", type(likelihood).__name__, f"{z} → {x}", _count(likelihood, counted)),
+            ("inference", _words(self.inference), f"{x} → {z}", _count(self.inference, counted)),
+            ("objective", f"{_name(self.objective)}, aggregated by {_name(self.aggregate)}", "nats", 0),
+            *((role, _words(part), "training only", _count(part, counted)) for role, part in extra if part is not None),
+        ]
+
+    def plot(self, ax: "Axes | None" = None) -> "Axes":
+        """Draws the parts and how they are connected: x is encoded as z, and z decoded as x."""
+        ax = axes_for(ax, 8.0, 2.6)
+        prior, likelihood, inference, objective = self.parts()[:4]
+        boxes = ((0.2, 0.3, inference, LINES[1]), (0.8, 0.3, likelihood, LINES[0]), (0.5, 0.85, prior, LINES[2]))
+        for across, up, (role, words, shape, count), color in boxes:
+            lines = [
+                role,
+                *textwrap.wrap(words.replace("(", " ("), 30),
+                shape,
+                f"{count:,} parameters" if count else "no parameters",
+            ]
+            frame = {"boxstyle": "round,pad=0.5", "fc": "white", "ec": color, "lw": 1.6}
+            ax.text(across, up, "\n".join(lines), ha="center", va="center", fontsize=8, color=INK, bbox=frame, zorder=3)
+        for start, end in (((0.2, 0.3), (0.5, 0.3)), ((0.5, 0.3), (0.8, 0.3)), ((0.5, 0.85), (0.5, 0.3))):
+            ax.annotate("", end, start, arrowprops={"arrowstyle": "-|>", "color": INK, "shrinkB": 12}, zorder=2)
+        ax.text(0.5, 0.3, "z", ha="center", va="center", fontsize=13, style="italic")
+        ax.set(xlim=(0, 1), ylim=(-0.05, 1.1), title=f"objective: {objective[1]}")
+        blank(ax)
+        return ax
+
+    def _repr_html_(self) -> str:
+        rows = [*self.parts(), ("in all", "", "", sum(parameter.numel() for parameter in self.parameters()))]
+        return html_table("Autoencoder", rows, ("part", "", "shape", "parameters"))
+
     def encode(
         self, x: Num[Tensor, "B *X"], inference: Inference | None = None, *, batch_size: int | None = None
     ) -> Encoding:
@@ -243,6 +300,25 @@ class Autoencoder(Part, nn.Module):
                 with torch.no_grad():
                     encoding = self.inference(self.likelihood, x)
             return importance(self.likelihood, x, proposal(self.likelihood, x, encoding), samples)
+
+
+def _words(part: nn.Module) -> str:
+    """The class of a part of gae with those of its own parts, such as ``Ascent(Zeros, Adam, Delta, Detach)``."""
+    inner = ", ".join(_words(child) for child in part.children() if isinstance(child, Part))
+    return f"{type(part).__name__}({inner})" if inner else type(part).__name__
+
+
+def _count(part: nn.Module, counted: set[nn.Parameter]) -> int:
+    """The number of parameters of a part that were not counted before."""
+    new = set(part.parameters()) - counted
+    counted |= new
+    return sum(parameter.numel() for parameter in new)
+
+
+def _name(function: Callable[..., Any]) -> str:
+    while isinstance(function, partial):
+        function = function.func
+    return getattr(function, "__name__", type(function).__name__)
 
 
 def log_evidence(

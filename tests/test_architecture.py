@@ -18,6 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # A package imports only from those above it.
 PACKAGES = [
+    "gae.display",
     "gae.data",
     "gae.storage",
     "gae.nets",

@@ -13,6 +13,7 @@ from torch.distributions import Distribution, Independent, MultivariateNormal
 from gae.analysis.best_flow import best_flow
 from gae.analysis.metrics import Entry, mean_and_error
 from gae.autoencoder import Autoencoder
+from gae.display import INK, LINES, axes_for, html_table, legend, whole_ticks
 from gae.evidence import Evidence, estimate
 from gae.evidence.base import need_proper
 from gae.evidence.laplace import mode_approximation
@@ -27,6 +28,9 @@ from gae.training.group import over_blocks
 
 if TYPE_CHECKING:
     import lightning_fabric
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 FAMILIES: dict[str, type[MeanField]] = {"mean-field": MeanField, "full covariance": FullCovariance}
 FLOW = "flow"  # the family of an encoder whose densities are flows
@@ -127,6 +131,29 @@ class Gap:
     def table(self) -> dict[str, Entry]:
         """The mean of each column over samples, and its standard error."""
         return {name: mean_and_error(values) for name, values in self.columns().items()}
+
+    def plot(self, ax: "Axes | None" = None) -> "Axes":
+        """Draws every bound below log p(x) for each sample, the largest loss of the encoder first."""
+        ax = axes_for(ax)
+        bounds = dict(self.best) if self.encoder is None else {**self.best, "encoder": self.encoder}
+        losses = {name: (self.evidence.log_p - bound.value).cpu() for name, bound in bounds.items()}
+        order = losses[next(reversed(losses))].argsort(descending=True)
+        for i, (name, loss) in enumerate(losses.items()):
+            label = "L[q] of the encoder" if name == "encoder" else f"L[q*], {name}"
+            ax.plot(-loss[order], "o", color=LINES[i], ms=3, label=label)
+        ax.axhline(0, color=INK, lw=1, label="log p(x)")
+        whole_ticks(ax)
+        ax.set(xlabel="samples, the largest gap first", ylabel="bound − log p(x) (nats)")
+        legend(ax)
+        return ax
+
+    def _repr_html_(self) -> str:
+        caption = f"Inference gap of {len(self.evidence.log_p)} samples: means over samples, in nats"
+        nats = {
+            name: entry for name, entry in self.table().items() if name.startswith(("log p", "L[")) or "gap" in name
+        }
+        rows = [(name, entry["mean"], "–" if entry["se"] is None else entry["se"]) for name, entry in nats.items()]
+        return html_table(caption, rows, ("", "mean", "standard error"))
 
 
 @torch.no_grad()

@@ -15,6 +15,7 @@ from gae.cli.explore import explore
 from gae.cli.fit import fit
 from gae.cli.gap import gap
 from gae.cli.notes import notes
+from gae.cli.picture import picture
 from gae.cli.reconstruct import reconstruct
 from gae.cli.sample import sample
 from gae.cli.score import score
@@ -23,7 +24,7 @@ from gae.cli.systems import systems
 
 COMMANDS = (
     *(systems, fit, encode, transform, reconstruct, score),
-    *(compare, sweep, sample, activate, dip, explore, gap, notes),
+    *(compare, sweep, sample, activate, dip, explore, picture, gap, notes),
 )
 
 app = typer.Typer(

@@ -1,9 +1,10 @@
 """Data sets: training and test observations, labels, value range, and row numbers in the source."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import sha256
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -11,12 +12,18 @@ from jaxtyping import Float, Int
 from torch import Size, Tensor
 
 from gae.data.columns import TableSchema
+from gae.data.images import channels_last, is_image, mosaic
 from gae.data.mapped import blocks, joined
 from gae.data.preparation import Preparation
 from gae.data.resizing import Resize
-from gae.data.text import Vocabulary
+from gae.data.text import END, Vocabulary
+from gae.display import LINES, axes_for, blank, html_table
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 SPLITS = ("train", "test")
+SHOWN, ACROSS, FEATURES, READ = 40, 10, 30, 10_000  # images, in a row, features, and other rows that ``plot`` reads
 
 
 class Rows(NamedTuple):
@@ -165,6 +172,37 @@ class Dataset:
         names = np.repeat(SPLITS if split == "all" else split, [len(rows) for rows in known])[order.numpy()]
         return Rows(x, labels, row, names, None if self.files is None else self.files[row.numpy()])
 
+    def plot(self, ax: "Axes | None" = None) -> "Axes":
+        """Draws the first training observations: images side by side, else the spread of each feature.
+
+        Of text, the share of each token; of other data, the middle half and nine tenths of each feature's values, in
+        standard deviations about its mean, beside its name, mean and standard deviation.
+        """
+        if is_image(self.event_shape):
+            return _tiles(axes_for(ax, 6.4, 3.0), self.train[:SHOWN].numpy(), self.value_range, self.name)
+        if self.vocabulary is not None:
+            return _symbols(axes_for(ax), self.train[:READ], self.vocabulary, self.name)
+        x = self.train[:READ].flatten(1).numpy()
+        names = self.columns or tuple(f"element {i}" for i in range(x.shape[1]))
+        return _features(axes_for(ax, 6.4, 1.2 + 0.22 * min(x.shape[1], FEATURES)), x, names, self.name)
+
+    def _repr_html_(self) -> str:
+        counts = None if self.train_labels is None else len(self.train_labels.unique())
+        facts = {
+            "training observations": tuple(self.train.shape),
+            "test observations": tuple(self.test.shape),
+            "labels": counts and f"{counts} values",
+            "classes": self.classes and ", ".join(self.classes),
+            "features": self.columns and ", ".join(self.columns),
+            "range": "{:.5g} to {:.5g}".format(*self.value_range),
+            "binarization": None if self.binarization == "none" else self.binarization,
+            "missing values": "NaN: not observed" if self.missing else None,
+            "units": "standardised by the model" if self.standardize else None,
+            "split": self.split,
+            "notes": " ".join(self.notes) or None,
+        }
+        return html_table(f"Data set {self.name}", [(name, fact) for name, fact in facts.items() if fact is not None])
+
     def __repr__(self) -> str:
         return (
             f"Dataset({self.name!r}, train {tuple(self.train.shape)}, test {tuple(self.test.shape)}, "
@@ -180,3 +218,40 @@ def draw(probability: Tensor, key: str) -> Tensor:
     if not bool(hidden.any()):
         return torch.bernoulli(probability, generator=generator)
     return torch.bernoulli(probability.masked_fill(hidden, 0), generator=generator).masked_fill_(hidden, torch.nan)
+
+
+def _tiles(ax: "Axes", images: np.ndarray, value_range: tuple[float, float], name: str) -> "Axes":
+    low, high = value_range
+    scaled = [channels_last(image) for image in np.clip((images - low) / max(high - low, 1e-12), 0, 1)]
+    rows = [scaled[start : start + ACROSS] for start in range(0, len(scaled), ACROSS)]
+    ax.imshow(mosaic(rows, 1, 1.0), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+    blank(ax)
+    ax.set_title(f"{name}: the first {len(images)} training observations")
+    return ax
+
+
+def _symbols(ax: "Axes", x: Tensor, vocabulary: Vocabulary, name: str) -> "Axes":
+    counts = torch.bincount(x.flatten().long(), minlength=vocabulary.classes)[END + 1 :].double()
+    order = counts.argsort(descending=True)[:FEATURES]
+    ax.bar(range(len(order)), (counts[order] / counts.sum()).tolist(), color=LINES[0])
+    ax.set_xticks(range(len(order)), [vocabulary.tokens[i] for i in order], rotation=90 if vocabulary.words else 0)
+    ax.set(title=f"{name}: tokens of {len(x)} training texts", ylabel="share of all tokens")
+    return ax
+
+
+def _features(ax: "Axes", x: np.ndarray, names: Sequence[str], name: str) -> "Axes":
+    shown, ticks = min(x.shape[1], FEATURES), []
+    for i in range(shown):
+        values = x[:, i][~np.isnan(x[:, i])].astype(np.float64)
+        mean, spread = (values.mean(), values.std()) if len(values) else (0.0, 0.0)
+        ticks.append(f"{names[i]}  {mean:.4g} ± {spread:.2g}")
+        if spread > 0:
+            low, first, median, third, high = np.quantile((values - mean) / spread, (0.05, 0.25, 0.5, 0.75, 0.95))
+            ax.hlines(i, low, high, color=LINES[0], lw=1)
+            ax.hlines(i, first, third, color=LINES[0], lw=5)
+            ax.plot(median, i, "|", color="white", ms=7, mew=1.5)
+    ax.set_yticks(range(shown), ticks)
+    ax.invert_yaxis()
+    more = f" (the first {shown} of {x.shape[1]})" if shown < x.shape[1] else ""
+    ax.set(title=f"{name}: spread of each feature{more}", xlabel="standard deviations from the mean")
+    return ax

@@ -104,6 +104,28 @@ def channels_last(image: np.ndarray) -> np.ndarray:
     return image[0] if len(image) == 1 else np.moveaxis(image, 0, -1)
 
 
+def as_image(x: np.ndarray, low: float | np.ndarray, high: float | np.ndarray) -> np.ndarray:
+    """Observation as an image (C, H, W) in [0, 1]; one that is not an image becomes a row of pixels."""
+    scaled = np.clip((x - low) / np.maximum(np.subtract(high, low), 1e-12), 0, 1)
+    return scaled if is_image(x.shape) else scaled.reshape(1, 1, -1)
+
+
+def is_image(shape: Sequence[int]) -> bool:
+    """Whether a shape is that of a grey image or of one in colours, (1, H, W) or (3, H, W)."""
+    return len(shape) == 3 and shape[0] in (1, 3)
+
+
+def mosaic(rows: Sequence[Sequence[np.ndarray]], gap: int = 0, background: float | np.generic = 0.0) -> np.ndarray:
+    """Joins tiles (H, W) or (H, W, 3) of one size into one picture, with the dtype of the background."""
+    height, width = (side + gap for side in rows[0][0].shape[:2])
+    shape = (height * len(rows) - gap, width * max(map(len, rows)) - gap, *rows[0][0].shape[2:])
+    picture = np.full(shape, background)
+    for i, row in enumerate(rows):
+        for j, tile in enumerate(row):
+            picture[i * height : (i + 1) * height - gap, j * width : (j + 1) * width - gap] = tile
+    return picture
+
+
 @contextmanager
 def _any_size() -> Iterator[None]:
     """Disables Pillow's pixel limit, which ``need_room`` replaces."""

@@ -6,17 +6,22 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from enum import IntEnum
 from functools import wraps
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int, Num
 from torch import Size, Tensor, nn
 from torch.distributions import Distribution
 
+from gae.display import axes_for, html_table
 from gae.inference.laws import is_point, need_density, point_of, rearranged
 from gae.likelihood import AcceptsMissing, Likelihood
 from gae.likelihood.door import check_components, door
+from gae.likelihood.geometry import principal_components
 from gae.storage import Part
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 
 class Status(IntEnum):
@@ -182,6 +187,54 @@ class Encoding:
         samples, batch = self.log_joint.shape
         text = f"{self.engine}: S={samples}, B={batch}, mean log_joint {self.log_joint.detach().mean().item():.4f} nats"
         return text if self.solve is None else f"{text}; {self.solve.summary()}"
+
+    def plot(self, ax: "Axes | None" = None, labels: Int[Tensor, " B"] | None = None) -> "Axes":
+        """Draws the code of every sample, ``point``: a cloud, a histogram, or the numbers of the discrete codes.
+
+        Codes of more than two elements are seen in the plane of their first two principal components.
+
+        Args:
+            ax: axes; new ones of pyplot by default.
+            labels: integers that colour the cloud.
+        """
+        ax, z = axes_for(ax), self.point.detach().flatten(1).cpu()
+        if not z.shape[1]:
+            assert self.component is not None
+            counts = self.component.cpu().bincount().tolist()
+            ax.bar(range(len(counts)), counts)
+            ax.set(xlabel="component", ylabel="samples")
+        elif z.shape[1] == 1:
+            ax.hist(z[:, 0].numpy(), 30)
+            ax.set(xlabel="z", ylabel="samples")
+        else:
+            _cloud(ax, z, labels)
+        return ax
+
+    def _repr_html_(self) -> str:
+        columns = {"log q(x, z)": self.log_joint, "log q(z|x)": self.log_q}
+        rows: list[tuple[str, object]] = [("z", f"{tuple(self.z.shape)}: S samples, B observations, a code")]
+        rows += [] if self.k is None else [("k", f"{tuple(self.k.shape)}: discrete codes")]
+        for name, values in columns.items():
+            if values is not None:
+                rows.append((f"{name}, mean (nats)", float(values.detach().mean())))
+        rows += [] if self.q is None else [("q(z|x)", type(self.q).__name__)]
+        rows += [] if self.solve is None else [("solves", self.solve.summary())]
+        return html_table(f"Encoding by {self.engine}", rows)
+
+
+def _cloud(ax: "Axes", z: Float[Tensor, "B Z"], labels: Int[Tensor, " B"] | None) -> None:
+    """Codes of two elements or more, in a plane."""
+    names = ["z₁", "z₂"]
+    if z.shape[1] > 2:
+        z, size, _ = principal_components(z)
+        shares = (size.square() / size.square().sum()).tolist()
+        names = [f"principal component {i + 1} ({shares[i]:.0%} of the variance)" for i in range(2)]
+    for label in [None] if labels is None else labels.unique().tolist():
+        points = (z if labels is None else z[labels.cpu() == label]).numpy()
+        ax.scatter(points[:, 0], points[:, 1], s=8, label=label)
+    if labels is not None:
+        ax.legend(title="label", fontsize=8, ncols=2)
+    ax.set(xlabel=names[0], ylabel=names[1])
 
 
 def _rearranged(parts: Sequence[Encoding], combine: Callable[[list[Tensor], int], Tensor]) -> Encoding:

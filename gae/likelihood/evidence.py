@@ -3,10 +3,16 @@
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
+
+from gae.display import LINES, axes_for, html_table, legend, whole_ticks
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 HEAVY, DOMINATED = 0.7, 2.0  # above this Pareto k or below this ess, the standard error is too small
 TIGHT_ESS = 100.0  # least effective sample size of a tight estimate
@@ -91,6 +97,35 @@ class Evidence:
                 text += f"; {name} {float(known.min()):.3g} to {float(known.max()):.3g}"
         loose = 0 if self.tight is None else int((~self.tight).sum())
         return f"{text}; {loose} lower bounds only" if loose else text
+
+    def plot(self, ax: "Axes | None" = None) -> "Axes":
+        """Draws log p(x) of every sample, from the lowest, with one standard error to both sides.
+
+        Lower bounds and estimates whose standard error is meaningless have marks of their own.
+        """
+        ax, order = axes_for(ax), self.log_p.argsort()
+        value, error = self.log_p[order].cpu(), self.standard_error[order].cpu().nan_to_num(0.0)
+        doubtful = self.unreliable if self.tight is None else self.unreliable | ~self.tight
+        for rows, color, mark, name in (
+            (~doubtful, LINES[0], "o", "estimate"),
+            (doubtful, LINES[1], "^", "lower bound, or a few weights outweigh all"),
+        ):
+            (at,) = rows[order].cpu().nonzero(as_tuple=True)
+            if len(at):
+                ax.errorbar(at, value[at], error[at], fmt=mark, ms=3, lw=0.8, color=color, label=f"{name} ± s.e.")
+        whole_ticks(ax)
+        ax.set(xlabel="samples, by their log p(x)", ylabel="log p(x) (nats)")
+        legend(ax)
+        return ax
+
+    def _repr_html_(self) -> str:
+        count = len(self.log_p)
+        tight = ["–"] * count if self.tight is None else ["yes" if tight else "lower bound" for tight in self.tight]
+        values = zip(
+            self.log_p.tolist(), self.standard_error.tolist(), self.method or ("–",) * count, tight, strict=True
+        )
+        rows = [(index, *cells) for index, cells in enumerate(values)]
+        return html_table(self.summary(), rows, ("sample", "log p(x) (nats)", "standard error", "method", "tight"))
 
     @property
     def unreliable(self) -> Bool[Tensor, " B"]:

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from gae.analysis.metrics import EvaluationBudget, encode
 from gae.autoencoder import Autoencoder
-from gae.data.images import channels_last
+from gae.data.images import as_image, channels_last, mosaic
 from gae.likelihood.geometry import explained, principal_components
-from gae.reports.figures import LABELS, as_image, mosaic
+from gae.reports.figures import LABELS
 from gae.reports.pages import embed, write_page
 
 BARS = 24  # height in pixels of an observation that is not an image

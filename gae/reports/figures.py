@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gae.data.files import whole
-from gae.data.images import channels_last
+from gae.data.images import as_image, channels_last, mosaic
+from gae.display import INK, LINES
 from gae.reports.seen import compared
 from gae.reports.vector import svg
 
@@ -20,11 +21,9 @@ if TYPE_CHECKING:
 
 Pictures = dict[str, np.ndarray]
 
-# Okabe & Ito (2008) for lines, Tol's "muted" for labels (which are also drawn as digits).
-LINES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+# Okabe & Ito (2008) for lines (``LINES``), Tol's "muted" for labels (which are also drawn as digits).
 DASHES = ("-", "--", "-.", ":", "-", "--", "-.")
 LABELS = ("#332288", "#CC6677", "#117733", "#999933", "#88CCEE", "#882255", "#44AA99", "#AA4499", "#DDAA33", "#555555")
-INK = "#222222"
 TILE, GAP = 112, 6  # pixels of a mosaic: a multiple of 8 and of 28, the sides of the usual digits
 STYLE: Any = {
     "font.size": 10,
@@ -186,18 +185,3 @@ def _tile(x: np.ndarray, low: float, high: float) -> np.ndarray:
     return channels_last(image[:, index[0]][:, :, index[1]])
 
 
-def as_image(x: np.ndarray, low: float | np.ndarray, high: float | np.ndarray) -> np.ndarray:
-    """Observation as an image (C, H, W) in [0, 1]; one that is not an image becomes a row of pixels."""
-    scaled = np.clip((x - low) / np.maximum(np.subtract(high, low), 1e-12), 0, 1)
-    return scaled if scaled.ndim == 3 and scaled.shape[0] in (1, 3) else scaled.reshape(1, 1, -1)
-
-
-def mosaic(rows: Sequence[Sequence[np.ndarray]], gap: int = 0, background: float | np.generic = 0.0) -> np.ndarray:
-    """Joins tiles (H, W) or (H, W, 3) of one size into one picture, with the dtype of the background."""
-    height, width = (side + gap for side in rows[0][0].shape[:2])
-    shape = (height * len(rows) - gap, width * max(map(len, rows)) - gap, *rows[0][0].shape[2:])
-    picture = np.full(shape, background)
-    for i, row in enumerate(rows):
-        for j, tile in enumerate(row):
-            picture[i * height : (i + 1) * height - gap, j * width : (j + 1) * width - gap] = tile
-    return picture

@@ -5,11 +5,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gae.data.files import whole
+from gae.display import LINES, axes_for, html_table, legend, whole_ticks
 from gae.evidence.usage import CodeUsage
 from gae.training.scale import CodeScale
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 METRICS = "metrics.csv"
 
@@ -72,6 +76,26 @@ class History:
         """The first epoch with the lowest ``loss``; 0 before the first epoch."""
         return min(self.rows, key=lambda row: row.loss).epoch if self.rows else 0
 
+    def plot(self, ax: "Axes | None" = None) -> "Axes":
+        """Draws the losses of every epoch, and marks the best one; on new axes of pyplot by default."""
+        ax, epochs = axes_for(ax), [row.epoch for row in self.rows]
+        ax.plot(epochs, [row.train_loss for row in self.rows], color=LINES[0], label="training")
+        held = [(row.epoch, row.validation_loss) for row in self.rows if row.validation_loss is not None]
+        if held:
+            ax.plot(*zip(*held, strict=True), color=LINES[1], ls="--", label="validation")
+        if self.rows:
+            lowest = min(row.loss for row in self.rows)
+            ax.plot(self.best_epoch, lowest, "o", color=LINES[bool(held)], label=f"lowest, epoch {self.best_epoch}")
+        whole_ticks(ax)
+        ax.set(xlabel="epoch", ylabel="loss (nats per sample)")
+        legend(ax)
+        return ax
+
+    def _repr_html_(self) -> str:
+        header = ("epoch", "training loss", "validation loss", "seconds")
+        rows = [(row.epoch, row.train_loss, _or_dash(row.validation_loss), row.seconds) for row in reversed(self.rows)]
+        return html_table(f"{self.summary()}; the last epoch first", rows, header)
+
     def state(self) -> dict[str, Any]:
         """The history as a dictionary, for a checkpoint."""
         return {"rows": [asdict(row) for row in self.rows], "stopped_early": self.stopped_early}
@@ -80,6 +104,10 @@ class History:
     def of(state: dict[str, Any]) -> "History":
         """The inverse of ``state``."""
         return History([Epoch(**row) for row in state["rows"]], state["stopped_early"])
+
+
+def _or_dash(value: float | None) -> float | str:
+    return "–" if value is None else value
 
 
 class Log:

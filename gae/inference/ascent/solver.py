@@ -47,6 +47,7 @@ class Progress(NamedTuple):
     reconstruction: Float[Tensor, "S B *X"] | None  # the best estimate so far, with a stopping rule
     average: Float[Tensor, "S B *X"] | None  # the current running average, with a stopping rule
     running: Bool[Tensor, "S B"]
+    point: Float[Tensor, "S B *U"]  # where the objective was evaluated: a code, or the parameters of a ``Family``
 
 
 Watch = Callable[[Progress], None]
@@ -92,10 +93,11 @@ class Solver:
     def run(self, at: Iterate, begin: int, end: int, create_graph: bool) -> Iterate:
         """Steps begin ... end - 1, or fewer when every row has stopped."""
         for t in range(begin, end):
+            point = at["u"].detach()
             at = self.advance(at, t, create_graph)
             if self.watch is not None:
                 reconstruction, average = (at.rows.get(JUDGED + name) for name in ("reconstruction", "average"))
-                self.watch(Progress(t, at["value"], reconstruction, average, at["status"] == RUNNING))
+                self.watch(Progress(t, at["value"], reconstruction, average, at["status"] == RUNNING, point))
             if self.finished(at):
                 break
         return at
