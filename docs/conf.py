@@ -17,19 +17,15 @@ author = "The gae authors"
 copyright = "the gae authors, MIT licence"
 version = release = installed_version("gae")
 root_doc = "docs/index"
-include_patterns = ["docs/**/*.md", "docs/**/*.rst", "notes/**/*.md", "CHANGELOG.md", "CONTRIBUTING.md"]
-exclude_patterns = [
-    ".venv",
-    "runs",
-    "build",
-    "dist",
-    "gae",
-    "tests",
-    "benchmarks",
-    "experiments",
-    "docs/_build",
-    "docs/examples",
+include_patterns = [
+    "docs/**.md",
+    "docs/**.rst",
+    "notes/**.md",
+    "CHANGELOG.md",
+    "CONTRIBUTING.md",
+    "benchmarks/RESULTS.md",
 ]
+exclude_patterns = [".venv", "runs", "build", "dist", "gae", "tests", "experiments", "docs/_build", "docs/examples"]
 extensions = [
     "myst_parser",
     "sphinx.ext.autodoc",
@@ -41,18 +37,17 @@ extensions = [
     "extensions.pages",
 ]
 
-suppress_warnings = ["toc.empty_glob"]  # notes of other branches have places, too
-
 myst_enable_extensions = ["colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 3
 myst_links_external_new_tab = False
 html_math_renderer = "mathml"
 
+napoleon_use_ivar = True
 autodoc_member_order = "bysource"
 autodoc_preserve_defaults = True
 autodoc_typehints_format = "short"
 python_use_unqualified_type_names = True
-python_maximum_signature_line_length = 88
+python_maximum_signature_line_length = 110
 add_module_names = False
 toc_object_entries = False  # hundreds of them; each page of the reference begins with a list
 

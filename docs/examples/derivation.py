@@ -8,6 +8,7 @@ negative, and where its minimum lies. ``gae notes D24`` prints the same with the
 """
 
 import matplotlib.pyplot as plt
+import torch
 
 from gae.ledger.notes import read_notes, run, select
 
@@ -28,10 +29,17 @@ for name, relations in finding.groups:
         print(f"{name:10} {relation.outcome:7} {relation}")
 
 # %%
-# The figure of the claim
-# -----------------------
+# The term as it was published, and as it should be
+# -------------------------------------------------
+# At μ = 0, against s = log σ: a divergence is never negative, and zero at σ = 1 only.
 
-claim.figure()
+s = torch.linspace(-2, 0.8, 200)
+figure, axis = plt.subplots(figsize=(6.4, 3))
+axis.plot(s, -0.5 * (1 + s - (2 * s).exp()), color="#D55E00", label="as published")
+axis.plot(s, -0.5 * (1 + 2 * s - (2 * s).exp()), color="#0072B2", label="the divergence")
+axis.axhline(0, color="#888888", lw=1)
+axis.set(xlabel="log σ", ylabel="nats")
+axis.legend()
 plt.show()
 
 # %%

@@ -27,7 +27,7 @@ for size in sizes:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UnreliableWarning)  # this is what we want to see
         estimates = [
-            importance(likelihood, x, likelihood.prior, samples=500),
+            importance(likelihood, x, likelihood.prior.expand((len(x),)), samples=500),
             ais(likelihood, x, temperatures=40, chains=8, leapfrog=4),
             importance(likelihood, x, proposal, samples=500),
         ]
@@ -43,6 +43,7 @@ for (name, values), color in zip(errors.items(), ("#D55E00", "#E69F00", "#0072B2
     axis.plot(sizes, values, "o-", color=color, label=name)
 axis.set(xlabel="elements of the code", ylabel="nats below the true log p(x)", xscale="log", xticks=sizes)
 axis.set_xticklabels(map(str, sizes))
+axis.minorticks_off()
 axis.set_yscale("symlog", linthresh=0.1)
 axis.legend()
 plt.show()

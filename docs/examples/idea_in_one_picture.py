@@ -67,6 +67,7 @@ axis.add_patch(ellipse(mean, deviation.square().diag(), color="#0072B2", ls="--"
 axis.add_patch(ellipse(mode.point[0], laplace.covariance_matrix[0], color="#CC79A7", label="Laplace at the mode"))
 axis.plot([], [], color="#009E73", label="posterior (quadrature)")
 axis.set(xlabel="first element of z", ylabel="second element of z", xlim=(-3.5, 3.5), ylim=(-3.5, 3.5), aspect="equal")
+axis.grid(False)
 axis.legend(loc="lower left", fontsize=8, frameon=True)
 figure.colorbar(shade, label="log joint density below its top (nats)")
 plt.show()

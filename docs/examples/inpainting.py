@@ -23,7 +23,7 @@ seen = torch.ones(1, 8, 8, dtype=torch.bool)
 seen[:, 4:] = False
 mask = Mask(seen, (1, 8, 8))
 measured = Measured(model.likelihood, mask)
-x = digits.test[:6]
+x = digits.test[:4]
 
 # %%
 # The best completion, and others that are as plausible
@@ -34,9 +34,9 @@ draws = nuts(measured, mask(x), samples=40, warmup=60).z[[9, 19, 29, 39]]
 with torch.no_grad():
     completions = [model.decode(best.point[None]).mean[0], *model.decode(draws).mean]
 
-figure, axes = plt.subplots(6, 7, figsize=(6.4, 5.6))
+figure, axes = plt.subplots(4, 7, figsize=(6.4, 3.8))
 titles = ["image", "seen", "best", *(f"draw {i}" for i in range(1, 5))]
-for row in range(6):
+for row in range(4):
     shown = [x[row, 0], torch.where(seen, x[row], torch.nan)[0], *(images[row, 0] for images in completions)]
     for axis, image, title in zip(axes[row], shown, titles, strict=True):
         axis.imshow(image, cmap="gray_r", vmin=0, vmax=1)

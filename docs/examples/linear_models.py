@@ -11,31 +11,33 @@ import matplotlib.pyplot as plt
 
 import gae
 
-digits = gae.data.load("digits")
-sizes = [1, 2, 4, 8, 16, 24, 32, 40, 48, 56]
+truth = gae.data.linear_gaussian(400, latent=4, dim=20, scale=0.5)
+data = truth.dataset  # 20 numbers, of 4 factors and noise
+sizes = range(1, 11)
 curves = {"training data": [], "test data": []}
 for size in sizes:
-    model = gae.ppca(digits, latent=size)
-    gae.fit(model, digits, progress=False)
-    for name, x in zip(curves, (digits.train, digits.test), strict=True):
+    model = gae.ppca(data, latent=size)
+    gae.fit(model, data, progress=False)
+    for name, x in zip(curves, (data.train, data.test), strict=True):
         curves[name].append(model.log_evidence(x).log_p.mean().item())
 
 best = sizes[curves["test data"].index(max(curves["test data"]))]
-print(f"best size: {best}, with {max(curves['test data']):.1f} nats per test image")
+print(f"best size: {best}, with {max(curves['test data']):.2f} nats per observation")
 
 # %%
 
 figure, axis = plt.subplots()
 for (name, values), color in zip(curves.items(), ("#888888", "#0072B2"), strict=True):
     axis.plot(sizes, values, "o-", color=color, label=name)
-axis.set(xlabel="elements of the code", ylabel="log p(x) per image (nats)")
+axis.set(xlabel="elements of the code", ylabel="log p(x) per observation (nats)")
 axis.legend()
 plt.show()
 
 # %%
-# The principal directions, as images
-# -----------------------------------
+# The principal directions of digits
+# ----------------------------------
 
+digits = gae.data.load("digits")
 model = gae.ppca(digits, latent=8)
 gae.fit(model, digits, progress=False)
 directions = model.likelihood.loadings.detach().reshape(8, 8, 8)

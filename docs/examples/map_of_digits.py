@@ -12,7 +12,7 @@ import matplotlib.pyplot as plt
 import gae
 
 digits = gae.data.load("digits")
-x, labels = digits.train[:400], digits.train_labels[:400]
+x, labels = digits.train[:300], digits.train_labels[:300]
 
 maps = {}
 for name, build in {"PCA": gae.pca, "VAE": gae.vae}.items():
@@ -20,7 +20,7 @@ for name, build in {"PCA": gae.pca, "VAE": gae.vae}.items():
     gae.fit(model, digits, progress=False)
     maps[name] = model.encode(x).point.detach()
 
-neighbours = gae.tsne(digits.event_shape, points=len(x), steps=350, early_steps=100)
+neighbours = gae.tsne(digits.event_shape, points=len(x), steps=300, early_steps=100)
 maps["t-SNE"] = neighbours.encode(x[None]).z[0, 0].detach()
 
 # %%

@@ -8,6 +8,7 @@ charts follow the surface that clusters can only cut into pieces.
 """
 
 import matplotlib.pyplot as plt
+import torch
 
 import gae
 
@@ -23,7 +24,8 @@ for axis, (name, model) in zip(axes, models.items(), strict=True):
     code = model.encode(roll.test)
     restored = model.reconstruct(roll.test).detach()
     error = (restored - roll.test).square().sum(1).mean().item()
-    axis.scatter(roll.test[:, 0], roll.test[:, 2], c=code.k[0], cmap="tab20", s=4, alpha=0.35)
+    component = code.k[code.best, torch.arange(len(roll.test))]
+    axis.scatter(roll.test[:, 0], roll.test[:, 2], c=component, cmap="tab20", s=4, alpha=0.35)
     axis.plot(restored[:, 0], restored[:, 2], ".", color="#222222", ms=2)
     axis.set(xticks=[], yticks=[], aspect="equal", title=f"{name}\nerror {error:.2f}")
 plt.show()

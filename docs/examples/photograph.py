@@ -18,7 +18,7 @@ from gae.systems.image_prior import Network
 
 photograph = torch.tensor(load_sample_image("flower.jpg")[100:356:4, 200:456:4] / 255.0, dtype=torch.float32)
 clean = photograph.permute(2, 0, 1)
-noisy = (clean + 0.1 * torch.randn(clean.shape, generator=torch.Generator().manual_seed(0))).clamp(0, 1)
+noisy = (clean + 0.25 * torch.randn(clean.shape, generator=torch.Generator().manual_seed(0))).clamp(0, 1)
 
 curve = []
 
@@ -29,7 +29,7 @@ def watch(progress):
         curve.append((progress.step, psnr(progress.reconstruction[0, 0], clean)))
 
 
-restored = restore_image(noisy, "denoise", steps=240, network=Network(channels=16, scales=3), watch=watch)
+restored = restore_image(noisy, "denoise", steps=300, network=Network(channels=16, scales=3), watch=watch)
 
 # %%
 

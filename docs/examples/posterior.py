@@ -24,7 +24,7 @@ mode = mode_ascent()(model.likelihood, x)
 draws = nuts(model.likelihood, x, samples=300, warmup=100)
 densities = {"encoder": model.encode(x).q, "Laplace": laplace_approximation(model.likelihood, x, mode.point)}
 for name, family in {"mean-field": MeanField, "full covariance": FullCovariance}.items():
-    engine = Ascent(model.inference, LBFGS(), max_steps=60, tol=1e-3, family=family(samples=32))
+    engine = Ascent(model.inference, LBFGS(), max_steps=60, tol=1e-3, family=family(samples=256))
     densities[name] = engine(model.likelihood, x).q
 
 # %%

@@ -7,6 +7,8 @@ dictionary of unit atoms, which turn into edges as it learns from a photograph. 
 proximal ascent (FISTA).
 """
 
+from functools import partial
+
 import matplotlib.pyplot as plt
 import torch
 from sklearn.datasets import load_sample_image
@@ -15,19 +17,19 @@ from sklearn.feature_extraction.image import extract_patches_2d
 import gae
 
 grey = load_sample_image("china.jpg").mean(2)[::2, ::2] / 255.0
-patches = torch.tensor(extract_patches_2d(grey, (8, 8), max_patches=4000, random_state=0), dtype=torch.float32)
+patches = torch.tensor(extract_patches_2d(grey, (8, 8), max_patches=2000, random_state=0), dtype=torch.float32)
 patches = patches - patches.mean((1, 2), keepdim=True)
 data = gae.data.load(patches[:, None])
 
-model = gae.sparse_coding(data, latent=64, steps=30)
-history = gae.fit(model, data, epochs=12, progress=False)
+model = gae.sparse_coding(data, latent=64, steps=20)
+history = gae.fit(model, data, epochs=8, batch_size=64, optimizer=partial(torch.optim.Adam, lr=0.01), progress=False)
 
 # %%
 
 code = model.encode(data.test)
 active = (code.point != 0).float().sum(1)
-atoms = model.likelihood.decode(torch.eye(64)[None]).mean[0, :, 0].detach()
-atoms = atoms - model.likelihood.decode(torch.zeros(1, 1, 64)).mean[0, :, 0].detach()
+atoms = model.decode(torch.eye(64)[None]).mean[0, :, 0].detach()
+atoms = atoms - model.decode(torch.zeros(1, 1, 64)).mean[0, :, 0].detach()
 print(f"{active.mean():.1f} of 64 elements are not zero")
 
 figure, axes = plt.subplots(4, 12, figsize=(6.4, 2.3))

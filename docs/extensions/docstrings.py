@@ -28,6 +28,11 @@ def _process(app: "Sphinx", what: str, name: str, item: Any, options: Any, lines
     lines[:] = escape("\n".join(lines)).split("\n")
 
 
+def _skip(app: "Sphinx", what: str, name: str, item: Any, skip: bool, options: Any) -> bool | None:
+    return True if str(getattr(item, "__doc__", "")).startswith("Alias for field number") else None
+
+
 def setup(app: "Sphinx") -> dict[str, bool]:
     app.connect("autodoc-process-docstring", _process, priority=100)  # before napoleon, which adds markup
+    app.connect("autodoc-skip-member", _skip)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -31,5 +31,7 @@ def reset(gallery_conf: dict[str, Any], fname: str) -> None:
 
     from gae.reports.figures import STYLE
 
-    rcParams.update(STYLE | {"figure.figsize": (6.4, 3.6), "figure.constrained_layout.use": True})
+    rcParams.update(
+        STYLE | {"axes.axisbelow": True, "figure.figsize": (6.4, 3.6), "figure.constrained_layout.use": True}
+    )
     torch.manual_seed(0)

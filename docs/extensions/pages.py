@@ -73,7 +73,7 @@ def api(name: str) -> str:
         for kind, entries in listed.items()
         if entries and kind != "values"
     ]
-    entries = [_entry(name, each, value) for each, value in sorted(members.items())]
+    entries = [_entry(name, each, value) for each, value in sorted(members.items()) if callable(value)]
     doc = inspect.getdoc(module) or ""
     return "\n\n".join([f"# {name}", doc, *overview, *entries]) + "\n"
 
@@ -88,7 +88,7 @@ def _public(name: str, module: Any) -> list[str]:
 
 
 def _entry(package: str, name: str, value: Any) -> str:
-    kind = "class" if inspect.isclass(value) else "function" if callable(value) else "data"
+    kind = "class" if inspect.isclass(value) else "function"
     members = "   :members:\n" if kind == "class" else ""
     return f"```{{eval-rst}}\n.. auto{kind}:: {package}.{name}\n{members}```"
 
@@ -122,7 +122,7 @@ def _command(group: Any, parent: Any, name: str) -> str:
     rows = [_parameter(each, context) for each in command.get_params(context)]
     return (
         f"## gae {name}\n\n```text\ngae {name} {usage}\n```\n\n{inspect.cleandoc(command.help or '')}\n\n"
-        "| | |\n|---|---|\n" + "\n".join(rows) + "\n"
+        "| argument or option | |\n|---|---|\n" + "\n".join(rows) + "\n"
     )
 
 
@@ -201,7 +201,12 @@ def _claim(note: str, finding: Any) -> str:
     says = claim.statement if "$" in claim.statement else _literal(typeset(claim.statement))
     numbers = f"{number(check.lhs)} {check.claim[0].sign} {number(check.rhs)}"
     link = f"[{title}](../../notes/{note}.md#{slug(title)})"
-    return f"| {link} | {says} | {check.verdict.value} | {numbers} |"
+    return f"| {link} | {says} | {_verdict(check)} | {numbers} |"
+
+
+def _verdict(check: Any) -> str:
+    verdict = check.verdict.value
+    return f"**{verdict}**" if verdict == "fails" else verdict
 
 
 def _literal(html: str) -> str:
