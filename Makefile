@@ -4,9 +4,10 @@ CONSTRAINTS ?= constraints.txt
 VENV := .venv
 BIN := $(VENV)/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
 INSTALLED := $(VENV)/.installed
+DOCUMENTED := $(VENV)/.documented
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all test-portable lint style types table bench clean
+.PHONY: help demo test test-all test-portable lint style types table docs bench clean
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -46,10 +47,16 @@ types: $(INSTALLED)
 table: $(INSTALLED) ## write what the table of systems decides into README.md and the stubs
 	$(BIN)/python -m gae.systems
 
+# One thread: the gallery is many small computations. Two processes read and write the pages.
+docs: $(DOCUMENTED) ## build the site, with its gallery; writes docs/_build/html/index.html
+	OMP_NUM_THREADS=1 $(BIN)/python -m sphinx -W -j 2 -c docs -d docs/_build/doctrees . docs/_build/html
+	@echo "Site: $(CURDIR)/docs/_build/html/index.html"
+
 bench: $(INSTALLED) ## run the side-by-side benchmarks; writes benchmarks/RESULTS.md
 	$(BIN)/python -m benchmarks.run
 
 clean: ## remove the environment, runs and caches
+	rm -rf docs/_build docs/gallery docs/reference
 	rm -rf $(VENV) runs build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
@@ -58,4 +65,8 @@ $(INSTALLED): pyproject.toml $(CONSTRAINTS)
 	{ echo 'gae needs Python 3.11 or newer as "$(PYTHON)". Name another: make PYTHON=python3.12 ...' >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install $(addprefix --constraint ,$(CONSTRAINTS)) --editable '.[dev,tensorboard]'
+	@touch $@
+
+$(DOCUMENTED): $(INSTALLED)
+	$(BIN)/python -m pip install $(addprefix --constraint ,$(CONSTRAINTS)) --editable '.[docs]'
 	@touch $@

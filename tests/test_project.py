@@ -6,6 +6,7 @@ import re
 import sys
 import tomllib
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,8 @@ from gae.data.extras import PACKAGES
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 EXTRAS: dict[str, list[str]] = PROJECT["optional-dependencies"]
-DEVELOPMENT = {"dev", "experiments", "test"}  # extras that serve this repository, not the installed package
+DEVELOPMENT = {"dev", "docs", "experiments", "test"}  # extras that serve this repository, not the installed package
+INSTALLED = ("dev", "tensorboard", *(["docs"] if find_spec("sphinx") else []))  # `make docs` adds its packages
 
 
 def required(*extras: str) -> list[Requirement]:
@@ -119,20 +121,23 @@ def pinned() -> dict[str, Version]:
 
 
 def test_constraints_pin_every_package_that_make_installs(pinned: dict[str, Version]) -> None:
-    brought = set(closure(required("dev", "tensorboard")))
+    brought = set(closure(required(*INSTALLED)))
     assert len(brought) > 50  # the walk went past the direct requirements
     missing = {name: str(installed(name)) for name in sorted(brought - pinned.keys())}
     assert not missing, f"constraints.txt does not pin {missing}"
+    assert names(required("docs")) <= pinned.keys()
 
 
 def test_constraints_are_what_is_installed(pinned: dict[str, Version]) -> None:
-    brought = closure(required("dev", "tensorboard"))
+    brought = closure(required(*INSTALLED))
     differ = {name: str(installed(name)) for name in brought if pinned.get(name) not in (None, installed(name))}
     assert not differ, f"constraints.txt pins other versions than are installed: {differ}"
 
 
 def test_the_oldest_versions_are_the_lower_bounds() -> None:
-    bounded = [r for r in required("dev", "tensorboard") if r.name not in ("mypy", "ruff")]  # tools that no test runs
+    bounded = [
+        r for r in required("dev", "docs", "tensorboard") if r.name not in ("mypy", "ruff")
+    ]  # tools that no test runs
     bounds = {canonicalize_name(r.name): Version(spec.version) for r in bounded for spec in r.specifier}
     assert pins("constraints-oldest.txt") == bounds
 

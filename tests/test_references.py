@@ -11,7 +11,13 @@ NAME = re.compile(r"``?(gae(?:\.[A-Za-z_]\w*)+)")
 INVENTED = {"gae.notes", "gae.rae"}  # the notes in a wheel, and the example of notes/extending.md
 TEXTS = [
     path
-    for path in [*ROOT.glob("*.md"), *(ROOT / "notes").rglob("*.md"), *(ROOT / "gae").rglob("*.py")]
+    for path in [
+        *ROOT.glob("*.md"),
+        *(ROOT / "docs").glob("*.md"),
+        *(ROOT / "docs" / "guide").glob("*.md"),
+        *(ROOT / "notes").rglob("*.md"),
+        *(ROOT / "gae").rglob("*.py"),
+    ]
     if path.name != "CHANGELOG.md"  # which names what is gone
 ]
 

@@ -25,6 +25,7 @@ class Amortized(Inference):
 
     Args:
         guide: one of
+
             - a Pyro guide: a callable or ``PyroModule`` taking x (B, *X), with one sample site ``"z"`` of batch
               (B,) and event Z. Parameters that a plain callable declares (``pyro.param``, ``pyro.module``) become
               parameters of this module at its first call; from then on it cannot be copied or pickled, since a copy

@@ -1,4 +1,4 @@
-"""Formulas in plain characters, such as ``max_z log q_r(x|z)``, as MathML."""
+"""Formulas as MathML: in plain characters, such as ``max_z log q_r(x|z)``, and in LaTeX."""
 
 import re
 import unicodedata
@@ -28,6 +28,20 @@ STYLES = dict.fromkeys("()[]{}", FENCE) | dict.fromkeys("|‖/∂∇", TIGHT)
 OPENING = set("([{|‖/=≤≥<>,;:·")  # a sign after one of these belongs to what follows
 GROUP = re.compile(r"(?<=[\^_])(?:\([^()]*\)|\{[^{}]*\})")  # a script of several characters, without its brackets
 SCRIPT = re.compile(r"[A-Za-z]+|\d+|.[\u0302-\u0304]?")
+APPLIED = re.compile("(<mi>(?:log|exp|det|tr)</mi>)")  # space between a named function and its argument
+
+
+def mathml(latex: str, block: bool = False) -> str:
+    r"""A formula of LaTeX, in a line of text or in a line of its own.
+
+    >>> mathml(r"\log x").endswith('<mrow><mi>log</mi><mspace width="0.17em"/></mrow><mi>x</mi></mrow></math>')
+    True
+    """
+    from latex2mathml.converter import convert
+
+    return APPLIED.sub(
+        r'<mrow>\1<mspace width="0.17em"/></mrow>', convert(latex, display="block" if block else "inline")
+    )
 
 
 def typeset(text: str) -> str:

@@ -1,6 +1,5 @@
 """The ledger as one HTML page: a table, the notes with their formulas and sources, every check, and figures."""
 
-import re
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
@@ -11,10 +10,8 @@ import torch
 from gae.ledger.notes import Claim, Finding, Note
 from gae.ledger.sources import places, read_sources
 from gae.reports.answers import ledger_answer
-from gae.reports.formulas import typeset
+from gae.reports.formulas import mathml, typeset
 from gae.reports.pages import made_here, write_page
-
-FUNCTION = re.compile("(<mi>(?:log|exp|det|tr)</mi>)")  # space between a named function and its argument
 
 
 def write(notes: Sequence[Note], findings: Sequence[Finding], path: Path, command: str) -> None:
@@ -62,12 +59,10 @@ def _picture(claim: Claim) -> str | None:
 @cache
 def _renderer() -> Callable[[str], str]:
     """Markdown-to-HTML renderer that turns LaTeX into MathML, so that the page needs no script."""
-    from latex2mathml.converter import convert
     from markdown_it import MarkdownIt
     from mdit_py_plugins.dollarmath import dollarmath_plugin
 
     def formula(source: str, options: dict[str, Any]) -> str:
-        mathml = convert(source, display="block" if options["display_mode"] else "inline")
-        return FUNCTION.sub(r'<mrow>\1<mspace width="0.17em"/></mrow>', mathml)
+        return mathml(source, block=options["display_mode"])
 
     return MarkdownIt("commonmark").enable("table").use(dollarmath_plugin, renderer=formula).render

@@ -1,4 +1,4 @@
-"""The list of quoted texts: complete, and every text that the notes or README quote is in it."""
+"""The list of quoted texts: complete, and every text that the notes or the errata quote is in it."""
 
 import re
 from pathlib import Path
@@ -17,10 +17,8 @@ PAGES = [path for path in sorted((ROOT / "notes").rglob("*")) if path.suffix in 
 TEXTS = {str(path.relative_to(ROOT)): path for path in PAGES if path.name != "sources.md"}
 WITHOUT_ADDRESS = {"000"}
 LINK = re.compile(r"\[([^\]]+)\]\(([^)]+)\)")
-README = (ROOT / "README.md").read_text(encoding="utf-8")
-ERRATA = re.findall(
-    r"^- \[(D\d+)\]\(\S+\): (.+)$", README.partition("## What the sources get wrong\n")[2], flags=re.MULTILINE
-)
+LISTED = (ROOT / "docs" / "errata.md").read_text(encoding="utf-8")
+ERRATA = re.findall(r"^- \[(D\d+)\]\(\S+\): (.+)$", LISTED, flags=re.MULTILINE)
 
 
 def cited(text: str) -> set[str]:
@@ -61,19 +59,18 @@ def test_every_listed_text_is_quoted() -> None:
 
 
 @pytest.mark.parametrize(("row", "text"), ERRATA, ids=[row for row, _ in ERRATA])
-def test_errata_in_the_readme_link_to_their_sources(row: str, text: str) -> None:
+def test_errata_link_to_their_sources(row: str, text: str) -> None:
     links = LINK.findall(text)
     assert links, f"{row}: which text says so?"
     assert {key for key, _ in links} <= {key for key, _ in places(CLAIMS[row].source)}
     for key, address in links:
-        assert address == (SOURCES[key].address or "notes/sources.md#the-texts-under-examination"), f"{row}: {key}"
+        assert address == (SOURCES[key].address or "../notes/sources.md#the-texts-under-examination"), f"{row}: {key}"
 
 
-def test_errata_in_the_readme_are_found() -> None:
-    listed = README.partition("## What the sources get wrong\n")[2].partition("\n## ")[0]
-    assert len(ERRATA) == listed.count("\n- ") > 10
+def test_errata_are_found() -> None:
+    assert len(ERRATA) == LISTED.count("\n- ") > 10
     addresses = {source.address for source in SOURCES.values()}
-    assert {address for _, address in LINK.findall(README) if address.startswith("https://")} <= addresses
+    assert {address for _, address in LINK.findall(LISTED) if address.startswith("https://")} <= addresses
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,38 @@
+"""Docstrings as reStructuredText: outside code, ``|``, ``*`` and a final ``_`` are characters, not markup."""
+
+import re
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sphinx.application import Sphinx
+
+CODE = re.compile(r"(``.+?``)", flags=re.DOTALL)
+MARKUP = re.compile(r"(?<!\\)([|*]|_(?!\w))")
+
+
+def escape(text: str) -> str:
+    r"""The text with markup characters escaped outside of literals and examples.
+
+    >>> print(escape("log q(z|x) of ``a|b``, x_"))
+    log q(z\|x) of ``a|b``, x\_
+    """
+    parts = re.split(r"(^[ ]*>>>.*(?:\n[ ]*\S.*)*)", text, flags=re.MULTILINE)
+    return "".join(part if i % 2 else _escape_prose(part) for i, part in enumerate(parts))
+
+
+def _escape_prose(text: str) -> str:
+    return "".join(part if i % 2 else MARKUP.sub(r"\\\1", part) for i, part in enumerate(CODE.split(text)))
+
+
+def _process(app: "Sphinx", what: str, name: str, item: Any, options: Any, lines: list[str]) -> None:
+    lines[:] = escape("\n".join(lines)).split("\n")
+
+
+def _skip(app: "Sphinx", what: str, name: str, item: Any, skip: bool, options: Any) -> bool | None:
+    return True if str(getattr(item, "__doc__", "")).startswith("Alias for field number") else None
+
+
+def setup(app: "Sphinx") -> dict[str, bool]:
+    app.connect("autodoc-process-docstring", _process, priority=100)  # before napoleon, which adds markup
+    app.connect("autodoc-skip-member", _skip)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}
