@@ -116,11 +116,13 @@ def evaluators(folder: Path, todo: list[Mutant], limit: float) -> dict[str, list
     Raises:
         RuntimeError: for tests that fail before anything is changed.
     """
+    path = f'__import__("sys").path.append({str(folder)!r})'  # for a package that is installed elsewhere
+    marks = f'({path} or __import__("tests.reached", fromlist=["mark"]))'
     texts = {mutant.path: (folder / mutant.path).read_bytes() for mutant in todo}
     marked = dict(texts)
     for number, mutant in sorted(enumerate(todo), key=lambda entry: -entry[1].start):  # from the end: places stay
         old = texts[mutant.path][mutant.start : mutant.end].decode()
-        call = f'__import__("tests.reached", fromlist=["mark"]).mark({number})'
+        call = f'(__import__("sys").modules.get("tests.reached") or {marks}).mark({number})'
         marked[mutant.path] = replace(mutant, new=f"({call} and ({old}))").apply(marked[mutant.path])
     with tempfile.TemporaryDirectory() as records:
         write(folder, marked)
