@@ -9,11 +9,14 @@ seen: set[tuple[int, str]] = set()
 
 
 def mark(number: int) -> bool:
-    """Records the test file that runs, or nothing while modules are imported; commands that tests start count too."""
-    file = os.environ.get("PYTEST_CURRENT_TEST", "").partition("::")[0]
-    if (number, file) not in seen:
+    """Records the test file that runs, or nothing while modules are imported.
+
+    Commands that tests start count too, unless they get an environment of their own.
+    """
+    folder, file = os.environ.get(FOLDER), os.environ.get("PYTEST_CURRENT_TEST", "").partition("::")[0]
+    if folder and (number, file) not in seen:
         seen.add((number, file))
-        with Path(os.environ[FOLDER], str(os.getpid())).open("a", encoding="utf-8") as records:
+        with Path(folder, str(os.getpid())).open("a", encoding="utf-8") as records:
             records.write(f"{number} {file}\n")
     return True
 
