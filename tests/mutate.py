@@ -5,9 +5,11 @@
 
 Each mutant changes one expression of one function: operator, comparison, constant, condition or reduction. At
 most one is made in a function, and the packages of ``gae/`` take turns; commands, reports, messages and annotations are
-left alone. In a copy of the checkout the tests nearest to the module run first, and if they pass, all tests. A mutant
-whose tests fail or take too long is killed; one that survives shows a fault that no test would see, unless the change
-makes no difference. The script may be stopped: mutants that are in the results are not run again.
+left alone. First all tests run once in a copy of the checkout, with a mark at each of these expressions, which records
+the test files that evaluate it. Then these files run for each mutant, those nearest to its module first. (All files, if
+it is evaluated while modules are imported. A fixture that files share counts for one of them.) A mutant whose tests
+fail or take too long is killed; one that survives shows a fault that no test would see, unless the change makes no
+difference. The script may be stopped: mutants that are in the results are not run again.
 """
 
 import argparse
@@ -24,12 +26,13 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 from tests.mutants import ROOT, Mutant, differs, mutants
+from tests.reached import FOLDER, reached
 
 PACKAGE, TESTS = ROOT / "gae", ROOT / "tests"
 TEXT = ("cli", "report", "figures", "page", "pictures", "terminal")  # in the names of modules that make text and pages
@@ -82,11 +85,11 @@ def nearest(module: Path) -> list[str]:
     return [str(path.relative_to(ROOT)) for path in (module, *named, *others)]
 
 
-def run(folder: Path, files: list[str], limit: float) -> tuple[str, str]:
+def run(folder: Path, files: list[str], limit: float, **variables: str) -> tuple[str, str]:
     """What became of the tests (passed, failed or timeout), and what they printed."""
     options = ["-x", "-q", "-n", "2", "--dist", "worksteal", "-p", "no:cacheprovider", "--tb=line"]
     command = [sys.executable, "-m", "pytest", *options, *files]
-    environment = os.environ | {"PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1"}
+    environment = os.environ | {"PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1"} | variables
     if (ROOT.parent / "shared" / "data").exists():
         environment.setdefault("GAE_DATA", str(ROOT.parent / "shared" / "data"))
     process = subprocess.Popen(
@@ -107,18 +110,52 @@ def run(folder: Path, files: list[str], limit: float) -> tuple[str, str]:
     return "passed" if process.returncode in (0, 5) else "failed", printed  # 5: no tests in these files
 
 
-def judge(folder: Path, mutant: Mutant, limit: float) -> dict[str, Any]:
-    target, start = folder / mutant.path, time.monotonic()
-    text = target.read_bytes()
-    target.write_bytes(mutant.apply(text))
-    try:
-        by, (outcome, _) = "nearest tests", run(folder, nearest(ROOT / mutant.path), limit)
-        if outcome == "passed":
-            by, (outcome, _) = "all tests", run(folder, [], limit)
-    finally:
-        target.write_bytes(text)
-    end = {"passed": "survived", "failed": f"killed by {by}", "timeout": f"killed by time, {by}"}[outcome]
-    return asdict(mutant) | {"end": end, "seconds": round(time.monotonic() - start)}
+def evaluators(folder: Path, todo: list[Mutant], limit: float) -> dict[str, list[str]]:
+    """The test files that evaluate the expression of each mutant, by its key.
+
+    Raises:
+        RuntimeError: for tests that fail before anything is changed.
+    """
+    path = f'__import__("sys").path.append({str(folder)!r})'  # for a package that is installed elsewhere
+    marks = f'({path} or __import__("tests.reached", fromlist=["mark"]))'
+    texts = {mutant.path: (folder / mutant.path).read_bytes() for mutant in todo}
+    marked = dict(texts)
+    for number, mutant in sorted(enumerate(todo), key=lambda entry: -entry[1].start):  # from the end: places stay
+        old = texts[mutant.path][mutant.start : mutant.end].decode()
+        call = f'(__import__("sys").modules.get("tests.reached") or {marks}).mark({number})'
+        marked[mutant.path] = replace(mutant, new=f"({call} and ({old}))").apply(marked[mutant.path])
+    with tempfile.TemporaryDirectory() as records:
+        write(folder, marked)
+        try:
+            outcome, printed = run(folder, [], limit, **{FOLDER: records})
+        finally:
+            write(folder, texts)
+        if outcome != "passed":
+            raise RuntimeError(f"{outcome} before anything was changed (see --limit):\n{printed[-3000:]}")
+        files = reached(Path(records))
+    return {mutant.key: sorted(files.get(number, ())) for number, mutant in enumerate(todo)}
+
+
+def write(folder: Path, texts: dict[str, bytes]) -> None:
+    for path, text in texts.items():
+        (folder / path).write_bytes(text)
+
+
+def judge(folder: Path, mutant: Mutant, evaluating: list[str], limit: float) -> dict[str, Any]:
+    start, text = time.monotonic(), (folder / mutant.path).read_bytes()
+    near = nearest(ROOT / mutant.path)
+    files = sorted(evaluating, key=lambda file: near.index(file) if file in near else len(near))
+    if "" in files:
+        files = [*near, "gae", "tests"]
+    outcome = "passed"
+    if files:
+        write(folder, {mutant.path: mutant.apply(text)})
+        try:
+            outcome, _ = run(folder, files, limit)
+        finally:
+            write(folder, {mutant.path: text})
+    end = {"passed": "survived", "failed": "killed", "timeout": "killed by time"}[outcome]
+    return asdict(mutant) | {"end": end, "files": len(files), "seconds": round(time.monotonic() - start)}
 
 
 def sources() -> str:
@@ -157,7 +194,7 @@ def main() -> None:
     if chosen.list:
         print("\n".join(f"{mutant.path}:{mutant.line}: {mutant.old} -> {mutant.new}" for mutant in todo))
         return
-    state: dict[str, Any] = {"sources": sources(), "results": {}}
+    state: dict[str, Any] = {"sources": sources(), "evaluators": {}, "results": {}}
     if chosen.out.exists():
         state = json.loads(chosen.out.read_text())
     if state["sources"] != sources():
@@ -166,14 +203,15 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as parent:
         folder = Path(parent, "checkout")
         shutil.copytree(ROOT, folder, ignore=LEFT_OUT)
-        if "passes" not in state:
-            outcome, printed = run(folder, [], chosen.limit)
-            if outcome != "passed":
-                parser.error(f"{outcome} before anything was changed (see --limit):\n{printed[-3000:]}")
-            state["passes"] = True
+        missing = [mutant for mutant in todo if mutant.key not in state["evaluators"]]
+        if missing:
+            state["evaluators"] |= evaluators(folder, missing, chosen.limit)
+            chosen.out.write_text(json.dumps(state, indent=1) + "\n")
         for mutant in todo:
             if mutant.key not in state["results"]:
-                state["results"][mutant.key] = result = judge(folder, mutant, chosen.limit)
+                state["results"][mutant.key] = result = judge(
+                    folder, mutant, state["evaluators"][mutant.key], chosen.limit
+                )
                 chosen.out.write_text(json.dumps(state, indent=1) + "\n")
                 print(f"{result['end']}: {mutant.key} ({result['seconds']} s)", flush=True)
     print(report([state["results"][mutant.key] for mutant in todo]))
