@@ -82,7 +82,6 @@ def gap(
     folder.
     """
     from gae.analysis.engines import engine_of
-    from gae.analysis.metrics import mean_and_error
     from gae.reports import gap as gap_report
     from gae.reports.pages import made_here
     from gae.training import launch
@@ -118,11 +117,7 @@ def gap(
         "seed": seed,
         "unit": "nats",
         "answer": _answer(model, columns, family, laws, engine, worst),
-        "worst": [
-            {"sample": sample, "row": row, "gap": float(columns[gap_report.lost(columns)][sample])}
-            for sample, row in zip(worst.samples, worst.rows, strict=True)
-        ],
-        "results": {name: mean_and_error(values) for name, values in columns.items()},
+        **_values(columns, worst),
     }
     save_arrays(out / "gap.npz", {name: values.cpu().numpy() for name, values in columns.items()})
     write_text(out / "gap.json", json.dumps(account, indent=1, allow_nan=False) + "\n")
@@ -227,6 +222,21 @@ def _worst(model: "Autoencoder", dataset: "Dataset", x: "torch.Tensor", columns:
     rows = samples if known is None or len(known) != len(dataset.test) else known[samples].tolist()
     how = drawing(dataset.event_shape, dataset.value_range, dataset.columns)
     return Worst(samples, rows, x[samples].cpu().numpy(), rebuilt.cpu().numpy(), how)
+
+
+def _values(columns: "dict[str, torch.Tensor]", worst: "Worst") -> dict[str, Any]:
+    """The results as JSON: those of the observations that lose most, and the mean of each column with its error."""
+    from gae.analysis.metrics import mean_and_error
+    from gae.reports.gap import lost
+
+    gaps = columns[lost(columns)]
+    return {
+        "worst": [
+            {"sample": sample, "row": row, "gap": float(gaps[sample])}
+            for sample, row in zip(worst.samples, worst.rows, strict=True)
+        ],
+        "results": {name: mean_and_error(values) for name, values in columns.items()},
+    }
 
 
 def _print(results: dict[str, Any], observations: int, out: Path) -> None:

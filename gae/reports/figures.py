@@ -183,5 +183,3 @@ def _tile(x: np.ndarray, low: float, high: float) -> np.ndarray:
     image = as_image(x, low, high)
     index = [(np.arange(TILE) * side) // TILE for side in image.shape[1:]]
     return channels_last(image[:, index[0]][:, :, index[1]])
-
-

@@ -90,7 +90,7 @@ class Images(Drawing):
 
 @dataclass(frozen=True)
 class Features(Drawing):
-    """Observations by the features of a table, a panel for each; at most 9, those with the largest errors or changes."""
+    """Observations by the features of a table, a panel for each of at most 9: the largest errors or changes."""
 
     names: Sequence[str]
 
