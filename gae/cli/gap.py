@@ -82,8 +82,6 @@ def gap(
     folder.
     """
     from gae.analysis.engines import engine_of
-    from gae.reports import gap as gap_report
-    from gae.reports.pages import made_here
     from gae.training import launch
 
     command, began = command_line(gap, locals()), time.perf_counter()
@@ -119,9 +117,7 @@ def gap(
         "answer": _answer(model, columns, family, laws, engine, worst),
         **_values(columns, worst),
     }
-    save_arrays(out / "gap.npz", {name: values.cpu().numpy() for name, values in columns.items()})
-    write_text(out / "gap.json", json.dumps(account, indent=1, allow_nan=False) + "\n")
-    gap_report.write(columns, account, worst, made_here(command, time.perf_counter() - began), out)
+    _write(out, columns, account, worst, command, time.perf_counter() - began)
     if as_json:
         echo_json(account)
     else:
@@ -237,6 +233,22 @@ def _values(columns: "dict[str, torch.Tensor]", worst: "Worst") -> dict[str, Any
         ],
         "results": {name: mean_and_error(values) for name, values in columns.items()},
     }
+
+
+def _write(
+    out: Path,
+    columns: "dict[str, torch.Tensor]",
+    account: dict[str, Any],
+    worst: "Worst",
+    command: str,
+    seconds: float,
+) -> None:
+    from gae.reports import gap as gap_report
+    from gae.reports.pages import made_here
+
+    save_arrays(out / "gap.npz", {name: values.cpu().numpy() for name, values in columns.items()})
+    write_text(out / "gap.json", json.dumps(account, indent=1, allow_nan=False) + "\n")
+    gap_report.write(columns, account, worst, made_here(command, seconds), out)
 
 
 def _print(results: dict[str, Any], observations: int, out: Path) -> None:
