@@ -112,6 +112,12 @@ def compare(
     """
     data = data if isinstance(data, Dataset) else load(data)
     fabric, given = fabric or single("cpu"), None
+    if data.missing:
+        raise ValueError(
+            "A comparison of engines needs complete observations, got data with missing='mask': it fits encoders "
+            "of whole observations to each decoder. Remove or impute missing values, or compare systems that take them "
+            "(`gae.survey`, `gae compare --missing mask --systems ppca,vae`)."
+        )
     if model is None:
         names = tuple(ENGINES) if engines is None else engines
         configuration = configure(
