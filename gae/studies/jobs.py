@@ -88,6 +88,7 @@ def facts(configuration: dict[str, Any], data: Dataset) -> dict[str, Any]:
             "binarization": data.binarization,
             **({} if data.columns is None else {"columns": list(data.columns)}),
             "split": data.split,
+            "options": data.preparation.options(),
         },
         "versions": {name: version or NOT_INSTALLED for name, version in versions(PACKAGES).items()},
         "machine": {"cpu": processor(), "threads": torch.get_num_threads(), "system": platform.system()},
