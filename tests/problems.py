@@ -1,7 +1,9 @@
 """Models whose answers are known, for the tests of solvers and of the gradients through them, and small data."""
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +12,7 @@ from gae import nets
 from gae.analysis.matrix import MatrixBudget
 from gae.data import Dataset
 from gae.likelihood import Flat, Gaussian, Likelihood, LinearMixture
+from gae.storage.packing import dump, verified
 
 FIRST = 3 + 2 + 1 + 1  # codes that the first ascent on a likelihood decodes to check its decoder and its gradient
 
@@ -95,3 +98,11 @@ def tiny_matrix() -> MatrixBudget:
     return MatrixBudget(
         8, importance_samples=200, draws=20, optimum_steps=100, steps=(4,), rates=(0.03,), tuning_samples=4
     )
+
+
+def written_without(configuration: Path, *names: str) -> None:
+    """Takes fields out of the configuration of a job, as of one by a version before these fields."""
+    fields = json.loads(configuration.read_text(encoding="utf-8"))
+    kept = {name: value for name, value in verified(fields).items() if name not in names}
+    assert len(kept) + len(names) == len(fields) - 1, "a name is unknown"
+    configuration.write_text(dump(kept), encoding="utf-8")

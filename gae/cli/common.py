@@ -1,8 +1,7 @@
 """Arguments, readers and writers shared by the commands."""
 
 import shlex
-from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,12 +12,11 @@ from gae.data.files import whole
 from gae.training.processes import is_first
 
 if TYPE_CHECKING:
-    import numpy as np
     from lightning_fabric import Fabric
     from torch import Tensor
 
     from gae.autoencoder import Autoencoder
-    from gae.data import Dataset, Rows
+    from gae.data import Dataset
     from gae.data.preparation import Preparation
 
 DataName = Annotated[
@@ -63,9 +61,6 @@ SplitBy = Annotated[
         "line, or the rows of the test set). By default that of the model, or fraction:0.2.",
         show_default=False,
     ),
-]
-RowsFile = Annotated[
-    Path, typer.Option("--output", "-o", help="An .npz, .npy (one array, without index), .csv or .parquet file.")
 ]
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps, or auto for the fastest that is there.")]
 Precision = Annotated[
@@ -123,6 +118,7 @@ EngineName = Annotated[
     str | None,
     typer.Option("--engine", help="lbfgs, adam, gauss-newton, encoder or refine.", show_default="the model's own"),
 ]
+EngineSteps = Annotated[int | None, typer.Option("--steps", min=0, help="Most steps of --engine.")]
 
 
 @dataclass(frozen=True)
@@ -308,61 +304,3 @@ def save_arrays(path: Path, arrays: dict[str, Any]) -> None:
 
     with whole(path) as temporary:
         np.savez(temporary, **arrays)
-
-
-def write_rows(
-    path: Path,
-    rows: "Rows",
-    blocks: "Iterable[Mapping[str, np.ndarray]]",
-    main: str,
-    fabric: "Fabric",
-    facts: Mapping[str, str] | None = None,
-) -> dict[str, str]:
-    """Writes results for each observation beside its index, split, label and file name, in the order of the rows.
-
-    Of several processes the first writes, and the others compute their share of the blocks.
-
-    Args:
-        path: the file, whose suffix selects the format.
-        rows: the observations.
-        blocks: columns of results for consecutive observations.
-        main: the column of an ``.npy`` file.
-        fabric: the processes that compute the blocks.
-        facts: texts that hold for all rows.
-
-    Returns:
-        The dtype of each column, by its name and shape; nothing if this is not the first process.
-    """
-    from gae.data.output import row_file
-
-    if not fabric.is_global_zero:
-        deque(blocks, maxlen=0)
-        return {}
-    about = {"index": rows.row.numpy(), "split": rows.split}
-    if rows.labels is not None:
-        about["labels"] = rows.labels.numpy()
-    if rows.files is not None:
-        about["files"] = rows.files
-    with row_file(path, len(rows.row), main, facts) as file:
-        for block in blocks:
-            part = slice(file.added, file.added + len(next(iter(block.values()))))
-            file.add({**{name: column[part] for name, column in about.items()}, **block})
-    return {f"{name} {(len(rows.row), *shape)}": str(dtype) for name, (dtype, shape) in file.kinds.items()}
-
-
-class Mean:
-    """The mean of a column over all rows of the blocks that pass."""
-
-    def __init__(self, name: str):
-        self.name, self.total, self.rows = name, 0.0, 0
-
-    def over(self, blocks: "Iterable[Mapping[str, np.ndarray]]") -> "Iterable[Mapping[str, np.ndarray]]":
-        """Yields the blocks unchanged."""
-        for block in blocks:
-            self.total += float(block[self.name].sum(dtype="float64"))
-            self.rows += len(block[self.name])
-            yield block
-
-    @property
-    def value(self) -> float:
-        return self.total / self.rows

@@ -19,6 +19,7 @@ from gae.cli.common import (
     EncoderName,
     HeadName,
     Labels,
+    Missing,
     Nodes,
     Own,
     Precision,
@@ -56,6 +57,7 @@ def compare(
     activated: Activated = False,
     encoder: EncoderName = None,
     binarize: Binarize = "none",
+    missing: Missing = "refuse",
     labels: Labels = None,
     drop: Drop = None,
     standardize: Standardize = False,
@@ -86,7 +88,8 @@ def compare(
     if decoder is None:
         Own(weights=weights, scale=scale, activated=activated, encoder=encoder).need_decoder()
     fabric = launch(device, precision, devices, nodes, timeout=UNEQUAL)
-    dataset = load(data, binarize, split_by, labels=labels, drop=drop, standardize=standardize, size=size, crop=crop)
+    table: Any = {"labels": labels, "drop": drop, "standardize": standardize, "missing": missing}
+    dataset = load(data, binarize, split_by, size=size, crop=crop, **table)
     kind = "compare" if systems is None else "systems"
     folder = out or Path("runs") / f"{kind}-{dataset.name}"
     only = {"engines": engines, "latent": latent, "head": head, "seeds": seeds, "decoder": decoder}
@@ -110,14 +113,20 @@ def compare(
     if as_json:
         echo_json(results)
         return folder
-    if systems is None:
-        from gae.reports.comparison import highlights
-
-        for sentence in highlights(results):
-            typer.echo(sentence)
-    console().print(comparison(results) if systems is None else surveyed(results))
+    _print(results, is_survey=systems is not None)
     typer.echo(f"Report: {folder / 'report.html'}")
     return folder
+
+
+def _print(results: dict[str, Any], is_survey: bool) -> None:
+    if is_survey:
+        console().print(surveyed(results))
+        return
+    from gae.reports.comparison import highlights
+
+    for sentence in highlights(results):
+        typer.echo(sentence)
+    console().print(comparison(results))
 
 
 def _width(text: str) -> int:

@@ -1,43 +1,32 @@
 """``gae encode`` and ``gae transform``: the codes of data, in a file."""
 
-from functools import partial
 from pathlib import Path
-from typing import Annotated
-
-import typer
+from typing import Any
 
 from gae.cli.common import (
     Activated,
     AsJson,
-    CheckpointPath,
     CodeShape,
-    DataName,
     Decoder,
     Device,
     Devices,
     EncoderName,
     EngineName,
+    EngineSteps,
     HeadName,
-    Mean,
     ModelData,
     ModelPath,
     Nodes,
     Own,
     Precision,
-    RowsFile,
     SameBinarize,
     Scale,
     Seed,
     Split,
     SplitBy,
     Weights,
-    in_its_dtype,
-    load_like,
-    open_model,
-    placed,
-    read,
-    write_rows,
 )
+from gae.cli.rows import Mean, RowsFile, applied, write_rows
 from gae.cli.terminal import print_results, reported
 from gae.data.files import ROWS, check_file
 
@@ -50,7 +39,7 @@ def encode(
     split: Split = "all",
     split_by: SplitBy = None,
     engine: EngineName = None,
-    steps: Annotated[int | None, typer.Option(min=0, help="Most steps of --engine.")] = None,
+    steps: EngineSteps = None,
     decoder: Decoder = None,
     weights: Weights = None,
     latent: CodeShape = None,
@@ -76,42 +65,38 @@ def encode(
     Codes are inferred by the model's own engine, or by --engine: an ascent from 0 (lbfgs, adam, gauss-newton), the
     encoder alone, or a few steps from it (refine). With --decoder the model is yours, under the prior N(0, I).
     """
-    from gae.analysis.engines import engine_of
     from gae.analysis.rows import codes
     from gae.training import launch
 
     check_file(output, *ROWS)
     own = Own(decoder, weights, latent, head, scale, activated, encoder)
-    fabric = launch(device, precision, devices, nodes)
-    model, source = open_model(checkpoint, data, own, binarize, split_by, seed)
-    if engine is not None:
-        model.inference = engine_of(engine, model, steps)
-    elif steps is not None:
-        raise ValueError("--steps is for an engine by name. Give --engine too.")
-    rows = load_like(model, source, binarize, split_by).rows(split)
-    fabric = placed(model, rows.x, fabric)
-    x = in_its_dtype(model, rows.x)
-    if own.decoder is not None:
-        from gae.adapters import check_curvature, check_networks
-
-        check = partial(check_curvature, products=True) if engine == "gauss-newton" else check_networks
-        check(model, x)
+    chosen: Any = {"engine": engine, "steps": steps, "split": split, "split_by": split_by, "binarize": binarize}
+    work = applied(checkpoint, data, own, launch(device, precision, devices, nodes), seed=seed, **chosen)
     joint = Mean("log_joint")
-    blocks = joint.over(codes(model, x, fabric=fabric, seed=seed))
-    used = type(model.inference).__name__
-    columns = write_rows(output, rows, blocks, "z", fabric, {"engine": used})
-    if fabric.is_global_zero:
+    blocks = joint.over(codes(work.model, work.x, fabric=work.fabric, seed=seed))
+    used = type(work.model.inference).__name__
+    columns = write_rows(output, work.rows, blocks, "z", work.fabric, {"engine": used})
+    if work.fabric.is_global_zero:
         means = {"engine": used, "mean log_joint (nats)": joint.value}
         print_results({"file": str(output), **means, **columns}, as_json)
 
 
 @reported
 def transform(
-    checkpoint: CheckpointPath,
-    data: DataName,
+    checkpoint: ModelPath,
+    data: ModelData = None,
     output: RowsFile = Path("codes.csv"),
     split: Split = "all",
     split_by: SplitBy = None,
+    engine: EngineName = None,
+    steps: EngineSteps = None,
+    decoder: Decoder = None,
+    weights: Weights = None,
+    latent: CodeShape = None,
+    head: HeadName = None,
+    scale: Scale = None,
+    activated: Activated = False,
+    encoder: EncoderName = None,
     binarize: SameBinarize = None,
     seed: Seed = 0,
     device: Device = "cpu",
@@ -125,11 +110,10 @@ def transform(
     from gae.training import launch
 
     check_file(output, *ROWS)
-    fabric = launch(device, precision, devices, nodes)
-    model, _ = read(checkpoint)
-    rows = load_like(model, data, binarize, split_by).rows(split)
-    fabric = placed(model, rows.x, fabric)
-    blocks = codes(model, in_its_dtype(model, rows.x), scored=False, fabric=fabric, seed=seed)
-    columns = write_rows(output, rows, blocks, "z", fabric)
-    if fabric.is_global_zero:
+    own = Own(decoder, weights, latent, head, scale, activated, encoder)
+    chosen: Any = {"engine": engine, "steps": steps, "split": split, "split_by": split_by, "binarize": binarize}
+    work = applied(checkpoint, data, own, launch(device, precision, devices, nodes), seed=seed, **chosen)
+    blocks = codes(work.model, work.x, scored=False, fabric=work.fabric, seed=seed)
+    columns = write_rows(output, work.rows, blocks, "z", work.fabric)
+    if work.fabric.is_global_zero:
         print_results({"file": str(output), **columns}, as_json)

@@ -2,7 +2,7 @@
 
 import math
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -25,7 +25,12 @@ from gae.cli.common import (
     Standardize,
     load,
 )
+from gae.cli.config import keep_options
 from gae.cli.terminal import print_results, reported
+
+if TYPE_CHECKING:
+    from gae.training import Callback
+    from gae.training.callbacks import TrainingRun
 
 
 @reported
@@ -112,7 +117,8 @@ def fit(
     dataset = load(data, binarize, split_by, size=size, crop=crop, **table)
     folder = out or Path("runs") / f"{system}-{dataset.name}"
     board = board_in(folder) if tensorboard else None
-    run = {"out": folder, "resume": resume, "progress": not quiet, "logger": board, "fabric": fabric}
+    run: Any = {"out": folder, "resume": resume, "progress": not quiet, "logger": board, "fabric": fabric}
+    run["callbacks"] = [_keeping_options(folder)]
     model, history = fit_system(system, dataset, options, training, seed, **run)
     if not fabric.is_global_zero:
         return None
@@ -135,6 +141,20 @@ def fit(
     }
     print_results(results, as_json)
     return folder
+
+
+def _keeping_options(folder: Path) -> "Callback":
+    """A callback that writes the options of the command when training starts, so that a killed run has them."""
+    from gae.training import Callback
+
+    class KeepOptions(Callback):
+        is_recorded = False
+
+        def on_train_start(self, run: "TrainingRun") -> None:
+            if run.fabric.is_global_zero:
+                keep_options(folder)
+
+    return KeepOptions()
 
 
 def board_in(folder: Path) -> Any:

@@ -78,7 +78,7 @@ def gap(
 
     L[q] is the bound of the model's own engine, or of --engine: of an ascent (lbfgs, adam, gauss-newton), the Laplace
     approximation at its mode; of the encoder; or of its density after a few steps (refine). With --decoder the model is
-    yours, under the prior N(0, I). Several processes take consecutive hundreds of samples each; the first writes the
+    yours, under the prior N(0, I). Several processes share blocks of 100 samples; the first writes the
     folder.
     """
     from gae.analysis.engines import engine_of

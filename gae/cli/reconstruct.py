@@ -1,37 +1,52 @@
 """``gae reconstruct``: the reconstructions of data, in a file."""
 
 from pathlib import Path
+from typing import Any
 
 from gae.cli.common import (
+    Activated,
     AsJson,
-    CheckpointPath,
-    DataName,
+    CodeShape,
+    Decoder,
     Device,
     Devices,
+    EncoderName,
+    EngineName,
+    EngineSteps,
+    HeadName,
+    ModelData,
+    ModelPath,
     Nodes,
+    Own,
     Precision,
-    RowsFile,
     SameBinarize,
+    Scale,
     Seed,
     Split,
     SplitBy,
-    in_its_dtype,
-    load_like,
-    placed,
-    read,
-    write_rows,
+    Weights,
 )
+from gae.cli.rows import RowsFile, applied, write_rows
 from gae.cli.terminal import print_results, reported
 from gae.data.files import ROWS, check_file
 
 
 @reported
 def reconstruct(
-    checkpoint: CheckpointPath,
-    data: DataName,
+    checkpoint: ModelPath,
+    data: ModelData = None,
     output: RowsFile = Path("reconstructions.npz"),
     split: Split = "all",
     split_by: SplitBy = None,
+    engine: EngineName = None,
+    steps: EngineSteps = None,
+    decoder: Decoder = None,
+    weights: Weights = None,
+    latent: CodeShape = None,
+    head: HeadName = None,
+    scale: Scale = None,
+    activated: Activated = False,
+    encoder: EncoderName = None,
     binarize: SameBinarize = None,
     seed: Seed = 0,
     device: Device = "cpu",
@@ -44,19 +59,17 @@ def reconstruct(
 
     Values are in the units of the file: of 8-bit images from 0 to 255. Binarised data are reconstructed as
     probabilities. The file also holds index, split, labels and file names as that of `encode`; an .npy file has x
-    alone.
+    alone. --engine, --decoder and several processes are as in `encode`.
     """
     from gae.analysis.rows import reconstructions
     from gae.training import launch
 
     check_file(output, *ROWS)
-    fabric = launch(device, precision, devices, nodes)
-    model, _ = read(checkpoint)
-    dataset = load_like(model, data, binarize, split_by)
-    rows = dataset.rows(split)
-    fabric = placed(model, rows.x, fabric)
-    restored = reconstructions(model, in_its_dtype(model, rows.x), fabric=fabric, seed=seed)
-    blocks = ({"x": dataset.as_given(block["x"])} for block in restored)
-    columns = write_rows(output, rows, blocks, "x", fabric)
-    if fabric.is_global_zero:
+    own = Own(decoder, weights, latent, head, scale, activated, encoder)
+    chosen: Any = {"engine": engine, "steps": steps, "split": split, "split_by": split_by, "binarize": binarize}
+    work = applied(checkpoint, data, own, launch(device, precision, devices, nodes), seed=seed, **chosen)
+    restored = reconstructions(work.model, work.x, fabric=work.fabric, seed=seed)
+    blocks = ({"x": work.data.as_given(block["x"])} for block in restored)
+    columns = write_rows(output, work.rows, blocks, "x", work.fabric)
+    if work.fabric.is_global_zero:
         print_results({"file": str(output), **columns}, as_json)

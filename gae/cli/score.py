@@ -1,35 +1,40 @@
 """``gae score``: log p(x) and anomaly scores of data, in a file."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from gae.cli.common import (
+    Activated,
     AsJson,
-    CheckpointPath,
-    DataName,
+    CodeShape,
+    Decoder,
     Device,
+    EncoderName,
+    EngineName,
+    EngineSteps,
+    HeadName,
+    ModelData,
+    ModelPath,
+    Own,
     Precision,
-    RowsFile,
     SameBinarize,
+    Scale,
     Seed,
     Split,
     SplitBy,
-    in_its_dtype,
-    load_like,
-    placed,
-    read,
-    write_rows,
+    Weights,
 )
+from gae.cli.rows import RowsFile, applied, write_rows
 from gae.cli.terminal import print_results, reported
 from gae.data.files import ROWS, check_file
 
 
 @reported
 def score(
-    checkpoint: CheckpointPath,
-    data: DataName,
+    checkpoint: ModelPath,
+    data: ModelData = None,
     output: RowsFile = Path("scores.csv"),
     by: Annotated[
         str, typer.Option(help="evidence, reconstruction or gap; several are separated by commas.")
@@ -39,6 +44,15 @@ def score(
     ] = 500,
     split: Split = "all",
     split_by: SplitBy = None,
+    engine: EngineName = None,
+    steps: EngineSteps = None,
+    decoder: Decoder = None,
+    weights: Weights = None,
+    latent: CodeShape = None,
+    head: HeadName = None,
+    scale: Scale = None,
+    activated: Activated = False,
+    encoder: EncoderName = None,
     binarize: SameBinarize = None,
     seed: Seed = 0,
     device: Device = "cpu",
@@ -50,7 +64,7 @@ def score(
     log_p is log p(x), exact where it has a closed form; where tight is False it is only a lower bound in expectation.
     With --by: reconstruction is -log q(x|z) at the code, and gap is log p(x) - ELBO of the encoder; the higher, the
     less x resembles the training data. The file also holds index, split, labels and file names as that of `encode`;
-    an .npy file has the first score alone.
+    an .npy file has the first score alone. --engine and --decoder are as in `encode`.
     """
     import torch
 
@@ -58,16 +72,15 @@ def score(
     from gae.training.devices import single
 
     check_file(output, *ROWS)
-    fabric = single(device, precision)
-    model, _ = read(checkpoint)
-    rows = load_like(model, data, binarize, split_by).rows(split)
-    fabric = placed(model, rows.x, fabric)
-    torch.manual_seed(seed)
+    own = Own(decoder, weights, latent, head, scale, activated, encoder)
+    chosen: Any = {"engine": engine, "steps": steps, "split": split, "split_by": split_by, "binarize": binarize}
+    work = applied(checkpoint, data, own, single(device, precision), seed=seed, curvature=True, **chosen)
     names = [name.strip() for name in by.split(",")]
-    with fabric.autocast():
-        block = scores(model, in_its_dtype(model, rows.x).to(fabric.device), names, samples)
+    torch.manual_seed(seed)
+    with work.fabric.autocast():
+        block = scores(work.model, work.x.to(work.fabric.device), names, samples)
     main = next(iter(block))
-    columns = write_rows(output, rows, [block], main, fabric)
+    columns = write_rows(output, work.rows, [block], main, work.fabric)
     means = {f"mean {name} (nats)": float(block[name].mean()) for name in ("log_p", *names) if name in block}
     loose = {} if "tight" not in block else {"lower bounds only": int((~block["tight"]).sum())}
     print_results({"file": str(output), **means, **loose, **columns}, as_json)

@@ -1,6 +1,7 @@
 """``gae sweep``: a grid of trainings, and the table of their results."""
 
 from pathlib import Path
+from types import NoneType
 from typing import Annotated, Any
 
 import typer
@@ -9,7 +10,17 @@ from gae.cli.common import AsJson, Resume, load
 from gae.cli.config import read_yaml, refuse_unknown
 from gae.cli.terminal import command_line, console, echo_json, reported, table
 
-KEYS = ("data", "systems", "options", "fit", "seeds", "binarize")
+PREPARATION: dict[str, tuple[type, ...]] = {  # options of `gae fit` that prepare data, and kinds of values
+    "binarize": (str,),
+    "missing": (str,),
+    "labels": (str,),
+    "drop": (str, list),
+    "standardize": (bool,),
+    "size": (str, int),
+    "crop": (bool,),
+    "split-by": (str,),
+}
+KEYS = ("data", "systems", "options", "fit", "seeds", *PREPARATION)
 
 
 @reported
@@ -18,7 +29,8 @@ def sweep(
         Path,
         typer.Argument(
             metavar="GRID",
-            help="A YAML file with the keys data, systems, options, fit and seeds; a list of values is an axis.",
+            help="A YAML file with the keys data, systems, options, fit and seeds, in which a list of values is an "
+            "axis; also, as for `fit`, labels, drop, standardize, missing, size, crop, binarize and split-by.",
         ),
     ],
     seeds: Annotated[
@@ -44,8 +56,7 @@ def sweep(
     """
     command = command_line(sweep, locals())
     content = _content(grid)
-    names = _list(content["data"])
-    data = [load(str(name), str(content.get("binarize", "none"))) for name in names]
+    data = [load(str(name), **_preparation(content)) for name in _list(content["data"])]
     from gae.reports import sweep as report
     from gae.studies.sweep import NO_PANDAS
     from gae.studies.sweep import sweep as run
@@ -93,9 +104,25 @@ def _content(path: Path) -> dict[str, Any]:
     ]:
         if not isinstance(value or {}, dict):
             raise ValueError(f"{key} in {path} must be lines NAME: VALUE, got {value!r}.")
+    for key, kinds in PREPARATION.items():
+        if not isinstance(content.get(key), (*kinds, NoneType)):
+            raise ValueError(f"{key} in {path} must be as on the command line of `gae fit`, got {content[key]!r}.")
     if not all(isinstance(name, str) for name in (systems if isinstance(systems, dict) else _list(systems))):
         raise ValueError(f"systems in {path} must be names, or lines NAME: {{OPTION: VALUE}}, got {systems!r}.")
     return content
+
+
+def _preparation(content: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of ``load`` in a grid."""
+    given = {key: content[key] for key in PREPARATION if content.get(key) is not None}
+    size, drop = given.pop("size", None), given.pop("drop", [])
+    return {
+        "binarize": given.pop("binarize", "none"),
+        "split": given.pop("split-by", None),
+        "size": None if size is None else str(size),
+        "drop": [str(name) for name in _list(drop)],
+        **given,
+    }
 
 
 def _list(value: Any) -> list[Any]:

@@ -79,6 +79,21 @@ class Preparation:
             **{name: value for name, value in given.items() if value is not None},
         }
 
+    def options(self) -> list[str]:
+        """The options of ``gae fit`` and ``gae compare`` that prepare a table or a folder likewise.
+
+        >>> Preparation(Size((2,)), None, "none", None, table=TableSchema((), "kind", ("id",))).options()
+        ['--labels', 'kind', '--drop', 'id']
+        """
+        table, resize = self.table or TableSchema(()), self.resize
+        given: list[str] = [] if table.label is None else ["--labels", table.label]
+        for column in table.dropped:
+            given += ["--drop", column]
+        given += ["--standardize"] if self.standardize else []
+        if resize is not None:
+            given += ["--size", "x".join(map(str, resize.size)), *(["--crop"] if resize.crop else [])]
+        return given + (["--missing", "mask"] if self.missing else [])
+
     def binarize(self, requested: str | None) -> str:
         """The binarisation of new data, which must be that of the model.
 

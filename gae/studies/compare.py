@@ -37,7 +37,7 @@ from gae.studies.engines import (
     initial,
 )
 from gae.studies.given import GIVEN, GivenModel, configure_given
-from gae.studies.jobs import ResumableJob, facts, one_thread
+from gae.studies.jobs import ResumableJob, facts, one_thread, placement
 from gae.studies.pictures import pictures
 from gae.systems.parts import Encoder
 from gae.training import fit
@@ -112,6 +112,12 @@ def compare(
     """
     data = data if isinstance(data, Dataset) else load(data)
     fabric, given = fabric or single("cpu"), None
+    if data.missing:
+        raise ValueError(
+            "A comparison of engines needs complete observations, got data with missing='mask': it fits encoders "
+            "of whole observations to each decoder. Remove or impute missing values, or compare systems that take them "
+            "(`gae.survey`, `gae compare --missing mask --systems ppca,vae`)."
+        )
     if model is None:
         names = tuple(ENGINES) if engines is None else engines
         configuration = configure(
@@ -124,7 +130,7 @@ def compare(
                 raise ValueError(f"{option}={value!r} is for decoders that are trained. Leave it out with a given one.")
         given = GivenModel.of(model, data, dtype_of(precision_of(fabric)))
         configuration, decoder = configure_given(data, given, reference, epochs, hidden, seed, quick), given.likelihood
-    configuration = replace(configuration, device=fabric.device.type, precision=precision_of(fabric))
+    configuration = replace(configuration, **placement(fabric))
     for x in (data.epoch(0, seed), data.test):
         decoder.check(x.to(first_tensor(decoder).dtype))
 
@@ -293,7 +299,7 @@ class Training:
             resume=True,
             checkpoint_interval=INTERVAL,
             progress=False,
-            fabric=single(self.job.device, c.precision),
+            fabric=single(self.job.device, c.precision or 32),
             describe=describe,
         )
         model.cpu()

@@ -42,7 +42,7 @@ class Configuration:
         clip: largest norm of a gradient; several times the typical norm, so it only limits rare jumps.
         matrix: budget of the bounds on each fixed decoder.
         curve_samples, curve_draws: test samples, and draws for each, of a point of the training curves.
-        device, precision: of the trainings; bounds are measured in double precision.
+        device, precision: of the trainings; None for the CPU and 32 bits. Bounds are measured in double precision.
         given: names and content hash of a given decoder that is compared instead of trained ones, else None.
     """
 
@@ -73,8 +73,8 @@ class Configuration:
     baseline_epochs: int = 30
     curve_samples: int = 32
     curve_draws: int = 200
-    device: str = "cpu"
-    precision: str = "32-true"
+    device: str | None = None
+    precision: str | None = None
     matrix: MatrixBudget = field(default_factory=MatrixBudget)
     effort: EvaluationBudget = field(default_factory=EvaluationBudget)
     given: dict[str, Any] | None = None

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -15,6 +15,10 @@ from gae.data import Dataset
 from gae.data.environment import commit, processor, versions
 from gae.data.files import write_text
 from gae.storage.packing import dump, verified
+from gae.training.devices import PRECISIONS, precision_of
+
+if TYPE_CHECKING:
+    import lightning_fabric
 
 PACKAGES = ("gae", "torch", "pyro-ppl", "numpy", "scikit-learn")
 NOT_INSTALLED = "not installed (run from source)"
@@ -84,10 +88,20 @@ def facts(configuration: dict[str, Any], data: Dataset) -> dict[str, Any]:
             "binarization": data.binarization,
             **({} if data.columns is None else {"columns": list(data.columns)}),
             "split": data.split,
+            "options": data.preparation.options(),
         },
         "commit": commit(),
         "versions": {name: version or NOT_INSTALLED for name, version in versions(PACKAGES).items()},
         "machine": {"cpu": processor(), "threads": torch.get_num_threads(), "system": platform.system()},
+    }
+
+
+def placement(fabric: "lightning_fabric.Fabric") -> dict[str, Any]:
+    """Device and precision in a job's configuration: None for the defaults, as in folders written without them."""
+    device, precision = fabric.device.type, precision_of(fabric)
+    return {
+        "device": None if device == "cpu" else device,
+        "precision": None if precision == PRECISIONS["32"] else precision,
     }
 
 

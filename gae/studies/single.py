@@ -1,5 +1,6 @@
 """One training of a named system on a data set, by options of numbers and names, and its results on the test set."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -73,6 +74,7 @@ def fit_system(
     options: dict[str, Any],
     training: TrainingOptions,
     seed: int,
+    callbacks: Sequence[Callback] = (),
     **run: Any,
 ) -> tuple[Autoencoder, History]:
     """Builds a system with the weights of a seed and trains it; ``run`` has further arguments of ``fit``.
@@ -82,7 +84,9 @@ def fit_system(
     described = describe(system, options, data)
     torch.manual_seed(seed)
     model = build(system, data, **options)
-    return model, fit(model, data, seed=seed, describe=described, **training.for_fit(), **run)
+    options_of_fit = training.for_fit()
+    options_of_fit["callbacks"] += callbacks
+    return model, fit(model, data, seed=seed, describe=described, **options_of_fit, **run)
 
 
 def held_out_results(model: Autoencoder, data: Dataset, seed: int) -> dict[str, Any]:

@@ -34,11 +34,11 @@ from gae.data.text import PADDING
 from gae.likelihood import FlatDistribution, NoiseScale
 from gae.reports.survey import write
 from gae.studies.engines import calibrate_noise
-from gae.studies.jobs import ResumableJob, facts, one_thread
+from gae.studies.jobs import ResumableJob, facts, one_thread, placement
 from gae.studies.pictures import plane
 from gae.systems import SYSTEMS, build, describe, named
 from gae.training import fit
-from gae.training.devices import dtype_of, precision_of, single
+from gae.training.devices import dtype_of, single
 from gae.training.group import agreed, claimed, share_out
 from gae.training.learners import has_closed_form
 
@@ -58,6 +58,7 @@ class Plan:
     Attributes:
         epochs: epochs of systems trained by Adam.
         closed_epochs: most epochs of systems trained in closed form.
+        device, precision: of the trainings; None for the CPU and 32 bits.
     """
 
     data: str
@@ -66,8 +67,8 @@ class Plan:
     epochs: int
     seed: int
     quick: bool
-    device: str = "cpu"
-    precision: str = "32-true"
+    device: str | None = None
+    precision: str | None = None
     closed_epochs: int = 30
     batch_size: int = 64
     learning_rate: float = 3e-3
@@ -116,7 +117,7 @@ def survey(
     data = data if isinstance(data, Dataset) else load(data)
     fabric = fabric or single("cpu")
     plan = _plan(data, systems, epochs, seed, quick)
-    plan = replace(plan, device=fabric.device.type, precision=precision_of(fabric))
+    plan = replace(plan, **placement(fabric))
     with one_thread(), torch.random.fork_rng(devices=[]):
         run = claimed(fabric, lambda again: Survey(Path(out), plan, data, again, progress, fabric.device), resume)
         share_out(fabric, [partial(run.row, name) for name in plan.systems])
@@ -246,7 +247,7 @@ class Survey(ResumableJob):
         if not has_closed_form(model):
             optimizer = model.optimizer or partial(torch.optim.Adam, lr=plan.learning_rate)
             options = {"epochs": plan.epochs, "batch_size": plan.batch_size, "clip": plan.clip, "optimizer": optimizer}
-            options["fabric"] = single(self.device, plan.precision)
+            options["fabric"] = single(self.device, plan.precision or 32)
         out = self.out / "checkpoints" / name
         described = describe(name, self._options(name), self.data)
         options |= {"seed": plan.seed, "out": out, "resume": True, "progress": False, "describe": described}

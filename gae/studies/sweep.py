@@ -64,7 +64,8 @@ class GridCell:
         """Name of its folder: readable, and different for every other cell and other content of the data."""
         chosen = {**self.options, **self.training, "seed": self.seed}
         shown = "-".join([self.data.name, self.system, *(f"{name}={value}" for name, value in chosen.items())])
-        identity = json.dumps([self.data.hash, self.system, self.options, self.training, self.seed])
+        prepared = self.data.preparation.options()
+        identity = json.dumps([self.data.hash, *prepared, self.system, self.options, self.training, self.seed])
         digest = hashlib.sha256(identity.encode()).hexdigest()[:8]
         return f"{re.sub(r'[^a-zA-Z0-9=.,+_-]+', '_', shown)[:120]}-{digest}"
 

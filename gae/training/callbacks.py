@@ -42,6 +42,9 @@ class Callback:
     Each method is given the run, and is called in every process of a distributed run. A callback that draws random
     numbers must take them from a generator of its own; one that is a function of ``run.total`` needs no state.
 
+    Attributes:
+        is_recorded: whether a resumed run must have the same callback; False for one that only watches.
+
     >>> import torch
     >>> from gae.systems import vae
     >>> from gae.training import fit
@@ -53,6 +56,8 @@ class Callback:
     20
     40
     """
+
+    is_recorded = True
 
     def on_train_start(self, run: TrainingRun) -> None:
         """Before the first step; a resumed run has its restored state."""
@@ -102,7 +107,12 @@ def check(callbacks: Sequence[Callback]) -> None:
                 )
 
 
+def recorded(callbacks: Sequence[Callback]) -> list[Callback]:
+    """The callbacks whose states are in a checkpoint."""
+    return [callback for callback in callbacks if callback.is_recorded]
+
+
 def described(callbacks: Sequence[Callback]) -> list[str] | None:
-    """The classes of the callbacks, with the options of dataclasses: a resumed run must have the same ones."""
+    """The classes of callbacks, with the options of dataclasses: a resumed run must have the same ones."""
     named = [repr(callback) if is_dataclass(callback) else type(callback).__qualname__ for callback in callbacks]
     return named or None

@@ -154,8 +154,8 @@ def precision_of(fabric: "lightning_fabric.Fabric") -> str:
     return str(fabric.strategy.precision.precision)
 
 
-def dtype_of(precision: str) -> torch.dtype:
-    """The dtype of models and data in a precision of ``known_precision``."""
+def dtype_of(precision: str | None) -> torch.dtype:
+    """The dtype of models and data in a precision of ``known_precision``, or by default."""
     return torch.float64 if precision == "64-true" else torch.float32
 
 

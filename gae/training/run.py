@@ -16,7 +16,7 @@ from gae.autoencoder import Autoencoder
 from gae.storage import checkpoint
 from gae.storage.models import structure
 from gae.storage.packing import pack
-from gae.training.callbacks import Callback, described
+from gae.training.callbacks import Callback, described, recorded
 from gae.training.devices import precision_of
 from gae.training.history import Advance, Epoch, History, Log, progress_bar
 from gae.training.learners import Learner
@@ -169,7 +169,7 @@ class Run:
             "best": self.best,
             "learner": self.learner.state(),
             "history": self.history.state(),
-            "callbacks": [callback.state_dict() for callback in self.callbacks],
+            "callbacks": [callback.state_dict() for callback in recorded(self.callbacks)],
             "progress": {name: getattr(self, name) for name in ("epoch", "step", "total", "loss_sum", "seconds")},
         }
 
@@ -193,7 +193,7 @@ class Run:
         self.best, self.history = entry.state["best"], History.of(entry.state["history"])
         for name, value in entry.state["progress"].items():
             setattr(self, name, value)
-        for callback, state in zip(self.callbacks, entry.state.get("callbacks", ()), strict=True):
+        for callback, state in zip(recorded(self.callbacks), entry.state.get("callbacks", ()), strict=True):
             callback.load_state_dict(state)
         if self.fabric.is_global_zero:
             self.log.write(self.history)
@@ -220,7 +220,7 @@ class Run:
             "batch_size": self.learner.batch_size,
             "patience": self.patience,
             "keep": self.keep,
-            "callbacks": described(self.callbacks),
+            "callbacks": described(recorded(self.callbacks)),
             "learner": self.learner.config,
             "likelihood": type(self.autoencoder.likelihood).__name__,
             "inference": type(self.autoencoder.inference).__name__,

@@ -12,6 +12,7 @@ from command import gae
 
 from gae.cli.main import COMMANDS
 from gae.storage import checkpoint
+from gae.training.learners import GradientLearner
 
 SMALL = ["latent=2", "hidden=8,8"]
 
@@ -37,6 +38,19 @@ def test_a_file_has_the_values_of_a_command(tmp_path: Path) -> None:
     assert stored["option"] == SMALL and stored["batch-size"] == 500 and stored["lr"] == 1e-3 and stored["json"] is True
 
 
+def test_a_run_that_was_stopped_has_its_options(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stopped(*given: object) -> None:
+        raise KeyboardInterrupt
+
+    command = ["fit", "vae", "circles", "--option", "latent=2", "--epochs", 1, "--batch-size", 1600, "--quiet"]
+    with monkeypatch.context() as patch:
+        patch.setattr(GradientLearner, "step", stopped)
+        gae(*command, "--out", tmp_path / "run", code=130)
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["config.yaml"]
+    gae("fit", "--config", tmp_path / "run" / "config.yaml", "--resume")
+    assert checkpoint.load(tmp_path / "run").state["config"]["callbacks"] is None  # as of `fit` in Python
+
+
 def test_the_command_line_wins(tmp_path: Path) -> None:
     file = written(tmp_path / "a.yaml", system="vae", data="digits", epochs=7, option=SMALL, quiet=True)
     shown = yaml.safe_load(gae("fit", "ae", "--config", file, "--epochs", 2, "--print-config"))
@@ -48,6 +62,8 @@ def test_the_command_line_wins(tmp_path: Path) -> None:
         "seed": 0,
         "binarize": "none",
         "missing": "refuse",
+        "device": "cpu",
+        "precision": "32",
         "quiet": True,
     }
     replaced = yaml.safe_load(gae("fit", "--config", file, "--option", "latent=3", "--print-config"))

@@ -1,5 +1,6 @@
 """``--missing mask``, from a table with holes on disk to codes and imputed values."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -49,7 +50,7 @@ def conditional_means(model: LinearMixture, x: np.ndarray) -> tuple[np.ndarray, 
     """E[z | x_obs] and E[x | x_obs] of each row, from the joint normal of x and z."""
     mean, loadings = (part.detach().double().numpy()[0] for part in (model.means, model.loadings))
     covariance = loadings.T @ loadings + float(model.log_scale.detach().exp()) ** 2 * np.eye(D)
-    codes, means = np.zeros((len(x), E)), np.tile(mean, (len(x), 1))
+    codes, means = np.zeros((len(x), len(loadings))), np.tile(mean, (len(x), 1))
     for row, values in enumerate(x):
         seen = ~np.isnan(values)
         solved = np.linalg.solve(covariance[np.ix_(seen, seen)], values[seen] - mean[seen])
@@ -100,6 +101,19 @@ def test_a_vae_is_fitted_to_a_table_with_holes_and_imputes(files: dict[str, Path
     assert model.reconstruct(train).isfinite().all()
     gae("encode", folder, files["table"], "--output", folder / "codes.npz")
     assert np.isfinite(arrays(folder / "codes.npz")["z"]).all()
+
+
+def test_a_comparison_of_systems_takes_holes_and_one_of_engines_says_why_not(files: dict[str, Path]) -> None:
+    out, table = files["folder"] / "systems", files["table"]
+    options = ("--missing", "mask", "--quick", "--epochs", "1", "--out", out)
+    assert "A comparison of engines needs complete observations" in gae("compare", table, *options, code=2)
+    assert not out.exists()
+    gae("compare", table, *options, "--systems", "ppca")
+    results = json.loads((out / "results.json").read_text(encoding="utf-8"))
+    x = load_data(table, missing="mask").test.double().numpy()
+    square = (conditional_means(load(out / "checkpoints" / "ppca").likelihood, x)[1] - x) ** 2
+    seen = ~np.isnan(x).all(1)
+    assert results["rows"][0]["squared_error"]["mean"] == pytest.approx(np.nanmean(square[seen], 1).mean(), rel=1e-4)
 
 
 def test_a_model_of_complete_data_takes_no_holes(files: dict[str, Path]) -> None:

@@ -1,4 +1,4 @@
-"""Your own decoder in ``gae encode``, ``gae gap`` and ``gae compare``: from files to the numbers of its networks."""
+"""Your own decoder in the commands: from files to the numbers of its networks."""
 
 import json
 from pathlib import Path
@@ -199,3 +199,30 @@ def test_codes_of_your_own_decoder_in_every_format(suffix: str) -> None:
         assert list(rows) == ["index", "split", "z0", "z1", "log_joint", "log_q"]
         assert np.array_equal(rows[["z0", "z1"]].to_numpy(np.float32), arrays["z"])
         assert np.array_equal(rows["split"], arrays["split"])
+
+
+def test_rows_of_your_own_decoder(own: dict[str, Any]) -> None:
+    """Features, reconstructions, and log p(x) against the integral over a grid of codes."""
+    refined = ("images.npy", *WITH_ENCODER, "--engine", "refine")
+    for name, file in (("encode", "codes.npz"), ("transform", "features.npy"), ("reconstruct", "again.npy")):
+        gae(name, *refined, "-o", file)
+    z = np.load("features.npy")
+    with np.load("codes.npz") as codes, torch.no_grad():
+        assert np.array_equal(z, codes["z"])
+        wanted = own["decoder"](torch.from_numpy(z)).reshape(-1, 1, 4, 4)
+    np.testing.assert_allclose(np.load("again.npy"), wanted.numpy(), rtol=1e-5, atol=1e-6)
+    gae("score", "images.npy", *OWN, "-o", "scores.npz")
+    with np.load("scores.npz") as scores:
+        error, sampling = scores["log_p"] - log_evidence(own["decoder"]), scores["standard_error"]
+    assert 0 < sampling.max() < 0.2 and abs(error.sum()) < 4 * np.linalg.norm(sampling)
+
+
+def log_evidence(decoder: torch.nn.Module, step: float = 0.05) -> np.ndarray:
+    """log p(x) of the images under the scale 0.3, by quadrature over two-dimensional codes."""
+    axis = torch.arange(-7, 7, step)
+    z, x = torch.cartesian_prod(axis, axis), torch.from_numpy(images(20)).flatten(1).double()
+    with torch.no_grad():
+        squares = torch.cdist(x, decoder(z).double()).square()
+    joint = -squares / (2 * 0.3**2) - z.double().square().sum(-1) / 2 + 2 * np.log(step)
+    constant = 8 * np.log(2 * np.pi * 0.3**2) + np.log(2 * np.pi)
+    return (joint.logsumexp(-1) - constant).numpy()

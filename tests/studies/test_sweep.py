@@ -79,6 +79,23 @@ def test_a_cell_is_a_run_of_fit(table: Path, out: Path, tmp_path: Path) -> None:
     assert row["log_evidence"] == "" and float(row["seconds"]) > 0
 
 
+def test_data_are_prepared_as_by_fit(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    frame = pandas.DataFrame(random.standard_normal((40, 3)) * [1, 10, 100], columns=["a", "b", "c"])
+    frame.loc[3, "a"] = np.nan
+    frame.assign(name=range(40), kind=["x", "y"] * 20).to_csv(tmp_path / "t.csv", index=False)
+    prepared = {"labels": "kind", "drop": "name", "standardize": True, "missing": "mask", "split-by": "fraction:0.3"}
+    grid = {"data": str(tmp_path / "t.csv"), "systems": "ppca", "options": {"latent": 1}, "fit": {"epochs": 2}}
+    for name, content in (("as-fit", prepared), ("plain", {**prepared, "standardize": False})):
+        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(grid | content))
+        gae("sweep", tmp_path / f"{name}.yaml", "--out", tmp_path / "sweep", "--resume")
+        (row,) = rows_of(tmp_path / "sweep" / "results.csv")
+        options = [f"--{key}" if value is True else f"--{key}={value}" for key, value in content.items() if value]
+        command = ["fit", "ppca", grid["data"], *options, "--option", "latent=1", "--epochs", 2, "--quiet", "--json"]
+        results = json.loads(gae(*command, "--out", tmp_path / name))
+        assert float(row["test_loss"]) == results["test loss (nats)"], "of the other sweep in the folder"
+
+
 def test_means_and_errors_are_those_of_pandas(out: Path) -> None:
     keys = ["system", "latent", "hidden"]
     cells = pandas.read_csv(out / "results.csv", dtype={"hidden": str})
@@ -229,6 +246,7 @@ def test_grids_that_are_refused(options: dict[str, Any], message: str, tmp_path:
     [
         ("systems: vae", "has no data"),
         ("data: digits", "has no systems"),
+        ("data: digits\nsystems: ae\nstandardize: sure", "standardize in {file} must be as on the command line of"),
         ("data: digits\nsystem: vae", "Unknown key 'system' in {file}. Did you mean 'systems'?"),
         ("data: digits\nsystems: vae\nfit: [3]", "fit in {file} must be lines NAME: VALUE"),
         ("data: digits\nsystems: [{vae: {latent: 2}}]", "must be names, or lines NAME: {{OPTION: VALUE}}"),

@@ -80,6 +80,19 @@ def course(name: str, out: Path | str, epochs: int = 4, **options: Any) -> tuple
 UNEVEN = {"data": X[:46], "batch_size": 15}  # shares of 8 and 7, and of the last batch 1 and none
 
 
+OWN = "--decoder own_models:decoder --latent 2 --scale 0.3 --weights both.pt --encoder own_models:Encoder"
+ROWS = {  # commands on files of tests/own.py in the working directory, and a run
+    "codes.npz": "encode {run} circles",
+    "again.npy": "reconstruct {run} circles",
+    "features.csv": f"transform images.npy {OWN} --engine refine",
+}
+
+
+def rows(run: str, out: str) -> list[list[str]]:
+    """The arguments of commands that write rows."""
+    return [[*command.format(run=run).split(), "-o", f"{out}/{name}"] for name, command in ROWS.items()]
+
+
 def measured(fabric: Fabric) -> dict[str, torch.Tensor]:
     """Codes of a model with noise, and an inference gap, over blocks of uneven number and size."""
     torch.manual_seed(0)

@@ -14,11 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas
 import pytest
 import torch
 from command import gae
 from conftest import file_limit
-from courses import CASES, UNEVEN, X, adam, course, measured, momentum, noisy
+from courses import CASES, ROWS, UNEVEN, X, adam, course, measured, momentum, noisy, rows
+from own import images, written
 from torch import Tensor
 
 from gae import Autoencoder
@@ -299,9 +301,12 @@ def test_killed_at_random_moments(worker: Worker, tmp_path: Path, assert_same_en
 
 @pytest.mark.usefixtures("one_thread")
 @pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="this torch has no gloo, its CPU processes' link")
-def test_two_processes_equal_one(worker: Worker, tmp_path: Path) -> None:
-    """Training by gradients, in second order and in closed form, encoding, gaps, and both commands."""
+def test_two_processes_equal_one(worker: Worker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Training by gradients, in second order and in closed form, encoding, gaps, and commands on runs and decoders."""
     from safetensors.torch import load_file
+
+    written(tmp_path, monkeypatch)
+    np.save("images.npy", images(1200))
 
     with pytest.warns(UserWarning, match="goes on with a number of processes of 1, after 2") as warned:
         course("adam", tmp_path / "one-then-two", 2, precision=64, **UNEVEN)
@@ -326,15 +331,25 @@ def test_two_processes_equal_one(worker: Worker, tmp_path: Path) -> None:
         for key, value in wanted.items():
             torch.testing.assert_close(shared[key], value, rtol=1e-6, atol=1e-6, msg=key)
     gae("fit", "ppca", "circles", "--epochs", 3, "--out", tmp_path / "alone" / "run")
-    gae("encode", tmp_path / "alone" / "run", "circles", "-o", tmp_path / "alone.npz")
-    with np.load(tmp_path / "alone.npz") as one, np.load(tmp_path / "codes.npz") as two:
-        codes, others = dict(one), dict(two)
-    assert set(codes) == set(others) and all(codes[name].dtype.kind in "fiU" for name in codes)
-    for name in codes:
-        if codes[name].dtype.kind == "f":
-            np.testing.assert_allclose(others[name], codes[name], rtol=1e-6, atol=1e-6)
-        else:
-            assert np.array_equal(others[name], codes[name])
+    for arguments in rows("alone/run", "one"):
+        gae(*arguments)
+    for name in ROWS:
+        one, two = (columns(tmp_path / folder / name) for folder in ("one", "two"))
+        assert set(one) == set(two)
+        for title, column in one.items():
+            assert column.ndim == 0 or len(column) > 1000, "one block, for one of the processes"
+            if column.dtype.kind == "f":
+                np.testing.assert_allclose(two[title], column, rtol=1e-6, atol=1e-6)
+            else:
+                assert np.array_equal(two[title], column)
+
+
+def columns(path: Path) -> dict[str, np.ndarray]:
+    """The columns of a file of rows."""
+    if path.suffix == ".csv":
+        return {str(name): column.to_numpy() for name, column in pandas.read_csv(path).items()}
+    arrays = np.load(path)
+    return {"x": arrays} if path.suffix == ".npy" else dict(arrays)
 
 
 def assert_parameters(found: dict[str, Tensor], model: Autoencoder) -> None:
