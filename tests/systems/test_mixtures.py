@@ -336,9 +336,7 @@ def test_faiss_refuses_what_is_not_nearest(stand_in: type[FlatL2], name: str, wh
 
 def test_faiss_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "faiss", None)
-    with pytest.raises(
-        ImportError, match=r"needs faiss-cpu: pip install 'gae\[faiss\]'\. `Nearest\('exact'\)`"
-    ):
+    with pytest.raises(ImportError, match=r"needs faiss-cpu: pip install 'gae\[faiss\]'\. `Nearest\('exact'\)`"):
         systems.build("knn", (6,), components=5, index="faiss").double().encode(observations())
 
 
