@@ -3,7 +3,8 @@
 from gae.adapters.decoders import GivenEncoder, Shaped, check_curvature, check_networks, from_decoder
 from gae.adapters.diffusers import DiffusersDecoder, DiffusersEncoder, from_diffusers
 from gae.adapters.networks import ExportedNetwork, load_weights, read_network
-from gae.adapters.pyro_models import FittedRows, PyroGuide, PyroLikelihood, from_pyro
+from gae.adapters.pyro_guides import FittedRows, PyroGuide
+from gae.adapters.pyro_models import PyroLikelihood, from_pyro
 from gae.adapters.pythae import PythaeDecoder, PythaeEncoder, from_pythae
 
 __all__ = [

@@ -63,6 +63,11 @@ class _WholePlates(Messenger):
         self.sizes.append(plate.subsample_size or len(message["value"]))
 
 
+def unvalidated() -> Any:
+    """Switches Pyro's validation of arguments off while it is entered."""
+    return pyro.validation_enabled(False)
+
+
 @contextmanager
 def _own_dims() -> Iterator[None]:
     """Hides the plates in which a program runs, so that its own take the dims that they would take alone."""

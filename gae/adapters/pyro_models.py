@@ -2,22 +2,32 @@
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int, Num
-from pyro.distributions.torch_distribution import TorchDistribution
-from pyro.infer.autoguide import AutoContinuous, AutoDiagonalNormal, AutoGuide
+from pyro.infer.autoguide import AutoContinuous, AutoGuide
 from torch import Size, Tensor, nn
-from torch.distributions import Distribution, constraints
+from torch.distributions import Distribution
 
-from gae.adapters.laws import flat_law
-from gae.adapters.programs import Program, Site, as_rows, from_rows, is_real, need_plain, repeated, shared_axes
+from gae.adapters.laws import RowsOfSite, elementwise, flat_law, leading_law, rows_of
+from gae.adapters.programs import (
+    Program,
+    Site,
+    as_rows,
+    from_rows,
+    is_real,
+    need_plain,
+    repeated,
+    shared_axes,
+    unvalidated,
+)
+from gae.adapters.pyro_guides import FittedRows, PyroGuide
 from gae.analysis.engines import mode_ascent
 from gae.autoencoder import Autoencoder
 from gae.data import Dataset
-from gae.inference import Amortized, Code, Inference
-from gae.inference.laws import is_point, log_density, point_of, rearranged
+from gae.inference import Amortized, Inference
+from gae.inference.laws import is_point, point_of, rearranged
 from gae.likelihood import Likelihood
 from gae.likelihood.base import LogJoint
 from gae.objective import elbo, joint
@@ -100,7 +110,7 @@ class PyroLikelihood(Likelihood):
         self.latent_axis, self.observed_axis = axes
         self.latent_event, self.value_shape = len(latent.law.event_shape), latent.value.shape
         self.register_buffer("example", x[:1].clone(), persistent=False)
-        support = _elementwise(observed.law.support)
+        support = elementwise(observed.law.support)
         self.support = support
         self.support_text = f"the support {support} of the site {observed.name!r}"
         _check_rows(self, latent, rows, repeated(x, rows))
@@ -117,7 +127,7 @@ class PyroLikelihood(Likelihood):
         rows = x.expand(samples, *x.shape).flatten(0, 1)
         codes = z.expand(samples, len(x), z.shape[2]).flatten(0, 1)
         parts = []
-        with _unvalidated():
+        with unvalidated():
             for part, size in self.program.parts(rows):
                 sites = self._run(rows[part], codes[part])
                 parts.append(sum(self._row_densities(s) for s in sites.values())[:size])  # type: ignore[index]
@@ -129,7 +139,7 @@ class PyroLikelihood(Likelihood):
     def forward(self, z: Float[Tensor, "..."], k: Int[Tensor, "..."] | None = None) -> Distribution:
         codes = z.reshape(-1, *self.latent_shape)
         rows = self.example.expand(len(codes), *self.event_shape)
-        with _unvalidated():
+        with unvalidated():
             laws = [
                 (self._run(rows[part], codes[part])[self.observed].law, size)
                 for part, size in self.program.parts(codes)
@@ -147,12 +157,6 @@ class PyroLikelihood(Likelihood):
         return log_density.movedim(axis, 0).flatten(1).sum(1) if log_density.dim() > 1 else log_density
 
 
-def _unvalidated() -> Any:
-    import pyro
-
-    return pyro.validation_enabled(False)
-
-
 class _SitePrior(nn.Module):
     """The law of one code, as a module; it holds the program."""
 
@@ -165,100 +169,11 @@ class _SitePrior(nn.Module):
 
     def forward(self) -> Distribution:
         rows = self.program.rows or 1
-        with _unvalidated(), torch.random.fork_rng(devices=[self.example.device] if self.example.is_cuda else []):
+        with unvalidated(), torch.random.fork_rng(devices=[self.example.device] if self.example.is_cuda else []):
             law = self.program.run(repeated(self.example, rows))[self.site].law
         return rearranged(
-            [flat_law(_leading(law, self.axis), rows, self.width)], lambda values, axis: values[0].select(axis, 0)
+            [flat_law(leading_law(law, self.axis), rows, self.width)], lambda values, axis: values[0].select(axis, 0)
         )
-
-
-def _leading(law: Any, axis: int) -> Any:
-    """A law with the axis of the observations moved to the front, if it is not there: of a normal law only."""
-    if axis + len(law.batch_shape) <= 0:
-        return law
-    base = law
-    while isinstance(base, torch.distributions.Independent):
-        base = base.base_dist
-    if not isinstance(base, torch.distributions.Normal):
-        raise ValueError(
-            f"The observations of a {type(base).__name__} code must run along the first axis of its batch shape, got "
-            f"{tuple(law.batch_shape)}. Give its plate the leftmost dim."
-        )
-    loc, scale = (value.expand(base.batch_shape).movedim(axis, 0) for value in (base.loc, base.scale))
-    return torch.distributions.Normal(loc, scale, validate_args=False)
-
-
-class RowsOfSite(TorchDistribution):
-    """The law of an observed site, of batch shape L and the shape of an observation as its event.
-
-    Args:
-        laws: laws of one or more runs, and how many of the rows of each count.
-        axis: the axis of the observations in their batch shapes.
-        lead: L.
-        event_shape: X.
-    """
-
-    arg_constraints: ClassVar[dict[str, Any]] = {}
-
-    def __init__(self, laws: list[tuple[Any, int]], axis: int, lead: Size, event_shape: Size):
-        self.laws, self.axis = laws, axis
-        super().__init__(lead, event_shape, validate_args=False)
-
-    @property
-    def has_rsample(self) -> bool:  # type: ignore[override]
-        return self.laws[0][0].has_rsample
-
-    @property
-    def support(self) -> Any:
-        inner = _elementwise(self.laws[0][0].support)
-        return constraints.independent(inner, len(self.event_shape))
-
-    def _rows(self, of: Callable[[Any], Tensor], lead: Any = ()) -> Tensor:
-        parts = []
-        for law, size in self.laws:
-            values = of(law)
-            axis = self.axis - (values.dim() - len(lead) - len(law.batch_shape))
-            rows = values.movedim(axis, len(lead)).reshape(*lead, values.shape[axis], -1)
-            parts.append(rows.narrow(len(lead), 0, size))
-        return torch.cat(parts, len(lead)).reshape(*lead, *self.batch_shape, *self.event_shape)
-
-    @property
-    def mean(self) -> Tensor:
-        return self._rows(lambda law: law.mean)
-
-    @property
-    def mode(self) -> Tensor:
-        return self._rows(lambda law: law.mode)
-
-    @property
-    def variance(self) -> Tensor:
-        return self._rows(lambda law: law.variance)
-
-    def sample(self, sample_shape: Any = ()) -> Tensor:
-        with torch.no_grad():
-            return self._rows(lambda law: law.sample(Size(sample_shape)), Size(sample_shape))
-
-    def rsample(self, sample_shape: Any = ()) -> Tensor:
-        return self._rows(lambda law: law.rsample(Size(sample_shape)), Size(sample_shape))
-
-    def log_prob(self, value: Tensor) -> Tensor:
-        lead = torch.broadcast_shapes(value.shape[: value.dim() - len(self.event_shape)], self.batch_shape)
-        if lead != self.batch_shape:
-            return torch.stack([self.log_prob(part) for part in value.expand(*lead, *self.event_shape)])
-        rows, parts, start = value.expand(*lead, *self.event_shape).reshape(-1, *self.event_shape), [], 0
-        for law, size in self.laws:
-            shape, count = law.batch_shape + law.event_shape, law.batch_shape[self.axis]
-            filled = repeated(rows[start : start + size], count)
-            log_density = law.log_prob(from_rows(filled.flatten(1), shape, self.axis, len(law.event_shape)))
-            parts.append(log_density.movedim(self.axis, 0).reshape(count, -1).sum(1)[:size])
-            start += size
-        return torch.cat(parts).view(self.batch_shape)
-
-
-def _elementwise(support: Any) -> Any:
-    while (inner := getattr(support, "base_constraint", None)) is not None:
-        support = inner
-    return constraints.real if support.event_dim else support
 
 
 def _sites(sites: dict[str, Site], name: str | None, x: Tensor) -> tuple[Site, Site]:
@@ -329,102 +244,6 @@ def _check_rows(likelihood: PyroLikelihood, latent: Site, rows: int, x: Tensor) 
 def _close(one: Tensor, other: Tensor) -> bool:
     slack = 1e3 * torch.finfo(one.dtype).eps
     return torch.allclose(one, other, rtol=slack, atol=slack)
-
-
-class PyroGuide(nn.Module):
-    """A Pyro guide as a function from x to the law of its latent site.
-
-    Args:
-        program: the guide.
-        site: its latent site.
-        axis: the axis of the observations in the batch shape of the site.
-        width: the number of elements of a code.
-    """
-
-    def __init__(self, program: Program, site: str, axis: int, width: int):
-        super().__init__()
-        self.program, self.site, self.axis, self.width = program, site, axis, width
-
-    def forward(self, x: Num[Tensor, "N *X"]) -> Distribution:
-        parts = []
-        for part, size in self.program.parts(x):
-            rows = self.program.filled(x[part])
-            law = flat_law(_leading(self._law(rows), self.axis), len(rows), self.width)
-            parts.append(law if size == len(rows) else rows_of(law, torch.arange(size, device=x.device)))
-        return parts[0] if len(parts) == 1 else rearranged(parts, torch.cat)
-
-    def _law(self, x: Tensor) -> Any:
-        with _unvalidated(), torch.random.fork_rng(devices=[x.device] if x.is_cuda else []):
-            if isinstance(self.program.module, AutoContinuous):
-                with self.program._handled():
-                    return _of_rows(self.program.module, x, self.width)
-            sites = self.program.run(x)
-        if (inner := f"{self.site}_unconstrained") in sites and is_point(sites[self.site].law):  # of an AutoNormal
-            sites = {self.site: sites[inner]}
-        others = [name for name in sites if name != self.site]
-        if self.site not in sites or others:
-            listed = ", ".join(map(repr, sites)) or "none"
-            raise ValueError(f"The guide must have the one sample site {self.site!r} of the model, got {listed}.")
-        need_plain(sites[self.site], "guide")
-        return sites[self.site].law
-
-
-def _of_rows(guide: AutoContinuous, x: Tensor, width: int) -> Distribution:
-    """The laws of single rows of an autoguide whose normal law is one of all codes together."""
-    if not isinstance(guide, AutoDiagonalNormal):
-        raise ValueError(
-            f"{type(guide).__name__} is one law of the codes of all rows together, so that a row has no density of its "
-            "own. Use AutoNormal or AutoDiagonalNormal, or a guide that is a function of x."
-        )
-    guide(x)  # its first call makes its parameters
-    posterior = guide.get_posterior()
-    base = posterior.base_dist if isinstance(posterior, torch.distributions.Independent) else posterior
-    loc, scale = base.loc.reshape(-1, width), base.scale.reshape(-1, width)
-    return torch.distributions.Independent(torch.distributions.Normal(loc, scale, validate_args=False), 1)
-
-
-def rows_of(law: Distribution, index: Int[Tensor, " M"]) -> Distribution:
-    """Some rows of a law of batch shape (N,), in the order of their indices."""
-    return rearranged([law], lambda values, axis: values[0].index_select(axis, index))
-
-
-class FittedRows(Inference):
-    """A guide that holds the laws of the rows that it was fitted to, and no function of x.
-
-    Args:
-        guide: returns the laws of all rows.
-        x: the rows.
-
-    Raises:
-        ValueError: for an observation that is none of the rows.
-    """
-
-    x: Tensor
-
-    def __init__(self, guide: PyroGuide, x: Num[Tensor, "N *X"]):
-        super().__init__()
-        self.guide = guide
-        self.register_buffer("x", x.clone())
-
-    def infer(self, likelihood: Likelihood, x: Num[Tensor, "B *X"], k: Int[Tensor, "S _"] | None = None) -> Code:
-        q = self.guide(self.x)
-        index = self._index(x)
-        if is_point(q):
-            return Code(point_of(q)[index].unsqueeze(0))
-        q = rows_of(q, index)
-        z = q.rsample()
-        return Code(z.unsqueeze(0), log_q=log_density(q, z).unsqueeze(0), q=q)
-
-    def _index(self, x: Tensor) -> Int[Tensor, " B"]:
-        known = {row.tobytes(): i for i, row in reversed(list(enumerate(self.x.detach().cpu().numpy())))}
-        index = [known.get(row.tobytes(), -1) for row in x.detach().cpu().numpy()]
-        if min(index) < 0:
-            raise ValueError(
-                f"The guide holds laws of the {len(self.x)} rows that it was fitted to, not a function of x, and row "
-                f"{index.index(-1)} of this batch is none of them. Use a guide that is a function of x, or another "
-                "engine, such as `gae.inference.Ascent`."
-            )
-        return torch.tensor(index, device=x.device)
 
 
 def _engine(guide: Callable[..., Any], likelihood: PyroLikelihood, x: Tensor) -> Inference:
