@@ -23,7 +23,8 @@ from gae.data import Dataset, load
 from gae.inference import ClosedForm
 from gae.likelihood import LinearMixture
 from gae.reports import comparison as report
-from gae.reports import comparison_figures, figures
+from gae.reports import comparison_figures
+from gae.reports.observations import sheet
 from gae.reports.rounding import rounded
 from gae.studies import engines, pictures
 from gae.studies.compare import compare
@@ -332,9 +333,9 @@ def test_a_sheet_of_samples_holds_them_all(tmp_path: Path) -> None:
 
     images = np.zeros((5, 1, 4, 4))
     images[4] = 1
-    figures.sheet(images, (0.0, 1.0), tmp_path / "sheet.png", across=3)
-    with Image.open(tmp_path / "sheet.png") as sheet:
-        grey = np.asarray(sheet.convert("L")).astype(float)
+    sheet({"samples": images}, (0.0, 1.0), tmp_path / "sheet.png", across=3)
+    with Image.open(tmp_path / "sheet.png") as drawn:
+        grey = np.asarray(drawn.convert("L")).astype(float)
     rows, columns = grey.shape[0] // 2, grey.shape[1] // 3
     centres = [[grey[r * rows + rows // 2, c * columns + columns // 2] for c in range(3)] for r in range(2)]
     assert centres == [[0, 0, 0], [0, 255, 255]]  # five images, then paper
