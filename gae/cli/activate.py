@@ -10,6 +10,7 @@ from gae.cli.common import (
     CheckpointPath,
     SameBinarize,
     SplitBy,
+    columns,
     in_its_dtype,
     load_like,
     prepared,
@@ -58,7 +59,7 @@ def activate(
         compared = {"highest activation of a training image": highest, "training image": index}
     value_range = prepared(model).value_range or (0.0, 1.0)
     result = maximise(units, unit, value_range, steps=steps, seed=seed)
-    _write(output, {"image": result.image.numpy(), **images}, value_range)
+    _write(output, {"image": result.image.numpy(), **images}, value_range, columns(model))
     results = {
         "unit": unit,
         "which is the": units.meaning(unit),
@@ -72,12 +73,11 @@ def activate(
     print_results(results, as_json)
 
 
-def _write(path: Path, images: dict[str, Any], value_range: tuple[float, float]) -> None:
+def _write(path: Path, images: dict[str, Any], value_range: tuple[float, float], names: tuple[str, ...] | None) -> None:
     if path.suffix == ".npz":
         save_arrays(path, images)
         return
-    import numpy as np
+    from gae.reports.observations import sheet
 
-    from gae.reports.figures import sheet
-
-    sheet(np.stack(list(images.values())), value_range, path)
+    shown = {name.replace("_", " "): image[None] for name, image in images.items()}
+    sheet(shown, value_range, path, names)

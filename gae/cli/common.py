@@ -259,6 +259,12 @@ def prepared(model: "Autoencoder") -> "Preparation":
     return model.preparation or Preparation(model.likelihood.event_shape, None, None, None, missing=missing)
 
 
+def columns(model: "Autoencoder") -> tuple[str, ...] | None:
+    """Names of the features of a table, if the model was fitted to one."""
+    table = prepared(model).table
+    return None if table is None else table.features
+
+
 def read(path: Path) -> "tuple[Autoencoder, str]":
     """Loads a model in evaluation mode, and its name."""
     from gae.autoencoder import load_with_facts

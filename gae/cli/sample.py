@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from gae.cli.common import CheckpointPath, Seed, prepared, read, save_arrays
+from gae.cli.common import CheckpointPath, Seed, columns, prepared, read, save_arrays
 from gae.cli.terminal import reported
 from gae.data.files import check_file, write_text
 
@@ -39,7 +39,7 @@ def sample(
     elif vocabulary is not None:
         write_text(output, "\n".join(vocabulary.decode(drawn)) + "\n")
     else:
-        from gae.reports.figures import sheet
+        from gae.reports.observations import sheet
 
-        sheet(drawn.numpy(), prepared(model).value_range or (0.0, 1.0), output)
+        sheet({"samples": drawn.numpy()}, prepared(model).value_range or (0.0, 1.0), output, columns(model))
     typer.echo(f"{n} samples: {output}")

@@ -152,7 +152,7 @@ def plain(value: Any) -> str:
         case dict():
             return ", ".join(f"{name}={plain(item)}" for name, item in value.items()) or "defaults"
         case list() | tuple():
-            return ",".join(map(str, value))
+            return ",".join(map(plain, value))
         case float():
             return f"{value:.5g}"
     return str(value)

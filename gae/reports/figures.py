@@ -124,11 +124,12 @@ def _alike(cloud: np.ndarray, labels: np.ndarray) -> float:
 
 def log_axis(axes: "Axes") -> None:
     """Makes the horizontal axis logarithmic, with plain numbers that do not collide."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
     axes.set_xscale("log")
     low, high = axes.get_xlim()
-    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 3.0) if high < 300 * low else (1.0,)))
+    subs = (1.0, 3.0) if high < 300 * low else (1.0,)
+    axes.xaxis.set_major_locator(MaxNLocator(4) if high < 10 * low else LogLocator(subs=subs))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.xaxis.set_minor_formatter(NullFormatter())
 
@@ -143,13 +144,6 @@ def canvas(width: float, height: float, layout: str = "constrained") -> "Canvas"
 def under(pictures: Pictures, kind: str) -> Pictures:
     """Arrays named ``kind/…``, with the prefix removed from their names."""
     return {key.split("/", 1)[1]: value for key, value in pictures.items() if key.startswith(f"{kind}/")}
-
-
-def sheet(images: np.ndarray, value_range: Sequence[float], path: Path, across: int = 8) -> None:
-    """Writes a PNG of images (N, *X), ``across`` to a row, clipped to the value range."""
-    rows = {" " * (i + 1): images[i : i + across] for i in range(0, len(images), across)}
-    with style():
-        save(grid(rows, value_range), path)
 
 
 def grid(rows: Pictures, value_range: Sequence[float], titles: Sequence[str] = ()) -> "Canvas":

@@ -3,11 +3,12 @@
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gae.reports.figures import DASHES, INK, LINES, canvas, grid
+from gae.reports.figures import DASHES, INK, LINES, canvas, grid, save, style
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -23,13 +24,31 @@ Arrays = Mapping[str, np.ndarray]
 def drawing(event_shape: Sequence[int], value_range: Sequence[float], columns: Sequence[str] | None) -> "Drawing":
     """The way to draw observations of a shape: as images (C, H, W) of one or three channels, else by their features.
 
-    >>> drawing([4], [0, 1], ["a", "b", "c", "d"]).note
+    >>> drawing([4], [0.0, 1.0], ["a", "b", "c", "d"]).note
     'Features are in the units of the data.'
     """
     if len(event_shape) == 3 and event_shape[0] in (1, 3):
         return Images(value_range)
     indices = [", ".join(map(str, at)) for at in np.ndindex(*event_shape)]
     return Features(tuple(columns or [f"x[{index}]" for index in indices]))
+
+
+def sheet(
+    named: Arrays,
+    value_range: Sequence[float],
+    path: Path,
+    columns: Sequence[str] | None = None,
+    across: int = 8,
+) -> None:
+    """Writes a PNG of observations (N, *X) by name: images, ``across`` to a row, or the features of a table."""
+    every = np.concatenate(list(named.values()))
+    how = drawing(every.shape[1:], value_range, columns)
+    with style():
+        if isinstance(how, Images):
+            rows = {" " * (i + 1): every[i : i + across] for i in range(0, len(every), across)}
+            save(grid(rows, value_range), path)
+        else:
+            save(how.drawn(named), path)
 
 
 class Drawing(ABC):
@@ -54,8 +73,8 @@ class Drawing(ABC):
         """Observations (R, T, *X) along R paths of each model, where T amounts of something are added."""
 
     @abstractmethod
-    def drawn(self, samples: Arrays, reference: np.ndarray) -> "Canvas":
-        """Draws (N, *X) from each model, beside observations."""
+    def drawn(self, samples: Arrays, reference: np.ndarray | None = None) -> "Canvas":
+        """Draws (N, *X) from each model, beside observations if they are given."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +98,7 @@ class Images(Drawing):
         rows = {f"{name}" + " " * i: row for name, path in paths.items() for i, row in enumerate(path)}
         return grid(rows, self.value_range)
 
-    def drawn(self, samples: Arrays, reference: np.ndarray) -> "Canvas":
+    def drawn(self, samples: Arrays, reference: np.ndarray | None = None) -> "Canvas":
         rows = {
             name + " " * i: images[start : start + ACROSS]
             for name, images in samples.items()
@@ -90,7 +109,7 @@ class Images(Drawing):
 
 @dataclass(frozen=True)
 class Features(Drawing):
-    """Observations by the features of a table, a panel for each of at most 9: the largest errors or changes."""
+    """Observations by the features of a table, a panel for each; at most 9, with the largest errors or changes."""
 
     names: Sequence[str]
 
@@ -141,8 +160,8 @@ class Features(Drawing):
         for row, (name, path) in zip(panels, paths.items(), strict=True):
             for axes, i in zip(row, shown, strict=True):
                 for k, course in enumerate(path.reshape(*path.shape[:2], -1)[:, :, i]):
-                    style = {"color": LINES[k % len(LINES)], "ls": DASHES[k % len(DASHES)]}
-                    axes.plot(amounts, course, lw=1.4, label=f"path {k + 1}", **style)
+                    line: Any = {"color": LINES[k % len(LINES)], "ls": DASHES[k % len(DASHES)]}
+                    axes.plot(amounts, course, lw=1.4, label=f"path {k + 1}", **line)
             row[0].set_ylabel(name)
         for axes, i in zip(panels[0], shown, strict=True):
             axes.set_title(self.names[i], fontsize=9)
@@ -150,16 +169,15 @@ class Features(Drawing):
         _legend(figure, panels[0, 0])
         return figure
 
-    def drawn(self, samples: Arrays, reference: np.ndarray) -> "Canvas":
+    def drawn(self, samples: Arrays, reference: np.ndarray | None = None) -> "Canvas":
         """Values of each feature, a panel for each and a line for each model; those that vary most."""
-        rows = {"test samples": reference, **samples}
-        shown = self.most(
-            np.std(np.concatenate([_flat(each) for each in samples.values()]), 0) / self._spread(reference)
-        )
+        rows = {**({} if reference is None else {"test samples": reference}), **samples}
+        first, every = next(iter(rows.values())), np.concatenate([_flat(each) for each in samples.values()])
+        shown = self.most(np.std(every, 0) / self._spread(first))
         figure, panels = self._panels(shown, 0.22 * len(rows) + 1.0)
         for axes, i in zip(panels, shown, strict=False):
             for k, each in enumerate(rows.values()):
-                colour = INK if k == 0 else LINES[(k - 1) % len(LINES)]
+                colour = INK if each is reference else LINES[(k - 1) % len(LINES)]
                 axes.plot(_flat(each)[:, i], np.full(len(each), k), "|", ms=9, color=colour)
             axes.set_yticks(range(len(rows)), list(rows), fontsize=8)
             axes.set(xlabel=self.names[i], ylim=(len(rows) - 0.5, -0.5))

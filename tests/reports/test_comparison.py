@@ -23,7 +23,8 @@ from gae.data import Dataset, load
 from gae.inference import ClosedForm
 from gae.likelihood import LinearMixture
 from gae.reports import comparison as report
-from gae.reports import comparison_figures, figures
+from gae.reports import comparison_figures
+from gae.reports.observations import sheet
 from gae.reports.rounding import rounded
 from gae.studies import engines, pictures
 from gae.studies.compare import compare
@@ -114,7 +115,7 @@ def parsed(page: str) -> Balanced:
 
 def test_nothing_outside_is_needed(page: str, parsed: Balanced) -> None:
     assert not re.search(r"https?:|url\((?!#)|@import|<script src", page) and not parsed.sources
-    assert re.findall(r'href="([^#][^"]{0,14})', page) == re.findall(r'href="(data:image/png)', page)
+    assert re.findall(r'href="([^#][^"]{0,13})', page) == re.findall(r'href="(data:image/png)', page)
 
 
 def test_every_figure_is_in_the_page_and_says_what_is_seen(out: Path, parsed: Balanced) -> None:
@@ -139,7 +140,7 @@ def test_tables_are_sorted_as_numbers_and_downloaded(page: str, results: dict[st
     )
     table = driven[driven.index('data-name="bounds"') :].partition("</table>")[0]
     assert 'aria-sort="descending"' in table
-    bodies = [re.findall(r"<td>[^<]*</td><td data-value=\"([^\"]+)", body) for body in table.split("<tbody>")[1:]]
+    bodies = [re.findall(r"<tr><td>[^<]*</td><td data-value=\"([^\"]+)", body) for body in table.split("<tbody>")[1:]]
     cells = [side["matrix"]["cells"]["mean-field"] for side in results["trainings"][0]["decoders"].values()]
     means = [sorted((float(np.mean(cell["values"])) for cell in each.values()), reverse=True) for each in cells]
     assert [[float(value) for value in body] for body in bodies] == [pytest.approx(each) for each in means]
@@ -332,9 +333,9 @@ def test_a_sheet_of_samples_holds_them_all(tmp_path: Path) -> None:
 
     images = np.zeros((5, 1, 4, 4))
     images[4] = 1
-    figures.sheet(images, (0.0, 1.0), tmp_path / "sheet.png", across=3)
-    with Image.open(tmp_path / "sheet.png") as sheet:
-        grey = np.asarray(sheet.convert("L")).astype(float)
+    sheet({"samples": images}, (0.0, 1.0), tmp_path / "sheet.png", across=3)
+    with Image.open(tmp_path / "sheet.png") as drawn:
+        grey = np.asarray(drawn.convert("L")).astype(float)
     rows, columns = grey.shape[0] // 2, grey.shape[1] // 3
     centres = [[grey[r * rows + rows // 2, c * columns + columns // 2] for c in range(3)] for r in range(2)]
     assert centres == [[0, 0, 0], [0, 255, 255]]  # five images, then paper
