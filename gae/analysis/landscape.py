@@ -125,7 +125,7 @@ def landscape(model: Autoencoder, x: Num[Tensor, "B *X"], engine: str | None = N
     likelihood = model.likelihood
     _need_plane(likelihood, x)
     with door(likelihood, x):
-        ascent, name = _ascent(model.inference, engine)
+        ascent, name = ascent_of(model.inference, engine)
         path = follow(ascent, likelihood, x)
         mode = _climbed(likelihood, x, path.z[path.log_joint.argmax()].unsqueeze(0))
         precision = -expansion(likelihood, x, mode)[2]
@@ -223,8 +223,8 @@ def _need_plane(likelihood: Likelihood, x: Tensor) -> None:
         raise ValueError(f"A landscape is that of one observation, got {len(x)}. Pass `x[i : i + 1]`.")
 
 
-def _ascent(inference: Inference, engine: str | None) -> tuple[Ascent, str]:
-    """The ascent to follow, and its step rule and start in words."""
+def ascent_of(inference: Inference, engine: str | None = None) -> tuple[Ascent, str]:
+    """The ascent that a landscape follows, as described there, and its step rule and start in words."""
     if engine is not None:
         if engine not in ASCENTS:
             raise ValueError(f"Unknown ascent {engine!r}. Choose one of {', '.join(ASCENTS)}.")

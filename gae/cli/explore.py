@@ -20,7 +20,7 @@ def explore(
     binarize: SameBinarize = None,
     output: Annotated[Path, typer.Option("--output", "-o", help="An .html file.")] = Path("explore.html"),
 ) -> None:
-    """Write an interactive HTML page of a plane of codes; it needs no server."""
+    """Write an interactive HTML page of a plane of codes and of ascents to them; it needs no server."""
     from gae.reports.explorer import explore as write
 
     check_file(output, ".html")
@@ -29,5 +29,7 @@ def explore(
     x = in_its_dtype(model, dataset.test[:samples])
     labels = None if dataset.test_labels is None else dataset.test_labels[:samples]
     value_range = prepared(model).value_range or dataset.value_range
-    plane = write(model, x, output, labels, value_range, size, f"{name} on {dataset.name}", dataset.columns)
+    plane = write(
+        model, x, output, labels, value_range, size, f"{name} on {dataset.name}", dataset.columns, dataset.classes
+    )
     typer.echo(f"{len(x)} codes; the plane holds {plane.explained:.0%} of their variance: {output}")

@@ -4,12 +4,14 @@ import base64
 import io
 import json
 import re
+from html import unescape
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from browser import after_script
 from PIL import Image
 from sklearn.decomposition import PCA
 from torch import Tensor, nn
@@ -17,9 +19,11 @@ from typer.testing import CliRunner
 
 from gae import Autoencoder
 from gae.cli import main as cli
+from gae.evidence import Evidence
 from gae.inference import Amortized, Argmax
 from gae.likelihood import Flat, Gaussian, LinearMixture
 from gae.reports.explorer import explore, plane_of
+from gae.training.history import Epoch, History
 
 
 def first_two(x: Tensor) -> Tensor:
@@ -95,6 +99,97 @@ def test_colours_and_vectors(shape: tuple[int, ...], tile: tuple[int, ...], tmp_
     facts, grid, _ = read(tmp_path / "page.html")
     assert grid.shape == (2 * tile[0], 2 * tile[1], *tile[2:])
     assert facts["labels"] is None
+
+
+def test_an_ascent_over_the_joint_density(tmp_path: Path) -> None:
+    """Contours are those of log q(x, z) on the map; frames are decoded at the code itself, off the map too."""
+    weight = torch.tensor([[1.0, 0.2, 0.0], [0.1, 0.8, 0.3], [0.0, 0.4, 0.5], [0.2, 0.0, 0.1]])
+    decoder = nn.Linear(3, 4)
+    decoder.weight.data, decoder.bias.data = weight, torch.zeros(4)
+    model = Autoencoder(Gaussian(decoder, 3, scale=0.5), Amortized(lambda x: x[:, :3]))
+    x = torch.randn(9, 4)
+    names = ["a", "b", "c", "d"]
+    plane = explore(model, x, tmp_path / "page.html", torch.tensor([5, 5, 2] * 3), columns=names, size=3)
+    text = (tmp_path / "page.html").read_text(encoding="utf-8")
+    (content,) = re.findall(r'<script type="application/json" id="facts">(.*?)</script>', text, flags=re.DOTALL)
+    facts = json.loads(content)
+    assert [one["index"] for one in facts["ascents"]] == [2, 0]  # the first of label 2 and of label 5
+    one, observation = facts["ascents"][1], x[:1]
+    start = plane.coordinates(x[:1, :3])[0]
+    assert np.allclose(one["points"][0], start, atol=1e-4) and one["words"] == "LBFGS from the encoder's mean"
+    precision = torch.eye(3) + weight.T @ weight / 0.25
+    mode = torch.linalg.solve(precision, weight.T @ x[0] / 0.25)
+    assert np.allclose(one["points"][-1], plane.coordinates(mode[None])[0], atol=1e-2)
+    height = model.likelihood.log_joint(observation, mode.view(1, 1, 3)).item()
+    assert one["nats"][-1] == pytest.approx(height, abs=1e-3)
+    offset = mode - plane.origin
+    offset = offset - plane.axes.T @ (plane.axes @ offset)  # what the map does not see
+    codes = (plane.grid(facts["side"]) + offset).flatten(0, 1)
+    field = model.likelihood.log_joint(observation, codes.unsqueeze(1))[:, 0].detach()
+    top = max(float(field.max()), one["nats"][-1])
+    assert np.allclose(one["below"], top - field, atol=0.05)
+    table = facts["table"]
+    frames = len(facts["ascents"][0]["points"]) + len(one["points"])
+    assert table["columns"] == names and len(table["grid"]) == 9 and len(table["steps"]) == frames
+    assert np.allclose(table["steps"][-1], weight @ mode, atol=1e-2)
+    assert np.allclose(table["samples"], x, atol=2e-3) and np.allclose(table["low"], x.amin(0))
+
+
+def test_a_page_without_ascents_says_why(tmp_path: Path) -> None:
+    class Twice(nn.Module):
+        def forward(self, z: Tensor) -> Tensor:
+            return (z.detach() * 2).repeat(1, 2)
+
+    model = Autoencoder(Gaussian(Twice(), 2), Amortized(lambda x: x[:, :2]))
+    explore(model, torch.rand(4, 4), tmp_path / "page.html", size=2)
+    assert "No ascent is shown: " in (tmp_path / "page.html").read_text(encoding="utf-8")
+
+
+DRIVE = """
+const press = key => map.dispatchEvent(new KeyboardEvent("keydown", { key }));
+const text = id => find(id).textContent;
+const seen = { options: chooser.length, key: [...find("key").children].map(item => item.textContent) };
+seen.centre = text("where"); press("ArrowRight"); seen.right = text("where");
+const box = map.getBoundingClientRect();
+window.addEventListener("error", event => event.preventDefault());
+map.dispatchEvent(new PointerEvent("pointerdown", { clientX: box.left + 1, clientY: box.top + 1, pointerId: 1 }));
+seen.corner = at; seen.nearest = text("nearest");
+chooser.value = "0"; chooser.dispatchEvent(new Event("change"));
+seen.first = text("progress"); seen.start = at;
+step.value = step.max; step.dispatchEvent(new Event("input"));
+seen.last = text("progress"); seen.end = at; seen.where = text("where");
+seen.drawn = new Set(pen.getImageData(0, 0, map.width, map.height).data).size;
+seen.captions = [...document.querySelectorAll("caption")].map(caption => caption.innerText);
+seen.headings = document.querySelectorAll("th[scope=row]").length;
+const result = document.body.appendChild(document.createElement("pre"));
+result.id = "seen"; result.textContent = JSON.stringify(seen);
+"""
+
+
+def test_the_page_and_the_tables_of_a_notebook_in_a_browser(tmp_path: Path) -> None:
+    x = torch.rand(7, 1, 2, 3)
+    model = painter()
+    explore(model, x, tmp_path / "page.html", torch.tensor([0, 1, 0, 1, 0, 1, 0]), size=5, classes=["no", "yes"])
+    history = History([Epoch(1, 3.0, None, 0.1)])
+    results: list[Any] = [history, model, model.encode(x), Evidence.exact(torch.zeros(2))]
+    tables = "".join(result._repr_html_() for result in results)
+    page = (tmp_path / "page.html").read_text(encoding="utf-8").replace("</main>", f"{tables}</main>")
+    document = after_script(page, DRIVE, tmp_path)
+    (content,) = re.findall(r'<pre id="seen">(.*?)</pre>', document, flags=re.DOTALL)
+    seen = json.loads(unescape(content))
+    facts, _, _ = read(tmp_path / "page.html")
+    one = facts["ascents"][0]
+    assert seen["options"] == 3 and seen["key"] == ["0: no", "1: yes"]
+    assert seen["centre"] != seen["right"]
+    assert np.allclose(seen["corner"], [facts["low"][0], facts["high"][1]], atol=0.02)
+    distance = ((np.array(facts["points"]) - seen["corner"]) / (np.array(facts["high"]) - facts["low"])) ** 2
+    nearest = int(distance.sum(1).argmin())
+    assert seen["nearest"] == f"sample {nearest}, label {nearest % 2}: {('no', 'yes')[nearest % 2]}"
+    assert seen["start"] == one["points"][0] and seen["end"] == one["points"][-1]
+    assert f"step 0 of {one['steps'][-1]}" in seen["first"] and f"step {one['steps'][-1]} of" in seen["last"]
+    assert seen["drawn"] > 4
+    assert len(seen["captions"]) == 4 and seen["captions"][0].startswith("1 epochs, loss 3 nats")
+    assert seen["headings"] == tables.count('scope="row"')
 
 
 def test_what_cannot_be_explored(tmp_path: Path) -> None:
