@@ -6,11 +6,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gae.cli.terminal import command_line, console, finite, plain, print_results, reported
+from gae.cli.completion import FORMATS, TASKS, one_of
+from gae.cli.terminal import command_line, finite, plain, print_results, reported
 from gae.data.files import check_folder, write_text
+from gae.data.progress import Advance, progress
 
 if TYPE_CHECKING:
-    from rich.progress import Progress as Bar
     from torch import Tensor
 
     from gae.analysis.restoration import Restoration
@@ -28,7 +29,9 @@ QUALITY = ("PSNR (dB)", "SSIM")
 @reported
 def dip(
     image: ImagePath,
-    task: Annotated[str, typer.Option(help="denoise, inpaint or superresolve.")] = "denoise",
+    task: Annotated[
+        str, typer.Option(help="denoise, inpaint or superresolve.", autocompletion=one_of(TASKS))
+    ] = "denoise",
     mask: Annotated[Path | None, typer.Option(help="For inpaint: an image, bright where pixels are known.")] = None,
     factor: Annotated[int, typer.Option(help="For superresolve: scale factor.")] = 4,
     background: Annotated[
@@ -59,7 +62,10 @@ def dip(
         int, typer.Option(min=0, max=2**32 - 1, help="Seed of the network's input, weights and noise.")
     ] = 0,
     suffix: Annotated[
-        str, typer.Option("--format", help="Format of the result: png, tiff or webp (lossless).")
+        str,
+        typer.Option(
+            "--format", help="Format of the result: png, tiff or webp (lossless).", autocompletion=one_of(FORMATS)
+        ),
     ] = "png",
     bits: Annotated[
         int | None,
@@ -91,8 +97,9 @@ def dip(
     folder = out or Path("runs") / f"dip-{image.stem}"
     _check_new(folder)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    with _bar() as bar:
-        show = _Live(bar, folder, steps or (TASKS[task].steps if task in TASKS else 0), preview)
+    most = steps or (TASKS[task].steps if task in TASKS else 0)
+    with progress("ascent, at most", most, alone=True) as advance:
+        show = _Live(advance, folder, preview)
         began = time.perf_counter()
         restoration = restore_image(
             given.to(device),
@@ -197,39 +204,18 @@ def _quality(images: "dict[str, Tensor]", clean: "Tensor") -> dict[str, Any]:
 
 
 class _Live:
-    """Shows the objective and the remaining time, and writes previews."""
+    """Shows the objective, and writes previews."""
 
-    def __init__(self, bar: "Bar", folder: Path, steps: int, preview: int):
-        self.bar, self.folder, self.preview = bar, folder, preview
-        self.task = bar.add_task("ascending", total=steps, objective="")
+    def __init__(self, advance: Advance, folder: Path, preview: int):
+        self.advance, self.folder, self.preview = advance, folder, preview
 
     def __call__(self, progress: "Progress") -> None:
         from gae.data.photographs import write_photo
 
         nats = float(progress.objective.mean())
-        self.bar.update(self.task, advance=1, objective=f"log joint {nats:,.0f} nats")
+        self.advance(f"log joint {nats:,.0f} nats")
         if self.preview and progress.step % self.preview == self.preview - 1 and progress.reconstruction is not None:
             write_photo(progress.reconstruction.mean(0)[0].cpu().numpy(), self.folder / "preview.png")
-
-
-def _bar() -> "Bar":
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[objective]}"),
-    )
-    left = (TimeElapsedColumn(), TextColumn("at most"), TimeRemainingColumn(), TextColumn("left"))
-    return Progress(*columns, *left, console=console(stderr=True), transient=True)
 
 
 def _outcome(restoration: "Restoration") -> dict[str, Any]:

@@ -27,6 +27,7 @@ from gae.cli.common import (
 )
 from gae.cli.terminal import console, echo_json, reported, table
 from gae.data.files import check_folder, write_text
+from gae.data.progress import counted
 
 if TYPE_CHECKING:
     import torch
@@ -115,14 +116,13 @@ def _columns(
 ) -> "tuple[dict[str, torch.Tensor], str | None, list[Distribution]]":
     """Columns of the gap, the encoder's family, and its densities by batch; the last of normal encoders only."""
     import torch
-    from rich.progress import track
 
     from gae.analysis.inference_gap import FAMILIES, inference_gap
     from gae.analysis.matrix import LBFGS_STEPS, refined
     from gae.inference import LBFGS
 
     parts, laws, family = [], [], None
-    for batch in track(x.split(BATCH_SIZE), "samples", console=console(stderr=True), transient=True):
+    for batch in counted(x.split(BATCH_SIZE), "samples, by the hundred"):
         gaps = inference_gap(model, batch, samples=samples, draws=draws, steps=steps)
         columns, family = gaps.columns(), gaps.family
         if gaps.encoder is not None and gaps.encoder.q is not None and family in FAMILIES:

@@ -19,6 +19,7 @@ from gae.cli.common import (
     read,
     write_rows,
 )
+from gae.cli.completion import SCORES, some_of
 from gae.cli.terminal import print_results, reported
 from gae.data.files import ROWS, check_file
 
@@ -29,7 +30,10 @@ def score(
     data: DataName,
     output: RowsFile = Path("scores.csv"),
     by: Annotated[
-        str, typer.Option(help="evidence, reconstruction or gap; several are separated by commas.")
+        str,
+        typer.Option(
+            help="evidence, reconstruction or gap; several are separated by commas.", autocompletion=some_of(SCORES)
+        ),
     ] = "evidence",
     samples: Annotated[
         int, typer.Option(min=1, help="Importance samples per observation, where log p(x) is not known exactly.")

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 import typer
 from typer.models import OptionInfo
 
+from gae.data.progress import announced
 from gae.training.processes import refuse_many_processes
 
 if TYPE_CHECKING:
@@ -27,6 +28,8 @@ EXPECTED = (ValueError, TypeError, OSError, FloatingPointError, MemoryError, Not
 def reported(function: Callable[..., T]) -> Callable[..., T]:
     """Decorator of commands: prints expected errors in red with exit code 2; Ctrl-C says how to continue.
 
+    Shows the progress of long loops, without an option ``quiet``.
+
     If a reader such as ``head`` closes standard output, typer ends the command silently with exit code 1.
     """
 
@@ -34,7 +37,8 @@ def reported(function: Callable[..., T]) -> Callable[..., T]:
     def run(*args: Any, **options: Any) -> T:
         try:
             refuse_many_processes("the command")
-            return function(*args, **options)
+            with announced(not options.get("quiet")):
+                return function(*args, **options)
         except BrokenPipeError:
             raise
         except EXPECTED as error:

@@ -4,7 +4,7 @@ import copy
 import json
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -127,6 +127,8 @@ def _results(run: "Comparison") -> dict[str, Any]:
     baselines = {name: run.baseline(name) for name in BASELINES}
     kind = Training if run.given is None else GivenTraining
     trainings = [kind(run, configuration.seed + i, i) for i in range(configuration.seeds)]
+    stages = [stage for training in trainings for stage in training.stages()]
+    run.each("decoders trained and measured", lambda stage: stage(), stages)
     results: dict[str, Any] = {
         **facts(asdict(configuration), run.data),
         "engines": {
@@ -134,7 +136,7 @@ def _results(run: "Comparison") -> dict[str, Any]:
             for name in configuration.engines
             if name != GIVEN
         },
-        "trainings": [{"seed": each.seed, "decoders": each.decoders()} for each in trainings],
+        "trainings": [{"seed": each.seed, "decoders": each.entries} for each in trainings],
         "baselines": [
             run.phase(f"encode {name}", partial(run.measured, name, model)) for name, model in baselines.items()
         ],
@@ -169,7 +171,8 @@ class Comparison(ResumableJob):
         start = time.perf_counter()
         torch.manual_seed(self.configuration.seed)
         model = BASELINES[name](self.data, self.configuration)
-        fit(model, self.data, epochs=self.configuration.baseline_epochs, seed=self.configuration.seed, progress=False)
+        c = self.configuration
+        fit(model, self.data, epochs=c.baseline_epochs, seed=c.seed, progress=self.progress)
         calibrate_noise(model, self.data.train, self.configuration.effort)
         self.seconds[f"fit {name}"] = time.perf_counter() - start
         return model
@@ -237,11 +240,18 @@ class Training:
         self.configuration = replace(job.configuration, seed=seed)
         self.suffix = f" seed {seed}" if index else ""
         self.sides: dict[str, Side] = {}
+        self.entries: Entry = {}
 
-    def decoders(self) -> Entry:
-        """Trains and measures every decoder."""
-        self.sides = {name: self.train(name) for name in self.configuration.engines}
-        return {name: self.measured(name, side) for name, side in self.sides.items()}
+    def stages(self) -> Sequence[Callable[[], None]]:
+        """The work in order: the training of every decoder, then the measurement of each."""
+        names = self.configuration.engines
+        return [partial(self.add_side, name) for name in names] + [partial(self.add_entry, name) for name in names]
+
+    def add_side(self, name: str) -> None:
+        self.sides[name] = self.train(name)
+
+    def add_entry(self, name: str) -> None:
+        self.entries[name] = self.measured(name, self.sides[name])
 
     def fit(self, name: str, model: Autoencoder, epochs: int, describe: dict[str, Any]) -> list[float]:
         """Trains by Adam up to an epoch, from the last checkpoint if there is one; returns the loss of each epoch."""
@@ -257,7 +267,7 @@ class Training:
             out=self.job.out / "checkpoints" / f"{name}{self.suffix}".replace(" ", "-"),
             resume=True,
             checkpoint_interval=INTERVAL,
-            progress=False,
+            progress=self.job.progress,
             describe=describe,
         )
         self.job.seconds[f"train {name}{self.suffix}"] = sum(row.seconds for row in history.rows)

@@ -107,7 +107,7 @@ def survey(
     plan = _plan(data, systems, epochs, seed, quick)
     with one_thread(), torch.random.fork_rng(devices=[]):
         run = Survey(Path(out), plan, data, resume, progress)
-        rows = {name: run.row(name) for name in plan.systems}
+        rows = dict(zip(plan.systems, run.each("systems", run.row, plan.systems), strict=True))
         results = {
             **facts(asdict(plan), data),
             "rows": [row for row in rows.values() if "squared_error" in row],
@@ -230,7 +230,7 @@ class Survey(ResumableJob):
             options = {"epochs": plan.epochs, "batch_size": plan.batch_size, "clip": plan.clip, "optimizer": optimizer}
         out = self.out / "checkpoints" / name
         described = describe(name, self._options(name), self.data)
-        options |= {"seed": plan.seed, "out": out, "resume": True, "progress": False, "describe": described}
+        options |= {"seed": plan.seed, "out": out, "resume": True, "progress": self.progress, "describe": described}
         rows = fit(model, self.data, **options).rows
         model.eval()
         calibrate_noise(model, self.data.train, plan.effort)
