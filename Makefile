@@ -6,7 +6,7 @@ BIN := $(VENV)/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all test-portable lint style types table bench clean
+.PHONY: help demo test test-all test-portable lint style types table bench dist clean
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -48,6 +48,9 @@ table: $(INSTALLED) ## write what the table of systems decides into README.md an
 
 bench: $(INSTALLED) ## run the side-by-side benchmarks; writes benchmarks/RESULTS.md
 	$(BIN)/python -m benchmarks.run
+
+dist: ## build the sdist and the wheel in dist, and use the wheel in a fresh environment
+	$(PYTHON) tests/distribution.py $(addprefix --constraint ,$(CONSTRAINTS))
 
 clean: ## remove the environment, runs and caches
 	rm -rf $(VENV) runs build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

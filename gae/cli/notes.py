@@ -36,6 +36,7 @@ def notes(
     from gae.reports import ledger as ledger_page
 
     check_folder(out)
+    ledger_page.renderer()  # an ImportError before the work, if its packages are missing
     chosen = ledger.select(ledger.read_notes(), ids or ())
     findings = _run(chosen, range(seed, seed + seeds))
     account = ledger.record(findings)

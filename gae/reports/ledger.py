@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from gae.data.environment import versions
+from gae.data.frames import optional
 from gae.ledger.notes import Claim, Finding, Note, contradictions
 from gae.ledger.sources import places, read_sources
 from gae.reports.formulas import typeset
@@ -32,7 +33,7 @@ def write(notes: Sequence[Note], findings: Sequence[Finding], path: Path) -> Non
         versions=versions(["torch"]),
         sources=read_sources(),
         places=places,
-        markdown=_renderer(),
+        markdown=renderer(),
         stated=_stated,
         number=number,
         picture=_picture,
@@ -46,7 +47,7 @@ def number(value: float) -> str:
 
 def _stated(text: str) -> str:
     """A statement as HTML: formulas in plain characters, or Markdown with LaTeX."""
-    return _renderer()(text) if "$" in text else typeset(text)
+    return renderer()(text) if "$" in text else typeset(text)
 
 
 def _picture(claim: Claim) -> str | None:
@@ -60,14 +61,19 @@ def _picture(claim: Claim) -> str | None:
 
 
 @cache
-def _renderer() -> Callable[[str], str]:
-    """Markdown-to-HTML renderer that turns LaTeX into MathML, so that the page needs no script."""
-    from latex2mathml.converter import convert
-    from markdown_it import MarkdownIt
-    from mdit_py_plugins.dollarmath import dollarmath_plugin
+def renderer() -> Callable[[str], str]:
+    """Markdown-to-HTML renderer that turns LaTeX into MathML, so that the page needs no script.
+
+    Raises:
+        ImportError: without the extra ``notes``.
+    """
+    convert = optional("latex2mathml.converter", "notes").convert
+    dollarmath_plugin = optional("mdit_py_plugins.dollarmath", "notes").dollarmath_plugin
+    parser = optional("markdown_it", "notes").MarkdownIt("commonmark")
 
     def formula(source: str, options: dict[str, Any]) -> str:
         mathml = convert(source, display="block" if options["display_mode"] else "inline")
         return FUNCTION.sub(r'<mrow>\1<mspace width="0.17em"/></mrow>', mathml)
 
-    return MarkdownIt("commonmark").enable("table").use(dollarmath_plugin, renderer=formula).render
+    render: Callable[[str], str] = parser.enable("table").use(dollarmath_plugin, renderer=formula).render
+    return render
