@@ -7,7 +7,7 @@ INSTALLED := $(VENV)/.installed
 DOCUMENTED := $(VENV)/.documented
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all test-portable lint style types table docs bench clean
+.PHONY: help demo test test-all test-portable lint style types table docs bench dist clean
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -54,6 +54,9 @@ docs: $(DOCUMENTED) ## build the site, with its gallery; writes docs/_build/html
 
 bench: $(INSTALLED) ## run the side-by-side benchmarks; writes benchmarks/RESULTS.md
 	$(BIN)/python -m benchmarks.run
+
+dist: ## build the sdist and the wheel in dist, and use the wheel in a fresh environment
+	$(PYTHON) tests/distribution.py $(addprefix --constraint ,$(CONSTRAINTS))
 
 clean: ## remove the environment, runs and caches
 	rm -rf docs/_build docs/gallery docs/reference

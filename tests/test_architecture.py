@@ -168,6 +168,48 @@ def loads_tensors_only(call: ast.Call) -> bool:
     return is_load and any(isinstance(value, ast.Constant) and value.value is True for value in values)
 
 
+# Files that these open are archives and pictures, which have no encoding.
+OPENERS = {"Image", "archive", "gzip", "os", "tarfile", "zipfile"}
+TEXT = {"open": 1, "fdopen": 1, "read_text": 0, "write_text": 1, "TextIOWrapper": 1}  # position of mode or encoding
+
+
+def without_encoding(tree: ast.Module) -> Iterator[str]:
+    """Calls that open a text file in the encoding of the platform, which differs between systems."""
+    for call in (node for node in ast.walk(tree) if isinstance(node, ast.Call)):
+        match call.func:
+            case ast.Attribute(value=ast.Name(id=owner), attr="open") if owner in OPENERS:
+                continue
+            case ast.Attribute(attr="open"):
+                name, position = "open", 0
+            case ast.Name(id="read_text" | "write_text"):  # those of gae.data, in UTF-8
+                continue
+            case ast.Attribute(attr=name) | ast.Name(id=name) if name in TEXT:
+                position = TEXT[name]
+            case _:
+                continue
+        keywords = {keyword.arg: keyword.value for keyword in call.keywords}
+        mode = keywords.get("mode", call.args[position] if len(call.args) > position else None)
+        binary = name in ("open", "fdopen") and isinstance(mode, ast.Constant) and "b" in str(mode.value)
+        if "encoding" not in keywords and not binary:
+            yield f"line {call.lineno}: {name} without an encoding"
+
+
+TEXTS = {**FILES, **{f"notes.{path.stem}": path for path in (ROOT / "notes").glob("*.py")}}
+
+
+def test_text_files_have_an_encoding() -> None:
+    trees = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in TEXTS.items()}
+    assert not [f"{name}: {line}" for name, tree in trees.items() for line in without_encoding(tree)]
+
+
+@pytest.mark.parametrize(
+    "line", ["open(path)", "path.open('w')", "path.read_text()", "path.write_text(text)", "os.fdopen(3, 'w')"]
+)
+def test_a_missing_encoding_is_seen(line: str) -> None:
+    assert list(without_encoding(ast.parse(line)))
+    assert not list(without_encoding(ast.parse(f"{line[:-1]}, encoding='utf-8')".replace("(, ", "("))))
+
+
 def test_tensors_may_be_loaded() -> None:
     assert not list(hazards(ast.parse("torch.load(path, weights_only=True)")))
 

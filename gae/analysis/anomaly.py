@@ -9,6 +9,7 @@ from torch import Tensor
 from gae.analysis.inference_gap import encoder_density, lower_bound
 from gae.autoencoder import Autoencoder, log_evidence
 from gae.data.checks import at_least_one
+from gae.data.progress import counted
 from gae.evidence.base import need_proper
 from gae.likelihood.door import door
 
@@ -53,7 +54,7 @@ def anomaly_scores(
         raise ValueError(f"Unknown score {by!r}. Valid scores: {', '.join(scores)}.")
     at_least_one("batch_size", batch_size)
     with door(model.likelihood, x):
-        return torch.cat([scores[by](model, batch) for batch in x.split(batch_size)])
+        return torch.cat([scores[by](model, batch) for batch in counted(x.split(batch_size), by)])
 
 
 def _evidence(model: Autoencoder, x: Tensor) -> Tensor:

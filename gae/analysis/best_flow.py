@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.distributions import AffineTransform, Transform, constraints
 from torch.func import functional_call, vmap
 
+from gae.data.progress import counted
 from gae.inference.flows import NormalizingFlow, noise_to_code
 from gae.likelihood import Likelihood
 from gae.likelihood.door import checked
@@ -46,7 +47,7 @@ def best_flow(
     optimizer = torch.optim.Adam(every, lr=RATE)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda t: 0.5 * (1 + math.cos(math.pi * t / steps)))
     with torch.enable_grad():
-        for _ in range(steps):
+        for _ in counted(range(steps), "steps of the flow"):
             flow = _Copies(q.flow, state, leaves["context"])
             noise = torch.randn(samples, *q.loc.shape, dtype=q.loc.dtype, device=q.loc.device)
             code, log_det = flow.with_log_det(noise)

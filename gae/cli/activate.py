@@ -17,6 +17,7 @@ from gae.cli.common import (
     read,
     save_arrays,
 )
+from gae.cli.completion import data_names
 from gae.cli.terminal import print_results, reported
 from gae.data.files import check_file
 
@@ -31,7 +32,11 @@ def activate(
     ] = None,
     data: Annotated[
         str | None,
-        typer.Option(metavar="DATA", help="Data set (a name or a path) whose training images to compare with."),
+        typer.Option(
+            metavar="DATA",
+            help="Data set (a name or a path) whose training images to compare with.",
+            autocompletion=data_names,
+        ),
     ] = None,
     split_by: SplitBy = None,
     binarize: SameBinarize = None,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from gae.cli.completion import BINARIZATIONS, ENGINES, HEADS, MISSING, SPLITS, data_names, one_of
 from gae.data.files import whole
 from gae.training.processes import is_first
 
@@ -24,16 +25,25 @@ DataName = Annotated[
     typer.Argument(
         metavar="DATA",
         help="digits, mnist, swiss-roll, …, or a path: .npy, .npz, .csv, .parquet, .h5ad, .txt, a folder of images.",
+        autocompletion=data_names,
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
-Binarize = Annotated[str, typer.Option(help="none, threshold or dynamic.")]
+Binarize = Annotated[str, typer.Option(help="none, threshold or dynamic.", autocompletion=one_of(BINARIZATIONS))]
 SameBinarize = Annotated[
-    str | None, typer.Option("--binarize", help="By default as the model's training data; other values are refused.")
+    str | None,
+    typer.Option(
+        "--binarize",
+        help="By default as the model's training data; other values are refused.",
+        autocompletion=one_of(BINARIZATIONS),
+    ),
 ]
 Missing = Annotated[
     str,
-    typer.Option(help="refuse NaN, or mask: NaN marks values that were not observed, and the model uses the others."),
+    typer.Option(
+        help="refuse NaN, or mask: NaN marks values that were not observed, and the model uses the others.",
+        autocompletion=one_of(MISSING),
+    ),
 ]
 Labels = Annotated[
     str | None, typer.Option("--labels", metavar="COLUMN", help="Column of a table with the labels; it is not learnt.")
@@ -52,7 +62,7 @@ Size = Annotated[
 Crop = Annotated[bool, typer.Option("--crop", help="Crop images about their centre to the ratio of --size first.")]
 Seed = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of weights, data order and noise.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue the run in the output folder.")]
-Split = Annotated[str, typer.Option(help="train, test or all.")]
+Split = Annotated[str, typer.Option(help="train, test or all.", autocompletion=one_of(SPLITS))]
 SplitBy = Annotated[
     str | None,
     typer.Option(
@@ -79,7 +89,10 @@ CheckpointPath = Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="Fold
 ModelPath = Annotated[
     str, typer.Argument(metavar="[CHECKPOINT]", help="Folder of a run, or a checkpoint in it. Left out with --decoder.")
 ]
-ModelData = Annotated[str | None, typer.Argument(metavar="DATA", help="Name or path of the data.", show_default=False)]
+ModelData = Annotated[
+    str | None,
+    typer.Argument(metavar="DATA", help="Name or path of the data.", show_default=False, autocompletion=data_names),
+]
 
 Decoder = Annotated[
     str | None,
@@ -100,7 +113,10 @@ CodeShape = Annotated[
     str | None,
     typer.Option("--latent", help="Shape of a code in the decoder, such as 8 or 4,8,8; a .pt2 file knows it."),
 ]
-HeadName = Annotated[str | None, typer.Option("--head", help="Distribution of the decoder; gaussian by default.")]
+HeadName = Annotated[
+    str | None,
+    typer.Option("--head", help="Distribution of the decoder; gaussian by default.", autocompletion=one_of(HEADS)),
+]
 Scale = Annotated[
     float | None,
     typer.Option("--scale", help="Scale of the decoder's noise (gaussian, laplace), in units of the data."),
@@ -116,7 +132,12 @@ EncoderName = Annotated[
 ]
 EngineName = Annotated[
     str | None,
-    typer.Option("--engine", help="lbfgs, adam, gauss-newton, encoder or refine.", show_default="the model's own"),
+    typer.Option(
+        "--engine",
+        help="lbfgs, adam, gauss-newton, encoder or refine.",
+        show_default="the model's own",
+        autocompletion=one_of(ENGINES),
+    ),
 ]
 EngineSteps = Annotated[int | None, typer.Option("--steps", min=0, help="Most steps of --engine.")]
 

@@ -32,6 +32,7 @@ from gae.cli.common import (
     Weights,
     load,
 )
+from gae.cli.completion import COMPARED, several_systems, some_of
 from gae.cli.terminal import comparison, console, echo_json, reported, surveyed
 
 UNEQUAL = timedelta(days=7)  # for which processes wait, whose trainings take unequal times
@@ -40,9 +41,16 @@ UNEQUAL = timedelta(days=7)  # for which processes wait, whose trainings take un
 @reported
 def compare(
     data: DataName,
-    engines: Annotated[str | None, typer.Option(help="Names separated by commas.", show_default="all")] = None,
+    engines: Annotated[
+        str | None,
+        typer.Option(help="Names separated by commas.", show_default="all", autocompletion=some_of(COMPARED)),
+    ] = None,
     systems: Annotated[
-        str | None, typer.Option(help="Compare these rows of `gae systems` instead: names separated by commas, or all.")
+        str | None,
+        typer.Option(
+            help="Compare these rows of `gae systems` instead: names separated by commas, or all.",
+            autocompletion=several_systems,
+        ),
     ] = None,
     epochs: Annotated[int | None, typer.Option(help="By default chosen by the size of the data.")] = None,
     seed: Seed = 0,

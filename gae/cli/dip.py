@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from gae.cli.common import Device, Precision
-from gae.cli.terminal import command_line, console, finite, plain, print_results, reported
+from gae.cli.completion import FORMATS, TASKS, one_of
+from gae.cli.terminal import command_line, finite, plain, print_results, reported
 from gae.data.files import check_folder, write_text
+from gae.data.progress import Advance, progress
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
-    from rich.progress import Progress as Bar
     from torch import Tensor
 
     from gae.analysis.restoration import Restoration
@@ -32,7 +33,9 @@ QUALITY = ("PSNR (dB)", "SSIM")
 @reported
 def dip(
     image: ImagePath,
-    task: Annotated[str, typer.Option(help="denoise, inpaint or superresolve.")] = "denoise",
+    task: Annotated[
+        str, typer.Option(help="denoise, inpaint or superresolve.", autocompletion=one_of(TASKS))
+    ] = "denoise",
     mask: Annotated[Path | None, typer.Option(help="For inpaint: an image, bright where pixels are known.")] = None,
     factor: Annotated[int, typer.Option(help="For superresolve: scale factor.")] = 4,
     background: Annotated[
@@ -65,7 +68,10 @@ def dip(
     device: Device = "auto",
     precision: Precision = "32",
     suffix: Annotated[
-        str, typer.Option("--format", help="Format of the result: png, tiff or webp (lossless).")
+        str,
+        typer.Option(
+            "--format", help="Format of the result: png, tiff or webp (lossless).", autocompletion=one_of(FORMATS)
+        ),
     ] = "png",
     bits: Annotated[
         int | None,
@@ -98,17 +104,11 @@ def dip(
     _check_new(folder)
     restore: Any = partial(restore_image, task=task, network=Network(channels, scales), **measurement)
     fabric, pixels = _placed(given, device, precision, partial(restore, steps=1))
-    with _bar() as bar, fabric.autocast():
-        show = _Live(bar, folder, steps or (TASKS[task].steps if task in TASKS else 0), preview)
-        began = time.perf_counter()
-        restoration = restore(
-            pixels,
-            steps=steps,
-            runs=runs,
-            seed=seed,
-            watch=show,
-        )
-        seconds = time.perf_counter() - began
+    most = steps or (TASKS[task].steps if task in TASKS else 0)
+    began = time.perf_counter()
+    with progress("ascent, at most", most, alone=True) as advance, fabric.autocast():
+        restoration = restore(pixels, steps=steps, runs=runs, seed=seed, watch=_Live(advance, folder, preview))
+    seconds = time.perf_counter() - began
     restored = Photograph(restoration.image.float().cpu().numpy(), photo.alpha, bits or photo.bits).rounded()
     restored.write(folder / f"result.{suffix}")
     pictures = {"degraded": degraded(given, known, *shape[1:]), "restored": torch.from_numpy(restored.colours)}
@@ -214,39 +214,18 @@ def _quality(images: "dict[str, Tensor]", clean: "Tensor") -> dict[str, Any]:
 
 
 class _Live:
-    """Shows the objective and the remaining time, and writes previews."""
+    """Shows the objective, and writes previews."""
 
-    def __init__(self, bar: "Bar", folder: Path, steps: int, preview: int):
-        self.bar, self.folder, self.preview = bar, folder, preview
-        self.task = bar.add_task("ascending", total=steps, objective="")
+    def __init__(self, advance: Advance, folder: Path, preview: int):
+        self.advance, self.folder, self.preview = advance, folder, preview
 
     def __call__(self, progress: "Progress") -> None:
         from gae.data.photographs import write_photo
 
         nats = float(progress.objective.mean())
-        self.bar.update(self.task, advance=1, objective=f"log joint {nats:,.0f} nats")
+        self.advance(f"log joint {nats:,.0f} nats")
         if self.preview and progress.step % self.preview == self.preview - 1 and progress.reconstruction is not None:
             write_photo(progress.reconstruction.mean(0)[0].cpu().numpy(), self.folder / "preview.png")
-
-
-def _bar() -> "Bar":
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[objective]}"),
-    )
-    left = (TimeElapsedColumn(), TextColumn("at most"), TimeRemainingColumn(), TextColumn("left"))
-    return Progress(*columns, *left, console=console(stderr=True), transient=True)
 
 
 def _outcome(restoration: "Restoration") -> dict[str, Any]:

@@ -25,6 +25,7 @@ from gae.cli.common import (
     Standardize,
     load,
 )
+from gae.cli.completion import KEEP, SCHEDULES, one_of, system_names
 from gae.cli.config import keep_options
 from gae.cli.terminal import print_results, reported
 
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
 
 @reported
 def fit(
-    system: Annotated[str, typer.Argument(help="A name from `gae systems`.")],
+    system: Annotated[str, typer.Argument(help="A name from `gae systems`.", autocompletion=system_names)],
     data: DataName,
     option: Annotated[
         list[str] | None, typer.Option("--option", metavar="KEY=VALUE", help="Option of the system; repeatable.")
@@ -56,7 +57,11 @@ def fit(
         typer.Option(help="Learning rate of Adam; by default the system's own or 1e-3. Turns closed forms off."),
     ] = None,
     schedule: Annotated[
-        str | None, typer.Option(help="Learning-rate schedule over the whole run: cosine or linear, to 0.")
+        str | None,
+        typer.Option(
+            help="Learning-rate schedule over the whole run: cosine or linear, to 0.",
+            autocompletion=one_of(SCHEDULES),
+        ),
     ] = None,
     beta_warm_up: Annotated[
         int | None, typer.Option(help="Optimiser steps over which the weight of the KL rises from 0 to its value.")
@@ -79,7 +84,10 @@ def fit(
     ] = None,
     keep: Annotated[
         str | None,
-        typer.Option(help="best or last: the parameters at the end; by default the best with --patience."),
+        typer.Option(
+            help="best or last: the parameters at the end; by default the best with --patience.",
+            autocompletion=one_of(KEEP),
+        ),
     ] = None,
     tensorboard: Annotated[
         bool, typer.Option("--tensorboard", help="Log to TensorBoard in the output folder.")

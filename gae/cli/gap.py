@@ -34,6 +34,7 @@ from gae.cli.common import (
 )
 from gae.cli.terminal import command_line, console, echo_json, reported, table
 from gae.data.files import check_folder, write_text
+from gae.data.progress import progress
 
 if TYPE_CHECKING:
     import torch
@@ -139,17 +140,16 @@ def _columns(
 ) -> "tuple[dict[str, torch.Tensor], str | None, list[Distribution]]":
     """Columns of the gap, the encoder's family, and its densities by batch; the last of normal encoders only."""
     import torch
-    from rich.progress import Progress
 
     from gae.training.group import over_blocks
 
     batches = x.split(BATCH_SIZE)
-    with Progress(console=console(stderr=True), transient=True, disable=not fabric.is_global_zero) as bar:
-        task = bar.add_task("samples", total=math.ceil(len(batches) / fabric.world_size))
+    total = math.ceil(len(batches) / fabric.world_size)
+    with progress("samples, by the hundred", total, shown=fabric.is_global_zero) as advance:
 
         def work(batch: torch.Tensor) -> "tuple[dict[str, torch.Tensor], str | None, list[Distribution]]":
             result = _batch_columns(model, batch, samples, draws, steps)
-            bar.advance(task)
+            advance()
             return result
 
         parts = list(over_blocks(fabric, batches, work, seed))

@@ -2,7 +2,7 @@
 
 import os
 import sys
-from typing import Annotated
+from typing import Annotated, no_type_check
 
 import typer
 
@@ -10,6 +10,7 @@ from gae.cli.activate import activate
 from gae.cli.compare import compare
 from gae.cli.config import configured
 from gae.cli.dip import dip
+from gae.cli.doctor import doctor
 from gae.cli.encode import encode, transform
 from gae.cli.explore import explore
 from gae.cli.fit import fit
@@ -24,13 +25,25 @@ from gae.cli.systems import systems
 
 COMMANDS = (
     *(systems, fit, encode, transform, reconstruct, score),
-    *(compare, sweep, sample, activate, dip, explore, picture, gap, notes),
+    *(compare, sweep, sample, activate, dip, explore, picture, gap, notes, doctor),
 )
+
+FIRST = """\
+A decoder and a prior are the model; encoding is inference. First steps, in order:
+
+  gae fit vae digits                  train a model, which goes to runs/vae-digits
+  gae encode runs/vae-digits digits   write the code of every image to codes.npz
+  gae gap runs/vae-digits digits      measure in nats how much the encoder loses
+  gae explore runs/vae-digits digits  write a page on which codes are decoded
+  gae compare digits --quick          compare encoders on the same decoders
+
+Data of your own are a path in the place of `digits`: a table, an array, text, a
+folder of images. `gae --help` lists all commands and `gae systems` all models;
+`gae doctor` checks the installation; `gae --install-completion` sets up your shell."""
 
 app = typer.Typer(
     help="Autoencoders without an encoder: a decoder and a prior are the model, encoding is inference.",
-    no_args_is_help=True,
-    add_completion=False,
+    invoke_without_command=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -57,12 +70,15 @@ def _version(requested: bool) -> bool:
 
 
 @app.callback()
+@no_type_check  # typer's contexts are of another class than its Context
 def root(
+    context: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
     ] = False,
 ) -> None:
-    pass
+    if context.invoked_subcommand is None:
+        typer.echo(FIRST)
 
 
 for command in COMMANDS:

@@ -9,6 +9,7 @@ import typer
 from gae.cli.common import AsJson
 from gae.cli.terminal import command_line, console, echo_json, reported, table
 from gae.data.files import check_folder, write_text
+from gae.data.progress import progress
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -36,6 +37,7 @@ def notes(
     from gae.reports import ledger as ledger_page
 
     check_folder(out)
+    ledger_page.renderer()  # an ImportError before the work, if its packages are missing
     chosen = ledger.select(ledger.read_notes(), ids or ())
     findings = _run(chosen, range(seed, seed + seeds))
     account = ledger.record(findings)
@@ -53,13 +55,15 @@ def notes(
 
 
 def _run(chosen: "Sequence[Note]", seeds: "Sequence[int]") -> "list[Finding]":
-    from rich.progress import track
-
     from gae.ledger import notes as ledger
 
     total = len(seeds) * sum(len(note.claims) for note in chosen)
-    runs = (finding for seed in seeds for finding in ledger.run(chosen, seed))
-    return list(track(runs, "checking", total, console=console(stderr=True), transient=True))
+    findings = []
+    with progress("checks", total) as advance:
+        for finding in (each for seed in seeds for each in ledger.run(chosen, seed)):
+            findings.append(finding)
+            advance(finding.claim.id)
+    return findings
 
 
 def _print(chosen: "Sequence[Note]", findings: "Sequence[Finding]", page: Path) -> None:

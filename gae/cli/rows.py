@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from gae.cli.common import Own, in_its_dtype, load_like, open_model, placed
+from gae.data.progress import progress
 
 if TYPE_CHECKING:
     import numpy as np
@@ -107,10 +108,11 @@ def write_rows(
         about["labels"] = rows.labels.numpy()
     if rows.files is not None:
         about["files"] = rows.files
-    with row_file(path, len(rows.row), main, facts) as file:
+    with row_file(path, len(rows.row), main, facts) as file, progress("rows", len(rows.row)) as advance:
         for block in blocks:
             part = slice(file.added, file.added + len(next(iter(block.values()))))
             file.add({**{name: column[part] for name, column in about.items()}, **block})
+            advance(by=part.stop - part.start)
     return {f"{name} {(len(rows.row), *shape)}": str(dtype) for name, (dtype, shape) in file.kinds.items()}
 
 

@@ -26,6 +26,7 @@ from gae.cli.common import (
     SplitBy,
     Weights,
 )
+from gae.cli.completion import SCORES, some_of
 from gae.cli.rows import RowsFile, applied, write_rows
 from gae.cli.terminal import print_results, reported
 from gae.data.files import ROWS, check_file
@@ -37,7 +38,10 @@ def score(
     data: ModelData = None,
     output: RowsFile = Path("scores.csv"),
     by: Annotated[
-        str, typer.Option(help="evidence, reconstruction or gap; several are separated by commas.")
+        str,
+        typer.Option(
+            help="evidence, reconstruction or gap; several are separated by commas.", autocompletion=some_of(SCORES)
+        ),
     ] = "evidence",
     samples: Annotated[
         int, typer.Option(min=1, help="Importance samples per observation, where log p(x) is not known exactly.")

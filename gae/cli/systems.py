@@ -5,12 +5,16 @@ from typing import Annotated
 import typer
 
 from gae.cli.common import AsJson
+from gae.cli.completion import system_names
 from gae.cli.terminal import console, echo_json, plain, print_results, reported, table
 
 
 @reported
 def systems(
-    name: Annotated[str | None, typer.Argument(metavar="SYSTEM", help="Show this system with its options.")] = None,
+    name: Annotated[
+        str | None,
+        typer.Argument(metavar="SYSTEM", help="Show this system with its options.", autocompletion=system_names),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Show the table of systems: observation, likelihood, prior, inference, objective and source."""

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 import typer
 from typer.models import OptionInfo
 
-from gae.training.processes import ending_together, refuse_many_processes
+from gae.data.progress import announced
+from gae.training.processes import ending_together, is_first, refuse_many_processes
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -30,7 +31,7 @@ def reported(function: Callable[..., T]) -> Callable[..., T]:
     """Decorator of commands: prints expected errors in red with exit code 2; Ctrl-C says how to continue.
 
     A command with an option ``devices`` shares its work among processes that were launched together; any other refuses
-    to run in one of them.
+    to run in one of them. The first process shows the progress of long loops, without an option ``quiet``.
 
     If a reader such as ``head`` closes standard output, typer ends the command silently with exit code 1.
     """
@@ -42,7 +43,7 @@ def reported(function: Callable[..., T]) -> Callable[..., T]:
                 _quieten()
             else:
                 refuse_many_processes("the command")
-            with ending_together():
+            with ending_together(), announced(is_first() and not options.get("quiet")):
                 return function(*args, **options)
         except BrokenPipeError:
             raise

@@ -44,9 +44,12 @@ def unwritten(path: Path, error: Exception, remedy: str) -> OSError:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a UTF-8 text file atomically; characters that UTF-8 cannot encode (bytes of file names) are escaped."""
+    """Writes a UTF-8 text file atomically, the same bytes on every system.
+
+    Characters that UTF-8 cannot encode (bytes of file names) are escaped.
+    """
     with whole(path) as temporary:
-        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace", newline="\n")
 
 
 def check_file(path: Path, *suffixes: str) -> None:

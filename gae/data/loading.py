@@ -17,9 +17,9 @@ from gae.data.bundled import draw_linear_gaussian
 from gae.data.columns import listed
 from gae.data.dataset import Dataset, Rows, draw
 from gae.data.mapped import column_bounds, each, refuse_rows, take
+from gae.data.names import NAMES
 from gae.data.precision import need_float32
 from gae.data.preparation import BINARIZATIONS, Preparation
-from gae.data.readers import NAMES
 from gae.data.resizing import resize_of
 from gae.data.sources import Reading, is_path, kind_of, name_of, read_source
 from gae.data.splits import PREDEFINED, SplitRule

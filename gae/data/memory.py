@@ -61,7 +61,9 @@ def _available() -> int | None:
     """Available memory of the machine in bytes; without /proc (macOS), its total memory."""
     info = Path("/proc/meminfo")
     if info.exists():
-        line = next((line for line in info.read_text().splitlines() if line.startswith("MemAvailable:")), None)
+        line = next(
+            (line for line in info.read_text(encoding="utf-8").splitlines() if line.startswith("MemAvailable:")), None
+        )
         return None if line is None else 1024 * int(line.split()[1])
     names = getattr(os, "sysconf_names", {})
     if "SC_PHYS_PAGES" in names and "SC_PAGE_SIZE" in names:
@@ -87,14 +89,14 @@ def _in_groups() -> Iterator[int]:
 def _own_groups() -> dict[str, str]:
     """Control groups of this process by controller; version 2 has the empty name."""
     own = Path("/proc/self/cgroup")
-    lines = [line.split(":", 2) for line in own.read_text().splitlines()] if own.exists() else []
+    lines = [line.split(":", 2) for line in own.read_text(encoding="utf-8").splitlines()] if own.exists() else []
     return {kind: path for _, kinds, path in lines for kind in kinds.split(",")}
 
 
 def _number(path: Path) -> int | None:
     """The number in a file; None for "max" or a missing file."""
     try:
-        text = path.read_text().strip()
+        text = path.read_text(encoding="utf-8").strip()
     except OSError:
         return None
     return int(text) if text.isdecimal() else None
@@ -102,7 +104,7 @@ def _number(path: Path) -> int | None:
 
 def _cache(path: Path, name: str) -> int:
     try:
-        lines = path.read_text().splitlines()
+        lines = path.read_text(encoding="utf-8").splitlines()
     except OSError:
         return 0
     return next((int(line.split()[1]) for line in lines if line.split()[:1] == [name]), 0)

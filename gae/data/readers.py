@@ -15,13 +15,12 @@ import numpy as np
 from gae.data.arrays import FLOAT32, Arrays, channels_first, read_arrays
 from gae.data.images import read_image_folder
 from gae.data.memory import need_room
+from gae.data.names import NAMES, OPENML
 from gae.data.resizing import Resize
 from gae.data.text import Vocabulary, read_text
 
-OPENML = {"mnist": "mnist_784", "fashion-mnist": "Fashion-MNIST"}
 FIRST_LABELS = {"mnist": [5, 0, 4, 1, 9], "fashion-mnist": [9, 0, 0, 3, 0]}
 DEBIAN = Path("/usr/share/datasets")  # of the packages dataset-*, each in a sub-folder
-NAMES = ("digits", *OPENML, "swiss-roll", "circles", "linear-gaussian")
 IDX_FILES = (
     "train-images-idx3-ubyte",
     "train-labels-idx1-ubyte",
@@ -182,7 +181,8 @@ def read_mnist(name: str, folder: str | os.PathLike[str] | None = None) -> Array
     foreign = None
     for place in idx_places(name, folder):
         arrays = read_idx_folder(place)
-        owner = _owner(arrays)
+        assert arrays.y is not None
+        owner = _owner(arrays.y)
         if owner in (None, name):
             return arrays
         foreign = foreign or f"The idx files in {place} are those of {owner}, not of {name}. Name another folder."
@@ -194,9 +194,15 @@ def read_mnist(name: str, folder: str | os.PathLike[str] | None = None) -> Array
     return _openml(name)
 
 
-def _owner(arrays: Arrays) -> str | None:
-    """Whose idx files these are, by the first labels: MNIST and Fashion-MNIST share file names. None if unknown."""
-    first = arrays.y[:5].tolist() if arrays.y is not None and len(arrays.y) == 60000 else []
+def idx_owner(place: Path) -> str | None:
+    """The data set whose idx files are in a folder, by its training labels; None if unknown."""
+    path = find_idx(place).get(IDX_FILES[1])
+    return None if path is None else _owner(read_idx(path, axes=1))
+
+
+def _owner(labels: np.ndarray) -> str | None:
+    """The data set with these training labels: MNIST and Fashion-MNIST share file names. None if unknown."""
+    first = labels[:5].tolist() if len(labels) == 60000 else []
     return next((name for name, labels in FIRST_LABELS.items() if labels == first), None)
 
 

@@ -15,9 +15,10 @@ from gae.data.bundled import read_bundled
 from gae.data.columns import listed
 from gae.data.frames import SUFFIXES as TABLES
 from gae.data.frames import frame_cells, is_frame, read_table
+from gae.data.names import NAMES, OPENML
 from gae.data.objects import KINDS, is_object, read_object
 from gae.data.preparation import Preparation
-from gae.data.readers import NAMES, OPENML, read_mnist, read_path
+from gae.data.readers import read_mnist, read_path
 from gae.data.resizing import Resize
 from gae.data.row_order import NOTE, by_rows
 from gae.data.tables import table_arrays

@@ -10,6 +10,7 @@ from torch import Size, Tensor
 from torch.distributions import Distribution
 
 from gae.data.checks import at_least_one
+from gae.data.progress import counted
 from gae.evidence.base import Evidence, from_log_weights, need_proper
 from gae.inference import ClosedForm
 from gae.inference.ascent.problem import expand_rows
@@ -291,7 +292,7 @@ def _pilot(path: _Path, betas: list[float], chains: int, leapfrog: int) -> Float
 
 def _forward(path: _Path, betas: list[float], z: Tensor, sizes: Tensor, leapfrog: int) -> Float[Tensor, "S B"]:
     state, log_weight = path.at(z), torch.zeros_like(z.flatten(2)[..., 0])
-    for t in range(1, len(betas)):
+    for t in counted(range(1, len(betas)), "temperatures"):
         log_weight = log_weight + (betas[t] - betas[t - 1]) * state.slope
         if t + 1 < len(betas):
             state, _ = path.move(state, betas[t], sizes[t], leapfrog)
@@ -300,7 +301,7 @@ def _forward(path: _Path, betas: list[float], z: Tensor, sizes: Tensor, leapfrog
 
 def _backward(path: _Path, betas: list[float], z: Tensor, sizes: Tensor, leapfrog: int) -> Float[Tensor, "S B"]:
     state, log_weight = path.at(z), torch.zeros_like(z.flatten(2)[..., 0])
-    for t in range(len(betas) - 1, 0, -1):
+    for t in counted(range(len(betas) - 1, 0, -1), "temperatures, reversed"):
         log_weight = log_weight - (betas[t] - betas[t - 1]) * state.slope
         if t > 1:
             state, _ = path.move(state, betas[t - 1], sizes[t - 1], leapfrog)

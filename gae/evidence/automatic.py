@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from gae.data.checks import at_least_one
+from gae.data.progress import counted
 from gae.evidence.annealed import BDMC, ais, sandwich
 from gae.evidence.base import Evidence, exact, is_exact, need_proper, without_warning
 from gae.evidence.importance import importance
@@ -68,11 +69,12 @@ def estimate(
     at_least_one("batch_size", batch_size)
     with door(likelihood, x), without_warning():  # `tight` says so for each observation
         if method == "exact" or (method == "auto" and is_exact(likelihood)):
-            return Evidence.join([exact(likelihood, batch) for batch in x.split(batch_size)])
+            return Evidence.join([exact(likelihood, batch) for batch in counted(x.split(batch_size), "log p(x)")])
         need_proper(likelihood)
         if method == "ais":
             return _annealed(likelihood, x, ("chosen",) * len(x), batch_size)
-        evidence = Evidence.join([importance(likelihood, b, propose(b), samples) for b in x.split(batch_size)])
+        batches = counted(x.split(batch_size), "importance sampling")
+        evidence = Evidence.join([importance(likelihood, b, propose(b), samples) for b in batches])
         if method == "importance":
             return evidence
         return _improved(likelihood, x, evidence, samples, batch_size, annealed)
@@ -85,7 +87,7 @@ def _improved(
     if len(likelihood.latent_shape) == 1 and (failed := _loose(evidence)).any():
         around = [
             importance(likelihood, batch, mode_approximation(likelihood, batch), MORE * samples)
-            for batch in x[failed].split(batch_size)
+            for batch in counted(x[failed].split(batch_size), "importance sampling about the modes")
         ]
         better = Evidence.join(around)
         reasons = tuple(f"{reason} (proposal: Laplace approximation)" for reason in better.reason)

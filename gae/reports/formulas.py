@@ -5,6 +5,8 @@ import unicodedata
 from collections.abc import Iterator
 from html import escape
 
+from gae.data.extras import optional
+
 NAME = re.compile(r"[A-Za-z]{3,}|KL|JS|EM|tr")  # set upright; other letters that follow each other are a product
 FUNCTION = re.compile(r"log|exp|cos|sin|det|tr|(?:arg)?(?:max|min)|KL|ELBO")
 ACCENTS = {"\u0302": "^", "\u0303": "~", "\u0304": "¯"}
@@ -34,14 +36,15 @@ APPLIED = re.compile("(<mi>(?:log|exp|det|tr)</mi>)")  # space between a named f
 def mathml(latex: str, block: bool = False) -> str:
     r"""A formula of LaTeX, in a line of text or in a line of its own.
 
+    Raises:
+        ImportError: without the extra ``notes``.
+
     >>> mathml(r"\log x").endswith('<mrow><mi>log</mi><mspace width="0.17em"/></mrow><mi>x</mi></mrow></math>')
     True
     """
-    from latex2mathml.converter import convert
-
-    return APPLIED.sub(
-        r'<mrow>\1<mspace width="0.17em"/></mrow>', convert(latex, display="block" if block else "inline")
-    )
+    convert = optional("latex2mathml.converter", "notes", "A formula").convert
+    drawn = convert(latex, display="block" if block else "inline")
+    return APPLIED.sub(r'<mrow>\1<mspace width="0.17em"/></mrow>', drawn)
 
 
 def typeset(text: str) -> str:

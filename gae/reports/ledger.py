@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from gae.data.extras import optional
 from gae.ledger.notes import Claim, Finding, Note
 from gae.ledger.sources import places, read_sources
 from gae.reports.answers import ledger_answer
@@ -27,7 +28,7 @@ def write(notes: Sequence[Note], findings: Sequence[Finding], path: Path, comman
         made=made_here(command, sum(finding.seconds for finding in findings)),
         sources=read_sources(),
         places=places,
-        markdown=_renderer(),
+        markdown=renderer(),
         stated=_stated,
         number=number,
         picture=_picture,
@@ -41,7 +42,7 @@ def number(value: float) -> str:
 
 def _stated(text: str) -> str:
     """A statement as HTML: formulas in plain characters, or Markdown with LaTeX."""
-    return _renderer()(text) if "$" in text else typeset(text)
+    return renderer()(text) if "$" in text else typeset(text)
 
 
 def _picture(claim: Claim) -> str | None:
@@ -57,12 +58,18 @@ def _picture(claim: Claim) -> str | None:
 
 
 @cache
-def _renderer() -> Callable[[str], str]:
-    """Markdown-to-HTML renderer that turns LaTeX into MathML, so that the page needs no script."""
-    from markdown_it import MarkdownIt
-    from mdit_py_plugins.dollarmath import dollarmath_plugin
+def renderer() -> Callable[[str], str]:
+    """Markdown-to-HTML renderer that turns LaTeX into MathML, so that the page needs no script.
+
+    Raises:
+        ImportError: without the extra ``notes``.
+    """
+    page = "The page of the ledger"
+    dollarmath_plugin = optional("mdit_py_plugins.dollarmath", "notes", page).dollarmath_plugin
+    parser = optional("markdown_it", "notes", page).MarkdownIt("commonmark")
 
     def formula(source: str, options: dict[str, Any]) -> str:
         return mathml(source, block=options["display_mode"])
 
-    return MarkdownIt("commonmark").enable("table").use(dollarmath_plugin, renderer=formula).render
+    render: Callable[[str], str] = parser.enable("table").use(dollarmath_plugin, renderer=formula).render
+    return render

@@ -19,6 +19,7 @@ from gae.storage.conversion import upgraded
 from gae.storage.packing import CHECKSUM, dump, pack, unpack, verified
 
 FORMAT, VERSION = "gae-checkpoint", 3
+WINDOWS = os.name == "nt"
 FIRST_KEYS = {"format", "version", "step", "versions", "sha256", "state"}  # of version 1, without a checksum
 TENSORS, STATE = "tensors.safetensors", "state.json"
 PACKAGES = ("gae", "torch", "pyro-ppl", "lightning-fabric", "safetensors", "numpy")
@@ -216,7 +217,7 @@ def _write(path: Path, head: dict[str, Any], tree: Any, tensors: dict[str, Tenso
     except SafetensorError as error:
         raise OSError(str(error)) from None
     document = {**head, "sha256": _digest(path / TENSORS), "state": tree}
-    (path / STATE).write_text(dump(document), encoding="utf-8")
+    (path / STATE).write_text(dump(document), encoding="utf-8", newline="\n")
     for part in (path / TENSORS, path / STATE, path):
         _sync(part)
 
@@ -333,7 +334,10 @@ def _digest(path: Path) -> str:
 
 
 def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
+    """Waits until a file or a folder is on the disk; Windows has no such call for folders, and needs write access."""
+    if WINDOWS and path.is_dir():
+        return
+    descriptor = os.open(path, os.O_RDWR if WINDOWS else os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

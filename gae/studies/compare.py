@@ -4,7 +4,7 @@ import copy
 import json
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -147,6 +147,8 @@ def _results(run: "Comparison") -> dict[str, Any]:
     configuration = run.configuration
     baselines = {name: run.baseline(name) for name in BASELINES}
     trainings = run.trainings()
+    stages = [stage for training in trainings for stage in training.stages()]
+    run.each("decoders trained and measured", lambda stage: stage(), stages)
     results: dict[str, Any] = {
         **facts(asdict(configuration), run.data),
         "engines": {
@@ -154,7 +156,7 @@ def _results(run: "Comparison") -> dict[str, Any]:
             for name in configuration.engines
             if name != GIVEN
         },
-        "trainings": [{"seed": each.seed, "decoders": each.decoders()} for each in trainings],
+        "trainings": [{"seed": each.seed, "decoders": each.entries} for each in trainings],
         "baselines": [
             run.phase(f"encode {name}", partial(run.measured, name, model)) for name, model in baselines.items()
         ],
@@ -205,8 +207,9 @@ class Comparison(ResumableJob):
         start = time.perf_counter()
         torch.manual_seed(self.configuration.seed)
         model = BASELINES[name](self.source, self.configuration).to(self.data.train.dtype)
-        options: dict[str, Any] = {"epochs": self.configuration.baseline_epochs, "seed": self.configuration.seed}
-        fit(model, self.data, **options, progress=False, fabric=single("cpu"))
+        c = self.configuration
+        options: dict[str, Any] = {"epochs": c.baseline_epochs, "seed": c.seed, "progress": self.progress}
+        fit(model, self.data, **options, fabric=single("cpu"))
         calibrate_noise(model, self.data.train, self.configuration.effort)
         self.seconds[f"fit {name}"] = time.perf_counter() - start
         return model
@@ -274,11 +277,18 @@ class Training:
         self.configuration = replace(job.configuration, seed=seed)
         self.suffix = f" seed {seed}" if index else ""
         self.sides: dict[str, Side] = {}
+        self.entries: Entry = {}
 
-    def decoders(self) -> Entry:
-        """Trains and measures every decoder."""
-        self.sides = {name: self.train(name) for name in self.configuration.engines}
-        return {name: self.measured(name, side) for name, side in self.sides.items()}
+    def stages(self) -> Sequence[Callable[[], None]]:
+        """The work in order: the training of every decoder, then the measurement of each."""
+        names = self.configuration.engines
+        return [partial(self.add_side, name) for name in names] + [partial(self.add_entry, name) for name in names]
+
+    def add_side(self, name: str) -> None:
+        self.sides[name] = self.train(name)
+
+    def add_entry(self, name: str) -> None:
+        self.entries[name] = self.measured(name, self.sides[name])
 
     def decoder(self, name: str) -> Entry:
         """Trains and measures one decoder."""
@@ -298,7 +308,7 @@ class Training:
             out=self.job.out / "checkpoints" / f"{name}{self.suffix}".replace(" ", "-"),
             resume=True,
             checkpoint_interval=INTERVAL,
-            progress=False,
+            progress=self.job.progress,
             fabric=single(self.job.device, c.precision or 32),
             describe=describe,
         )

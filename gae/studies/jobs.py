@@ -4,21 +4,25 @@ import json
 import platform
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
 from gae.data import Dataset
 from gae.data.environment import commit, processor, versions
 from gae.data.files import write_text
+from gae.data.progress import progress
 from gae.storage.packing import dump, verified
 from gae.training.devices import PRECISIONS, precision_of
 
 if TYPE_CHECKING:
     import lightning_fabric
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 PACKAGES = ("gae", "torch", "pyro-ppl", "numpy", "scikit-learn")
 NOT_INSTALLED = "not installed (run from source)"
@@ -31,7 +35,7 @@ class ResumableJob:
         out: a new folder, or with ``resume`` the folder of an interrupted job of the same configuration.
         configuration: JSON-able; it determines all results.
         resume: continue the job in ``out``.
-        progress: announce each phase on standard error.
+        progress: announce each phase, and show progress, on standard error.
 
     Raises:
         FileExistsError: ``out`` exists and ``resume`` is False, or it is not the folder of a job.
@@ -43,6 +47,7 @@ class ResumableJob:
     def __init__(self, out: Path, configuration: dict[str, Any], resume: bool, progress: bool):
         self.out, self.progress = out, progress
         self.seconds: dict[str, float] = {}
+        self.computed = 0  # phases that were not stored before
         _claim(out, json.loads(json.dumps(configuration)), resume, self.kind)
 
     def say(self, what: str) -> None:
@@ -50,12 +55,23 @@ class ResumableJob:
         if self.progress:
             print(f"[gae] {what}", file=sys.stderr, flush=True)
 
+    def each(self, what: str, compute: Callable[[T], R], items: Sequence[T]) -> list[R]:
+        """Applies a function to each item, and shows how many are left."""
+        results = []
+        with progress(what, len(items), shown=self.progress) as advance:
+            for item in items:
+                before = self.computed
+                results.append(compute(item))
+                advance(stored=self.computed == before)
+        return results
+
     def phase(self, name: str, compute: Callable[[], Any]) -> Any:
         """Returns the result of ``compute`` (JSON-able), computed once and timed."""
         path = self.out / "phases" / f"{name.replace(' ', '-')}.json"
         entry = self._stored(path)
         if entry is None:
             self.say(name)
+            self.computed += 1
             start = time.perf_counter()
             entry = {"result": compute(), "seconds": time.perf_counter() - start}
             write_text(path, dump(entry) + "\n")

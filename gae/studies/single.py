@@ -11,6 +11,7 @@ from gae.analysis.metrics import EvaluationBudget, codebook_perplexity, encode, 
 from gae.autoencoder import Autoencoder
 from gae.data import Dataset
 from gae.data.checks import positive
+from gae.data.progress import counted
 from gae.data.text import PADDING
 from gae.likelihood import CodebookDistribution
 from gae.nets import first_tensor
@@ -99,7 +100,7 @@ def held_out_results(model: Autoencoder, data: Dataset, seed: int) -> dict[str, 
         loss = sum(float(model(batch.to(like))) * len(batch) for batch in test.split(1000)) / len(test)
     results: dict[str, Any] = {"test loss (nats)": loss}
     errors, codes, right = [], [], []
-    for batch in test.split(budget.batch_size):
+    for batch in counted(test.split(budget.batch_size), "test data"):
         batch = batch.to(like)
         with torch.no_grad():
             points = encode(model, batch, budget)

@@ -125,7 +125,7 @@ def survey(
 
 
 def _results(run: "Survey") -> dict[str, Any]:
-    rows = {name: run.row(name) for name in run.plan.systems}
+    rows = dict(zip(run.plan.systems, run.each("systems", run.row, run.plan.systems), strict=True))
     results = {
         **facts(asdict(run.plan), run.data),
         "rows": [row for row in rows.values() if "squared_error" in row],
@@ -250,7 +250,7 @@ class Survey(ResumableJob):
             options["fabric"] = single(self.device, plan.precision or 32)
         out = self.out / "checkpoints" / name
         described = describe(name, self._options(name), self.data)
-        options |= {"seed": plan.seed, "out": out, "resume": True, "progress": False, "describe": described}
+        options |= {"seed": plan.seed, "out": out, "resume": True, "progress": self.progress, "describe": described}
         rows = fit(model, self.data, **options).rows
         model.eval().cpu()
         calibrate_noise(model, self.data.train, plan.effort)

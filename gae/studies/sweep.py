@@ -125,7 +125,7 @@ def sweep(
     cells = _cells([data] if isinstance(data, Dataset) else data, systems, options or {}, training or {}, seeds)
     run = Sweep(Path(out), {"study": "sweep"}, resume, progress)
     with torch.random.fork_rng(devices=[]):
-        rows = [run.row(cell) for cell in cells]
+        rows = run.each("trainings", run.row, cells)
     results: dict[str, Any] = {
         "rows": rows,
         "summary": summary(rows),
@@ -175,7 +175,7 @@ class Sweep(ResumableJob):
             cell.seed,
             out=self.out / "cells" / cell.name,
             resume=True,
-            progress=False,
+            progress=self.progress,
         )
         results, last = held_out_results(model, cell.data, cell.seed), history.rows[-1]
         error = results.get("test squared error per element")

@@ -63,4 +63,4 @@ def _between_markers(text: str, table: str) -> str:
 
 if __name__ == "__main__":
     for path, text in written().items():
-        path.write_text(text, encoding="utf-8")
+        path.write_text(text, encoding="utf-8", newline="\n")

@@ -1,8 +1,6 @@
-"""Records of a training run: history, metrics.csv and progress bar."""
+"""Records of a training run: history and metrics.csv."""
 
 import csv
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,8 +14,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 METRICS = "metrics.csv"
-
-Advance = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -122,18 +118,3 @@ class Log:
             table = csv.DictWriter(file, [entry.name for entry in fields(Epoch)])
             table.writeheader()
             table.writerows(asdict(row) for row in history.rows)
-
-
-@contextmanager
-def progress_bar(shown: bool, total: int, done: int = 0) -> Iterator[Advance]:
-    """A progress bar on standard error; yields a function that advances it by one step and sets its text."""
-    if not shown:
-        yield lambda text: None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task("", total=total, completed=done)
-        yield lambda text: bar.update(task, advance=1, description=text)

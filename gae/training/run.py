@@ -13,12 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from gae.autoencoder import Autoencoder
+from gae.data.progress import Advance, progress
 from gae.storage import checkpoint
 from gae.storage.models import structure
 from gae.storage.packing import pack
 from gae.training.callbacks import Callback, described, recorded
 from gae.training.devices import precision_of
-from gae.training.history import Advance, Epoch, History, Log, progress_bar
+from gae.training.history import Epoch, History, Log
 from gae.training.learners import Learner
 from gae.training.sampling import Samples, generator, reseed
 
@@ -65,10 +66,11 @@ class Run:
         """Whether the parameters with the lowest validation loss are kept; by default, if training may wait for it."""
         return self.patience is not None if self.keep is None else self.keep == "best"
 
-    def train(self, epochs: int, progress: bool) -> History:
+    def train(self, epochs: int, shown: bool) -> History:
         per_epoch = len(self.learner.batches(len(self.samples.epoch(0)), generator(0)))
-        shown = progress and self.fabric.is_global_zero
-        with progress_bar(shown, epochs * per_epoch, self.total) as advance, self._reporting_exceptions():
+        shown = shown and self.fabric.is_global_zero
+        bar = progress("training", epochs * per_epoch, self.total, shown=shown, keep=True, alone=True)
+        with bar as advance, self._reporting_exceptions():
             self._call("on_train_start")
             while self.epoch < epochs and not self.history.stopped_early:
                 self._train_epoch(epochs, advance)

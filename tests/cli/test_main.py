@@ -69,12 +69,16 @@ def compared(digits: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["fit", "--help"], ["systems"]])
-def test_what_computes_nothing_needs_no_torch(arguments: list[str]) -> None:
+COMPLETION = {"_GAE_COMPLETE": "complete_bash", "COMP_WORDS": "gae fit va", "COMP_CWORD": "2"}
+
+
+@pytest.mark.parametrize("arguments", [[], ["--help"], ["--version"], ["fit", "--help"], ["systems"], COMPLETION])
+def test_what_computes_nothing_needs_no_torch(arguments: list[str] | dict[str, str]) -> None:
     """``-X importtime`` names each module that is imported, on standard error."""
+    variables, words = (arguments, []) if isinstance(arguments, dict) else ({}, arguments)
     code = "import sys; from gae.cli.main import main; sys.argv[0] = 'gae'; main()"
-    command = [sys.executable, "-X", "importtime", "-c", code, *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    command = [sys.executable, "-X", "importtime", "-c", code, *words]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env={**os.environ, **variables})
     loaded = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
     assert {"typer", "gae.cli.main"} <= loaded
     assert not {"torch", "pyro", "numpy", "sklearn", "matplotlib", "safetensors", "jinja2", "PIL"} & loaded

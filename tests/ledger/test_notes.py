@@ -150,7 +150,7 @@ def test_estimates_allow_four_standard_errors() -> None:
 
 
 def test_formulas_are_rendered() -> None:
-    render = ledger_page._renderer()
+    render = ledger_page.renderer()
     for note in NOTES:
         for text in (note.introduction, *(claim.body for claim in note.claims)):
             page = render(text)

@@ -122,8 +122,7 @@ def test_an_ascent_over_the_joint_density(tmp_path: Path) -> None:
     assert np.allclose(one["points"][-1], plane.coordinates(mode[None])[0], atol=1e-2)
     height = model.likelihood.log_joint(observation, mode.view(1, 1, 3)).item()
     assert one["nats"][-1] == pytest.approx(height, abs=1e-3)
-    offset = mode - plane.origin
-    offset = offset - plane.axes.T @ (plane.axes @ offset)  # what the map does not see
+    offset = (torch.eye(3) - plane.axes.T @ plane.axes) @ (mode - plane.origin)  # what the map does not see
     codes = (plane.grid(facts["side"]) + offset).flatten(0, 1)
     field = model.likelihood.log_joint(observation, codes.unsqueeze(1))[:, 0].detach()
     top = max(float(field.max()), one["nats"][-1])

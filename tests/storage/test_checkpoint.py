@@ -141,6 +141,32 @@ def test_good_checkpoints_are_never_overwritten(tmp_path: Path) -> None:
     assert checkpoint.load(tmp_path).state == "five"
 
 
+def test_checkpoints_are_written_on_windows(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """There, a folder cannot be opened, and a file that is only read cannot be synced."""
+    opened: dict[int, int] = {}
+    synced = []
+
+    def open_file(path: Path, flags: int) -> int:
+        if Path(path).is_dir():
+            raise PermissionError(13, "Permission denied", str(path))
+        descriptor = os_open(path, flags)
+        opened[descriptor] = flags
+        return descriptor
+
+    def sync(descriptor: int) -> None:
+        if not opened[descriptor] & os.O_RDWR:
+            raise OSError(9, "Bad file descriptor")
+        synced.append(descriptor)
+
+    os_open = os.open
+    monkeypatch.setattr(checkpoint, "WINDOWS", True)
+    monkeypatch.setattr(os, "open", open_file)
+    monkeypatch.setattr(os, "fsync", sync)
+    saved = checkpoint.save(tmp_path / "run", 1, {"x": torch.ones(2)})
+    monkeypatch.undo()
+    assert len(synced) == 2 and checkpoint.load(saved).state["x"].tolist() == [1.0, 1.0]
+
+
 OPERATIONS = [(os, "fsync"), (os, "rename"), (Path, "mkdir"), (Path, "write_text"), (shutil, "rmtree")]
 
 

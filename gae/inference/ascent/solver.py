@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from gae.data.progress import counted
 from gae.inference.ascent.problem import Evaluation, Problem, choose_rows, expand_rows, rounding
 from gae.inference.ascent.steps.first_order import Step
 from gae.inference.ascent.stopping import Stopping
@@ -92,7 +93,7 @@ class Solver:
 
     def run(self, at: Iterate, begin: int, end: int, create_graph: bool) -> Iterate:
         """Steps begin ... end - 1, or fewer when every row has stopped."""
-        for t in range(begin, end):
+        for t in counted(range(begin, end), "steps of the ascent"):
             point = at["u"].detach()
             at = self.advance(at, t, create_graph)
             if self.watch is not None:
