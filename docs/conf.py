@@ -23,7 +23,7 @@ include_patterns = [
     "notes/**.md",
     "CHANGELOG.md",
     "CONTRIBUTING.md",
-    "benchmarks/RESULTS.md",
+    "benchmarks/*.md",
 ]
 exclude_patterns = [".venv", "runs", "build", "dist", "gae", "tests", "experiments", "docs/_build", "docs/examples"]
 extensions = [
@@ -43,6 +43,7 @@ myst_links_external_new_tab = False
 html_math_renderer = "mathml"
 
 napoleon_use_ivar = True
+napoleon_attr_annotations = False
 autodoc_member_order = "bysource"
 autodoc_preserve_defaults = True
 autodoc_typehints_format = "short"
