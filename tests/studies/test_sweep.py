@@ -82,11 +82,10 @@ def test_a_cell_is_a_run_of_fit(table: Path, out: Path, tmp_path: Path) -> None:
 def test_data_are_prepared_as_by_fit(tmp_path: Path) -> None:
     random = np.random.default_rng(0)
     frame = pandas.DataFrame(random.standard_normal((40, 3)) * [1, 10, 100], columns=["a", "b", "c"])
-    frame.loc[3, "a"] = np.nan
     frame.assign(name=range(40), kind=["x", "y"] * 20).to_csv(tmp_path / "t.csv", index=False)
-    prepared = {"labels": "kind", "drop": "name", "standardize": True, "missing": "mask", "split-by": "fraction:0.3"}
+    prepared = {"labels": "kind", "drop": "name", "split-by": "fraction:0.3"}
     grid = {"data": str(tmp_path / "t.csv"), "systems": "ppca", "options": {"latent": 1}, "fit": {"epochs": 2}}
-    for name, content in (("as-fit", prepared), ("plain", {**prepared, "standardize": False})):
+    for name, content in (("units", {**prepared, "standardize": True}), ("mask", {**prepared, "missing": "mask"})):
         (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(grid | content))
         gae("sweep", tmp_path / f"{name}.yaml", "--out", tmp_path / "sweep", "--resume")
         (row,) = rows_of(tmp_path / "sweep" / "results.csv")
