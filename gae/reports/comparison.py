@@ -274,6 +274,7 @@ def command(configuration: dict[str, Any], data: dict[str, Any]) -> str:
         parts += [] if configuration[option] is None else [f"--{option}", str(configuration[option])]
     parts += [] if configuration["binarize"] == "none" else ["--binarize", configuration["binarize"]]
     parts += [] if split in (None, "predefined", "fraction:0.2") else ["--split-by", shlex.quote(split)]
+    parts += map(shlex.quote, data.get("options", []))
     return " ".join(parts + (["--quick"] if configuration["quick"] else []))
 
 

@@ -69,12 +69,10 @@ def png(canvas: "Canvas") -> bytes:
     return stream.getvalue()
 
 
-def save(canvas: "Canvas", path: Path) -> bytes:
-    """Writes a figure as PNG and returns the content of the file."""
-    content = png(canvas)
+def save(canvas: "Canvas", path: Path) -> None:
+    """Writes a figure as PNG."""
     with whole(path) as temporary:
-        temporary.write_bytes(content)
-    return content
+        temporary.write_bytes(png(canvas))
 
 
 def save_all(figures: Sequence[Figure], folder: Path) -> dict[str, str]:
@@ -174,7 +172,7 @@ def _on_paper(picture: np.ndarray) -> np.ndarray:
 
 
 def _tile(x: np.ndarray, low: float, high: float) -> np.ndarray:
-    """Observation as a square of pixels in [0, 1], grey or RGB; a vector becomes vertical bars."""
+    """Image as a square of pixels in [0, 1], grey or RGB."""
     image = as_image(x, low, high)
     index = [(np.arange(TILE) * side) // TILE for side in image.shape[1:]]
     return channels_last(image[:, index[0]][:, :, index[1]])

@@ -52,13 +52,12 @@ def sheet(
 
 
 class Drawing(ABC):
-    """A way to draw observations.
+    """A way to draw observations."""
 
-    Attributes:
-        note: a sentence of the caption, on units.
-    """
-
-    note: str
+    @property
+    @abstractmethod
+    def note(self) -> str:
+        """A sentence of the caption, on units."""
 
     @abstractmethod
     def compared(self, values: np.ndarray, reconstructions: Arrays) -> "Canvas":
@@ -84,7 +83,7 @@ class Images(Drawing):
     value_range: Sequence[float]
 
     @property
-    def note(self) -> str:  # type: ignore[override]
+    def note(self) -> str:
         low, high = self.value_range
         return f"Grey values are in data units, clipped to [{low:g}, {high:g}]."
 
@@ -114,7 +113,7 @@ class Features(Drawing):
     names: Sequence[str]
 
     @property
-    def note(self) -> str:  # type: ignore[override]
+    def note(self) -> str:
         count = len(self.names)
         some = f"; of {count}, those with the largest errors or changes are shown" if count > FEWER else ""
         return f"Features are in the units of the data{some}."

@@ -84,11 +84,24 @@ def facts(configuration: dict[str, Any], data: Dataset) -> dict[str, Any]:
             "binarization": data.binarization,
             **({} if data.columns is None else {"columns": list(data.columns)}),
             "split": data.split,
+            "options": loading_options(data),
         },
         "commit": commit(),
         "versions": {name: version or NOT_INSTALLED for name, version in versions(PACKAGES).items()},
         "machine": {"cpu": processor(), "threads": torch.get_num_threads(), "system": platform.system()},
     }
+
+
+def loading_options(data: Dataset) -> list[str]:
+    """The options of the command line that prepare a table or images like these data."""
+    words = []
+    if data.table is not None:
+        words += [] if data.table.label is None else ["--labels", data.table.label]
+        words += [word for name in data.table.dropped for word in ("--drop", name)]
+    words += ["--standardize"] if data.standardize else []
+    if data.resize is not None:
+        words += ["--size", "x".join(map(str, data.resize.size)), *(["--crop"] if data.resize.crop else [])]
+    return words
 
 
 @contextmanager

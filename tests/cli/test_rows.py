@@ -1,5 +1,6 @@
 """Rows in, rows out: codes, reconstructions and scores of every row of a file, in its order."""
 
+import html
 import json
 from pathlib import Path
 
@@ -161,3 +162,12 @@ def test_a_comparison_states_the_rule(folder: Path, tmp_path: Path) -> None:
     }  # fmt: skip
     assert command(configuration, results["data"]) == "gae compare x.npy --engines vae --split-by fraction:0.4"
     assert command(configuration, {"split": "predefined"}) == command(configuration, {})
+    assert command(configuration, {"options": ["--labels", "a b"]}).endswith("--engines vae --labels 'a b'")
+
+
+def test_the_page_repeats_the_preparation_of_a_table(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("a,b c,kind,e\n" + "".join(f"{i},{i % 7},{i % 2},{i % 3}\n" for i in range(30)))
+    chosen = ("--labels", "kind", "--drop", "b c", "--standardize", "--split-by", "fraction:0.3")
+    gae("compare", tmp_path / "t.csv", "--systems", "kmeans", "--quick", *chosen, "--out", tmp_path / "run")
+    page = html.unescape((tmp_path / "run" / "report.html").read_text(encoding="utf-8"))
+    assert "--seed 0 --split-by fraction:0.3 --labels kind --drop 'b c' --standardize --quick" in page
