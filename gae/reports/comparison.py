@@ -308,7 +308,8 @@ def write(out: Path) -> Path:
 
 def made(results: dict[str, Any], command: str) -> list[tuple[str, str]]:
     """The facts at the foot of the page of a study."""
-    return made_by(command, results.get("commit"), results["versions"], results["machine"], results["seconds"]["total"])
+    seconds = float(results["seconds"]["total"])
+    return made_by(command, results.get("commit"), results["versions"], results["machine"], seconds)
 
 
 def rates(results: dict[str, Any]) -> list[str]:

@@ -105,7 +105,7 @@ def clouds_seen(clouds: Mapping[str, np.ndarray], labels: np.ndarray | None) -> 
     """Scatter plots of points (M, 2) in words: how far the labels lie apart, or the shape of the cloud.
 
     >>> clouds_seen({"vae": np.array([[0.0, 0], [0, 1], [9, 0], [9, 1]])}, np.array([0, 0, 1, 1]))
-    'Share of points whose nearest neighbour in the picture has their label: vae 1.00.'
+    'Share of points whose nearest neighbour in the picture has their label: vae 1.'
     """
     if labels is None:
         ratios = {name: float(cloud.std(0).max() / max(cloud.std(0).min(), 1e-12)) for name, cloud in clouds.items()}
