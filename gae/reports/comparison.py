@@ -273,8 +273,8 @@ def command(configuration: dict[str, Any], data: dict[str, Any]) -> str:
     for option in options:
         parts += [] if configuration[option] is None else [f"--{option}", str(configuration[option])]
     parts += [] if configuration["binarize"] == "none" else ["--binarize", configuration["binarize"]]
-    parts += map(shlex.quote, data.get("options", []))
     parts += [] if split in (None, "predefined", "fraction:0.2") else ["--split-by", shlex.quote(split)]
+    parts += map(shlex.quote, data.get("options", []))
     return " ".join(parts + (["--quick"] if configuration["quick"] else []))
 
 
@@ -308,7 +308,8 @@ def write(out: Path) -> Path:
 
 def made(results: dict[str, Any], command: str) -> list[tuple[str, str]]:
     """The facts at the foot of the page of a study."""
-    return made_by(command, results.get("commit"), results["versions"], results["machine"], results["seconds"]["total"])
+    seconds = float(results["seconds"]["total"])
+    return made_by(command, results.get("commit"), results["versions"], results["machine"], seconds)
 
 
 def rates(results: dict[str, Any]) -> list[str]:

@@ -68,12 +68,10 @@ def png(canvas: "Canvas") -> bytes:
     return stream.getvalue()
 
 
-def save(canvas: "Canvas", path: Path) -> bytes:
-    """Writes a figure as PNG and returns the content of the file."""
-    content = png(canvas)
+def save(canvas: "Canvas", path: Path) -> None:
+    """Writes a figure as PNG."""
     with whole(path) as temporary:
-        temporary.write_bytes(content)
-    return content
+        temporary.write_bytes(png(canvas))
 
 
 def save_all(figures: Sequence[Figure], folder: Path) -> dict[str, str]:
@@ -106,7 +104,7 @@ def clouds_seen(clouds: Mapping[str, np.ndarray], labels: np.ndarray | None) -> 
     """Scatter plots of points (M, 2) in words: how far the labels lie apart, or the shape of the cloud.
 
     >>> clouds_seen({"vae": np.array([[0.0, 0], [0, 1], [9, 0], [9, 1]])}, np.array([0, 0, 1, 1]))
-    'Share of points whose nearest neighbour in the picture has their label: vae 1.00.'
+    'Share of points whose nearest neighbour in the picture has their label: vae 1.'
     """
     if labels is None:
         ratios = {name: float(cloud.std(0).max() / max(cloud.std(0).min(), 1e-12)) for name, cloud in clouds.items()}
@@ -173,7 +171,7 @@ def _on_paper(picture: np.ndarray) -> np.ndarray:
 
 
 def _tile(x: np.ndarray, low: float, high: float) -> np.ndarray:
-    """Observation as a square of pixels in [0, 1], grey or RGB; a vector becomes vertical bars."""
+    """Image as a square of pixels in [0, 1], grey or RGB."""
     image = as_image(x, low, high)
     index = [(np.arange(TILE) * side) // TILE for side in image.shape[1:]]
     return channels_last(image[:, index[0]][:, :, index[1]])

@@ -52,13 +52,12 @@ def sheet(
 
 
 class Drawing(ABC):
-    """A way to draw observations.
+    """A way to draw observations."""
 
-    Attributes:
-        note: a sentence of the caption, on units.
-    """
-
-    note: str
+    @property
+    @abstractmethod
+    def note(self) -> str:
+        """A sentence of the caption, on units."""
 
     @abstractmethod
     def compared(self, values: np.ndarray, reconstructions: Arrays) -> "Canvas":
@@ -84,7 +83,7 @@ class Images(Drawing):
     value_range: Sequence[float]
 
     @property
-    def note(self) -> str:  # type: ignore[override]
+    def note(self) -> str:
         low, high = self.value_range
         return f"Grey values are in data units, clipped to [{low:g}, {high:g}]."
 
@@ -114,7 +113,7 @@ class Features(Drawing):
     names: Sequence[str]
 
     @property
-    def note(self) -> str:  # type: ignore[override]
+    def note(self) -> str:
         count = len(self.names)
         some = f"; of {count}, those with the largest errors or changes are shown" if count > FEWER else ""
         return f"Features are in the units of the data{some}."
@@ -122,13 +121,13 @@ class Features(Drawing):
     def compared(self, values: np.ndarray, reconstructions: Arrays) -> "Canvas":
         """Reconstruction against value, a panel for each feature; those with the largest errors."""
         errors = [np.abs(_flat(each) - _flat(values)).mean(0) for each in reconstructions.values()]
-        shown = self.most(np.mean(errors, 0) / self._spread(values))
+        shown = self.most(_relative(np.mean(errors, 0), values))
         figure, panels = self._panels(shown)
         for axes, i in zip(panels, shown, strict=False):
             for k, (name, each) in enumerate(reconstructions.items()):
                 mark: Any = {"marker": MARKS[k % len(MARKS)], "color": LINES[k % len(LINES)]}
                 axes.scatter(_flat(values)[:, i], _flat(each)[:, i], s=18, alpha=0.8, label=name, **mark)
-            axes.axline((float(np.nanmean(_flat(values)[:, i])),) * 2, slope=1, color=INK, lw=0.8)
+            axes.axline((float(np.nan_to_num(_flat(each)[0, i])),) * 2, slope=1, color=INK, lw=0.8)
             axes.set(xlabel=self.names[i], ylabel="reconstruction")
         _legend(figure, panels[0])
         return figure
@@ -136,7 +135,7 @@ class Features(Drawing):
     def listed(self, values: np.ndarray, reconstruction: np.ndarray, titles: Sequence[str]) -> "Canvas":
         """Value and reconstruction of each observation, a panel for each feature; those with the largest errors."""
         flat, rebuilt = _flat(values), _flat(reconstruction)
-        shown = self.most(np.abs(rebuilt - flat).mean(0) / self._spread(values))
+        shown = self.most(_relative(np.abs(rebuilt - flat).mean(0), values))
         figure, panels = self._panels(shown)
         places = np.arange(len(flat))
         for axes, i in zip(panels, shown, strict=False):
@@ -154,7 +153,7 @@ class Features(Drawing):
         """Features along paths, a row of panels for each model; those that move most."""
         ranges = [np.ptp(path.reshape(*path.shape[:2], -1), axis=1).max(0) for path in paths.values()]
         every = np.concatenate([path.reshape(-1, path[0, 0].size) for path in paths.values()])
-        shown = self.most(np.max(ranges, 0) / self._spread(every), FEWER)
+        shown = self.most(_relative(np.max(ranges, 0), every), FEWER)
         figure = canvas(2.3 * max(len(shown), 2), 1.9 * len(paths) + 0.4)
         panels = figure.subplots(len(paths), len(shown), squeeze=False, sharex=True, sharey="col")
         for row, (name, path) in zip(panels, paths.items(), strict=True):
@@ -173,7 +172,7 @@ class Features(Drawing):
         """Values of each feature, a panel for each and a line for each model; those that vary most."""
         rows = {**({} if reference is None else {"test samples": reference}), **samples}
         first, every = next(iter(rows.values())), np.concatenate([_flat(each) for each in samples.values()])
-        shown = self.most(np.std(every, 0) / self._spread(first))
+        shown = self.most(_relative(np.std(every, 0), first))
         figure, panels = self._panels(shown, 0.22 * len(rows) + 1.0)
         for axes, i in zip(panels, shown, strict=False):
             for k, each in enumerate(rows.values()):
@@ -197,9 +196,22 @@ class Features(Drawing):
             axes.remove()
         return figure, panels[: len(shown)]
 
-    def _spread(self, values: np.ndarray) -> np.ndarray:
-        spread = np.nanstd(_flat(values), axis=0)
-        return np.where(spread > 0, spread, 1.0)
+
+def spread(values: np.ndarray) -> np.ndarray:
+    """Standard deviation (D,) of each element of observations (N, *X), over those that are not NaN; 0 without any.
+
+    >>> spread(np.array([[1.0, np.nan], [3.0, np.nan]])).tolist()
+    [1.0, 0.0]
+    """
+    flat = _flat(values)
+    count = np.maximum((~np.isnan(flat)).sum(0), 1)
+    return np.sqrt(np.nansum((flat - np.nansum(flat, 0) / count) ** 2, 0) / count)
+
+
+def _relative(sizes: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """Sizes (D,) in units of the spread of the elements of observations (N, *X), where they vary."""
+    unit = spread(values)
+    return sizes / np.where(unit > 0, unit, 1.0)
 
 
 def _flat(x: np.ndarray) -> np.ndarray:

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from gae.reports.figures import Figure, Pictures, under
-from gae.reports.observations import Drawing
+from gae.reports.observations import Drawing, spread
 from gae.reports.seen import compared
 
 
@@ -88,7 +88,7 @@ def squared_errors(originals: np.ndarray, rebuilt: Pictures) -> dict[str, float]
 def variety(draws: Pictures, originals: np.ndarray) -> str:
     """The spread of draws from each model beside that of observations, in words."""
     spreads = {name: float(each.std(0).mean()) for name, each in draws.items()}
-    spreads["the test samples shown"] = float(np.nanstd(originals, 0).mean())
+    spreads["the test samples shown"] = float(spread(originals).mean())
     return compared(spreads, "Standard deviation of an element over the draws")
 
 

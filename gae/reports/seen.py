@@ -1,5 +1,6 @@
 """Alternative text of figures: the curves, bars and points that are seen, in numbers."""
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -14,26 +15,31 @@ if TYPE_CHECKING:
 
 MARKUP = re.compile(r"[${}]|\\(?:mathdefault|mathrm)?")
 NOTICED = 0.05  # share of a curve's range by which its highest or lowest point must exceed the ends to be named
-FEW = 12  # bars that are named one by one
+FEW = 12  # curves that are named one by one
+WHOLE, TINY = 10_000, 1e-4  # whole numbers below the first are written out; below the second, with an exponent
 
 
 def short(value: float) -> str:
-    """Three significant digits, with a typographic minus.
+    """Three significant digits, or a small whole number, with a typographic minus.
 
-    >>> short(-0.012345), short(1234.5), short(0.0)
-    ('−0.0123', '1,230', '0')
+    >>> short(-0.012345), short(1234.5), short(23.0), short(2.38e-12)
+    ('−0.0123', '1,230', '23', '2.38e−12')
     """
+    if value == round(value) and abs(value) < WHOLE:
+        return plain(value, 0)
+    if abs(value) < TINY or not math.isfinite(value):
+        return f"{value:.2e}".replace("-", "−")
     known = decimals_of(0.0, abs(value))
-    return "0" if known is None else plain(value, known + 1)
+    return plain(value, 0 if known is None else known + 1)
 
 
 def course(name: str, x: Sequence[float], y: Sequence[float]) -> str:
     """A curve in words: its ends, and its highest or lowest point between them.
 
-    >>> course("loss", [1, 2, 3], [4.0, 1.0, 2.0])
-    'loss falls from 4.00 at 1.00 to 2.00 at 3.00 (lowest: 1.00 at 2.00)'
-    >>> course("log p(x)", [0, 1], [3.0, 3.0])
-    'log p(x) stays at 3.00'
+    >>> course("loss", [1.0, 2.0, 3.0], [4.0, 1.0, 2.0])
+    'loss falls from 4 at 1 to 2 at 3 (lowest: 1 at 2)'
+    >>> course("log p(x)", [0.0, 1.0], [3.0, 3.0])
+    'log p(x) stays at 3'
     """
     heights, places = np.asarray(y, float), np.asarray(x, float)
     known = np.isfinite(heights) & np.isfinite(places)
@@ -78,7 +84,7 @@ def _panel(axes: "Axes") -> str:
         parts = [*_curves(axes), *_bars(axes), *_points(axes)]
     if not parts:
         return ""
-    labels = f"{y or 'height'} against {x}" if x else y
+    labels = f"{y} against {x}".strip() if x else y
     head = ", ".join(part for part in (title, labels) if part)
     return f"{head}: {'; '.join(parts)}." if head else f"{'; '.join(parts)}."
 
@@ -112,8 +118,11 @@ def _bars(axes: "Axes") -> list[str]:
 
 
 def _points(axes: "Axes") -> list[str]:
-    counts = [len(np.asarray(each.get_offsets())) for each in axes.collections]
-    return [f"{sum(counts)} points"] if sum(counts) > 1 else []
+    from matplotlib.collections import PathCollection
+
+    clouds = [each for each in axes.collections if isinstance(each, PathCollection)]
+    count = sum(len(np.asarray(cloud.get_offsets())) for cloud in clouds)
+    return [f"{count} points"] if count > 1 else []
 
 
 def _plain(text: str) -> str:

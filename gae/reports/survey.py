@@ -2,7 +2,6 @@
 
 import json
 import shlex
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -68,11 +67,13 @@ def _per_token(row: dict[str, Any], column: Column, cell: TableCell) -> TableCel
     return replace(cell, detail=f"{mean / row['length']:.2f} per token".replace("-", "−"))
 
 
-def command(configuration: dict[str, Any], systems: Sequence[str]) -> str:
+def command(configuration: dict[str, Any], data: dict[str, Any]) -> str:
     """Command that reproduces these results."""
-    words = ["gae", "compare", configuration["data"], "--systems", ",".join(systems)]
+    words = ["gae", "compare", configuration["data"], "--systems", ",".join(configuration["systems"])]
     words += ["--epochs", str(configuration["epochs"]), "--seed", str(configuration["seed"])]
-    words += ["--standardize"] if configuration["standardize"] else []
+    words += [] if data["binarization"] == "none" else ["--binarize", data["binarization"]]
+    words += [] if data["split"] in (None, "predefined", "fraction:0.2") else ["--split-by", data["split"]]
+    words += data.get("options", [])
     return shlex.join(words + (["--quick"] if configuration["quick"] else []))
 
 
@@ -84,7 +85,7 @@ def write(out: Path) -> Path:
     with style():
         figures = draw_survey(results, pictures)
     lines, notes = table(results)
-    test, configuration = results["data"]["test"], results["configuration"]
+    test = results["data"]["test"]
     page = out / "report.html"
     write_page(
         page,
@@ -96,7 +97,7 @@ def write(out: Path) -> Path:
         notes=notes,
         figures=figures,
         images=save_all(figures, out / "figures"),
-        made=made(results, command(configuration, configuration["systems"])),
+        made=made(results, command(results["configuration"], results["data"])),
     )
     return page
 

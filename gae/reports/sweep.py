@@ -97,8 +97,13 @@ def write(out: Path) -> None:
         answer=answer(results),
         figures=figures,
         images=save_all(figures, out / "figures"),
-        made=made_by(*(results.get(each) for each in ("command", "commit", "versions", "machine", "seconds"))),
+        made=_made(results),
     )
+
+
+def _made(results: dict[str, Any]) -> list[tuple[str, str]]:
+    command, commit = results.get("command"), results.get("commit")
+    return made_by(command, commit, results["versions"], results["machine"], float(results["seconds"]))
 
 
 def answer(results: dict[str, Any]) -> list[str]:

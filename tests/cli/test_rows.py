@@ -1,5 +1,6 @@
 """Rows in, rows out: codes, reconstructions and scores of every row of a file, in its order."""
 
+import html
 import json
 from pathlib import Path
 
@@ -163,6 +164,7 @@ def test_a_comparison_states_the_rule(folder: Path, tmp_path: Path) -> None:
     }  # fmt: skip
     assert command(configuration, results["data"]) == "gae compare x.npy --engines vae --split-by fraction:0.4"
     assert command(configuration, {"split": "predefined"}) == command(configuration, {})
+    assert command(configuration, {"options": ["--labels", "a b"]}).endswith("--engines vae --labels 'a b'")
 
 
 def test_a_comparison_repeats_the_options_of_its_data(tmp_path: Path) -> None:
@@ -178,3 +180,11 @@ def test_a_comparison_repeats_the_options_of_its_data(tmp_path: Path) -> None:
     configuration = {"data": "t.csv", "engines": ["vae"], "binarize": "none", "quick": True}
     configuration |= dict.fromkeys(("epochs", "latent", "head", "seed", "seeds"))
     assert command(configuration, data) == f"gae compare t.csv --engines vae {' '.join(given)} --quick"
+
+
+def test_the_page_repeats_the_preparation_of_a_table(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("a,b c,kind,e\n" + "".join(f"{i},{i % 7},{i % 2},{i % 3}\n" for i in range(30)))
+    chosen = ("--labels", "kind", "--drop", "b c", "--standardize", "--split-by", "fraction:0.3")
+    gae("compare", tmp_path / "t.csv", "--systems", "kmeans", "--quick", *chosen, "--out", tmp_path / "run")
+    page = html.unescape((tmp_path / "run" / "report.html").read_text(encoding="utf-8"))
+    assert "--seed 0 --split-by fraction:0.3 --labels kind --drop 'b c' --standardize --quick" in page

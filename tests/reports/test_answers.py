@@ -194,25 +194,25 @@ def test_contents_lead_to_the_sections() -> None:
 
 
 def test_a_curve_in_words() -> None:
-    assert (
-        course("a", [0.0, 1.0, 2.0], [1.0, 5.0, 2.0])
-        == "a rises from 1.00 at 0 to 2.00 at 2.00 (highest: 5.00 at 1.00)"
-    )
-    assert course("a", [0.0, 1.0, 2.0], [1.0, 1.52, 1.5]) == "a rises from 1.00 at 0 to 1.50 at 2.00"
-    assert course("a", [0.0, 1.0], [float("nan"), 2.0]) == "a is 2.00 at 1.00"
+    assert course("a", [0.0, 1.0, 2.0], [1.0, 5.0, 2.0]) == "a rises from 1 at 0 to 2 at 2 (highest: 5 at 1)"
+    assert course("a", [0.0, 1.0, 2.5], [1.0, 1.52, 1.5]) == "a rises from 1 at 0 to 1.50 at 2.50"
+    assert course("a", [0.0, 1.0], [float("nan"), -2e-7]) == "a is −2.00e−07 at 1"
     assert course("a", [0.0], [float("nan")]) == "a has no values"
 
 
 def test_a_figure_in_words() -> None:
     figure = canvas(4.0, 3.0)
     left, right = figure.subplots(1, 2)
-    left.plot([1, 2, 3], [4.0, 5.0, 6.0], color="#0072B2", label=r"$\mathdefault{x}$ & <y>")
+    left.plot([1, 2, 3], [4.0, 5.0, 6.5], color="#0072B2", label=r"$\mathdefault{x}$ & <y>")
     left.errorbar([1, 2], [3.0, 1.0], [0.1, 0.1], label="with error")
+    left.scatter([1, 2, 3], [1, 2, 3])
     left.set(title="training", xlabel="steps", ylabel="nats")
     right.bar([0, 1], [2.0, 7.0], tick_label=["a", "b"])
-    words = describe(figure)
-    assert words.startswith("training, nats against steps: x & <y> rises from 4.00 at 1.00 to 6.00 at 3.00")
-    assert "with error falls from 3.00 at 1.00 to 1.00 at 2.00" in words and "2 bars, the highest 7.00 at b" in words
+    right.set(xlabel="label")
+    curves = "x & <y> rises from 4 at 1 to 6.50 at 3; with error falls from 3 at 1 to 1 at 2"
+    assert describe(figure) == (
+        f"training, nats against steps: {curves}; 3 points. against label: 2 bars, the highest 7 at b."
+    )
 
 
 def test_figures_take_the_colours_of_the_page() -> None:

@@ -57,6 +57,15 @@ def test_observations_are_listed_with_their_reconstructions() -> None:
     assert [label.get_text() for label in panels[-1].get_xticklabels()] == ["row 7", "row 3", "row 9"]
 
 
+def test_values_that_were_not_observed_are_left_out() -> None:
+    """A feature without any value, and one that is constant, spoil no other (warnings are errors)."""
+    values = table()
+    values[:, 3], values[:, 4], values[0, 5] = np.nan, 1.0, np.nan
+    how, rebuilt = Features(NAMES), np.nan_to_num(values) + 1e-3
+    assert len(how.compared(values, {"a": rebuilt}).axes) == len(how.listed(values, rebuilt, ["row"] * 5).axes) == 9
+    assert len(how.drawn({"a": rebuilt}, values).axes) == 9
+
+
 def test_paths_are_drawn_for_each_model() -> None:
     amounts, path = np.linspace(-2, 2, 4), np.random.default_rng(1).normal(size=(2, 4, 3))
     panels = Features(("a", "b", "c")).moved({"first": path, "second": 2 * path}, amounts, "step").axes
