@@ -113,8 +113,8 @@ NAMES = ["a", "b", "c", "d"]
 
 def linear() -> Autoencoder:
     """x = W z + noise; the encoder copies three elements of x."""
-    decoder = nn.Linear(3, 4)
-    decoder.weight.data, decoder.bias.data = WEIGHT.clone(), torch.zeros(4)
+    decoder = nn.Linear(3, 4, bias=False).double()
+    decoder.weight.data = WEIGHT.clone()
     return Autoencoder(Gaussian(decoder, 3, scale=0.5), Amortized(lambda x: x[:, :3])).double()
 
 
