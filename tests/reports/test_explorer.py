@@ -41,12 +41,18 @@ def painter(shape: tuple[int, ...] = (1, 2, 3)) -> Autoencoder:
     return Autoencoder(Gaussian(Paint(), 2, prior=Flat(2)), Amortized(first_two))
 
 
-def read(path: Path) -> tuple[dict[str, Any], np.ndarray, np.ndarray]:
-    """The facts and the two sheets of pictures on a page."""
+def facts_of(path: Path) -> dict[str, Any]:
+    """The facts on a page."""
     text = path.read_text(encoding="utf-8")
     (facts,) = re.findall(r'<script type="application/json" id="facts">(.*?)</script>', text, flags=re.DOTALL)
+    return dict(json.loads(facts))
+
+
+def read(path: Path) -> tuple[dict[str, Any], np.ndarray, np.ndarray]:
+    """The facts and the first two sheets of pictures on a page."""
+    text = path.read_text(encoding="utf-8")
     sheets = [np.array(Image.open(io.BytesIO(base64.b64decode(data)))) for data in re.findall(r'load\("(.+?)"\)', text)]
-    return json.loads(facts), sheets[0], sheets[1]
+    return facts_of(path), sheets[0], sheets[1]
 
 
 def test_a_plane_of_wide_codes_is_that_of_their_principal_components() -> None:
@@ -101,37 +107,49 @@ def test_colours_and_vectors(shape: tuple[int, ...], tile: tuple[int, ...], tmp_
     assert facts["labels"] is None
 
 
-def test_an_ascent_over_the_joint_density(tmp_path: Path) -> None:
-    """Contours are those of log q(x, z) on the map; frames are decoded at the code itself, off the map too."""
-    weight = torch.tensor([[1.0, 0.2, 0.0], [0.1, 0.8, 0.3], [0.0, 0.4, 0.5], [0.2, 0.0, 0.1]])
-    decoder = nn.Linear(3, 4)
-    decoder.weight.data, decoder.bias.data = weight, torch.zeros(4)
-    model = Autoencoder(Gaussian(decoder, 3, scale=0.5), Amortized(lambda x: x[:, :3]))
-    x = torch.randn(9, 4)
-    names = ["a", "b", "c", "d"]
-    plane = explore(model, x, tmp_path / "page.html", torch.tensor([5, 5, 2] * 3), columns=names, size=3)
-    text = (tmp_path / "page.html").read_text(encoding="utf-8")
-    (content,) = re.findall(r'<script type="application/json" id="facts">(.*?)</script>', text, flags=re.DOTALL)
-    facts = json.loads(content)
+WEIGHT = torch.tensor([[1.0, 0.2, 0.0], [0.1, 0.8, 0.3], [0.0, 0.4, 0.5], [0.2, 0.0, 0.1]]).double()
+NAMES = ["a", "b", "c", "d"]
+
+
+def linear() -> Autoencoder:
+    """x = W z + noise; the encoder copies three elements of x."""
+    decoder = nn.Linear(3, 4, bias=False).double()
+    decoder.weight.data = WEIGHT.clone()
+    return Autoencoder(Gaussian(decoder, 3, scale=0.5), Amortized(lambda x: x[:, :3])).double()
+
+
+def modes(x: Tensor) -> Tensor:
+    return torch.linalg.solve(torch.eye(3).double() + WEIGHT.T @ WEIGHT / 0.25, WEIGHT.T @ x.T / 0.25).T
+
+
+def test_an_ascent_leads_from_the_encoder_to_the_mode(tmp_path: Path) -> None:
+    """Contours are those of log q(x, z) at the codes of the map, moved to the plane of the mode."""
+    model, x = linear(), torch.randn(9, 4).double()
+    plane = explore(model, x, tmp_path / "page.html", torch.tensor([5, 5, 2] * 3), columns=NAMES, size=3)
+    facts, mode = facts_of(tmp_path / "page.html"), modes(x)[0]
     assert [one["index"] for one in facts["ascents"]] == [2, 0]  # the first of label 2 and of label 5
-    one, observation = facts["ascents"][1], x[:1]
-    start = plane.coordinates(x[:1, :3])[0]
-    assert np.allclose(one["points"][0], start, atol=1e-4) and one["words"] == "LBFGS from the encoder's mean"
-    precision = torch.eye(3) + weight.T @ weight / 0.25
-    mode = torch.linalg.solve(precision, weight.T @ x[0] / 0.25)
+    one = facts["ascents"][1]
+    assert np.allclose(one["points"][0], plane.coordinates(x[:1, :3])[0], atol=1e-4)
     assert np.allclose(one["points"][-1], plane.coordinates(mode[None])[0], atol=1e-2)
-    height = model.likelihood.log_joint(observation, mode.view(1, 1, 3)).item()
+    assert one["words"] == "LBFGS from the encoder's mean"
+    height = model.likelihood.log_joint(x[:1], mode.view(1, 1, 3)).item()
     assert one["nats"][-1] == pytest.approx(height, abs=1e-3)
     offset = (torch.eye(3) - plane.axes.T @ plane.axes) @ (mode - plane.origin)  # what the map does not see
     codes = (plane.grid(facts["side"]) + offset).flatten(0, 1)
-    field = model.likelihood.log_joint(observation, codes.unsqueeze(1))[:, 0].detach()
-    top = max(float(field.max()), one["nats"][-1])
-    assert np.allclose(one["below"], top - field, atol=0.05)
-    table = facts["table"]
-    frames = len(facts["ascents"][0]["points"]) + len(one["points"])
-    assert table["columns"] == names and len(table["grid"]) == 9 and len(table["steps"]) == frames
-    assert np.allclose(table["steps"][-1], weight @ mode, atol=1e-2)
+    field = model.likelihood.log_joint(x[:1], codes.unsqueeze(1))[:, 0].detach()
+    assert np.allclose(one["below"], max(float(field.max()), height) - field, atol=0.05)
+
+
+def test_features_of_a_table_are_values(tmp_path: Path) -> None:
+    """Frames are decoded at the codes themselves, which lie off the map."""
+    x = torch.randn(9, 4).double()
+    explore(linear(), x, tmp_path / "page.html", columns=NAMES, size=3)
+    facts = facts_of(tmp_path / "page.html")
+    table, frames = facts["table"], sum(len(one["points"]) for one in facts["ascents"])
+    assert table["columns"] == NAMES and len(table["grid"]) == 9 and len(table["steps"]) == frames
+    assert np.allclose(table["steps"][-1], WEIGHT @ modes(x)[-1], atol=1e-2)
     assert np.allclose(table["samples"], x, atol=2e-3) and np.allclose(table["low"], x.amin(0))
+    assert len(facts["ascents"]) == 9
 
 
 def test_a_page_without_ascents_says_why(tmp_path: Path) -> None:
