@@ -26,7 +26,7 @@ blank = data.test.isnan()
 
 print(f"root mean square error of the column's mean: {truth[blank].square().mean().sqrt():.3f}")
 for latent in (1, 2, 4, 8):
-    model = gae.ppca(data, latent=latent, missing=True)
+    model = gae.ppca(data, latent=latent)
     gae.fit(model, data, progress=False)
     filled = model.reconstruct(data.test)
     error = (filled - truth)[blank].square().mean().sqrt()

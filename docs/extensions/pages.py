@@ -28,11 +28,18 @@ PACKAGES = {
     "gae.objective": "from an encoding to a loss per sample",
     "gae.evidence": "estimates of log p(x)",
     "gae.training": "fitting, schedules, corruptions",
+    "gae.analysis": "what is asked of a model",
     "gae.nets": "networks, without probability",
     "gae.adapters": "models that you have",
     "gae.sklearn": "an estimator of scikit-learn",
     "gae.storage": "models on disk",
 }
+
+
+ANALYSIS = (  # modules whose functions users call; gae.inference_gap and others stand in gae
+    *("engines", "calibration", "rate_distortion", "restoration", "image_quality", "traversal", "diagnosis"),
+    *("baseline", "chains", "activation"),
+)
 
 
 def pages() -> dict[str, Callable[[], str]]:
@@ -63,7 +70,7 @@ def api_index() -> str:
 def api(name: str) -> str:
     """A list of the public names of a package, and the entry of each."""
     module = importlib.import_module(name)
-    members = {each: getattr(module, each) for each in _public(name, module)}
+    members = _analysis() if name == "gae.analysis" else {each: getattr(module, each) for each in _public(name, module)}
     kinds = {"classes": inspect.isclass, "functions": callable, "values": lambda _: True}
     listed: dict[str, list[str]] = {kind: [] for kind in kinds}
     for each, value in members.items():
@@ -85,6 +92,17 @@ def _public(name: str, module: Any) -> list[str]:
     from gae.systems.table import SYSTEMS, function_name
 
     return [each for each in names if each not in set(map(function_name, SYSTEMS))]  # those stand in gae.systems
+
+
+def _analysis() -> dict[str, Any]:
+    """The public functions and classes of the modules of ``gae.analysis``, with their module's name."""
+    modules = {name: importlib.import_module(f"gae.analysis.{name}") for name in ANALYSIS}
+    return {
+        f"{name}.{each}": value
+        for name, module in modules.items()
+        for each, value in vars(module).items()
+        if getattr(value, "__module__", None) == module.__name__ and not each.startswith("_")
+    }
 
 
 def _entry(package: str, name: str, value: Any) -> str:
