@@ -76,7 +76,7 @@ def encode(
     if engine is not None:
         model.inference = engine_of(engine, model, steps)
     elif steps is not None:
-        raise ValueError("--steps is for an engine by name. Give --engine too.")
+        raise ValueError("--steps is for an engine by name. Give --engine too, such as --engine lbfgs.")
     rows = load_like(model, source, binarize, split_by).rows(split)
     if own.decoder is not None and engine == "gauss-newton":
         from gae.adapters import check_curvature

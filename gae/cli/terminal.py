@@ -13,6 +13,7 @@ import typer
 from typer.models import OptionInfo
 
 from gae.data.progress import announced
+from gae.studies.failures import EveryTrainingFailed
 from gae.training.processes import refuse_many_processes
 
 if TYPE_CHECKING:
@@ -22,7 +23,10 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 # Errors that a user can fix; any other is a bug and keeps its traceback.
-EXPECTED = (ValueError, TypeError, OSError, FloatingPointError, MemoryError, NotImplementedError, ImportError)
+EXPECTED = (
+    *(ValueError, TypeError, OSError, FloatingPointError, MemoryError, NotImplementedError, ImportError),
+    EveryTrainingFailed,
+)
 
 
 def reported(function: Callable[..., T]) -> Callable[..., T]:

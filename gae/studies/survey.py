@@ -34,6 +34,7 @@ from gae.data.text import PADDING
 from gae.likelihood import FlatDistribution, NoiseScale
 from gae.reports.survey import write
 from gae.studies.engines import calibrate_noise
+from gae.studies.failures import EveryTrainingFailed
 from gae.studies.jobs import ResumableJob, facts, one_thread
 from gae.studies.pictures import plane
 from gae.systems import SYSTEMS, build, describe, named
@@ -101,7 +102,7 @@ def survey(
     Raises:
         ValueError: unknown names, or systems for other kinds of observations.
         FileExistsError: ``out`` exists and ``resume`` is False.
-        RuntimeError: every system failed; ``results.json`` and the page give the reasons.
+        EveryTrainingFailed: every system failed; ``results.json`` and the page give the reasons.
     """
     data = data if isinstance(data, Dataset) else load(data)
     plan = _plan(data, systems, epochs, seed, quick)
@@ -121,7 +122,8 @@ def survey(
     run.say("report")
     write(run.out)
     if len(results["failed"]) == len(rows):
-        raise RuntimeError("; ".join(f"{name} failed: {reason}" for name, reason in results["failed"].items()))
+        reasons = "; ".join(f"{name} failed: {reason}" for name, reason in results["failed"].items())
+        raise EveryTrainingFailed(f"{reasons}. {run.out / 'report.html'} lists them.")
     return results
 
 
