@@ -69,7 +69,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not valid YAML, so it cannot be read: {error}") from None
     if not isinstance(content, dict):
-        raise ValueError(f"{path} must hold lines KEY: VALUE, such as epochs: 20, got {content!r}.")
+        raise ValueError(f"{path} must hold lines KEY: VALUE, got {content!r}.")
     twice = next(_repeated(node), None)
     if twice is not None:
         raise ValueError(f"{path} gives {twice!r} twice. Give each key once.")

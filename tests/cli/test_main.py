@@ -600,7 +600,6 @@ def test_standard_output_that_takes_no_text(stream: str, tmp_path: Path, monkeyp
 LONG = {
     "encode {ppca} digits -o {out}/codes.npz": "rows",
     "score {ppca} digits -o {out}/scores.csv": "log p(x)",
-    "gap {ppca} digits -n 2 --draws 4 --steps 2 --out {out}/gap": "samples, by the hundred",
     "explore {gon} digits -n 3 --size 2 -o {out}/page.html": "steps of the ascent",
     "notes D01 --out {out}": "checks",
     "dip {out}/image.png --steps 2 --channels 4 --scales 1 --preview 0 --out {out}/dip": "ascent, at most",
