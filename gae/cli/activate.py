@@ -58,7 +58,9 @@ def activate(
     if data is not None:
         train = in_its_dtype(model, load_like(model, data, binarize, split_by).epoch(0))
         if not len(train):
-            raise ValueError(f"{data} holds one image only, so it has no training images. Give at least two.")
+            raise ValueError(
+                f"{data} holds one image only, so it has no training images. Give at least two, or leave --data out."
+            )
         index, highest = most_active(units, unit, train)
         images = {"training_image": train[index].numpy()}
         compared = {"highest activation of a training image": highest, "training image": index}

@@ -218,7 +218,10 @@ def open_model(
     if own.decoder is None:
         own.need_decoder()
         if data is None:
-            raise ValueError("Give a checkpoint and data, or --decoder and data.")
+            raise ValueError(
+                f"Give a checkpoint and data, or --decoder and data. Got {checkpoint} alone. The checkpoint is the "
+                "folder of a run, as in `runs/vae-digits digits`."
+            )
         return read(Path(checkpoint))[0], data
     if data is not None:
         raise ValueError(f"--decoder takes the place of a checkpoint: leave {checkpoint} out.")

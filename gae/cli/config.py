@@ -76,7 +76,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         node = yaml.compose(text, yaml.SafeLoader)
         content = yaml.safe_load(text)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is no YAML: {error}") from None
+        raise ValueError(f"{path} is not valid YAML, so it cannot be read: {error}") from None
     if not isinstance(content, dict):
         raise ValueError(f"{path} must hold lines KEY: VALUE, got {content!r}.")
     twice = next(_repeated(node), None)

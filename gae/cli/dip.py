@@ -170,7 +170,10 @@ def _operator(reference: str | None, photo: "Tensor") -> "LinearOperator | None"
         return None
     build = imported(reference)
     if not callable(build):
-        raise TypeError(f"{reference} is not a function. Name one that takes a shape (C, H, W) and returns a physics.")
+        raise TypeError(
+            f"{reference} is not a function but of type {type(build).__name__}. Name a function that takes a shape "
+            "(C, H, W) and returns a physics."
+        )
     with working_directory():
         physics = build(tuple(photo.shape))
     return physics if isinstance(physics, LinearOperator) else PhysicsOperator(physics)
@@ -182,7 +185,10 @@ def _check_result(photo: "Photograph", shape: tuple[int, ...], suffix: str, bits
 
     check_writable(suffix, bits, shape[0] + (photo.alpha is not None), *shape[1:])
     if photo.alpha is not None and photo.alpha.shape != shape[1:]:
-        raise ValueError("`--alpha keep` needs a result of the photograph's size. Name a --background instead.")
+        raise ValueError(
+            f"`--alpha keep` needs a result of the photograph's size, {photo.alpha.shape[0]} × {photo.alpha.shape[1]}, "
+            f"but it is {shape[1]} × {shape[2]}. Name a --background instead."
+        )
 
 
 def _check_new(folder: Path) -> None:

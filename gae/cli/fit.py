@@ -105,7 +105,7 @@ def fit(
     from gae.training import launch
 
     if lr is not None and not 0 < lr < math.inf:
-        raise ValueError(f"--lr must be positive and finite, got {lr}.")
+        raise ValueError(f"--lr must be positive and finite, got {lr}. Adam's usual rate is 1e-3.")
     options = parse(system, option or [])
     training = TrainingOptions(
         epochs=epochs,
@@ -172,5 +172,5 @@ def board_in(folder: Path) -> Any:
     from lightning_fabric.loggers import TensorBoardLogger
 
     if not (find_spec("tensorboard") or find_spec("tensorboardX")):
-        raise ImportError("--tensorboard needs TensorBoard. Install it: pip install 'gae[tensorboard]'.")
+        raise ImportError("--tensorboard needs TensorBoard: pip install 'gae[tensorboard]'. Or leave the option out.")
     return TensorBoardLogger(folder, name="tensorboard", version="")

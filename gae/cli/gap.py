@@ -264,13 +264,21 @@ def _print(results: dict[str, Any], observations: int, out: Path) -> None:
     shown.caption = f"nats, over {observations} observations"
     console().print(shown)
     for name, share in converged(results).items():
-        typer.echo(f"Local optimisation, {name}: {share:.0%} converged.")
+        typer.echo(f"Best {name} density: its optimisation converged for {share:.0%} of the samples.")
     if "L[q]" in results and "amortisation gap" not in results:
-        typer.echo("The best member of the encoder's own family is not computed, so there is no amortisation gap.")
+        typer.echo("The best density of the encoder's own family is not computed, so the amortisation gap is unknown.")
     if results.get("q* below q", {"mean": 0})["mean"]:
-        typer.echo(f"For {results['q* below q']['mean']:.0%} of the samples q* came out below q: try more --steps.")
+        typer.echo(
+            f"For {results['q* below q']['mean']:.0%} of the samples the optimised density q* has a lower bound than "
+            "the encoder's q: give more --steps."
+        )
     if "effective sample size" in results:
-        typer.echo(f"Importance weights: effective sample size {results['effective sample size']['mean']:.0f}.")
+        typer.echo(
+            f"Importance sampling: effective sample size {results['effective sample size']['mean']:.0f} on average."
+        )
         if share := results["unreliable weights"]["mean"]:
-            typer.echo(f"For {share:.0%} of the samples a few weights outweigh all others: their s.e. is too small.")
+            typer.echo(
+                f"For {share:.0%} of the samples a few importance weights outweigh all others, and the s.e. of their "
+                "log p(x) is too small: give more --samples."
+            )
     typer.echo(f"Report: {out / 'gap.html'}")

@@ -2,6 +2,7 @@
 
 import os
 import sys
+import warnings
 from typing import Annotated, no_type_check
 
 import typer
@@ -50,7 +51,11 @@ app = typer.Typer(
 
 
 def main() -> None:
-    """Entry point of the console script, safe for closed standard streams and characters they cannot encode."""
+    """Entry point of the console script, safe for closed standard streams and characters they cannot encode.
+
+    Warnings are printed without the line of code that gave them, which the user of a command did not write.
+    """
+    warnings.formatwarning = lambda message, *place, **line: f"Warning: {message}\n"
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is None:

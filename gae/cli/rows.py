@@ -61,7 +61,7 @@ def applied(
     if engine is not None:
         model.inference = engine_of(engine, model, steps)
     elif steps is not None:
-        raise ValueError("--steps is for an engine by name. Give --engine too.")
+        raise ValueError("--steps is for an engine by name. Give --engine too, such as --engine lbfgs.")
     dataset = load_like(model, source, binarize, split_by)
     rows = dataset.rows(split)
     fabric = placed(model, rows.x, fabric)

@@ -15,6 +15,7 @@ import typer
 from typer.models import OptionInfo
 
 from gae.data.progress import announced
+from gae.studies.failures import EveryTrainingFailed
 from gae.training.processes import ending_together, is_first, refuse_many_processes
 
 if TYPE_CHECKING:
@@ -24,7 +25,10 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 # Errors that a user can fix; any other is a bug and keeps its traceback.
-EXPECTED = (ValueError, TypeError, OSError, FloatingPointError, MemoryError, NotImplementedError, ImportError)
+EXPECTED = (
+    *(ValueError, TypeError, OSError, FloatingPointError, MemoryError, NotImplementedError, ImportError),
+    EveryTrainingFailed,
+)
 
 
 def reported(function: Callable[..., T]) -> Callable[..., T]:

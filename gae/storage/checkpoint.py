@@ -130,7 +130,9 @@ def load(path: PathLike) -> Checkpoint:
     """
     path = Path(path)
     if not path.exists():
-        raise FileNotFoundError(f"{path} does not exist. Give a checkpoint-<step> directory or a run's folder.")
+        raise FileNotFoundError(
+            f"{path} does not exist. Give a checkpoint-<step> directory or a run's folder, as `gae fit` prints it."
+        )
     if path.is_file():
         raise ValueError(f"{path} is {_foreign(path)}. Give a checkpoint-<step> directory or a run's folder.")
     if NAME.fullmatch(path.name) or any((path / part).exists() for part in (STATE, TENSORS)):

@@ -34,6 +34,7 @@ from gae.data.text import PADDING
 from gae.likelihood import FlatDistribution, NoiseScale
 from gae.reports.survey import write
 from gae.studies.engines import calibrate_noise
+from gae.studies.failures import EveryTrainingFailed
 from gae.studies.jobs import ResumableJob, facts, one_thread, placement
 from gae.studies.pictures import plane
 from gae.systems import SYSTEMS, build, describe, named
@@ -112,7 +113,7 @@ def survey(
     Raises:
         ValueError: unknown names, or systems for other kinds of observations.
         FileExistsError: ``out`` exists and ``resume`` is False.
-        RuntimeError: every system failed; ``results.json`` and the page give the reasons.
+        EveryTrainingFailed: every system failed; ``results.json`` and the page give the reasons.
     """
     data = data if isinstance(data, Dataset) else load(data)
     fabric = fabric or single("cpu")
@@ -139,7 +140,8 @@ def _results(run: "Survey") -> dict[str, Any]:
     run.say("report")
     write(run.out)
     if len(results["failed"]) == len(rows):
-        raise RuntimeError("; ".join(f"{name} failed: {reason}" for name, reason in results["failed"].items()))
+        reasons = "; ".join(f"{name} failed: {reason}" for name, reason in results["failed"].items())
+        raise EveryTrainingFailed(f"{reasons}. {run.out / 'report.html'} lists them.")
     return results
 
 

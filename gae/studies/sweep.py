@@ -23,6 +23,7 @@ from gae.data.environment import commit, processor, versions
 from gae.data.files import whole, write_text
 from gae.likelihood import CodebookDistribution, ExactPosterior, FlatDistribution
 from gae.reports.sweep import write
+from gae.studies.failures import EveryTrainingFailed
 from gae.studies.jobs import NOT_INSTALLED, PACKAGES, ResumableJob
 from gae.studies.single import TrainingOptions, fit_system, held_out_results
 from gae.systems.options import PARSERS, parse
@@ -112,7 +113,7 @@ def sweep(
         ValueError: for unknown names or options, values of a wrong type, or a combination that occurs twice, before
             anything is written.
         FileExistsError: ``out`` exists and ``resume`` is False.
-        RuntimeError: every training failed; the tables give the reasons.
+        EveryTrainingFailed: every training failed; the tables give the reasons.
 
     >>> from tempfile import TemporaryDirectory
     >>> x = torch.randn(60, 4, generator=torch.Generator().manual_seed(0))
@@ -146,7 +147,9 @@ def sweep(
     write(run.out)
     errors = [row["error"] for row in rows if row["error"] is not None]
     if len(errors) == len(rows):
-        raise RuntimeError(f"Every training failed. The first: {errors[0]}")
+        raise EveryTrainingFailed(
+            f"Every training failed. The first: {errors[0]}. {run.out / 'report.html'} lists all."
+        )
     return results
 
 

@@ -3,6 +3,7 @@
 import ast
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
@@ -82,5 +83,7 @@ SYSTEMS: dict[str, System] = {name: row for rows in TABLE.values() for name, row
 def named(name: str) -> System:
     """The row of a system; raises ValueError for an unknown name and lists the valid ones."""
     if name not in SYSTEMS:
-        raise ValueError(f"Unknown system {name!r}. Valid systems: {', '.join(SYSTEMS)}.")
+        nearest = get_close_matches(name, SYSTEMS, 1)
+        hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
+        raise ValueError(f"Unknown system {name!r}.{hint} Valid systems: {', '.join(SYSTEMS)}.")
     return SYSTEMS[name]

@@ -91,8 +91,8 @@ def test_numbers_are_read_as_on_the_command_line(tmp_path: Path) -> None:
         ("option: {latent: 2}", "option in {file} must be a value as on the command line, or a list of them"),
         ("- vae", "must hold lines KEY: VALUE, got ['vae']"),
         ("", "must hold lines KEY: VALUE, got None"),
-        ("a: [", "is no YAML"),
-        ("!!python/object/apply:os.system ['true']", "is no YAML"),
+        ("a: [", "is not valid YAML"),
+        ("!!python/object/apply:os.system ['true']", "is not valid YAML"),
     ],
 )
 def test_files_that_are_refused(text: str, message: str, tmp_path: Path) -> None:

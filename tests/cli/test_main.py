@@ -8,6 +8,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -21,6 +22,7 @@ from conftest import figures_left_blank
 from problems import tiny_matrix
 from sklearn.datasets import load_digits
 from sklearn.decomposition import PCA
+from typer.testing import CliRunner
 
 from gae import __version__
 from gae.cli import common, terminal
@@ -100,9 +102,11 @@ def test_the_console_script(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
     done = subprocess.run([sys.executable, "-c", code, "--version"], capture_output=True, text=True)
     assert done.returncode == 0 and __version__ in done.stdout and not done.stderr
     monkeypatch.setattr(sys, "argv", ["gae", "fit", "magic", "digits"])
+    monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)  # to be put back
     with pytest.raises(SystemExit) as ended:
         cli.main()
     said = capsys.readouterr()
+    assert warnings.formatwarning("few data", UserWarning, "a.py", 3) == "Warning: few data\n"
     assert ended.value.code == 2 and "Valid systems: pca" in said.err and "Traceback" not in said.err and not said.out
 
 
@@ -615,12 +619,45 @@ def test_standard_output_that_takes_no_text(stream: str, tmp_path: Path, monkeyp
     monkeypatch.setattr(sys, "stdout", None if stream == "closed" else io.TextIOWrapper(written, encoding="ascii"))
     arguments = ["fit", "kmeans", "circles", *QUICK, "--out", str(tmp_path / "run")]
     monkeypatch.setattr(sys, "argv", ["gae", *arguments])
+    monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)
     with pytest.raises(SystemExit) as ended:
         cli.main()
     assert ended.value.code == 0
     assert stream == "closed" or rb" \xb1 " in written.getvalue()  # of mean ± standard error
     assert (tmp_path / "run" / "metrics.csv").exists()
     sys.stdout.close()
+
+
+LONG = {
+    "encode {ppca} digits -o {out}/codes.npz": "rows",
+    "score {ppca} digits -o {out}/scores.csv": "log p(x)",
+    "explore {gon} digits -n 3 --size 2 -o {out}/page.html": "steps of the ascent",
+    "notes D01 --out {out}": "checks",
+    "dip {out}/image.png --steps 2 --channels 4 --scales 1 --preview 0 --out {out}/dip": "ascent, at most",
+    "sweep {out}/grid.yaml --out {out}/sweep": "trainings",
+}
+
+
+@pytest.mark.parametrize(("line", "shown"), LONG.items(), ids=[line.split()[0] for line in LONG])
+def test_long_jobs_show_their_progress(
+    line: str, shown: str, fitted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As lines of plain text where standard error is no terminal; here from the first second on."""
+    from PIL import Image
+
+    Image.new("L", (8, 8)).save(tmp_path / "image.png")
+    (tmp_path / "grid.yaml").write_text("data: circles\nsystems: [kmeans]\n", encoding="utf-8")
+    monkeypatch.setattr("gae.data.progress.FIRST", 0.0)
+    words = line.format(ppca=fitted / "ppca", gon=fitted / "gon", out=tmp_path).split()
+    result = CliRunner().invoke(cli.app, words)
+    assert result.exit_code == 0, result.output
+    assert f"[gae] {shown} " in result.stderr and not set(result.stderr) & set("\x1b\r")
+
+
+def test_a_study_without_a_result_is_an_error_of_the_user(tmp_path: Path) -> None:
+    (tmp_path / "grid.yaml").write_text("data: circles\nsystems: {kmeans: {components: 9999}}\n", encoding="utf-8")
+    said = gae("sweep", tmp_path / "grid.yaml", "--out", tmp_path / "run", code=2)
+    assert "Every training failed" in said and str(tmp_path / "run" / "report.html") in said
 
 
 def test_a_defect_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:

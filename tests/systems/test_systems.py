@@ -802,7 +802,10 @@ def test_a_chart_has_no_more_directions_than_the_data() -> None:
 
 
 def test_unknown_system() -> None:
-    with pytest.raises(ValueError, match=r"Unknown system 'pcaa'\. Valid systems: pca, ppca, kmeans, gmm, llgae, ae, "):
+    with pytest.raises(
+        ValueError,
+        match=r"Unknown system 'pcaa'\. Did you mean 'pca'\? Valid systems: pca, ppca, kmeans, gmm, llgae, ae, ",
+    ):
         systems.build("pcaa", (4,))
 
 
