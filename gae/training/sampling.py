@@ -18,7 +18,7 @@ class Samples:
     def __init__(self, data: Dataset | Tensor, validation: Tensor | float | None, seed: int):
         self.data, self.seed = data, seed
         self.rows: Tensor | None = None
-        self.cached: tuple[int, Tensor] | None = None
+        self.cached: tuple[int, Tensor, Tensor] | None = None  # an epoch, all its observations, and those for training
         self.validation = validation if isinstance(validation, Tensor) else None
         self.fraction = None if isinstance(validation, Tensor) else validation
         if self.fraction is not None:
@@ -27,9 +27,17 @@ class Samples:
     def epoch(self, epoch: int) -> Tensor:
         """The training observations of an epoch, counted from 0; the last result is cached."""
         if self.cached is None or self.cached[0] != epoch:
-            x = self._all(epoch)
-            self.cached = epoch, x if self.rows is None else take(x, self.rows)
-        return self.cached[1]
+            before, x = self.cached, self._all(epoch)
+            if before is not None and x is before[1]:
+                self.cached = epoch, x, before[2]
+            else:
+                self.cached = epoch, x, x if self.rows is None else take(x, self.rows)
+        return self.cached[2]
+
+    @property
+    def are_fixed(self) -> bool:
+        """Whether every epoch has the same observations."""
+        return not isinstance(self.data, Dataset) or self.data.binarization != "dynamic"
 
     def facts(self) -> dict[str, Any]:
         """Identification of the data in a checkpoint."""
