@@ -270,6 +270,9 @@ class LearnsData(Protocol):
         """Prepares for all training observations x (N, *X); ``fit`` calls it before it creates the optimiser."""
 
 
+Sweep = Callable[[], tuple[Float[Tensor, ""], Any]]  # the sum of log_joint over all x, and sufficient statistics
+
+
 class Inference(Part, nn.Module, ABC):
     """Base class of inference engines, which never touch the likelihood's parameters, inputs, or torch's defaults.
 
@@ -292,6 +295,13 @@ class Inference(Part, nn.Module, ABC):
         """Codes of x from ``infer``, with their exact log density."""
         with door(likelihood, x):
             return self.scored(likelihood, x, self.infer(likelihood, x, k))
+
+    def sweep(self, likelihood: Likelihood, x: Num[Tensor, "N *X"]) -> Sweep | None:
+        """A pass over all training observations that reuses the pass before, for closed-form learning; None: no such.
+
+        It stands for ``infer`` and the likelihood's ``statistics`` on every batch, with the same results.
+        """
+        return None
 
     def scored(self, likelihood: Likelihood, x: Num[Tensor, "B *X"], code: Code) -> Encoding:
         """The encoding of a code, with its log density at x."""

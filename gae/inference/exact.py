@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Int, Num
 from torch import Tensor
 
-from gae.inference.base import Code, Inference
+from gae.inference.base import Code, Inference, Sweep
 from gae.likelihood import CodebookDistribution, ExactMode, ExactPosterior, Likelihood, LinearMixture
 
 
@@ -162,3 +162,8 @@ class Argmax(Enumerate):
         solve = None if branches.solve is None else branches.solve.choose(best)
         k = None if branches.k is None else best
         return Code(z, k, solve=solve, log_joint=branches.log_joint.gather(0, best))
+
+    def sweep(self, likelihood: Likelihood, x: Num[Tensor, "N *X"]) -> Sweep | None:
+        if self.inner is None and isinstance(likelihood, LinearMixture):
+            return likelihood.sweep_of_points(x)
+        return None

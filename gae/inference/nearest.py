@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from gae.data.checks import at_least_one
 from gae.data.extras import optional
-from gae.inference.base import Code, Inference, Solve
+from gae.inference.base import Code, Inference, Solve, Sweep
 from gae.inference.exact import Argmax
 from gae.likelihood import AcceptsMissing, Likelihood, LinearMixture
 
@@ -60,6 +60,9 @@ class Nearest(Inference):
             return Code(x.new_zeros(1, len(x), *mixture.latent_shape), best.unsqueeze(0))
         best, score = mixture.nearest(x, entries=self.entries)
         return Code(x.new_zeros(1, len(x), *mixture.latent_shape), best.unsqueeze(0), log_joint=score.unsqueeze(0))
+
+    def sweep(self, likelihood: Likelihood, x: Num[Tensor, "N *X"]) -> Sweep | None:
+        return likelihood.sweep_of_points(x) if isinstance(likelihood, LinearMixture) else None
 
     def _by_faiss(self, mixture: LinearMixture, x: Tensor) -> Tensor:
         for name, values in (("weights", mixture.logits), ("scales", mixture.log_scale)):

@@ -4,6 +4,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+FEW = 4  # least ratio of D to the number of eigenvectors at which computing only these is faster
+
 
 def squared_distances(a: Float[Tensor, "*L M D"], b: Float[Tensor, "*L N D"]) -> Float[Tensor, "*L M N"]:
     """Pairwise squared distances ‖a_i - b_j‖² by one matrix product about the mean of b; L has at most one dimension.
@@ -42,13 +44,27 @@ def explained(size: Float[Tensor, " R"], components: int) -> Float[Tensor, ""]:
 
 
 def principal_directions(covariance: Float[Tensor, "K D D"], width: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Leading eigenvalues (K, E), the other eigenvalues (K, D - E), and directions (K, E, D), largest entry positive.
+    """Leading eigenvalues (K, E), the sum of the others (K,), and directions (K, E, D), largest entry positive.
 
     The covariance must be float64: in float32, constant pixels give NaN.
     """
-    values, vectors = torch.linalg.eigh(covariance)
+    if covariance.is_cpu and FEW * width <= covariance.shape[-1]:
+        values, vectors = _leading(covariance, width)
+    else:
+        values, vectors = torch.linalg.eigh(covariance)
     top, directions = values[:, -width:].flip(-1), vectors[..., -width:].flip(-1).mT
-    return top, values[:, :-width], directions * _sign(directions)
+    rest = covariance.diagonal(dim1=-2, dim2=-1).sum(-1) - top.sum(-1)
+    return top, rest, directions * _sign(directions)
+
+
+def _leading(covariance: Float[Tensor, "K D D"], width: int) -> tuple[Tensor, Tensor]:
+    """The largest eigenvalues, ascending, and their eigenvectors, without the others."""
+    from scipy.linalg import eigh
+
+    last = covariance.shape[-1] - 1
+    pairs = [eigh(matrix, subset_by_index=[last + 1 - width, last]) for matrix in covariance.numpy()]
+    values, vectors = (torch.stack([torch.from_numpy(part) for part in parts]) for parts in zip(*pairs, strict=True))
+    return values, vectors
 
 
 def _sign(directions: Float[Tensor, "*L R D"]) -> Float[Tensor, "*L R 1"]:

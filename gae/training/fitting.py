@@ -34,6 +34,7 @@ from gae.training.devices import (
 from gae.training.group import agreed
 from gae.training.history import History, Log
 from gae.training.learners import ClosedFormLearner, GradientLearner, Learner, MakeOptimizer, has_closed_form
+from gae.training.one_step import OneStepLearner, is_solved_in_one_step
 from gae.training.processes import refuse_many_processes
 from gae.training.run import Run, mode
 from gae.training.sampling import Samples, generator, isolated, reseed
@@ -449,6 +450,8 @@ def _learner(
             kind = "an optimizer, and this model learns in closed form" if closed else "closed-form learning"
             raise ValueError(f"{name} is for {kind}. Omit {name}{', or give an optimizer' if closed else ''}.")
     if closed:
-        return ClosedFormLearner(autoencoder, fabric, only["tol"] or 1e-4, batch_size, samples.epoch(0)[0])
+        learner = OneStepLearner if samples.are_fixed and is_solved_in_one_step(autoencoder) else ClosedFormLearner
+        tol, x = only["tol"] or 1e-4, samples.epoch(0)
+        return learner(autoencoder, fabric, tol, batch_size, x, samples.are_fixed)
     makes = optimizer or DEFAULT_OPTIMIZER
     return GradientLearner(autoencoder, fabric, makes, only["clip"], batch_size or 128, only["accumulate"])

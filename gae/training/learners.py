@@ -17,8 +17,9 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from gae.autoencoder import Autoencoder
 from gae.inference.auto_decoder import training_rows
+from gae.inference.base import Sweep
 from gae.likelihood import ClosedFormLearning, OnlineLearning
-from gae.objective import mean
+from gae.objective import joint, mean
 from gae.training.schedules import MakeScheduler, make_scheduler
 
 if TYPE_CHECKING:
@@ -190,7 +191,7 @@ class GradientLearner(Learner):
                 totals[i] = moments if totals[i] is None else totals[i] + moments
         for part, moments in zip(self.online, totals, strict=True):
             if moments is not None:
-                part.update(_summed(moments, self.fabric))
+                part.update(summed(moments, self.fabric))
 
     def _refuse_nonfinite(self, where: str) -> None:
         """Raises FloatingPointError for a non-finite gradient; a gradient scaler (16 bits) skips such steps instead."""
@@ -227,7 +228,7 @@ class GradientLearner(Learner):
         return own if share else batch[:1], share
 
     def _reduced(self, loss: Tensor) -> float:
-        return _over_processes(loss.detach(), self.fabric, "mean")
+        return over_processes(loss.detach(), self.fabric, "mean")
 
     def rates(self) -> dict[str, float]:
         rates = [float(group["lr"]) for group in self.optimizer.param_groups if "lr" in group]
@@ -248,7 +249,8 @@ class GradientLearner(Learner):
 class ClosedFormLearner(Learner):
     """Training by alternating codes (E-step) and closed-form parameters (M-step).
 
-    Moments are summed over chunks and processes. Learning has converged when no parameter changes by more than ``tol``,
+    Moments are summed over chunks and processes, or come from a pass of the engine over all data (``Inference.sweep``),
+    if these are the same in every epoch. Learning has converged when no parameter changes by more than ``tol``,
     in the units of ``ClosedFormLearning.maximize``, which are invariant to offset and scale of the data.
     """
 
@@ -261,23 +263,31 @@ class ClosedFormLearner(Learner):
         fabric: "lightning_fabric.Fabric",
         tol: float,
         batch_size: int | None,
-        sample: Tensor,
+        x: Tensor,
+        is_fixed: bool = True,
     ):
         self.autoencoder, self.fabric, self.tol = autoencoder, fabric, tol
-        self.batch_size = batch_size or max(1, CHUNK_BYTES // (sample.numel() * sample.element_size()))
+        self.batch_size = batch_size or max(1, CHUNK_BYTES // (x[0].numel() * x.element_size()))
         self.config = {"optimizer": "closed form", "tol": tol}
         if fabric.world_size > 1:  # all start from the first process, as `Fabric.setup` has it for an optimiser
             autoencoder.load_state_dict(fabric.broadcast(autoencoder.state_dict()))
         self.moments: Any = None
+        self.sweep = self._sweep(x) if is_fixed else None
+
+    def _sweep(self, x: Tensor) -> Sweep | None:
+        """The engine's pass over all data that reuses the pass before, if it has one and the loss is its score."""
+        if self.autoencoder.objective is not joint or self.fabric.world_size > 1 or self.fabric.device.type != "cpu":
+            return None
+        return self.autoencoder.inference.sweep(*self.autoencoder.likelihood.in_standard_units(x))
 
     def batches(self, n: int, order: torch.Generator) -> Sequence[Batch]:
-        starts = range(0, n, self.batch_size)
-        return [slice(start, min(start + self.batch_size, n)) for start in starts]
+        size = self.batch_size if self.sweep is None else n
+        return [slice(start, min(start + size, n)) for start in range(0, n, size)]
 
     @torch.no_grad()
     def step(self, x: Tensor, batch: Batch, reseed: Callable[[], None], where: str) -> float:
         reseed()
-        loss = self._chunk_loss(x, batch, learn=True)
+        loss = self._chunk_loss(x, batch, learn=True) if self.sweep is None else self._swept_loss(self.sweep, len(x))
         if not math.isfinite(loss):
             raise FloatingPointError(self.advice(f"The loss is {loss}", where))
         return loss
@@ -285,6 +295,10 @@ class ClosedFormLearner(Learner):
     @torch.no_grad()
     def loss(self, x: Tensor, batch: Batch) -> float:
         return self._chunk_loss(x, batch, learn=False)
+
+    def _swept_loss(self, sweep: Sweep, n: int) -> float:
+        total, self.moments = sweep()
+        return float(self.autoencoder.likelihood.log_volume) - total.item() / n
 
     def _chunk_loss(self, x: Tensor, batch: Batch, learn: bool) -> float:
         own = slice(self.fabric.global_rank, None, self.fabric.world_size)
@@ -299,14 +313,20 @@ class ClosedFormLearner(Learner):
             if learn:
                 assert isinstance(likelihood, ClosedFormLearning)
                 moments = likelihood.statistics(rows, code)
-                self.moments = moments if self.moments is None else self.moments + moments
-        return _over_processes(total, self.fabric, "sum") / len(chunk)
+                self._add(moments)
+        return over_processes(total, self.fabric, "sum") / len(chunk)
+
+    def _add(self, moments: Any) -> None:
+        if self.moments is None:
+            self.moments = moments
+        else:
+            self.moments += moments
 
     @torch.no_grad()
     def finish(self) -> bool:
         likelihood, moments, self.moments = self.autoencoder.likelihood, self.moments, None
         assert isinstance(likelihood, ClosedFormLearning)
-        return likelihood.maximize(_summed(moments, self.fabric)) <= self.tol
+        return likelihood.maximize(summed(moments, self.fabric)) <= self.tol
 
 
 def has_closed_form(autoencoder: Autoencoder) -> bool:
@@ -318,7 +338,7 @@ def has_closed_form(autoencoder: Autoencoder) -> bool:
     return is_mean and isinstance(autoencoder.likelihood, ClosedFormLearning) and not learned_elsewhere
 
 
-def _summed(moments: Any, fabric: "lightning_fabric.Fabric") -> Any:
+def summed(moments: Any, fabric: "lightning_fabric.Fabric") -> Any:
     """Sufficient statistics of all processes."""
     if fabric.world_size == 1:
         return moments
@@ -327,7 +347,7 @@ def _summed(moments: Any, fabric: "lightning_fabric.Fabric") -> Any:
     return reduce(add, [replace(moments, **part) for part in parts])
 
 
-def _over_processes(value: Tensor, fabric: "lightning_fabric.Fabric", how: str) -> float:
+def over_processes(value: Tensor, fabric: "lightning_fabric.Fabric", how: str) -> float:
     if fabric.world_size > 1:
         reduced = fabric.all_reduce(value.clone(), reduce_op=how)
         assert isinstance(reduced, Tensor)

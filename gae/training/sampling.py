@@ -27,7 +27,7 @@ class Samples:
     ):
         self.data, self.seed, self.dtype = data, seed, dtype
         self.rows: Tensor | None = None
-        self.cached: tuple[int, Tensor] | None = None
+        self.cached: tuple[int, Tensor, Tensor] | None = None  # an epoch, its data, and the observations for training
         self.given = validation if isinstance(validation, Tensor) else None
         self.validation = None if self.given is None else self._converted(self.given)
         self.fraction = None if isinstance(validation, Tensor) else validation
@@ -37,17 +37,26 @@ class Samples:
     def epoch(self, epoch: int) -> Tensor:
         """The training observations of an epoch, counted from 0; the last result is cached."""
         if self.cached is None or self.cached[0] != epoch:
-            x = self._all(epoch)
-            self.cached = epoch, x if self.rows is None else take(x, self.rows)
-        return self.cached[1]
+            before, data = self.cached, self._data(epoch)
+            if before is not None and data is before[1]:
+                self.cached = epoch, data, before[2]
+            else:
+                x = self._converted(data)
+                self.cached = epoch, data, x if self.rows is None else take(x, self.rows)
+        return self.cached[2]
+
+    @property
+    def are_fixed(self) -> bool:
+        """Whether every epoch has the same observations."""
+        return not isinstance(self.data, Dataset) or self.data.binarization != "dynamic"
 
     def facts(self) -> dict[str, Any]:
         """Identification of the data in a checkpoint."""
         held = self.fraction if self.given is None else _hash(self.given)
         return {"data": self.data.hash if isinstance(self.data, Dataset) else _hash(self.data), "validation": held}
 
-    def _all(self, epoch: int) -> Tensor:
-        return self._converted(self.data.epoch(epoch, self.seed) if isinstance(self.data, Dataset) else self.data)
+    def _data(self, epoch: int) -> Tensor:
+        return self.data.epoch(epoch, self.seed) if isinstance(self.data, Dataset) else self.data
 
     def _converted(self, x: Tensor) -> Tensor:
         return x if self.dtype is None or not x.is_floating_point() else x.to(self.dtype)
@@ -55,7 +64,7 @@ class Samples:
     def _hold_out(self, fraction: float) -> None:
         if not 0 < fraction < 1:
             raise ValueError(f"A validation fraction must lie strictly between 0 and 1, got {fraction}.")
-        x = self._all(0)
+        x = self._converted(self._data(0))
         held = max(1, round(fraction * len(x)))
         if len(x) - held < 2:
             raise ValueError(

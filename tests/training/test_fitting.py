@@ -321,14 +321,14 @@ class Processes:
 def test_values_are_reduced_over_the_processes_of_a_group_of_two_or_more(world_size: int, x: Tensor) -> None:
     """One process does not communicate; sums over copies of a process do not change a closed-form fit."""
     fabric = Processes(world_size)
-    assert learners._over_processes(torch.tensor(1.5), fabric, "sum") == 1.5 * world_size
+    assert learners.over_processes(torch.tensor(1.5), fabric, "sum") == 1.5 * world_size
     assert fabric.calls == (world_size > 1)
     found = []
     for group in (fabric, Processes(1)):
         torch.manual_seed(0)
         model = ppca((5,), 2)
         model.likelihood.initialize(x, 0)
-        learner = learners.ClosedFormLearner(model, group, 1e-9, None, x[0])
+        learner = learners.ClosedFormLearner(model, group, 1e-9, None, x)
         learner.moments = model.likelihood.statistics(x, model.inference.infer(model.likelihood, x))
         learner.finish()
         found.append(parameters(model))

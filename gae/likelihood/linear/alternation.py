@@ -16,6 +16,7 @@ from gae.data.mapped import Mapped, blocks
 from gae.likelihood.base import DecoderLikelihood, NoiseScale
 from gae.likelihood.geometry import principal_directions
 from gae.likelihood.linear.moments import (
+    FAR,
     Moments,
     chart_moments,
     hard_point_moments,
@@ -27,7 +28,6 @@ from gae.likelihood.linear.search import Points, best_points
 
 SMALL = 1e-6  # lower bound of a noise variance, relative to the mean over components
 SURE = 256  # noise scales and variances below this multiple of rounding trigger a warning
-FAR = 32  # most empty components relocated after one pass over the data; others wait for the next pass
 
 
 class Alternation(NoiseScale, DecoderLikelihood):
@@ -78,6 +78,11 @@ class Alternation(NoiseScale, DecoderLikelihood):
                     reduce(add, (self._hard_moments(part, *best_points(part, equal)) for part in _parts(flat)))
                 )
             self.initialized.fill_(True)
+
+    @torch.no_grad()
+    def moments_of_one(self, x: Num[Tensor, "B *X"], wide: bool) -> Moments:
+        """The moments of observations of a single component; ``wide`` as in ``chart_moments``."""
+        return chart_moments([(x.flatten(1), None)], self.means, wide)
 
     @torch.no_grad()
     def learn_in_one_step(self, x: Num[Tensor, "N *X"]) -> None:
@@ -168,8 +173,8 @@ class Alternation(NoiseScale, DecoderLikelihood):
         top, rest, directions = principal_directions(covariance, width)
         top = top.clamp_min(0)
         if self.learn_scale:
-            rest = top[:, -1:] if width == dim and not self.flat_prior else rest  # the same density as E = D - 1
-            self._set_scale(live, rest.sum(1) / (dim if self.flat_prior else max(dim - width, 1)), limits)
+            rest = top[:, -1] if width == dim and not self.flat_prior else rest  # the same density as E = D - 1
+            self._set_scale(live, rest / (dim if self.flat_prior else max(dim - width, 1)), limits)
         if not self.flat_prior:
             noise = (2 * self.log_scale[live].to(top.dtype)).exp()
             directions = directions * (top - noise[:, None]).clamp_min(0).sqrt().unsqueeze(-1)

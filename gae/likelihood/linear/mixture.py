@@ -1,6 +1,7 @@
 """Mixtures of linear-Gaussian decoders: PCA, PPCA, k-means, spherical GMM and LLGAE are special cases."""
 
 import math
+from collections.abc import Callable
 
 import torch
 from jaxtyping import Float, Int, Num
@@ -12,8 +13,11 @@ from gae.likelihood.base import LogJoint, parameter_or_buffer, positive_scale
 from gae.likelihood.distributions import Normal
 from gae.likelihood.evidence import Evidence
 from gae.likelihood.linear.alternation import Alternation
+from gae.likelihood.linear.moments import Moments
+from gae.likelihood.linear.pruned import PrunedLloyd, can_prune
 from gae.likelihood.linear.quadratic import Charts, Quadratic, peak, precision_factor, quadratic
 from gae.likelihood.linear.search import best_points
+from gae.likelihood.linear.single import MeanScores, mean_scores
 from gae.likelihood.priors import Flat, StandardNormal
 
 VALUE = 1e-7  # nats per element of x: rounding error allowed in ``bind``
@@ -217,6 +221,32 @@ class LinearMixture(Alternation):
         k, square = best_points(x.flatten(1), points, **limits)
         points = points.double()
         return k, points.bias[k] - 0.5 * points.precision[k] * square
+
+    @torch.no_grad()
+    def mean_scores(self, moments: Moments, about: Float[Tensor, "1 D"]) -> MeanScores:
+        """The means over observations of their scores, from their moments about a point; K = 1."""
+        return mean_scores(self._charts(), moments, about)
+
+    @torch.no_grad()
+    def sweep_of_points(self, x: Num[Tensor, "N *X"]) -> Callable[[], tuple[Float[Tensor, ""], Moments]] | None:
+        """Passes of ``nearest`` and ``statistics`` over all x (``PrunedLloyd``), for points that differ only in means.
+
+        Each call returns the sum of ``log_joint`` and the moments at the current means. None if bounds do not pay or
+        would not be tight: for K = 1 or K > D, data in a file, and data of a large offset.
+        """
+        points = self._points()
+        equal = bool((points.bias == points.bias[0]).all() & (points.precision == points.precision[0]).all())
+        fixed = equal and not (self.latent_shape[0] or self.learn_scale or self.learn_weights)
+        if not fixed or not can_prune(x, points):
+            return None
+        lloyd = PrunedLloyd(x.flatten(1), self.components)
+
+        def sweep() -> tuple[Tensor, Moments]:
+            points = self._points()
+            moments, points = lloyd(points), points.double()
+            return moments.count @ points.bias - 0.5 * points.precision @ moments.second, moments
+
+        return sweep
 
     def _codes(self, z: Tensor, k: Tensor | None) -> Tensor:
         lead = z.shape[:-1]

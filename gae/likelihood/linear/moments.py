@@ -15,6 +15,7 @@ from gae.likelihood.geometry import squared_distances
 LEAF = 128  # columns below which halving does not pay
 RUN = 512  # rows summed in the data's dtype before float64
 POOL = 2**26  # bytes of rows among which k-means++ chooses, if the data are in a file
+FAR = 32  # most empty components relocated after one pass over the data; others wait for the next pass
 OFFSET = 8.0  # ratio of ‖centre‖² to the mean squared distance from it, above which it is subtracted
 
 
@@ -35,6 +36,13 @@ class Moments:
         far = torch.cat([self.far, other.far])
         far = far[far[:, 0].argsort(descending=True, stable=True)[: len(self.far)]]
         return Moments(self.count + other.count, self.first + other.first, self.second + other.second, far)
+
+    def __iadd__(self, other: "Moments") -> "Moments":
+        if len(self.far):
+            return self + other
+        for own, part in ((self.count, other.count), (self.first, other.first), (self.second, other.second)):
+            own += part
+        return self
 
     def overall(self, means: Float[Tensor, "K D"]) -> tuple[Tensor, Tensor]:
         """The variance of all observations about their mean, and the squared mean, averaged over features."""
@@ -107,7 +115,7 @@ def hard_point_moments(
     sums = embedding_bag(order, rows.contiguous(), starts, mode="sum")
     first = (-count[:, None] * centred.double()).index_add_(0, owner[starts], sums.double())
     second = torch.zeros_like(first[:, 0]).index_add_(0, k, square)
-    return Moments(count.double(), first, second, _furthest(flat, k, square, far))
+    return Moments(count.double(), first, second, furthest(flat, k, square, far))
 
 
 def nothing_far(means: Float[Tensor, "K D"], rows: int = 0) -> Float[Tensor, "R D2"]:
@@ -115,7 +123,10 @@ def nothing_far(means: Float[Tensor, "K D"], rows: int = 0) -> Float[Tensor, "R 
     return means.new_zeros(rows, 2 + means.shape[1], dtype=torch.float64)
 
 
-def _furthest(flat: Tensor, k: Tensor, square: Tensor, rows: int) -> Tensor:
+def furthest(
+    flat: Float[Tensor, "B D"], k: Int[Tensor, " B"], square: Float[Tensor, " B"], rows: int
+) -> Float[Tensor, "R D2"]:
+    """``Moments.far`` from the component of each observation and the squared distance to its mean."""
     far = nothing_far(flat, rows)
     distance, index = square.topk(min(rows, len(square)))
     far[: len(index)] = torch.cat([distance.unsqueeze(1), k[index].unsqueeze(1), flat[index]], 1)
@@ -185,6 +196,15 @@ def _pool(flat: Float[Tensor, "N D"], least: int, seed: int) -> Float[Tensor, "n
 
 
 def _gram(rows: Float[Tensor, "n D"], out: Float[Tensor, "D D"]) -> None:
+    """out = rowsᵀ rows, by half of the products, since it is symmetric."""
+    if rows.is_cpu and rows.dtype in (torch.float32, torch.float64):
+        values = rows.detach().numpy()
+        out.copy_(torch.from_numpy(values.T @ values))  # numpy calls BLAS's syrk for a matrix and its transpose
+    else:
+        gram_by_halves(rows, out)
+
+
+def gram_by_halves(rows: Float[Tensor, "n D"], out: Float[Tensor, "D D"]) -> None:
     """out = rowsᵀ rows, by halving the columns: the symmetric off-diagonal block is computed once."""
     half = rows.shape[1] // 2
     if rows.shape[1] <= LEAF:
@@ -193,5 +213,5 @@ def _gram(rows: Float[Tensor, "n D"], out: Float[Tensor, "D D"]) -> None:
     left, right = rows[:, :half], rows[:, half:]
     out[:half, half:] = left.mT @ right
     out[half:, :half] = out[:half, half:].mT
-    _gram(left, out[:half, :half])
-    _gram(right, out[half:, half:])
+    gram_by_halves(left, out[:half, :half])
+    gram_by_halves(right, out[half:, half:])

@@ -99,6 +99,9 @@ class PartiallyObservedMixture(AcceptsMissing, LinearMixture):
         score, k = self._log_marginals(x).detach().max(1)
         return k, score
 
+    def sweep_of_points(self, x: Num[Tensor, "N *X"]) -> None:
+        return None
+
     def _log_marginals(self, x: Tensor) -> Tensor:
         return self._conditional(x).log_marginal + self.log_weights.double()
 

@@ -61,6 +61,15 @@ def best_points(
     return k, square
 
 
+def rounding_of_squares(norm: Float[Tensor, " n"], reach: Tensor | float, width: int) -> Float[Tensor, " n"]:
+    """A bound on the rounding error of ‖x - mean‖² by matrix products, for ‖x‖, the largest ‖mean‖, and D."""
+    return _steps(width) * torch.finfo(norm.dtype).eps * (norm + reach).square()
+
+
+def _steps(width: int) -> float:
+    return 2 + 0.5 * width**0.5
+
+
 class _Scan:
     """Blockwise scores bias_k + precision_k (x·mean_k - ½ ‖mean_k‖²) - ½ (precision_k - least) ‖x‖²."""
 
@@ -118,9 +127,9 @@ class _Scan:
     def _sizes(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """‖x‖², and a bound on the rounding error of a score, in nats."""
         norm = torch.linalg.vector_norm(rows, dim=1)
-        steps = 2 + 0.5 * rows.shape[1] ** 0.5
-        size = 0.5 * self.points.precision.max() * (norm + self.reach).square() - self.bias.min()
-        return norm.square(), steps * torch.finfo(rows.dtype).eps * size
+        square = rounding_of_squares(norm, self.reach, rows.shape[1])
+        bias = _steps(rows.shape[1]) * torch.finfo(rows.dtype).eps * self.bias.min()
+        return norm.square(), 0.5 * self.points.precision.max() * square - bias
 
     def _scores(self, rows: Tensor, norm: Tensor) -> Iterator[tuple[int, Tensor]]:
         for block in self.blocks:
