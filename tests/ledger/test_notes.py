@@ -131,6 +131,10 @@ def test_verdicts(claim: list[Relation], without: list[Relation], correction: li
     assert Check(claim, without, correction).verdict is verdict
 
 
+def test_relations_have_an_outcome() -> None:
+    assert [relation.outcome for relation in (TRUE, FALSE, NEARLY)] == ["holds", "broken", "undecided"]
+
+
 def test_relations_keep_the_worst_instance() -> None:
     worst = equal("", torch.tensor([1.0, 2.0, 3.0]), torch.tensor([1.0, 2.5, 3.1]))
     assert (worst.lhs, worst.rhs, worst.error) == (2.0, 2.5, 0.5)

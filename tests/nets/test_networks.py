@@ -157,6 +157,15 @@ def _by_use(network: nn.Module) -> list[nn.Parameter]:
     return found
 
 
+@pytest.mark.parametrize("images", [2, 3])
+def test_channels_are_normalised_image_by_image(images: int) -> None:
+    norm, x = nets.networks.ChannelNorm(4), torch.randn(images, 4, 5, 6)
+    centred = x - x.mean((2, 3), keepdim=True)
+    expected = centred / (centred.square().mean((2, 3), keepdim=True) + norm.eps).sqrt()
+    assert torch.allclose(norm(x), expected, atol=1e-5)
+    assert torch.allclose(torch.cat([norm(one) for one in x.split(1)]), expected, atol=1e-5)
+
+
 def test_skip_has_as_many_parameters_as_the_paper_says() -> None:
     assert sum(p.numel() for p in nets.skip().parameters()) == 2_217_831
     with pytest.raises(ValueError, match="one entry per scale, got 2, 1 and 2"):

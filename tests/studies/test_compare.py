@@ -192,6 +192,14 @@ def test_all_start_from_the_same_weights(small: Dataset) -> None:
     assert one[0].scale.item() == pytest.approx(deviation, rel=1e-5)  # without a step, where it starts
 
 
+@pytest.mark.parametrize("name", engines.ENGINES)
+def test_the_comparison_trains_by_the_joint_density_without_a_word(name: str, small: Dataset) -> None:
+    """Warnings are errors: a user of ``joint`` is told that it has no maximiser, and the report says it here."""
+    configuration = engines.configure(small, (name,))
+    model = engines.assemble(configuration, name, *engines.initial(configuration, small.event_shape))
+    fit(model, small.train[:4], epochs=1, optimizer=still, progress=False)
+
+
 def test_the_encoder_fitted_afterwards_leaves_the_decoder(out: Path) -> None:
     for training in NAMES:
         names = (training, f"{training}-encoder", f"{training}-full-encoder")
