@@ -192,9 +192,10 @@ def test_all_start_from_the_same_weights(small: Dataset) -> None:
     assert one[0].scale.item() == pytest.approx(deviation, rel=1e-5)  # without a step, where it starts
 
 
+@pytest.mark.filterwarnings("error:Training by `joint`")
 @pytest.mark.parametrize("name", engines.ENGINES)
 def test_the_comparison_trains_by_the_joint_density_without_a_word(name: str, small: Dataset) -> None:
-    """Warnings are errors: a user of ``joint`` is told that it has no maximiser, and the report says it here."""
+    """A user of ``joint`` is told that it has no maximiser; here, the report says so."""
     configuration = engines.configure(small, (name,))
     model = engines.assemble(configuration, name, *engines.initial(configuration, small.event_shape))
     fit(model, small.train[:4], epochs=1, optimizer=still, progress=False)
