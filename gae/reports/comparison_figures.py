@@ -9,6 +9,7 @@ from gae.analysis.estimates import estimate
 from gae.analysis.matrix import DIAGONAL, ENCODER, OPTIMUM
 from gae.reports.figures import (
     DASHES,
+    DENSE,
     INK,
     LINES,
     Figure,
@@ -152,7 +153,7 @@ def code_scatter(results: dict[str, Any], pictures: Pictures) -> Figure:
         axes.remove()
     labels = pictures.get("labels")
     for axes, (name, cloud) in zip(panels, clouds.items(), strict=False):
-        scatter(axes, cloud, labels)
+        scatter(axes, cloud, labels, dense=sum(map(len, clouds.values())) > DENSE)
         explained = float(pictures[f"explained/{name}"])
         active = results["trainings"][0]["decoders"][name]["use"]["active"]
         title = f"{name}\n{active} active dimensions, {100 * explained:.0f} % of variance shown"

@@ -25,6 +25,7 @@ Pictures = dict[str, np.ndarray]
 DASHES = ("-", "--", "-.", ":", "-", "--", "-.")
 LABELS = ("#332288", "#CC6677", "#117733", "#999933", "#88CCEE", "#882255", "#44AA99", "#AA4499", "#DDAA33", "#555555")
 TILE, GAP = 112, 6  # pixels of a mosaic: a multiple of 8 and of 28, the sides of the usual digits
+DENSE = 5000  # points of a figure above which they are drawn as pixels
 STYLE: Any = {
     "font.size": 10,
     "axes.edgecolor": "#888888",
@@ -44,7 +45,7 @@ STYLE: Any = {
 
 @dataclass(frozen=True)
 class Figure:
-    """A figure with its title, its caption, and an alternative text that says what is seen."""
+    """A figure with its title, its caption, and an alternative text, which gives its content in words."""
 
     name: str
     title: str
@@ -90,14 +91,18 @@ def vector(figure: Figure) -> str:
         return svg(figure.canvas, figure.alt, f"figure-{figure.name}")
 
 
-def scatter(axes: "Axes", cloud: np.ndarray, labels: np.ndarray | None, size: float = 30.0) -> None:
-    """Scatter plot of points (M, 2), each drawn as its label, in the colour of the label."""
+def scatter(
+    axes: "Axes", cloud: np.ndarray, labels: np.ndarray | None, size: float = 30.0, dense: bool = False
+) -> None:
+    """Scatter plot of points (M, 2), each drawn as its label, in the colour of the label; as pixels if it is dense."""
     if labels is None:
-        axes.scatter(cloud[:, 0], cloud[:, 1], s=8, color=LINES[0])
+        axes.scatter(cloud[:, 0], cloud[:, 1], s=8, color=LINES[0], rasterized=dense)
         return
     for label in np.unique(labels):
         points, color = cloud[labels == label], LABELS[int(label) % len(LABELS)]
-        axes.scatter(points[:, 0], points[:, 1], s=size, color=color, marker=f"${int(label)}$", linewidths=0.2)
+        axes.scatter(
+            points[:, 0], points[:, 1], s=size, color=color, marker=f"${int(label)}$", linewidths=0.2, rasterized=dense
+        )
 
 
 def clouds_seen(clouds: Mapping[str, np.ndarray], labels: np.ndarray | None) -> str:

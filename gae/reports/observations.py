@@ -4,6 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
 MOST, FEWER = 9, 6  # features in a figure, and in one with a row of panels for each model
 ACROSS = 12  # images in a row of draws
+NARROW, WIDE = 26, 38  # characters in a line of the name of a feature
 MARKS = "o^sDvP*X<>"
 
 Arrays = Mapping[str, np.ndarray]
@@ -128,7 +130,7 @@ class Features(Drawing):
                 mark: Any = {"marker": MARKS[k % len(MARKS)], "color": LINES[k % len(LINES)]}
                 axes.scatter(_flat(values)[:, i], _flat(each)[:, i], s=18, alpha=0.8, label=name, **mark)
             axes.axline((float(np.nan_to_num(_flat(each)[0, i])),) * 2, slope=1, color=INK, lw=0.8)
-            axes.set(xlabel=self.names[i], ylabel="reconstruction")
+            axes.set(xlabel=fill(self.names[i], WIDE), ylabel="reconstruction")
         _legend(figure, panels[0])
         return figure
 
@@ -143,7 +145,7 @@ class Features(Drawing):
             axes.plot(places, flat[:, i], "o", color=LINES[0], ms=5, label="value")
             axes.plot(places, rebuilt[:, i], "D", color=LINES[1], ms=5, mfc="none", label="reconstruction")
             axes.set_xticks(places, [""] * len(places))
-            axes.set(title=self.names[i])
+            axes.set(title=fill(self.names[i], WIDE))
         for axes in panels[-3:]:
             axes.set_xticks(places, titles, rotation=90, fontsize=7)
         _legend(figure, panels[0])
@@ -163,7 +165,7 @@ class Features(Drawing):
                     axes.plot(amounts, course, lw=1.4, label=f"path {k + 1}", **line)
             row[0].set_ylabel(name)
         for axes, i in zip(panels[0], shown, strict=True):
-            axes.set_title(self.names[i], fontsize=9)
+            axes.set_title(fill(self.names[i], NARROW), fontsize=9)
         figure.supxlabel(label, fontsize=9)
         _legend(figure, panels[0, 0])
         return figure
@@ -179,7 +181,7 @@ class Features(Drawing):
                 colour = INK if each is reference else LINES[(k - 1) % len(LINES)]
                 axes.plot(_flat(each)[:, i], np.full(len(each), k), "|", ms=9, color=colour)
             axes.set_yticks(range(len(rows)), list(rows), fontsize=8)
-            axes.set(xlabel=self.names[i], ylim=(len(rows) - 0.5, -0.5))
+            axes.set(xlabel=fill(self.names[i], WIDE), ylim=(len(rows) - 0.5, -0.5))
         return figure
 
     def most(self, sizes: np.ndarray, count: int = MOST) -> list[int]:

@@ -1,4 +1,4 @@
-"""Alternative text of figures: the curves, bars and points that are seen, in numbers."""
+"""Alternative text of figures: their curves, bars and points in numbers."""
 
 import math
 import re
@@ -72,7 +72,7 @@ def compared(values: Mapping[str, float], what: str) -> str:
 
 
 def describe(canvas: "Canvas") -> str:
-    """The panels of a figure in words, from what is drawn in them."""
+    """The panels of a figure in words, from their curves, bars and points."""
     return " ".join(_panel(axes) for axes in canvas.axes if _panel(axes))
 
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from gae.reports.answers import code, survey_answer, text_answer
 from gae.reports.comparison import load_arrays, made
-from gae.reports.figures import INK, LINES, Figure, canvas, clouds_seen, log_axis, save_all, scatter, style
+from gae.reports.figures import DENSE, INK, LINES, Figure, canvas, clouds_seen, log_axis, save_all, scatter, style
 from gae.reports.observations import Drawing, drawing
 from gae.reports.pages import write_page
 from gae.reports.plates import squared_errors, variety
@@ -211,13 +211,13 @@ def _seen(clouds: Arrays) -> str:
 def _clouds(clouds: list[dict[str, np.ndarray]], titles: list[str]) -> "Canvas":
     across = min(4, max(len(clouds), 2))
     down = max(1, -(-len(clouds) // across))
-    side = 12.0 / across
+    side, dense = 12.0 / across, sum(len(arrays["codes"]) for arrays in clouds) > DENSE
     figure = canvas(12.0, 0.9 * side * down)
     panels = figure.subplots(down, across, squeeze=False).flatten()
     for axes in panels[len(clouds) :]:
         axes.remove()
     for axes, arrays, title in zip(panels, clouds, titles, strict=False):
-        scatter(axes, arrays["codes"][:, :2], arrays.get("labels"), 14.0)
+        scatter(axes, arrays["codes"][:, :2], arrays.get("labels"), 14.0, dense)
         axes.set_title(title, fontsize=9, color=INK)
         axes.tick_params(labelsize=7)
     return figure

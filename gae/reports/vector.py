@@ -1,4 +1,4 @@
-"""Figures as SVG in the text of a page: its colours follow the page's, and its alternative text says what is seen."""
+"""Figures as SVG in the text of a page, in its colours, and with an alternative text."""
 
 import io
 import re

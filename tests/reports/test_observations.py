@@ -68,8 +68,8 @@ def test_values_that_were_not_observed_are_left_out() -> None:
 
 def test_paths_are_drawn_for_each_model() -> None:
     amounts, path = np.linspace(-2, 2, 4), np.random.default_rng(1).normal(size=(2, 4, 3))
-    panels = Features(("a", "b", "c")).moved({"first": path, "second": 2 * path}, amounts, "step").axes
-    assert [axes.get_title() for axes in panels] == ["a", "b", "c", "", "", ""]
+    panels = Features(("a", "b", "c" * 30)).moved({"first": path, "second": 2 * path}, amounts, "step").axes
+    assert [axes.get_title() for axes in panels] == ["a", "b", f"{'c' * 26}\ncccc", "", "", ""]
     np.testing.assert_array_equal(np.asarray(panels[4].lines[1].get_ydata()), 2 * path[1, :, 1])
     np.testing.assert_array_equal(np.asarray(panels[4].lines[1].get_xdata()), amounts)
 
