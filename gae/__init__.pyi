@@ -1,6 +1,7 @@
 from . import adapters as adapters
 from . import analysis as analysis
 from . import data as data
+from . import display as display
 from . import evidence as evidence
 from . import inference as inference
 from . import ledger as ledger
