@@ -44,6 +44,7 @@ html_math_renderer = "mathml"
 
 napoleon_use_ivar = True
 napoleon_attr_annotations = False
+autodoc_inherit_docstrings = False  # an overridden `forward` would repeat that of torch
 autodoc_member_order = "bysource"
 autodoc_preserve_defaults = True
 autodoc_typehints_format = "short"
