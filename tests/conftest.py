@@ -1,6 +1,8 @@
 """Shapes checked, every test seeded, the same data for all. Loaded before any module of gae is imported."""
 
 import functools
+import gc
+import io
 import os
 
 # Set before the libraries that read them load, and inherited by the commands that tests start.
@@ -8,10 +10,9 @@ os.environ["MPLBACKEND"] = "Agg"  # figures without a screen
 os.environ["OMP_NUM_THREADS"] = os.environ.get("GAE_THREADS", "1")  # small computations only wait for each other
 
 import random
-import sys
-from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from types import CodeType, FunctionType
 from typing import Any
@@ -25,16 +26,25 @@ import torch
 from offset import OFFSET
 
 FULL = os.environ.get("GAE_FULL") == "1"  # every engine with every likelihood that suits it, and more examples
-CHECKS = sys.maxsize if FULL else 1  # calls of a function whose types are checked, in each test
 
-checked: Counter[CodeType] = Counter()  # such calls, in this test
+
+@dataclass
+class Checked:
+    """The test in which a function's types were last checked."""
+
+    code: CodeType  # kept, so that its id stays its own
+    test: int = -1
+
+
+every_code: dict[int, Checked] = {}  # by the id of the code: its hash would read all of it
+number = 0  # of this test
 
 
 def first_calls(jaxtyped: Callable[..., Any]) -> Callable[..., Any]:
-    """jaxtyping's decorator, for a function's first calls in each test: loops repeat the same shapes.
+    """jaxtyping's decorator, for a function's first call in each test: loops repeat the same shapes.
 
-    What it makes of a function, it makes at the first call, because a function inside another one is decorated again
-    and again.
+    In full, for every call. What it makes of a function, it makes at the first call, because a function inside another
+    one is decorated again and again.
     """
 
     def decorate(function: Any = None, *, typechecker: Any) -> Any:
@@ -43,13 +53,15 @@ def first_calls(jaxtyped: Callable[..., Any]) -> Callable[..., Any]:
         if not isinstance(function, FunctionType):
             return jaxtyped(function, typechecker=typechecker)
         code, strict = function.__code__, None
+        last = every_code.setdefault(id(code), Checked(code))
 
         @functools.wraps(function)
         def call(*args: Any, **kwargs: Any) -> Any:
             nonlocal strict
-            if checked[code] >= CHECKS or jaxtyping.config.jaxtyping_disable:
+            if last.test == number or jaxtyping.config.jaxtyping_disable:
                 return function(*args, **kwargs)
-            checked[code] += 1
+            if not FULL:
+                last.test = number
             strict = strict or jaxtyped(function, typechecker=typechecker)
             return strict(*args, **kwargs)
 
@@ -73,7 +85,7 @@ class TorchRandom:
 TORCH_RANDOM = TorchRandom()  # hypothesis keeps a weak reference only
 hypothesis.register_random(TORCH_RANDOM)
 hypothesis.settings.register_profile(
-    "gae", derandomize=True, deadline=None, max_examples=50 if FULL else 10, database=None
+    "gae", derandomize=True, deadline=None, max_examples=50 if FULL else 6, database=None
 )
 hypothesis.settings.load_profile("gae")
 
@@ -83,11 +95,12 @@ class Deterministic:
 
     @pytest.fixture(autouse=True)
     def deterministic(self) -> Iterator[None]:
+        global number
         random.seed(OFFSET)
         np.random.seed(0)
         torch.manual_seed(0)
         torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
-        checked.clear()
+        number += 1
         pyro.clear_param_store()  # of parameters that other tests left
         yield
         torch.set_default_dtype(torch.float32)
@@ -95,6 +108,10 @@ class Deterministic:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(Deterministic())
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()  # what was imported and collected stays: no collection need look through it again
 
 
 @contextmanager
@@ -107,6 +124,24 @@ def file_limit(size: int) -> Iterator[None]:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@contextmanager
+def figures_left_blank() -> Iterator[None]:
+    """Every figure is built, but drawn as one grey pixel: for tests of what stands beside it."""
+    from PIL import Image
+
+    pixel = io.BytesIO()
+    Image.new("L", (1, 1), 128).save(pixel, format="png")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("matplotlib.figure.Figure.savefig", lambda self, to, **options: to.write(pixel.getvalue()))
+        yield
+
+
+@pytest.fixture
+def blank_figures() -> Iterator[None]:
+    with figures_left_blank():
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from conftest import FULL
+from hypothesis import given
 from hypothesis import strategies as st
 from problems import FIRST, Landscape, Rows, neural, posterior, ppca
 from torch import Tensor, nn
@@ -117,9 +118,17 @@ def hole(log_joint: Callable[[Tensor, Tensor], Tensor], bad: float) -> Landscape
     return Landscape(lambda x, z: torch.where(z[..., 0] > 2, bad + 0 * z[..., 0], log_joint(x, z)), 1, (1,))
 
 
-@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
-@pytest.mark.parametrize("rule", RULES)
-@pytest.mark.parametrize("tol", [None, 1e-9])
+BAD = (torch.nan, torch.inf, -torch.inf)
+REGIONS = [  # without a tolerance, and with one; a search could take +∞ for a rise
+    *((rule, None, torch.nan) for rule in RULES),
+    *((rule, 1e-9, torch.inf) for rule in RULES),
+    *((rule, None, torch.inf) for rule in SEARCHES),
+    *((rule, None, -torch.inf) for rule in ("lbfgs", "gradient")),
+]
+EVERY_REGION = [(rule, tol, bad) for rule in RULES for tol in (None, 1e-9) for bad in BAD]
+
+
+@pytest.mark.parametrize(("rule", "tol", "bad"), EVERY_REGION if FULL else REGIONS)
 def test_a_region_without_values_is_never_returned(rule: str, bad: float, tol: float | None) -> None:
     """One sample reaches it; two others do not and are unaffected."""
     if rule in ("gauss-newton", "matrix-free"):
@@ -407,7 +416,8 @@ def test_restarts_keep_the_best_basin_and_report_the_spread(rule: str) -> None:
     spread = account(found).spread
     assert spread is not None and spread.shape == (1, 3)
     torch.manual_seed(1)
-    runs = torch.cat([solve(step, 300, Constant(z), grad_tol=1e-6)(model, x).log_joint for z in _starts(60)])
+    alone = solve(step, 300, Constant(torch.cat(_starts(60))), grad_tol=1e-6)  # each start as a sample of its own
+    runs = alone(model, x.repeat(60, 1)).log_joint.view(60, 3)
     assert torch.allclose(spread[0], runs.amax(0) - runs.amin(0), atol=1e-5) and bool((spread > 0.5).all())
 
 
@@ -494,7 +504,6 @@ SETTINGS = {"lbfgs": (LBFGS, 200), "gauss-newton": (GaussNewton, 30), "adam": (l
 
 
 @pytest.mark.parametrize("rule", SETTINGS)
-@settings(max_examples=10)
 @given(seed=st.integers(0, 10**6), batch=BATCH, latent=st.integers(1, 3))
 def test_a_code_does_not_depend_on_its_batch(rule: str, seed: int, batch: int, latent: int) -> None:
     """Any order and any part of a batch, one sample too, gives the same codes, steps and status."""
@@ -526,7 +535,7 @@ def test_compaction_changes_nothing(rule: str) -> None:
 
     whole = engine(slice(8))(model, x)
     assert len(account(whole).steps.unique()) > 2
-    for i in range(8):
+    for i in range(8) if FULL else (0, 4, 7):
         alone = engine(slice(i, i + 1))(model, x[i : i + 1])
         assert torch.allclose(alone.z[0, 0], whole.z[0, i], atol=1e-9)
         assert torch.allclose(alone.log_joint[0, 0], whole.log_joint[0, i])
@@ -745,8 +754,7 @@ def test_steep_objectives_and_huge_rates_leave_finite_codes(rule: Callable[[floa
             assert bool((found.log_joint.isfinite() | (account(found).status == Status.nonfinite)).all())
 
 
-@pytest.mark.parametrize("rule", RULES)
-@pytest.mark.parametrize("tol", [None, 1e-3])
+@pytest.mark.parametrize(("rule", "tol"), [*((rule, 1e-3) for rule in RULES), ("lbfgs", None), ("adam", None)])
 def test_one_sample_of_one_element(rule: str, tol: float | None) -> None:
     model, x = ppca(1, 1), torch.ones(1, 1, dtype=torch.float64)
     found = solve(RULES[rule](), 50, tol=tol)(model, x)
