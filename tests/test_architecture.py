@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterator
+from functools import cache
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -53,9 +54,8 @@ def module_name(path: Path) -> str:
 
 FILES = {module_name(path): path for path in sorted((ROOT / "gae").rglob("*.py"))}
 
-every_module = pytest.mark.parametrize("module", FILES)
 
-
+@cache
 def parse(module: str) -> ast.Module:
     return ast.parse(FILES[module].read_text(encoding="utf-8"))
 
@@ -91,10 +91,10 @@ def test_the_house_is_as_listed() -> None:
     assert {package_of(module) for module in FILES} == set(PACKAGES)
 
 
-@every_module
-def test_imports_go_down_the_packages(module: str) -> None:
-    above = PACKAGES[: PACKAGES.index(package_of(module)) + 1]
-    assert {package_of(name) for name in own_imports(module)} <= set(above)
+def test_imports_go_down_the_packages() -> None:
+    for module in FILES:
+        above = PACKAGES[: PACKAGES.index(package_of(module)) + 1]
+        assert {package_of(name) for name in own_imports(module)} <= set(above), module
 
 
 def test_no_two_classes_share_a_name() -> None:
@@ -118,18 +118,20 @@ ODD = re.compile(r"\b(but for|lest|hangs? on|tells? of|for want of)\b")
 CLAUSE = re.compile(r"^(What|Where)\b|\bwhat (is|was|are|the|of|came|comes|stands|it|one|they|each|users?)\b")
 
 
-@every_module
-def test_docstrings_are_plain_english(module: str) -> None:
+def test_docstrings_are_plain_english() -> None:
     documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
-    texts = [ast.get_docstring(node) or "" for node in ast.walk(parse(module)) if isinstance(node, documented)]
-    assert not [text for text in texts if ODD.search(text) or CLAUSE.search(text.partition("\n")[0])]
+    for module in FILES:
+        texts = [ast.get_docstring(node) or "" for node in ast.walk(parse(module)) if isinstance(node, documented)]
+        assert not [text for text in texts if ODD.search(text) or CLAUSE.search(text.partition("\n")[0])], module
 
 
-@every_module
-def test_no_variable_is_named_found(module: str) -> None:
+def test_no_variable_is_named_found() -> None:
     """Say what it is: code, index, entry."""
-    names = {node.id for node in ast.walk(parse(module)) if isinstance(node, ast.Name)}
-    assert "found" not in names | {node.arg for node in ast.walk(parse(module)) if isinstance(node, ast.arg)}
+    for module in FILES:
+        names = {node.id for node in ast.walk(parse(module)) if isinstance(node, ast.Name)}
+        assert "found" not in names | {node.arg for node in ast.walk(parse(module)) if isinstance(node, ast.arg)}, (
+            module
+        )
 
 
 def hazards(tree: ast.Module) -> Iterator[str]:  # noqa: C901, PLR0912 (one case for each hazard)
@@ -171,14 +173,16 @@ def test_tensors_may_be_loaded() -> None:
     assert not list(hazards(ast.parse("torch.load(path, weights_only=True)")))
 
 
-@every_module
-def test_no_hazards(module: str) -> None:
-    assert not list(hazards(parse(module)))
+def test_no_hazards() -> None:
+    for module in FILES:
+        assert not list(hazards(parse(module))), module
 
 
-@pytest.mark.parametrize("note", sorted((ROOT / "notes").glob("*.py")), ids=lambda path: path.stem)
-def test_no_hazards_in_notes(note: Path) -> None:
-    assert not list(hazards(ast.parse(note.read_text(encoding="utf-8"))))
+def test_no_hazards_in_notes() -> None:
+    notes = sorted((ROOT / "notes").glob("*.py"))
+    assert notes
+    for note in notes:
+        assert not list(hazards(ast.parse(note.read_text(encoding="utf-8")))), note
 
 
 @pytest.mark.parametrize(
@@ -200,16 +204,18 @@ def test_hazards_are_seen(line: str) -> None:
     assert list(hazards(ast.parse(line)))
 
 
-def loaded_by(statement: str) -> set[str]:
-    """The top-level modules that a fresh interpreter has after a statement."""
-    code = f"import sys; {statement}; print(*{{name.partition('.')[0] for name in sys.modules}})"
+def loaded_by(*statements: str) -> list[set[str]]:
+    """The top-level modules that a fresh interpreter has after each of the statements."""
+    listed = "print(*{name.partition('.')[0] for name in sys.modules})"
+    code = "\n".join(["import sys", *(f"{statement}; {listed}" for statement in statements)])
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    return set(done.stdout.split())
+    return [set(line.split()) for line in done.stdout.splitlines()]
 
 
 def test_import_is_light() -> None:
-    assert not loaded_by("import gae") & {*HEAVY, "torch", "pyro", "numpy"}
-    loaded = loaded_by("import gae; gae.Autoencoder, gae.fit, gae.compare, gae.survey, gae.vae, gae.data.load")
+    names = "gae.Autoencoder, gae.fit, gae.compare, gae.survey, gae.vae, gae.data.load"
+    before, loaded = loaded_by("import gae", names)
+    assert not before & {*HEAVY, "torch", "pyro", "numpy"}
     assert "torch" in loaded
     assert not loaded & HEAVY, "import these inside the functions that use them"
 

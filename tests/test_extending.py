@@ -201,6 +201,6 @@ def test_a_regularised_autoencoder_penalises_the_squares_of_its_codes() -> None:
     torch.testing.assert_close(-model(x), wanted.mean())
 
 
-@pytest.mark.parametrize("path", sorted(set(re.findall(r"`((?:gae|tests)/[\w/.]+\.py)`", NOTE))))
-def test_the_files_that_the_note_names_are_there(path: str) -> None:
-    assert (ROOT / path).is_file()
+def test_the_files_that_the_note_names_are_there() -> None:
+    named = set(re.findall(r"`((?:gae|tests)/[\w/.]+\.py)`", NOTE))
+    assert named and [path for path in sorted(named) if not (ROOT / path).is_file()] == []
