@@ -1,5 +1,6 @@
 """Every system of the table: construction, training (or an error), encoding, decoding and restoring."""
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -81,15 +82,43 @@ EXAMPLES = {
     "superresolution": Example(FEW, observe=measured("superresolution", **FEW)),
 }
 
-every_system = pytest.mark.parametrize("name", SYSTEMS)
+
+@dataclass(frozen=True)
+class Row:
+    """A row's model as it was built, the same after training if it has something to fit, and data that it has not seen.
+
+    Tests encode with them and change nothing.
+    """
+
+    name: str
+    example: Example
+    start: Autoencoder
+    model: Autoencoder
+    train: Tensor
+    held_out: Tensor
+    run: Path | None  # of the training
 
 
-def example(name: str, digits: Dataset) -> tuple[Autoencoder, Tensor, Tensor, Example]:
-    """The row's model, its training data and held-out data."""
+@pytest.fixture(scope="module", params=SYSTEMS)
+def row(request: pytest.FixtureRequest, digits: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Row:
+    """A row, for all its tests in turn."""
+    name: str = request.param
     chosen = EXAMPLES.get(name, Example())
+    torch.manual_seed(0)
     x = chosen.observe(digits.train[:SIZE])
+    train, held_out = x[: -chosen.held_out], x[-chosen.held_out :]
+    start, model = built(name, chosen), built(name, chosen)
+    run = tmp_path_factory.mktemp("row") / "run" if chosen.learns else None
+    if run is not None:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", "Training by")  # every row trains by an objective that suits its prior
+            taught(model, train, name, run)
+    return Row(name, chosen, start, model, train, held_out, run)
+
+
+def built(name: str, chosen: Example) -> Autoencoder:
     seed(0)
-    return build(name, chosen.event_shape, **chosen.options), x[: -chosen.held_out], x[-chosen.held_out :], chosen
+    return build(name, chosen.event_shape, **chosen.options)
 
 
 def taught(model: Autoencoder, x: Tensor, name: str, out: Path | None = None) -> None:
@@ -106,16 +135,13 @@ def test_examples_are_rows() -> None:
     assert set(EXAMPLES) <= set(SYSTEMS)
 
 
-@every_system
-def test_a_row_encodes_and_decodes_what_it_has_not_seen(name: str, digits: Dataset) -> None:
-    model, train, held_out, chosen = example(name, digits)
-    if chosen.learns:
-        taught(model, train, name)
+def test_a_row_encodes_and_decodes_what_it_has_not_seen(row: Row) -> None:
+    model, held_out = row.model, row.held_out
     encoding = encoded(model, held_out)
     assert encoding.point.shape == (len(held_out), *model.likelihood.latent_shape)
     assert encoding.log_joint.isfinite().all()
     decoded = model.decode(encoding.point, encoding.component)
-    if chosen.decodes:
+    if row.example.decodes:
         assert model.likelihood.point(decoded).shape == held_out.shape
     else:
         with pytest.raises(TypeError, match="no map from codes to data"):
@@ -128,31 +154,25 @@ def test_a_row_encodes_and_decodes_what_it_has_not_seen(name: str, digits: Datas
     assert joint.isfinite().all()
 
 
-@every_system
-def test_a_row_names_the_parts_of_its_model(name: str, digits: Dataset) -> None:
-    row, model = SYSTEMS[name], example(name, digits)[0]
+def test_a_row_names_the_parts_of_its_model(row: Row) -> None:
+    told, model = SYSTEMS[row.name], row.start
     likelihood, inference, objective = model.likelihood, model.inference, model.objective
-    assert type(likelihood).__name__ in row.likelihood or (isinstance(likelihood, Head) and "head" in row.likelihood)
-    assert row.inference.startswith(type(inference).__name__)
+    assert type(likelihood).__name__ in told.likelihood or (isinstance(likelihood, Head) and "head" in told.likelihood)
+    assert told.inference.startswith(type(inference).__name__)
     if isinstance(inference, Ascent):
-        assert type(inference.init).__name__ in row.inference or isinstance(inference.init, Constant)
+        assert type(inference.init).__name__ in told.inference or isinstance(inference.init, Constant)
     flat = isinstance(likelihood.prior, FlatDistribution)
-    assert row.prior.startswith(("flat", "uniform") if flat else ("N(0, I)", "Laplace", "learned", "uniform"))
+    assert told.prior.startswith(("flat", "uniform") if flat else ("N(0, I)", "Laplace", "learned", "uniform"))
     rule = objective.func if isinstance(objective, partial) else objective
-    assert row.objective.startswith("adversarial" if isinstance(model, Adversarial) else rule.__name__)
+    assert told.objective.startswith("adversarial" if isinstance(model, Adversarial) else rule.__name__)
 
 
-@every_system
-@pytest.mark.filterwarnings("error:Training by")
-def test_a_row_learns(name: str, digits: Dataset) -> None:
-    model, train, _, chosen = example(name, digits)
-    before = {key: value.clone() for key, value in model.state_dict().items()}
-    if not chosen.learns:
+def test_a_row_learns(row: Row) -> None:
+    if not row.example.learns:
         with pytest.raises(ValueError, match="nothing to fit"):
-            taught(model, train, name)
+            taught(row.start, row.train, row.name)
         return
-    taught(model, train, name)
-    after = model.state_dict()
+    before, after = row.start.state_dict(), row.model.state_dict()
     assert any(after[key].shape != value.shape or (after[key] != value).any() for key, value in before.items())
 
 
@@ -170,21 +190,19 @@ def results(model: Autoencoder, x: Tensor) -> list[Tensor]:
     return found
 
 
-@every_system
 @pytest.mark.parametrize("direct", [False, True], ids=["by name", "by function"])
-def test_a_row_is_saved_and_loaded(name: str, direct: bool, digits: Dataset, tmp_path: Path) -> None:
+def test_a_row_is_saved_and_loaded(row: Row, direct: bool, tmp_path: Path) -> None:
     """Bit for bit, from files of ``save`` and ``fit``, for every way to build the model."""
-    model, train, held_out, chosen = example(name, digits)
+    model = row.model
     if direct:
-        model = getattr(gae, function_name(name))(chosen.event_shape, **chosen.options)
-    elif chosen.learns:
-        taught(model, train, name, tmp_path / "run")
-    model.save(tmp_path / "saved")
-    wanted = results(model, held_out)
-    for folder in ("saved", "run") if (tmp_path / "run").exists() else ("saved",):
+        model = getattr(gae, function_name(row.name))(row.example.event_shape, **row.example.options)
+    model.train().save(tmp_path / "saved")
+    wanted = results(model, row.held_out)
+    folders = {tmp_path / "saved": True} | ({row.run: False} if row.run and not direct else {})
+    for folder, training in folders.items():
         before = torch.get_rng_state()
-        again = load(tmp_path / folder)
+        again = load(folder)
         assert torch.equal(torch.get_rng_state(), before)
-        assert again.training == (folder == "saved")
-        for one, other in zip(wanted, results(again, held_out), strict=True):
+        assert again.training == training
+        for one, other in zip(wanted, results(again, row.held_out), strict=True):
             assert torch.equal(one, other)
