@@ -9,13 +9,15 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 import pytest
 import torch
 from command import gae
+from conftest import figures_left_blank
 from problems import tiny_matrix
 from sklearn.datasets import load_digits
 from sklearn.decomposition import PCA
@@ -63,20 +65,21 @@ def compared(digits: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
     arrays = {"x_train": digits.train[:60], "x_test": digits.test[:20]}
     np.savez(folder / "mine.npz", **{name: array.numpy() for name, array in arrays.items()})
     options = ("--engines", "unrolled, amortised", "--epochs", "1", "--latent", "2", "--quick")
-    printed = gae("compare", folder / "mine.npz", *options, "--out", folder / "run")
+    with figures_left_blank():
+        printed = gae("compare", folder / "mine.npz", *options, "--out", folder / "run")
     assert "Decoder trained by unrolled" in printed and "ppca" in printed and "report.html" in printed
     assert "On this decoder" in printed and "of one training" in printed
     return folder
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["fit", "--help"], ["systems"]])
-def test_what_computes_nothing_needs_no_torch(arguments: list[str]) -> None:
-    """``-X importtime`` names each module that is imported, on standard error."""
-    code = "import sys; from gae.cli.main import main; sys.argv[0] = 'gae'; main()"
-    command = [sys.executable, "-X", "importtime", "-c", code, *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    loaded = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
-    assert {"typer", "gae.cli.main"} <= loaded
+def test_what_computes_nothing_needs_no_torch() -> None:
+    commands = [["--help"], ["--version"], ["fit", "--help"], ["systems"]]
+    code = f"import sys; from gae.cli.main import app\nfor c in {commands}: app(c, 'gae', standalone_mode=False)\n"
+    code += "print(*sys.modules, file=sys.stderr)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert __version__ in done.stdout and "--epochs" in done.stdout and "sparse-coding" in done.stdout
+    loaded = set(done.stderr.split())
+    assert {"typer", "gae.cli.main", "gae.systems.table"} <= loaded
     assert not {"torch", "pyro", "numpy", "sklearn", "matplotlib", "safetensors", "jinja2", "PIL"} & loaded
 
 
@@ -328,6 +331,7 @@ def test_compare_writes_all_of_it(compared: Path) -> None:
     assert {path.name for path in (compared / "run").iterdir()} >= {"report.html", "figures", "checkpoints"}
 
 
+@pytest.mark.usefixtures("blank_figures")
 def test_compare_prints_the_stored_results(compared: Path) -> None:
     options = ("--engines", "unrolled,amortised", "--epochs", "1", "--latent", "2", "--quick", "--resume", "--json")
     printed = json.loads(gae("compare", compared / "mine.npz", *options, "--out", compared / "run"))
@@ -449,6 +453,7 @@ def single(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.usefixtures("blank_figures")
 def test_one_test_sample_in_a_folder_with_brackets(single: Path) -> None:
     """No result has a standard error, and names are printed verbatim."""
     data, run = single / f"{AWKWARD}.npz", single / "r[/bold]"
@@ -468,6 +473,7 @@ def test_one_test_sample_in_a_folder_with_brackets(single: Path) -> None:
     assert "r[/bold]x does not exist" in gae("encode", f"{run}x", data, code=2)
 
 
+@pytest.mark.usefixtures("blank_figures")
 @pytest.mark.parametrize("kind", ["engines", "systems"])
 def test_comparisons_with_one_test_sample(kind: str, single: Path) -> None:
     chosen = ("--engines", "amortised", "--latent", "2") if kind == "engines" else ("--systems", "vae,kmeans")
@@ -560,16 +566,33 @@ def test_processes_of_a_launcher_are_refused(tmp_path: Path, monkeypatch: pytest
     assert not (tmp_path / "run").exists()
 
 
-def test_a_reader_that_leaves_costs_no_training(tmp_path: Path) -> None:
-    """As in `gae fit … | head -1`: no traceback, and the exit code of Python's documentation and of click."""
-    code = "import sys; sys.argv[0] = 'gae'; from gae.cli.main import main; main()"
-    fit = ["fit", "kmeans", "circles", "--epochs", "2", "--out", str(tmp_path / "run"), "--json"]
+def without_reader() -> TextIO:
+    """A pipe whose other end is closed, as in `gae fit … | head -1` after the first line."""
     reading, writing = os.pipe()
     os.close(reading)
-    with os.fdopen(writing, "w") as gone:
-        done = subprocess.run([sys.executable, "-c", code, *fit], stdout=gone, stderr=subprocess.PIPE, text=True)
+    return os.fdopen(writing, "w")
+
+
+def test_a_reader_that_leaves_is_no_error() -> None:
+    """No traceback, at the end of the interpreter too, and the exit code of Python's documentation and of click."""
+    code = "import sys; sys.argv[0] = 'gae'; from gae.cli.main import main; main()"
+    with without_reader() as gone:
+        command = [sys.executable, "-c", code, "--version"]
+        done = subprocess.run(command, stdout=gone, stderr=subprocess.PIPE, text=True)
     assert done.returncode == 1
     assert "Traceback" not in done.stderr and "Exception ignored" not in done.stderr and "Errno" not in done.stderr
+
+
+def test_a_reader_that_leaves_costs_no_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    gone = without_reader()
+    monkeypatch.setattr(sys, "stdout", gone)
+    arguments = ["fit", "kmeans", "circles", "--epochs", "2", "--out", str(tmp_path / "run"), "--json"]
+    monkeypatch.setattr(sys, "argv", ["gae", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    with suppress(BrokenPipeError):
+        gone.close()
+    assert ended.value.code == 1
     assert len((tmp_path / "run" / "metrics.csv").read_text().splitlines()) == 3
 
 
