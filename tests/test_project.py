@@ -6,6 +6,7 @@ import re
 import sys
 import tomllib
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -39,6 +40,7 @@ def pins(file: str) -> dict[str, Version]:
     return {canonicalize_name(name): Version(version) for name, version in split}
 
 
+@cache
 def imported_distributions() -> set[str]:
     """The distributions that the package imports: gae/, and notes/, which the wheel carries as gae.notes."""
     providers = importlib.metadata.packages_distributions()
