@@ -377,6 +377,16 @@ def charts(likelihood: Likelihood) -> bool:
     return likelihood.components > 0 and likelihood.latent_shape.numel() > 0
 
 
+def kinds(cases: list[LikelihoodCase]) -> list[LikelihoodCase]:
+    """One case for each class of likelihood and prior, for what depends on neither heads' options nor sizes.
+
+    In full, all of them.
+    """
+    models = [(case, case.build()) for case in reversed(cases)]
+    first = {(type(model), type(model.latent_prior)): case for case, model in models}
+    return cases if FULL else list(first.values())[::-1]
+
+
 def orthant(likelihood: Likelihood) -> bool:
     """Codes must not be negative, so most engines find none."""
     prior = likelihood.prior
@@ -985,15 +995,19 @@ def partners_of(case: LikelihoodCase | EngineCase) -> int:
     return 1 if case.name.startswith("ascent-") and case.name != ascent().name else 3
 
 
-def pairs() -> list[Pair]:
+def pairs() -> tuple[list[Pair], list[Pair]]:
     """Each engine on three likelihoods, each part of an ascent on one, each likelihood under two engines.
 
-    In full, every engine with every likelihood that suits it.
+    The first list has each engine and each likelihood at least once, the second has the rest. In full, the first has
+    every engine with every likelihood that suits it.
     """
     models = [(case, case.build()) for case in LIKELIHOODS]
     options = [(case, engine) for case, model in models for engine in ENGINES if engine.suits(model)]
     chosen = options if FULL else covering(options, partners_of)
-    return [pair(case, engine, elbo if engine.density else joint) for case, engine in chosen]
+    once = chosen if FULL else covering(chosen, lambda case: 1)
+    parts = once, [option for option in chosen if option not in once]
+    once, rest = ([pair(case, engine, elbo if engine.density else joint) for case, engine in part] for part in parts)
+    return once, rest
 
 
 def objective_pairs() -> list[Pair]:
@@ -1008,7 +1022,9 @@ def objective_pairs() -> list[Pair]:
     return found
 
 
-PAIRS = [*pairs(), *(system(case) for case in SYSTEMS)]
+ONCE, REST = pairs()
+ONCE += [system(case) for case in SYSTEMS]
+PAIRS = ONCE + REST
 OBJECTIVE_PAIRS = objective_pairs()
 
 

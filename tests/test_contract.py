@@ -14,6 +14,7 @@ from cases import (
     BRIDGES,
     LIKELIHOODS,
     OBJECTIVE_PAIRS,
+    ONCE,
     PAIRS,
     LikelihoodCase,
     Pair,
@@ -50,6 +51,10 @@ def each(cases: list[Any]) -> pytest.MarkDecorator:
 
 every_likelihood = each(LIKELIHOODS)
 untyped = pytest.mark.usefixtures("unchecked_types")  # `test_encoding_is_complete` checks the types of each pair
+
+
+# What an engine or a likelihood does to its surroundings, whatever the other one is.
+each_once = pytest.mark.parametrize("pair", ONCE, ids=lambda pair: pair.name, indirect=True, scope="module")
 
 
 @pytest.fixture(scope="module", params=PAIRS, ids=lambda pair: pair.name)
@@ -248,6 +253,7 @@ def surroundings() -> list[Any]:
     ]
 
 
+@each_once
 @untyped
 def test_nothing_else_changes(pair: Pair, encoded: Encoded) -> None:
     model, x, _ = encoded
@@ -265,6 +271,7 @@ def test_nothing_else_changes(pair: Pair, encoded: Encoded) -> None:
     assert x.grad is None and not x.requires_grad
 
 
+@each_once
 @untyped
 def test_no_graph_without_gradients(encoded: Encoded) -> None:
     model, x, with_graph = encoded
@@ -279,6 +286,7 @@ def test_no_graph_without_gradients(encoded: Encoded) -> None:
     assert with_graph.log_joint.requires_grad
 
 
+@each_once
 @untyped
 def test_state_and_seed_make_the_codes(pair: Pair, encoded: Encoded) -> None:
     model, x, encoding = encoded
@@ -363,6 +371,7 @@ def central_difference(
     return (values[0] - values[1]) / (2 * step)
 
 
+@each_once
 @untyped
 @pytest.mark.parametrize("device", DEVICES)
 def test_dtype_and_device_follow_the_model(pair: Pair, encoded: Encoded, device: str) -> None:
@@ -427,16 +436,15 @@ def test_the_exact_posterior_leaves_no_gap(case: LikelihoodCase, samples: int | 
 
 
 @every_likelihood
-@pytest.mark.parametrize("lead", [(), (1,), (2,), (2, 3)])
-def test_decoding_keeps_leading_dimensions(case: LikelihoodCase, lead: tuple[int, ...]) -> None:
+def test_decoding_keeps_leading_dimensions(case: LikelihoodCase) -> None:
     likelihood, x = built(case)
-    z = inside(likelihood, torch.randn(*lead, *likelihood.latent_shape, dtype=torch.float64))
-    found = likelihood(z)
-    assert (found.batch_shape, found.event_shape) == (lead, likelihood.event_shape)
-    rows = z.unsqueeze(0).flatten(0, len(lead))
-    torch.testing.assert_close(found.log_prob(x[0]).flatten(), likelihood(rows).log_prob(x[0]), rtol=1e-12, atol=1e-12)
-    if not isinstance(likelihood, Relational):
-        assert found.sample().shape == (*lead, *likelihood.event_shape)
+    for lead in ((), (1,), (2,), (2, 3)):
+        z = inside(likelihood, torch.randn(*lead, *likelihood.latent_shape, dtype=torch.float64))
+        found, rows = likelihood(z), likelihood(z.unsqueeze(0).flatten(0, len(lead))).log_prob(x[0])
+        assert (found.batch_shape, found.event_shape) == (lead, likelihood.event_shape)
+        torch.testing.assert_close(found.log_prob(x[0]).flatten(), rows, rtol=1e-12, atol=1e-12)
+        if not isinstance(likelihood, Relational):
+            assert found.sample().shape == (*lead, *likelihood.event_shape)
 
 
 @every_likelihood

@@ -7,6 +7,7 @@ import sys
 import tomllib
 from collections.abc import Iterator
 from importlib.util import find_spec
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -42,6 +43,7 @@ def pins(file: str) -> dict[str, Version]:
     return {canonicalize_name(name): Version(version) for name, version in split}
 
 
+@cache
 def imported_distributions() -> set[str]:
     """The distributions that the package imports: gae/, and notes/, which the wheel carries as gae.notes."""
     modules = {module for module, _ in optional_modules()}

@@ -45,8 +45,9 @@ def corner(weight: Tensor, low: float, high: float) -> Tensor:
 
 
 @pytest.mark.usefixtures("unchecked_types")
-@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])  # σ of the largest would have no gradient left in float32
-@pytest.mark.parametrize("value_range", [(0.0, 1.0), (-3.0, 5.0)])
+@pytest.mark.parametrize(  # σ of the largest would have no gradient left in float32
+    ("scale", "value_range"), [(1e-3, (0.0, 1.0)), (1.0, (-3.0, 5.0)), (1e3, (0.0, 1.0))]
+)
 @torch.no_grad()
 def test_the_maximiser_of_a_linear_encoder_is_a_corner(scale: float, value_range: tuple[float, float]) -> None:
     model = build("ae", (1, 4, 4), latent=3, hidden=())

@@ -23,6 +23,8 @@ from gae.likelihood.physics import PhysicsOperator
 from gae.reports.photographs import write_restoration
 from gae.systems.image_prior import Network
 
+pytestmark = pytest.mark.usefixtures("blank_figures")  # test_restoration.py has them drawn
+
 TINY = ("--steps", 2, "--channels", 2, "--scales", 1, "--preview", 0, "--json")
 SIDE = 24
 

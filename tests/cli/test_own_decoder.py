@@ -21,6 +21,8 @@ from gae.data import load as load_data
 from gae.studies import engines
 from gae.systems import ppca, vae
 
+pytestmark = pytest.mark.usefixtures("blank_figures")
+
 OWN = ("--decoder", "own_models:decoder", "--latent", "2", "--scale", "0.3", "--weights", "both.pt")
 WITH_ENCODER = (*OWN, "--encoder", "own_models:Encoder")
 

@@ -411,7 +411,7 @@ def test_nuts_finds_the_posterior(name: str) -> None:
         model.loadings.data /= model.loadings.data.norm(dim=2, keepdim=True)
         model.means.data /= model.means.data.norm(dim=1, keepdim=True)
     x, _ = drawn(model, 2)
-    found = nuts(model, x, samples=300, warmup=100)
+    found = nuts(model, x, samples=200, warmup=100)
     assert found.divergences == 0
     mean, variance = moments(model, x)
     latent = mean.shape[1]
@@ -421,7 +421,7 @@ def test_nuts_finds_the_posterior(name: str) -> None:
     products = centred.unsqueeze(-1) * centred.unsqueeze(-2)
     spread = products.std(0) / effective_sample_size(products.unsqueeze(0), 0, 1).sqrt()
     assert ((products.mean(0) - variance).abs() < 5 * spread).all()
-    assert found.z.shape == (300, 2, latent)
+    assert found.z.shape == (200, 2, latent)
 
 
 def moments(model: Likelihood, x: Tensor) -> tuple[Tensor, Tensor]:

@@ -17,6 +17,7 @@ from cases import (
     chart,
     continuous,
     encoder,
+    kinds,
     net,
     normal,
 )
@@ -260,7 +261,7 @@ def replayed(guide: Callable[[Tensor], Any], draws: Tensor) -> Callable[[Tensor]
     return again
 
 
-@each(CONTINUOUS)
+@each(kinds(CONTINUOUS))
 def test_iwae_is_that_of_pyro_sample_by_sample(case: LikelihoodCase) -> None:
     """``RenyiELBO`` at α = 0 on the same draws, for one observation at a time and for the batch."""
     likelihood, x = built(case, batch=3)
@@ -275,7 +276,7 @@ def test_iwae_is_that_of_pyro_sample_by_sample(case: LikelihoodCase) -> None:
     assert found.sum().item() == pytest.approx(-renyi.loss(model, replayed(seen, z), x), rel=1e-10)
 
 
-@each(CONTINUOUS)
+@each(kinds(CONTINUOUS))
 def test_svi_trains_any_likelihood(case: LikelihoodCase) -> None:
     likelihood, x = built(case)
     guide, model = ModuleGuide(encoder(likelihood, 2)), to_pyro(likelihood)
@@ -296,7 +297,7 @@ def posterior_draws(likelihood: Likelihood, x: Tensor, samples: int, warmup: int
     return mcmc.get_samples()["z"]
 
 
-@each(SAMPLED)
+@each(kinds(SAMPLED))
 def test_nuts_runs_on_any_likelihood(case: LikelihoodCase) -> None:
     likelihood, x = built(case, batch=2)
     z = posterior_draws(likelihood, x, 4, 0, max_tree_depth=3, step_size=0.01, adapt_step_size=False)

@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from conftest import FULL
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -241,8 +242,16 @@ WAYS: dict[str, Callable[[], Ascent]] = {
 }
 
 
-@pytest.mark.parametrize("kind", ["function", "module", "layer"])
-@pytest.mark.parametrize("way", WAYS)
+KINDS = ("function", "module", "layer")
+BOTH = [
+    *((kind, "unroll") for kind in KINDS),
+    ("function", "checkpoint"),
+    ("module", "truncate"),
+    ("function", "implicit"),
+]
+
+
+@pytest.mark.parametrize(("kind", "way"), [(kind, way) for kind in KINDS for way in WAYS] if FULL else BOTH)
 def test_attention_can_be_unrolled(kind: str, way: str) -> None:
     """Central differences of the loss are the oracle; the fused kernels have no second derivative."""
     model = Autoencoder(Gaussian(Attention(kind), 2).eval(), WAYS[way]())

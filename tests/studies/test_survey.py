@@ -24,6 +24,9 @@ from gae.studies.survey import Survey, left_out, survey, survey_systems
 from gae.systems import SYSTEMS, build
 from gae.training import fit, restore
 
+# The survey that all tests share, by a fixture of the module, has them drawn.
+pytestmark = pytest.mark.usefixtures("blank_figures")
+
 CHOSEN = ("pca", "kmeans", "vae", "sparse-coding")
 
 

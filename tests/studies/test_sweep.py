@@ -23,6 +23,9 @@ from gae.studies.sweep import GridCell, Sweep, sweep
 from gae.systems import SYSTEMS
 from gae.systems.options import defaults
 
+# The sweep that all tests share, by a fixture of the module, has them drawn.
+pytestmark = pytest.mark.usefixtures("blank_figures")
+
 FIT = {"epochs": 2, "batch-size": 16, "lr": "3e-3", "validation": 0.2}
 GRID = {"systems": {"vae": {"hidden": [[8], [6, 6]]}, "ae": {"hidden": "8"}}, "options": {"latent": 2}, "fit": FIT}
 

@@ -7,6 +7,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
+from conftest import without_type_checks
 from margins import within
 from sklearn.decomposition import SparseCoder
 from sklearn.linear_model import Lasso
@@ -403,16 +404,24 @@ def psnr(error: Tensor) -> float:
     return -10 * math.log10(float(error.square().mean()))
 
 
+@pytest.fixture(scope="module")
+def denoising(digits: Dataset) -> Autoencoder:
+    """Trained long enough to walk: one that is trained less walks away."""
+    torch.manual_seed(0)
+    autoencoder = systems.build("dae", digits.event_shape, latent=32, hidden=(128,), amount=0.3)
+    with without_type_checks():
+        train(autoencoder, digits, epochs=120, optimizer=Adam)
+    return autoencoder
+
+
 @pytest.mark.usefixtures("unchecked_types")
-def test_denoising_autoencoder_beats_the_plain_one_on_noisy_digits(digits: Dataset) -> None:
+def test_denoising_autoencoder_beats_the_plain_one_on_noisy_digits(denoising: Autoencoder, digits: Dataset) -> None:
     torch.manual_seed(0)
     plain = systems.build("ae", digits.event_shape, latent=32, hidden=(128,))
-    torch.manual_seed(0)
-    denoising = systems.build("dae", digits.event_shape, latent=32, hidden=(128,), amount=0.3)
+    train(plain, digits, epochs=30, optimizer=Adam)
     noisy = digits.test + 0.3 * torch.randn_like(digits.test)
     found = []
     for autoencoder in (plain, denoising):
-        train(autoencoder, digits, epochs=30, optimizer=Adam)
         with torch.no_grad():
             found.append(psnr(autoencoder.reconstruct(noisy) - digits.test))
     within("gain in dB", found[1] - found[0], above=1)
@@ -530,11 +539,8 @@ def test_the_contractive_walk_of_a_linear_encoder() -> None:
 
 
 @pytest.mark.usefixtures("unchecked_types")
-def test_walks_stay_among_digits(digits: Dataset) -> None:
-    torch.manual_seed(0)
-    autoencoder = systems.build("dae", digits.event_shape, latent=32, hidden=(128,), amount=0.3)
-    train(autoencoder, digits, epochs=120, optimizer=Adam)  # one that is trained less walks away
-    chain = denoising_walk(autoencoder, digits.test[:40], steps=20)
+def test_walks_stay_among_digits(denoising: Autoencoder, digits: Dataset) -> None:
+    chain = denoising_walk(denoising, digits.test[:40], steps=20)
     assert chain.shape == (20, 40, 1, 8, 8) and chain.isfinite().all()
     distance = torch.cdist(chain[-1].flatten(1), digits.train.flatten(1)).amin(1).mean()
     noise = torch.cdist(torch.rand(40, 64), digits.train.flatten(1)).amin(1).mean()

@@ -108,8 +108,9 @@ def expected_error(model: Autoencoder, x: Tensor) -> Tensor:
 @pytest.mark.parametrize(("learn", "beta"), [("scalar", 4.0), ("pixel", 1.0)])
 def test_a_learned_variance_is_the_expected_squared_error(learn: str, beta: float, images: Tensor) -> None:
     """At a stationary point σ² = E_q (x - f(z))², over all pixels or for each one, for any weight of the KL."""
+    images = images[:800]
     model = build("vae", latent=3, hidden=(), learn=learn, scale=0.5, beta=beta).double()
-    train(model, images, epochs=5, optimizer=Fast)
+    train(model, images, epochs=9, optimizer=Fast)
     likelihood = model.likelihood
     assert isinstance(likelihood, Gaussian) and isinstance(model.inference, Amortized)
     model.inference.samples = 60
@@ -124,9 +125,8 @@ def test_a_learned_variance_is_the_expected_squared_error(learn: str, beta: floa
 
 
 def test_the_learned_variance_of_an_autoencoder_is_its_mean_squared_error(images: Tensor) -> None:
-    model = build("ae", latent=3, hidden=(16,), scale=0.3).double()
-    train(model, images, epochs=1, optimizer=Fast)
-    train(model, images, epochs=1, batch_size=len(images), optimizer=partial(torch.optim.LBFGS, max_iter=300))
+    model, images = build("ae", latent=3, hidden=(16,), scale=0.3).double(), images[:300]
+    train(model, images, epochs=4, optimizer=Fast)
     model.likelihood.decoder.requires_grad_(False)  # type: ignore[union-attr]
     model.inference.requires_grad_(False)
     solve = partial(torch.optim.LBFGS, max_iter=50, tolerance_grad=1e-12, tolerance_change=1e-14)

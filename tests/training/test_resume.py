@@ -86,8 +86,13 @@ def test_stopped_after_an_epoch(name: str, tmp_path: Path, assert_same_end: Ends
     assert_same_end(name, tmp_path / "run", model)
 
 
-@pytest.mark.parametrize("steps", [3, 7])
-@pytest.mark.parametrize("name", [name for name in CASES if name not in ("kmeans", "gmm")])
+BY_GRADIENT = [name for name in CASES if name not in ("kmeans", "gmm")]
+
+
+# In the second epoch, one step after a checkpoint, and at a checkpoint in the first.
+@pytest.mark.parametrize(
+    ("name", "steps"), [*((name, 7) for name in BY_GRADIENT), *((name, 3) for name in ("vae", "planned"))]
+)
 def test_stopped_in_mid_epoch(
     name: str, steps: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, assert_same_end: Ends
 ) -> None:
