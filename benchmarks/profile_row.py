@@ -1,0 +1,89 @@
+"""Shares of processor time, by operation and by function of gae, of each side of a benchmark row.
+
+    python -m benchmarks.profile_row P5        # every side that the row times, one after the other, after a warm-up
+    python -m benchmarks.profile_row P5 --top 30
+
+It runs the row's own module, whose sides are profiled instead of timed. A row that times nothing in turns is profiled
+as a whole. Results are compared as in the benchmark, before any profile.
+"""
+
+import argparse
+import cProfile
+import importlib
+import linecache
+import pstats
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from benchmarks.common import ROOT, Side, table
+
+FOLDER = Path(__file__).resolve().parent
+Entry = tuple[str, float, int]
+
+
+def module_of(row: str) -> ModuleType:
+    """The module of a row such as P5."""
+    rows = {f"P{int(path.stem[1:3])}": path.stem for path in sorted(FOLDER.glob("p[0-9]*.py"))}
+    if row.upper() not in rows:
+        raise SystemExit(f"No row {row}. Rows: {', '.join(rows)}.")
+    return importlib.import_module(f"benchmarks.{rows[row.upper()]}")
+
+
+def profile(what: str, side: Callable[[], Any], top: int) -> None:
+    """Prints the shares of one call."""
+    profiler = cProfile.Profile(time.process_time)
+    profiler.runcall(side)
+    stats: dict[tuple[str, int, str], Any] = pstats.Stats(profiler).stats  # type: ignore[attr-defined]
+    total = sum(entry[2] for entry in stats.values())
+    own = [(_name(place), entry[2], entry[1]) for place, entry in stats.items()]
+    whole = [(_name(place), entry[3], entry[1]) for place, entry in stats.items() if str(ROOT / "gae") in place[0]]
+    print(f"\n{what}: {1e3 * total:.0f} ms of processor time\n")
+    print(_shares("operation, without the calls that it makes", own, total, top))
+    print()
+    print(_shares("function of gae, with the calls that it makes", whole, total, top))
+
+
+def _shares(header: str, entries: list[Entry], total: float, top: int) -> str:
+    largest = sorted(entries, key=lambda entry: -entry[1])[:top]
+    lines = [(name, f"{seconds / total:.1%}", f"{1e3 * seconds:.1f}", str(calls)) for name, seconds, calls in largest]
+    return table((header, "share", "ms", "calls"), lines)
+
+
+def _name(place: tuple[str, int, str]) -> str:
+    path, line, name = place
+    if path == "~":
+        return name.strip("<>").replace("built-in method ", "").replace("method ", "")
+    file = Path(path)
+    return f"{file.relative_to(ROOT) if file.is_relative_to(ROOT) else file.name}:{line} {name}"
+
+
+def in_turns(top: int, *sides: Side, rounds: int = 2) -> list[list[float]]:
+    """In place of ``take_turns``: profiles each side; the times that it returns mean nothing."""
+    for i, side in enumerate(sides, 1):
+        code = getattr(side, "__code__", None)
+        source = "" if code is None else linecache.getline(code.co_filename, code.co_firstlineno).strip(" ,\n")
+        side()
+        profile(f"Side {i} of {len(sides)}: {source or side}", side, top)
+    return [[1.0] * rounds for _ in sides]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("row", help="such as P5")
+    parser.add_argument("--top", type=int, default=12, help="number of lines of each table")
+    given = parser.parse_args()
+    module: Any = module_of(given.row)
+    if not hasattr(module, "take_turns"):
+        profile(given.row, module.main, given.top)
+        return
+    module.take_turns = partial(in_turns, given.top)
+    module.report = lambda *facts: None  # ratios of a profiled run mean nothing
+    module.main()
+
+
+if __name__ == "__main__":
+    main()
