@@ -6,8 +6,8 @@ import re
 import sys
 import tomllib
 from collections.abc import Iterator
-from importlib.util import find_spec
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
