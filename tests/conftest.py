@@ -128,13 +128,17 @@ def file_limit(size: int) -> Iterator[None]:
 
 @contextmanager
 def figures_left_blank() -> Iterator[None]:
-    """Every figure is built, but drawn as one grey pixel: for tests of what stands beside it."""
+    """Every figure is built, but drawn as one grey pixel, or as an empty SVG: for tests of what stands beside it."""
     from PIL import Image
 
     pixel = io.BytesIO()
     Image.new("L", (1, 1), 128).save(pixel, format="png")
+
+    def blank(self: Any, to: Any, **options: Any) -> None:
+        to.write("<svg></svg>\n" if options["format"] == "svg" else pixel.getvalue())
+
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("matplotlib.figure.Figure.savefig", lambda self, to, **options: to.write(pixel.getvalue()))
+        patch.setattr("matplotlib.figure.Figure.savefig", blank)
         yield
 
 

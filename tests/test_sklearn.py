@@ -282,7 +282,7 @@ def test_codes_of_an_ascent_that_has_not_converged(X: np.ndarray, engine: Any, s
 @pytest.mark.parametrize(
     ("parameters", "message"),
     [
-        ({"system": "kmeens"}, "Unknown system 'kmeens'. Did you mean 'kmeans'? Valid systems: pca, "),
+        ({"system": "kmeens"}, r"Unknown system 'kmeens'. Did you mean 'kmeans'\? Valid systems: pca, "),
         ({"system": "tsne"}, "An observation of tsne is a data set, not a row of X. Use pca, "),
         ({"system": "conv-vae"}, r"needs images .* \(n_samples=90, n_features=5\)"),
         ({"system": "pca", "components": 2}, "pca has no option 'components'. Valid options: latent"),

@@ -103,7 +103,7 @@ def test_the_page_names_the_columns(fitted: tuple[Path, Path, dict[str, float]],
     run = tmp_path / "run"
     gae("fit", "pca", path, "--labels", "kind", "--drop", "row", "--option", "latent=2", "--out", run, "--quiet")
     gae("explore", run, path, "-n", "9", "-o", tmp_path / "page.html")
-    assert "Bars, from the left: height, weight, income." in (tmp_path / "page.html").read_text()
+    assert '"columns": ["height", "weight", "income"]' in (tmp_path / "page.html").read_text()
 
 
 def test_a_comparison_in_standard_units(

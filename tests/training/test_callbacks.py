@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import gae
 from gae import Autoencoder
 from gae.objective import elbo, minimum, soft_minimum
-from gae.systems import ae, cae, pca, vae
+from gae.systems import ae, cae, gmm, vae
 from gae.training import Anneal, Callback, fit
 from gae.training.annealing import Number
 from gae.training.callbacks import TrainingRun
@@ -54,7 +54,7 @@ def model_of_vae(**options: Any) -> Autoencoder:
     return vae((5,), 2, (8,), **options)
 
 
-@pytest.mark.parametrize("model,batch_size", [(lambda: ae((5,), 2, (8,)), 20), (lambda: pca((5,), latent=2), 20)])
+@pytest.mark.parametrize("model,batch_size", [(lambda: ae((5,), 2, (8,)), 20), (lambda: gmm((5,), 2), 20)])
 def test_hooks_are_called_in_order(model: Any, batch_size: int) -> None:
     hooks = Hooks()
     quiet(model(), X, epochs=1, batch_size=batch_size, callbacks=[hooks])
