@@ -169,12 +169,13 @@ def test_a_comparison_repeats_the_options_of_its_data(tmp_path: Path) -> None:
     frame = pandas.DataFrame({"name": range(30), "kind": ["a", "b", "b"] * 10, "x": np.arange(30) / 7, "y": 1.0})
     frame.loc[:4, "y"] = 0.0
     frame.to_csv(tmp_path / "t.csv", index=False)
-    Image.new("L", (4, 6)).save(tmp_path / "one.png")
-    Image.new("L", (6, 6)).save(tmp_path / "two.png")
+    (tmp_path / "photos").mkdir()
+    for width in (4, 6):
+        Image.new("L", (width, 6)).save(tmp_path / "photos" / f"{width}.png")
     given = ["--labels", "kind", "--drop", "name", "--standardize"]
     data = facts({"data_hash": ""}, load(tmp_path / "t.csv", labels="kind", drop=["name"], standardize=True))["data"]
     assert data["options"] == given and load(tmp_path / "t.csv", drop=["name"]).preparation.options() == given[2:4]
-    assert load(tmp_path, size=(3, 4), crop=True).preparation.options() == ["--size", "3x4", "--crop"]
+    assert load(tmp_path / "photos", size=(3, 4), crop=True).preparation.options() == ["--size", "3x4", "--crop"]
     configuration = {"data": "t.csv", "engines": ["vae"], "binarize": "none", "quick": True}
     configuration |= dict.fromkeys(("epochs", "latent", "head", "seed", "seeds"))
     assert command(configuration, data) == f"gae compare t.csv --engines vae {' '.join(given)} --quick"
