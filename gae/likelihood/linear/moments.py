@@ -4,6 +4,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -199,7 +200,8 @@ def _gram(rows: Float[Tensor, "n D"], out: Float[Tensor, "D D"]) -> None:
     """out = rowsᵀ rows, by half of the products, since it is symmetric."""
     if rows.is_cpu and rows.dtype in (torch.float32, torch.float64):
         values = rows.detach().numpy()
-        out.copy_(torch.from_numpy(values.T @ values))  # numpy calls BLAS's syrk for a matrix and its transpose
+        with np.errstate(over="ignore", invalid="ignore"):  # as torch; learners refuse what is not finite
+            out.copy_(torch.from_numpy(values.T @ values))  # numpy calls BLAS's syrk for a matrix and its transpose
     else:
         gram_by_halves(rows, out)
 
