@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import gae
 from gae import Autoencoder
 from gae.objective import elbo, minimum, soft_minimum
-from gae.systems import ae, cae, gmm, vae
+from gae.systems import ae, cae, gmm, pca, vae
 from gae.training import Anneal, Callback, fit
 from gae.training.annealing import Number
 from gae.training.callbacks import TrainingRun
