@@ -208,8 +208,7 @@ class Comparison(ResumableJob):
         torch.manual_seed(self.configuration.seed)
         model = BASELINES[name](self.source, self.configuration).to(self.data.train.dtype)
         c = self.configuration
-        options: dict[str, Any] = {"epochs": c.baseline_epochs, "seed": c.seed, "progress": self.progress}
-        fit(model, self.data, **options, fabric=single("cpu"))
+        fit(model, self.data, epochs=c.baseline_epochs, seed=c.seed, progress=False, fabric=single("cpu"))
         calibrate_noise(model, self.data.train, self.configuration.effort)
         self.seconds[f"fit {name}"] = time.perf_counter() - start
         return model
