@@ -8,7 +8,8 @@ from typing import Any
 
 import pyro
 import torch
-from conftest import FULL, OFFSET
+from conftest import FULL
+from offset import seed
 from pyro.distributions import Independent, Normal
 from pyro.distributions.transforms import ConditionalAffineAutoregressive
 from pyro.nn import ConditionalAutoRegressiveNN, PyroModule
@@ -140,11 +141,6 @@ from gae.objective import (
 from gae.systems.encoders import FlowEncoder
 
 Shape = tuple[int, ...]
-
-
-def seed(value: int) -> None:
-    """``torch.manual_seed`` for the CPU alone: it takes microseconds, not the milliseconds of asking each device."""
-    torch.default_generator.manual_seed(value + OFFSET)
 
 
 # Observations (B, *X) inside a likelihood's support.

@@ -23,7 +23,7 @@ import numpy as np
 import pyro
 import pytest
 import torch
-from offset import OFFSET
+from offset import OFFSET, seed
 
 FULL = os.environ.get("GAE_FULL") == "1"  # every engine with every likelihood that suits it, and more examples
 
@@ -77,7 +77,7 @@ jaxtyping.install_import_hook("gae", "beartype.beartype")
 class TorchRandom:
     """torch's generator, as hypothesis wants it: each example starts from the same state."""
 
-    seed = staticmethod(torch.manual_seed)
+    seed = staticmethod(seed)
     getstate = staticmethod(torch.get_rng_state)
     setstate = staticmethod(torch.set_rng_state)
 
@@ -98,7 +98,7 @@ class Deterministic:
         global number
         random.seed(OFFSET)
         np.random.seed(0)
-        torch.manual_seed(0)
+        seed(0)
         torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
         number += 1
         pyro.clear_param_store()  # of parameters that other tests left

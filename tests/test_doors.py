@@ -405,7 +405,7 @@ def test_a_transformed_normal_is_represented_by_the_image_of_its_mean() -> None:
     x = torch.randn(3, 4).double()
     assert torch.equal(autoencoder.encode(x).point, 0.1 + 0.5 * x[:, :2])
     assert autoencoder.reconstruct(x).shape == x.shape
-    assert inference_gap(autoencoder, x, ("mean-field",), 8, 8, steps=2).encoder is not None
+    assert inference_gap(autoencoder, x, ("mean-field",), 400, 8, steps=2).encoder is not None
 
 
 @pytest.mark.usefixtures("unchecked_types")

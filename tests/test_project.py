@@ -58,8 +58,10 @@ def imported_distributions() -> set[str]:
 
 
 def distribution(module: str) -> str:
-    providers = importlib.metadata.packages_distributions()
-    return canonicalize_name(providers.get(module, [PACKAGES.get(module, module)])[0])
+    return canonicalize_name(providers().get(module, [PACKAGES.get(module, module)])[0])
+
+
+providers = cache(importlib.metadata.packages_distributions)  # reads the metadata of all that is installed
 
 
 def optional_modules() -> Iterator[tuple[str, str]]:

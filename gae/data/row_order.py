@@ -6,9 +6,10 @@ from tempfile import TemporaryFile, gettempdir
 
 import numpy as np
 
-from gae.data.mapped import AROUND, is_large, release
+from gae.data.mapped import is_large, release
 
-AT_ONCE = 2**25  # bytes of rows that are copied together, and of pages mapped for them
+AT_ONCE = 2**24  # bytes of rows that are copied together, and of pages mapped for them
+FOLIO = 2**21  # bytes that the system may map with the first that is read of a column
 NOTE = "{} is stored column by column: its rows are read from a copy in a temporary file"
 
 
@@ -42,13 +43,13 @@ def by_rows(array: np.ndarray) -> np.ndarray:
 
 
 def _transposed(columns: np.ndarray, array: np.ndarray) -> Iterator[np.ndarray]:
-    """Consecutive rows (B, D) of a map of columns (D, N), read in parts of which few pages are mapped at a time."""
+    """Consecutive rows (B, D) of a map of columns (D, N), in one buffer, read in parts of few mapped pages."""
     width, size = columns.shape
     step = max(1, AT_ONCE // (width * columns.itemsize))
-    few = max(1, AT_ONCE // (step * columns.itemsize + AROUND))
-    plain = np.asarray(columns)
+    few = max(1, AT_ONCE // (step * columns.itemsize + FOLIO))
+    plain, buffer = np.asarray(columns), np.empty((step, width), columns.dtype)
     for start in range(0, size, step):
-        rows = np.empty((min(step, size - start), width), columns.dtype)
+        rows = buffer[: size - start]
         for column in range(0, width, few):
             rows[:, column : column + few] = plain[column : column + few, start : start + step].T
             release(array)

@@ -1,6 +1,6 @@
 """Normalizing flows as densities q(z|x), conditioned on the output of an encoder."""
 
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -8,14 +8,6 @@ from pyro.distributions import Independent, Normal, TransformedDistribution
 from pyro.distributions.conditional import ConditionalTransform
 from torch import Size, Tensor, nn
 from torch.distributions import AffineTransform, Distribution, Transform
-
-
-@runtime_checkable
-class LazyFlow(Protocol):
-    """A flow of zuko: ``transform(context)`` returns a transform from codes to noise."""
-
-    transform: nn.Module
-    base: nn.Module
 
 
 def noise_to_code(flow: nn.Module, context: Float[Tensor, "*B C"]) -> Transform:
@@ -26,8 +18,9 @@ def noise_to_code(flow: nn.Module, context: Float[Tensor, "*B C"]) -> Transform:
     """
     if isinstance(flow, ConditionalTransform):
         return flow.condition(context)
-    if isinstance(flow, LazyFlow):
-        return flow.transform(context).inv
+    if all(isinstance(getattr(flow, part, None), nn.Module) for part in ("transform", "base")):  # a flow of zuko
+        inverse: Transform = flow.get_submodule("transform")(context).inv
+        return inverse
     raise TypeError(
         f"A flow is a conditional transform of Pyro, such as `conditional_affine_coupling(latent, context)`, or a "
         f"`zuko.flows.Flow`, such as `gae.nets.flows.maf(latent, context)`, got {type(flow).__name__}."

@@ -15,7 +15,7 @@ from gae.analysis.rows import codes
 from gae.data import load as load_data
 from gae.training import devices
 
-pytestmark = pytest.mark.usefixtures("unchecked_types")
+pytestmark = pytest.mark.usefixtures("unchecked_types", "blank_figures")
 
 
 @pytest.fixture(scope="module")
