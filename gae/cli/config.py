@@ -148,7 +148,7 @@ def _names(context: Any) -> dict[str, str]:
         if name not in (*OWN, "help"):
             is_argument = parameter.param_type_name == "argument"
             shown = (parameter.metavar or name) if is_argument else max(parameter.opts, key=len).lstrip("-")
-            names[shown.lower()] = name
+            names[shown.strip("[]").lower()] = name
     return names
 
 
