@@ -34,8 +34,8 @@ from gae.cli.common import (
     load,
 )
 from gae.cli.completion import KEEP, SCHEDULES, TRAINERS, one_of, system_names
-from gae.cli.config import keep_options
 from gae.cli.terminal import print_results, reported
+from gae.studies.repeat import keep_options
 
 if TYPE_CHECKING:
     from gae.autoencoder import Autoencoder
@@ -265,8 +265,7 @@ def _keeping_options(folder: Path) -> "Callback":
         is_recorded = False
 
         def on_train_start(self, run: "TrainingRun") -> None:
-            if run.fabric.is_global_zero:
-                keep_options(folder)
+            keep_options(folder)
 
     return KeepOptions()
 
