@@ -15,12 +15,12 @@ from gae.data.progress import counted
 from gae.evidence.annealed import BDMC, ais, sandwich
 from gae.evidence.base import Evidence, exact, is_exact, need_proper, without_warning
 from gae.evidence.importance import importance
-from gae.evidence.laplace import mode_approximation
+from gae.evidence.laplace import mixture_of_modes
 from gae.likelihood import Likelihood
 from gae.likelihood.door import door
 
 Method = Literal["auto", "exact", "importance", "ais"]
-MORE = 10  # times as many samples from the Laplace approximation, where the first proposal failed
+MORE = 10  # times as many samples from Laplace approximations, where the first proposal failed
 ANNEALED = 32  # observations to which "auto" applies annealed importance sampling, at most, by default
 TEMPERATURES, CHAINS, LEAPFROG = 200, 16, 5
 SIMULATED = 16  # observations of the model, for the gap between forward and reverse annealing
@@ -41,10 +41,10 @@ def estimate(
 
     ``"auto"`` takes the closed form if there is one, or the sum over the codes of a codebook. Otherwise it draws
     importance samples from the proposals; where Pareto k is above 0.7 or the effective sample size below 100, ten
-    times as many from the Laplace approximation at a mode (vector codes only); and where that fails too, for at most
-    ``annealed`` observations, it runs annealed importance sampling, checked by its reverse on 16 draws of the model.
-    ``Evidence.tight`` is False where nothing is tight: the value is then a lower bound in expectation. No estimate is
-    chosen by its value.
+    times as many from a mixture of Laplace approximations at several modes (vector codes only); and where that fails
+    too, for at most ``annealed`` observations, it runs annealed importance sampling, checked by its reverse on 16 draws
+    of the model. ``Evidence.tight`` is False where nothing is tight: the value is then a lower bound in expectation. No
+    estimate is chosen by its value.
 
     Args:
         likelihood: the decoder and its prior.
@@ -86,11 +86,11 @@ def _improved(
     """The evidence with other estimates where importance sampling is not tight."""
     if len(likelihood.latent_shape) == 1 and (failed := _loose(evidence)).any():
         around = [
-            importance(likelihood, batch, mode_approximation(likelihood, batch), MORE * samples)
+            importance(likelihood, batch, mixture_of_modes(likelihood, batch), MORE * samples)
             for batch in counted(x[failed].split(batch_size), "importance sampling about the modes")
         ]
         better = Evidence.join(around)
-        reasons = tuple(f"{reason} (proposal: Laplace approximation)" for reason in better.reason)
+        reasons = tuple(f"{reason} (proposal: Laplace approximations at several modes)" for reason in better.reason)
         evidence = _patched(evidence, failed, replace(better, reason=reasons))
     failed = _loose(evidence)
     first = failed & (failed.cumsum(0) <= annealed)

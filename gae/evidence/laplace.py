@@ -7,12 +7,14 @@ import torch
 from jaxtyping import Float, Num
 from pyro.distributions import MultivariateNormal
 from torch import Tensor
+from torch.distributions import Categorical, MixtureSameFamily
 
 from gae.evidence.base import Evidence, need_proper
 from gae.inference import LBFGS, Ascent, Detach, Inference, Zeros
 from gae.inference.curvature import expansion, hessian, normal_at
 from gae.inference.decoder import twice_differentiable
 from gae.inference.lanczos import Krylov, lanczos, signs
+from gae.inference.starts import Constant, DecoderInit
 from gae.likelihood import Likelihood
 from gae.likelihood.door import checked
 
@@ -35,6 +37,36 @@ def mode_approximation(likelihood: Likelihood, x: Num[Tensor, "B *X"]) -> Multiv
     """``laplace_approximation`` at the mode that L-BFGS reaches from zero."""
     mode = Ascent(Zeros(), LBFGS(), 100, grad_tol=1e-4, adjoint=Detach())(likelihood, x)
     return laplace_approximation(likelihood, x, mode.point)
+
+
+def mixture_of_modes(
+    likelihood: Likelihood, x: Num[Tensor, "B *X"], starts: int = 16, wider: float = 1.5
+) -> MixtureSameFamily:
+    """Mixture of the Laplace approximations at the modes that L-BFGS reaches from zero and from random codes.
+
+    Each start is a component, weighted by its Laplace evidence, so a proposal covers a posterior of several modes as
+    far as some start reaches them.
+
+    Args:
+        likelihood: the decoder and its prior.
+        x: (B, *X).
+        starts: number of components, of which all but the first start from ``likelihood.initial``.
+        wider: factor of the standard deviations: a posterior has heavier tails than the normal at its mode.
+    """
+    zeros, drawn = (start.infer(likelihood, x).z for start in (Zeros(), DecoderInit(starts - 1)))
+    rows = x.repeat(starts, *[1] * (x.dim() - 1))
+    start = Constant(torch.cat([zeros, drawn]).flatten(0, 1))
+    z = Ascent(start, LBFGS(), 100, grad_tol=1e-4, adjoint=Detach())(likelihood, rows).point
+    normals = laplace_approximation(likelihood, rows, z)
+    height = likelihood.log_joint(rows, z.unsqueeze(0))[0]
+    volume = normals.scale_tril.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+    weights, loc, tril = (
+        part.unflatten(0, (starts, len(x))).transpose(0, 1)
+        for part in (height + volume, normals.loc, wider * normals.scale_tril)
+    )
+    return MixtureSameFamily(
+        Categorical(logits=weights), MultivariateNormal(loc, scale_tril=tril, validate_args=False), validate_args=False
+    )
 
 
 @checked
