@@ -23,6 +23,10 @@ def decoder():
     return nn.Sequential(nn.Linear(LAYERS["latent"], 6), nn.Tanh(), nn.Linear(6, LAYERS["elements"]))
 
 
+def linear():
+    return nn.Linear(LAYERS["latent"], LAYERS["elements"])
+
+
 class Encoder(nn.Module):
     def __init__(self):
         super().__init__()

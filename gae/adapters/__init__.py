@@ -6,6 +6,7 @@ from gae.adapters.networks import ExportedNetwork, load_weights, read_network
 from gae.adapters.pyro_guides import FittedRows, PyroGuide
 from gae.adapters.pyro_models import PyroLikelihood, from_pyro
 from gae.adapters.pythae import PythaeDecoder, PythaeEncoder, from_pythae
+from gae.adapters.trainable import trainable
 
 __all__ = [
     "DiffusersDecoder",
@@ -26,4 +27,5 @@ __all__ = [
     "from_pythae",
     "load_weights",
     "read_network",
+    "trainable",
 ]

@@ -20,6 +20,7 @@ from gae.inference.decoder import check_fixed, is_nondeterministic, need_gradien
 from gae.likelihood import HEADS, Bernoulli, ContinuousBernoulli, Head, Likelihood, Poisson
 from gae.nets import as_size, first_tensor
 from gae.objective import elbo, joint
+from gae.storage import Part
 from gae.systems.parts import Encoder, Shape, has_scale, head_of
 
 T = TypeVar("T")
@@ -105,7 +106,7 @@ def _likelihood(
             "decoder trained by ½ ‖x − decoder(z)‖² has the scale 1; by ‖x − decoder(z)‖² it has 0.7071."
         )
     build = head_of(head, scale, "fixed" if head in HEADS and has_scale(head) else "scalar")
-    inverse = _inverse_activation(head) if activated else nn.Identity()
+    inverse = _inverse_activation(head) if activated else None
     output = _tried(decoder, latent, event_shape)
     if not activated and issubclass(HEADS[head], (Bernoulli, ContinuousBernoulli)) and _is_probability(output):
         raise ValueError(
@@ -130,21 +131,21 @@ def _inverse_activation(head: str) -> nn.Module:
     )
 
 
-class _Logit(nn.Module):
+class _Logit(Part, nn.Module):
     """Logits of probabilities, which are kept from 0 and 1 by one rounding."""
 
     def forward(self, output: Tensor) -> Tensor:
         return torch.logit(output, torch.finfo(output.dtype).eps)
 
 
-class _Log(nn.Module):
+class _Log(Part, nn.Module):
     """Logarithms of rates, which are kept from 0."""
 
     def forward(self, output: Tensor) -> Tensor:
         return output.clamp_min(torch.finfo(output.dtype).tiny).log()
 
 
-class Shaped(nn.Module):
+class Shaped(Part, nn.Module):
     """A given decoder as one of vectors (N, Z), with outputs in the shape of an observation (N, *X).
 
     Args:
@@ -154,9 +155,9 @@ class Shaped(nn.Module):
         inverse: applied to the outputs.
     """
 
-    def __init__(self, network: nn.Module, latent: Size, event_shape: Size, inverse: nn.Module):
+    def __init__(self, network: nn.Module, latent: Shape, event_shape: Shape, inverse: nn.Module | None = None):
         super().__init__()
-        self.network, self.latent, self.event_shape, self.inverse = network, latent, event_shape, inverse
+        self.network, self.latent, self.event_shape, self.inverse = network, Size(latent), Size(event_shape), inverse
 
     def train(self, mode: bool = True) -> "Shaped":
         """Leaves the network in the mode in which it was given."""
@@ -164,7 +165,8 @@ class Shaped(nn.Module):
         return self
 
     def forward(self, z: Float[Tensor, "N Z"]) -> Float[Tensor, "N *X"]:
-        return self.inverse(self.network(z.reshape(-1, *self.latent)).reshape(len(z), *self.event_shape))
+        output = self.network(z.reshape(-1, *self.latent)).reshape(len(z), *self.event_shape)
+        return output if self.inverse is None else self.inverse(output)
 
 
 def _tried(decoder: nn.Module, latent: Size, event_shape: Size) -> Tensor:
@@ -323,7 +325,7 @@ class GivenEncoder(Encoder):
         return flat_law(self.network(x), len(x), self.latent)
 
 
-class _Flattened(nn.Module):
+class _Flattened(Part, nn.Module):
     """An encoder of codes (N, *Z), as vectors."""
 
     def __init__(self, network: nn.Module):

@@ -13,8 +13,10 @@ from typing import Any
 from zipfile import BadZipFile, ZipFile
 
 import torch
+from jaxtyping import UInt8
 from torch import Tensor, nn
 
+from gae.storage.recipe import CALL, Call, Part
 from gae.storage.references import imported, working_directory
 
 EXPORTED = ".pt2"
@@ -61,6 +63,7 @@ def _made(reference: str, part: str) -> nn.Module:
             f"{reference} returned {_kind(network)}. It must return the {part} itself, a torch.nn.Module, when called "
             "without arguments."
         )
+    vars(network).setdefault(CALL, Call(value))  # a checkpoint makes it again
     return network
 
 
@@ -87,13 +90,24 @@ def _kind(value: Any) -> str:
     return f"the class {value.__name__}" if isinstance(value, type) else f"a {type(value).__name__}"
 
 
-class ExportedNetwork(nn.Module):
-    """The network of a ``torch.export`` file, in the mode in which it was exported."""
+class ExportedNetwork(Part, nn.Module):
+    """The network of a ``torch.export`` file, in the mode in which it was exported.
 
-    def __init__(self, program: nn.Module, inputs: tuple[int, ...] | None):
+    Args:
+        content: the bytes of the file, so that a checkpoint of the network holds its graph.
+        source: the name of the file, for messages.
+
+    Raises:
+        ValueError: for bytes that are no such file, or hold anything besides a graph and tensors.
+    """
+
+    def __init__(self, content: UInt8[Tensor, " N"], source: str = "The exported network"):
         super().__init__()
-        self.program = program
-        self.inputs = inputs  # shape of one code, or of one observation; None if it is not the same for all
+        self.content, self.source = content, source
+        self.program, self.inputs = _program(content.numpy().tobytes(), source)
+
+    def contents(self) -> Mapping[str, Any]:
+        return {"content": self.content, **dict(self.named_parameters()), **dict(self.named_buffers())}
 
     def train(self, mode: bool = True) -> "ExportedNetwork":
         self.training = mode
@@ -103,8 +117,10 @@ class ExportedNetwork(nn.Module):
         return self.program(x)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "ExportedNetwork":
+        again = memo[id(self)] = type(self).__new__(type(self))
         with _without_notices():
-            return ExportedNetwork(deepcopy(self.program, memo), self.inputs)
+            vars(again).update(deepcopy(vars(self), memo))
+        return again
 
 
 @contextmanager
@@ -118,27 +134,32 @@ def _without_notices() -> Iterator[None]:
 def _exported(path: Path) -> ExportedNetwork:
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist. Write it with `torch.export.save`.")
-    _refuse_objects(path)
+    return ExportedNetwork(torch.frombuffer(bytearray(path.read_bytes()), dtype=torch.uint8), str(path))
+
+
+def _program(content: bytes, source: str) -> tuple[nn.Module, tuple[int, ...] | None]:
+    """The network in an exported file, and the shape of one input; None if it is not the same for all."""
+    _refuse_objects(content, source)
     with _without_notices():
         try:
-            program = torch.export.load(path)
+            program = torch.export.load(io.BytesIO(content))
         except (RuntimeError, ValueError, KeyError, AssertionError) as error:
             raise ValueError(
-                f"{path} cannot be read by this torch, {torch.__version__} ({_first_line(error)}). Export it again."
+                f"{source} cannot be read by this torch, {torch.__version__} ({_first_line(error)}). Export it again."
             ) from error
         users = program.graph_signature.user_inputs
         shapes = [node.meta["val"].shape for node in program.graph.nodes if node.name in users and "val" in node.meta]
         if len(users) != 1 or len(shapes) != 1:
-            raise ValueError(f"{path} takes {len(users)} inputs. Export a network of one input, a batch of codes.")
+            raise ValueError(f"{source} takes {len(users)} inputs. Export a network of one input, a batch of codes.")
         (shape,) = shapes
         fixed = all(isinstance(size, int) for size in shape[1:])
-        return ExportedNetwork(program.module(), tuple(shape[1:]) if fixed else None)
+        return program.module(), tuple(shape[1:]) if fixed else None
 
 
-def _refuse_objects(path: Path) -> None:
+def _refuse_objects(content: bytes, source: str) -> None:
     """Raises ValueError for an archive with pickled objects, which could run code when they are loaded."""
     try:
-        with ZipFile(path) as archive:
+        with ZipFile(io.BytesIO(content)) as archive:
             for name in archive.namelist():
                 if name.endswith("_config.json"):
                     entries = json.loads(archive.read(name)).get("config", {}).values()
@@ -149,12 +170,12 @@ def _refuse_objects(path: Path) -> None:
                     objects = [name] if "/aotinductor/" in name else []
                 if objects:
                     raise ValueError(
-                        f"{path} holds objects other than tensors ({name}), which could run code. Export a network "
+                        f"{source} holds objects other than tensors ({name}), which could run code. Export a network "
                         "without them, or give it as module:function with --weights."
                     )
     except (BadZipFile, UnicodeDecodeError, json.JSONDecodeError, AttributeError) as error:
         raise ValueError(
-            f"{path} is not a file of torch.export ({error}). Write it with `torch.export.save`."
+            f"{source} is not a file of torch.export ({error}). Write it with `torch.export.save`."
         ) from None
 
 

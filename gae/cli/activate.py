@@ -10,6 +10,7 @@ from gae.cli.common import (
     CheckpointPath,
     SameBinarize,
     SplitBy,
+    Trust,
     columns,
     in_its_dtype,
     load_like,
@@ -40,6 +41,7 @@ def activate(
     ] = None,
     split_by: SplitBy = None,
     binarize: SameBinarize = None,
+    trust: Trust = None,
     steps: Annotated[int, typer.Option(min=1, help="Steps of each of 8 ascents.")] = 400,
     seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of the random starts.")] = 0,
     output: Annotated[
@@ -51,7 +53,7 @@ def activate(
     from gae.analysis.activation import Units, maximise, most_active
 
     check_file(output, ".png", ".npz")
-    model, _ = read(checkpoint)
+    model, _ = read(checkpoint, trust)
     units = Units(model, layer)
     units.check(unit)
     images, compared = {}, {}

@@ -86,6 +86,15 @@ Nodes = Annotated[
     int | None, typer.Option(min=1, help="Number of nodes.", show_default="1, or those of torchrun or srun")
 ]
 CheckpointPath = Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="Folder of a run, or a checkpoint in it.")]
+Trust = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--trust",
+        metavar="REFERENCE",
+        help="Function of your own that a checkpoint calls, such as my_models:decoder, looked up in the working "
+        "directory first; repeatable.",
+    ),
+]
 ModelPath = Annotated[
     str, typer.Argument(metavar="[CHECKPOINT]", help="Folder of a run, or a checkpoint in it. Left out with --decoder.")
 ]
@@ -209,7 +218,13 @@ def sizes(text: str) -> tuple[int, ...]:
 
 
 def open_model(
-    checkpoint: str, data: str | None, own: Own, binarize: str | None, split: str | None, seed: int
+    checkpoint: str,
+    data: str | None,
+    own: Own,
+    binarize: str | None,
+    split: str | None,
+    seed: int,
+    trust: Sequence[str] | None,
 ) -> "tuple[Autoencoder, str]":
     """The model of a checkpoint, or of your own decoder, and the name of the data.
 
@@ -222,7 +237,9 @@ def open_model(
                 f"Give a checkpoint and data, or --decoder and data. Got {checkpoint} alone. The checkpoint is the "
                 "folder of a run, as in `runs/vae-digits digits`."
             )
-        return read(Path(checkpoint))[0], data
+        return read(Path(checkpoint), trust)[0], data
+    if trust:
+        raise ValueError("--trust is for functions that a checkpoint calls. Leave it out with --decoder.")
     if data is not None:
         raise ValueError(f"--decoder takes the place of a checkpoint: leave {checkpoint} out.")
     return own.model(load(checkpoint, binarize or "none", split), seed), checkpoint
@@ -289,12 +306,13 @@ def columns(model: "Autoencoder") -> tuple[str, ...] | None:
     return None if table is None else table.features
 
 
-def read(path: Path) -> "tuple[Autoencoder, str]":
-    """Loads a model in evaluation mode, and its name."""
+def read(path: Path, trust: Sequence[str] | None = None) -> "tuple[Autoencoder, str]":
+    """Loads a model in evaluation mode, and its name; ``trust`` has references that it may call."""
     from gae.autoencoder import load_with_facts
 
-    model, facts = load_with_facts(path)
-    name = facts.get("system") or facts.get("engine") or type(model.likelihood).__name__
+    model, facts = load_with_facts(path, trusted=trust or ())
+    known = (facts.get(key) for key in ("system", "engine", "decoder"))
+    name = next(filter(None, known), type(model.likelihood).__name__)
     return model.eval(), name
 
 

@@ -13,6 +13,7 @@ SCHEDULES = ("cosine", "linear")
 KEEP = ("best", "last")
 HEADS = ("gaussian", "laplace", "bernoulli", "continuous-bernoulli", "poisson", "von-mises-fisher")
 ENGINES = ("lbfgs", "adam", "gauss-newton", "encoder", "refine")
+TRAINERS = ("encoder", "refine", "gauss-newton")  # of `gae fit --decoder`
 COMPARED = ("unrolled", "detached", "amortised", "semi-amortised")  # trainings of `gae compare`
 SCORES = ("evidence", "reconstruction", "gap")
 TASKS = ("denoise", "inpaint", "superresolve")

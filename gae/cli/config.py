@@ -3,7 +3,6 @@
 import inspect
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextvars import ContextVar
 from difflib import get_close_matches
 from functools import wraps
 from pathlib import Path
@@ -12,10 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from gae.cli.terminal import fail
-from gae.data.files import write_text
-
-FILE = "config.yaml"
-_running: ContextVar[str] = ContextVar("options of the running command")
+from gae.studies.repeat import keep_options, repeatable
 
 OWN = ("config", "print_config", "resume")  # parameters that a file neither gives nor repeats
 
@@ -35,14 +31,14 @@ def configured(command: Callable[..., Path | None]) -> Callable[..., None]:
         if print_config:
             typer.echo(text, nl=False)
             return
-        _running.set(text)
-        folder = command(**options)
-        if folder is None:
-            return
-        try:
-            keep_options(folder)
-        except OSError as error:
-            fail(str(error), 2)
+        with repeatable(text):
+            folder = command(**options)
+            if folder is None:
+                return
+            try:
+                keep_options(folder)
+            except OSError as error:
+                fail(str(error), 2)
 
     signature = inspect.signature(command)
     more = {"config": (None, ConfigFile), "print_config": (False, PrintConfig)}
@@ -55,11 +51,6 @@ def configured(command: Callable[..., Path | None]) -> Callable[..., None]:
     run.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
     run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     return run
-
-
-def keep_options(folder: Path) -> None:
-    """Writes the options of the running command into its folder."""
-    write_text(folder / FILE, _running.get())
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -148,7 +139,7 @@ def _names(context: Any) -> dict[str, str]:
         if name not in (*OWN, "help"):
             is_argument = parameter.param_type_name == "argument"
             shown = (parameter.metavar or name) if is_argument else max(parameter.opts, key=len).lstrip("-")
-            names[shown.lower()] = name
+            names[shown.strip("[]").lower()] = name
     return names
 
 

@@ -24,6 +24,7 @@ from gae.cli.common import (
     Seed,
     Split,
     SplitBy,
+    Trust,
     Weights,
 )
 from gae.cli.rows import Mean, RowsFile, applied, write_rows
@@ -48,6 +49,7 @@ def encode(
     activated: Activated = False,
     encoder: EncoderName = None,
     binarize: SameBinarize = None,
+    trust: Trust = None,
     seed: Seed = 0,
     device: Device = "cpu",
     precision: Precision = "32",
@@ -71,6 +73,7 @@ def encode(
     check_file(output, *ROWS)
     own = Own(decoder, weights, latent, head, scale, activated, encoder)
     chosen: Any = {"engine": engine, "steps": steps, "split": split, "split_by": split_by, "binarize": binarize}
+    chosen["trust"] = trust
     work = applied(checkpoint, data, own, launch(device, precision, devices, nodes), seed=seed, **chosen)
     joint = Mean("log_joint")
     blocks = joint.over(codes(work.model, work.x, fabric=work.fabric, seed=seed))
@@ -98,6 +101,7 @@ def transform(
     activated: Activated = False,
     encoder: EncoderName = None,
     binarize: SameBinarize = None,
+    trust: Trust = None,
     seed: Seed = 0,
     device: Device = "cpu",
     precision: Precision = "32",
@@ -112,6 +116,7 @@ def transform(
     check_file(output, *ROWS)
     own = Own(decoder, weights, latent, head, scale, activated, encoder)
     chosen: Any = {"engine": engine, "steps": steps, "split": split, "split_by": split_by, "binarize": binarize}
+    chosen["trust"] = trust
     work = applied(checkpoint, data, own, launch(device, precision, devices, nodes), seed=seed, **chosen)
     blocks = codes(work.model, work.x, scored=False, fabric=work.fabric, seed=seed)
     columns = write_rows(output, work.rows, blocks, "z", work.fabric)

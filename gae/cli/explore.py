@@ -5,7 +5,17 @@ from typing import Annotated
 
 import typer
 
-from gae.cli.common import CheckpointPath, DataName, SameBinarize, SplitBy, in_its_dtype, load_like, prepared, read
+from gae.cli.common import (
+    CheckpointPath,
+    DataName,
+    SameBinarize,
+    SplitBy,
+    Trust,
+    in_its_dtype,
+    load_like,
+    prepared,
+    read,
+)
 from gae.cli.terminal import reported
 from gae.data.files import check_file
 
@@ -18,13 +28,14 @@ def explore(
     size: Annotated[int, typer.Option(min=2, max=60, help="Decoded codes along each side.")] = 25,
     split_by: SplitBy = None,
     binarize: SameBinarize = None,
+    trust: Trust = None,
     output: Annotated[Path, typer.Option("--output", "-o", help="An .html file.")] = Path("explore.html"),
 ) -> None:
     """Write an interactive HTML page of a plane of codes and of ascents to them; it needs no server."""
     from gae.reports.explorer import explore as write
 
     check_file(output, ".html")
-    model, name = read(checkpoint)
+    model, name = read(checkpoint, trust)
     dataset = load_like(model, data, binarize, split_by)
     x = in_its_dtype(model, dataset.test[:samples])
     labels = None if dataset.test_labels is None else dataset.test_labels[:samples]

@@ -7,37 +7,54 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from gae.cli.common import (
+    Activated,
     AsJson,
     Binarize,
+    CodeShape,
     Crop,
-    DataName,
+    Decoder,
     Device,
     Devices,
     Drop,
+    EncoderName,
+    HeadName,
     Labels,
     Missing,
+    ModelData,
     Nodes,
+    Own,
     Precision,
     Resume,
+    Scale,
     Seed,
     Size,
     SplitBy,
     Standardize,
+    Weights,
     load,
 )
-from gae.cli.completion import KEEP, SCHEDULES, one_of, system_names
-from gae.cli.config import keep_options
+from gae.cli.completion import KEEP, SCHEDULES, TRAINERS, one_of, system_names
 from gae.cli.terminal import print_results, reported
+from gae.studies.repeat import keep_options
 
 if TYPE_CHECKING:
+    from gae.autoencoder import Autoencoder
+    from gae.data import Dataset
     from gae.training import Callback
     from gae.training.callbacks import TrainingRun
 
 
 @reported
 def fit(
-    system: Annotated[str, typer.Argument(help="A name from `gae systems`.", autocompletion=system_names)],
-    data: DataName,
+    system: Annotated[
+        str,
+        typer.Argument(
+            metavar="[SYSTEM]",
+            help="A name from `gae systems`. Left out with --decoder.",
+            autocompletion=system_names,
+        ),
+    ],
+    data: ModelData = None,
     option: Annotated[
         list[str] | None, typer.Option("--option", metavar="KEY=VALUE", help="Option of the system; repeatable.")
     ] = None,
@@ -67,6 +84,23 @@ def fit(
         int | None, typer.Option(help="Optimiser steps over which the weight of the KL rises from 0 to its value.")
     ] = None,
     clip: Annotated[float | None, typer.Option(help="Maximum norm of the gradient.")] = None,
+    decoder: Decoder = None,
+    weights: Weights = None,
+    latent: CodeShape = None,
+    head: HeadName = None,
+    scale: Scale = None,
+    activated: Activated = False,
+    encoder: EncoderName = None,
+    engine: Annotated[
+        str | None,
+        typer.Option(
+            "--engine",
+            help="Training of --decoder: encoder (its ELBO), refine (the ELBO after a few steps from it), or "
+            "gauss-newton (the Laplace evidence at the mode, without an encoder).",
+            show_default="encoder, if there is one",
+            autocompletion=one_of(TRAINERS),
+        ),
+    ] = None,
     seed: Seed = 0,
     out: Annotated[Path | None, typer.Option(help="Folder for checkpoints.", show_default="runs/SYSTEM-DATA")] = None,
     resume: Resume = False,
@@ -99,14 +133,18 @@ def fit(
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress bar.")] = False,
     as_json: AsJson = False,
 ) -> Path | None:
-    """Train a system, print its test results, and write checkpoints for `encode`, `sample` and the other commands."""
-    from gae.studies.single import TrainingOptions, fit_system, held_out_results
-    from gae.systems.options import describe, parse
+    """Train a system, print its test results, and write checkpoints for `encode`, `sample` and the other commands.
+
+    With --decoder: train your own decoder, and its encoder, from their weights or those of --weights. The other
+    commands then need --trust with each function of your own.
+    """
+    from gae.studies.single import TrainingOptions, fit_model, held_out_results
     from gae.training import launch
 
+    own = Own(decoder, weights, latent, head, scale, activated, encoder)
+    source = _source(system, data, own, engine, option)
     if lr is not None and not 0 < lr < math.inf:
         raise ValueError(f"--lr must be positive and finite, got {lr}. Adam's usual rate is 1e-3.")
-    options = parse(system, option or [])
     training = TrainingOptions(
         epochs=epochs,
         steps=steps,
@@ -122,20 +160,23 @@ def fit(
     )
     fabric = launch(device, precision, devices, nodes)
     table: Any = {"labels": labels, "drop": drop, "standardize": standardize, "missing": missing}
-    dataset = load(data, binarize, split_by, size=size, crop=crop, **table)
-    folder = out or Path("runs") / f"{system}-{dataset.name}"
+    dataset = load(source, binarize, split_by, size=size, crop=crop, **table)
+    if own.decoder is None:
+        name, (model, described) = system, _system(system, option or [], dataset, seed)
+    else:
+        name, (model, described) = _short(own.decoder), _own(own, engine, dataset, seed)
+    folder = out or Path("runs") / f"{name}-{dataset.name}"
     board = board_in(folder) if tensorboard else None
     run: Any = {"out": folder, "resume": resume, "progress": not quiet, "logger": board, "fabric": fabric}
     run["callbacks"] = [_keeping_options(folder)]
-    model, history = fit_system(system, dataset, options, training, seed, **run)
+    history = fit_model(model, dataset, described, training, seed, **run)
     if not fabric.is_global_zero:
         return None
     if board is not None:
         board.finalize("success")
-    last, scale = history.rows[-1], history.code_scale
-    results = {
-        "system": system,
-        "options": describe(system, options, dataset)["options"],
+    last, sizes = history.rows[-1], history.code_scale
+    results: dict[str, Any] = {
+        **{key: described[key] for key in ("system", "decoder", "options") if key in described},
         "data": dataset.name,
         "data hash": dataset.hash,
         "split": dataset.split,
@@ -143,12 +184,77 @@ def fit(
         "training loss (nats)": last.train_loss,
         "validation loss (nats)": last.validation_loss,
         **({} if history.usage is None else {"code": history.usage.summary()}),
-        **({} if scale is None else {"E‖z‖² of codes": scale.codes, "E‖z‖² of the prior": scale.prior}),
+        **({} if sizes is None else {"E‖z‖² of codes": sizes.codes, "E‖z‖² of the prior": sizes.prior}),
         **held_out_results(model, dataset, seed),
         "checkpoint": str(folder),
     }
     print_results(results, as_json)
     return folder
+
+
+def _source(system: str, data: str | None, own: Own, engine: str | None, option: list[str] | None) -> str:
+    """The name of the data; raises ValueError for arguments that do not belong together.
+
+    The two positional arguments are a system and data, or the data alone with ``--decoder``.
+    """
+    if own.decoder is None:
+        own.need_decoder()
+        if engine is not None:
+            raise ValueError(
+                "--engine is for a decoder of your own (--decoder): a system has its engine. Leave it out."
+            )
+        if data is None:
+            raise ValueError(
+                f"Give a system and data, or --decoder and data. Got {system} alone. The system is a name from "
+                "`gae systems`, as in `vae digits`."
+            )
+        return data
+    if data is not None:
+        raise ValueError(f"--decoder takes the place of a system: leave {system} out.")
+    if option:
+        raise ValueError(f"--option is for a system, got {option[0]} with --decoder. Leave it out.")
+    return system
+
+
+def _system(system: str, option: list[str], dataset: "Dataset", seed: int) -> "tuple[Autoencoder, dict[str, Any]]":
+    """A system, and the facts that its checkpoints keep."""
+    import torch
+
+    from gae.systems.options import build, describe, parse
+
+    options = parse(system, option)
+    described = describe(system, options, dataset)
+    torch.manual_seed(seed)
+    return build(system, dataset, **options), described
+
+
+def _own(own: Own, engine: str | None, dataset: "Dataset", seed: int) -> "tuple[Autoencoder, dict[str, Any]]":
+    """A model of your own decoder in training, and the facts that its checkpoints keep."""
+    from gae.adapters import trainable
+    from gae.storage.models import structure
+
+    for name, given in (("standardize", dataset.standardize), ("missing mask", dataset.missing)):
+        if given:
+            raise ValueError(f"--{name} is for a system. Leave it out with --decoder.")
+    model = trainable(own.model(dataset, seed), engine)
+    reason = structure(model)["unrecorded"]
+    if reason is not None:
+        raise ValueError(
+            f"A checkpoint of this model could not be loaded: {reason}. Name functions or classes of a module that "
+            "make the networks."
+        )
+    trained = f"{own.reference()} --engine {engine}" if engine else own.reference()
+    facts = {"decoder": own.decoder, "options": trained, "data": dataset.name, "data_hash": dataset.hash}
+    return model, {**facts, **dataset.preparation.note()}
+
+
+def _short(reference: str) -> str:
+    """A name for folders: that of the function, or of the file.
+
+    >>> _short("my_models:build.small"), _short("exports/decoder.pt2")
+    ('build.small', 'decoder')
+    """
+    return reference.rpartition(":")[2] if ":" in reference else Path(reference).stem
 
 
 def _keeping_options(folder: Path) -> "Callback":
@@ -159,8 +265,7 @@ def _keeping_options(folder: Path) -> "Callback":
         is_recorded = False
 
         def on_train_start(self, run: "TrainingRun") -> None:
-            if run.fabric.is_global_zero:
-                keep_options(folder)
+            keep_options(folder)
 
     return KeepOptions()
 

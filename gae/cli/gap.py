@@ -25,6 +25,7 @@ from gae.cli.common import (
     SameBinarize,
     Scale,
     SplitBy,
+    Trust,
     Weights,
     in_its_dtype,
     load_like,
@@ -67,6 +68,7 @@ def gap(
     encoder: EncoderName = None,
     split_by: SplitBy = None,
     binarize: SameBinarize = None,
+    trust: Trust = None,
     seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of all draws.")] = 0,
     out: Annotated[Path, typer.Option(help="Folder for gap.html, gap.json and gap.npz (per sample).")] = Path("gap"),
     device: Device = "cpu",
@@ -90,7 +92,7 @@ def gap(
     _need_digits(precision)
     own = Own(decoder, weights, latent, head, scale, activated, encoder)
     fabric = launch(device, precision, devices, nodes)
-    model, source = open_model(checkpoint, data, own, binarize, split_by, seed)
+    model, source = open_model(checkpoint, data, own, binarize, split_by, seed, trust)
     if engine is not None:
         model.inference = engine_of(engine, model, density=True)
     dataset = load_like(model, source, binarize, split_by)

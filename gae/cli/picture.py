@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from gae.cli.common import CheckpointPath, DataName, SameBinarize, Seed, SplitBy, load_like, read
+from gae.cli.common import CheckpointPath, DataName, SameBinarize, Seed, SplitBy, Trust, load_like, read
 from gae.cli.terminal import reported
 
 
@@ -23,6 +23,7 @@ def picture(
     ] = None,
     split_by: SplitBy = None,
     binarize: SameBinarize = None,
+    trust: Trust = None,
     seed: Seed = 0,
     output: Annotated[Path, typer.Option("--output", "-o", "--out", help="A .png or .svg file.")] = Path("picture.svg"),
 ) -> None:
@@ -37,7 +38,7 @@ def picture(
     from gae.reports.landscape import SUFFIXES, sentence, write
 
     check_file(output, *SUFFIXES)
-    model, name = read(checkpoint)
+    model, name = read(checkpoint, trust)
     dataset = load_like(model, data, binarize, split_by)
     if index >= len(dataset.test):
         raise ValueError(f"--index must be below the number of test observations, {len(dataset.test)}, got {index}.")

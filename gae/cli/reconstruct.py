@@ -24,6 +24,7 @@ from gae.cli.common import (
     Seed,
     Split,
     SplitBy,
+    Trust,
     Weights,
 )
 from gae.cli.rows import RowsFile, applied, write_rows
@@ -48,6 +49,7 @@ def reconstruct(
     activated: Activated = False,
     encoder: EncoderName = None,
     binarize: SameBinarize = None,
+    trust: Trust = None,
     seed: Seed = 0,
     device: Device = "cpu",
     precision: Precision = "32",
@@ -67,6 +69,7 @@ def reconstruct(
     check_file(output, *ROWS)
     own = Own(decoder, weights, latent, head, scale, activated, encoder)
     chosen: Any = {"engine": engine, "steps": steps, "split": split, "split_by": split_by, "binarize": binarize}
+    chosen["trust"] = trust
     work = applied(checkpoint, data, own, launch(device, precision, devices, nodes), seed=seed, **chosen)
     restored = reconstructions(work.model, work.x, fabric=work.fabric, seed=seed)
     blocks = ({"x": work.data.as_given(block["x"])} for block in restored)

@@ -1,7 +1,7 @@
 """Models applied to data, row by row: opening both, and writing the file."""
 
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -48,6 +48,7 @@ def applied(
     split_by: str | None,
     binarize: str | None,
     seed: int,
+    trust: Sequence[str] | None = None,
     curvature: bool = False,
 ) -> Applied:
     """Opens a model, or makes one of your own decoder, with its engine, and loads the observations of a split.
@@ -57,7 +58,7 @@ def applied(
     """
     from gae.analysis.engines import engine_of
 
-    model, source = open_model(checkpoint, data, own, binarize, split_by, seed)
+    model, source = open_model(checkpoint, data, own, binarize, split_by, seed, trust)
     if engine is not None:
         model.inference = engine_of(engine, model, steps)
     elif steps is not None:

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from gae.cli.common import CheckpointPath, Seed, columns, prepared, read, save_arrays
+from gae.cli.common import CheckpointPath, Seed, Trust, columns, prepared, read, save_arrays
 from gae.cli.terminal import reported
 from gae.data.files import check_file, write_text
 
@@ -21,12 +21,13 @@ def sample(
     mean: Annotated[
         bool, typer.Option("--mean", help="The decoder's mean at each code, without observation noise.")
     ] = False,
+    trust: Trust = None,
     seed: Seed = 0,
 ) -> None:
     """Draw from the model: z from the prior, x from the decoder."""
     import torch
 
-    model, _ = read(checkpoint)
+    model, _ = read(checkpoint, trust)
     vocabulary = prepared(model).vocabulary
     kinds = (".png", ".npz") if vocabulary is None else (".txt", ".npz")
     output = output or Path("samples").with_suffix(kinds[0])

@@ -24,6 +24,7 @@ from gae.cli.common import (
     Seed,
     Split,
     SplitBy,
+    Trust,
     Weights,
 )
 from gae.cli.completion import SCORES, some_of
@@ -58,6 +59,7 @@ def score(
     activated: Activated = False,
     encoder: EncoderName = None,
     binarize: SameBinarize = None,
+    trust: Trust = None,
     seed: Seed = 0,
     device: Device = "cpu",
     precision: Precision = "32",
@@ -78,6 +80,7 @@ def score(
     check_file(output, *ROWS)
     own = Own(decoder, weights, latent, head, scale, activated, encoder)
     chosen: Any = {"engine": engine, "steps": steps, "split": split, "split_by": split_by, "binarize": binarize}
+    chosen["trust"] = trust
     work = applied(checkpoint, data, own, single(device, precision), seed=seed, curvature=True, **chosen)
     names = [name.strip() for name in by.split(",")]
     torch.manual_seed(seed)

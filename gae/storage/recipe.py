@@ -4,6 +4,7 @@ import importlib
 import inspect
 import sys
 from collections.abc import Callable, Collection, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial, wraps
 from types import FunctionType, MethodType
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from gae.storage.checkpoint import restore
+from gae.storage.references import working_directory
 
 P = ParamSpec("P")
 M = TypeVar("M", bound=nn.Module)
@@ -60,6 +62,10 @@ class Part:
     def calls(self) -> list[Call]:
         """Candidate calls that rebuild this part, tried in order."""
         return [vars(self).get(CALL, Call(type(self)))]
+
+    def contents(self) -> Mapping[str, Any] | None:
+        """The contents, by name, that equal parts share; None for all public attributes, submodules and tensors."""
+        return None
 
 
 def _recording(init: Callable[..., None]) -> Callable[..., None]:
@@ -155,6 +161,8 @@ def restored(model: nn.Module, state: Mapping[str, Any], source: str) -> nn.Modu
 def resolve(reference: str, trusted: Collection[str] = ()) -> Any:
     """The function or class of a ``module:name`` reference in gae or in ``trusted``.
 
+    Modules of ``trusted`` are looked up in the working directory first.
+
     Raises:
         ValueError: for any other reference, and one that cannot be imported.
 
@@ -166,10 +174,11 @@ def resolve(reference: str, trusted: Collection[str] = ()) -> Any:
     if reference not in trusted and not ours and not module.startswith(NETWORKS):
         raise ValueError(
             f"The model is built by {reference}, which is not part of gae, and loading would execute it. If you trust "
-            f"it, pass trusted=[{reference!r}]."
+            f"it, pass trusted=[{reference!r}] (--trust {reference})."
         )
     try:
-        target = importlib.import_module(module)
+        with working_directory() if reference in trusted else nullcontext():
+            target = importlib.import_module(module)
         for attribute in name.split("."):
             target = getattr(target, attribute)
     except (ImportError, AttributeError, ValueError) as error:
@@ -330,7 +339,8 @@ def _contents(value: Any) -> Mapping[Any, Any] | None:
     """The contents of an object that determine its behaviour, by name; None for one that is compared as a whole."""
     match value:
         case nn.Module():
-            return {**_settings(value), **value._parameters, **value._buffers, **value._modules}
+            own = value.contents() if isinstance(value, Part) else None
+            return own or {**_settings(value), **value._parameters, **value._buffers, **value._modules}
         case list() | tuple():
             return dict(enumerate(value))
         case dict():

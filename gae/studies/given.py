@@ -60,7 +60,7 @@ class GivenModel:
         assert isinstance(likelihood, Head) and isinstance(network, nn.Module)
         name = type(network.network if isinstance(network, Shaped) else network).__name__
         if not isinstance(network, Shaped):  # keeps its mode while encoders are fitted
-            likelihood.decoder = Shaped(network, likelihood.latent_shape, likelihood.event_shape, nn.Identity())
+            likelihood.decoder = Shaped(network, likelihood.latent_shape, likelihood.event_shape)
         if not isinstance(kept.inference, Amortized):
             return cls(likelihood, None, None, name)
         encoder = kept.inference.guide

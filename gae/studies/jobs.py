@@ -16,6 +16,7 @@ from gae.data.environment import commit, processor, versions
 from gae.data.files import write_text
 from gae.data.progress import progress
 from gae.storage.packing import dump, verified
+from gae.studies.repeat import keep_options
 from gae.training.devices import PRECISIONS, precision_of
 
 if TYPE_CHECKING:
@@ -49,6 +50,7 @@ class ResumableJob:
         self.seconds: dict[str, float] = {}
         self.computed = 0  # phases that were not stored before
         _claim(out, json.loads(json.dumps(configuration)), resume, self.kind)
+        keep_options(out)  # before any work, so that an interrupted command can be repeated
 
     def say(self, what: str) -> None:
         """Prints a message on standard error."""

@@ -85,9 +85,22 @@ def fit_system(
     described = describe(system, options, data)
     torch.manual_seed(seed)
     model = build(system, data, **options)
-    options_of_fit = training.for_fit()
-    options_of_fit["callbacks"] += callbacks
-    return model, fit(model, data, seed=seed, describe=described, **options_of_fit, **run)
+    return model, fit_model(model, data, described, training, seed, callbacks, **run)
+
+
+def fit_model(
+    model: Autoencoder,
+    data: Dataset,
+    described: dict[str, Any],
+    training: TrainingOptions,
+    seed: int,
+    callbacks: Sequence[Callback] = (),
+    **run: Any,
+) -> History:
+    """Trains a model; ``described`` is stored in its checkpoints, and ``run`` has further arguments of ``fit``."""
+    options = training.for_fit()
+    options["callbacks"] += callbacks
+    return fit(model, data, seed=seed, describe=described, **options, **run)
 
 
 def held_out_results(model: Autoencoder, data: Dataset, seed: int) -> dict[str, Any]:

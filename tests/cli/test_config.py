@@ -12,6 +12,7 @@ from command import gae
 
 from gae.cli.main import COMMANDS
 from gae.storage import checkpoint
+from gae.studies.jobs import ResumableJob
 from gae.training.learners import GradientLearner
 
 SMALL = ["latent=2", "hidden=8,8"]
@@ -49,6 +50,37 @@ def test_a_run_that_was_stopped_has_its_options(tmp_path: Path, monkeypatch: pyt
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["config.yaml"]
     gae("fit", "--config", tmp_path / "run" / "config.yaml", "--resume")
     assert checkpoint.load(tmp_path / "run").state["config"]["callbacks"] is None  # as of `fit` in Python
+
+
+@pytest.mark.parametrize(
+    ("command", "phase"),
+    [
+        (("compare", "circles", "--engines", "amortised"), "curve amortised 1"),
+        (("compare", "circles", "--systems", "ppca"), "ppca"),
+        (("sweep", "grid.yaml"), "circles-ppca-seed=0"),
+    ],
+    ids=["compare", "systems", "sweep"],
+)
+def test_a_job_that_was_stopped_has_its_options(
+    command: tuple[str, ...], phase: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Written before its first phase, which begins again when the command is repeated."""
+
+    def stopped(job: ResumableJob, name: str, *given: object) -> None:
+        assert name.startswith(phase)
+        raise KeyboardInterrupt
+
+    monkeypatch.chdir(tmp_path)
+    written(tmp_path / "grid.yaml", data="circles", systems="ppca")
+    monkeypatch.setattr(ResumableJob, "phase", stopped)
+    quick = ("--quick", "--epochs", 1) if command[0] == "compare" else ("--seeds", 1)
+    gae(*command, *quick, "--out", "run", code=130)
+    stored = yaml.safe_load(Path("run/config.yaml").read_text(encoding="utf-8"))
+    assert stored["out"] == "run" and command[1] in stored.values()
+    gae(command[0], "--config", "run/config.yaml", "--resume", code=130)
+    assert "run exists" in gae(command[0], "--config", "run/config.yaml", code=2)
+    ResumableJob(tmp_path / "python", {}, False, False)
+    assert not (tmp_path / "python" / "config.yaml").exists()
 
 
 def test_the_command_line_wins(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Your own decoder in the commands: from files to the numbers of its networks."""
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,8 @@ from command import gae
 from own import images, written
 from problems import tiny_matrix
 
-from gae import compare, inference_gap, load
-from gae.adapters import from_decoder
+from gae import compare, fit, inference_gap, load
+from gae.adapters import from_decoder, trainable
 from gae.analysis.engines import ENGINES, engine_of
 from gae.analysis.inference_gap import lower_bound
 from gae.analysis.matrix import DIAGONAL, ENCODER, FULL, OPTIMUM
@@ -228,3 +229,88 @@ def log_evidence(decoder: torch.nn.Module, step: float = 0.05) -> np.ndarray:
     joint = -squares / (2 * 0.3**2) - z.double().square().sum(-1) / 2 + 2 * np.log(step)
     constant = 8 * np.log(2 * np.pi * 0.3**2) + np.log(2 * np.pi)
     return (joint.logsumexp(-1) - constant).numpy()
+
+
+LINEAR = ("--decoder", "own_models:linear", "--latent", "2", "--scale", "0.3", "--weights", "linear.pt")
+STEP = ("--steps", 1, "--lr", 0.05, "--split-by", "file:rule", "--out", "run", "--quiet", "--json")
+
+
+def evidence(decoder: torch.nn.Linear, x: torch.Tensor) -> torch.Tensor:
+    """log p(x) of a linear decoder with the scale 0.3."""
+    covariance = decoder.weight @ decoder.weight.T + 0.09 * torch.eye(len(decoder.weight))
+    return torch.distributions.MultivariateNormal(decoder.bias, covariance).log_prob(x.flatten(1))
+
+
+@pytest.mark.usefixtures("unchecked_types")
+def test_training_of_your_own_decoder() -> None:
+    """The Laplace evidence of a linear decoder is log p(x), and Adam's first step has the signs of its gradient."""
+    Path("rule").write_text("test\n" * 4 + "train\n" * 16)
+    decoder, x = torch.nn.Linear(2, 16), torch.from_numpy(images(20))
+    torch.save(decoder.state_dict(), "linear.pt")
+    loss = -evidence(decoder, x[4:]).mean()
+    loss.backward()
+    results = json.loads(gae("fit", "images.npy", *LINEAR, "--engine", "gauss-newton", *STEP))
+    assert results["training loss (nats)"] == pytest.approx(loss.item(), rel=1e-4)
+    assert results["decoder"] == "own_models:linear" and "--engine gauss-newton" in results["options"]
+    with torch.no_grad():
+        for parameter in decoder.parameters():
+            assert parameter.grad is not None
+            parameter -= 0.05 * parameter.grad.sign()
+    said = gae("encode", "run", "images.npy", "-o", "codes.npz", code=2)
+    assert "built by own_models:linear" in said and "--trust own_models:linear" in said
+    trusted = ("run", "images.npy", "--trust", "own_models:linear")
+    for name, file in (("encode", "codes.npz"), ("reconstruct", "again.npy"), ("score", "scores.npz")):
+        gae(name, *trusted, "-o", file)
+    weight, noise = decoder.weight.detach(), 0.09 * torch.eye(2)
+    z = (x.flatten(1) - decoder.bias.detach()) @ weight @ torch.linalg.inv(weight.T @ weight + noise)
+    with np.load("codes.npz") as codes, np.load("scores.npz") as scores, torch.no_grad():
+        np.testing.assert_allclose(codes["z"], z, atol=1e-4)
+        np.testing.assert_allclose(np.load("again.npy"), decoder(z).reshape(x.shape), atol=1e-4)
+        np.testing.assert_allclose(scores["log_p"], evidence(decoder, x), atol=2e-3)
+        np.testing.assert_allclose(load("run", trusted=["own_models:linear"]).encode(x).point, z, atol=1e-4)
+    account = json.loads(gae("gap", *trusted, "-n", 3, "--samples", 200, "--draws", 8, "--out", "gap", "--json"))
+    assert account["results"]["inference gap"]["mean"] == pytest.approx(0, abs=0.05)
+
+
+@pytest.mark.parametrize("engine", ["encoder", "refine"])
+def test_training_with_your_own_encoder(engine: str, own: dict[str, Any]) -> None:
+    """An exported decoder, whose graph the checkpoint keeps: parameters and codes are those of ``fit`` in Python."""
+    program = torch.export.export(own["decoder"], (torch.zeros(3, 2),), dynamic_shapes=({0: torch.export.Dim("N")},))
+    torch.export.save(program, "decoder.pt2")
+    Path("rule").write_text("test\n" * 4 + "train\n" * 16)
+    exported = ("--decoder", "decoder.pt2", "--scale", "0.3", "--encoder", "own_models:Encoder", *OWN[-2:])
+    gae("fit", "images.npy", *exported, "--engine", engine, *STEP)
+    Path("decoder.pt2").unlink()
+    trained = load("run", trusted=["own_models:Encoder"])
+    model = trainable(from_decoder(own["decoder"], (1, 4, 4), 2, scale=0.3, encoder=own["encoder"]), engine)
+    x = torch.from_numpy(images(20))
+    fit(model, x[4:], steps=1, optimizer=partial(torch.optim.Adam, lr=0.05), progress=False)
+    for one, other in zip(trained.parameters(), model.parameters(), strict=True):
+        torch.testing.assert_close(one, other)
+    gae("encode", "run", "images.npy", "--trust", "own_models:Encoder", "-o", "codes.npz")
+    torch.manual_seed(0)
+    with np.load("codes.npz") as codes, torch.no_grad():
+        np.testing.assert_allclose(codes["z"], model.eval().encode(x).point, rtol=1e-5, atol=1e-6)
+
+
+UNTRAINED = [
+    (OWN, "has no maximiser under N(0, I)"),
+    ((*OWN[:6], "--encoder", "own_models:Point"), "returns codes"),
+    ((*OWN, "--engine", "lbfgs"), "Cannot train by the engine 'lbfgs'. Choose one of encoder, refine, gauss-newton"),
+    ((*WITH_ENCODER, "--engine", "gauss-newton"), "Leave the encoder (--encoder) out"),
+    ((*OWN, "--option", "latent=2"), "--option is for a system, got latent=2 with --decoder"),
+    (("vae", *OWN), "leave vae out"),
+    ((*WITH_ENCODER, "--missing", "mask"), "--missing mask is for a system"),
+    ((*LINEAR[:1], "own_models:instance", *OWN[2:], "--engine", "gauss-newton"), "could not be loaded"),
+    ((*LINEAR[:1], "own_models:training", *OWN[2:6], "--engine", "gauss-newton"), "holds Dropout ('1')"),
+    (("--engine", "encoder"), "--engine is for a decoder of your own (--decoder)"),
+    (("--latent", "2"), "--latent is for a model of your own"),
+    ((), "Give a system and data, or --decoder and data. Got images.npy alone"),
+]
+
+
+@pytest.mark.parametrize("arguments, said", UNTRAINED, ids=[said for _, said in UNTRAINED])
+def test_trainings_that_are_refused(arguments: tuple[str, ...], said: str) -> None:
+    given = (*arguments, "images.npy") if arguments[:1] == ("vae",) else ("images.npy", *arguments)
+    assert said in gae("fit", *given, "--out", "run", code=2)
+    assert not Path("run").exists()
