@@ -17,7 +17,7 @@ from torch.distributions import Distribution
 from gae.data.preparation import Preparation
 from gae.display import INK, LINES, axes_for, blank, html_table
 from gae.evidence import Evidence, exact, importance, laplace_approximation
-from gae.evidence.automatic import ANNEALED, Method, estimate
+from gae.evidence.automatic import ANNEALED, Method, Over, estimate, in_turn
 from gae.evidence.base import is_exact, need_proper
 from gae.inference import Code, Encoding, Inference
 from gae.likelihood import AcceptsMissing, Likelihood
@@ -328,6 +328,7 @@ def log_evidence(
     batch_size: int = 100,
     method: Method = "auto",
     annealed: int = ANNEALED,
+    over: Over = in_turn,
 ) -> Evidence:
     """log p(x) of a model in nats by the first method that is tight: exact, importance sampling, annealing.
 
@@ -339,6 +340,7 @@ def log_evidence(
         batch_size: number of observations at a time, which bounds the memory.
         method: ``"auto"``, or ``"exact"``, ``"importance"`` or ``"ais"`` for all observations.
         annealed: largest number of observations to which ``"auto"`` applies annealed importance sampling.
+        over: does the work on the batches; see ``gae.evidence.estimate``.
 
     Raises:
         ValueError: under a flat prior, where p(x) does not exist; for an unknown method.
@@ -352,7 +354,7 @@ def log_evidence(
     def propose(batch: Tensor) -> Distribution:
         return proposal(model.likelihood, batch, model.inference(model.likelihood, batch))
 
-    return estimate(model.likelihood, x, propose, samples, method, batch_size, annealed)
+    return estimate(model.likelihood, x, propose, samples, method, batch_size, annealed, over)
 
 
 def load(

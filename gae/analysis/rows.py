@@ -2,7 +2,8 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from itertools import count
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
@@ -11,6 +12,8 @@ from torch import Tensor
 
 from gae.analysis.anomaly import Criterion, anomaly_scores
 from gae.autoencoder import Autoencoder, log_evidence
+from gae.data.progress import counted
+from gae.evidence.automatic import in_turn
 from gae.inference import Status
 from gae.training.group import over_blocks
 
@@ -18,6 +21,7 @@ if TYPE_CHECKING:
     import lightning_fabric
 
 Block = dict[str, np.ndarray]
+Result = TypeVar("Result")
 
 STATUSES = np.array([status.name for status in sorted(Status)])
 CRITERIA: dict[str, Criterion] = {name: name for name in ("evidence", "reconstruction", "gap")}
@@ -91,7 +95,16 @@ def _over(
     return map(work, batches) if fabric is None else over_blocks(fabric, batches, work, seed)
 
 
-def scores(model: Autoencoder, x: Num[Tensor, "N *X"], by: Sequence[str] = ("evidence",), samples: int = 500) -> Block:
+def scores(
+    model: Autoencoder,
+    x: Num[Tensor, "N *X"],
+    by: Sequence[str] = ("evidence",),
+    samples: int = 500,
+    batch_size: int = 100,
+    *,
+    fabric: "lightning_fabric.Fabric | None" = None,
+    seed: int = 0,
+) -> Block:
     """Scores of each observation, in nats.
 
     ``"evidence"`` gives log_p (N,), its standard_error (N,), the method (N,), and tight (N,), which is False where the
@@ -103,6 +116,9 @@ def scores(model: Autoencoder, x: Num[Tensor, "N *X"], by: Sequence[str] = ("evi
         x: observations.
         by: names of scores.
         samples: importance samples per observation, where log p(x) is not known exactly.
+        batch_size: number of observations at a time.
+        fabric: shares the batches among its processes, each of which returns all scores; the model is on its device.
+        seed: of the random draws of each batch, with ``fabric``; without it they are those of torch's generator.
 
     Raises:
         ValueError: for an unknown score, or one that the model does not have, such as log p(x) under a flat prior.
@@ -115,11 +131,25 @@ def scores(model: Autoencoder, x: Num[Tensor, "N *X"], by: Sequence[str] = ("evi
         if name not in CRITERIA:
             raise ValueError(f"Unknown score {name!r}. Valid scores: {', '.join(CRITERIA)}.")
     columns: dict[str, Any] = {}
+    over = in_turn if fabric is None else _Shared(fabric, seed)
+    x = x if fabric is None else x.to(fabric.device)
     for name in dict.fromkeys(by):
         if name == "evidence":
-            evidence = log_evidence(model, x, samples)
+            evidence = log_evidence(model, x, samples, batch_size, over=over)
             columns |= {"log_p": evidence.log_p, "standard_error": evidence.standard_error}
             columns |= {"method": np.array(evidence.method, dtype="<U10"), "tight": evidence.tight}
         else:
-            columns[name] = anomaly_scores(model, x, CRITERIA[name])
+            work = partial(anomaly_scores, model, by=CRITERIA[name], batch_size=batch_size)
+            columns[name] = torch.cat(over(x.split(batch_size), work, name))
     return {name: value.cpu().numpy() if isinstance(value, Tensor) else value for name, value in columns.items()}
+
+
+class _Shared:
+    """Work on blocks that the processes of a group share; each pass over the data has a seed of its own."""
+
+    def __init__(self, fabric: "lightning_fabric.Fabric", seed: int):
+        self.fabric, self.seeds = fabric, count(seed)
+
+    def __call__(self, batches: Sequence[Tensor], work: Callable[[Tensor], Result], what: str) -> list[Result]:
+        results = over_blocks(self.fabric, batches, work, next(self.seeds) % 2**32)
+        return [next(results) for _ in counted(range(len(batches)), what)]

@@ -3,6 +3,7 @@
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,6 +12,8 @@ import typer
 from gae.cli.completion import BINARIZATIONS, ENGINES, HEADS, MISSING, SPLITS, data_names, one_of
 from gae.data.files import whole
 from gae.training.processes import is_first
+
+UNEQUAL = timedelta(days=7)  # for which processes wait, whose trainings take unequal times
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric

@@ -1,12 +1,12 @@
 """``gae compare``: engines on one decoder, or systems on one data set."""
 
-from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from gae.cli.common import (
+    UNEQUAL,
     Activated,
     AsJson,
     Binarize,
@@ -34,8 +34,6 @@ from gae.cli.common import (
 )
 from gae.cli.completion import COMPARED, several_systems, some_of
 from gae.cli.terminal import comparison, console, echo_json, reported, surveyed
-
-UNEQUAL = timedelta(days=7)  # for which processes wait, whose trainings take unequal times
 
 
 @reported

@@ -11,12 +11,14 @@ from gae.cli.common import (
     CodeShape,
     Decoder,
     Device,
+    Devices,
     EncoderName,
     EngineName,
     EngineSteps,
     HeadName,
     ModelData,
     ModelPath,
+    Nodes,
     Own,
     Precision,
     SameBinarize,
@@ -63,6 +65,8 @@ def score(
     seed: Seed = 0,
     device: Device = "cpu",
     precision: Precision = "32",
+    devices: Devices = None,
+    nodes: Nodes = None,
     as_json: AsJson = False,
 ) -> None:
     """Write scores of each observation in order, in nats: log_p with its standard error and method.
@@ -70,24 +74,21 @@ def score(
     log_p is log p(x), exact where it has a closed form; where tight is False it is only a lower bound in expectation.
     With --by: reconstruction is -log q(x|z) at the code, and gap is log p(x) - ELBO of the encoder; the higher, the
     less x resembles the training data. The file also holds index, split, labels and file names as that of `encode`;
-    an .npy file has the first score alone. --engine and --decoder are as in `encode`.
+    an .npy file has the first score alone. --engine, --decoder and several processes are as in `encode`.
     """
-    import torch
-
     from gae.analysis.rows import scores
-    from gae.training.devices import single
+    from gae.training import launch
 
     check_file(output, *ROWS)
     own = Own(decoder, weights, latent, head, scale, activated, encoder)
     chosen: Any = {"engine": engine, "steps": steps, "split": split, "split_by": split_by, "binarize": binarize}
-    chosen["trust"] = trust
-    work = applied(checkpoint, data, own, single(device, precision), seed=seed, curvature=True, **chosen)
+    chosen |= {"trust": trust, "seed": seed, "curvature": True}
+    work = applied(checkpoint, data, own, launch(device, precision, devices, nodes), **chosen)
     names = [name.strip() for name in by.split(",")]
-    torch.manual_seed(seed)
-    with work.fabric.autocast():
-        block = scores(work.model, work.x.to(work.fabric.device), names, samples)
-    main = next(iter(block))
-    columns = write_rows(output, work.rows, [block], main, work.fabric)
+    block = scores(work.model, work.x, names, samples, fabric=work.fabric, seed=seed)
+    columns = write_rows(output, work.rows, [block], next(iter(block)), work.fabric)
+    if not work.fabric.is_global_zero:
+        return
     means = {f"mean {name} (nats)": float(block[name].mean()) for name in ("log_p", *names) if name in block}
     loose = {} if "tight" not in block else {"lower bounds only": int((~block["tight"]).sum())}
     print_results({"file": str(output), **means, **loose, **columns}, as_json)

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from gae.cli.common import AsJson, Resume, load
+from gae.cli.common import UNEQUAL, AsJson, Devices, Nodes, Resume, load
 from gae.cli.config import read_yaml, refuse_unknown
 from gae.cli.terminal import command_line, console, echo_json, reported, table
 
@@ -38,9 +38,13 @@ def sweep(
     ] = None,
     out: Annotated[Path | None, typer.Option(help="A new folder.", show_default="runs/sweep-GRID")] = None,
     resume: Resume = False,
+    devices: Devices = None,
+    nodes: Nodes = None,
     as_json: AsJson = False,
-) -> Path:
+) -> Path | None:
     """Train systems with every combination of options and seeds; write the results as CSV, LaTeX and one page.
+
+    Several processes share the trainings, which run on the CPU.
 
     A file for a grid of 2 × 2 × 5 trainings:
 
@@ -54,8 +58,11 @@ def sweep(
 
     seeds: 5
     """
+    from gae.training import launch
+
     command = command_line(sweep, locals())
     content = _content(grid)
+    fabric = launch("cpu", devices=devices, nodes=nodes, timeout=UNEQUAL)
     data = [load(str(name), **_preparation(content)) for name in _list(content["data"])]
     from gae.reports import sweep as report
     from gae.studies.sweep import NO_PANDAS
@@ -71,7 +78,10 @@ def sweep(
         seeds=content.get("seeds", 1) if seeds is None else seeds,
         resume=resume,
         command=command,
+        fabric=fabric,
     )
+    if not fabric.is_global_zero:
+        return None
     if as_json:
         echo_json(results)
         return folder

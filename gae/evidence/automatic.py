@@ -1,9 +1,10 @@
 """Choice of the estimator of log p(x): exact, else importance sampling, else annealed importance sampling."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from functools import partial
+from typing import Any, Literal, TypeVar
 
 import torch
 from jaxtyping import Bool, Num
@@ -20,11 +21,22 @@ from gae.likelihood import Likelihood
 from gae.likelihood.door import door
 
 Method = Literal["auto", "exact", "importance", "ais"]
+Result = TypeVar("Result")
+Over = Callable[[Sequence[Tensor], Callable[[Tensor], Any], str], list[Any]]  # does work on batches, in order
 MORE = 10  # times as many samples from Laplace approximations, where the first proposal failed
 ANNEALED = 32  # observations to which "auto" applies annealed importance sampling, at most, by default
 TEMPERATURES, CHAINS, LEAPFROG = 200, 16, 5
 SIMULATED = 16  # observations of the model, for the gap between forward and reverse annealing
 GAP = 0.5  # nats; a larger gap, or one that is not known to be smaller, makes an estimate a lower bound
+
+
+def in_turn(batches: Sequence[Tensor], work: Callable[[Tensor], Result], what: str) -> list[Result]:
+    """Work on one batch after the other, by this process; ``what`` names the progress.
+
+    >>> in_turn([torch.ones(1), torch.zeros(1)], float, "numbers")
+    [1.0, 0.0]
+    """
+    return [work(batch) for batch in counted(batches, what)]
 
 
 @torch.no_grad()
@@ -36,6 +48,7 @@ def estimate(
     method: Method = "auto",
     batch_size: int = 100,
     annealed: int = ANNEALED,
+    over: Over = in_turn,
 ) -> Evidence:
     """log p(x) by the first method that is tight, with the reason for each observation.
 
@@ -54,6 +67,7 @@ def estimate(
         method: the rule above, or one method for all observations.
         batch_size: number of observations at a time.
         annealed: largest number of observations to which ``"auto"`` applies annealed importance sampling.
+        over: does the work on the batches; ``gae.analysis.rows.scores`` shares it among processes.
 
     Raises:
         TypeError: with ``"exact"``, for a likelihood without a closed form.
@@ -69,27 +83,30 @@ def estimate(
     at_least_one("batch_size", batch_size)
     with door(likelihood, x), without_warning():  # `tight` says so for each observation
         if method == "exact" or (method == "auto" and is_exact(likelihood)):
-            return Evidence.join([exact(likelihood, batch) for batch in counted(x.split(batch_size), "log p(x)")])
+            return Evidence.join(over(x.split(batch_size), partial(exact, likelihood), "log p(x)"))
         need_proper(likelihood)
         if method == "ais":
-            return _annealed(likelihood, x, ("chosen",) * len(x), batch_size)
-        batches = counted(x.split(batch_size), "importance sampling")
-        evidence = Evidence.join([importance(likelihood, b, propose(b), samples) for b in batches])
+            return _annealed(likelihood, x, ("chosen",) * len(x), batch_size, over)
+
+        def drawn(batch: Tensor) -> Evidence:
+            return importance(likelihood, batch, propose(batch), samples)
+
+        evidence = Evidence.join(over(x.split(batch_size), drawn, "importance sampling"))
         if method == "importance":
             return evidence
-        return _improved(likelihood, x, evidence, samples, batch_size, annealed)
+        return _improved(likelihood, x, evidence, samples, batch_size, annealed, over)
 
 
 def _improved(
-    likelihood: Likelihood, x: Tensor, evidence: Evidence, samples: int, batch_size: int, annealed: int
+    likelihood: Likelihood, x: Tensor, evidence: Evidence, samples: int, batch_size: int, annealed: int, over: Over
 ) -> Evidence:
     """The evidence with other estimates where importance sampling is not tight."""
     if len(likelihood.latent_shape) == 1 and (failed := _loose(evidence)).any():
-        around = [
-            importance(likelihood, batch, mixture_of_modes(likelihood, batch), MORE * samples)
-            for batch in counted(x[failed].split(batch_size), "importance sampling about the modes")
-        ]
-        better = Evidence.join(around)
+
+        def around(batch: Tensor) -> Evidence:
+            return importance(likelihood, batch, mixture_of_modes(likelihood, batch), MORE * samples)
+
+        better = Evidence.join(over(x[failed].split(batch_size), around, "importance sampling about the modes"))
         reasons = tuple(f"{reason} (proposal: Laplace approximations at several modes)" for reason in better.reason)
         evidence = _patched(evidence, failed, replace(better, reason=reasons))
     failed = _loose(evidence)
@@ -100,14 +117,14 @@ def _improved(
     if not first.any():
         return evidence
     causes = tuple(evidence.reason[i] for i in first.nonzero().flatten().tolist())
-    return _patched(evidence, first, _annealed(likelihood, x[first], causes, batch_size))
+    return _patched(evidence, first, _annealed(likelihood, x[first], causes, batch_size, over))
 
 
-def _annealed(likelihood: Likelihood, x: Tensor, causes: tuple[str, ...], batch_size: int) -> Evidence:
+def _annealed(likelihood: Likelihood, x: Tensor, causes: tuple[str, ...], batch_size: int, over: Over) -> Evidence:
     """Annealed importance sampling, tight if forward and reverse agree on draws of the model."""
     options = (TEMPERATURES, CHAINS, LEAPFROG)
-    evidence = Evidence.join([ais(likelihood, batch, *options) for batch in x.split(batch_size)])
-    bounds: BDMC = sandwich(likelihood, SIMULATED, *options)
+    evidence = Evidence.join(over(x.split(batch_size), lambda batch: ais(likelihood, batch, *options), "annealing"))
+    bounds: BDMC = over([x[:1]], lambda _: sandwich(likelihood, SIMULATED, *options), "reverse annealing")[0]
     gap, error = float(bounds.gap.mean()), float(bounds.gap.std()) / math.sqrt(SIMULATED)
     tight = ~evidence.unreliable & (gap + 2 * error <= GAP)
     checked = f"gap {gap:.2g} ± {error:.2g} nats to reverse annealing on {SIMULATED} draws of the model"

@@ -163,4 +163,5 @@ def _claim(out: Path, configuration: dict[str, Any], resume: bool, kind: str) ->
             changes = "; ".join(f"{key} was {previous.get(key)!r}, now {configuration.get(key)!r}" for key in different)
             raise ValueError(f"{out} holds another {kind}: {changes}. Use the same options, or another folder.")
     (out / "phases").mkdir(parents=True, exist_ok=True)
-    write_text(stored, dump(configuration) + "\n")
+    if not stored.exists():  # several processes claim a folder at once after the first
+        write_text(stored, dump(configuration) + "\n")

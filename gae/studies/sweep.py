@@ -13,7 +13,7 @@ from functools import partial
 from importlib.util import find_spec
 from itertools import groupby, product, takewhile
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import TYPE_CHECKING, Any, get_type_hints
 
 import torch
 
@@ -28,6 +28,11 @@ from gae.studies.jobs import NOT_INSTALLED, PACKAGES, ResumableJob
 from gae.studies.single import TrainingOptions, fit_system, held_out_results
 from gae.systems.options import PARSERS, parse
 from gae.systems.table import named
+from gae.training.devices import single
+from gae.training.group import agreed, claimed, share_out
+
+if TYPE_CHECKING:
+    import lightning_fabric
 
 METRICS = (
     "train_loss",
@@ -82,6 +87,7 @@ def sweep(
     resume: bool = False,
     progress: bool = True,
     command: str | None = None,
+    fabric: "lightning_fabric.Fabric | None" = None,
 ) -> dict[str, Any]:
     """Trains systems with every combination of options and seeds, and tabulates their results.
 
@@ -105,6 +111,8 @@ def sweep(
         resume: continue the sweep in ``out``; trainings that failed are tried again.
         progress: announce each training on standard error.
         command: the command that repeats the sweep, for the report.
+        fabric: several processes (``gae.training.launch``), each of which trains some of the combinations, in a folder
+            that all can write; on the CPU. The results are the same.
 
     Returns:
         "rows" and "summary", the rows of the two tables; "axes", the columns that vary; and facts about the run.
@@ -124,9 +132,15 @@ def sweep(
     [('1', 1), ('2', 1)]
     """
     cells = _cells([data] if isinstance(data, Dataset) else data, systems, options or {}, training or {}, seeds)
-    run = Sweep(Path(out), {"study": "sweep"}, resume, progress)
+    fabric = fabric or single("cpu")
     with torch.random.fork_rng(devices=[]):
-        rows = run.each("trainings", run.row, cells)
+        run = claimed(fabric, lambda again: Sweep(Path(out), {"study": "sweep"}, again, progress), resume)
+        share_out(fabric, [partial(run.row, cell) for cell in cells])
+        return agreed(fabric, partial(_results, run, cells, command))
+
+
+def _results(run: "Sweep", cells: Sequence[GridCell], command: str | None) -> dict[str, Any]:
+    rows = run.each("trainings", run.row, cells)
     results: dict[str, Any] = {
         "rows": rows,
         "summary": summary(rows),
@@ -179,6 +193,7 @@ class Sweep(ResumableJob):
             out=self.out / "cells" / cell.name,
             resume=True,
             progress=self.progress,
+            fabric=single("cpu"),
         )
         results, last = held_out_results(model, cell.data, cell.seed), history.rows[-1]
         error = results.get("test squared error per element")

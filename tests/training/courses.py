@@ -11,7 +11,7 @@ from torch import nn
 
 from gae import Autoencoder, nets
 from gae.analysis.inference_gap import inference_gap
-from gae.analysis.rows import codes
+from gae.analysis.rows import codes, scores
 from gae.data import load
 from gae.inference import Adam, Amortized, Ascent, Unroll, Zeros
 from gae.likelihood import Gaussian
@@ -84,6 +84,7 @@ OWN = "--decoder own_models:decoder --latent 2 --scale 0.3 --weights both.pt --e
 ROWS = {  # commands on files of tests/own.py in the working directory, and a run
     "codes.npz": "encode {run} circles",
     "again.npy": "reconstruct {run} circles",
+    "scores.csv": "score {run} circles --by evidence,reconstruction",
     "features.csv": f"transform images.npy {OWN} --engine refine",
 }
 
@@ -91,6 +92,11 @@ ROWS = {  # commands on files of tests/own.py in the working directory, and a ru
 def rows(run: str, out: str) -> list[list[str]]:
     """The arguments of commands that write rows."""
     return [[*command.format(run=run).split(), "-o", f"{out}/{name}"] for name, command in ROWS.items()]
+
+
+def sweep(out: str) -> list[str]:
+    """The arguments of a sweep by grid.yaml in the working directory: three trainings, one of which fails."""
+    return ["sweep", "grid.yaml", "--out", f"{out}/sweep"]
 
 
 def measured(fabric: Fabric) -> dict[str, torch.Tensor]:
@@ -104,4 +110,6 @@ def measured(fabric: Fabric) -> dict[str, torch.Tensor]:
     arrays = {
         name: torch.cat([torch.from_numpy(block[name]) for block in coded]) for name in ("z", "log_joint", "log_q")
     }
+    scored = scores(model.double(), X[:7].double(), ("evidence", "gap"), 200, 3, fabric=fabric, seed=3)
+    arrays |= {f"score {name}": torch.from_numpy(scored[name]) for name in ("log_p", "standard_error", "tight", "gap")}
     return {**arrays, **{f"gap {name}": values.contiguous() for name, values in gap.columns().items()}}

@@ -15,11 +15,12 @@ from typing import Any
 
 import numpy as np
 import pandas
+import pandas as pd
 import pytest
 import torch
 from command import gae
 from conftest import file_limit
-from courses import CASES, ROWS, UNEVEN, X, adam, course, measured, momentum, noisy, rows
+from courses import CASES, ROWS, UNEVEN, X, adam, course, measured, momentum, noisy, rows, sweep
 from own import images, written
 from torch import Tensor
 
@@ -312,6 +313,7 @@ def test_two_processes_equal_one(worker: Worker, tmp_path: Path, monkeypatch: py
 
     written(tmp_path, monkeypatch)
     np.save("images.npy", images(1200))
+    Path("grid.yaml").write_text("data: circles\nsystems: {ppca: {latent: [1, 2, 3]}}\n", encoding="utf-8")
 
     with pytest.warns(UserWarning, match="goes on with a number of processes of 1, after 2") as warned:
         course("adam", tmp_path / "one-then-two", 2, precision=64, **UNEVEN)
@@ -329,12 +331,7 @@ def test_two_processes_equal_one(worker: Worker, tmp_path: Path, monkeypatch: py
     models["one-then-two"] = restored("adam", tmp_path / "one-then-two")
     for model in models.values():
         assert_parameters(dict(model.state_dict()), alone["adam"][0])
-    wanted = measured(single("cpu"))
-    for rank in range(2):
-        shared = load_file(tmp_path / f"measured-{rank}.safetensors")
-        assert shared.keys() == wanted.keys()
-        for key, value in wanted.items():
-            torch.testing.assert_close(shared[key], value, rtol=1e-6, atol=1e-6, msg=key)
+    assert_same_measurements(tmp_path)
     gae("fit", "ppca", "circles", "--epochs", 3, "--out", tmp_path / "alone" / "run")
     for arguments in rows("alone/run", "one"):
         gae(*arguments)
@@ -347,6 +344,26 @@ def test_two_processes_equal_one(worker: Worker, tmp_path: Path, monkeypatch: py
                 np.testing.assert_allclose(two[title], column, rtol=1e-6, atol=1e-6)
             else:
                 assert np.array_equal(two[title], column)
+    assert_same_sweep()
+
+
+def assert_same_measurements(folder: Path) -> None:
+    from safetensors.torch import load_file
+
+    wanted = measured(single("cpu"))
+    for rank in range(2):
+        shared = load_file(folder / f"measured-{rank}.safetensors")
+        assert shared.keys() == wanted.keys()
+        for key, value in wanted.items():
+            torch.testing.assert_close(shared[key], value, rtol=1e-6, atol=1e-6, msg=key)
+
+
+def assert_same_sweep() -> None:
+    """The sweep of two processes in the working directory has the rows of one by a single process."""
+    gae(*sweep("one"))
+    one, two = (pd.read_csv(f"{folder}/sweep/results.csv").drop(columns="seconds") for folder in ("one", "two"))
+    assert one["error"].isna().tolist() == [True, True, False]
+    pd.testing.assert_frame_equal(two, one, rtol=1e-6)
 
 
 def columns(path: Path) -> dict[str, np.ndarray]:

@@ -17,7 +17,7 @@ from typing import Any
 
 import offset  # noqa: F401 (moves every seed)
 import torch
-from courses import ROWS, UNEVEN, course, measured, rows
+from courses import ROWS, UNEVEN, course, measured, rows, sweep
 from lightning_fabric import Fabric
 from safetensors.torch import save_file
 from typer.testing import CliRunner
@@ -97,7 +97,7 @@ def share(folder: str, rank: int, ports: list[int]) -> None:
         told(rank, failing, port)
     command("fit", "ppca", "circles", "--epochs", "3", "--out", f"{folder}/run", rank=rank, port=ports[3])
     os.chdir(folder)
-    for arguments, port in zip(rows("run", "two"), ports[4:], strict=True):
+    for arguments, port in zip([*rows("run", "two"), sweep("two")], ports[4:], strict=True):
         command(*arguments, rank=rank, port=port)
 
 
@@ -164,7 +164,7 @@ def main() -> None:
         if task == "attempt":
             works = [partial(attempt, *arguments)]
         else:
-            servers = [socket.create_server(("127.0.0.1", 0)) for _ in range(4 + len(ROWS))]
+            servers = [socket.create_server(("127.0.0.1", 0)) for _ in range(5 + len(ROWS))]
             ports = [server.getsockname()[1] for server in servers]
             for server in servers:
                 server.close()
