@@ -40,7 +40,7 @@ def mode_approximation(likelihood: Likelihood, x: Num[Tensor, "B *X"]) -> Multiv
 
 
 def mixture_of_modes(
-    likelihood: Likelihood, x: Num[Tensor, "B *X"], starts: int = 16, wider: float = 1.5
+    likelihood: Likelihood, x: Num[Tensor, "B *X"], starts: int = 32, wider: float = 1.5
 ) -> MixtureSameFamily:
     """Mixture of the Laplace approximations at the modes that L-BFGS reaches from zero and from random codes.
 
