@@ -18,7 +18,7 @@ from gae.data.memory import need_room
 
 LARGE = 2**26  # bytes of a file from which its rows stay there
 BLOCK = 2**21  # bytes read at a time by a pass over all rows
-AROUND = 2**16  # bytes that the system may map around a row
+AROUND = 2**16  # bytes that the system usually maps around a row; of a file read before, up to 2 MB
 
 Convert = Callable[[Tensor], Tensor]
 

@@ -34,7 +34,7 @@ class Density(DensityMixin, Fitted):
         """log p(x) of each row (N,) in nats, of the data as given; only for systems with a proper prior.
 
         Exact for linear mixtures. Otherwise by importance sampling from the encoder's density or, where that is not
-        tight, from the Laplace approximation at a mode, with the same random numbers for each row and at each call.
+        tight, from Laplace approximations at several modes, with the same random numbers for each row and at each call.
 
         Warns:
             UnreliableWarning: if values are lower bounds only, because neither proposal covers the posterior.
