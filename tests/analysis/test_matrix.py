@@ -105,7 +105,8 @@ def test_a_proposal_that_fails_is_replaced_with_a_reason() -> None:
         log_p = model.log_evidence(x).log_p
     zeros = torch.zeros(4).double()
     entry = log_evidence_entry(neural_twin(model), x, Bound(zeros, zeros, far), 200)
-    assert entry["tight"] and torch.allclose(torch.tensor(entry["values"]).double(), log_p, atol=0.2)
+    error = (torch.tensor(entry["values"]).double() - log_p).abs()
+    assert entry["tight"] and error.max() < 5 * entry["sampling_se"] < 0.2
     assert all("proposal: Laplace approximation" in reason for reason in entry["reasons"])
 
 
