@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 import torch
 from command import gae
+from scipy.special import logsumexp
+from scipy.stats import multivariate_normal
 from sklearn.experimental import enable_iterative_imputer  # noqa: F401 (enables the next import)
 from sklearn.impute import IterativeImputer
 
@@ -125,3 +127,40 @@ def test_a_model_of_complete_data_takes_no_holes(files: dict[str, Path]) -> None
     like = load(folder).preparation
     with pytest.raises(ValueError, match="was trained on complete observations, got missing='mask'"):
         load_data(files["table"], missing="mask", like=like)
+
+
+def observed_density(row: np.ndarray, mean: np.ndarray, covariance: np.ndarray) -> float:
+    """log p of the elements that were observed, by SciPy."""
+    seen = ~np.isnan(row)
+    if not seen.any():
+        return 0.0
+    return float(multivariate_normal(mean[seen], covariance[np.ix_(seen, seen)]).logpdf(row[seen]))
+
+
+def test_score_and_reconstruct_use_what_was_observed(files: dict[str, Path]) -> None:
+    """log p of the observed part in the order of the file, imputed values in a file, and codes by an ascent."""
+    folder, x = files["folder"], np.load(files["table"]).astype(np.float32)
+    model = load(files["model"]).likelihood
+    mean, loadings = (part.detach().double().numpy()[0] for part in (model.means, model.loadings))
+    covariance = loadings.T @ loadings + float(model.log_scale.detach().exp()) ** 2 * np.eye(D)
+    gae("score", files["model"], files["table"], "-o", folder / "scores.npz")
+    wanted = [observed_density(row, mean, covariance) for row in x]
+    np.testing.assert_allclose(arrays(folder / "scores.npz")["log_p"], wanted, rtol=1e-4, atol=1e-4)
+    gae("reconstruct", files["model"], files["table"], "-o", folder / "whole.npy")
+    codes, _ = conditional_means(model, x)
+    np.testing.assert_allclose(np.load(folder / "whole.npy"), mean + codes @ loadings, rtol=1e-3, atol=1e-3)
+    gae("encode", files["model"], files["table"], "--engine", "lbfgs", "-o", folder / "climbed.npz")
+    np.testing.assert_allclose(arrays(folder / "climbed.npz")["z"], codes, atol=5e-3)
+
+
+def test_a_mixture_scores_what_was_observed(files: dict[str, Path]) -> None:
+    folder, x = files["folder"], np.load(files["table"]).astype(np.float32)
+    options = ("--missing", "mask", "--option", "components=2", "--epochs", 3, "--quiet", "--out", folder / "gmm")
+    gae("fit", "gmm", files["table"], *options)
+    gae("score", folder / "gmm", files["table"], "-o", folder / "mixed.npz")
+    model = load(folder / "gmm").likelihood.double()
+    weights, scales = (part.detach().exp().numpy() for part in (model.log_weights, model.log_scale))
+    laws = list(zip(model.means.detach().numpy(), scales, strict=True))
+    parts = [[observed_density(row, mean, scale**2 * np.eye(D)) for mean, scale in laws] for row in x[:50]]
+    wanted = logsumexp(parts, axis=1, b=weights)
+    np.testing.assert_allclose(arrays(folder / "mixed.npz")["log_p"][:50], wanted, rtol=1e-4, atol=1e-4)

@@ -217,7 +217,7 @@ def test_rows_of_your_own_decoder(own: dict[str, Any]) -> None:
     gae("score", "images.npy", *OWN, "-o", "scores.npz")
     with np.load("scores.npz") as scores:
         error, sampling = scores["log_p"] - log_evidence(own["decoder"]), scores["standard_error"]
-    assert (error < 5 * sampling + 0.05).all() and np.median(abs(error)) < 0.1  # one of several modes may be missed
+    assert (abs(error) < 5 * sampling + 0.05).all()
 
 
 def log_evidence(decoder: torch.nn.Module, step: float = 0.05) -> np.ndarray:

@@ -6,16 +6,17 @@ import numpy as np
 import pytest
 import torch
 from scipy.special import logsumexp
-from scipy.stats import multivariate_normal
+from scipy.stats import multivariate_normal, norm
 from torch import Tensor, nn
 from torch.distributions import Distribution, Independent, MultivariateNormal, Normal
 
 from gae import Autoencoder, log_evidence
-from gae.evidence import Evidence, automatic, importance
+from gae.evidence import Evidence, automatic, importance, laplace_approximation
 from gae.evidence.annealed import BDMC
 from gae.evidence.automatic import estimate
 from gae.evidence.base import from_log_weights, pareto_shape
-from gae.inference import Ascent
+from gae.evidence.coverage import misses_mass
+from gae.inference import Ascent, GaussNewton
 from gae.likelihood import Codebook, Flat, Gaussian, LinearMixture
 
 
@@ -92,7 +93,7 @@ def test_good_weights_are_kept() -> None:
     assert found.method == ("importance",) * 5 and found.tight is not None and found.tight.all()
     assert (np.abs(found.log_p.numpy() - wanted) < 5 * found.standard_error.numpy()).all()
     assert all(reason.startswith("tight: Pareto k") and "Laplace" not in reason for reason in found.reason)
-    assert found.evaluations == 2000 and "lower bounds" not in found.summary() and "Pareto k" in found.summary()
+    assert found.evaluations >= 2 * 2000 and "lower bounds" not in found.summary() and "Pareto k" in found.summary()
 
 
 def test_bad_weights_are_replaced_by_those_of_a_mode() -> None:
@@ -115,7 +116,8 @@ def test_bad_weights_are_replaced_by_those_of_a_mode() -> None:
     assert ["Laplace" in reason for reason in found.reason] == [True, True, False, False, False]
     assert torch.equal(found.log_p[2:], first.log_p[2:])
     assert (np.abs(found.log_p.numpy() - wanted) < 5 * found.standard_error.numpy())[:2].all()
-    assert found.evaluations == 1000 + 2 * 10_000 // 5
+    _, checks = misses_mass(model, x, propose(x), first.log_p, 1000)  # from other starts
+    assert abs(found.evaluations - (1000 + checks + 2 * 10_000 // 5)) < 100
 
 
 class Square(nn.Module):
@@ -125,17 +127,84 @@ class Square(nn.Module):
         return z.square()
 
 
-def test_a_posterior_of_two_modes() -> None:
-    """Half of the mass is about either root; a proposal away from both is replaced by one at both (quadrature)."""
+@pytest.mark.parametrize("centre", [9.0, 1.0, -1.0], ids=["away from both", "right", "left"])
+def test_a_posterior_of_two_modes(centre: float) -> None:
+    """Half of the mass is about either root; a proposal at none or one is replaced by one at both (quadrature).
+
+    The weights of the posterior's own half are all alike, and do not show the other.
+    """
     model, x = Gaussian(Square(), 1, 0.1).double(), torch.tensor([[1.0], [2.0]]).double()
     grid = np.linspace(-6, 6, 20001)
     log_joint = [-0.5 * grid**2 - 0.5 * ((v - grid**2) / 0.1) ** 2 - math.log(2 * math.pi * 0.1) for v in (1.0, 2.0)]
     wanted = logsumexp(log_joint, axis=1) + math.log(grid[1] - grid[0])
     torch.manual_seed(0)
-    away = Independent(Normal(torch.full((2, 1), 9.0).double(), 0.1), 1)
-    found = estimate(model, x, lambda _: away, samples=500)
+    spread = 0.1 if centre == 9.0 else torch.tensor([[0.06], [0.04]]).double()  # the roots differ by 0.05 x
+    q = Independent(Normal(centre * (x.sqrt() if centre < 9 else torch.ones_like(x)), spread), 1)
+    if centre < 9:
+        alone = importance(model, x, q, 500)
+        assert alone.tight is not None and alone.tight.all()
+        assert np.allclose(alone.log_p, wanted - math.log(2), atol=0.1)
+    found = estimate(model, x, lambda _: q, samples=500)
     assert found.method == ("importance",) * 2 and found.tight is not None and found.tight.all()
     assert (np.abs(found.log_p.numpy() - wanted) < 5 * found.standard_error.numpy()).all()
+
+
+class Shoulder(nn.Module):
+    """A decoder that is steep below 0 and flat above."""
+
+    def forward(self, z: Tensor) -> Tensor:
+        return -(-z).relu()
+
+
+def test_a_posterior_with_a_long_shoulder() -> None:
+    """Mass beyond the proposal, without a mode of its own, is seen by draws of the prior (closed form)."""
+    model, x = Gaussian(Shoulder(), 1, 0.1).double(), torch.tensor([[-0.1]]).double()
+    grid = np.linspace(-8, 8, 40001)
+    log_joint = norm.logpdf(grid) + norm.logpdf(-0.1, np.minimum(grid, 0), 0.1)
+    wanted = logsumexp(log_joint) + math.log(grid[1] - grid[0])
+    q = Independent(Normal(torch.tensor([[-0.1]]).double(), 0.1), 1)
+    torch.manual_seed(0)
+    first = importance(model, x, q, 500)
+    assert misses_mass(model, x, q, first.log_p, 500)[0].all()
+    found = estimate(model, x, lambda _: q, samples=500)
+    assert found.tight is not None and found.tight.all()
+    assert (np.abs(found.log_p.numpy() - wanted) < 5 * found.standard_error.numpy()).all()
+
+
+class Twins(nn.Module):
+    """A decoder of six elements, whose posterior is as sharp in five as to have no draw of the prior near it."""
+
+    def forward(self, z: Tensor) -> Tensor:
+        return torch.cat([z[..., :1].square(), 10 * z[..., 1:]], -1)
+
+
+def test_a_sharp_mode_is_seen_by_ascents() -> None:
+    model, x = Gaussian(Twins(), 6, 0.1).double(), torch.eye(1, 6).double()
+    grid = np.linspace(-6, 6, 20001)
+    wanted = logsumexp(norm.logpdf(grid) + norm.logpdf(1.0, grid**2, 0.1)) + math.log(grid[1] - grid[0])
+    wanted += 5 * norm.logpdf(0, 0, math.sqrt(100.01))
+    q = Independent(Normal(x, torch.tensor([0.06] + 5 * [0.01]).double()), 1)
+    torch.manual_seed(0)
+    found = estimate(model, x, lambda _: q, samples=500)
+    assert "elsewhere" not in found.reason[0] and found.tight is not None and found.tight.all()
+    assert (np.abs(found.log_p.numpy() - wanted) < 5 * found.standard_error.numpy()).all()
+
+
+def test_a_proposal_that_misses_nothing_keeps_its_numbers() -> None:
+    """Of the posterior, and of a normal that is half as broad again."""
+    model, x, _ = linear()
+    for width in (1.0, 1.5):
+        torch.manual_seed(0)
+        normal = laplace_approximation(model, x, Ascent(step=GaussNewton(), max_steps=2)(model, x).point.detach())
+        q = MultivariateNormal(normal.loc, scale_tril=width * normal.scale_tril)
+        first = importance(model, x, q, 1000)
+        state = torch.get_rng_state()
+        missed, spent = misses_mass(model, x, q, first.log_p, 1000)
+        assert not missed.any() and spent > 1000 and torch.equal(torch.get_rng_state(), state)
+        assert not misses_mass(model, x, q.expand(torch.Size((2, 5))), first.log_p, 1000)[0].any()
+        torch.manual_seed(0)
+        found = estimate(model, x, lambda _, q=q: q, samples=1000)  # type: ignore[misc]
+        assert torch.equal(found.log_p, first.log_p) and torch.equal(found.standard_error, first.standard_error)
 
 
 class Image(nn.Module):
