@@ -44,8 +44,8 @@ class Density(DensityMixin, Fitted):
         loose = 0 if evidence.tight is None else int((~evidence.tight).sum())
         if loose:
             warnings.warn(
-                f"log p(x) of {loose} of {len(X)} rows is a lower bound only: a few importance weights outweigh all "
-                "others. Use more importance_samples, or `gae.log_evidence(estimator.model_, x)`, which anneals.",
+                f"log p(x) of {loose} of {len(X)} rows is a lower bound only: the proposals miss a part of the "
+                "posterior. Use more importance_samples, or `gae.log_evidence(estimator.model_, x)`, which anneals.",
                 UnreliableWarning,
                 stacklevel=2,
             )

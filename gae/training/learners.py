@@ -112,6 +112,7 @@ class GradientLearner(Learner):
         self.needs_closure = signature(type(instance).step).parameters["closure"].default is Parameter.empty
         self.module, self.optimizer = fabric.setup(autoencoder, instance)
         self.autoencoder = autoencoder
+        self.named = dict(autoencoder.named_parameters())
         self.online = [part for part in autoencoder.modules() if isinstance(part, OnlineLearning)]
 
     def schedule(self, make: MakeScheduler, total_steps: int) -> None:
@@ -197,7 +198,7 @@ class GradientLearner(Learner):
         """Raises FloatingPointError for a non-finite gradient; a gradient scaler (16 bits) skips such steps instead."""
         if getattr(self.fabric.strategy.precision, "scaler", None) is not None:
             return
-        grads = {name: p.grad for name, p in self.module.module.named_parameters() if p.grad is not None}
+        grads = {name: p.grad for name, p in self.named.items() if p.grad is not None}
         norms = torch.stack(torch._foreach_norm(list(grads.values()))) if grads else torch.zeros(0)
         if bool(norms.isfinite().all()):
             return

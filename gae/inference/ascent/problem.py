@@ -44,11 +44,11 @@ class Problem:
         object.__setattr__(self, "log_joint", self.likelihood.bind(self.x))
 
     def __call__(self, u: Float[Tensor, "S B *U"]) -> Float[Tensor, "S B"]:
-        def log_joint(z: Float[Tensor, "T B *Z"]) -> Float[Tensor, "T B"]:
-            """Of a multiple T of the S codes of each sample."""
-            return self.log_joint(z, self.k if self.k is None else self.k.repeat(len(z) // len(self.k), 1))
+        return self.family.objective(u, self.noise, self._log_joint_of)
 
-        return self.family.objective(u, self.noise, log_joint)
+    def _log_joint_of(self, z: Float[Tensor, "T B *Z"]) -> Float[Tensor, "T B"]:
+        """log q(x, z) of a multiple T of the S codes of each sample."""
+        return self.log_joint(z, self.k if self.k is None else self.k.repeat(len(z) // len(self.k), 1))
 
     def evaluate_with_output(self, u: Float[Tensor, "S B *Z"]) -> Evaluation:
         """``evaluate`` at point codes without a graph, with the reconstruction from the same pass."""
