@@ -231,7 +231,10 @@ def _gap(
     q = None if engine is None else encoder_density(engine, likelihood, x)
     start = q if q is not None and _normal(q) is not None else mode_approximation(likelihood, x)
     width = likelihood.latent_shape.numel()
-    best = {name: _best(name, likelihood, x, start, noise or 4 * width, steps, draws) for name in families}
+    best = {}
+    for name in families:
+        density, status = best_normal(name, likelihood, x, start, noise or 4 * width, steps)
+        best[name] = replace(lower_bound(likelihood, x, density, draws), status=status)
     proposal = best[families[-1]].q
     assert proposal is not None
     if isinstance(q, NormalizingFlow):
@@ -356,15 +359,24 @@ def one_row(q: Distribution) -> Distribution:
     return Independent(base, 1, validate_args=False)
 
 
-def _best(
-    name: str, likelihood: Likelihood, x: Tensor, start: Distribution, noise: int, steps: int, draws: int
-) -> Bound:
+def best_normal(
+    name: str, likelihood: Likelihood, x: Num[Tensor, "B *X"], start: Distribution, noise: int, steps: int
+) -> tuple[Distribution, Int[Tensor, " B"]]:
+    """The density q* of a family in ``FAMILIES`` that maximises the ELBO of each observation, and how each solve ended.
+
+    Args:
+        name: of the family.
+        likelihood: the decoder and its prior.
+        x: (B, *X).
+        start: a normal density of batch shape (B,).
+        noise: number of samples per objective value.
+        steps: maximum number of optimisation steps.
+    """
     family: Family = FAMILIES[name](noise, matched=True)
     engine = Ascent(Given.density(start), LBFGS(), steps, tol=1e-5, family=family, adjoint=Detach())
     code = engine.infer(likelihood, x)
     assert code.q is not None and code.solve is not None
-    bound = lower_bound(likelihood, x, one_row(code.q), draws)
-    return replace(bound, status=code.solve.status[0])
+    return one_row(code.q), code.solve.status[0]
 
 
 def _family_of(q: Distribution | None, best: dict[str, Bound]) -> str | None:
