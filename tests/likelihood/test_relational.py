@@ -39,7 +39,7 @@ from gae.inference import (
     Zeros,
 )
 from gae.likelihood import LLE, TSNE, Gaussian, LinearMixture, LinearRegression, Relational
-from gae.likelihood.relational import neighbours
+from gae.likelihood.relational import neighbours, spectrum, student_t
 from gae.likelihood.relational.student_t import pair_log_likelihood
 from gae.systems.options import parse
 
@@ -289,7 +289,7 @@ def pair_arguments(points: int = 9) -> tuple[Tensor, Tensor, Tensor]:
 @pytest.mark.parametrize("block", [2**18, 30])
 @pytest.mark.parametrize("attraction", [1.0, 12.0])
 def test_pair_log_likelihood(attraction: float, block: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(neighbours, "BLOCK", block)
+    monkeypatch.setattr(student_t, "BLOCK", block)
     arguments = pair_arguments()
     values = [function(*arguments, attraction) for function in (pair_log_likelihood, dense)]
     assert torch.allclose(*values)
@@ -324,7 +324,7 @@ class Largest(TorchDispatchMode):
 
 def test_no_tensor_of_all_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
     """Value and gradient of an ascent step, beyond p itself."""
-    monkeypatch.setattr(neighbours, "BLOCK", 2**12)
+    monkeypatch.setattr(student_t, "BLOCK", 2**12)
     model, x = TSNE(300, (4,)), torch.randn(1, 300, 4)
     log_joint, z = model.bind(x), torch.randn(1, 1, 300, 2).requires_grad_()
     with Largest() as largest:
@@ -615,6 +615,14 @@ def test_lle_is_scikit_learns(latent: int, count: int, apart: Tensor, digits: Da
     assert float(energy.sum()) / 400 == pytest.approx(oracle.reconstruction_error_, rel=1e-6)
 
 
+def test_many_points_have_the_codes_of_the_dense_matrix(apart: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    x, likelihood = torch.stack([apart, 2 * apart.flip(0)]), LLE(400, apart.shape[1:], 3, neighbours=15).double()
+    found = likelihood.mode(x)
+    monkeypatch.setattr(spectrum, "SPARSE", 1000)
+    wanted = likelihood.mode(x)
+    assert torch.allclose(found * (found * wanted).sum(1, keepdim=True).sign(), wanted, atol=1e-6)
+
+
 @pytest.mark.parametrize("count", [5, 80])
 def test_new_points_are_placed_as_scikit_learn_does(count: int, apart: Tensor, digits: Dataset) -> None:
     """Also with more neighbours than dimensions."""
@@ -675,7 +683,9 @@ def test_no_whitened_code_is_better_than_the_mode() -> None:
         assert (model.log_joint(x, z) < best).all()
 
 
-def test_a_graph_in_pieces_is_reported() -> None:
+@pytest.mark.parametrize("least", [10, 300])
+def test_a_graph_in_pieces_is_reported(least: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(spectrum, "SPARSE", least)
     x = torch.cat([torch.randn(10, 3), 100 + torch.randn(10, 3)]).unsqueeze(0)
     with pytest.warns(UserWarning, match="With 3 neighbours the graph of a data set is disconnected"):
         Mode()(LLE(20, (3,), neighbours=3), x)

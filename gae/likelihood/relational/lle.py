@@ -9,6 +9,7 @@ from torch import Size, Tensor
 
 from gae.likelihood.base import parameter_or_buffer, positive_scale
 from gae.likelihood.relational.neighbours import barycentric_weights, nearest
+from gae.likelihood.relational.spectrum import smoothest, spread
 from gae.likelihood.relational.tsne import Relational
 
 
@@ -62,12 +63,13 @@ class LLE(Relational):
 
     def relation(self, x: Num[Tensor, "B N *F"]) -> Float[Tensor, "B N N"]:
         """The weights W, whose rows sum to 1."""
-        return self._weights(x).to(x.dtype)
+        return spread(*self._fit(x), x.shape[1]).to(x.dtype)
 
-    def _weights(self, x: Tensor) -> Tensor:
+    def _fit(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The weights of the neighbours of each point, and their indices, (B, N, neighbours)."""
         flat = x.flatten(2).double()
         index = nearest(flat, self.neighbours)
-        return _spread(barycentric_weights(flat, flat, index, self.reg), index, flat.shape[1])
+        return barycentric_weights(flat, flat, index, self.reg), index
 
     def score(self, relation: Float[Tensor, "... N N"], z: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
         square = ((z - relation @ z) / self.log_scale.exp()).square().sum((-2, -1))  # scale² may underflow or overflow
@@ -80,20 +82,14 @@ class LLE(Relational):
         Unique up to the signs of its columns, and up to rotations for equal eigenvalues. Warns if the graph of
         neighbours is disconnected.
         """
-        weights = self._weights(x)
-        points = weights.shape[-1]
-        residual = torch.eye(points, dtype=weights.dtype, device=x.device) - weights
-        curvature = residual.mT @ residual
-        # Shifts the constant code, of eigenvalue 0, behind all others.
-        bound = curvature.detach().abs().sum(-1).amax(-1)
-        values, vectors = torch.linalg.eigh(curvature + (bound / points)[:, None, None])
-        if bool((values[:, 0] < points * torch.finfo(values.dtype).eps * bound).any()):
+        columns, is_split = smoothest(*self._fit(x), self.latent_shape[-1])
+        if is_split:
             warnings.warn(
                 f"With {self.neighbours} neighbours the graph of a data set is disconnected: the codes only separate "
                 "its components. Increase neighbours.",
                 stacklevel=2,
             )
-        return (points**0.5 * vectors[..., : self.latent_shape[-1]]).to(x.dtype)
+        return (x.shape[1] ** 0.5 * columns).to(x.dtype)
 
     def transform(
         self, x: Num[Tensor, "B N *F"], z: Float[Tensor, "... B N E"], new: Num[Tensor, "B M *F"]
@@ -108,9 +104,4 @@ class LLE(Relational):
         flat, points = x.flatten(2).double(), new.flatten(2).double()
         index = nearest(flat, self.neighbours, points)
         weights = barycentric_weights(flat, points, index, self.reg)
-        return _spread(weights, index, flat.shape[1]).to(z.dtype) @ z
-
-
-def _spread(weights: Tensor, index: Tensor, points: int) -> Tensor:
-    """Scatters weights (B, M, count) into the rows of a matrix (B, M, N)."""
-    return weights.new_zeros(*index.shape[:2], points).scatter(-1, index, weights)
+        return spread(weights, index, flat.shape[1]).to(z.dtype) @ z

@@ -14,9 +14,9 @@ DIGITS = 1e-9  # relative rounding error above which a squared distance is recom
 BLOCK = 2**18  # elements per chunk of rows, sized for a processor's cache
 
 
-def chunks(rows: int, others: int) -> list[slice]:
-    """Chunks of the rows of a matrix with ``others`` elements per row, as slices."""
-    size = max(1, BLOCK // max(others, 1))
+def chunks(rows: int, others: int, block: int = BLOCK) -> list[slice]:
+    """Chunks of at most ``block`` elements of the rows of a matrix with ``others`` elements per row, as slices."""
+    size = max(1, block // max(others, 1))
     return [slice(start, min(start + size, rows)) for start in range(0, rows, size)]
 
 
