@@ -235,14 +235,14 @@ def _gap(
     proposal = best[families[-1]].q
     assert proposal is not None
     if isinstance(q, NormalizingFlow):
-        start = _flow_start(likelihood, x, q, proposal, draws)
+        start = flow_start(likelihood, x, q, proposal, draws)
         best[FLOW] = lower_bound(likelihood, x, best_flow(likelihood, x, start, steps=2 * steps), draws)
     encoder = None if q is None else lower_bound(likelihood, x, q, draws)
     evidence = estimate(likelihood, x, lambda _: widened(proposal), samples, batch_size=len(x))
     return Gap(evidence, best, encoder, _family_of(q, best))
 
 
-def _flow_start(
+def flow_start(
     likelihood: Likelihood, x: Tensor, q: NormalizingFlow, normal: Distribution, draws: int
 ) -> NormalizingFlow:
     """The encoder's flow, or where it is better, the same flow moved and scaled to the moments of a normal density."""
