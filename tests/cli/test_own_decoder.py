@@ -20,7 +20,7 @@ from gae.analysis.inference_gap import lower_bound
 from gae.analysis.matrix import DIAGONAL, ENCODER, FULL, OPTIMUM
 from gae.data import load as load_data
 from gae.studies import engines
-from gae.systems import ppca, vae
+from gae.systems import ppca, vae, vq_vae
 
 pytestmark = pytest.mark.usefixtures("blank_figures")
 
@@ -104,6 +104,20 @@ def test_engines_of_a_checkpoint() -> None:
     with np.load("codes.npz") as codes:
         np.testing.assert_allclose(codes["z"], z.numpy(), rtol=1e-5, atol=1e-6)
         assert codes["engine"] == "Ascent"
+
+
+def test_the_gap_of_a_codebook() -> None:
+    torch.manual_seed(0)
+    model = vq_vae((1, 4, 4), positions=2, vectors=3, width=2, hidden=(5,)).eval()
+    model.preparation = load_data("images.npy").preparation
+    model.save("model")
+    account = json.loads(gae("gap", "model", "images.npy", "-n", 4, "--out", "gap", "--json"))
+    gap = inference_gap(model.double(), load_data("images.npy").test[:4].double())
+    assert gap.amortisation is not None
+    assert account["results"]["amortisation gap"]["mean"] == pytest.approx(float(gap.amortisation.mean()))
+    assert "the encoder's code gives up" in account["answer"] and "the best of all 9 codes" in account["answer"]
+    page = Path("gap/gap.html").read_text()
+    assert "exact by enumeration" in page and "L-BFGS" not in page
 
 
 ERRORS = [
