@@ -262,7 +262,7 @@ def test_the_gap_of_a_codebook_is_that_of_an_enumeration() -> None:
         "tight log p(x)": np.ones(30),
     }.items():
         assert np.allclose(columns[name].detach().numpy(), wanted, atol=1e-9), name
-    assert (best > chosen).any() and (best == chosen).any() and not gap.suspicious.any()
+    assert (best > chosen + 1e-6).any() and not gap.suspicious.any()
     exact = inference_gap(Autoencoder(model.likelihood, IteratedConditionalModes(model.inference)), x)
     assert exact.amortisation is not None and (gap.amortisation >= exact.amortisation - 1e-9).all()
     assert inference_gap(model.likelihood, x[:3]).encoder is None
