@@ -169,8 +169,8 @@ def codes_answer(columns: Mapping[str, Sequence[float]], codes: int, vectors: in
 
     >>> gaps = {"inference gap": [2.0, 3.0], "amortisation gap": [1.2, 1.4], "approximation gap, one code": [0.8, 1.6]}
     >>> codes_answer(gaps, 9, 3, 2.5).partition(": ")[2]  # doctest: +NORMALIZE_WHITESPACE
-    '1.30 ± 0.10 nats against the best of all 9 codes, and 1.20 ± 0.40 nats because one code is not the sum over all. Its
-    codes use 2.5 of 3 vectors (perplexity).'
+    '1.30 ± 0.10 nats against the best of all 9 codes, and 1.20 ± 0.40 nats because one code is not the sum over all.
+    Its codes use 2.5 of 3 vectors (perplexity).'
     """
     total, choice, rest = (
         estimate([list(columns[name])]) for name in ("inference gap", "amortisation gap", "approximation gap, one code")
