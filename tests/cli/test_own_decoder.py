@@ -176,6 +176,7 @@ def test_a_comparison_on_a_given_decoder(own: dict[str, Any], monkeypatch: pytes
     assert bool((torch.tensor(entry["values"]) - expected.value).abs().lt(slack.mean() + slack).all())
     page = Path("run/report.html").read_text()
     assert "own_models:decoder" in page and "No decoder was trained: there are no training curves" in page
+    assert "to save time: a normalizing flow." in page and "own_models:Encoder" in page and "--flow maf --quick" in page
     assert not Path("run/figures/training.png").exists() and Path("run/figures/bounds.png").exists()
     before = Path("run/results.json").read_text()
     gae("compare", "images.npy", *WITH_ENCODER, *COMPARED, "--resume")
@@ -189,6 +190,8 @@ def test_a_comparison_of_a_given_decoder_refuses_what_it_cannot_use(own: dict[st
         (("--engines", "amortised"), "is for decoders that are trained"),
         (("--seeds", "2"), "seeds=2 is for decoders that are trained"),
         (("--systems", "pca"), "is for the comparison of engines"),
+        (("--flow", "iaf"), "Unknown flow 'iaf'. Valid flows: maf, nsf"),
+        (("--encoder", "own_models:Encoder", "--wide"), "that of the given Encoder is not known"),
         (("--encoder", "own_models:Point"), "needs an encoder with a density q(z|x), got one that returns codes"),
     ):
         command = ("--decoder", "own_models:decoder", "--latent", "2", "--scale", "0.3", *COMPARED)
