@@ -28,6 +28,7 @@ __all__ = [
     "monte_carlo_em",
     "soft_minimum",
     "stepwise_elbo",
+    "wake_sleep",
     "wake_wake",
 ]
 
@@ -227,6 +228,29 @@ def wake_wake(encoding: Encoding) -> Float[Tensor, " B"]:
     log_weight = encoding.log_joint - log_q.detach()
     wake = (log_weight.detach().softmax(0) * log_q).sum(0)
     return log_weight.logsumexp(0) - math.log(len(log_weight)) + (wake - wake.detach())
+
+
+def wake_sleep(encoding: Encoding) -> Float[Tensor, " B"]:
+    """Wake-sleep (Hinton et al. 1995): the decoder ascends ``iwae``, the encoder log q(z|x) of draws of the model.
+
+    In its sleep phase the encoder lowers E KL(p(z|x) ‖ q(z|x)) over observations x ~ p(x) of the model, not of the
+    data, without bias ("wake-sleep" of Le et al. 2019; with a single draw, the decoder's phase is the original one).
+    The value is that of ``iwae``; its gradient is not, since the two networks have different objectives.
+
+    Raises:
+        ValueError: for an engine without a density q(z|x); for a gradient with draws that depend on the encoder, or
+            without draws of the model.
+    """
+    log_q = _density(encoding, "wake_sleep")
+    asleep = encoding.asleep
+    if torch.is_grad_enabled() and (asleep is None or encoding.z.requires_grad):
+        raise ValueError(
+            f"`wake_sleep` needs constant draws, and log q(z|x) of draws of the model, which `{encoding.engine}` does "
+            "not give. Use `DetachedDraws(engine, sleep=True)`."
+        )
+    log_weight = encoding.log_joint - log_q.detach()
+    value = log_weight.logsumexp(0) - math.log(len(log_weight))
+    return value if asleep is None else value + (asleep - asleep.detach())[0]
 
 
 def logsumexp(encoding: Encoding) -> Float[Tensor, " B"]:

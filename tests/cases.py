@@ -136,6 +136,7 @@ from gae.objective import (
     monte_carlo_em,
     soft_minimum,
     stepwise_elbo,
+    wake_sleep,
     wake_wake,
 )
 from gae.systems.encoders import FlowEncoder
@@ -751,6 +752,15 @@ ENGINES = [
         detached=True,
         samples=3,
     ),
+    EngineCase(
+        "asleep",
+        lambda m: DetachedDraws(Amortized(Density(encoder(m, 2)), 3), sleep=True),
+        signed,
+        stochastic=True,
+        density=True,
+        detached=True,
+        samples=3,
+    ),
     EngineCase("closed-form-3", lambda m: ClosedForm(samples=3), uncertain, stochastic=True, density=True, samples=3),
     EngineCase(
         "laplace",
@@ -837,6 +847,7 @@ OBJECTIVES = [
     ObjectiveCase("iwae", lambda: iwae, "amortized-density-3"),
     ObjectiveCase("stepwise-elbo", lambda: stepwise_elbo, "iterative-mean-field"),
     ObjectiveCase("wake-wake", lambda: wake_wake, "detached-draws", surrogate=True),
+    ObjectiveCase("wake-sleep", lambda: wake_sleep, "asleep", surrogate=True),
     ObjectiveCase("monte-carlo-em", lambda: monte_carlo_em, "mcmc", surrogate=True),
     ObjectiveCase("logsumexp", lambda: logsumexp, "enumerate", "gmm"),
 ]
@@ -889,6 +900,9 @@ SYSTEMS = [
     SystemCase("savae", SMALL, stochastic=True, density=True),
     SystemCase("iterative-vae", SMALL, stochastic=True, density=True),
     SystemCase("rws-vae", SMALL, stochastic=True, density=True, detached=True, samples=10, surrogate=True),
+    SystemCase(
+        "rws-vae", SMALL | {"sleep": True}, stochastic=True, density=True, detached=True, samples=10, surrogate=True
+    ),
     SystemCase("mcmc-em", SMALL | {"steps": 2}, stochastic=True, detached=True, surrogate=True),
     SystemCase("vlae", SMALL | {"steps": 1}, stochastic=True, density=True),
     SystemCase("linear-regression", {"learn_scale": True}, density=True),

@@ -105,8 +105,8 @@ class SameNoise(TorchDispatchMode):
                 return torch.full_like(value, 0.3)
             case "aten::normal":
                 return args[0] + args[1] * self.pattern(value)
-            case "aten::normal_" | "aten::uniform_":
-                return value.copy_(self.pattern(value))
+            case "aten::normal_" | "aten::uniform_":  # inside (-1, 1), as a quantile needs it
+                return value.copy_(0.9 * self.pattern(value))
             case "aten::multinomial":
                 weights, samples = args[:2]
                 levels = torch.linspace(0.1, 0.9, samples, dtype=weights.dtype, device=weights.device)

@@ -14,7 +14,7 @@ from benchmarks.run import page
 ROOT = Path(__file__).resolve().parent.parent
 EXPERIMENTS = ROOT / "experiments"
 README = EXPERIMENTS / "README.md"
-NOT_RECORDED = "commit not recorded"
+NOT_RECORDED = r"; commit not recorded, the file came with `[0-9a-f]{7,40}`\."
 ERRORS = ("se", "standard_error", "half_width", "error", "sample_error")
 UNITS = (1, 100, 1000)  # per cent, and thousandths
 
@@ -57,8 +57,10 @@ def test_a_section_leads_to_the_run_of_its_numbers(name: str) -> None:
     threads = f"{machine['threads']} thread{'s' if machine['threads'] > 1 else ''}"
     assert f"{machine['processor']}, {threads}" in source
     commit = written.get("commit") or written["results"].get("commit")
-    assert source.endswith(f"; {NOT_RECORDED}." if commit is None else f"; commit `{commit}`.")
-    if commit is None:
+    if commit is not None:
+        assert source.endswith(f"; commit `{commit}`.") and "7 (commit" not in SECTIONS[name]
+    else:
+        assert re.search(f"{NOT_RECORDED}$", source)
         assert "7 (commit" in SECTIONS[name]  # which its rules must say, too
 
 

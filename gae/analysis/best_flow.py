@@ -17,11 +17,17 @@ from gae.likelihood import Likelihood
 from gae.likelihood.door import checked
 
 RATE = 1e-2  # first step size of Adam, which falls to 0
+DRAWS = 32  # per observation and step
 
 
 @checked
 def best_flow(
-    likelihood: Likelihood, x: Num[Tensor, "B *X"], q: NormalizingFlow, samples: int = 32, steps: int = 400
+    likelihood: Likelihood,
+    x: Num[Tensor, "B *X"],
+    q: NormalizingFlow,
+    samples: int = DRAWS,
+    steps: int = 400,
+    rate: float = RATE,
 ) -> TransformedDistribution:
     """The flow of each observation that maximises its ELBO, separately from all others.
 
@@ -35,6 +41,7 @@ def best_flow(
         q: the encoder's density, of batch (B,).
         samples: draws per observation and step.
         steps: number of steps.
+        rate: the first step size.
     """
     leaves = {"loc": q.loc, "log_scale": q.scale.log(), "context": q.context}
     leaves = {name: value.detach().clone().requires_grad_() for name, value in leaves.items()}
@@ -44,7 +51,7 @@ def best_flow(
     }
     every = [*leaves.values(), *state.values()]
     log_joint = likelihood.bind(x)
-    optimizer = torch.optim.Adam(every, lr=RATE)
+    optimizer = torch.optim.Adam(every, lr=rate)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda t: 0.5 * (1 + math.cos(math.pi * t / steps)))
     with torch.enable_grad():
         for _ in counted(range(steps), "steps of the flow"):

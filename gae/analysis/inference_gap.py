@@ -14,15 +14,16 @@ from gae.analysis.best_flow import best_flow
 from gae.analysis.metrics import Entry, mean_and_error
 from gae.autoencoder import Autoencoder
 from gae.display import INK, LINES, axes_for, html_table, legend, whole_ticks
-from gae.evidence import Evidence, estimate
+from gae.evidence import Evidence, estimate, exact
 from gae.evidence.base import need_proper
 from gae.evidence.laplace import mode_approximation
-from gae.inference import LBFGS, Ascent, Detach, Family, FullCovariance, Inference, MeanField, Status
+from gae.inference import LBFGS, Argmax, Ascent, Code, Detach, Family, FullCovariance, Inference, MeanField, Status
 from gae.inference.curvature import expansion
 from gae.inference.flows import NormalizingFlow
 from gae.inference.laws import codes_from, need_density, point_of, spread_of
 from gae.inference.starts import Given
-from gae.likelihood import Likelihood
+from gae.likelihood import CodebookDistribution, Likelihood
+from gae.likelihood.codebook import ENUMERABLE
 from gae.likelihood.door import checked, door
 from gae.training.group import over_blocks
 
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 
 FAMILIES: dict[str, type[MeanField]] = {"mean-field": MeanField, "full covariance": FullCovariance}
 FLOW = "flow"  # the family of an encoder whose densities are flows
+ONE_CODE = "one code"  # the family of an encoder of codebook vectors: all mass at one code
 SLACK = 4.0  # a difference of up to SLACK standard errors ...
 WIDER = 1.2  # scale of a proposal relative to q*, whose tails are lighter than those of the posterior
 TOLERANCE = 1e-3  # ... plus TOLERANCE nats does not indicate a failed optimisation
@@ -180,6 +182,10 @@ def inference_gap(
     own bound and the inference gap; its amortisation gap is not defined, since the best member of its family is not
     known.
 
+    A code of codebook vectors is discrete: its log joint mass is a bound, that of a density with all mass at one code.
+    The only family is then ``"one code"``, whose best member is the best of all K^P codes by enumeration, and log p(x)
+    is the sum over them. Everything is exact, without draws.
+
     Args:
         autoencoder: a model whose engine has a density q(z|x), for the amortisation gap. With any other engine, or a
             likelihood alone, only approximation gaps are estimated.
@@ -195,8 +201,8 @@ def inference_gap(
             ``torch.manual_seed``, which is the same in each process.
 
     Raises:
-        ValueError: for unknown families, arguments out of range, a flat prior, codes that are not vectors, or x that
-            does not fit the likelihood.
+        ValueError: for unknown families, arguments out of range, a flat prior, codes that are not vectors, more than
+            4096 codes of a codebook, or x that does not fit the likelihood.
 
     >>> from gae.likelihood import LinearMixture
     >>> from gae.inference import ClosedForm
@@ -228,6 +234,8 @@ def _gap(
     noise: int | None,
     steps: int,
 ) -> Gap:
+    if isinstance(likelihood.prior, CodebookDistribution):
+        return _code_gap(likelihood, engine, x)
     q = None if engine is None else encoder_density(engine, likelihood, x)
     start = q if q is not None and _normal(q) is not None else mode_approximation(likelihood, x)
     width = likelihood.latent_shape.numel()
@@ -238,14 +246,28 @@ def _gap(
     proposal = best[families[-1]].q
     assert proposal is not None
     if isinstance(q, NormalizingFlow):
-        start = _flow_start(likelihood, x, q, proposal, draws)
+        start = flow_start(likelihood, x, q, proposal, draws)
         best[FLOW] = lower_bound(likelihood, x, best_flow(likelihood, x, start, steps=2 * steps), draws)
     encoder = None if q is None else lower_bound(likelihood, x, q, draws)
     evidence = estimate(likelihood, x, lambda _: widened(proposal), samples, batch_size=len(x))
     return Gap(evidence, best, encoder, _family_of(q, best))
 
 
-def _flow_start(
+def _code_gap(likelihood: Likelihood, engine: Inference | None, x: Tensor) -> Gap:
+    """The gap of a code of codebook vectors, by enumeration."""
+    best = _code_bound(Argmax().infer(likelihood, x), likelihood, x)
+    best = replace(best, status=torch.full((len(x),), int(Status.converged), device=x.device))
+    code = None if engine is None else engine.infer(likelihood, x)
+    encoder = None if code is None or len(code.z) != 1 else _code_bound(code, likelihood, x)
+    return Gap(exact(likelihood, x), {ONE_CODE: best}, encoder, None if encoder is None else ONE_CODE)
+
+
+def _code_bound(code: Code, likelihood: Likelihood, x: Tensor) -> Bound:
+    value = likelihood.log_joint(x, code.z)[0]
+    return Bound(value, torch.zeros_like(value), None)
+
+
+def flow_start(
     likelihood: Likelihood, x: Tensor, q: NormalizingFlow, normal: Distribution, draws: int
 ) -> NormalizingFlow:
     """The encoder's flow, or where it is better, the same flow moved and scaled to the moments of a normal density."""
@@ -318,11 +340,20 @@ def _parts(autoencoder: Autoencoder | Likelihood) -> tuple[Likelihood, Inference
 
 
 def _check(likelihood: Likelihood, families: Sequence[str], samples: int, draws: int, batch_size: int) -> None:
-    need_proper(likelihood)
+    prior = likelihood.prior
+    if isinstance(prior, CodebookDistribution) and not prior.is_enumerable:
+        raise ValueError(
+            f"The gap of a code of codebook vectors needs the best of all codes and the sum over them, but "
+            f"{prior.event_shape[0]} positions of {len(prior.vectors)} vectors each have more than {ENUMERABLE} codes. "
+            "Compare the `log_joint` of the model's codes with that of `IteratedConditionalModes(engine)`, which shows "
+            "at least how much its encoder loses, or train a model of fewer positions or vectors."
+        )
+    if not isinstance(prior, CodebookDistribution):
+        need_proper(likelihood)
     unknown = [name for name in families if name not in FAMILIES]
     if unknown or not families:
         raise ValueError(f"Unknown family {unknown[0] if unknown else '(none)'}. Valid names: {', '.join(FAMILIES)}.")
-    if len(likelihood.latent_shape) != 1:
+    if len(likelihood.latent_shape) != 1 and not isinstance(prior, CodebookDistribution):
         raise ValueError(f"The inference gap needs vector codes, got codes of shape {tuple(likelihood.latent_shape)}.")
     if samples < 2 or draws < 4:
         raise ValueError(f"Need samples >= 2 and draws >= 4, got {samples} and {draws}.")

@@ -9,17 +9,20 @@ from jaxtyping import Num
 from torch import Tensor
 from torch.distributions import Distribution
 
-from gae.analysis.inference_gap import FAMILIES, Bound, lower_bound, one_row, widened
+from gae.analysis.best_flow import DRAWS, RATE, best_flow
+from gae.analysis.inference_gap import FAMILIES, FLOW, Bound, flow_start, lower_bound, one_row, widened
 from gae.analysis.metrics import Entry
 from gae.evidence import Evidence, estimate
 from gae.evidence.usage import code_usage, kl_per_dimension
 from gae.inference import LBFGS, Adam, Ascent, Detach, Family, Inference, Laplace, Status, Step
 from gae.inference.ascent.problem import expand_rows, finite
 from gae.inference.ascent.solver import Iterate, Solver
+from gae.inference.flows import NormalizingFlow
 from gae.inference.starts import Given
 from gae.likelihood import Likelihood
 
 ENCODER, OPTIMUM, LAPLACE = "encoder", "local optimum q*", "Laplace at the mode"
+WIDE = "encoder of twice the width"
 DIAGONAL, FULL = "mean-field", "full covariance"
 LBFGS_STEPS, GRADIENT_STEPS = "L-BFGS", "gradient"
 TIGHT = 0.99  # share of samples with a tight estimate of log p(x), above which gaps to it are quoted
@@ -89,17 +92,22 @@ def bound_matrix(
     optimum q* that L-BFGS reaches from it, and the Laplace approximation at the mode (of the diagonal family: the
     precision's diagonal). All bounds are estimated from fresh draws by ``lower_bound``.
 
+    A flow has no density of L-BFGS steps, which would fit fixed draws, and none of Laplace; its optimum is the end of a
+    fixed number of Adam steps (``best_flow``).
+
     Args:
         likelihood: the decoder and a proper prior, in double precision: in single precision a solve stalls.
         x: (B, *X).
-        encoders: the densities q(z|x) of batch shape (B,) of each family's encoder, by names in ``FAMILIES``.
+        encoders: the densities q(z|x) of batch shape (B,) of each family's encoder, by names in ``FAMILIES``, and by
+            ``FLOW`` if there is one.
         tuning: observations that are not x, and the encoders' densities there, on which the rate is chosen.
         budget: numbers of samples, draws and steps.
     """
     cells, rates = {}, {}
-    climb = Ascent(Given.density(next(iter(encoders.values()))), LBFGS(), 100, grad_tol=1e-4, adjoint=Detach())
+    normals = {family: q for family, q in encoders.items() if family in FAMILIES}
+    climb = Ascent(Given.density(next(iter(normals.values()))), LBFGS(), 100, grad_tol=1e-4, adjoint=Detach())
     mode = Given(climb.infer(likelihood, x))
-    for family, q in encoders.items():
+    for family, q in normals.items():
         row = {ENCODER: Cell(lower_bound(likelihood, x, q, budget.draws), x.new_zeros(len(x)))}
         rates[family] = tuned_rate(likelihood, tuning[0], tuning[1][family], family, budget)
         gradient = Adam(rates[family]["rate"])
@@ -113,11 +121,34 @@ def bound_matrix(
         row[LAPLACE] = around(mode, likelihood, x, family, budget.draws)
         cells[family] = row
     best = max((row[OPTIMUM].bound for row in cells.values()), key=lambda bound: float(bound.value.mean()))
+    log_p = log_evidence_entry(likelihood, x, best, budget.importance_samples)
+    flow = encoders.get(FLOW)
+    if isinstance(flow, NormalizingFlow):
+        rates[FLOW] = tuned_rate(likelihood, tuning[0], tuning[1][FLOW], FLOW, budget)
+        cells[FLOW] = _flow_row(likelihood, x, flow, best, rates[FLOW]["rate"], budget)
     return {
         "cells": {family: {name: cell.entry() for name, cell in row.items()} for family, row in cells.items()},
         "rates": rates,
-        "log_p": log_evidence_entry(likelihood, x, best, budget.importance_samples),
+        "log_p": log_p,
     }
+
+
+def _flow_row(
+    likelihood: Likelihood, x: Tensor, q: NormalizingFlow, normal: Bound, rate: float, budget: MatrixBudget
+) -> dict[str, Cell]:
+    """The bounds of a flow encoder, of some gradient steps from it, and of the best flow of each observation."""
+    assert normal.q is not None
+    row = {ENCODER: Cell(lower_bound(likelihood, x, q, budget.draws), x.new_zeros(len(x)))}
+    for steps in budget.steps:
+        row[after(steps, GRADIENT_STEPS)] = _moved_flow(likelihood, x, q, steps, rate, budget.draws)
+    start = flow_start(likelihood, x, q, normal.q, budget.draws)
+    row[OPTIMUM] = _moved_flow(likelihood, x, start, 2 * budget.optimum_steps, RATE, budget.draws)
+    return row
+
+
+def _moved_flow(likelihood: Likelihood, x: Tensor, q: NormalizingFlow, steps: int, rate: float, draws: int) -> Cell:
+    moved = best_flow(likelihood, x, q, steps=steps, rate=rate)
+    return Cell(lower_bound(likelihood, x, moved, draws), x.new_full((len(x),), DRAWS * steps))
 
 
 class Stops(Detach):
@@ -185,10 +216,13 @@ def tuned_rate(
 ) -> Entry:
     """Adam's rate of the grid with the highest bound after the fewest steps, and whether it is an edge."""
     steps = budget.steps[0]
-    bounds = [
-        float(refined(likelihood, x, q, family, Adam(rate), [steps], budget.draws, noise=2)[0].bound.value.mean())
-        for rate in budget.rates
-    ]
+
+    def after_steps(rate: float) -> Cell:
+        if isinstance(q, NormalizingFlow):
+            return _moved_flow(likelihood, x, q, steps, rate, budget.draws)
+        return refined(likelihood, x, q, family, Adam(rate), [steps], budget.draws, noise=2)[0]
+
+    bounds = [float(after_steps(rate).bound.value.mean()) for rate in budget.rates]
     best = max(range(len(bounds)), key=bounds.__getitem__)
     return {"rate": budget.rates[best], "edge": best in (0, len(bounds) - 1), "steps": steps, "samples": len(x)}
 

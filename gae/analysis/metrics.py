@@ -26,6 +26,7 @@ from gae.objective import elbo
 Entry = dict[str, Any]
 NO_EVIDENCE = "under a flat prior log p(x) and its bounds do not exist"
 TOO_MANY = f"log p(x) is a sum over all codes of the codebook, more than {ENUMERABLE}"
+UNLABELLED = "the data have no labels"
 NO_DENSITY = "a point code has no density q(z|x), so no ELBO"
 SAMPLED_AT_ONCE = 250  # number of observations with many samples each in memory
 
@@ -248,17 +249,40 @@ def accuracy(model: Autoencoder, data: Dataset, points: PointEncodings, effort: 
 
     Codes of a mixture, whose charts share no axes, and codes without elements are compared by their decoded means.
     """
-    if data.train_labels is None or data.test_labels is None:
-        return missing("the data have no labels")
+    if unlabelled(data):
+        return missing(UNLABELLED)
+    train = encode(model, data.train[: effort.neighbour_samples], effort)
+    by_mean = model.likelihood.components > 1 or not model.likelihood.latent_shape.numel()
+    codes, queries = (p.mean if by_mean else p.z for p in (train, points))
+    return _five_nearest(codes, queries, data)
+
+
+def nearest_neighbours(data: Dataset, effort: EvaluationBudget) -> Entry:
+    """The metrics of ``evaluate`` that the training samples themselves have, without a model.
+
+    ``squared_error`` is that of the nearest training sample as the reconstruction, and ``accuracy`` that of 5 nearest
+    neighbours on x itself. The others are missing.
+    """
+    train = data.train[: effort.neighbour_samples]
+    nearest = torch.cat([torch.cdist(x.flatten(1), train.flatten(1)).argmin(1) for x in data.test.split(1000)])
+    return {
+        **{name: missing("a training sample has no code") for name in ("joint", "milliseconds", "evaluations")},
+        "squared_error": mean_and_error(squared_errors(train[nearest], data.test)),
+        "accuracy": missing(UNLABELLED) if unlabelled(data) else _five_nearest(train, data.test, data),
+    }
+
+
+def unlabelled(data: Dataset) -> bool:
+    """Whether training or test samples have no labels."""
+    return data.train_labels is None or data.test_labels is None
+
+
+def _five_nearest(codes: Float[Tensor, "M ..."], queries: Float[Tensor, "N ..."], data: Dataset) -> Entry:
     from sklearn.neighbors import KNeighborsClassifier
 
-    size = effort.neighbour_samples
-    train = encode(model, data.train[:size], effort)
-    by_mean = model.likelihood.components > 1 or not model.likelihood.latent_shape.numel()
-    codes, queries = ((p.mean if by_mean else p.z).flatten(1).numpy() for p in (train, points))
-    classifier = KNeighborsClassifier(5).fit(codes, data.train_labels[:size].numpy())
-    rate = float(classifier.score(queries, data.test_labels.numpy()))
-    return proportion(rate, len(queries))
+    assert data.train_labels is not None and data.test_labels is not None
+    classifier = KNeighborsClassifier(5).fit(codes.flatten(1).numpy(), data.train_labels[: len(codes)].numpy())
+    return proportion(float(classifier.score(queries.flatten(1).numpy(), data.test_labels.numpy())), len(queries))
 
 
 def proportion(rate: float, n: int) -> Entry:

@@ -32,7 +32,7 @@ from gae.cli.common import (
     Weights,
     load,
 )
-from gae.cli.completion import COMPARED, several_systems, some_of
+from gae.cli.completion import COMPARED, FLOWS, one_of, several_systems, some_of
 from gae.cli.terminal import comparison, console, echo_json, reported, surveyed
 
 
@@ -57,6 +57,11 @@ def compare(
         typer.Option(help="Width of the code; by default 8, or that of the data if less. With --decoder, its shape."),
     ] = None,
     head: HeadName = None,
+    flow: Annotated[
+        str | None,
+        typer.Option(help="A third family of densities, of flows: maf or nsf. Slow.", autocompletion=one_of(FLOWS)),
+    ] = None,
+    wide: Annotated[bool, typer.Option("--wide", help="Also fit encoders of twice the width.")] = False,
     decoder: Decoder = None,
     weights: Weights = None,
     scale: Scale = None,
@@ -98,7 +103,8 @@ def compare(
     dataset = load(data, binarize, split_by, size=size, crop=crop, **table)
     kind = "compare" if systems is None else "systems"
     folder = out or Path("runs") / f"{kind}-{dataset.name}"
-    only = {"engines": engines, "latent": latent, "head": head, "seeds": seeds, "decoder": decoder}
+    only = {"engines": engines, "latent": latent, "head": head, "flow": flow, "decoder": decoder, "seeds": seeds}
+    only |= {"wide": wide or None}
     shared: Any = {"epochs": epochs, "seed": seed, "quick": quick, "resume": resume, "fabric": fabric}
     if systems is None:
         from gae.studies.compare import compare as run
@@ -107,7 +113,7 @@ def compare(
         chosen: Any = {"latent": None if latent is None else _width(latent), "head": head}
         if decoder is not None:
             chosen = {"model": own.model(dataset, seed), "reference": own.reference()}
-        results = run(dataset, folder, engines=names, seeds=seeds, **chosen, **shared)
+        results = run(dataset, folder, engines=names, seeds=seeds, flow=flow, wide=wide, **chosen, **shared)
     else:
         from gae.studies.survey import survey
 

@@ -15,6 +15,7 @@ HEADS = ("gaussian", "laplace", "bernoulli", "continuous-bernoulli", "poisson", 
 ENGINES = ("lbfgs", "adam", "gauss-newton", "encoder", "refine")
 TRAINERS = ("encoder", "refine", "gauss-newton")  # of `gae fit --decoder`
 COMPARED = ("unrolled", "detached", "amortised", "semi-amortised")  # trainings of `gae compare`
+FLOWS = ("maf", "nsf")  # of the third family of `gae compare`
 SCORES = ("evidence", "reconstruction", "gap")
 TASKS = ("denoise", "inpaint", "superresolve")
 FORMATS = ("png", "tiff", "webp")

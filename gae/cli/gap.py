@@ -117,7 +117,7 @@ def gap(
         "draws of each bound": draws,
         "seed": seed,
         "unit": "nats",
-        "answer": _answer(model, columns, family, laws, engine, worst),
+        "answer": _answer(model, x, columns, family, laws, engine, worst),
         **_values(columns, worst),
     }
     _write(out, columns, account, worst, command, time.perf_counter() - began)
@@ -178,6 +178,7 @@ def _batch_columns(
 
 def _answer(
     model: "Autoencoder",
+    x: "torch.Tensor",
     columns: "dict[str, torch.Tensor]",
     family: str | None,
     laws: "list[Distribution]",
@@ -187,14 +188,22 @@ def _answer(
     """The sentences on the cost of the encoder or the named engine, and on the observations that lose most."""
     from gae.analysis.costs import gap_costs
     from gae.analysis.engines import SUBJECTS
+    from gae.analysis.inference_gap import ONE_CODE
     from gae.analysis.matrix import code_use
+    from gae.analysis.metrics import codebook_perplexity
     from gae.inference.laws import rearranged
-    from gae.reports.answers import families_answer, loss_answer
+    from gae.likelihood import CodebookDistribution
+    from gae.reports.answers import codes_answer, families_answer, loss_answer
     from gae.reports.gap import lost, sampling_error
     from gae.reports.sentences import answer
 
     values = {name: column.tolist() for name, column in columns.items()}
-    if not laws or family is None:
+    prior = model.likelihood.prior
+    if family == ONE_CODE and isinstance(prior, CodebookDistribution):
+        z = model.encode(x.cpu()).point
+        codes = len(prior.vectors) ** prior.event_shape[0]
+        cost = codes_answer(values, codes, len(prior.vectors), codebook_perplexity(prior, z))
+    elif not laws or family is None:
         cost = families_answer(values)
     else:
         import torch

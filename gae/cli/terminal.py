@@ -98,8 +98,8 @@ def comparison(results: dict[str, Any]) -> "Table":
 
     from gae.reports import comparison as report
 
-    titles = {"mean-field": "diagonal", "full covariance": "full"}
-    columns = [f"{titles[family]}\n{what}" for family in report.FAMILIES for what in report.BOUND_COLUMNS]
+    titles = {"mean-field": "diagonal", "full covariance": "full", "flow": "flow"}
+    columns = [f"{titles[family]}\n{what}" for family in report.families(results) for what in report.BOUND_COLUMNS]
     shown = table("engine", *columns)
     for column in shown.columns[1:]:
         column.justify = "right"

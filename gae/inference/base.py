@@ -93,6 +93,7 @@ class Code:
     encoded: Float[Tensor, "S B *Z"] | None = None  # an encoder's output, before it was quantised to z
     log_volume: Float[Tensor, "S B"] | None = None  # log of ∫ exp(-½ (z' - z)ᵀ Λ (z' - z)) dz', with Λ the curvature
     volume_error: Float[Tensor, "S B"] | None = None  # standard error of ``log_volume``
+    asleep: Float[Tensor, "1 B"] | None = None  # log q(z|x) of draws (z, x) of the model; see ``DetachedDraws``
 
     def expand_components(self, k: Int[Tensor, "S _"]) -> "Code":
         """The same code for every given component k (S, 1) or (S, B)."""
@@ -124,6 +125,7 @@ class Encoding:
     encoded: Float[Tensor, "S B *Z"] | None = None  # an encoder's output, before it was quantised to z
     log_volume: Float[Tensor, "S B"] | None = None  # see ``LanczosLaplace``
     volume_error: Float[Tensor, "S B"] | None = None  # standard error of ``log_volume``, in nats
+    asleep: Float[Tensor, "1 B"] | None = None  # log q(z|x) of draws (z, x) of the model; see ``DetachedDraws``
 
     def __post_init__(self) -> None:
         lead = self.log_joint.shape
@@ -252,7 +254,7 @@ def _rearranged(parts: Sequence[Encoding], combine: Callable[[list[Tensor], int]
         solves = [one if one.trace is None else replace(one, trace=_prolonged(one.trace, longest)) for one in solves]
         names = ("status", "steps", "evaluations", "grad_norm", "reconstruction", "spread", "acceptance")
         solve = Solve(**{name: tensor(solves, name) for name in names}, trace=tensor(solves, "trace", 2))
-    fields = ("z", "k", "log_joint", "log_q", "encoded", "log_volume", "volume_error")
+    fields = ("z", "k", "log_joint", "log_q", "encoded", "log_volume", "volume_error", "asleep")
     columns = {name: tensor(parts, name) for name in fields}
     return Encoding(**columns, q=q, prior=first.prior, engine=first.engine, solve=solve)
 
@@ -308,7 +310,7 @@ class Inference(Part, nn.Module, ABC):
         known = None if likelihood.bind_is_surrogate else code.log_joint
         log_joint = likelihood.log_joint(x, code.z, code.k) if known is None else known
         parts = code.z, code.k, log_joint, code.log_q, code.q, likelihood.prior, type(self).__name__
-        return Encoding(*parts, code.solve, code.encoded, code.log_volume, code.volume_error)
+        return Encoding(*parts, code.solve, code.encoded, code.log_volume, code.volume_error, code.asleep)
 
 
 def need_mask(likelihood: Likelihood, x: Num[Tensor, "B *X"], encoded: Float[Tensor, "..."] | None) -> None:

@@ -2,7 +2,8 @@
 
 from dataclasses import replace
 
-from jaxtyping import Int, Num
+import torch
+from jaxtyping import Float, Int, Num
 from torch import Tensor
 
 from gae.inference.base import Code, Inference
@@ -14,6 +15,11 @@ class DetachedDraws(Inference):
     """An engine whose draws of q(z|x) are constants: gradients reach the encoder through log q(z|x) alone.
 
     For ``wake_wake``, which scores draws instead of moving them.
+
+    Args:
+        inner: an engine with a density q(z|x).
+        sleep: whether to simulate a code and an observation of the model for each x, with the same elements missing,
+            whenever gradients are recorded: ``Encoding.asleep`` is log q(z|x) of them, for ``wake_sleep``.
 
     Raises:
         TypeError: for an engine without a density q(z|x).
@@ -27,9 +33,9 @@ class DetachedDraws(Inference):
     (False, True)
     """
 
-    def __init__(self, inner: Inference):
+    def __init__(self, inner: Inference, sleep: bool = False):
         super().__init__()
-        self.inner = inner
+        self.inner, self.sleep = inner, sleep
 
     def infer(self, likelihood: Likelihood, x: Num[Tensor, "B *X"], k: Int[Tensor, "S _"] | None = None) -> Code:
         code = self.inner.infer(likelihood, x, k)
@@ -39,4 +45,14 @@ class DetachedDraws(Inference):
                 f"`{type(self.inner).__name__}` does not give here. Use it around `Amortized` with a guide."
             )
         z = code.z.detach()
-        return replace(code, z=z, log_q=log_density(code.q, z).expand(z.shape[:2]), log_joint=None)
+        asleep = self._asleep(likelihood, x) if self.sleep and torch.is_grad_enabled() else None
+        return replace(code, z=z, log_q=log_density(code.q, z).expand(z.shape[:2]), log_joint=None, asleep=asleep)
+
+    def _asleep(self, likelihood: Likelihood, x: Tensor) -> Float[Tensor, "1 B"]:
+        """log q(z|x) of draws of the model, as many as there are rows of x."""
+        with torch.no_grad():
+            simulated, z = likelihood.sample_joint(len(x))
+            simulated = torch.where(x.isnan(), x, simulated.to(x.dtype))
+        q = self.inner.infer(likelihood, simulated).q
+        assert q is not None
+        return log_density(q, z.unsqueeze(0)).mean(0, keepdim=True)  # the rows of q are the same

@@ -164,6 +164,24 @@ def families_answer(columns: Mapping[str, Sequence[float]]) -> str:
     )
 
 
+def codes_answer(columns: Mapping[str, Sequence[float]], codes: int, vectors: int, perplexity: float) -> str:
+    """The sentence on the code of a codebook that an encoder chooses, against the best one and against all.
+
+    >>> gaps = {"inference gap": [2.0, 3.0], "amortisation gap": [1.2, 1.4], "approximation gap, one code": [0.8, 1.6]}
+    >>> codes_answer(gaps, 9, 3, 2.5).partition(": ")[2]  # doctest: +NORMALIZE_WHITESPACE
+    '1.30 ± 0.10 nats against the best of all 9 codes, and 1.20 ± 0.40 nats because one code is not the sum over all.
+    Its codes use 2.5 of 3 vectors (perplexity).'
+    """
+    total, choice, rest = (
+        estimate([list(columns[name])]) for name in ("inference gap", "amortisation gap", "approximation gap, one code")
+    )
+    return (
+        f"On this decoder the encoder's code gives up {named(total)}: {quoted(choice)} against the best of all {codes} "
+        f"codes, and {quoted(rest)} because one code is not the sum over all. Its codes use {perplexity:.1f} of "
+        f"{vectors} vectors (perplexity)."
+    )
+
+
 def restoration_answer(quality: Mapping[str, Mapping[str, float]], last: Sequence[float]) -> str:
     """The paragraph on a restored photograph.
 

@@ -13,15 +13,26 @@ import numpy as np
 
 from gae.analysis.costs import Costs, bounds, costs
 from gae.analysis.estimates import Estimate, difference, estimate
-from gae.analysis.matrix import DIAGONAL, ENCODER, FULL, OPTIMUM
+from gae.analysis.inference_gap import FLOW
+from gae.analysis.matrix import DIAGONAL, ENCODER, FULL, OPTIMUM, WIDE
 from gae.likelihood import HEADS
 from gae.reports.comparison_figures import draw
 from gae.reports.figures import save_all
 from gae.reports.pages import made_by, write_page
-from gae.reports.sentences import answer, errors, family_cost, nats, ordered, quoted, runaway, simpler
-from gae.reports.tables import Column, Row, Table, TableCell, format_cell, number_cell
+from gae.reports.sentences import (
+    answer,
+    errors,
+    family_cost,
+    flow_cost,
+    nats,
+    ordered,
+    quoted,
+    runaway,
+    simpler,
+    wide_gain,
+)
+from gae.reports.tables import Column, Row, Table, TableCell, format_cell, in_words, number_cell
 
-FAMILIES = (DIAGONAL, FULL)
 BOUND_COLUMNS = ("bound", "above encoder", "evaluations")
 
 COLUMNS = (
@@ -39,6 +50,12 @@ def leading(results: dict[str, Any]) -> str:
     return "amortised" if "amortised" in names else names[0]
 
 
+def families(results: dict[str, Any]) -> list[str]:
+    """The families of densities, in the order of the table."""
+    first = next(iter(results["trainings"][0]["decoders"].values()))
+    return list(first["matrix"]["cells"])
+
+
 def parts(results: dict[str, Any], name: str, part: str) -> list[Any]:
     """A part of the measurements on the decoders that an engine trained, one per training."""
     return [training["decoders"][name][part] for training in results["trainings"]]
@@ -51,7 +68,7 @@ def matrix_table(results: dict[str, Any]) -> list[tuple[str, list[Row]]]:
         matrices = parts(results, name, "matrix")
         rows = []
         for engine in matrices[0]["cells"][DIAGONAL]:
-            cells = [cell for family in FAMILIES for cell in _bound_cells(matrices, family, engine)]
+            cells = [cell for family in families(results) for cell in _bound_cells(matrices, family, engine)]
             rows.append(Row(engine, cells))
         groups.append((decoder_facts(results, name), rows))
     return groups
@@ -67,6 +84,9 @@ def population(results: dict[str, Any]) -> str:
 
 
 def _bound_cells(matrices: list[dict[str, Any]], family: str, engine: str) -> Iterator[TableCell]:
+    if engine not in matrices[0]["cells"][family]:
+        yield from (TableCell("–"), TableCell(""), TableCell(""))
+        return
     entries = [matrix["cells"][family][engine] for matrix in matrices]
     value, gain = (
         estimate(bounds(matrices, family, engine)),
@@ -131,7 +151,7 @@ def points_table(results: dict[str, Any]) -> Table:
     first = results["trainings"][0]["decoders"]
     for heading, label, cells in [
         *((origin(results, name), "engine", first[name]["points"]) for name in first),
-        (_baselines(results["configuration"]), "decoder", results["baselines"]),
+        (_baselines(results["configuration"]), "decoder", [*results["baselines"], results["neighbours"]]),
     ]:
         best = max((c["joint"]["mean"] for c in cells if c["joint"]["mean"] is not None), default=None)
         rows = []
@@ -163,7 +183,8 @@ def cotrained_table(results: dict[str, Any]) -> list[Row]:
 def _baselines(configuration: dict[str, Any]) -> str:
     return (
         f"Baselines; codes of the same width ({configuration['latent']}): k-means with as many points as a one-hot "
-        f"code, LLGAE with one of {configuration['components']} charts in addition"
+        f"code, LLGAE with one of {configuration['components']} charts in addition. The nearest of the training "
+        "samples needs no model, and has no code of that width"
     )
 
 
@@ -178,7 +199,7 @@ def highlights(results: dict[str, Any]) -> list[str]:
     names = [lead, *(name for name in results["configuration"]["engines"] if name != lead)]
     known = {name: _costs(results, name) for name in names}
     answers = [answer(known[lead]), _origin(results, lead)]
-    answers += [errors(known[lead].amortisation), _family(results, lead)]
+    answers += [errors(known[lead].amortisation), _family(results, lead), *_flow(results, lead), *_wide(results, lead)]
     answers += [answer(known[name], f"On the decoder trained by {name}") for name in names[1:]]
     pointwise = [] if given(results) else [n for n in names if parts(results, n, "co-trained")[0] is None]
     uses = {name: parts(results, name, "use") for name in pointwise}
@@ -220,9 +241,22 @@ def _costs(results: dict[str, Any], name: str) -> Costs:
 
 def _family(results: dict[str, Any], name: str) -> str:
     matrices = parts(results, name, "matrix")
-    shares = [min(m["cells"][family][OPTIMUM]["converged"] for m in matrices) for family in FAMILIES]
+    shares = [min(m["cells"][family][OPTIMUM]["converged"] for m in matrices) for family in (DIAGONAL, FULL)]
     gain = difference(bounds(matrices, FULL, OPTIMUM), bounds(matrices, DIAGONAL, OPTIMUM))
     return family_cost(gain, *shares)
+
+
+def _flow(results: dict[str, Any], name: str) -> Iterator[str]:
+    matrices = parts(results, name, "matrix")
+    if FLOW in matrices[0]["cells"]:
+        gain = difference(bounds(matrices, FLOW, OPTIMUM), bounds(matrices, FULL, OPTIMUM))
+        yield flow_cost(gain, results["configuration"]["flow"])
+
+
+def _wide(results: dict[str, Any], name: str) -> Iterator[str]:
+    matrices = parts(results, name, "matrix")
+    if WIDE in matrices[0]["cells"][DIAGONAL]:
+        yield wide_gain(difference(bounds(matrices, DIAGONAL, WIDE), bounds(matrices, DIAGONAL, ENCODER)))
 
 
 def _training(results: dict[str, Any], lead: str, other: str) -> Iterator[str]:
@@ -254,6 +288,7 @@ def _simpler(results: dict[str, Any]) -> list[str]:
     models = [("a model without a code", results["without code"]["values"])]
     if not is_mass(results):
         models += [(row["decoder"], row["values"]) for row in results["baselines"]]
+    models.append(("a kernel density estimate", results["neighbours"]["values"]))
     gains = [
         (model, difference(values[best], [rows] * len(values[best])) if rows is not None else None)
         for model, rows in models
@@ -270,11 +305,12 @@ def command(configuration: dict[str, Any], data: dict[str, Any]) -> str:
         options = ["epochs", "latent", "head", "seed", "seeds"]
     else:
         parts += [model["reference"]] if model["reference"] else ["--decoder …"]
-    for option in options:
-        parts += [] if configuration[option] is None else [f"--{option}", str(configuration[option])]
+    for option in (*options, "flow"):
+        parts += [] if configuration.get(option) is None else [f"--{option}", str(configuration[option])]
     parts += [] if configuration["binarize"] == "none" else ["--binarize", configuration["binarize"]]
     parts += [] if split in (None, "predefined", "fraction:0.2") else ["--split-by", shlex.quote(split)]
     parts += map(shlex.quote, data.get("options", []))
+    parts += ["--wide"] if configuration.get("wide") else []
     return " ".join(parts + (["--quick"] if configuration["quick"] else []))
 
 
@@ -292,6 +328,8 @@ def write(out: Path) -> Path:
         results=results,
         columns=COLUMNS,
         matrix=matrix_table(results),
+        families=families(results),
+        absent=absent(results),
         points=points_table(results),
         cotrained=cotrained_table(results),
         rates=rates(results),
@@ -306,6 +344,16 @@ def write(out: Path) -> Path:
     return page
 
 
+def absent(results: dict[str, Any]) -> tuple[str, str] | None:
+    """The encoders that were not fitted, in words, and the command that fits them too; None if all were."""
+    chosen = results["configuration"]
+    options: dict[str, Any] = {} if chosen.get("flow") else {"flow": "maf"}
+    if not chosen.get("wide") and not (given(results) or {}).get("encoder"):
+        options["wide"] = True
+    names = [{"flow": "a normalizing flow", "wide": f"an {WIDE}"}[option] for option in options]
+    return (in_words(names), command({**chosen, **options}, results["data"])) if names else None
+
+
 def made(results: dict[str, Any], command: str) -> list[tuple[str, str]]:
     """The facts at the foot of the page of a study."""
     seconds = float(results["seconds"]["total"])
@@ -316,7 +364,7 @@ def rates(results: dict[str, Any]) -> list[str]:
     """The rates that were chosen for the gradient steps, and whether one is an edge of its grid."""
     texts = []
     for name in results["configuration"]["engines"]:
-        for family in FAMILIES:
+        for family in families(results):
             chosen = [matrix["rates"][family] for matrix in parts(results, name, "matrix")]
             shown = ", ".join(f"{one['rate']}{' (an edge of the grid)' if one['edge'] else ''}" for one in chosen)
             texts.append(f"{name}, {family}: {shown}")

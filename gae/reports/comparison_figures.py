@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from gae.analysis.costs import worst
 from gae.analysis.estimates import estimate
-from gae.analysis.matrix import DIAGONAL, ENCODER, OPTIMUM
+from gae.analysis.inference_gap import FLOW
+from gae.analysis.matrix import DIAGONAL, ENCODER, GRADIENT_STEPS, LBFGS_STEPS, OPTIMUM
 from gae.reports.figures import (
     DASHES,
     DENSE,
@@ -87,12 +88,16 @@ def bounds(results: dict[str, Any]) -> Figure:
     for axes, name in zip(panels, names, strict=False):
         matrices = [training["decoders"][name]["matrix"] for training in trainings]
         for i, family in enumerate(matrices[0]["cells"]):
-            for j, rule in enumerate(("L-BFGS", "gradient")):
+            for rule in (LBFGS_STEPS, GRADIENT_STEPS):
                 row = {k: v for k, v in matrices[0]["cells"][family].items() if k in (ENCODER, OPTIMUM) or rule in k}
-                row = row if rule == "L-BFGS" else {k: v for k, v in row.items() if k != OPTIMUM}
+                if rule != (GRADIENT_STEPS if family == FLOW else LBFGS_STEPS):  # that of the optimum
+                    row.pop(OPTIMUM)
+                if len(row) == 1:
+                    continue
                 means = [estimate([m["cells"][family][k]["values"] for m in matrices]).mean for k in row]
                 spent = [cell["evaluations"] for cell in row.values()]
-                axes.plot(spent, means, DASHES[j], color=LINES[i], marker="o", ms=4, label=f"{family}, {rule}")
+                dashes = DASHES[OPTIMUM not in row]
+                axes.plot(spent, means, dashes, color=LINES[i], marker="o", ms=4, label=f"{family}, {rule}")
         if all(matrix["log_p"]["tight"] for matrix in matrices):
             axes.axhline(estimate([m["log_p"]["values"] for m in matrices]).mean, color=INK, lw=1, label="log p(x)")
         axes.set(title=name, xlabel="decoder evaluations per sample", ylabel="bound on log p(x)   (nats)")

@@ -123,6 +123,31 @@ def family_cost(gain: Estimate, diagonal: float, full: float) -> str:
     return f"A full covariance is worth {quoted(gain)}, each family at its own q*."
 
 
+def flow_cost(gain: Estimate, flow: str) -> str:
+    """The sentence on a flow: L[q*] of the flow, which a fixed number of steps has reached, less the full normal's."""
+    if not gain.significant:
+        return f"A flow ({flow}) is worth nothing over it that can be told from zero ({quoted(gain)})."
+    if gain.mean < 0:
+        return (
+            f"The flow's q* ({flow}) ended {quoted(gain, sign=-1)} below the full covariance's: its fixed number of "
+            "steps was too small."
+        )
+    return f"A flow ({flow}) is worth at least {quoted(gain)} more: its q* is that of a fixed number of steps."
+
+
+def wide_gain(gain: Estimate) -> str:
+    """The sentence on an encoder of twice the width: its bound less that of the encoder, on the same decoder."""
+    if not gain.significant:
+        return (
+            f"An encoder of twice the width has a bound that cannot be told from the encoder's ({quoted(gain)} apart)."
+        )
+    if gain.mean < 0:
+        return f"An encoder of twice the width, trained as long, is {quoted(gain, sign=-1)} below the encoder."
+    return (
+        f"An encoder of twice the width is {quoted(gain)} above the encoder: so much of its loss is a matter of size."
+    )
+
+
 def ordered(name: str, other: str, gain: Estimate, what: str) -> str:
     """The sentence on two bounds of one kind: which is higher, or that they cannot be told apart."""
     if not gain.significant:

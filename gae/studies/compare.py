@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch.distributions import Distribution
 
-from gae.analysis.baseline import without_code
+from gae.analysis.baseline import kernel_density, without_code
 from gae.analysis.costs import worst
-from gae.analysis.inference_gap import lower_bound, one_row
-from gae.analysis.matrix import DIAGONAL, FULL, bound_matrix, code_use
-from gae.analysis.metrics import Entry, evaluate, held_out, point_metrics
+from gae.analysis.inference_gap import FLOW, lower_bound, one_row
+from gae.analysis.matrix import DIAGONAL, ENCODER, FULL, WIDE, Cell, bound_matrix, code_use
+from gae.analysis.metrics import Entry, evaluate, held_out, nearest_neighbours, point_metrics
 from gae.autoencoder import Autoencoder
 from gae.data import Dataset, load
 from gae.data.files import whole, write_text
@@ -35,6 +35,7 @@ from gae.studies.engines import (
     configure,
     describe_engine,
     initial,
+    need_encoders,
 )
 from gae.studies.given import GIVEN, GivenModel, configure_given
 from gae.studies.jobs import ResumableJob, facts, one_thread, placement
@@ -51,6 +52,7 @@ Module = TypeVar("Module", bound=torch.nn.Module)
 
 INTERVAL = 10.0  # seconds of training that an interruption may cost; a checkpoint takes as long as several steps
 POSTERIORS = {DIAGONAL: "diagonal", FULL: "full"}
+NEIGHBOURS = "nearest training samples"
 
 
 def compare(
@@ -64,6 +66,8 @@ def compare(
     latent: int | None = None,
     hidden: Sequence[int] = (128, 128),
     head: str | None = None,
+    flow: str | None = None,
+    wide: bool = False,
     seed: int = 0,
     seeds: int | None = None,
     quick: bool = False,
@@ -95,6 +99,9 @@ def compare(
         latent: width of the code; by default 8, or the number of elements of an observation if that is smaller.
         hidden: widths of the hidden layers of the encoder; the decoder mirrors them.
         head: the decoder's distribution, a name from ``gae.systems.HEADS``; ``"gaussian"`` by default.
+        flow: a third family, of normalizing flows: ``"maf"`` or ``"nsf"``, which need zuko. Its encoder and its best
+            densities take longer than all others together.
+        wide: also fit a diagonal encoder of twice the width to each decoder, as a baseline of the encoder.
         seed: seed of the weights, the order of the data and the noise.
         seeds: number of trainings of each engine, with seeds from ``seed`` on; errors are then over trainings. 1 by
             default.
@@ -130,7 +137,8 @@ def compare(
                 raise ValueError(f"{option}={value!r} is for decoders that are trained. Leave it out with a given one.")
         given = GivenModel.of(model, data, dtype_of(precision_of(fabric)))
         configuration, decoder = configure_given(data, given, reference, epochs, hidden, seed, quick), given.likelihood
-    configuration = replace(configuration, **placement(fabric))
+    configuration = replace(configuration, flow=flow, wide=wide or None, **placement(fabric))
+    need_encoders(configuration, data.event_shape)
     for x in (data.epoch(0, seed), data.test):
         decoder.check(x.to(first_tensor(decoder).dtype))
 
@@ -161,6 +169,7 @@ def _results(run: "Comparison") -> dict[str, Any]:
             run.phase(f"encode {name}", partial(run.measured, name, model)) for name, model in baselines.items()
         ],
         "without code": run.phase("without code", run.without_code),
+        "neighbours": run.phase("neighbours", run.neighbours),
     }
     run.draw(trainings[0], baselines, results)
     results["seconds"] = {**run.seconds, "total": sum(run.seconds.values())}
@@ -225,13 +234,22 @@ class Comparison(ResumableJob):
 
     def without_code(self) -> Entry:
         """log p(x) of the head alone: the decoder's outputs are the same for every code, and fitted to the data."""
-        if self.given is None:
-            likelihood = initial(self.configuration, self.data.event_shape)[0].to(self.data.train.dtype)
-            if isinstance(likelihood, StandardUnits):
-                likelihood.set_units(self.data.train)
-        else:
-            likelihood = self.given.likelihood
-        return {"values": without_code(likelihood, self.data.train, self.matrix_samples).tolist()}
+        return {"values": without_code(self.head(), self.data.train, self.matrix_samples).tolist()}
+
+    def neighbours(self) -> Entry:
+        """log p(x) of a kernel density estimate, and the reconstructions and labels of the nearest training samples."""
+        values = kernel_density(self.head(), self.data.train, self.matrix_samples)
+        entry = nearest_neighbours(self.data, self.configuration.effort)
+        return {"decoder": NEIGHBOURS, **entry, "values": None if values is None else values.tolist()}
+
+    def head(self) -> Likelihood:
+        """The decoder before training, in the units of the data, or the given one."""
+        if self.given is not None:
+            return self.given.likelihood
+        likelihood = initial(self.configuration, self.data.event_shape)[0].to(self.data.train.dtype)
+        if isinstance(likelihood, StandardUnits):
+            likelihood.set_units(self.data.train)
+        return likelihood
 
     @property
     def matrix_samples(self) -> torch.Tensor:
@@ -316,7 +334,7 @@ class Training:
         return [row.train_loss for row in history.rows]
 
     def train(self, name: str) -> Side:
-        """Trains a decoder by a named engine, and fits encoders of both families to it once it is frozen."""
+        """Trains a decoder by a named engine, and fits an encoder of each family to it once it is frozen."""
         c = self.configuration
         decoder, encoder = initial(c, self.data.event_shape)
         model, loss = assemble(c, name, decoder, encoder), []
@@ -330,12 +348,18 @@ class Training:
             curve["evaluations"].append(epoch * per_epoch * ENGINES[name].evaluations(c))
             curve["values"].append(point["values"])
         frozen = copy.deepcopy(decoder).requires_grad_(False)
-        encoders = {family: self.encoder(name, frozen, family) for family in POSTERIORS}
+        encoders = {family: self.encoder(name, frozen, family) for family in self.posteriors}
         return Side(model, encoder, encoders, loss, curve)
+
+    @property
+    def posteriors(self) -> dict[str, str]:
+        """The names of the encoders that are fitted, by family; the wide one is of the diagonal family."""
+        wide, flow = self.configuration.wide, self.configuration.flow
+        return {**POSTERIORS, **({WIDE: "wide"} if wide else {}), **({FLOW: flow} if flow else {})}
 
     def encoder(self, name: str, frozen: Likelihood, family: str) -> Encoder:
         """An encoder of a family, fitted to a frozen decoder."""
-        c, posterior = self.configuration, POSTERIORS[family]
+        c, posterior = self.configuration, self.posteriors[family]
         _, encoder = initial(c, self.data.event_shape, posterior)
         label = f"{name} encoder" if family == DIAGONAL else f"{name} {posterior} encoder"
         self.job.say(f"fit {label}{self.suffix}")
@@ -387,7 +411,12 @@ class Training:
         with torch.no_grad():
             seen = [decoder.in_standard_units(rows)[1] for rows in (x, held)]
             densities, tuning = ({f: one.density(rows) for f, one in encoders.items()} for rows in seen)
-        return bound_matrix(decoder, x, densities, (held, tuning), budget)
+        entry = bound_matrix(decoder, x, densities, (held, tuning), budget)
+        if WIDE in densities:
+            cell = Cell(lower_bound(decoder, x, densities[WIDE], budget.draws), x.new_zeros(len(x)))
+            row = entry["cells"][DIAGONAL]
+            entry["cells"][DIAGONAL] = {ENCODER: row[ENCODER], WIDE: cell.entry(), **row}
+        return entry
 
     def cotrained(self, name: str, side: Side) -> Entry | None:
         """Bounds of the encoder that was trained with its decoder, alone and by its engine; None without one."""
@@ -436,7 +465,7 @@ class GivenTraining(Training):
         frozen = given.likelihood
         encoders = {
             family: given.encoder if family == given.family and given.encoder else self.encoder(name, frozen, family)
-            for family in POSTERIORS
+            for family in self.posteriors
         }
         model = Autoencoder(frozen, Amortized(encoders[DIAGONAL]), accepts_rescaling=True)
         return Side(model, encoders[DIAGONAL], encoders, [], None)

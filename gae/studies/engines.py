@@ -20,9 +20,10 @@ from gae.likelihood import Likelihood, LinearMixture, StandardUnits
 from gae.objective import Objective, elbo, joint
 from gae.storage import recorded
 from gae.systems import HEADS, build
-from gae.systems.encoders import encoder_of
+from gae.systems.encoders import POSTERIORS, FlowEncoder, encoder_of
 from gae.systems.parts import Encoder, decoder_of, directions
 
+FLOWS = POSTERIORS[2:]
 QUICK_MATRIX = MatrixBudget(samples=24, importance_samples=1000, draws=50, steps=(4,), tuning_samples=12)
 QUICK_EFFORT = EvaluationBudget(evidence_samples=100, neighbour_samples=500)
 
@@ -44,6 +45,8 @@ class Configuration:
         curve_samples, curve_draws: test samples, and draws for each, of a point of the training curves.
         device, precision: of the trainings; None for the CPU and 32 bits. Bounds are measured in double precision.
         given: names and content hash of a given decoder that is compared instead of trained ones, else None.
+        flow: the flow of a third family, ``"maf"`` or ``"nsf"``, else None.
+        wide: whether diagonal encoders of twice the width are fitted too; None if not.
     """
 
     data: str
@@ -78,6 +81,8 @@ class Configuration:
     matrix: MatrixBudget = field(default_factory=MatrixBudget)
     effort: EvaluationBudget = field(default_factory=EvaluationBudget)
     given: dict[str, Any] | None = None
+    flow: str | None = None
+    wide: bool | None = None
 
     def ascent(self, steps: int | None = None, adjoint: Adjoint | None = None, init: Inference | None = None) -> Ascent:
         """MAP ascent on the code, from 0 unless another start is given."""
@@ -222,12 +227,29 @@ def initial(
         return decoder, initial_encoder(configuration, shape, posterior)
 
 
+def need_encoders(configuration: Configuration, shape: Size | tuple[int, ...]) -> None:
+    """Raises ValueError for an unknown flow or a width that cannot be doubled, ImportError for a flow without zuko."""
+    encoder = (configuration.given or {}).get("encoder")
+    if configuration.wide and (encoder or not configuration.hidden):
+        reason = f"that of the given {encoder} is not known" if encoder else "hidden is empty"
+        raise ValueError(f"wide=True doubles the width of an encoder's hidden layers, and {reason}. Leave it out.")
+    if configuration.flow is not None:
+        if configuration.flow not in FLOWS:
+            raise ValueError(f"Unknown flow {configuration.flow!r}. Valid flows: {', '.join(FLOWS)}.")
+        initial(configuration, shape, configuration.flow)
+
+
 def initial_encoder(configuration: Configuration, shape: Size | tuple[int, ...], posterior: str) -> Encoder:
-    """Encoder of a family of densities (``gae.systems.encoders.encoder_of``), with random weights."""
+    """Encoder of a family of densities (``gae.systems.encoders.encoder_of``), with random weights.
+
+    ``"wide"`` is a diagonal one with hidden layers of twice the width.
+    """
+    wide, hidden = posterior == "wide", configuration.hidden
+    hidden = tuple(2 * units for units in hidden) if wide else hidden
     return encoder_of(
-        posterior,
+        "diagonal" if wide else posterior,
         configuration.latent,
-        lambda width: nets.Standardized(nets.mlp(shape, configuration.hidden, width), shape),
+        lambda width: nets.Standardized(nets.mlp(shape, hidden, width), shape),
     )
 
 
@@ -246,9 +268,13 @@ def calibrate_noise(model: Autoencoder, x: Num[Tensor, "N *X"], effort: Evaluati
 
 
 def assemble(configuration: Configuration, name: str, likelihood: Likelihood, encoder: Encoder) -> Autoencoder:
-    """Autoencoder of a named engine on a decoder, with the engine's training objective."""
+    """Autoencoder of a named engine on a decoder, with the engine's training objective.
+
+    The KL of a flow is estimated from the draws, since it has no closed form.
+    """
     engine = ENGINES[name]
-    parts = likelihood, engine.build(configuration, encoder), engine.objective
+    objective = elbo if isinstance(encoder, FlowEncoder) else engine.objective
+    parts = likelihood, engine.build(configuration, encoder), objective
     return Autoencoder(*parts, accepts_rescaling=True)  # the comparison shows where MAP training leads
 
 

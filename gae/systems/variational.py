@@ -22,7 +22,7 @@ from gae.inference import (
     Zeros,
 )
 from gae.likelihood import HierarchicalNormal
-from gae.objective import Objective, elbo, monte_carlo_em, stepwise_elbo, wake_wake
+from gae.objective import Objective, elbo, monte_carlo_em, stepwise_elbo, wake_sleep, wake_wake
 from gae.systems.encoders import FlowEncoder, LadderEncoder, encoder_of
 from gae.systems.parts import NormalEncoder, Shape, decoder_of, encoder_network
 from gae.systems.table import System
@@ -233,12 +233,17 @@ def rws_vae(
     hidden: Sequence[int] = (128, 128),
     head: str = "gaussian",
     samples: int = 10,
+    sleep: bool = False,
     *,
     missing: bool = False,
 ) -> Autoencoder:
-    """Reweighted wake-sleep (Bornschein & Bengio 2015) by wake phases only (Le et al. 2019), with a VAE's networks."""
+    """Reweighted wake-sleep (Bornschein & Bengio 2015) with a VAE's networks; both phases are those of Le et al. 2019.
+
+    The decoder learns in a wake phase, and so does the encoder; with ``sleep`` the encoder learns from draws of the
+    model (``gae.objective.wake_sleep``), which costs one more evaluation of either network.
+    """
     model = vae(event_shape, latent, hidden, head, samples=samples, missing=missing)
-    return Autoencoder(model.likelihood, DetachedDraws(model.inference), wake_wake)
+    return Autoencoder(model.likelihood, DetachedDraws(model.inference, sleep), wake_sleep if sleep else wake_wake)
 
 
 @System(
@@ -258,15 +263,19 @@ def mcmc_em(
     leapfrog: int = 5,
     rate: float = 0.1,
     samples: int = 1,
+    adapt: int = 0,
     *,
     missing: bool = False,
 ) -> Autoencoder:
     """MCMC inside EM (Hoffman 2017): Hamiltonian chains from a VAE's encoder give the codes that train the decoder.
 
     ``steps`` trajectories of ``leapfrog`` moves of mean size ``rate``, in units of the code, for each of ``samples``.
+    ``adapt`` trajectories come before them, in which each chain adapts that size from ``rate`` to an acceptance of
+    80 %, by dual averaging (``gae.inference.HMC``): a fixed one may reject all moves once the decoder has sharpened.
     """
     model = vae(event_shape, latent, hidden, head, samples=samples, missing=missing)
-    return Autoencoder(model.likelihood, MCMC(model.inference, HMC(rate, leapfrog), steps + 1), monte_carlo_em)
+    chains = MCMC(model.inference, HMC(rate, leapfrog, adapt), adapt + steps + 1)
+    return Autoencoder(model.likelihood, chains, monte_carlo_em)
 
 
 @System(

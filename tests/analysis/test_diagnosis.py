@@ -1,17 +1,19 @@
 """Diagnosis of codes against closed forms of linear-Gaussian models, and quadrature in one dimension."""
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 import torch
-from scipy import integrate, stats
+from scipy import integrate, optimize, stats
 from scipy.special import logsumexp
 from torch import Tensor, nn
 from torch.distributions import Distribution, Independent, MultivariateNormal, Normal, TransformedDistribution
 from torch.distributions.transforms import AffineTransform
 
 from gae import Autoencoder, nets, vae
+from gae.analysis.baseline import kernel_density
 from gae.analysis.diagnosis import (
     Information,
     active_units,
@@ -22,7 +24,7 @@ from gae.analysis.diagnosis import (
 )
 from gae.analysis.rate_distortion import rate_distortion, rate_distortion_curve
 from gae.inference import Amortized, Ascent, ClosedForm
-from gae.likelihood import Bernoulli, Flat, Gaussian, LinearMixture
+from gae.likelihood import Bernoulli, Flat, Gaussian, LinearMixture, Poisson, StandardUnits, VonMisesFisher
 from gae.objective import elbo
 
 
@@ -174,6 +176,59 @@ def test_a_bernoulli_without_a_code() -> None:
 def test_only_heads_have_a_model_without_a_code() -> None:
     with pytest.raises(TypeError, match="for heads only, and LinearMixture is none"):
         without_code(LinearMixture(1, 2, (5,)), torch.randn(9, 5), torch.randn(9, 5))
+
+
+def left_out(log_kernel: Callable[[np.ndarray, float], np.ndarray], train: np.ndarray, widths: np.ndarray) -> float:
+    """The width of a kernel with the highest mean log density of each sample by all others."""
+    square = ((train[:, None] - train) ** 2).sum(-1) + np.diag(np.full(len(train), np.inf))
+
+    def loss(width: float) -> float:
+        return -logsumexp(log_kernel(square, width), 1).mean()
+
+    best = int(np.argmin([loss(width) for width in widths]))
+    return optimize.minimize_scalar(loss, bounds=widths[[best - 1, best + 1]], options={"xatol": 1e-9}).x
+
+
+def test_a_kernel_density_is_that_of_the_best_width() -> None:
+    """A normal at each training sample, whose width is that of leaving one out; also in the units of the data."""
+    train, x = (torch.randn(n, 2).double() * torch.tensor([3.0, 0.1]) for n in (40, 7))
+    head = Gaussian(nn.Linear(1, 2), 1).double()
+
+    def wanted(rows: np.ndarray, queries: np.ndarray) -> np.ndarray:
+        width = left_out(lambda square, w: -0.5 * square / w**2 - 2 * np.log(w), rows, np.geomspace(1e-3, 10, 200))
+        laws = [stats.multivariate_normal(row, width**2 * np.eye(2)).logpdf(queries) for row in rows]
+        return logsumexp(laws, 0) - np.log(len(rows))
+
+    found = kernel_density(head, train, x)
+    assert found is not None and np.allclose(found.numpy(), wanted(train.numpy(), x.numpy()), atol=2e-3)
+    units = StandardUnits.of(Gaussian(nn.Linear(1, 2), 1)).double()
+    units.set_units(train)
+    (loc, scale) = train.mean(0), train.std(0, correction=0)
+    inner = wanted(((train - loc) / scale).numpy(), ((x - loc) / scale).numpy()) - scale.log().sum().item()
+    found = kernel_density(units, train, x)
+    assert found is not None and np.allclose(found.numpy(), inner, atol=2e-3)
+
+
+def test_the_kernel_of_binary_data_is_a_mass() -> None:
+    train = (torch.rand(50, 4) < torch.tensor([0.1, 0.4, 0.5, 0.9])).double()
+    every = torch.cartesian_prod(*[torch.tensor([0.0, 1.0]).double()] * 4)
+    found = kernel_density(Bernoulli(nn.Linear(1, 4).double(), 1), train, every)
+    assert found is not None and float(found.exp().sum()) == pytest.approx(1.0)
+
+    def log_kernel(square: np.ndarray, chance: float) -> np.ndarray:
+        with np.errstate(invalid="ignore"):
+            return np.where(np.isinf(square), -np.inf, stats.bernoulli.logpmf(1, chance) * square) + (
+                np.where(np.isinf(square), 0, 4 - square) * stats.bernoulli.logpmf(0, chance)
+            )
+
+    chance = left_out(log_kernel, train.numpy(), np.linspace(1e-3, 0.5, 200))
+    square = ((every[:, None] - train) ** 2).sum(-1).numpy()
+    assert np.allclose(found.numpy(), logsumexp(log_kernel(square, chance), 1) - np.log(50), atol=1e-3)
+
+
+def test_counts_and_directions_have_no_kernel() -> None:
+    for head in (Poisson(nn.Linear(1, 3), 1), VonMisesFisher(nn.Linear(1, 3), 1)):
+        assert kernel_density(head, torch.ones(9, 3), torch.ones(2, 3)) is None
 
 
 def test_a_diagnosis_gains_what_the_code_explains() -> None:

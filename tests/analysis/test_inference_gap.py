@@ -1,5 +1,6 @@
 """The inference gap, against closed forms on linear models and quadrature on a curved one."""
 
+import itertools
 import json
 import math
 from pathlib import Path
@@ -7,6 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from scipy import stats
+from scipy.special import logsumexp
 from torch import Tensor, nn
 from torch.distributions import Distribution, Independent, MultivariateNormal, Normal
 from typer.testing import CliRunner
@@ -14,9 +17,20 @@ from typer.testing import CliRunner
 from gae import Autoencoder, nets
 from gae.analysis.inference_gap import inference_gap, lower_bound
 from gae.cli.main import app
-from gae.inference import LBFGS, Amortized, Argmax, Ascent, ClosedForm, Detach, FullCovariance, MeanField, Zeros
+from gae.inference import (
+    LBFGS,
+    Amortized,
+    Argmax,
+    Ascent,
+    ClosedForm,
+    Detach,
+    FullCovariance,
+    IteratedConditionalModes,
+    MeanField,
+    Zeros,
+)
 from gae.likelihood import Bernoulli, Flat, Gaussian, LinearMixture
-from gae.systems import NormalEncoder
+from gae.systems import NormalEncoder, vq_vae
 
 
 def linear(latent: int = 3, dim: int = 6) -> LinearMixture:
@@ -218,6 +232,43 @@ def test_bad_arguments() -> None:
         inference_gap(model, x * torch.tensor(float("nan")))
     with pytest.raises(ValueError, match="Matched noise needs an even number"):
         inference_gap(model, x, noise=5)
+
+
+def test_the_gap_of_a_codebook_is_that_of_an_enumeration() -> None:
+    """All nine codes by hand: their sum is log p(x), and the encoder's code is compared with the best of them."""
+    model, x = vq_vae((4,), positions=2, vectors=3, width=1, hidden=(5,)).double(), torch.randn(30, 4).double()
+    model.likelihood.prior.vectors.data.copy_(torch.tensor([[-1.0], [0.2], [1.5]]))
+    gap = inference_gap(model, x, batch_size=20)
+    vectors = model.likelihood.prior.vectors.detach()[:, 0].tolist()
+    heights = []
+    for code in itertools.product(vectors, repeat=2):
+        z = torch.tensor(code).double().view(1, 2, 1)
+        mean = model.likelihood.decoder(z).detach().numpy()
+        scale = model.likelihood.scale.detach().numpy()
+        heights.append(stats.norm(mean, scale).logpdf(x.numpy()).sum(1) - math.log(9))
+    outputs = model.inference.encoder(x).detach()[..., 0].numpy()
+    nearest = np.abs(outputs[..., None] - np.array(vectors)).argmin(-1)
+    chosen = np.array(heights)[3 * nearest[:, 0] + nearest[:, 1], np.arange(30)]
+    log_p, best = logsumexp(heights, 0), np.max(heights, 0)
+    columns = gap.columns()
+    for name, wanted in {
+        "log p(x)": log_p,
+        "L[q*], one code": best,
+        "L[q]": chosen,
+        "approximation gap, one code": log_p - best,
+        "amortisation gap": best - chosen,
+        "inference gap": log_p - chosen,
+        "converged, one code": np.ones(30),
+        "tight log p(x)": np.ones(30),
+    }.items():
+        assert np.allclose(columns[name].detach().numpy(), wanted, atol=1e-9), name
+    assert (best > chosen + 1e-6).any() and not gap.suspicious.any()
+    exact = inference_gap(Autoencoder(model.likelihood, IteratedConditionalModes(model.inference)), x)
+    assert exact.amortisation is not None and (gap.amortisation >= exact.amortisation - 1e-9).all()
+    assert inference_gap(model.likelihood, x[:3]).encoder is None
+    large = vq_vae((4,), positions=8, vectors=64)
+    with pytest.raises(ValueError, match=r"8 positions of 64 vectors .* `IteratedConditionalModes\(engine\)`"):
+        inference_gap(large, x.float())
 
 
 def test_mixtures_have_gaps_too() -> None:

@@ -6,12 +6,16 @@ from dataclasses import replace
 
 import pytest
 import torch
+from margins import within
 from problems import posterior, ppca
+from pyro.distributions.transforms import conditional_affine_autoregressive
 from torch import Tensor
 from torch.distributions import Distribution, Independent, MultivariateNormal, Normal
 
+from gae.analysis import matrix
+from gae.analysis.best_flow import DRAWS, RATE
 from gae.analysis.costs import costs
-from gae.analysis.inference_gap import FAMILIES, Bound, lower_bound
+from gae.analysis.inference_gap import FAMILIES, FLOW, Bound, lower_bound
 from gae.analysis.matrix import (
     DIAGONAL,
     ENCODER,
@@ -27,8 +31,9 @@ from gae.analysis.matrix import (
 )
 from gae.evidence import Evidence
 from gae.inference import LBFGS, Adam, Ascent, Detach, GradientAscent, Step
+from gae.inference.flows import NormalizingFlow
 from gae.inference.starts import Given
-from gae.likelihood import Gaussian, LinearMixture
+from gae.likelihood import Gaussian, Likelihood, LinearMixture
 
 BUDGET = MatrixBudget(6, importance_samples=500, draws=20, steps=(4,), rates=(0.01, 0.1), tuning_samples=3)
 
@@ -118,6 +123,44 @@ def test_the_rate_is_the_best_of_the_grid() -> None:
     for rates, best, edge in (((1e-6, 0.1, 9.0), 0.1, False), ((1e-6, 0.1), 0.1, True), ((0.1, 9.0), 0.1, True)):
         entry = tuned_rate(neural_twin(model), x, q, DIAGONAL, replace(BUDGET, rates=rates))
         assert entry == {"rate": best, "edge": edge, "steps": 4, "samples": 3}
+
+
+def test_a_flow_has_the_bounds_of_its_encoder_of_steps_and_of_the_best_flow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A flow that is nearly the identity: its bounds are those of diagonal normals. The ascent itself is replaced."""
+    torch.manual_seed(0)
+    budget = replace(BUDGET, draws=200, optimum_steps=25, rates=(0.03, 9.0))
+    model, x, held = ppca(), torch.randn(6, 6).double(), torch.randn(3, 6).double()
+    flow = conditional_affine_autoregressive(3, 1, hidden_dims=[4]).double()
+    for parameter in flow.parameters():
+        parameter.data *= 1e-9
+    ascents = []
+
+    def ascent(likelihood: Likelihood, x: Tensor, q: NormalizingFlow, steps: int, rate: float) -> Distribution:
+        ascents.append((len(x), steps, rate))
+        return NormalizingFlow(q.flow, q.loc - (0.3 if rate == 0.03 else 0.0), q.scale, q.context)
+
+    monkeypatch.setattr(matrix, "best_flow", ascent)
+
+    def densities(rows: Tensor) -> dict[str, Distribution]:
+        normals = encoders(model, rows, 0.3)
+        q = normals[DIAGONAL]
+        return normals | {FLOW: NormalizingFlow(flow, q.mean, q.stddev, torch.ones(len(rows), 1).double())}
+
+    with torch.no_grad():
+        q, tuning = densities(x), densities(held)
+        best = lower_bound(neural_twin(model), x, encoders(model, x, 0.0)[DIAGONAL], 20).value
+    entry = bound_matrix(neural_twin(model), x, q, (held, tuning), budget)
+    assert list(entry["cells"]) == [DIAGONAL, FULL, FLOW] and entry["rates"][FLOW]["rate"] == 0.03
+    assert ascents == [(3, 4, 0.03), (3, 4, 9.0), (6, 4, 0.03), (6, 50, RATE)]
+    row = entry["cells"][FLOW]
+    assert [cell["evaluations"] for cell in row.values()] == [0, 4 * DRAWS, 50 * DRAWS]
+    assert all(cell["converged"] is None for cell in row.values())
+    start = torch.tensor(entry["cells"][DIAGONAL][ENCODER]["values"]).double()
+    for name, wanted in ((ENCODER, start), ("encoder + 4 gradient steps", best)):
+        error = (torch.tensor(row[name]["values"]).double() - wanted).mean() / row[name]["sampling_se"]
+        within(name, error * math.sqrt(6), above=-4.5, below=4.5)
+    within("gain", (torch.tensor(row[OPTIMUM]["values"]).double() - start).mean(), above=0.0)  # moved to q* of normals
+    assert (best - start).mean() > 0.05
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -21,7 +21,7 @@ from gae.data.dataset import SPLITS
 from gae.data.loading import MISSING
 from gae.data.photographs import DEPTHS
 from gae.likelihood import HEADS
-from gae.studies.engines import ENGINES
+from gae.studies.engines import ENGINES, FLOWS
 from gae.systems import SYSTEMS, ppca
 from gae.systems.image_prior import TASKS
 from gae.training import fit
@@ -129,6 +129,7 @@ CHOICES = {
     completion.HEADS: HEADS,
     completion.ENGINES: engines.ENGINES,
     completion.COMPARED: ENGINES,
+    completion.FLOWS: FLOWS,
     completion.SCORES: CRITERIA,
     completion.TASKS: TASKS,
     completion.FORMATS: DEPTHS,

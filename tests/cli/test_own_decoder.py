@@ -20,7 +20,7 @@ from gae.analysis.inference_gap import lower_bound
 from gae.analysis.matrix import DIAGONAL, ENCODER, FULL, OPTIMUM
 from gae.data import load as load_data
 from gae.studies import engines
-from gae.systems import ppca, vae
+from gae.systems import ppca, vae, vq_vae
 
 pytestmark = pytest.mark.usefixtures("blank_figures")
 
@@ -65,6 +65,10 @@ def test_an_exported_decoder_knows_its_latent(own: dict[str, Any]) -> None:
 
 
 def test_the_gap_is_that_of_the_same_networks_in_python(own: dict[str, Any]) -> None:
+    """Of an encoder whose means differ between images: otherwise the answer is that the code has collapsed."""
+    own["encoder"].layers[3].weight.data[:2] *= 8
+    weights = {f"encoder.{name}": value for name, value in own["encoder"].state_dict().items()}
+    torch.save(torch.load("both.pt", weights_only=True) | weights, "both.pt")
     few = ("-n", 3, "--samples", 1000, "--draws", 40, "--out", "gap", "--seed", 5)
     gae("gap", "images.npy", *WITH_ENCODER, *few)
     account = json.loads(Path("gap/gap.json").read_text())
@@ -104,6 +108,20 @@ def test_engines_of_a_checkpoint() -> None:
     with np.load("codes.npz") as codes:
         np.testing.assert_allclose(codes["z"], z.numpy(), rtol=1e-5, atol=1e-6)
         assert codes["engine"] == "Ascent"
+
+
+def test_the_gap_of_a_codebook() -> None:
+    torch.manual_seed(0)
+    model = vq_vae((1, 4, 4), positions=2, vectors=3, width=2, hidden=(5,)).eval()
+    model.preparation = load_data("images.npy").preparation
+    model.save("model")
+    account = json.loads(gae("gap", "model", "images.npy", "-n", 4, "--out", "gap", "--json"))
+    gap = inference_gap(model.double(), load_data("images.npy").test[:4].double())
+    assert gap.amortisation is not None
+    assert account["results"]["amortisation gap"]["mean"] == pytest.approx(float(gap.amortisation.mean()))
+    assert "the encoder's code gives up" in account["answer"] and "the best of all 9 codes" in account["answer"]
+    page = Path("gap/gap.html").read_text()
+    assert "exact by enumeration" in page and "L-BFGS" not in page
 
 
 ERRORS = [
@@ -158,6 +176,7 @@ def test_a_comparison_on_a_given_decoder(own: dict[str, Any], monkeypatch: pytes
     assert bool((torch.tensor(entry["values"]) - expected.value).abs().lt(slack.mean() + slack).all())
     page = Path("run/report.html").read_text()
     assert "own_models:decoder" in page and "No decoder was trained: there are no training curves" in page
+    assert "to save time: a normalizing flow." in page and "own_models:Encoder" in page and "--flow maf --quick" in page
     assert not Path("run/figures/training.png").exists() and Path("run/figures/bounds.png").exists()
     before = Path("run/results.json").read_text()
     gae("compare", "images.npy", *WITH_ENCODER, *COMPARED, "--resume")
@@ -171,6 +190,8 @@ def test_a_comparison_of_a_given_decoder_refuses_what_it_cannot_use(own: dict[st
         (("--engines", "amortised"), "is for decoders that are trained"),
         (("--seeds", "2"), "seeds=2 is for decoders that are trained"),
         (("--systems", "pca"), "is for the comparison of engines"),
+        (("--flow", "iaf"), "Unknown flow 'iaf'. Valid flows: maf, nsf"),
+        (("--encoder", "own_models:Encoder", "--wide"), "that of the given Encoder is not known"),
         (("--encoder", "own_models:Point"), "needs an encoder with a density q(z|x), got one that returns codes"),
     ):
         command = ("--decoder", "own_models:decoder", "--latent", "2", "--scale", "0.3", *COMPARED)

@@ -1,5 +1,6 @@
 """Reweighted wake-sleep on a code of one element, where quadrature knows the gradients of both networks."""
 
+import math
 from collections.abc import Sequence
 
 import pytest
@@ -8,10 +9,10 @@ from problems import neural
 from torch import Tensor, nn
 from torch.distributions import Distribution, Independent, Normal
 
-from gae import Autoencoder
+from gae import Autoencoder, systems
 from gae.inference import Amortized, Argmax, ClosedForm, DetachedDraws, Inference, Zeros
 from gae.likelihood import LinearMixture
-from gae.objective import iwae, wake_wake
+from gae.objective import iwae, wake_sleep, wake_wake
 
 GRID = torch.linspace(-9.0, 9.0, 2001, dtype=torch.float64)
 
@@ -77,6 +78,66 @@ def test_the_value_and_the_decoder_s_gradient_are_those_of_iwae() -> None:
     one, other = (torch.autograd.grad(bound(encoding).sum(), weights, retain_graph=True) for bound in (wake_wake, iwae))
     for found, wanted in zip(one, other, strict=True):
         torch.testing.assert_close(found, wanted)
+
+
+@pytest.mark.usefixtures("unchecked_types")
+def test_the_sleep_phase_is_that_of_the_joint_normal_in_closed_form() -> None:
+    """z ~ N(0, I), x = W z + b + σ ε, q = N(A x + c, s²): E log q(z|x) and its gradient by the moments of (z, x)."""
+    likelihood, guide = LinearMixture(1, 1, (5,), scale=0.6).double(), Guide().double()
+    engine, x = DetachedDraws(Amortized(guide, 2), sleep=True), torch.randn(2000, 5, dtype=torch.float64)
+    weight, shift = likelihood.loadings[0, 0].detach(), likelihood.means[0].detach()
+    with torch.no_grad():
+        guide.network.weight[1] = 0  # a constant scale, so that the moments are enough
+    loc, log_scale = guide.network(shift)  # loc: the mean of A x + c - z, since z has the mean 0
+    of_mean = guide.network.weight[0]
+    spread = (of_mean @ weight - 1).square() + 0.36 * of_mean.square().sum()
+    wanted = -log_scale - 0.5 * math.log(2 * math.pi) - 0.5 * (spread + loc.square()) * (-2 * log_scale).exp()
+    keep = torch.tensor([1.0] * 5 + [0.0] * 5 + [1.0] * 2).bool()  # all but the weights that are 0
+    gradient = flat(torch.autograd.grad(wanted, list(guide.parameters())))[keep]
+    draws, values = [], []
+    for _ in range(30):
+        encoding = engine(likelihood, x)
+        assert encoding.asleep is not None and encoding.asleep.shape == (1, 2000)
+        values.append(encoding.asleep.mean().item())
+        draws.append(flat(torch.autograd.grad(wake_sleep(encoding).mean(), list(guide.parameters())))[keep])
+    found = torch.stack(draws)
+    error = found.std(0) / len(found) ** 0.5
+    assert ((found.mean(0) - gradient).abs() < 5 * error).all() and (gradient.abs() > 20 * error).any()
+    heights = torch.tensor(values)
+    assert abs(float(heights.mean() - wanted.detach())) < 5 * float(heights.std()) / len(heights) ** 0.5
+
+
+def test_a_sleep_phase_leaves_the_decoder_to_the_wake_phase() -> None:
+    """Value and decoder's gradient are those of ``iwae``; nothing is simulated without gradients."""
+    autoencoder, guide, x = model(4)
+    engine = DetachedDraws(Amortized(guide, 4), sleep=True)
+    encoding = engine(autoencoder.likelihood, x)
+    torch.testing.assert_close(wake_sleep(encoding), iwae(encoding))
+    weights = list(autoencoder.likelihood.parameters())
+    one, other = (
+        torch.autograd.grad(bound(encoding).sum(), weights, retain_graph=True) for bound in (wake_sleep, iwae)
+    )
+    for found, wanted in zip(one, other, strict=True):
+        torch.testing.assert_close(found, wanted)
+    with torch.no_grad():
+        assert engine(autoencoder.likelihood, x).asleep is None
+        torch.testing.assert_close(wake_sleep(encoding), iwae(encoding))
+    for awake in (DetachedDraws(Amortized(guide, 4)), Amortized(guide, 4)):
+        with pytest.raises(ValueError, match=r"Use `DetachedDraws\(engine, sleep=True\)`"):
+            wake_sleep(awake(autoencoder.likelihood, x))
+
+
+def test_the_system_simulates_the_same_missing_elements() -> None:
+    model = systems.build("rws-vae", (3,), latent=2, hidden=(4,), sleep=True, missing=True).double()
+    seen: list[Tensor] = []
+    x = torch.randn(6, 3, dtype=torch.float64)
+    x[::2, 1] = torch.nan
+    infer = model.inference.inner.infer
+    model.inference.inner.infer = lambda likelihood, x, k=None: seen.append(x) or infer(likelihood, x, k)
+    assert torch.isfinite(model(x))
+    data, simulated = seen
+    assert torch.equal(data.isnan(), simulated.isnan()) and not (data == simulated).any()
+    assert systems.build("rws-vae", (3,), latent=2, hidden=(4,)).objective is wake_wake
 
 
 def test_draws_of_the_exact_posterior_weigh_the_same() -> None:

@@ -11,7 +11,7 @@ from pyro.ops.dual_averaging import DualAveraging
 from torch import Tensor, nn
 from torch.distributions import Distribution, Independent, Normal
 
-from gae import Autoencoder
+from gae import Autoencoder, systems
 from gae.inference import HMC, MCMC, Amortized, Argmax, Ascent, ClosedForm, Constant, Detach, Inference, Zeros
 from gae.likelihood import LinearMixture
 from gae.objective import elbo, joint, monte_carlo_em
@@ -101,6 +101,26 @@ def test_adapted_chains_accept_as_often_as_asked_and_stay_posterior_draws(rate: 
         plain = MCMC(ClosedForm(samples=50), HMC(rate, 4), 12)(model, x).solve
     assert plain is not None and plain.acceptance is not None
     assert not 0.3 < plain.acceptance.mean().item() < 0.995
+
+
+@pytest.mark.parametrize("rate", [0.002, 5.0])
+def test_the_system_adapts_its_rate(rate: float) -> None:
+    """From rates at which no chain of the system moves far; a linear decoder, whose posterior has a closed form."""
+    options = {"latent": 2, "hidden": (), "rate": rate, "leapfrog": 3, "samples": 300}
+    model = systems.build("mcmc-em", (5,), steps=15, adapt=30, **options).double()
+    x, origin = torch.randn(1, 5, dtype=torch.float64), torch.zeros(1, 2, dtype=torch.float64)
+    decoder, scale = model.likelihood.decoder, model.likelihood.scale.detach()
+    weight = torch.autograd.functional.jacobian(lambda z: decoder(z)[0], origin)[:, 0]
+    with torch.no_grad():
+        covariance = torch.linalg.inv(torch.eye(2).double() + (weight.mT / scale.square()) @ weight)
+        mean = covariance @ (weight.mT / scale.square()) @ (x - decoder(origin))[0]
+        encoding = model.encode(x)
+        assert_moments(encoding.z[:, 0], mean, covariance)
+        assert encoding.solve is not None and encoding.solve.acceptance is not None
+        within("acceptance", encoding.solve.acceptance.mean(), above=0.6, below=0.99)
+        assert (encoding.solve.steps == 46).all()
+        plain = systems.build("mcmc-em", (5,), steps=5, **options).double()
+        assert (plain.encode(x).solve.steps == 6).all()  # type: ignore[union-attr]
 
 
 def test_chains_from_an_encoder_converge() -> None:

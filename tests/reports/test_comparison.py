@@ -164,7 +164,7 @@ def test_the_header_says_what_was_run(parsed: Balanced, results: dict[str, Any])
 
 def test_every_number_is_in_a_table(parsed: Balanced, results: dict[str, Any]) -> None:
     points = [point for side in results["trainings"][0]["decoders"].values() for point in side["points"]]
-    for row in points + results["baselines"]:
+    for row in [*points, *results["baselines"], results["neighbours"]]:
         for column in report.COLUMNS:
             assert column.text(row[column.key]) in parsed.text
     for side in results["trainings"][0]["decoders"].values():
@@ -237,7 +237,7 @@ def test_numbers_have_their_unit_and_error() -> None:
 
 
 def test_a_simpler_model_that_wins_comes_first(results: dict[str, Any]) -> None:
-    results["without code"]["values"] = [-1e4] * 8
+    results["without code"]["values"] = results["neighbours"]["values"] = [-1e4] * 8
     results["baselines"] = [row for row in results["baselines"] if row["decoder"] == "ppca"]
     (ppca,) = [row for row in results["baselines"] if row["decoder"] == "ppca"]
     for shift, first in ((-1e4, False), (1e4, True)):
@@ -248,6 +248,48 @@ def test_a_simpler_model_that_wins_comes_first(results: dict[str, Any]) -> None:
         lead = report.answer(report._costs(results, "amortised"))
         assert texts.index(lead) == (1 if first else 0), texts
         assert texts[0].startswith("ppca wins") == first
+
+
+def test_training_samples_that_win_come_first_for_masses_too(results: dict[str, Any]) -> None:
+    results["configuration"]["head"] = "bernoulli"
+    for side in results["trainings"][0]["decoders"].values():
+        side["matrix"]["log_p"]["tight"] = True
+    results["without code"]["values"] = [-1e4] * 8
+    results["neighbours"]["values"] = [1e4 + i for i in range(8)]
+    assert report.highlights(results)[0].startswith("a kernel density estimate wins")
+    results["neighbours"]["values"] = None  # of counts
+    assert not any("kernel" in text for text in report.highlights(results))
+
+
+def test_a_flow_and_a_wide_encoder_have_their_cells(results: dict[str, Any], page: str) -> None:
+    assert "Not fitted, to save time: a normalizing flow and an encoder of twice the width." in page
+    assert "--flow maf --wide --quick" in page
+    for side in results["trainings"][0]["decoders"].values():
+        cells, rates = side["matrix"]["cells"], side["matrix"]["rates"]
+        for family, label in (("mean-field", "encoder of twice the width"), ("flow", "encoder")):
+            row = cells.setdefault(family, {})
+            row[label] = {
+                "values": [9.0 + i for i in range(8)],
+                "sampling_se": 0.1,
+                "converged": None,
+                "evaluations": 0,
+            }
+        cells["flow"]["local optimum q*"] = {**cells["flow"]["encoder"], "evaluations": 6400.0}
+        rates["flow"] = {"rate": 0.03, "edge": False, "steps": 4, "samples": 4}
+    results["configuration"] |= {"flow": "maf", "wide": True}
+    assert report.absent(results) is None
+    rows = {row.label: row.cells for row in report.matrix_table(results)[0][1]}
+    assert [len(cells) for cells in rows.values()] == [9] * len(rows)
+    assert rows["encoder of twice the width"][3].text == rows["Laplace at the mode"][6].text == "–"
+    assert rows["local optimum q*"][6].value == pytest.approx(12.5) and rows["local optimum q*"][7].value == 0
+    texts = " ".join(report.highlights(results))
+    assert "A flow (maf) is worth at least" in texts and "An encoder of twice the width is" in texts
+    axes = comparison_figures.bounds(results).canvas.axes[0]
+    lines = {line.get_label(): line.get_xdata()[-1] for line in axes.get_lines()}
+    assert lines["flow, gradient"] == 6400 and "flow, L-BFGS" not in lines
+    results["configuration"] |= {"flow": None, "given": {"encoder": "Net", "family": "mean-field", "decoder": "Net"}}
+    results["configuration"]["given"]["reference"] = ""
+    assert str(report.absent(results)).startswith("('a normalizing flow', ")
 
 
 def test_the_answer_leads_page_and_names_its_error(page: str, results: dict[str, Any]) -> None:

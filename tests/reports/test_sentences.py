@@ -12,7 +12,7 @@ from scipy import stats
 from gae.analysis.costs import Costs, costs, gap_costs, worst
 from gae.analysis.estimates import Estimate, difference, estimate
 from gae.analysis.matrix import DIAGONAL, ENCODER, OPTIMUM
-from gae.reports.sentences import answer, errors, family_cost, ordered, runaway, simpler
+from gae.reports.sentences import answer, errors, family_cost, flow_cost, ordered, runaway, simpler, wide_gain
 
 
 def one(mean: float, error: float | None = 0.01, n: int = 64, over: str = "test samples") -> Estimate:
@@ -97,6 +97,15 @@ def test_families() -> None:
     assert "failed" in family_cost(one(-0.4), 1.0, 1.0)
     for shares in ((0.98, 1.0), (1.0, 0.98)):
         assert "not compared" in family_cost(one(0.43), *shares) and "worth" not in family_cost(one(0.43), *shares)
+
+
+def test_flows_and_wide_encoders() -> None:
+    assert "worth at least 0.200 ± 0.030 nats more" in flow_cost(one(0.2, 0.03), "maf")
+    assert "nothing over it that can be told from zero" in flow_cost(one(0.02, 0.03), "maf")
+    assert "ended 0.200 ± 0.030 nats below" in flow_cost(one(-0.2, 0.03), "maf")
+    assert "is 0.200 ± 0.030 nats above the encoder: so much" in wide_gain(one(0.2, 0.03))
+    assert "cannot be told from the encoder's (0.020 ± 0.030 nats apart)" in wide_gain(one(0.02, 0.03))
+    assert "is 0.200 ± 0.030 nats below the encoder." in wide_gain(one(-0.2, 0.03))
 
 
 def test_simpler_models() -> None:

@@ -18,8 +18,9 @@ from sklearn.neighbors import KNeighborsClassifier
 from torch import nn
 
 from gae.analysis import metrics as measure
-from gae.analysis.inference_gap import lower_bound
-from gae.analysis.matrix import DIAGONAL, ENCODER, FULL, LAPLACE, OPTIMUM, after
+from gae.analysis.baseline import kernel_density
+from gae.analysis.inference_gap import FLOW, lower_bound, one_row
+from gae.analysis.matrix import DIAGONAL, ENCODER, FULL, LAPLACE, OPTIMUM, WIDE, after
 from gae.autoencoder import Autoencoder
 from gae.data import Dataset, load
 from gae.inference import Amortized, Ascent, ClosedForm, GaussNewton
@@ -176,9 +177,22 @@ def test_the_model_without_a_code_is_that_of_the_means(small: Dataset, results: 
     assert torch.allclose(torch.tensor(results["without code"]["values"]), wanted, atol=0.05)
 
 
+def test_the_nearest_training_samples_are_those_of_sklearn(small: Dataset, results: dict[str, Any]) -> None:
+    train, test = small.train.flatten(1).numpy(), small.test.flatten(1).numpy()
+    classifier = KNeighborsClassifier(5).fit(train, small.train_labels)
+    nearest = classifier.kneighbors(test, 1, return_distance=False)[:, 0]
+    row = results["neighbours"]
+    assert row["squared_error"]["mean"] == pytest.approx(((train[nearest] - test) ** 2).mean(), rel=1e-5)
+    assert row["accuracy"]["mean"] == pytest.approx(classifier.score(test, small.test_labels))
+    values = kernel_density(
+        Gaussian(nn.Linear(1, 64).to(small.train), 1), small.train.flatten(1), small.test[:8].flatten(1)
+    )
+    assert values is not None and row["values"] == pytest.approx(values.tolist(), abs=1e-3)
+
+
 def test_absent_numbers_have_reasons(results: dict[str, Any]) -> None:
     points = [point for name in NAMES for point in decoder(results, name)["points"]]
-    for row in points + results["baselines"]:
+    for row in [*points, *results["baselines"], results["neighbours"]]:
         for key in ("joint", "squared_error", "accuracy", "milliseconds", "evaluations"):
             assert (row[key]["mean"] is None) == ("reason" in row[key])
 
@@ -292,6 +306,39 @@ def test_finished_phases_are_reread(
     assert timeless(compare.compare(small, out, resume=True, **TINY)) == timeless(results)
 
 
+def test_numbers_that_are_not_finite_are_not_written(small: Dataset, tmp_path: Path) -> None:
+    """``results.json`` is JSON for every reader, which knows no NaN: an error instead of a file."""
+
+    class Untrained(compare.Training):
+        def stages(self) -> list[Any]:
+            return []
+
+    class Unmeasured(compare.Comparison):
+        value = math.nan
+
+        def trainings(self) -> list[Any]:
+            return [Untrained(self, 0, 0)]
+
+        def baseline(self, name: str) -> Any:
+            return None
+
+        def phase(self, name: str, compute: Any) -> Any:
+            return self.value
+
+        def draw(self, *parts: Any) -> None:
+            pass
+
+    configuration = engines.configure(small, ("amortised",), quick=True)
+    run = Unmeasured(tmp_path / "run", configuration, small, False, False, torch.device("cpu"))
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        compare._results(run)
+    assert not (tmp_path / "run" / "results.json").exists()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compare, "write", lambda out: None)
+        Unmeasured.value = 0.5
+        assert compare._results(run)["without code"] == read(tmp_path / "run")["without code"] == 0.5
+
+
 def test_another_seed_gives_other_numbers(one: dict[str, Any], results: dict[str, Any]) -> None:
     assert decoder(one, "amortised")["points"][0]["joint"] != decoder(results, "amortised")["points"][0]["joint"]
     assert baseline(one, "pca")["squared_error"]["mean"] == pytest.approx(
@@ -326,6 +373,8 @@ def test_another_configuration_is_not_resumed(small: Dataset, out: Path) -> None
         ({"latent": 65}, "latent must be between 1 and the 64 elements"),
         ({"epochs": 0}, "epochs must be at least 1"),
         ({"seeds": 0}, "seeds must be at least 1"),
+        ({"flow": "full"}, "Unknown flow 'full'. Valid flows: maf, nsf"),
+        ({"wide": True, "hidden": ()}, "wide=True doubles the width .* hidden is empty"),
     ],
 )
 def test_bad_options_are_refused_before_anything_is_written(
@@ -343,6 +392,7 @@ def test_too_few_samples_are_refused(small: Dataset, tmp_path: Path) -> None:
 
 
 def test_dynamic_binarisation_is_redrawn_in_training_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With all encoders that can be fitted."""
     whole = load("digits", binarize="dynamic")
     data = replace(whole, train=whole.train[:100], test=whole.test[:30], train_labels=None, test_labels=None)
     seen: list[Dataset] = []
@@ -354,13 +404,26 @@ def test_dynamic_binarisation_is_redrawn_in_training_only(tmp_path: Path, monkey
 
     monkeypatch.setattr(compare, "fit", watched)
     monkeypatch.setattr(compare, "write", lambda out: None)
-    options = {**TINY, "head": "bernoulli", "engines": ("amortised",), "epochs": 1}
+    options = {**TINY, "head": "bernoulli", "engines": ("amortised",), "epochs": 1, "flow": "maf", "wide": True}
+    monkeypatch.setattr(engines, "QUICK_MATRIX", replace(tiny_matrix(), optimum_steps=3))
     results = compare.compare(data, tmp_path / "run", **options)
     assert seen[-1] is data and not torch.equal(seen[-1].epoch(0), seen[-1].epoch(1))
     assert set(seen[0].train.unique().tolist()) == {0.0, 1.0}  # the baselines' data
     found = decoder(results, "amortised")
     assert max(found["matrix"]["cells"][FULL][OPTIMUM]["values"] + results["without code"]["values"]) < 0  # log masses
     assert found["points"][0]["accuracy"]["reason"] == "the data have no labels"
+    assert list(found["matrix"]["cells"]) == [DIAGONAL, FULL, FLOW]
+    cells = found["matrix"]["cells"][DIAGONAL]
+    assert list(cells)[:3] == [ENCODER, WIDE, after(4, "L-BFGS")]
+    x = data.test[:8].double()
+    for name, cell, width in (("maf", found["matrix"]["cells"][FLOW][ENCODER], 16), ("wide", cells[WIDE], 32)):
+        folder = tmp_path / "run" / "checkpoints" / f"amortised-{name}-encoder"
+        model = engines.rebuild(checkpoint.load(folder).state["describe"])
+        restore(model, folder)
+        assert width in {len(each) for each in model.inference.parameters()} and len(model.inference.guide.network)
+        bound = lower_bound(model.double().likelihood, x, one_row(model.inference.infer(model.likelihood, x).q), 200)
+        error = float(bound.standard_error.mean()) + cell["sampling_se"]
+        assert float(bound.value.mean()) == pytest.approx(float(np.mean(cell["values"])), abs=5 * error)
 
 
 def linear_model() -> tuple[LinearMixture, Gaussian]:
