@@ -111,7 +111,8 @@ def draw_posterior(axes: "Axes", seen: Landscape) -> list[Any]:
 
     name = "posterior on this slice" if seen.is_slice else "posterior, by quadrature"
     raised = "" if seen.peaked else ", its curvature raised"
-    names = (f"Laplace approximation{raised}", f"q(z|x) of {seen.engine}")
+    engine = "the encoder" if seen.engine == "Amortized" else seen.engine
+    names = (f"Laplace approximation{raised}", f"q(z|x) of {engine}")
     line = len(seen.mode) == 1
     approximations = _curves(axes, seen) if line else _regions(axes, seen)
     for handle, label in zip(approximations, names, strict=False):
