@@ -2,11 +2,15 @@
 
 import ast
 import importlib.util
+import inspect
 import re
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
+
+import gae
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
@@ -70,6 +74,64 @@ def test_a_page_answers_before_it_divides(page: Path) -> None:
     for kind, body in FENCE.findall(rest):
         if kind == "python":
             ast.parse(body)
+
+
+KNOWN = {"model": gae.Autoencoder, "digits": gae.data.Dataset, "data": gae.data.Dataset}  # what pages name so
+CODE = [*PAGES, ROOT / "README.md", *(ROOT / "notes").glob("[co][lw]*.md")]
+
+
+class Names(ast.NodeVisitor):
+    """Follows the names of a block of code to what they stand for, and binds the arguments of each call."""
+
+    def __init__(self) -> None:
+        self.known: dict[str, Any] = {"gae": gae}
+
+    def of(self, node: ast.AST) -> Any:
+        """The object of gae that an expression names; None for others."""
+        if isinstance(node, ast.Name):
+            return self.known.get(node.id)
+        owner = self.of(node.value) if isinstance(node, ast.Attribute) else None
+        return None if owner is None else resolved(owner, [node.attr])  # type: ignore[attr-defined]
+
+    def visit_ImportFrom(self, node: ast.ImportFrom) -> None:
+        if (node.module or "").startswith("gae"):
+            module = importlib.import_module(str(node.module))
+            self.known |= {each.asname or each.name: resolved(module, [each.name]) for each in node.names}
+
+    def visit_Attribute(self, node: ast.Attribute) -> None:
+        self.of(node)
+        self.generic_visit(node)
+
+    def visit_Call(self, node: ast.Call) -> None:
+        function, receiver = self.of(node.func), list[None]()
+        if isinstance(node.func, ast.Attribute) and isinstance(node.func.value, ast.Name):
+            owner = KNOWN.get(node.func.value.id)
+            function, receiver = (getattr(owner, node.func.attr), [None]) if owner else (function, [])
+        keywords = {each.arg: None for each in node.keywords if each.arg}
+        if function is not None and not any(isinstance(each, ast.Starred) for each in node.args):
+            inspect.signature(function).bind(*receiver, *node.args, **keywords)
+        self.generic_visit(node)
+
+
+def resolved(owner: Any, names: list[str]) -> Any:
+    """An attribute, or a module of a package that nothing has imported yet."""
+    for name in names:
+        if inspect.ismodule(owner) and not hasattr(owner, name):
+            importlib.import_module(f"{owner.__name__}.{name}")
+        owner = getattr(owner, name)
+    return owner
+
+
+@pytest.mark.parametrize("page", CODE, ids=lambda path: str(path.relative_to(ROOT)))
+def test_names_and_arguments_of_pages_exist(page: Path) -> None:
+    """Of the blocks together, in order, and of dotted names in the text."""
+    text = page.read_text(encoding="utf-8")
+    names = Names()
+    for kind, body in FENCE.findall(text):
+        if kind == "python":
+            names.visit(ast.parse(body))
+    for name in re.findall(r"`gae\.(\w[\w.]*)", FENCE.sub("", text)):
+        resolved(gae, name.split("."))
 
 
 def test_the_gallery_has_scripts_in_an_order() -> None:

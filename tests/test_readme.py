@@ -54,3 +54,31 @@ def test_links_lead_somewhere() -> None:
         if anchor:
             headings = re.findall(r"^#+ (.+)$", (README.parent / name).read_text(encoding="utf-8"), flags=re.MULTILINE)
             assert anchor in {re.sub(r"[^\w\- ]", "", h.lower()).replace(" ", "-") for h in headings}, link
+
+
+FIRST_QUESTIONS = {
+    "your own decoder": r"`gae\.from_decoder\(decoder, data, .+--decoder module:function",
+    "what the gap means": r"## What the gap means\n.+The\n\*approximation gap\*.+\*amortisation gap\*",
+    "where a formula is proved": r"## D\d\d\. .+\*\*Claim:\*\*.+\*\*Verdict:\*\*",
+}
+
+
+@pytest.mark.parametrize("question", FIRST_QUESTIONS)
+def test_two_clicks_lead_to_the_answer(question: str) -> None:
+    """By a link in the row of the question, or one on its page; to files of the repository, not of the site."""
+    (row,) = re.findall(rf"^\|.*\*\*{question}\*\*.*$", README.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    first = [README.parent / name for name in re.findall(r"\]\(([^)#]+\.md)", row)]
+    second = [
+        page.parent / name for page in first for name in re.findall(r"\]\((?!https:)([^)#]+\.md)", page.read_text())
+    ]
+    pages = [page.read_text(encoding="utf-8") for page in [*first, *second] if page.exists()]
+    assert any(re.search(FIRST_QUESTIONS[question], page, flags=re.DOTALL) for page in pages)
+
+
+def test_every_note_is_two_clicks_away() -> None:
+    page = README.parent / "docs" / "guide" / "derivation.md"
+    linked = {
+        (page.parent / name).resolve() for name in re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8"))
+    }
+    assert "docs/guide/derivation.md" in README.read_text(encoding="utf-8")
+    assert set((README.parent / "notes").glob("[0-9]*.md")) <= linked

@@ -38,7 +38,7 @@ PACKAGES = {
 
 ANALYSIS = (  # modules whose functions users call; gae.inference_gap and others stand in gae
     *("engines", "calibration", "rate_distortion", "restoration", "image_quality", "traversal", "diagnosis"),
-    *("baseline", "chains", "activation"),
+    *("baseline", "chains", "activation", "landscape"),
 )
 
 

@@ -1,4 +1,4 @@
-"""The joint density of one observation over a plane of codes, with an ascent, the posterior and its approximations."""
+"""The joint density of one observation over its codes, with an ascent, the posterior and its approximations."""
 
 import math
 from dataclasses import dataclass, replace
@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from gae.analysis.engines import ASCENTS, mode_ascent
-from gae.analysis.fields import DEPTH, Field, grown, quadrature
+from gae.analysis.fields import DEPTH, Field, grid, grown, quadrature
 from gae.analysis.inference_gap import encoder_density
 from gae.autoencoder import Autoencoder
 from gae.inference import LBFGS, Amortized, Ascent, Code, Delta, Detach, Inference, Prior, Progress, Zeros
@@ -21,10 +21,10 @@ from gae.likelihood.door import door
 from gae.likelihood.geometry import principal_directions
 
 MASSES = (0.5, 0.95)  # of the regions that are drawn
-STARTS = 5  # along each axis of a code of two elements, for modes that the path does not lead to
+STARTS = 5  # along each axis of a code of one or two elements, for modes that the path does not lead to
 REACH = 4.0  # standard deviations around a mode or a mean, at which a window begins
 FLOOR = 1e-2  # least eigenvalue of the precision, in units of the prior's
-VIEW = 121  # points along each axis of the widest view
+VIEW = {1: 1001, 2: 121}  # points along each axis of the widest view, by the number of axes
 TOLERANCE = 1e-10  # nats, for the mode
 
 
@@ -45,25 +45,25 @@ class Path:
 
 @dataclass(frozen=True)
 class Landscape:
-    """The log joint density of one observation over a plane of codes, and how its code is found there.
+    """The log joint density of one observation over a line or a plane of codes, and how its code is found there.
 
-    For codes of two elements the plane is the space of codes. For wider codes it passes through the mode, in the two
-    directions in which the Laplace approximation is widest; densities are then those on the plane, and points are
+    For codes of one or two elements it is the space of codes. For wider codes it is the plane through the mode in the
+    two directions in which the Laplace approximation is widest; densities are then those on the plane, and points are
     projected on it. Coordinates are along ``axes``, from ``origin``.
 
     Attributes:
         origin: the code at (0, 0).
         axes: orthonormal directions.
-        view: log joint density over the ascent, the window and, for two elements, the prior.
+        view: log joint density over the ascent, the window and, unless a slice, the prior.
         window: the lowest and the highest coordinates of the regions of the posterior and its approximations.
-        posterior: log joint density where the posterior has its mass; its integral is the evidence for two elements.
+        posterior: log joint density where the posterior has its mass; its integral is the evidence unless a slice.
         encoder: log density of q(z|x) of the model's engine where it has its mass; None without one.
         path: the ascent, in coordinates.
         ascent: the step rule and the start of the ascent, in words.
         engine: the class of the model's engine.
         mode: the maximum that the path leads to.
         height: log joint density there, in nats.
-        covariance: of the Laplace approximation at the mode, on the plane.
+        covariance: of the Laplace approximation at the mode, along the axes.
         peaked: whether the curvature at the mode is positive definite; otherwise ``covariance`` is that of the
             curvature raised to a hundredth of the prior's.
         is_slice: whether codes have more than two elements.
@@ -75,17 +75,17 @@ class Landscape:
     """
 
     origin: Float[Tensor, " Z"]
-    axes: Float[Tensor, "2 Z"]
+    axes: Float[Tensor, "A Z"]
     view: Field
-    window: Float[Tensor, "2 2"]
+    window: Float[Tensor, "2 A"]
     posterior: Field
     encoder: Field | None
     path: Path
     ascent: str
     engine: str
-    mode: Float[Tensor, " 2"]
+    mode: Float[Tensor, " A"]
     height: float
-    covariance: Float[Tensor, "2 2"]
+    covariance: Float[Tensor, "A A"]
     peaked: bool
     is_slice: bool
     flat: bool
@@ -95,8 +95,14 @@ class Landscape:
 
     @property
     def laplace(self) -> float:
-        """Laplace's approximation to the integral of the joint density over the plane, in nats."""
-        return self.height + math.log(2 * math.pi) + 0.5 * float(self.covariance.double().logdet())
+        """Laplace's approximation to the integral of the joint density over the line or plane, in nats."""
+        log_determinant = float((2 * math.pi * self.covariance.double()).logdet())
+        return self.height + 0.5 * log_determinant
+
+    @property
+    def radii(self) -> list[float]:
+        """The radii of a normal's regions of 50 % and 95 %, in standard deviations."""
+        return [radius(mass, len(self.mode)) for mass in MASSES]
 
 
 @torch.no_grad()
@@ -107,13 +113,13 @@ def landscape(model: Autoencoder, x: Num[Tensor, "B *X"], engine: str | None = N
     encoder, from 0.
 
     Args:
-        model: a model with vector codes of two elements or more.
+        model: a model with vector codes.
         x: one observation, (1, *X).
         engine: ``"lbfgs"``, ``"adam"`` or ``"gauss-newton"``: the ascent from 0 of that name, as in ``engine_of``.
 
     Raises:
-        ValueError: for discrete codes, codes that are not vectors, of fewer than two elements, or non-negative;
-            for several observations; for an unknown engine.
+        ValueError: for discrete codes, codes that are not vectors, or non-negative; for several observations; for an
+            unknown engine.
 
     >>> from gae.inference import ClosedForm
     >>> from gae.likelihood import LinearMixture
@@ -123,7 +129,7 @@ def landscape(model: Autoencoder, x: Num[Tensor, "B *X"], engine: str | None = N
     (True, True)
     """
     likelihood = model.likelihood
-    _need_plane(likelihood, x)
+    _need_density(likelihood, x)
     with door(likelihood, x):
         ascent, name = ascent_of(model.inference, engine)
         path = follow(ascent, likelihood, x)
@@ -200,8 +206,8 @@ def follow(ascent: Ascent, likelihood: Likelihood, x: Num[Tensor, "1 *X"]) -> Pa
     return Path(z, log_joint, accepted)
 
 
-def _need_plane(likelihood: Likelihood, x: Tensor) -> None:
-    """Raises ValueError for a model whose codes have no plane with a smooth density on it."""
+def _need_density(likelihood: Likelihood, x: Tensor) -> None:
+    """Raises ValueError for a model whose codes have no line or plane with a smooth density on it."""
     name, shape, prior = type(likelihood).__name__, tuple(likelihood.latent_shape), likelihood.prior
     discrete = likelihood.components > 1 or isinstance(prior, CodebookDistribution) or not math.prod(shape)
     if discrete or isinstance(likelihood, BlendedCharts):
@@ -214,10 +220,10 @@ def _need_plane(likelihood: Likelihood, x: Tensor) -> None:
             f"Codes of {name} are non-negative, and their mode lies on the boundary, where Laplace's approximation "
             "does not hold. Use a system whose codes are not bounded, such as ppca."
         )
-    if len(shape) != 1 or shape[0] < 2:
+    if len(shape) != 1:
         raise ValueError(
-            f"A landscape needs codes that are vectors of at least 2 elements, got codes of shape {shape}. Fit a model "
-            "with such codes (gae fit --option latent=2)."
+            f"A landscape needs codes that are vectors, got codes of shape {shape}. Fit a model with such codes "
+            "(gae fit --option latent=2)."
         )
     if len(x) != 1:
         raise ValueError(f"A landscape is that of one observation, got {len(x)}. Pass `x[i : i + 1]`.")
@@ -242,12 +248,11 @@ def ascent_of(inference: Inference, engine: str | None = None) -> tuple[Ascent, 
 
 
 def _over_prior(likelihood: Likelihood, like: Float[Tensor, "1 Z"]) -> Float[Tensor, "M Z"]:
-    """Starts for other modes, over two standard deviations of a prior of codes of two elements; none for others."""
+    """Starts for other modes, over two standard deviations of a prior of at most two elements; none for others."""
     if like.shape[1] > 2 or isinstance(likelihood.prior, FlatDistribution):
         return like[:0]
-    across = torch.linspace(-2, 2, STARTS).to(like)
-    grid = torch.stack(torch.meshgrid(across, across, indexing="ij"), -1).flatten(0, 1)
-    return point_of(likelihood.prior) + grid * unit(likelihood.prior).to(like)
+    over = grid([torch.linspace(-2, 2, STARTS).to(like)] * like.shape[1]).flatten(0, -2)
+    return point_of(likelihood.prior) + over * unit(likelihood.prior).to(like)
 
 
 def _climbed(likelihood: Likelihood, x: Tensor, starts: Float[Tensor, "M Z"]) -> Float[Tensor, "M Z"]:
@@ -259,7 +264,7 @@ def _climbed(likelihood: Likelihood, x: Tensor, starts: Float[Tensor, "M Z"]) ->
 
 
 class Section:
-    """The plane of a landscape, and the densities on it.
+    """The line or plane of a landscape, and the densities on it.
 
     Args:
         likelihood: a model with vector codes.
@@ -277,22 +282,22 @@ class Section:
     ):
         self.likelihood, self.x, self.mode = likelihood, x, mode
         self.is_slice = len(mode) > 2
-        self.origin, self.axes = torch.zeros_like(mode), torch.eye(2).to(mode)
+        self.origin, self.axes = torch.zeros_like(mode), torch.eye(len(mode)).to(mode)
         if self.is_slice:
             self.origin, self.axes = mode, principal_directions(covariance.double().unsqueeze(0), 2)[2][0].to(mode)
         self.covariance = self.axes @ covariance @ self.axes.mT
         spread = (self.axes.square() @ unit(likelihood.prior).to(mode).expand_as(mode).square()).sqrt()
         self.reach = REACH * torch.minimum(self.covariance.diagonal().sqrt(), spread)
 
-    def coordinates(self, z: Float[Tensor, "P Z"]) -> Float[Tensor, "P 2"]:
-        """The coordinates of codes, projected on the plane."""
+    def coordinates(self, z: Float[Tensor, "P Z"]) -> Float[Tensor, "P A"]:
+        """The coordinates of codes, projected on the line or plane."""
         return (z - self.origin) @ self.axes.mT
 
-    def codes(self, points: Float[Tensor, "P 2"]) -> Float[Tensor, "P Z"]:
+    def codes(self, points: Float[Tensor, "P A"]) -> Float[Tensor, "P Z"]:
         """The codes at coordinates."""
         return self.origin + points @ self.axes
 
-    def log_joint(self, points: Float[Tensor, "P 2"]) -> Float[Tensor, " P"]:
+    def log_joint(self, points: Float[Tensor, "P A"]) -> Float[Tensor, " P"]:
         """log q(x, z) at coordinates, in nats."""
         return self.likelihood.log_joint(self.x, self.codes(points).unsqueeze(1)).squeeze(1)
 
@@ -308,7 +313,7 @@ class Section:
         return quadrature(self.log_joint, low, high), ends
 
     def encoder(self, q: Distribution) -> Field:
-        """log q on the plane, in a window around its mean."""
+        """log q along the axes, in a window around its mean."""
 
         def log_q(points: Tensor) -> Tensor:
             return q.log_prob(self.codes(points).unsqueeze(1)).squeeze(1)
@@ -319,26 +324,37 @@ class Section:
 
     def elbo(self, encoder: Field) -> float:
         """E_q[log q(x, z) - log q(z|x)] by quadrature, in nats."""
-        log_joint = Field.of(self.log_joint, *encoder.corners, len(encoder.up))
+        log_joint = Field.of(self.log_joint, *encoder.corners, len(encoder.along[0]))
         return encoder.mean(log_joint.value - encoder.value)
 
-    def window(self, posterior: Field, encoder: Field | None) -> Float[Tensor, "2 2"]:
+    def window(self, posterior: Field, encoder: Field | None) -> Float[Tensor, "2 A"]:
         """The corners of the box around the regions of the posterior, the Laplace approximation and q(z|x)."""
         fields = [field for field in (posterior, encoder) if field is not None]
-        reach = math.sqrt(-2 * math.log(1 - MASSES[1])) * self.covariance.diagonal().sqrt()
+        reach = radius(MASSES[1], len(self.axes)) * self.covariance.diagonal().sqrt()
         centre = self.coordinates(self.mode.unsqueeze(0))
         corners = torch.cat(
             [centre - reach, centre + reach, *(torch.stack(field.region(MASSES[1])) for field in fields)]
         )
         return _with_margin(corners)
 
-    def view(self, points: Float[Tensor, "P 2"]) -> Field:
+    def view(self, points: Float[Tensor, "P A"]) -> Field:
         """The joint density over some points."""
         low, high = _with_margin(points)
-        return Field.of(self.log_joint, low, high, VIEW)
+        return Field.of(self.log_joint, low, high, VIEW[len(low)])
 
 
-def _with_margin(points: Float[Tensor, "P 2"]) -> Float[Tensor, "2 2"]:
+def radius(mass: float, axes: int) -> float:
+    """The radius of the region of a standard normal that has the given mass.
+
+    >>> round(radius(0.95, 1), 2), round(radius(0.95, 2), 2)
+    (1.96, 2.45)
+    """
+    from scipy.special import gammaincinv
+
+    return math.sqrt(2 * float(gammaincinv(axes / 2, mass)))
+
+
+def _with_margin(points: Float[Tensor, "P A"]) -> Float[Tensor, "2 A"]:
     """The corners of the box around points, with a margin of 8 % on each side."""
     low, high = points.amin(0), points.amax(0)
     return torch.stack([low - 0.08 * (high - low), high + 0.08 * (high - low)])

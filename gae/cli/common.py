@@ -228,8 +228,8 @@ def open_model(
     split: str | None,
     seed: int,
     trust: Sequence[str] | None,
-) -> "tuple[Autoencoder, str]":
-    """The model of a checkpoint, or of your own decoder, and the name of the data.
+) -> "tuple[Autoencoder, str, str]":
+    """The model of a checkpoint, or of your own decoder, the name of the data, and that of the model.
 
     The two positional arguments are a checkpoint and data, or the data alone with ``--decoder``.
     """
@@ -240,12 +240,13 @@ def open_model(
                 f"Give a checkpoint and data, or --decoder and data. Got {checkpoint} alone. The checkpoint is the "
                 "folder of a run, as in `runs/vae-digits digits`."
             )
-        return read(Path(checkpoint), trust)[0], data
+        model, name = read(Path(checkpoint), trust)
+        return model, data, name
     if trust:
         raise ValueError("--trust is for functions that a checkpoint calls. Leave it out with --decoder.")
     if data is not None:
         raise ValueError(f"--decoder takes the place of a checkpoint: leave {checkpoint} out.")
-    return own.model(load(checkpoint, binarize or "none", split), seed), checkpoint
+    return own.model(load(checkpoint, binarize or "none", split), seed), checkpoint, own.decoder
 
 
 def load(

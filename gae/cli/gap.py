@@ -92,7 +92,7 @@ def gap(
     _need_digits(precision)
     own = Own(decoder, weights, latent, head, scale, activated, encoder)
     fabric = launch(device, precision, devices, nodes)
-    model, source = open_model(checkpoint, data, own, binarize, split_by, seed, trust)
+    model, source, _ = open_model(checkpoint, data, own, binarize, split_by, seed, trust)
     if engine is not None:
         model.inference = engine_of(engine, model, density=True)
     dataset = load_like(model, source, binarize, split_by)

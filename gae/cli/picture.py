@@ -1,18 +1,35 @@
-"""``gae picture``: inference for one observation, seen over the plane of its codes."""
+"""``gae picture``: inference for one observation, seen over its codes."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from gae.cli.common import CheckpointPath, DataName, SameBinarize, Seed, SplitBy, Trust, load_like, read
+from gae.cli.common import (
+    Activated,
+    CodeShape,
+    Decoder,
+    EncoderName,
+    HeadName,
+    ModelData,
+    ModelPath,
+    Own,
+    SameBinarize,
+    Scale,
+    Seed,
+    SplitBy,
+    Trust,
+    Weights,
+    load_like,
+    open_model,
+)
 from gae.cli.terminal import reported
 
 
 @reported
 def picture(
-    checkpoint: CheckpointPath,
-    data: DataName,
+    checkpoint: ModelPath,
+    data: ModelData = None,
     index: Annotated[int, typer.Option("--index", min=0, help="Number of the test observation, from 0.")] = 0,
     engine: Annotated[
         str | None,
@@ -21,6 +38,13 @@ def picture(
             show_default="the model's, or lbfgs from its encoder",
         ),
     ] = None,
+    decoder: Decoder = None,
+    weights: Weights = None,
+    latent: CodeShape = None,
+    head: HeadName = None,
+    scale: Scale = None,
+    activated: Activated = False,
+    encoder: EncoderName = None,
     split_by: SplitBy = None,
     binarize: SameBinarize = None,
     trust: Trust = None,
@@ -29,7 +53,8 @@ def picture(
 ) -> None:
     """Draw inference for one test observation: the joint density over codes, an ascent, and the posterior.
 
-    For codes of two elements, with the evidence by quadrature. Wider codes are seen on a slice through their mode.
+    For codes of one or two elements, with the evidence by quadrature. Wider codes are seen on a slice through their
+    mode. With --decoder the model is yours, under the prior N(0, I).
     """
     import torch
 
@@ -38,11 +63,18 @@ def picture(
     from gae.reports.landscape import SUFFIXES, sentence, write
 
     check_file(output, *SUFFIXES)
-    model, name = read(checkpoint, trust)
-    dataset = load_like(model, data, binarize, split_by)
+    own = Own(decoder, weights, latent, head, scale, activated, encoder)
+    model, source, name = open_model(checkpoint, data, own, binarize, split_by, seed, trust)
+    dataset = load_like(model, source, binarize, split_by)
     if index >= len(dataset.test):
         raise ValueError(f"--index must be below the number of test observations, {len(dataset.test)}, got {index}.")
+    x = dataset.test[index : index + 1].double()
+    model.double()
+    if own.decoder is not None:
+        from gae.adapters import check_curvature
+
+        check_curvature(model, x, products=engine == "gauss-newton")
     torch.manual_seed(seed)
-    seen = landscape(model.double(), dataset.test[index : index + 1].double(), engine)
+    seen = landscape(model, x, engine)
     write(seen, output, f"{name} on {dataset.name}, test observation {index}")
     typer.echo(f"{sentence(seen)}\n{output}")

@@ -58,7 +58,7 @@ def applied(
     """
     from gae.analysis.engines import engine_of
 
-    model, source = open_model(checkpoint, data, own, binarize, split_by, seed, trust)
+    model, source, _ = open_model(checkpoint, data, own, binarize, split_by, seed, trust)
     if engine is not None:
         model.inference = engine_of(engine, model, steps)
     elif steps is not None:

@@ -4,10 +4,14 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from command import gae
+from own import written
+from scipy.stats import norm
 
+from gae.adapters import from_decoder
 from gae.analysis.landscape import Landscape, landscape
 from gae.data import load
 from gae.reports.landscape import draw, sentence, write
@@ -46,6 +50,22 @@ def test_the_figure_draws_what_is_seen(seen: Landscape) -> None:
     assert figure.get_suptitle().startswith("a title\nlog p(x) = ")
 
 
+def test_codes_of_one_element_are_drawn_as_curves() -> None:
+    """The posterior of a linear model is its Laplace approximation; the path climbs on the curve of log q(x, z)."""
+    seen = landscape(ppca((4,), latent=1).double(), torch.tensor([[0.5, -1.0, 0.2, 0.3]]).double(), "gauss-newton")
+    left, right = draw(seen, "a title").axes
+    joint, path = (line.get_xydata() for line in left.lines[:2])
+    assert np.allclose(np.interp(path[:, 0], *joint.T), path[:, 1], atol=1e-3) and len(path) > 1
+    assert left.lines[-1].get_xydata()[0] == pytest.approx([float(seen.mode), seen.height])
+    posterior, normal = (line.get_xydata() for line in right.lines[:2])
+    assert np.allclose(posterior, normal, atol=1e-6)
+    assert np.trapezoid(posterior[:, 1], posterior[:, 0]) == pytest.approx(1, abs=1e-6)
+    for region, mass in zip(right.collections, (0.95, 0.5), strict=True):  # the wider first
+        (outline,) = region.get_paths()
+        reach = np.ptp(outline.vertices[:, 0]) / 2 / float(seen.covariance.sqrt())
+        assert reach == pytest.approx(norm.ppf((1 + mass) / 2), abs=0.15)  # of the grid
+
+
 def test_an_svg_describes_itself(seen: Landscape, tmp_path: Path) -> None:
     write(seen, tmp_path / "a.svg", "a title")
     write(seen, tmp_path / "b.svg", "a title")
@@ -55,6 +75,18 @@ def test_an_svg_describes_itself(seen: Landscape, tmp_path: Path) -> None:
     assert description == sentence(seen).replace("&", "&amp;")
     with pytest.raises(ValueError, match=r"must end in \.png or \.svg"):
         write(seen, tmp_path / "a.pdf", "a title")
+
+
+def test_the_command_draws_a_decoder_of_your_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    own = written(tmp_path, monkeypatch)
+    options = ("--decoder", "own_models:decoder", "--encoder", "own_models:Encoder", "--weights", "both.pt")
+    printed = gae("picture", "images.npy", *options, "--latent", "2", "--scale", "0.3", "--index", 1, "-o", "a.svg")
+    model = from_decoder(own["decoder"], (1, 4, 4), 2, scale=0.3, encoder=own["encoder"]).double()
+    seen = landscape(model, load("images.npy").test[1:2].double())
+    assert printed == f"{sentence(seen)}\na.svg\n"
+    assert "own_models:decoder on images.npy, test observation 1" in Path("a.svg").read_text(encoding="utf-8")
+    flat = ("--decoder", "own_models:Once", "--latent", "2", "--scale", "0.3")
+    assert "has no second derivatives in torch.float64" in gae("picture", "images.npy", *flat, "-o", "b.svg", code=2)
 
 
 def test_the_command_draws_a_test_observation(tmp_path: Path) -> None:
