@@ -5,8 +5,6 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Float, Int
-from scipy import sparse
-from scipy.sparse.linalg import eigsh
 from torch import Tensor
 
 SPARSE = 300  # points from which a sparse factorisation is faster than all eigenvectors
@@ -47,6 +45,9 @@ def _dense(weights: Tensor, index: Tensor, width: int) -> tuple[Tensor, bool]:
 
 def _sparse(weights: np.ndarray, index: np.ndarray, width: int) -> Any:
     """The same of one data set, by inverse iteration from a fixed start; None if the graph is disconnected."""
+    from scipy import sparse
+    from scipy.sparse.linalg import eigsh
+
     points, count = index.shape
     starts = np.arange(0, points * count + 1, count)
     residual = sparse.identity(points, format="csr") - sparse.csr_matrix((weights.ravel(), index.ravel(), starts))
