@@ -12,9 +12,9 @@ DOCUMENTED := $(VENV)/.documented
 help: ## show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
 
-demo: $(INSTALLED) ## compare encoders on the bundled digits; writes runs/demo/report.html
+demo: $(INSTALLED) ## compare encoders on the bundled digits, in two processes; writes runs/demo/report.html
 	rm -rf runs/demo
-	$(BIN)/gae compare digits --out runs/demo
+	$(BIN)/gae compare digits --devices 2 --out runs/demo
 	@echo "Report: $(CURDIR)/runs/demo/report.html"
 
 # Two workers of one thread each: the tests are many small computations, which more threads do not speed up. Each begins
