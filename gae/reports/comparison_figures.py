@@ -104,7 +104,9 @@ def bounds(results: dict[str, Any]) -> Figure:
         _evaluation_axis(
             axes, max(cell["evaluations"] for row in matrices[0]["cells"].values() for cell in row.values())
         )
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=3, fontsize=8)
+    figure.legend(
+        *panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=min(len(names), 2) + 1, fontsize=8
+    )
     caption = (
         "Bounds on log p(x) of the same test samples on each frozen decoder, in nats, from the encoder of each "
         "family (0 evaluations) over a few steps to the local optimum q* (last point of the solid lines). The level "
