@@ -4,13 +4,16 @@ import ast
 import importlib.util
 import inspect
 import re
+import shlex
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
+import typer
 
 import gae
+from gae.cli.main import app
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
@@ -91,12 +94,12 @@ class Names(ast.NodeVisitor):
         if isinstance(node, ast.Name):
             return self.known.get(node.id)
         owner = self.of(node.value) if isinstance(node, ast.Attribute) else None
-        return None if owner is None else resolved(owner, [node.attr])  # type: ignore[attr-defined]
+        return None if owner is None else resolved(owner, node.attr)  # type: ignore[attr-defined]
 
     def visit_ImportFrom(self, node: ast.ImportFrom) -> None:
         if (node.module or "").startswith("gae"):
             module = importlib.import_module(str(node.module))
-            self.known |= {each.asname or each.name: resolved(module, [each.name]) for each in node.names}
+            self.known |= {each.asname or each.name: resolved(module, each.name) for each in node.names}
 
     def visit_Attribute(self, node: ast.Attribute) -> None:
         self.of(node)
@@ -113,25 +116,35 @@ class Names(ast.NodeVisitor):
         self.generic_visit(node)
 
 
-def resolved(owner: Any, names: list[str]) -> Any:
+def resolved(owner: Any, name: str) -> Any:
     """An attribute, or a module of a package that nothing has imported yet."""
-    for name in names:
-        if inspect.ismodule(owner) and not hasattr(owner, name):
-            importlib.import_module(f"{owner.__name__}.{name}")
-        owner = getattr(owner, name)
-    return owner
+    if inspect.ismodule(owner) and not hasattr(owner, name):
+        return importlib.import_module(f"{owner.__name__}.{name}")
+    return getattr(owner, name)
 
 
 @pytest.mark.parametrize("page", CODE, ids=lambda path: str(path.relative_to(ROOT)))
 def test_names_and_arguments_of_pages_exist(page: Path) -> None:
-    """Of the blocks together, in order, and of dotted names in the text."""
+    """Of the blocks together, in order; ``test_references.py`` looks up the names in the text."""
     text = page.read_text(encoding="utf-8")
     names = Names()
     for kind, body in FENCE.findall(text):
         if kind == "python":
             names.visit(ast.parse(body))
-    for name in re.findall(r"`gae\.(\w[\w.]*)", FENCE.sub("", text)):
-        resolved(gae, name.split("."))
+
+
+@pytest.mark.parametrize("page", CODE, ids=lambda path: str(path.relative_to(ROOT)))
+def test_commands_of_pages_are_understood(page: Path) -> None:
+    """Names, numbers of arguments, options and the types of their values."""
+    group: Any = typer.main.get_command(app)
+    context = typer.Context(group, info_name="gae")
+    blocks = [body for kind, body in FENCE.findall(page.read_text(encoding="utf-8")) if kind == "sh"]
+    for line in "".join(blocks).replace("\\\n", " ").splitlines():
+        program, *words = shlex.split(line.rstrip(" &"), comments=True) or [""]
+        if program == "gae" and words:
+            command = group.get_command(context, words[0])
+            assert command is not None, line
+            command.make_context(words[0], words[1:], parent=context)
 
 
 def test_the_gallery_has_scripts_in_an_order() -> None:

@@ -8,6 +8,8 @@ The picture shows the landscape, an ascent from the encoder's guess, and the pos
 stand in for it.
 """
 
+from textwrap import fill
+
 import matplotlib.pyplot as plt
 
 import gae
@@ -25,7 +27,7 @@ gae.fit(model, digits, epochs=30, progress=False)
 # quadrature: for a code of two elements log p(x) is known, so that every approximation has an exact error.
 
 seen = landscape(model.double(), digits.test[7:8].double())
-print(sentence(seen))
+print(fill(sentence(seen), 80))
 
 # %%
 # The picture
@@ -44,4 +46,4 @@ plt.show()
 # ------------------
 # The ascent needs no encoder: Gauss–Newton from 0 reaches the same mode.
 
-print(sentence(landscape(model, digits.test[7:8].double(), "gauss-newton")))
+print(fill(sentence(landscape(model, digits.test[7:8].double(), "gauss-newton")), 80))

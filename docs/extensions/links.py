@@ -1,4 +1,4 @@
-"""Names of public classes and functions in code font lead to their entries in the reference."""
+"""Names of public classes and functions in code font lead to their entries in the reference; options are marked."""
 
 import re
 
@@ -26,6 +26,8 @@ def _link(app: Sphinx, doctree: nodes.document, docname: str) -> None:
     places = _places(app)
     for literal in list(doctree.findall(nodes.literal)):
         text = literal.astext()
+        if re.fullmatch(r"--?[a-z-]+", text):
+            literal["classes"].append("option")  # which does not wrap after its hyphens
         if not NAME.fullmatch(text) or isinstance(literal.parent, nodes.reference):
             continue
         if text.islower() and "." not in text and not text.endswith("()"):

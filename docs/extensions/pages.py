@@ -264,6 +264,7 @@ def experiment(name: str, text: str) -> str:
     picture = Path("experiments", "results", f"{name}.png")
     shown = f"![Figure of this experiment. {_plain(claim)}]({UP}{picture})\n\n" if (ROOT / picture).exists() else ""
     body = re.sub(r"\]\((?!https:)([^)]+)\)", rf"]({UP}experiments/\1)", rest)
+    body = re.sub(r" ± |([≥≤]) (?=[−\d])", lambda match: match[0].replace(" ", "\N{NO-BREAK SPACE}"), body)
     return f"# {_title(name)}\n\n**{claim}**\n\n{shown}{body}\n"
 
 

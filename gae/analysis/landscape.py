@@ -102,7 +102,7 @@ class Landscape:
     @property
     def radii(self) -> list[float]:
         """The radii of a normal's regions of 50 % and 95 %, in standard deviations."""
-        return [radius(mass, len(self.mode)) for mass in MASSES]
+        return [_radius(mass, len(self.mode)) for mass in MASSES]
 
 
 @torch.no_grad()
@@ -330,7 +330,7 @@ class Section:
     def window(self, posterior: Field, encoder: Field | None) -> Float[Tensor, "2 A"]:
         """The corners of the box around the regions of the posterior, the Laplace approximation and q(z|x)."""
         fields = [field for field in (posterior, encoder) if field is not None]
-        reach = radius(MASSES[1], len(self.axes)) * self.covariance.diagonal().sqrt()
+        reach = _radius(MASSES[1], len(self.axes)) * self.covariance.diagonal().sqrt()
         centre = self.coordinates(self.mode.unsqueeze(0))
         corners = torch.cat(
             [centre - reach, centre + reach, *(torch.stack(field.region(MASSES[1])) for field in fields)]
@@ -343,10 +343,10 @@ class Section:
         return Field.of(self.log_joint, low, high, VIEW[len(low)])
 
 
-def radius(mass: float, axes: int) -> float:
+def _radius(mass: float, axes: int) -> float:
     """The radius of the region of a standard normal that has the given mass.
 
-    >>> round(radius(0.95, 1), 2), round(radius(0.95, 2), 2)
+    >>> round(_radius(0.95, 1), 2), round(_radius(0.95, 2), 2)
     (1.96, 2.45)
     """
     from scipy.special import gammaincinv

@@ -99,7 +99,7 @@ Trust = Annotated[
     ),
 ]
 ModelPath = Annotated[
-    str, typer.Argument(metavar="[CHECKPOINT]", help="Folder of a run, or a checkpoint in it. Left out with --decoder.")
+    str, typer.Argument(metavar="CHECKPOINT", help="Folder of a run, or a checkpoint in it. Left out with --decoder.")
 ]
 ModelData = Annotated[
     str | None,

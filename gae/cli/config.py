@@ -139,7 +139,7 @@ def _names(context: Any) -> dict[str, str]:
         if name not in (*OWN, "help"):
             is_argument = parameter.param_type_name == "argument"
             shown = (parameter.metavar or name) if is_argument else max(parameter.opts, key=len).lstrip("-")
-            names[shown.strip("[]").lower()] = name
+            names[shown.lower()] = name
     return names
 
 

@@ -49,7 +49,7 @@ def fit(
     system: Annotated[
         str,
         typer.Argument(
-            metavar="[SYSTEM]",
+            metavar="SYSTEM",
             help="A name from `gae systems`. Left out with --decoder.",
             autocompletion=system_names,
         ),

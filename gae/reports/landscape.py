@@ -24,7 +24,7 @@ SUFFIXES = (".png", ".svg")
 DEPTHS = (1, 2, 3, 5)  # nats below the highest value at which contours are drawn, times powers of 10
 POSTERIOR, ENCODER, ASCENT = "#009E73", "#0072B2", "#D55E00"
 REGIONS = ("#bfe7da", "#73cdb3")  # of the posterior: the wider, and the one inside
-ENLARGED = "the part enlarged beside it"
+ENLARGED = "the part enlarged in the other panel"
 SHOWN = " and ".join(f"{mass:.0%}".replace("%", " %") for mass in MASSES)
 
 
