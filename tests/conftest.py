@@ -112,6 +112,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_collection_finish() -> None:
     gc.freeze()  # what was imported and collected stays: no collection need look through it again
+    gc.set_threshold(20_000, 20, 20)  # most of what tests make is freed without a collection
 
 
 @contextmanager

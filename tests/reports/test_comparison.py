@@ -354,8 +354,10 @@ def test_strips_of_a_linear_decoder_are_straight_lines() -> None:
         torch.testing.assert_close(moved[:, -1] - moved[:, 0], (1.5 * shift @ loadings).expand(2, -1))
 
 
+@pytest.mark.usefixtures("blank_figures")
 @pytest.mark.parametrize("kind", ["vectors without labels", "colour images, code of width 1"])
-def test_other_data_can_be_reported(kind: str, tmp_path: Path) -> None:
+def test_other_data_can_be_reported(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engines, "QUICK_MATRIX", tiny_matrix())
     if kind == "vectors without labels":
         whole = load("linear-gaussian")
         data = replace(whole, train=whole.train[:40], test=whole.test[:10])
