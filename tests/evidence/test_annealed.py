@@ -404,7 +404,7 @@ def test_exact_refuses_other_models() -> None:
 @pytest.mark.usefixtures("unchecked_types")
 @pytest.mark.parametrize("name", ["mixture", "bernoulli"])
 def test_nuts_finds_the_posterior(name: str) -> None:
-    """Of a normal posterior see ``test_amortized.py``. The parts of the mixture overlap, since one chain rarely crosses between modes that lie apart."""
+    """The parts of the mixture overlap, since one chain rarely crosses between modes that lie apart."""
     model = MODELS[name][0]()
     if isinstance(model, LinearMixture) and model.components > 1:
         model.log_scale.data.fill_(math.log(1.5))  # each part's posterior has scales from 0.7 to 1
