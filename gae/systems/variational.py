@@ -263,18 +263,18 @@ def mcmc_em(
     leapfrog: int = 5,
     rate: float = 0.1,
     samples: int = 1,
-    adapt: int = 0,
+    adapt_steps: int = 0,
     *,
     missing: bool = False,
 ) -> Autoencoder:
     """MCMC inside EM (Hoffman 2017): Hamiltonian chains from a VAE's encoder give the codes that train the decoder.
 
     ``steps`` trajectories of ``leapfrog`` moves of mean size ``rate``, in units of the code, for each of ``samples``.
-    ``adapt`` trajectories come before them, in which each chain adapts that size from ``rate`` to an acceptance of
+    ``adapt_steps`` trajectories come before them, in which each chain adapts that size from ``rate`` to an acceptance of
     80 %, by dual averaging (``gae.inference.HMC``): a fixed one may reject all moves once the decoder has sharpened.
     """
     model = vae(event_shape, latent, hidden, head, samples=samples, missing=missing)
-    chains = MCMC(model.inference, HMC(rate, leapfrog, adapt), adapt + steps + 1)
+    chains = MCMC(model.inference, HMC(rate, leapfrog, adapt_steps), adapt_steps + steps + 1)
     return Autoencoder(model.likelihood, chains, monte_carlo_em)
 
 

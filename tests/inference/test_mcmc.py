@@ -107,7 +107,7 @@ def test_adapted_chains_accept_as_often_as_asked_and_stay_posterior_draws(rate: 
 def test_the_system_adapts_its_rate(rate: float) -> None:
     """From rates at which no chain of the system moves far; a linear decoder, whose posterior has a closed form."""
     options = {"latent": 2, "hidden": (), "rate": rate, "leapfrog": 3, "samples": 300}
-    model = systems.build("mcmc-em", (5,), steps=15, adapt=30, **options).double()
+    model = systems.build("mcmc-em", (5,), steps=15, adapt_steps=30, **options).double()
     x, origin = torch.randn(1, 5, dtype=torch.float64), torch.zeros(1, 2, dtype=torch.float64)
     decoder, scale = model.likelihood.decoder, model.likelihood.scale.detach()
     weight = torch.autograd.functional.jacobian(lambda z: decoder(z)[0], origin)[:, 0]
