@@ -270,8 +270,8 @@ def mcmc_em(
     """MCMC inside EM (Hoffman 2017): Hamiltonian chains from a VAE's encoder give the codes that train the decoder.
 
     ``steps`` trajectories of ``leapfrog`` moves of mean size ``rate``, in units of the code, for each of ``samples``.
-    ``adapt_steps`` trajectories come before them, in which each chain adapts that size from ``rate`` to an acceptance of
-    80 %, by dual averaging (``gae.inference.HMC``): a fixed one may reject all moves once the decoder has sharpened.
+    ``adapt_steps`` trajectories come before them, in which each chain adapts that size from ``rate`` to an acceptance
+    of 80 %, by dual averaging (``gae.inference.HMC``): a fixed one may reject all moves once the decoder has sharpened.
     """
     model = vae(event_shape, latent, hidden, head, samples=samples, missing=missing)
     chains = MCMC(model.inference, HMC(rate, leapfrog, adapt_steps), adapt_steps + steps + 1)
