@@ -7,7 +7,7 @@ INSTALLED := $(VENV)/.installed
 DOCUMENTED := $(VENV)/.documented
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all test-portable lint style types table docs bench dist clean
+.PHONY: help demo test test-all test-portable test-slow lint style types table docs bench dist clean
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -19,10 +19,13 @@ demo: $(INSTALLED) ## compare encoders on the bundled digits, in two processes; 
 
 # Two workers of one thread each: the tests are many small computations, which more threads do not speed up. Each begins
 # with a half of the files, so that few fixtures of a module are made twice.
-test: $(INSTALLED) ## run the tests and the examples in the docstrings
-	$(BIN)/python -m pytest -n 2 --dist worksteal
+test: $(INSTALLED) ## run the tests and the examples in the docstrings, without those that take seconds each
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow"
 
-test-all: $(INSTALLED) ## run every engine with every likelihood too, and more random examples
+test-slow: $(INSTALLED) ## run the tests that train, sample or measure memory for seconds
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m slow
+
+test-all: $(INSTALLED) ## run all of them, every engine with every likelihood too, and more random examples
 	GAE_FULL=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
 # Tests that train or follow a trajectory, whose end rounding may move. For other seeds see tests/seeds.py.

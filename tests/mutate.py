@@ -87,7 +87,7 @@ def nearest(module: Path) -> list[str]:
 
 def run(folder: Path, files: list[str], limit: float, **variables: str) -> tuple[str, str]:
     """What became of the tests (passed, failed or timeout), and what they printed."""
-    options = ["-x", "-q", "-n", "2", "--dist", "worksteal", "-p", "no:cacheprovider", "--tb=line"]
+    options = ["-x", "-q", "-n", "2", "--dist", "worksteal", "-p", "no:cacheprovider", "--tb=line", "-m", "not slow"]
     command = [sys.executable, "-m", "pytest", *options, *files]
     environment = os.environ | {"PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1"} | variables
     if (ROOT.parent / "shared" / "data").exists():

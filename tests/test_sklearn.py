@@ -346,6 +346,7 @@ def test_the_dtype_of_the_data_is_kept(X: np.ndarray, dtype: Any) -> None:
         assert ours.transform(X[:3]).dtype == np.float64  # as given to transform
 
 
+@pytest.mark.slow
 def test_model_selection(X: np.ndarray) -> None:
     """Scores of a search are those of fits by hand; parameters and options can be searched over."""
     folds = KFold(3, shuffle=True, random_state=0)

@@ -258,6 +258,7 @@ def test_a_diagnosis_gains_what_the_code_explains() -> None:
     assert "gain over no code" not in diagnose(Autoencoder(head, Amortized(Posterior()), elbo), x).table()
 
 
+@pytest.mark.slow
 def test_the_rate_falls_with_beta() -> None:
     """From codes that are used to a collapsed one, without a warning."""
     torch.manual_seed(0)

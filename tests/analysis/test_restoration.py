@@ -90,6 +90,7 @@ def test_the_same_seed_gives_the_same_picture() -> None:
     assert not torch.equal(first.runs[0], first.runs[1])
 
 
+@pytest.mark.slow
 def test_it_learns_the_image_and_stops() -> None:
     """A smooth noisy image: the result is closer to the clean image than the input, and early stopping ends the run."""
     clean = photo(1, 32, 32)
@@ -99,6 +100,7 @@ def test_it_learns_the_image_and_stops() -> None:
     assert (found.image - clean).square().mean() < 0.2 * (noisy - clean).square().mean()
 
 
+@pytest.mark.slow
 def test_hidden_pixels_are_filled_in() -> None:
     clean, mask = photo(1, 24, 24), torch.rand(24, 24) > 0.5
     found = restore_image(clean, "inpaint", mask=mask, network=Network(8, 2), steps=300)

@@ -341,6 +341,7 @@ def test_changes_of_a_private_map_are_kept(tmp_path: Path) -> None:
     assert (Mapped(private, None, lambda rows: rows)[2:4][1] == 5).all() and (private[3] == 5).all()
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:
     """Loading and hashing 67 MB of each kind, in a process of its own."""
     size = 2**26

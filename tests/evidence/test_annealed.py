@@ -238,6 +238,7 @@ def test_temperatures(schedule: str, number: int) -> None:
         assert betas.diff()[0] < betas.diff()[number // 2]
 
 
+@pytest.mark.slow
 def test_step_sizes_follow_the_rate_of_acceptance() -> None:
     """A posterior that is far narrower than the prior: the pilot's steps shrink until about 65 % are accepted."""
     model = LinearMixture(1, 3, (6,), scale=0.02).double()
@@ -252,6 +253,7 @@ def test_step_sizes_follow_the_rate_of_acceptance() -> None:
     assert (torch.stack(rates).mean(0) - 0.65).abs().max() < 0.2
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("unchecked_types")
 def test_chains_move_in_units_of_their_start() -> None:
     """Coefficients near 1000 with a prior of that scale, which steps of size 1 would hardly move."""
@@ -401,6 +403,7 @@ def test_exact_refuses_other_models() -> None:
         exact(LinearMixture(1, 2, (4,), flat_prior=True), torch.zeros(2, 4))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("unchecked_types")
 @pytest.mark.parametrize("name", ["mixture", "bernoulli"])
 def test_nuts_finds_the_posterior(name: str) -> None:

@@ -198,6 +198,7 @@ def test_codes_of_another_width_do_not_fit() -> None:
     assert free(autoencoder).codes.shape == (6, 2)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("unchecked_types")
 def test_glo_encodes_held_out_digits(digits: Dataset) -> None:
     """The error is far below that of the mean image, and close to that of training data with the same engine."""

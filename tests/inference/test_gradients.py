@@ -552,6 +552,7 @@ def live_tensors() -> int:
     return sum(issubclass(type(thing), Tensor) for thing in gc.get_objects())
 
 
+@pytest.mark.slow
 def test_memory_is_flat_over_200_calls() -> None:
     """For every adjoint, with and without a graph; the cycle collector is off, so that cycles would show too."""
     likelihood = neural()

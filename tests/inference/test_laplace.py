@@ -262,6 +262,7 @@ def test_the_laplace_evidence_of_a_linear_model_is_its_evidence(x: Tensor) -> No
             torch.testing.assert_close(one, other, rtol=1e-8, atol=1e-8)
 
 
+@pytest.mark.slow
 def test_training_by_the_laplace_evidence_ends_at_probabilistic_pca() -> None:
     """The maximum of the likelihood by eigenvalues of the covariance (Tipping & Bishop 1999, eq. 3.8)."""
     seed(6)

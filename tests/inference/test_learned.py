@@ -157,6 +157,7 @@ def bounds(likelihood: Gaussian, engine: Inference, x: Tensor) -> Tensor:
     return torch.stack([elbo(engine(likelihood, x)) for _ in range(8)]).mean(0)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("unchecked_types")
 def test_five_steps_beat_an_encoder_of_equal_size_and_more_do_not_diverge() -> None:
     """On one frozen decoder, by networks of one hidden layer of 12 units, on observations that neither has seen."""

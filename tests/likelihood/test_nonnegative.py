@@ -229,6 +229,7 @@ def test_the_poisson_m_step_never_lowers_the_density() -> None:
     assert torch.allclose(model.decoder(z[0]).sum(0), x.sum(0), atol=1e-3)  # as at any stationary point
 
 
+@pytest.mark.slow
 @both
 @pytest.mark.usefixtures("unchecked_types")
 def test_nmf_is_as_good_as_scikit_learns(digits: Dataset, head: str) -> None:

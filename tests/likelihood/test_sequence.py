@@ -604,6 +604,7 @@ def vowels(line: str) -> set[str]:
     return {*line} & {*"aeiou"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("system", SMALL)
 def test_system_on_text(system: str, path: Path, tmp_path: Path) -> None:
     data = load(path)

@@ -318,6 +318,7 @@ def test_atoms_have_unit_length() -> None:
 # The systems.
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("unchecked_types")
 def test_sparse_autoencoder_reaches_its_activity(digits: Dataset) -> None:
     torch.manual_seed(0)
@@ -414,6 +415,7 @@ def denoising(digits: Dataset) -> Autoencoder:
     return autoencoder
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("unchecked_types")
 def test_denoising_autoencoder_beats_the_plain_one_on_noisy_digits(denoising: Autoencoder, digits: Dataset) -> None:
     torch.manual_seed(0)
@@ -432,6 +434,7 @@ def jacobian_norm(autoencoder: Autoencoder, x: Tensor) -> float:
     return float(Contractive(1.0)(leaf, autoencoder.encode(leaf)).detach())
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("unchecked_types")
 def test_contraction_lowers_the_jacobian(digits: Dataset) -> None:
     norms = []

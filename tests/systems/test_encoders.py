@@ -244,6 +244,7 @@ def bent(guide: nn.Module, x: Tensor, steps: int = 200) -> tuple[Tensor, Tensor]
     return bound.value, bound.standard_error
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("unchecked_types")
 def test_a_flow_is_tighter_than_a_diagonal_on_a_bent_posterior() -> None:
     """The best of three flows, since training may end at a poor one. All are below log p(x) by quadrature."""
@@ -388,6 +389,7 @@ def test_a_ladder_of_exact_proposals_has_no_gap() -> None:
     assert float(mass.sum()) == pytest.approx(1, abs=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("unchecked_types")
 def test_both_layers_of_a_ladder_learn() -> None:
     """On two clusters of lines, KL(q(z2|x) ‖ p(z2)) and the expected KL of z1 are above zero, for one of three starts.

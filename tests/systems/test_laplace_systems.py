@@ -65,6 +65,7 @@ def code_square(objective: Objective, inference: Inference, hidden: Sequence[int
     return float(model.encode(x).point.detach().square().sum(1).mean()) / 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("hidden", [(), (8,)], ids=["linear", "neural"])
 def test_codes_keep_the_scale_of_the_prior(hidden: Sequence[int]) -> None:
     """Under N(0, I), ``joint`` shrinks them. Probabilistic PCA has E z_i² = 1 - σ² / λ_i."""

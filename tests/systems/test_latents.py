@@ -40,6 +40,7 @@ def error(found: Tensor, x: Tensor) -> float:
     return float((found - x).square().mean())
 
 
+@pytest.mark.slow
 def test_superresolution_beats_bicubic_and_the_mean_image(trained: Autoencoder, digits: Dataset) -> None:
     x = digits.test[:SIZE]
     small, found = restored("superresolution", trained, x)
@@ -49,6 +50,7 @@ def test_superresolution_beats_bicubic_and_the_mean_image(trained: Autoencoder, 
     assert error(found, x) < 0.6 * error(digits.train.mean(0), x)
 
 
+@pytest.mark.slow
 def test_inpainting_beats_the_mean_image_where_nothing_is_seen(trained: Autoencoder, digits: Dataset) -> None:
     x = digits.test[:SIZE]
     seen, found = restored("inpainting", trained, x, seen=0.5)
@@ -60,6 +62,7 @@ def test_inpainting_beats_the_mean_image_where_nothing_is_seen(trained: Autoenco
     assert error(found[hidden], x[hidden]) < 0.6 * error(mean[hidden], x[hidden])
 
 
+@pytest.mark.slow
 def test_more_measurements_restore_more(trained: Autoencoder, digits: Dataset) -> None:
     x = digits.test[:SIZE]
     errors = [error(restored("compressed-sensing", trained, x, measurements=m)[1], x) for m in (4, 12, 40)]

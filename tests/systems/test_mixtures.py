@@ -843,6 +843,7 @@ def test_smooth_llgae_learns(gate: str, digits: Dataset) -> None:
     assert error(model, digits.test) < 0.9 * before < error(centres, digits.test)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("unchecked_types")
 @fast
 def test_ggae_codes_are_bounded_after_learning(digits: Dataset) -> None:

@@ -102,6 +102,7 @@ def test_pca_is_scikit_learns(images: Tensor, held_out: Tensor, latent: int) -> 
     assert np.allclose(np.abs(codes), np.abs(oracle.transform(flat(held_out))), atol=1e-6)
 
 
+@pytest.mark.slow
 def test_pca_by_gradient_finds_the_same_subspace(images: Tensor) -> None:
     model, images = build("pca", latent=8), images[:300]
     history = train(model, images, epochs=2, batch_size=len(images), optimizer=lbfgs)
@@ -253,6 +254,7 @@ def test_llgae_by_ascent_agrees_with_closed_form(
     assert torch.allclose(found.log_joint, wanted.log_joint, atol=1e-10)
 
 
+@pytest.mark.slow
 def test_llgae_learns_by_its_update_rule(images: Tensor) -> None:
     """The notes' rule: a few ascent steps for the code, the gradient of the loss for the charts."""
     model = build("llgae", latent=5, components=4, steps=5)
@@ -266,6 +268,7 @@ def test_llgae_learns_by_its_update_rule(images: Tensor) -> None:
 # Deterministic autoencoders.
 
 
+@pytest.mark.slow
 def test_linear_autoencoder_spans_the_principal_subspace(images: Tensor) -> None:
     model, images = build("ae", latent=4, hidden=()), images[:300]
     train(model, images, epochs=2, batch_size=len(images), optimizer=partial(lbfgs, steps=400))
@@ -568,6 +571,7 @@ def test_gon_learns(images: Tensor, held_out: Tensor) -> None:
     within("error, by the mean image's", error / (held_out - images.mean(0)).square().mean(), below=0.6)
 
 
+@pytest.mark.slow
 def test_short_runs_learn(images: Tensor, held_out: Tensor) -> None:
     """Codes of 30 Langevin steps from the prior come nearer to held-out data than the mean image."""
     model, x = build("short-run", hidden=(32,)), held_out[:100]

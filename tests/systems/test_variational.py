@@ -83,6 +83,7 @@ def blobs(n: int, seed: int) -> Tensor:
     return colour * (-10 * square).exp().unsqueeze(1) + 0.05 * torch.randn(n, 3, 32, 32, generator=generator)
 
 
+@pytest.mark.slow
 def test_it_beats_linear_models_of_coloured_images() -> None:
     assert against_ppca(blobs(600, 0), blobs(200, 1), latent=5, epochs=10) > 100
 

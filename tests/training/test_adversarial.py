@@ -233,12 +233,14 @@ def trained() -> Adversarial:
     return game.eval()
 
 
+@pytest.mark.slow
 def test_samples_are_of_all_classes(trained: Adversarial) -> None:
     """No mode is dropped; a sixth of 1000 would be 167 each."""
     counts = torch.cdist(painted(trained), CENTRES).argmin(1).bincount(minlength=6)
     within("smallest class of 1000 samples", counts.min(), above=40)
 
 
+@pytest.mark.slow
 def test_samples_are_nearer_to_the_modes_than_those_of_a_gaussian(trained: Adversarial) -> None:
     """A Gaussian of the data's covariance. How widely samples cover a mode depends on where the game ends."""
     train_set, samples = ring(100), painted(trained)
@@ -258,6 +260,7 @@ def nearest(x: Tensor, among: Tensor) -> float:
     return float(torch.cdist(x, among).amin(1).mean())
 
 
+@pytest.mark.slow
 def test_inversion_finds_its_own_samples(trained: Adversarial) -> None:
     torch.manual_seed(2)
     x, engine = trained.sample(50), trained.inference

@@ -131,6 +131,7 @@ def test_what_cannot_be_classified() -> None:
         head.encode(torch.zeros(2, 8))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("unchecked_types")
 def test_pretrained_and_fine_tuned_it_reads_digits(digits: Dataset) -> None:
     """At least 95 % of the test digits after a few epochs; chance level is 10 %."""
