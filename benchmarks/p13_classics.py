@@ -76,7 +76,7 @@ def embedding(x: Digits) -> tuple[Side, Side]:
     assert isinstance(likelihood, LLE)
     codes = likelihood.mode(x[None])[0]
     energy = float((codes - likelihood.relation(x[None])[0] @ codes).square().sum()) / len(x)
-    not_worse("LLE", energy, theirs().reconstruction_error_, 0.01)  # equally near neighbours may differ
+    not_worse("LLE", energy, theirs().reconstruction_error_, 0.03)  # of equally near neighbours, any may be taken
     return partial(_encode, model, x[None]), theirs
 
 

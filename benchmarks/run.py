@@ -1,4 +1,8 @@
-"""Runs every benchmark in a separate process, and writes results.json and RESULTS.md."""
+"""Runs benchmarks in separate processes, and writes results.json and RESULTS.md.
+
+python -m benchmarks.run               # every p*.py
+python -m benchmarks.run p09_import    # some; the other results stay as they are in results.json
+"""
 
 import json
 import os
@@ -43,20 +47,21 @@ def machine() -> dict[str, Any]:
 
 def page(report: dict[str, Any]) -> Iterator[str]:
     """RESULTS.md, line by line."""
-    where = report["machine"]
+    where, results = report["machine"], report["results"]
+    commits = sorted({result["commit"] for result in results if result.get("commit")})
     yield "# Benchmarks, measured side by side"
     yield ""
-    at = f", commit {report['commit']}" if report.get("commit") else ""
+    at = f", commit {', '.join(commits)}" if commits else ""
     yield f"Written by `{COMMAND}` on {report['date']}{at}:"
     yield f"{where['cpu']}, {where['cores']} cores, {where['memory_gib']} GiB,"
     yield ", ".join(f"{name} {number}" for name, number in report["versions"].items()) + "."
     yield "Each figure is a ratio of medians within one run, in which the sides take turns, with its range over the"
     yield "rounds; see [README.md](README.md)."
     yield ""
-    yield missed(report["results"])
+    yield missed(results)
     for module in report.get("failed", ()):
         yield f"\n**{module} failed**: it crashed, or the two sides computed different things."
-    for result in report["results"]:
+    for result in results:
         yield from _section(result)
 
 
@@ -84,15 +89,21 @@ def _section(result: Result) -> Iterator[str]:
 
 def main() -> None:
     modules = sorted(path.stem for path in FOLDER.glob("p[0-9]*.py"))
-    results = {module: run(module) for module in modules}
+    chosen, at = sys.argv[1:] or modules, commit()
+    if unknown := set(chosen) - set(modules):
+        sys.exit(f"No benchmark {', '.join(sorted(unknown))}. Benchmarks: {', '.join(modules)}.")
+    before = json.loads((FOLDER / "results.json").read_text(encoding="utf-8"))["results"] if chosen != modules else []
+    kept = {result["module"]: result for result in before if result.get("module") not in (None, *chosen)}
+    results = kept | {module: run(module) for module in chosen}
     failed = [module for module, result in results.items() if result is None]
+    for module in set(chosen) - set(failed):
+        results[module] |= {"module": module, "commit": at}
     report: dict[str, Any] = {
         "command": COMMAND,
-        "commit": commit(),
         "date": datetime.now(UTC).date().isoformat(),
         "machine": machine(),
         "versions": versions(LIBRARIES),
-        "results": [result for result in results.values() if result is not None],
+        "results": [results[module] for module in modules if results.get(module)],
         "failed": failed,
     }
     text = json.dumps(report, indent=1, ensure_ascii=False)

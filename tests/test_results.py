@@ -157,6 +157,8 @@ def test_the_page_of_benchmarks_names_commit_and_failures() -> None:
         "versions": {},
         "results": [],
     }
-    text = "\n".join(page(report | {"commit": "abc123", "failed": ["p01_map_codes"]}))
-    assert "on 2020-01-01, commit abc123:" in text and "**p01_map_codes failed**" in text
+    row: dict[str, Any] = {"benchmark": "P2", "details": [], "compared": "a", "unit": "b", "data": "c", "threads": 1}
+    measured = [row | {"commit": "def456"}, row | {"commit": "abc123"}, row]
+    text = "\n".join(page(report | {"results": measured, "failed": ["p01_map_codes"]}))
+    assert "on 2020-01-01, commit abc123, def456:" in text and "**p01_map_codes failed**" in text
     assert "commit" not in "\n".join(page(report)) and "failed" not in "\n".join(page(report))
