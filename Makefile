@@ -22,7 +22,7 @@ demo: $(INSTALLED) ## compare encoders on the bundled digits, in two processes; 
 test: $(INSTALLED) ## run the tests and the examples in the docstrings, without those that take seconds each
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow"
 
-test-slow: $(INSTALLED) ## run the tests that train, sample or measure memory for seconds
+test-slow: $(INSTALLED) ## run the tests that take seconds each
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m slow
 
 test-all: $(INSTALLED) ## run all of them, every engine with every likelihood too, and more random examples

@@ -73,6 +73,7 @@ def optional_modules() -> Iterator[tuple[str, str]]:
                     yield str(module).partition(".")[0], str(extra)
 
 
+@pytest.mark.slow
 def test_every_dependency_is_imported() -> None:
     unused = names(required()) - imported_distributions()
     assert not unused, f"neither gae/ nor notes/ imports {sorted(unused)}: make it an extra in pyproject.toml"
@@ -83,6 +84,7 @@ def test_every_import_is_a_dependency_or_an_extra() -> None:
     assert not undeclared, f"add {sorted(undeclared)} to the dependencies or to an extra in pyproject.toml"
 
 
+@pytest.mark.slow
 def test_a_missing_package_is_in_the_extra_that_is_named() -> None:
     named = set(optional_modules())
     assert len(named) > 5

@@ -225,6 +225,7 @@ def test_codes_of_your_own_decoder_in_every_format(suffix: str) -> None:
         assert np.array_equal(rows["split"], arrays["split"])
 
 
+@pytest.mark.slow
 def test_rows_of_your_own_decoder(own: dict[str, Any]) -> None:
     """Features, reconstructions, and log p(x) against the integral over a grid of codes."""
     refined = ("images.npy", *WITH_ENCODER, "--engine", "refine")

@@ -86,6 +86,7 @@ def test_fit_in_64_bits(tmp_path: Path) -> None:
     assert np.isfinite(json.loads(said)["test loss (nats)"])
 
 
+@pytest.mark.slow
 def test_compare_in_another_precision(tmp_path: Path) -> None:
     common = ("--quick", "--epochs", 1, "--json")
     engines = ("--engines", "amortised", "--precision", "bf16-mixed", "--out", tmp_path / "engines")

@@ -194,6 +194,7 @@ def test_collapse_and_the_evidence_stand_in_the_heading(results: dict[str, Any])
     assert any(text.startswith("On this decoder the code has collapsed") for text in report.highlights(results))
 
 
+@pytest.mark.slow
 def test_a_report_is_made_from_files_alone(out: Path, page: str) -> None:
     assert report.write(out).read_text(encoding="utf-8") == page
 

@@ -173,6 +173,7 @@ def test_a_survey_of_failures_alone_is_one(tmp_path: Path) -> None:
     assert "kmeans failed" in (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_a_raw_table_is_surveyed(tmp_path: Path) -> None:
     """Columns of scales 1e-3 to 1e3, with offsets: every neural system beats one Gaussian for each column, in nats."""
     raw = torch.from_numpy(load_breast_cancer().data).float()
@@ -200,6 +201,7 @@ def test_a_data_set_is_laid_out(small: Dataset, tmp_path: Path) -> None:
     assert f"{entry['trustworthiness']['mean']:.4f}" in (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_text_is_surveyed_by_systems_of_sequences(tmp_path: Path) -> None:
     (tmp_path / "names.txt").write_text("ada\nalan\ngrace\nemmy\n" * 20, encoding="utf-8")
     data = load(str(tmp_path / "names.txt"))

@@ -282,6 +282,7 @@ def reached(out: Path) -> int:
     return checkpoint.load(out).step if checkpoint.checkpoints(out) else 0
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("one_thread")
 def test_killed_before_any_file_operation(worker: Worker, tmp_path: Path, assert_same_end: Ends) -> None:
     """Each attempt is killed one operation later than the previous one, so that every point of a write is covered."""
@@ -305,6 +306,7 @@ def test_killed_at_random_moments(worker: Worker, tmp_path: Path, assert_same_en
     assert_same_end("noisy", out, model)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("one_thread")
 @pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="this torch has no gloo, its CPU processes' link")
 def test_two_processes_equal_one(worker: Worker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
