@@ -219,7 +219,7 @@ def evidence_of(ours: GenerativeAutoencoder, X: np.ndarray) -> np.ndarray:
 
 
 def test_score_samples_of_a_vae_is_the_evidence_of_its_decoder(X: np.ndarray) -> None:
-    ours, rows = linear_vae(X, importance_samples=2000), X[:10]
+    ours, rows = linear_vae(X, importance_samples=2000), X[:5]
     scores, x = ours.score_samples(rows), torch.from_numpy(rows)
     with torch.no_grad():
         q = ours.model_.encode(x).q
@@ -227,7 +227,7 @@ def test_score_samples_of_a_vae_is_the_evidence_of_its_decoder(X: np.ndarray) ->
         error = importance(ours.model_.likelihood, x, q, 2000).standard_error.numpy()
     assert (np.abs(scores - evidence_of(ours, rows)) < 6 * error + 0.01).all()
     assert np.array_equal(scores, ours.score_samples(rows))
-    assert np.array_equal(scores[3:5], ours.score_samples(rows[3:5]))
+    assert np.array_equal(scores[1:3], ours.score_samples(rows[1:3]))
 
 
 def test_a_score_that_is_a_lower_bound_only_says_so(X: np.ndarray) -> None:

@@ -541,6 +541,7 @@ def test_the_contractive_walk_of_a_linear_encoder() -> None:
     assert torch.allclose(moved.T.cov(), 0.49 * gram @ gram, atol=0.03)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("unchecked_types")
 def test_walks_stay_among_digits(denoising: Autoencoder, digits: Dataset) -> None:
     chain = denoising_walk(denoising, digits.test[:40], steps=20)
