@@ -615,6 +615,17 @@ def test_lle_is_scikit_learns(latent: int, count: int, apart: Tensor, digits: Da
     assert float(energy.sum()) / 400 == pytest.approx(oracle.reconstruction_error_, rel=1e-6)
 
 
+def test_as_many_codes_as_points_allow(apart: Tensor) -> None:
+    codes = LLE(300, apart.shape[1:], 299, neighbours=15).double().mode(apart[None, :300])[0]
+    assert torch.allclose(codes.mT @ codes / 300, torch.eye(299).double(), atol=1e-8)
+
+
+def test_the_slope_in_p_of_a_tiny_map_is_not_rounded_away() -> None:
+    p, z = torch.rand(3, 3).requires_grad_(), 1e-5 * torch.randn(3, 2)
+    (slope,) = torch.autograd.grad(pair_log_likelihood(p, z, torch.tensor(1.0)), p)
+    torch.testing.assert_close(slope.double(), -torch.cdist(z.double(), z.double()).square().log1p(), rtol=1e-4, atol=0)
+
+
 def test_many_points_have_the_codes_of_the_dense_matrix(apart: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
     x, likelihood = torch.stack([apart, 2 * apart.flip(0)]), LLE(400, apart.shape[1:], 3, neighbours=15).double()
     found = likelihood.mode(x)

@@ -25,7 +25,8 @@ def smoothest(
     They are the eigenvectors of (I - W)ᵀ(I - W) with the smallest eigenvalues, without the constant one. A further
     residual of 0, up to rounding, means that the graph of neighbours is disconnected.
     """
-    if index.shape[1] >= SPARSE and index.device.type == "cpu" and not weights.requires_grad:
+    few = index.shape[1] >= max(SPARSE, 10 * (width + 1))
+    if few and index.device.type == "cpu" and not weights.requires_grad:
         parts = [_sparse(w.numpy(), i.numpy(), width) for w, i in zip(weights, index, strict=True)]
         if all(part is not None for part in parts):
             return torch.stack([torch.from_numpy(part) for part in parts]), False

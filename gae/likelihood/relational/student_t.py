@@ -33,8 +33,7 @@ def pair_log_likelihood(
 class _Pairs(torch.autograd.Function):
     @staticmethod
     def forward(p: Tensor, z: Tensor, degrees: Tensor, attraction: float) -> tuple[Tensor, Tensor]:
-        value, grad = _value_and_gradient(p, z, degrees, attraction)
-        return value, grad
+        return _value_and_gradient(p, z, degrees, attraction)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -48,7 +47,7 @@ class _Pairs(torch.autograd.Function):
         expand_rows = grad[..., None, None]
         grad_p = grad_z = grad_degrees = None
         if ctx.needs_input_grad[0]:
-            logs = [_stretch(z, degrees, part).log() for part in _parts(z)]
+            logs = [_stretch(z, degrees, part, 0.0).log1p() for part in _parts(z)]
             grad_p = -0.5 * (degrees + 1) * ctx.attraction * expand_rows * torch.cat(logs, -2)
         if ctx.needs_input_grad[1]:
             again = torch.is_grad_enabled()  # a second derivative needs its graph
@@ -94,9 +93,9 @@ def _parts(z: Tensor) -> list[slice]:
     return chunks(z.shape[-2], z[..., 0].numel(), BLOCK)
 
 
-def _stretch(z: Tensor, degrees: Tensor, part: slice) -> Tensor:
-    """1 + ‖z_i - z_j‖² / ν, (*L, n, N), for the rows i of a slice, without cancellation."""
-    total = z.new_ones(())
+def _stretch(z: Tensor, degrees: Tensor, part: slice, least: float = 1.0) -> Tensor:
+    """``least`` + ‖z_i - z_j‖² / ν, (*L, n, N), for the rows i of a slice, without cancellation."""
+    total = z.new_tensor(least)
     for column in (z / degrees.sqrt()).unbind(-1):
         offset = column[..., part, None] - column[..., None, :]
         total = torch.addcmul(total, offset, offset)
