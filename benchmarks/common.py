@@ -7,7 +7,7 @@ import os
 import statistics
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +18,17 @@ from torch import Tensor, nn
 ROOT = Path(__file__).resolve().parent.parent
 ROUNDS = 9
 ROUND_SECONDS = 0.2  # shorter work is repeated within a round until it takes about this long
+DEVICE = torch.device(os.environ.get("GAE_BENCHMARK_DEVICE", "cpu"))
 
 Side = Callable[[], Any]
 
 
 @dataclass(frozen=True)
 class Row:
-    """Ratio of the medians of two sides within a run, and its range over the rounds; goal None means for reference."""
+    """Ratio of the medians of two sides within a run, and its range over the rounds; goal None means for reference.
+
+    On a GPU also both sides' seconds, and the most bytes that tensors took beyond those there before.
+    """
 
     what: str
     ratio: float
@@ -32,6 +36,8 @@ class Row:
     high: float
     goal: float | None
     at_least: bool = False
+    seconds: tuple[float, float] | None = None
+    peak: tuple[int, int] | None = None
 
     @property
     def margin(self) -> float:
@@ -60,13 +66,18 @@ def agree(what: str, ours: Tensor | float, theirs: Tensor | float, tolerance: fl
     print(f"equal: {what}, relative difference {difference:.1e} (allowed {tolerance:.0e})")
 
 
-def take_turns(*sides: Side, rounds: int = ROUNDS) -> list[list[float]]:
+class Rounds(list[float]):
+    """Seconds per call of a side in each round, and on a GPU the most bytes that its tensors took."""
+
+    peak: int | None = None
+
+
+def take_turns(*sides: Side, rounds: int = ROUNDS) -> list[Rounds]:
     """Seconds per call, by side and round. The sides run A B A B …, after a warm-up of two calls each."""
-    repeats = []
-    for side in sides:
-        side()
+    repeats, taken = [], [Rounds() for _ in sides]
+    for side, seconds in zip(sides, taken, strict=True):
+        seconds.peak = peak_bytes(side)
         repeats.append(max(1, math.ceil(ROUND_SECONDS / _seconds(side, 1))))
-    taken: list[list[float]] = [[] for _ in sides]
     for _ in range(rounds):
         for side, repeat, seconds in zip(sides, repeats, taken, strict=True):
             gc.collect()
@@ -86,18 +97,40 @@ def training(loss: Callable[[], Tensor], parameters: Iterable[nn.Parameter], rat
     return step
 
 
+def peak_bytes(side: Side) -> int | None:
+    """The most bytes of a GPU that the tensors of a call take, beyond those there before; None on the CPU."""
+    if DEVICE.type != "cuda":
+        side()
+        return None
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    side()
+    return int(torch.cuda.max_memory_allocated()) - before
+
+
+def finished() -> float:
+    """The time when all computations of the device are done."""
+    if DEVICE.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
 def _seconds(side: Side, repeat: int) -> float:
-    start = time.perf_counter()
+    start = finished()
     for _ in range(repeat):
         side()
-    return (time.perf_counter() - start) / repeat
+    return (finished() - start) / repeat
 
 
 def row(what: str, upper: Sequence[float], lower: Sequence[float], goal: float | None, at_least: bool = False) -> Row:
     """Ratio of the medians of two sides, from the result of ``take_turns``."""
     pairs = [a / b for a, b in zip(upper, lower, strict=True)]
-    ratio = statistics.median(upper) / statistics.median(lower)
-    return Row(what, ratio, min(pairs), max(pairs), goal, at_least)
+    medians = statistics.median(upper), statistics.median(lower)
+    measured = Row(what, medians[0] / medians[1], min(pairs), max(pairs), goal, at_least)
+    if DEVICE.type != "cuda" or not (isinstance(upper, Rounds) and isinstance(lower, Rounds)):
+        return measured
+    peak = None if upper.peak is None or lower.peak is None else (upper.peak, lower.peak)
+    return replace(measured, seconds=medians, peak=peak)
 
 
 def table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
@@ -111,7 +144,7 @@ def table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
 def report(benchmark: str, unit: str, compared: str, data: str, rows: Sequence[Row]) -> None:
     """Prints a table of all ratios, then one line of JSON that starts with the row closest to missing its goal."""
     lines = [(r.what, f"{r.ratio:.3f}", f"{r.low:.3f} … {r.high:.3f}", goal_of(asdict(r)), verdict(r)) for r in rows]
-    print(f"\n{benchmark}: {compared}\nRatio: {unit}. Data: {data}. Threads: {torch.get_num_threads()}.\n")
+    print(f"\n{benchmark}: {compared}\nRatio: {unit}. Data: {data}. Threads: {torch.get_num_threads()}. {DEVICE}.\n")
     print(table(("", "ratio", "range over rounds", "goal", "holds"), lines))
     worst = max(rows, key=lambda r: r.margin)
     print(
@@ -143,7 +176,8 @@ def verdict(row: Row) -> str:
 
 
 def _rounded(values: dict[str, Any]) -> dict[str, Any]:
-    return {name: round(value, 4) if isinstance(value, float) else value for name, value in values.items()}
+    known = {name: value for name, value in values.items() if value is not None or name == "goal"}
+    return {name: round(value, 4) if isinstance(value, float) else value for name, value in known.items()}
 
 
 def first_line(doc: str | None) -> str:
@@ -170,6 +204,7 @@ def mnist(binarised: bool = False) -> tuple[str, Float[Tensor, "60000 1 28 28"]]
         name, images = "MNIST", data.load("mnist", folder=folder).train
     else:
         name, images = "synthetic stand-in for MNIST", _stand_in()
+    images = images.to(DEVICE)
     return (f"{name}, binarised at 0.5", (images > 0.5).float()) if binarised else (name, images)
 
 

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from benchmarks.common import mnist, mnist_folder
+from benchmarks.common import DEVICE, mnist, mnist_folder
 from gae import Autoencoder
 from gae.data import load
 from gae.inference import Amortized
@@ -26,7 +26,8 @@ def images() -> tuple[str, Float[Tensor, "N D"], Float[Tensor, "M D"]]:
     name, train = mnist(binarised=True)
     if not name.startswith("MNIST"):
         return name, train[:-10_000].flatten(1), train[-10_000:].flatten(1)
-    return name, train.flatten(1), load("mnist", folder=mnist_folder(), binarize="threshold").test.flatten(1)
+    test = load("mnist", folder=mnist_folder(), binarize="threshold").test
+    return name, train.flatten(1), test.flatten(1).to(DEVICE)
 
 
 def untrained() -> Autoencoder:
@@ -35,7 +36,7 @@ def untrained() -> Autoencoder:
         torch.manual_seed(0)
         decoder = Bernoulli(mlp(LATENT, HIDDEN, DATA, nn.Tanh), LATENT)
         encoder = NormalEncoder(mlp(DATA, HIDDEN, 2 * LATENT, nn.Tanh))
-    return Autoencoder(decoder, Amortized(encoder), partial(elbo, analytic=True))
+    return Autoencoder(decoder, Amortized(encoder), partial(elbo, analytic=True)).to(DEVICE)
 
 
 def trained(train: Float[Tensor, "N D"]) -> Autoencoder:

@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from benchmarks.common import Row, UnequalResults, agree, first_line, report, row, take_turns
+from benchmarks.common import DEVICE, Row, UnequalResults, agree, first_line, report, row, take_turns
 from benchmarks.mnist_vae import LATENT, images, trained
 from gae.inference import LBFGS, Adam, Ascent, Constant, Detach, GradientAscent, Inference, Prior, Step, Zeros
 from gae.inference.ascent.steps.gauss_newton import mean_curvature
@@ -64,7 +64,7 @@ def by_hand(likelihood: Head, x: Float[Tensor, "B D"], z: Float[Tensor, "B Z"]) 
 
 def metric(likelihood: Head, x: Float[Tensor, "B D"]) -> Float[Tensor, "Z Z"]:
     """Mean curvature of the decoder."""
-    draws = torch.randn(DRAWS, LATENT, generator=torch.Generator().manual_seed(0))
+    draws = torch.randn(DRAWS, LATENT, generator=torch.Generator().manual_seed(0)).to(DEVICE)
     return mean_curvature(likelihood, x[:DRAWS], draws)
 
 

@@ -13,6 +13,7 @@ import resource
 import statistics
 import weakref
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from benchmarks.common import agree, first_line, report, row, take_turns
+from benchmarks.common import DEVICE, agree, first_line, peak_bytes, report, row, take_turns
 from benchmarks.mnist_vae import images, untrained
 from gae import Autoencoder
 from gae.inference import Adjoint, Ascent, CheckpointedUnroll, Detach, GradientAscent, Implicit, OneStep, Unroll
@@ -97,7 +98,9 @@ def resident(mode: str, x: Float[Tensor, "B D"], threads: int) -> float:
 
 
 def peaks(x: Float[Tensor, "B D"], *modes: str) -> list[list[float]]:
-    """``resident`` by mode and round, the modes in turns."""
+    """``resident`` by mode and round, the modes in turns; on a GPU the bytes that its allocator counts."""
+    if DEVICE.type == "cuda":
+        return [[float(peak_bytes(partial(gradient, mode, LONG, x)) or 0)] for mode in modes]
     context = multiprocessing.get_context("forkserver")  # a child begins with the imports, and with little memory
     context.set_forkserver_preload(["benchmarks.mnist_vae"])
     resident_bytes: list[list[float]] = [[] for _ in modes]
@@ -115,9 +118,14 @@ def main() -> None:
     x = train[:BATCH].clone()
     agree("gradient, Checkpoint and Unroll", gradient("Checkpoint", LONG, x), gradient("Unroll", LONG, x), 1e-5)
     bytes_of = {(mode, steps): alive(mode, steps, x) for mode in MODES for steps in (SHORT, LONG)}
+    memory = "allocated" if DEVICE.type == "cuda" else "resident"
     rows = [
         row("Checkpoint / Unroll, tensors, T = 256", bytes_of["Checkpoint", LONG], bytes_of["Unroll", LONG], 0.15),
-        row("Checkpoint / Unroll, resident memory, T = 256", *peaks(x, "Checkpoint", "Unroll"), 0.15),
+        row(
+            f"Checkpoint / Unroll, {memory} memory, T = 256",
+            *peaks(x, "Checkpoint", "Unroll"),
+            0.15,
+        ),
     ]
     for mode, goal in (("Checkpoint", None), ("Implicit", FLAT), ("OneStep", FLAT), ("Detach", FLAT)):
         rows.append(row(f"{mode}, tensors, T = 256 / T = 16", bytes_of[mode, LONG], bytes_of[mode, SHORT], goal))

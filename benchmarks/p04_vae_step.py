@@ -22,7 +22,7 @@ from pyro.optim import PyroOptim
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from benchmarks.common import Row, Side, agree, first_line, mnist, report, row, take_turns, training
+from benchmarks.common import DEVICE, Row, Side, agree, first_line, mnist, report, row, take_turns, training
 from gae import Autoencoder
 from gae.inference import Amortized, to_pyro
 from gae.likelihood import Bernoulli
@@ -136,7 +136,8 @@ def compare(x: Float[Tensor, "B D"], start: Nets, analytic: bool) -> list[Row]:
 def main() -> None:
     torch.manual_seed(0)
     name, images = mnist(binarised=True)
-    nets = Nets(mlp(DATA, HIDDEN, 2 * LATENT, nn.Tanh), mlp(LATENT, HIDDEN, DATA, nn.Tanh))
+    encoder, decoder = mlp(DATA, HIDDEN, 2 * LATENT, nn.Tanh), mlp(LATENT, HIDDEN, DATA, nn.Tanh)
+    nets = Nets(encoder.to(DEVICE), decoder.to(DEVICE))
     rows = []
     for batch in GOALS:
         x = images[:batch].flatten(1)

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from benchmarks.common import agree, first_line, mnist, report, row, take_turns, training
+from benchmarks.common import DEVICE, agree, first_line, mnist, report, row, take_turns, training
 from gae import Autoencoder
 from gae.inference import Ascent, GradientAscent, Unroll, Zeros
 from gae.likelihood import Flat, Gaussian
@@ -41,7 +41,7 @@ def ours(network: nn.Module) -> Autoencoder:
 
 def by_hand(network: nn.Module, x: Float[Tensor, "B 1 32 32"]) -> Float[Tensor, ""]:
     """The mean of ‖x - f(-∇‖x - f(0)‖²)‖²; the inner loss is summed, so that a code does not depend on its batch."""
-    origin = torch.zeros(len(x), LATENT, 1, 1, requires_grad=True)
+    origin = torch.zeros(len(x), LATENT, 1, 1, device=x.device, requires_grad=True)
     inner = (network(origin) - x).square().sum()
     (gradient,) = torch.autograd.grad(inner, origin, create_graph=True)
     return (network(-gradient) - x).square().sum((1, 2, 3)).mean()
@@ -56,7 +56,7 @@ def main() -> None:
     torch.manual_seed(0)
     name, images = mnist()
     x = nn.functional.pad(images[:BATCH], (2, 2, 2, 2))
-    network = generator()
+    network = generator().to(DEVICE)
     twin = copy.deepcopy(network)
     model = ours(network)
     loss, written = model(x), by_hand(twin, x)

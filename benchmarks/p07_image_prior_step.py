@@ -5,7 +5,6 @@ step. Both sides take turns step by step, within one run of our ascent: its ``wa
 """
 
 import math
-import time
 from collections.abc import Callable
 from functools import partial
 
@@ -15,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 from torch.nn.utils import parameters_to_vector
 
-from benchmarks.common import Row, agree, report, row
+from benchmarks.common import DEVICE, Rounds, Row, agree, finished, report, row
 from gae import nets
 from gae.inference import ESWMV, Adam, Ascent, Constant, Detach, Progress
 from gae.likelihood import Gaussian, WeightLikelihood
@@ -77,15 +76,21 @@ def verify(channels: int, scales: int, name: str) -> None:
 
     Our ε stands inside the root; and in float32 Adam blows rounding up by each step.
     """
-    x, inputs = torch.rand(1, 1, SIDE, SIDE).double(), 0.1 * torch.rand(32, SIDE, SIDE).double()
-    theirs = plain(channels, scales).double()
+    x, inputs = noise(torch.float64)
+    theirs = plain(channels, scales).to(x)
     start = parameters_to_vector(theirs.parameters()).detach()
     engine = Ascent(Constant(start), Adam(RATE, eps=1e-15), EQUAL, adjoint=Detach(), trace=True)
     with torch.no_grad():
         nats = -engine.infer(ours(channels, scales, inputs, 0.0), x).solve.trace.flatten() / x.numel()
     step = by_hand(theirs, inputs, x, eps=1e-15)
     losses = 2 * SCALE**2 * (nats - math.log(SCALE) - 0.5 * math.log(2 * math.pi))
-    agree(f"loss of {EQUAL} steps, {name}", losses, torch.tensor([step(0.0) for _ in range(EQUAL)]), 1e-6)
+    agree(f"loss of {EQUAL} steps, {name}", losses, torch.tensor([step(0.0) for _ in range(EQUAL)]).to(losses), 1e-6)
+
+
+def noise(dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """A random image, and the network's fixed input."""
+    x, inputs = torch.rand(1, 1, SIDE, SIDE), 0.1 * torch.rand(32, SIDE, SIDE)
+    return x.to(DEVICE, dtype), inputs.to(DEVICE, dtype)
 
 
 def ours(channels: int, scales: int, inputs: Tensor, jitter: float) -> WeightLikelihood:
@@ -99,18 +104,19 @@ def compare(channels: int, scales: int, ruled: bool) -> Row:
     name = f"{channels} channels, {scales} scales" + (", with our stopping rule" if ruled else "")
     if not ruled:
         verify(channels, scales, name)
-    x, inputs, theirs = torch.rand(1, 1, SIDE, SIDE), 0.1 * torch.rand(32, SIDE, SIDE), plain(channels, scales)
+    x, inputs = noise(torch.float32)
+    theirs = plain(channels, scales).to(x)
     start = parameters_to_vector(theirs.parameters()).detach()
     step = by_hand(theirs, inputs, x)
     taken: tuple[list[float], list[float]] = ([], [])
-    since = [time.perf_counter()]
+    since = [finished()]
 
     def turn(progress: Progress) -> None:
-        now = time.perf_counter()
+        now = finished()
         taken[0].append(now - since[0])
         with torch.enable_grad():
             step(JITTER)
-        since[0] = time.perf_counter()
+        since[0] = finished()
         taken[1].append(since[0] - now)
 
     steps = WARM + BLOCK * BLOCKS
@@ -118,7 +124,7 @@ def compare(channels: int, scales: int, ruled: bool) -> Row:
     engine = Ascent(Constant(start), Adam(RATE), steps, adjoint=Detach(), stop=stop, watch=turn)
     with torch.no_grad():
         engine.infer(ours(channels, scales, inputs, JITTER), x)
-    mine, others = ([sum(side[i : i + BLOCK]) for i in range(WARM, steps, BLOCK)] for side in taken)
+    mine, others = (Rounds(sum(side[i : i + BLOCK]) / BLOCK for i in range(WARM, steps, BLOCK)) for side in taken)
     return row(name, mine, others, None if ruled else 0.9)
 
 

@@ -37,7 +37,7 @@ def by_hand(
     for _ in range(steps):
         optimizer.zero_grad()
         tril = _tril(raw, full)
-        z = mean + (torch.randn(DRAWS_BY_HAND, len(x), LATENT).unsqueeze(-2) @ tril.mT).squeeze(-2)
+        z = mean + (torch.randn(DRAWS_BY_HAND, len(x), LATENT, device=x.device).unsqueeze(-2) @ tril.mT).squeeze(-2)
         misfit = binary_cross_entropy_with_logits(
             likelihood.decoder(z.flatten(0, 1)).unflatten(0, z.shape[:2]),
             x.expand(DRAWS_BY_HAND, -1, -1),

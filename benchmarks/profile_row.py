@@ -5,6 +5,9 @@
 
 It runs the row's own module, whose sides are profiled instead of timed. A row that times nothing in turns is profiled
 as a whole. Results are compared as in the benchmark, before any profile.
+
+With GAE_BENCHMARK_DEVICE=cuda it prints the time of the kernels, the number of their launches, and the lines that wait
+for the GPU, with the number of times.
 """
 
 import argparse
@@ -13,13 +16,17 @@ import importlib
 import linecache
 import pstats
 import time
+import warnings
+from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from benchmarks.common import ROOT, Side, table
+import torch
+
+from benchmarks.common import DEVICE, ROOT, Rounds, Side, finished, table
 
 FOLDER = Path(__file__).resolve().parent
 Entry = tuple[str, float, int]
@@ -47,6 +54,40 @@ def profile(what: str, side: Callable[[], Any], top: int) -> None:
     print(_shares("function of gae, with the calls that it makes", whole, total, top))
 
 
+def profile_gpu(what: str, side: Callable[[], Any], top: int) -> None:
+    """Prints the kernels, their launches, and the waits of one call."""
+    with torch.profiler.profile(acc_events=True) as profiler:
+        start = finished()
+        side()
+        seconds = finished() - start
+    events = profiler.key_averages()
+    launches = sum(event.count for event in events if "LaunchKernel" in event.key)
+    kernels = [(event.key, event.self_device_time_total / 1e6, event.count) for event in events]
+    busy = sum(kernel[1] for kernel in kernels)
+    waits = waits_of(side)
+    print(f"\n{what}: {1e3 * seconds:.1f} ms under the profiler, of which kernels {1e3 * busy:.1f} ms")
+    print(f"{launches} launches, {waits.total()} waits for the GPU\n")
+    print(_shares("kernel or operation, time on the GPU", kernels, busy, top))
+    print()
+    print(table(("waits at", "calls"), [(line, str(count)) for line, count in waits.most_common(top)]))
+
+
+def waits_of(side: Callable[[], Any]) -> Counter[str]:
+    """The lines at which a call waits for the GPU, and how often."""
+    torch.cuda.set_sync_debug_mode("warn")
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            side()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    return Counter(
+        _name((each.filename, each.lineno, linecache.getline(each.filename, each.lineno).strip()))
+        for each in caught
+        if "synchronizing" in str(each.message)
+    )
+
+
 def _shares(header: str, entries: list[Entry], total: float, top: int) -> str:
     largest = sorted(entries, key=lambda entry: -entry[1])[:top]
     lines = [(name, f"{seconds / total:.1%}", f"{1e3 * seconds:.1f}", str(calls)) for name, seconds, calls in largest]
@@ -61,14 +102,14 @@ def _name(place: tuple[str, int, str]) -> str:
     return f"{file.relative_to(ROOT) if file.is_relative_to(ROOT) else file.name}:{line} {name}"
 
 
-def in_turns(top: int, *sides: Side, rounds: int = 2) -> list[list[float]]:
+def in_turns(top: int, *sides: Side, rounds: int = 2) -> list[Rounds]:
     """In place of ``take_turns``: profiles each side; the times that it returns mean nothing."""
     for i, side in enumerate(sides, 1):
         code = getattr(side, "__code__", None)
         source = "" if code is None else linecache.getline(code.co_filename, code.co_firstlineno).strip(" ,\n")
         side()
-        profile(f"Side {i} of {len(sides)}: {source or side}", side, top)
-    return [[1.0] * rounds for _ in sides]
+        (profile_gpu if DEVICE.type == "cuda" else profile)(f"Side {i} of {len(sides)}: {source or side}", side, top)
+    return [Rounds([1.0] * rounds) for _ in sides]
 
 
 def main() -> None:

@@ -2,6 +2,9 @@
 
 python -m benchmarks.run               # every p*.py
 python -m benchmarks.run p09_import    # some; the other results stay as they are in results.json
+GAE_BENCHMARK_DEVICE=cuda python -m benchmarks.run p01_map_codes p02_backprop_memory p04_vae_step p06_gon_step ...
+
+With a GPU the files are results-gpu.json and RESULTS-gpu.md, with absolute times and memory.
 """
 
 import json
@@ -13,13 +16,17 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import ROOT, goal_of
+import torch
+
+from benchmarks.common import DEVICE, ROOT, goal_of
 from experiments.common import commit
 from gae.data.environment import processor, versions
 
 FOLDER = Path(__file__).resolve().parent
 LIBRARIES = ("torch", "pyro-ppl", "numpy", "scikit-learn", "lightning-fabric")
-COMMAND = "python -m benchmarks.run"
+GPU = DEVICE.type == "cuda"
+COMMAND = "GAE_BENCHMARK_DEVICE=cuda python -m benchmarks.run" if GPU else "python -m benchmarks.run"
+SUFFIX = "-gpu" if GPU else ""
 
 Result = dict[str, Any]
 
@@ -42,7 +49,15 @@ def run(module: str) -> Result | None:
 def machine() -> dict[str, Any]:
     """Machine of the measurements."""
     pages = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return {"cpu": processor(), "cores": len(os.sched_getaffinity(0)), "memory_gib": round(pages / 2**30, 1)}
+    cpu = {"cpu": processor(), "cores": len(os.sched_getaffinity(0)), "memory_gib": round(pages / 2**30, 1)}
+    return {"gpu": torch.cuda.get_device_name()} | cpu if GPU else cpu
+
+
+def earlier(chosen: list[str]) -> dict[str, Result]:
+    """Results of the other benchmarks, from results.json."""
+    path = FOLDER / f"results{SUFFIX}.json"
+    before = json.loads(path.read_text(encoding="utf-8"))["results"] if path.exists() else []
+    return {result["module"]: result for result in before if result.get("module") not in (None, *chosen)}
 
 
 def page(report: dict[str, Any]) -> Iterator[str]:
@@ -53,7 +68,7 @@ def page(report: dict[str, Any]) -> Iterator[str]:
     yield ""
     at = f", commit {', '.join(commits)}" if commits else ""
     yield f"Written by `{COMMAND}` on {report['date']}{at}:"
-    yield f"{where['cpu']}, {where['cores']} cores, {where['memory_gib']} GiB,"
+    yield f"{where['gpu']}, " * GPU + f"{where['cpu']}, {where['cores']} cores, {where['memory_gib']} GiB,"
     yield ", ".join(f"{name} {number}" for name, number in report["versions"].items()) + "."
     yield "Each figure is a ratio of medians within one run, in which the sides take turns, with its range over the"
     yield "rounds; see [README.md](README.md)."
@@ -80,11 +95,20 @@ def _section(result: Result) -> Iterator[str]:
     yield ""
     yield f"{result['compared']} Ratio: {result['unit']}. Data: {result['data']}. Threads: {result['threads']}."
     yield ""
-    yield "| | ratio | range | goal | holds |"
-    yield "|---|---:|---:|---:|---|"
+    timed = any("seconds" in d for d in result["details"])
+    yield "| | ratio | range | goal | holds |" + timed * " of (ms) | to (ms) | of (MiB) | to (MiB) |"
+    yield "|---|---:|---:|---:|---|" + timed * "---:|---:|---:|---:|"
     for d in result["details"]:
         holds = {True: "yes", False: "**no**", None: "for reference"}[d["holds"]]
-        yield f"| {d['what']} | {d['ratio']:.3f} | {d['low']:.3f} … {d['high']:.3f} | {goal_of(d)} | {holds} |"
+        ratio = f"| {d['what']} | {d['ratio']:.3f} | {d['low']:.3f} … {d['high']:.3f} | {goal_of(d)} | {holds} |"
+        yield ratio + timed * _absolute(d)
+
+
+def _absolute(row: Result) -> str:
+    """The cells of a row of a GPU: both sides' time and memory."""
+    times = [f"{1e3 * each:.2f}" for each in row.get("seconds", ())] or ["–"] * 2
+    peaks = [f"{each / 2**20:.1f}" for each in row.get("peak", ())] or ["–"] * 2
+    return f" {' | '.join(times + peaks)} |"
 
 
 def main() -> None:
@@ -92,9 +116,7 @@ def main() -> None:
     chosen, at = sys.argv[1:] or modules, commit()
     if unknown := set(chosen) - set(modules):
         sys.exit(f"No benchmark {', '.join(sorted(unknown))}. Benchmarks: {', '.join(modules)}.")
-    before = json.loads((FOLDER / "results.json").read_text(encoding="utf-8"))["results"] if chosen != modules else []
-    kept = {result["module"]: result for result in before if result.get("module") not in (None, *chosen)}
-    results = kept | {module: run(module) for module in chosen}
+    results = earlier(chosen) | {module: run(module) for module in chosen}
     failed = [module for module, result in results.items() if result is None]
     for module in set(chosen) - set(failed):
         results[module] |= {"module": module, "commit": at}
@@ -107,8 +129,8 @@ def main() -> None:
         "failed": failed,
     }
     text = json.dumps(report, indent=1, ensure_ascii=False)
-    (FOLDER / "results.json").write_text(text + "\n", encoding="utf-8")
-    (FOLDER / "RESULTS.md").write_text("\n".join(page(report)) + "\n", encoding="utf-8")
+    (FOLDER / f"results{SUFFIX}.json").write_text(text + "\n", encoding="utf-8")
+    (FOLDER / f"RESULTS{SUFFIX}.md").write_text("\n".join(page(report)) + "\n", encoding="utf-8")
     print(f"\n{missed(report['results'])}")
     if failed:
         sys.exit(f"Failed: {', '.join(failed)}.")
