@@ -1,13 +1,16 @@
 """Common parts of the two studies, ``encoder_capacity`` and ``training_by_inference``.
 
 A study is a grid of cells. Each is computed once and kept as a file with its commit, so that an interrupted study goes
-on where it stopped, and its parts can run in several processes. When all cells of the grid are there, the results are
+on where it stopped, and its parts can run in several processes. Finished trainings are kept in ``experiments/cells``,
+which is committed, so that the study can go on elsewhere. When all cells of the grid are there, the results are
 written.
 """
 
 import argparse
 import copy
+import json
 import math
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -30,6 +33,7 @@ from gae.likelihood import Likelihood
 from gae.studies.jobs import ResumableJob
 
 RUNS = ROOT.parent / "runs"
+CELLS = ROOT / "cells"
 DATA = ("mnist", "fashion-mnist", "digits")
 TIGHT = 0.99  # share of test images with a tight log p(x), below which no gap to log p(x) is quoted
 CONVERGED = 0.99  # share of converged solves, below which a gap to q* is "at least"
@@ -106,7 +110,13 @@ class Study(ResumableJob):
         self.claim = claim if self.data in ("mnist", "digits") else f"{claim}-{self.data}"
         self.results = RUNS / "smoke" / "results" if given.smoke else RESULTS
         folder = RUNS / "smoke" / claim if given.smoke else RUNS / self.claim
-        super().__init__(folder, asdict(configuration) | {"data": self.data}, resume=True, progress=True)
+        determining = asdict(configuration) | {"data": self.data}
+        super().__init__(folder, determining, resume=True, progress=True)
+        self.kept = folder / "cells" if given.smoke else CELLS / self.claim
+        self.determining = json.dumps(determining, indent=1) + "\n"
+        facts = self.kept / "configuration.json"
+        if facts.exists() and facts.read_text() != self.determining:
+            raise ValueError(f"{self.kept} has cells of another configuration. Delete it to start anew.")
         self.seeds = given.seeds or tuple(configuration.seeds)
 
     def cell(self, name: str, seed: int, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
@@ -122,9 +132,24 @@ class Study(ResumableJob):
         entry = self.phase(name, seeded)
         return dict(entry) | {"seconds": self.seconds[name]}
 
+    def keep(self, *names: str) -> None:
+        """Copies finished cells to ``experiments/cells``, for the study to go on elsewhere."""
+        write_text(self.kept / "configuration.json", self.determining)
+        for file in map(self._file, names):
+            if (self.out / "phases" / file).exists():
+                shutil.copy(self.out / "phases" / file, self.kept / file)
+
+    def _stored(self, path: Path) -> dict[str, Any] | None:
+        """A finished cell of this run, else a kept one."""
+        return super()._stored(path if path.exists() else self.kept / path.name)
+
+    @staticmethod
+    def _file(name: str) -> str:
+        return f"{name.replace(' ', '-')}.json"
+
     def known(self, name: str) -> dict[str, Any] | None:
         """A finished cell, or None."""
-        entry = self._stored(self.out / "phases" / f"{name.replace(' ', '-')}.json")
+        entry = self._stored(self.out / "phases" / self._file(name))
         return None if entry is None else dict(entry["result"]) | {"seconds": entry["seconds"]}
 
     def all_known(self, names: Sequence[str]) -> dict[str, dict[str, Any]] | None:

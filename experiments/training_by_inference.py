@@ -297,10 +297,13 @@ class Trainings:
             return self.score(model)
 
         bound: float | None = self.study.cell(label, seed, train)["bound"]
+        self.study.keep(label)
         return bound
 
     def train(self, name: str, seed: int) -> None:
         """Trains a decoder under both budgets, and measures the best state of each."""
+        if self.study.known(f"training {name} seed {seed}") is not None:
+            return
         c, chosen = self.c, self.tuned(name)
         model = build(c, name, self.shape, chosen["inner"] or 0.0, seed)
         spent = self.study.cell(
@@ -327,8 +330,9 @@ class Trainings:
             label = f"measured {name} seed {seed} part {best_mark}"
             self.study.cell(label, seed, partial(self.measured, name, seed, best_mark))
             measured[budget] = {"parts": best_mark, "cell": label}
+        finished = f"training {name} seed {seed}"
         self.study.cell(
-            f"training {name} seed {seed}",
+            finished,
             seed,
             lambda: {
                 "rates": chosen,
@@ -339,6 +343,7 @@ class Trainings:
                 "measured": measured,
             },
         )
+        self.study.keep(f"cost {name}", *(each["cell"] for each in measured.values()), finished)
 
     def point(self, model: Autoencoder, rate: float, mark: int, name: str, seed: int, label: str) -> dict[str, Any]:
         """A mark of a training: the validation bound, with the decoder kept in a file."""
