@@ -105,10 +105,10 @@ def _name(place: tuple[str, int, str]) -> str:
 def in_turns(top: int, *sides: Side, rounds: int = 2) -> list[Rounds]:
     """In place of ``take_turns``: profiles each side; the times that it returns mean nothing."""
     for i, side in enumerate(sides, 1):
-        code = getattr(side, "__code__", None)
+        code = getattr(getattr(side, "func", side), "__code__", None)
         source = "" if code is None else linecache.getline(code.co_filename, code.co_firstlineno).strip(" ,\n")
         side()
-        (profile_gpu if DEVICE.type == "cuda" else profile)(f"Side {i} of {len(sides)}: {source or side}", side, top)
+        (profile_gpu if DEVICE.type == "cuda" else profile)(f"Side {i} of {len(sides)}: {source}", side, top)
     return [Rounds([1.0] * rounds) for _ in sides]
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import NamedTuple, cast
 
 import torch
@@ -15,6 +16,7 @@ from gae.inference.ascent.stopping import Stopping
 from gae.inference.base import Solve, Status
 
 RUNNING = -1
+LARGE = 10_000  # elements of a point from which on a copy costs more than a look at the rows
 PATIENCE = 2  # successive steps within ``tol`` after which a row has converged
 PREFIX, JUDGED = "state/", "judged/"  # keys of the state of the step rule and of the stopping rule
 CORRECTED = "corrected"  # key of the point that an adjoint returns as the solution; the best point stays as a fallback
@@ -35,6 +37,11 @@ class Iterate:
     @property
     def shape(self) -> tuple[int, int]:
         return self["u"].shape[0], self["u"].shape[1]
+
+    @cached_property
+    def running(self) -> int:
+        """The number of running rows, read once, since reading waits for a GPU."""
+        return int((self["status"] == RUNNING).sum())
 
     def detach(self) -> "Iterate":
         return replace(self, rows={name: value.detach() for name, value in self.rows.items()})
@@ -105,7 +112,7 @@ class Solver:
 
     def finished(self, at: Iterate) -> bool:
         """Whether every row has stopped."""
-        return self.stopping and not bool((at["status"] == RUNNING).any())
+        return self.stopping and not at.running
 
     def state(self, at: Iterate) -> dict[str, Tensor]:
         """The step rule's state."""
@@ -243,10 +250,9 @@ class Solver:
         return status, calm
 
     def _running(self, at: Iterate) -> Int[Tensor, " n"] | None:
-        if not self.stopping:
+        if not self.stopping or at.running == at["status"].numel():
             return None
-        running = (at["status"] == RUNNING).flatten()
-        return None if bool(running.all()) else running.nonzero().squeeze(1)
+        return (at["status"] == RUNNING).flatten().nonzero().squeeze(1)
 
     def _problem(self, index: Tensor, shape: tuple[int, int]) -> Problem:
         """The problem of the running rows, cached by their number: rows never resume, so it identifies them."""
@@ -272,8 +278,10 @@ class Solver:
 
 
 def _chosen(rows: Tensor, points: Tensor, others: Tensor) -> Tensor:
-    """One of two points per row, without a copy if all rows agree, since a network's weights are large."""
-    return points if bool(rows.all()) else torch.where(expand_rows(rows, points), points, others)
+    """One of two points per row, without a copy of large ones, such as a network's weights, if all rows agree."""
+    if points.numel() > LARGE * rows.numel() and bool(rows.all()):
+        return points
+    return torch.where(expand_rows(rows, points), points, others)
 
 
 def _state_of(rows: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
