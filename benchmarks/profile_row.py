@@ -6,8 +6,8 @@
 It runs the row's own module, whose sides are profiled instead of timed. A row that times nothing in turns is profiled
 as a whole. Results are compared as in the benchmark, before any profile.
 
-With GAE_BENCHMARK_DEVICE=cuda it prints the time of the kernels, the number of their launches, and the lines that wait
-for the GPU, with the number of times.
+With GAE_BENCHMARK_DEVICE=cuda it prints the time of the kernels and the number of their launches. On both devices it
+counts the operations, and the lines that read results.
 """
 
 import argparse
@@ -16,7 +16,7 @@ import importlib
 import linecache
 import pstats
 import time
-import warnings
+import traceback
 from collections import Counter
 from collections.abc import Callable
 from functools import partial
@@ -25,6 +25,7 @@ from types import ModuleType
 from typing import Any
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.common import DEVICE, ROOT, Rounds, Side, finished, table
 
@@ -55,7 +56,7 @@ def profile(what: str, side: Callable[[], Any], top: int) -> None:
 
 
 def profile_gpu(what: str, side: Callable[[], Any], top: int) -> None:
-    """Prints the kernels, their launches, and the waits of one call."""
+    """Prints the kernels of one call and the number of their launches."""
     with torch.profiler.profile(acc_events=True) as profiler:
         start = finished()
         side()
@@ -64,28 +65,43 @@ def profile_gpu(what: str, side: Callable[[], Any], top: int) -> None:
     launches = sum(event.count for event in events if "LaunchKernel" in event.key)
     kernels = [(event.key, event.self_device_time_total / 1e6, event.count) for event in events]
     busy = sum(kernel[1] for kernel in kernels)
-    waits = waits_of(side)
     print(f"\n{what}: {1e3 * seconds:.1f} ms under the profiler, of which kernels {1e3 * busy:.1f} ms")
-    print(f"{launches} launches, {waits.total()} waits for the GPU\n")
+    print(f"{launches} launches\n")
     print(_shares("kernel or operation, time on the GPU", kernels, busy, top))
-    print()
-    print(table(("waits at", "calls"), [(line, str(count)) for line, count in waits.most_common(top)]))
 
 
-def waits_of(side: Callable[[], Any]) -> Counter[str]:
-    """The lines at which a call waits for the GPU, and how often."""
-    torch.cuda.set_sync_debug_mode("warn")
-    try:
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            side()
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
-    return Counter(
-        _name((each.filename, each.lineno, linecache.getline(each.filename, each.lineno).strip()))
-        for each in caught
-        if "synchronizing" in str(each.message)
-    )
+class Reads(TorchDispatchMode):
+    """Counts operations, and by line those whose result is read, as by ``bool``: a GPU then waits for all before it."""
+
+    NAMES = ("aten._local_scalar_dense", "aten.nonzero", "aten.equal")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.operations = 0
+        self.lines: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.operations += 1
+        if str(function).startswith(self.NAMES):
+            self.lines[_line()] += 1
+        return function(*args, **(kwargs or {}))
+
+
+def _line() -> str:
+    """The innermost line of gae or a benchmark that is running."""
+    for frame, number in traceback.walk_stack(None):
+        path = frame.f_code.co_filename
+        if path.startswith((str(ROOT / "gae"), str(FOLDER))) and path != __file__:
+            return _name((path, number, linecache.getline(path, number).strip()))
+    return "elsewhere"
+
+
+def reads(side: Callable[[], Any], top: int) -> None:
+    """Prints how many operations a call takes, and the lines that read their results."""
+    with Reads() as counted:
+        side()
+    print(f"\n{counted.operations} operations, {counted.lines.total()} results read\n")
+    print(table(("results read at", "calls"), [(line, str(count)) for line, count in counted.lines.most_common(top)]))
 
 
 def _shares(header: str, entries: list[Entry], total: float, top: int) -> str:
@@ -109,6 +125,7 @@ def in_turns(top: int, *sides: Side, rounds: int = 2) -> list[Rounds]:
         source = "" if code is None else linecache.getline(code.co_filename, code.co_firstlineno).strip(" ,\n")
         side()
         (profile_gpu if DEVICE.type == "cuda" else profile)(f"Side {i} of {len(sides)}: {source}", side, top)
+        reads(side, top)
     return [Rounds([1.0] * rounds) for _ in sides]
 
 
