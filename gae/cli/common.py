@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gae.cli.completion import BINARIZATIONS, ENGINES, HEADS, MISSING, SPLITS, data_names, one_of
+from gae.cli.completion import BINARIZATIONS, ENGINES, HEADS, LEARNS, MISSING, SPLITS, data_names, one_of
 from gae.data.files import whole
 from gae.training.processes import is_first
 
@@ -133,6 +133,15 @@ Scale = Annotated[
     float | None,
     typer.Option("--scale", help="Scale of the decoder's noise (gaussian, laplace), in units of the data."),
 ]
+LearnScale = Annotated[
+    str | None,
+    typer.Option(
+        "--learn",
+        help="Train --scale too, from its value on: scalar, or pixel (one for each element). By default it is fixed.",
+        show_default=False,
+        autocompletion=one_of(LEARNS),
+    ),
+]
 Activated = Annotated[
     bool, typer.Option("--activated", help="The decoder returns probabilities (bernoulli) or rates (poisson).")
 ]
@@ -165,6 +174,7 @@ class Own:
     scale: float | None = None
     activated: bool = False
     encoder: str | None = None
+    learn: str | None = None
 
     def need_decoder(self) -> None:
         """Raises ValueError for an option without a decoder."""
@@ -201,6 +211,7 @@ class Own:
             self.scale,
             self.activated,
             networks.get("encoder"),
+            learn=self.learn or "fixed",
         )
         model.preparation = data.preparation
         return model.eval()

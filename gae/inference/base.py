@@ -314,14 +314,14 @@ class Inference(Part, nn.Module, ABC):
 
 
 def need_mask(likelihood: Likelihood, x: Num[Tensor, "B *X"], encoded: Float[Tensor, "..."] | None) -> None:
-    """Raises ValueError if an encoder's output is not finite (or None: it failed) for an x with missing elements."""
+    """Raises ValueError if an encoder's output is NaN (or None: it failed) for an x with missing elements."""
     if not isinstance(likelihood, AcceptsMissing) or not bool(x.isnan().any()):
         return
-    if encoded is None or not bool(encoded.isfinite().all()):
+    if encoded is None or bool(encoded.isnan().any()):
         raise ValueError(
-            "x has missing elements (NaN), and the encoder returns codes that are not finite for them: it takes no "
-            "mask. Build it as `nets.Standardized(network, X, missing=True)`, with a network of inputs of the shape "
-            "`nets.with_mask(X)`, or infer codes without an encoder: `Ascent(...)`, or for mixtures `ClosedForm()`."
+            "x has missing elements (NaN), and the encoder returns NaN for them: it takes no mask. Build it as "
+            "`nets.Standardized(network, X, missing=True)`, with a network of inputs of the shape `nets.with_mask(X)`, "
+            "or infer codes without an encoder: `Ascent(...)`, or for mixtures `ClosedForm()`."
         )
 
 
