@@ -68,7 +68,7 @@ TASKS = {
         ("--resume",),
     ),
     "score": Task(
-        ("score", "model", "digits", "--split", "test", "-o", "scores.csv"),
+        ("score", "model", "digits", "--samples", "20000", "-o", "scores.csv"),
         lambda _, said: "[gae]" in said,
         lambda folder: pd.read_csv(folder / "scores.csv"),
     ),
@@ -178,7 +178,8 @@ def kill_one(
     workers = 2 if launcher == "torchrun" else 1
     assert wait_for(lambda: len(children(main.pid)) >= workers, START), "the second process did not start"
     started = time.monotonic()
-    assert is_due is None or wait_for(is_due, START), "the processes did not begin to work"
+    assert is_due is None or wait_for(lambda: main.poll() is not None or is_due(), START), "nothing was done"
+    assert main.poll() is None, "the group ended before a process was killed"
     time.sleep(moments.uniform(0, 6 if is_due is None else 2))
     waited = time.monotonic() - started
     own = children(main.pid)[:workers]
