@@ -343,6 +343,39 @@ def test_training_on_prepared_data_with_a_learned_scale(prepared: tuple[str, ...
         np.testing.assert_allclose(scores["log_p"], wanted, rtol=1e-4, atol=5e-3)
 
 
+def test_a_table_with_holes_under_your_own_decoder() -> None:
+    """Codes, log p and imputed values of what was observed, with names and labels left out of x."""
+    decoder, x = torch.nn.Linear(2, 16), torch.from_numpy(images(20)).flatten(1)
+    torch.save(decoder.state_dict(), "linear.pt")
+    x[torch.rand(x.shape, generator=torch.Generator().manual_seed(0)) < 0.3] = torch.nan
+    rows = pd.DataFrame(x.double().numpy(), columns=[f"c{i}" for i in range(16)])
+    rows.assign(name=[f"row {i}" for i in range(20)], kind=["a", "b"] * 10).to_csv("table.csv", index=False)
+    given = ("table.csv", *LINEAR, "--engine", "gauss-newton")
+    assert "Leave it out by drop=['name'] (--drop 'name')" in gae("encode", *given, "-o", "codes.npz", code=2)
+    prepared = ("--drop", "name", "--labels", "kind", "--missing", "mask")
+    for name, file in (("encode", "codes.npz"), ("score", "scores.npz"), ("reconstruct", "again.npy")):
+        gae(name, *given, *prepared, "-o", file)
+    wanted = []
+    for row in x:
+        seen = ~row.isnan()
+        weight = decoder.weight[seen]
+        wanted.append(
+            torch.linalg.solve(weight.T @ weight + 0.09 * torch.eye(2), weight.T @ (row - decoder.bias)[seen])
+        )
+    z = torch.stack(wanted).detach()
+    with np.load("codes.npz") as codes, np.load("scores.npz") as scores, torch.no_grad():
+        np.testing.assert_allclose(codes["z"], z, atol=1e-4)
+        assert codes["labels"].tolist() == [0, 1] * 10
+        np.testing.assert_allclose(np.load("again.npy"), decoder(z), atol=1e-4)
+        log_p = observed_evidence(decoder, torch.tensor(np.log(0.3)), x)
+        assert (np.abs(scores["log_p"] - log_p.numpy()) < 5 * scores["standard_error"] + 1e-3).all()
+    few = ("-n", 3, "--samples", 200, "--draws", 8, "--out", "gap")
+    gae("gap", *given, *prepared, *few)
+    assert "--labels kind --drop name --missing mask" in Path("gap/gap.html").read_text()
+    said = gae("encode", "run", "table.csv", "--missing", "mask", "-o", "codes.npz", code=2)
+    assert "--missing is for data of a model of your own (--decoder)" in said
+
+
 @pytest.mark.parametrize("engine", ["encoder", "refine"])
 def test_training_with_your_own_encoder(engine: str, own: dict[str, Any]) -> None:
     """An exported decoder, whose graph the checkpoint keeps: parameters and codes are those of ``fit`` in Python."""
