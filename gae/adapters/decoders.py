@@ -99,13 +99,12 @@ def from_decoder(
 
 def _prepared(likelihood: Likelihood, data: Dataset) -> Likelihood:
     """The likelihood of data as they are prepared: with missing elements, or in standard units."""
-    if data.missing:
-        return PartiallyObserved(likelihood)
-    if data.standardize:
-        scaled = StandardUnits.of(likelihood).to(first_tensor(likelihood))
-        scaled.set_units(data.train)
-        return scaled
-    return likelihood
+    prepared = PartiallyObserved(likelihood) if data.missing else likelihood
+    if not data.standardize:
+        return prepared
+    scaled = StandardUnits.of(prepared).to(first_tensor(likelihood))
+    scaled.set_units(data.train)
+    return scaled
 
 
 def _examples(data: Dataset | Shape, event_shape: Size) -> Float[Tensor, "N *X"]:

@@ -325,9 +325,9 @@ def need_mask(likelihood: Likelihood, x: Num[Tensor, "B *X"], encoded: Float[Ten
         )
 
 
-def _in_data_units(code: Code, likelihood: Likelihood) -> Code:
-    """A code that was inferred in standard units, with its log densities and reconstruction in data units."""
-    volume, solve = likelihood.log_volume, code.solve
+def _in_data_units(code: Code, likelihood: Likelihood, x: Tensor) -> Code:
+    """A code of x that was inferred in standard units, with its log densities and reconstruction in data units."""
+    volume, solve = likelihood.log_volume(x), code.solve
     if solve is not None:
         trace, path = (None if record is None else record - volume for record in (solve.trace, solve.path))
         reconstruction = None if solve.reconstruction is None else likelihood.in_data_units(solve.reconstruction)
@@ -345,7 +345,7 @@ def _checked(infer: Callable[..., Code]) -> Callable[..., Code]:
                 check_components(likelihood, k, len(x), outermost)
             model, values = likelihood.in_standard_units(x)
             code = infer(self, model, values, k)
-            code = code if model is likelihood else _in_data_units(code, likelihood)
+            code = code if model is likelihood else _in_data_units(code, likelihood, x)
         if code.q is None:
             return code
         if is_point(code.q):

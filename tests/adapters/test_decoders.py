@@ -23,6 +23,7 @@ from gae.nets import Standardized
 from gae.systems import vae
 
 SHAPE = (1, 4, 4)
+STATISTICS = np.nanmean, np.nanstd
 
 
 @pytest.fixture(autouse=True)
@@ -57,11 +58,11 @@ def test_a_linear_decoder_of_prepared_data_has_the_posterior_of_bayes() -> None:
     decoder, s = affine(), 0.5
     x = torch.randn(30, 5, dtype=torch.float64) * torch.tensor([1.0, 10, 100, 0.1, 5]) + 3
     weight, bias = decoder.weight.detach().numpy(), decoder.bias.detach().numpy()
-    for standardize in (True, False):
-        values = x if standardize else x.clone().masked_fill(torch.rand_like(x) < 0.3, torch.nan)
-        prepared = {"standardize": True} if standardize else {"missing": True}
-        model = from_decoder(decoder, Dataset("table", values, values, None, None, (-1e4, 1e4), **prepared), 2, scale=s)
-        loc, unit = (x.mean(0).numpy(), x.std(0, correction=0).numpy()) if standardize else (np.zeros(5), np.ones(5))
+    for standardize, missing in ((True, False), (False, True), (True, True)):
+        values = x.masked_fill(torch.rand_like(x) < 0.3, torch.nan) if missing else x
+        data = Dataset("table", values, values, None, None, (-1e4, 1e4), missing=missing, standardize=standardize)
+        model = from_decoder(decoder, data, 2, scale=s)
+        loc, unit = (f(values.numpy(), axis=0) if standardize else np.full(5, i) for i, f in enumerate(STATISTICS))
         loadings, mean = unit[:, None] * weight, loc + unit * bias
         covariance = loadings @ loadings.T + np.diag(unit * s) ** 2
         log_p, codes = [], []

@@ -310,7 +310,11 @@ def observed_evidence(decoder: torch.nn.Linear, log_scale: torch.Tensor, x: torc
 
 @pytest.mark.usefixtures("unchecked_types")
 @pytest.mark.parametrize("learn", ["scalar", "pixel"])
-@pytest.mark.parametrize("prepared", [("--standardize",), ("--missing", "mask"), ()], ids=lambda given: " ".join(given))
+@pytest.mark.parametrize(
+    "prepared",
+    [("--standardize",), ("--missing", "mask"), ("--standardize", "--missing", "mask"), ()],
+    ids=lambda given: " ".join(given),
+)
 def test_training_on_prepared_data_with_a_learned_scale(prepared: tuple[str, ...], learn: str) -> None:
     """log p of a linear decoder, of the data as given and of what was observed, and Adam's first step from it."""
     Path("rule").write_text("test\n" * 4 + "train\n" * 16)
@@ -319,13 +323,14 @@ def test_training_on_prepared_data_with_a_learned_scale(prepared: tuple[str, ...
     loc, unit = torch.zeros(16), torch.ones(16)
     if "--standardize" in prepared:
         x = 5 + x * torch.arange(1.0, 17.0) ** 2
-        loc, unit = x[4:].mean(0), x[4:].std(0, correction=0)
     if "mask" in prepared:
         x[torch.rand(x.shape, generator=torch.Generator().manual_seed(0)) < 0.3] = torch.nan
+    if "--standardize" in prepared:
+        loc, unit = (torch.from_numpy(f(x[4:].numpy(), axis=0)) for f in (np.nanmean, np.nanstd))
     np.save("table.npy", x.numpy())
-    u, volume = (x - loc) / unit, unit.log().sum()
+    u, volume = (x - loc) / unit, torch.where(x.isnan(), 0, unit.log()).sum(1)
     log_scale = torch.full((16,) if learn == "pixel" else (), np.log(0.3)).requires_grad_()
-    loss = volume - observed_evidence(decoder, log_scale, u[4:]).mean()
+    loss = (volume[4:] - observed_evidence(decoder, log_scale, u[4:])).mean()
     loss.backward()
     options = ("--engine", "gauss-newton", "--learn", learn, *prepared)
     results = json.loads(gae("fit", "table.npy", *LINEAR, *options, *STEP))
