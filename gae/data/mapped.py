@@ -280,7 +280,7 @@ def column_bounds(x: Tensor) -> tuple[Tensor, Tensor]:
     """The lowest and the highest value of each element of X in the rows of x (N, *X), NaN left out.
 
     >>> column_bounds(torch.tensor([[3.0, torch.nan], [1.0, torch.nan]]))
-    (tensor([1., inf]), tensor([  3., -inf]))
+    (tensor([1., inf]), tensor([3., -inf]))
     """
     low = [block.nan_to_num(math.inf, math.inf, -math.inf).amin(0) for _, block in blocks(x)]
     high = [block.nan_to_num(-math.inf, math.inf, -math.inf).amax(0) for _, block in blocks(x)]

@@ -33,7 +33,7 @@ class AffineDistribution(dist.TransformedDistribution):
     def log_prob(self, value: Tensor) -> Tensor:
         """The log density at loc + scale · u; an element that is NaN, not observed, has no volume."""
         affine = self.transforms[0]
-        volume = torch.where(value.isnan(), 0, affine.scale.log())
+        volume = torch.where(value.isnan(), 0, torch.as_tensor(affine.scale).log())
         dims = tuple(range(-len(self.event_shape), 0))
         return self.base_dist.log_prob(affine.inv(value)) - (volume.sum(dims) if dims else volume)
 
