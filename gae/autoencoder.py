@@ -142,6 +142,7 @@ class Autoencoder(Part, nn.Module):
         return -self.aggregate(self.objective(self.inference(self.likelihood, x)))
 
     def _regularised(self, x: Tensor) -> Tensor:
+        volume = self.likelihood.log_volume(x)
         likelihood, x = self.likelihood.in_standard_units(x)  # units of the corruption and the penalties
         if isinstance(self.corruption, ChainCorruption):
             x, corrupted = self.corruption.pairs(partial(self._redraw, likelihood), x)
@@ -154,7 +155,7 @@ class Autoencoder(Part, nn.Module):
         code = replace(self.inference.infer(likelihood, corrupted), log_joint=None)
         encoding = self.inference.scored(likelihood, x, code)
         if likelihood is not self.likelihood:
-            encoding = replace(encoding, log_joint=encoding.log_joint - self.likelihood.log_volume)
+            encoding = replace(encoding, log_joint=encoding.log_joint - volume)
         loss = -self.aggregate(self.objective(encoding))
         return sum((penalty(corrupted, encoding) for penalty in self.penalties), loss)
 

@@ -328,6 +328,10 @@ LIKELIHOODS = [
     LikelihoodCase("codebook-learned", lambda: Bernoulli(net((2, 1), 4), (2, 1), Codebook(4, 2, 1, None)), binary),
     LikelihoodCase("standard-head", lambda: in_units(Gaussian(net(2, 3), 2, 0.7))),
     LikelihoodCase("standard-mixture", lambda: in_units(chart(3, 2, (2, 2), **EVERYTHING))),
+    LikelihoodCase(
+        "standard-partly-head", lambda: in_units(PartiallyObserved(Gaussian(net(2, 3), 2, 0.7))), partly(real)
+    ),
+    LikelihoodCase("standard-partly-mixture", lambda: in_units(partial_chart(3, 2, (2, 2))), partly(real)),
     LikelihoodCase("standard-kernel", lambda: in_units(GaussianKernel(3, 2, (2, 2), prior=StandardNormal(2)))),
     LikelihoodCase("cropped-weights", lambda: Measured(drawn_by(), Crop((1, 4, 4), 3, 2))),
     LikelihoodCase(

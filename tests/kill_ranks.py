@@ -1,9 +1,11 @@
-"""Kills one of two processes that train together, at random moments: the other must end soon, with an error.
+"""Kills one of two processes that work together, at random moments: the other must end soon, with an error.
 
-    python tests/kill_ranks.py [--kills 20] [--limit 60] [--launcher fabric|torchrun] [--seed 0]
+    python tests/kill_ranks.py [--kills 20] [--limit 60] [--seed 0]
 
-Not part of the test suite, since every attempt starts two interpreters. Half of the moments lie in the start (imports,
-the meeting of the processes), half after the first checkpoint. Needs Linux.
+The kills take turns over `gae fit`, `gae score` and `gae sweep`, and over Fabric's launcher and torchrun; half of the
+moments lie in the start (imports, the meeting of the processes), half at work. Then the command is given once more,
+with `--resume` where it has it, a sweep to one process or two, and must write what it writes undisturbed. Not part of
+the test suite, since every attempt starts several interpreters. Needs Linux.
 """
 
 import argparse
@@ -15,12 +17,99 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cache
+from itertools import cycle, islice, product
 from pathlib import Path
 
+import pandas as pd
+from safetensors.numpy import load_file
+
 ROOT = Path(__file__).resolve().parent.parent
-COMMAND = ["gae.cli", "fit", "vae", "digits", "--epochs", "1000000", "--batch-size", "500", "--quiet"]
-START = 300.0  # seconds within which the processes start and write a checkpoint
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+START = 300.0  # seconds within which the processes start and are at work
+SLACK = 1e-6  # between sums of one process and of two
+MODEL = ["fit", "vae", "digits", "--epochs", "1", "--out", "model"]
+GRID = "data: digits\nsystems: [vae, ppca]\noptions: {latent: [2, 4]}\nfit: {epochs: 40}\nseeds: 2\n"
+
+
+@dataclass(frozen=True)
+class Task:
+    """A command that processes share, in a folder that has a model and grid.yaml.
+
+    Attributes:
+        command: of gae.
+        is_at_work: whether it has begun to compute, from the folder and what it has said.
+        results: what it writes into the folder.
+        again: options with which it continues.
+    """
+
+    command: tuple[str, ...]
+    is_at_work: Callable[[Path, str], bool]
+    results: Callable[[Path], pd.DataFrame]
+    again: tuple[str, ...] = ()
+
+
+def parameters(folder: Path) -> pd.DataFrame:
+    tensors = load_file(max(folder.glob("run/checkpoint-*")) / "tensors.safetensors")
+    return pd.concat([pd.DataFrame({"value": tensors[name].astype(float).ravel()}) for name in sorted(tensors)])
+
+
+def trainings(folder: Path) -> pd.DataFrame:
+    return pd.read_csv(folder / "sweep" / "results.csv").drop(columns="seconds")
+
+
+TASKS = {
+    "fit": Task(
+        ("fit", "vae", "digits", "--epochs", "300", "--batch-size", "500", "--quiet", "--out", "run"),
+        lambda folder, _: any(folder.glob("run/checkpoint-*")),
+        parameters,
+        ("--resume",),
+    ),
+    "score": Task(
+        ("score", "model", "digits", "--samples", "20000", "-o", "scores.csv"),
+        lambda _, said: "[gae]" in said,
+        lambda folder: pd.read_csv(folder / "scores.csv"),
+    ),
+    "sweep": Task(
+        ("sweep", "grid.yaml", "--out", "sweep"),
+        lambda folder, _: any(folder.glob("sweep/cells/*/checkpoint-*")),
+        trainings,
+        ("--resume",),
+    ),
+}
+
+
+def gae(*command: str, launcher: str = "fabric", processes: int = 2) -> list[str]:
+    """The command line that runs gae in several processes."""
+    if launcher == "torchrun":
+        together = ["-m", "torch.distributed.run", "--nproc-per-node", str(processes)]
+        return [sys.executable, *together, "-m", "gae.cli", *command]
+    return [sys.executable, "-m", "gae.cli", *command, *(["--devices", str(processes)] if processes > 1 else [])]
+
+
+def run(folder: Path, command: list[str]) -> None:
+    done = subprocess.run(command, env=ENVIRONMENT, cwd=folder, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"{' '.join(command)} failed: {done.stderr[-2000:]}"
+
+
+@contextlib.contextmanager
+def prepared() -> Iterator[Path]:
+    """A folder with what the commands need."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / "grid.yaml").write_text(GRID, encoding="utf-8")
+        run(folder, gae(*MODEL, processes=1))
+        yield folder
+
+
+@cache
+def undisturbed(task: Task) -> pd.DataFrame:
+    """The results of two processes that nothing kills."""
+    with prepared() as folder:
+        run(folder, gae(*task.command))
+        return task.results(folder)
 
 
 def children(process: int) -> list[int]:
@@ -47,37 +136,51 @@ def wait_for(condition: Callable[[], bool], limit: float) -> bool:
     return False
 
 
-def attempt(launcher: str, moments: random.Random, limit: float, early: bool) -> str:
-    """Starts two processes, kills one, and says how the other ended; raises AssertionError if it goes on."""
-    with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryFile("w+") as said:
-        command = [sys.executable, "-m"]
-        if launcher == "torchrun":
-            command += ["torch.distributed.run", "--nproc-per-node", "2", "-m"]
-        command += [*COMMAND, "--out", f"{folder}/run"]
-        if launcher == "fabric":
-            command += ["--devices", "2"]
-        environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-        main = subprocess.Popen(command, stdout=said, stderr=said, env=environment, cwd=folder, start_new_session=True)
+def attempt(task: Task, launcher: str, moments: random.Random, limit: float, early: bool) -> str:
+    """Starts two processes, kills one, lets the command end undisturbed, and says how the group ended.
+
+    Raises:
+        AssertionError: if the other process goes on or says nothing, or the results differ in the end.
+    """
+    with prepared() as folder, (folder / "said").open("w") as said:
+        command = gae(*task.command, launcher=launcher)
+        main = subprocess.Popen(command, stdout=said, stderr=said, env=ENVIRONMENT, cwd=folder, start_new_session=True)
         try:
-            outcome = kill_one(main, launcher, moments, limit, None if early else Path(folder, "run"))
+            outcome = kill_one(main, launcher, moments, limit, None if early else lambda: at_work(task, folder))
         finally:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(main.pid, signal.SIGKILL)
             main.wait()
-        said.seek(0)
-        words = [line.strip() for line in said if "process" in line.lower()]
-        return f"{outcome}; {words[-1][:160] if words else ''}"
+        words = [line.strip() for line in (folder / "said").read_text().splitlines() if "process" in line.lower()]
+        assert words, "the group ended without a word"
+        run(folder, gae(*task.command, *task.again, launcher=launcher, processes=processes(task, moments)))
+        pd.testing.assert_frame_equal(task.results(folder), undisturbed(task), rtol=SLACK, atol=SLACK)
+        return f"{outcome}; {words[-1][:160]}"
+
+
+def at_work(task: Task, folder: Path) -> bool:
+    return task.is_at_work(folder, (folder / "said").read_text())
+
+
+def processes(task: Task, moments: random.Random) -> int:
+    """One or two, except in `fit`, where each process draws its own noise."""
+    return 2 if task is TASKS["fit"] else moments.choice((1, 2))
 
 
 def kill_one(
-    main: "subprocess.Popen[bytes]", launcher: str, moments: random.Random, limit: float, run: Path | None
+    main: "subprocess.Popen[bytes]",
+    launcher: str,
+    moments: random.Random,
+    limit: float,
+    is_due: Callable[[], bool] | None,
 ) -> str:
-    """Kills one of two processes, after a checkpoint of the run if it is given, and waits for the end of all."""
+    """Kills one of two processes, at work if a test for that is given, and waits for the end of all."""
     workers = 2 if launcher == "torchrun" else 1
     assert wait_for(lambda: len(children(main.pid)) >= workers, START), "the second process did not start"
     started = time.monotonic()
-    assert run is None or wait_for(lambda: any(run.glob("checkpoint-*")), START), "no checkpoint was written"
-    time.sleep(moments.uniform(0, 6 if run is None else 2))
+    assert is_due is None or wait_for(lambda: main.poll() is not None or is_due(), START), "nothing was done"
+    assert main.poll() is None, "the group ended before a process was killed"
+    time.sleep(moments.uniform(0, 6 if is_due is None else 2))
     waited = time.monotonic() - started
     own = children(main.pid)[:workers]
     ranks = own if launcher == "torchrun" else [main.pid, *own]
@@ -95,12 +198,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--limit", type=float, default=60.0, help="seconds within which the group must end")
-    parser.add_argument("--launcher", choices=("fabric", "torchrun"), default="fabric")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     moments = random.Random(options.seed)
-    for i in range(options.kills):
-        print(i + 1, attempt(options.launcher, moments, options.limit, early=i % 2 == 0), flush=True)
+    kinds = product(("fabric", "torchrun"), (True, False), TASKS)
+    for i, (launcher, early, name) in enumerate(islice(cycle(kinds), options.kills), 1):
+        print(i, name, launcher, attempt(TASKS[name], launcher, moments, options.limit, early), flush=True)
 
 
 if __name__ == "__main__":

@@ -15,9 +15,19 @@ from gae.analysis.engines import mode_ascent
 from gae.autoencoder import Autoencoder
 from gae.data import Dataset
 from gae.inference import Amortized
+from gae.inference.base import need_mask
 from gae.inference.curvature import curvature_matrix, derivatives
 from gae.inference.decoder import check_fixed, is_nondeterministic, need_gradient
-from gae.likelihood import HEADS, Bernoulli, ContinuousBernoulli, Head, Likelihood, Poisson
+from gae.likelihood import (
+    HEADS,
+    Bernoulli,
+    ContinuousBernoulli,
+    Head,
+    Likelihood,
+    PartiallyObserved,
+    Poisson,
+    StandardUnits,
+)
 from gae.nets import as_size, first_tensor
 from gae.objective import elbo, joint
 from gae.storage import Part
@@ -26,6 +36,7 @@ from gae.systems.parts import Encoder, Shape, has_scale, head_of
 T = TypeVar("T")
 
 PROBES = 3  # codes, or observations, on which a network is tried
+LEARNS = ("fixed", "scalar", "pixel")  # of a head's scale
 DTYPES = (torch.float32, torch.float64)
 
 
@@ -38,6 +49,7 @@ def from_decoder(
     activated: bool = False,
     encoder: nn.Module | None = None,
     prior: nn.Module | None = None,
+    learn: str = "fixed",
 ) -> Autoencoder:
     """An autoencoder of a decoder that you have, with its encoder if you have one.
 
@@ -46,7 +58,10 @@ def from_decoder(
 
     Args:
         decoder: maps codes (N, *Z) to outputs (N, *X), or (N, D) for the D elements of an observation in order.
-        data: a data set, or X, the shape of one observation.
+        data: a data set, or X, the shape of one observation. Of a data set with ``missing``, codes and log densities
+            are those of the observed elements, and the encoder is given NaN for the others. With ``standardize``, the
+            networks and the scale are in standard units, by the mean and deviation of the training data, and log
+            densities are of the data as given.
         latent: Z, or an int for vectors; of a network of ``torch.export`` it is known.
         head: the distribution that the outputs parametrise, a name from ``gae.likelihood.HEADS``.
         scale: for heads with a scale, the standard deviation (``"gaussian"``) or diversity (``"laplace"``) of the
@@ -56,12 +71,14 @@ def from_decoder(
             ``"poisson"``, whose outputs are rates.
         encoder: maps observations (N, *X) to a distribution over codes or to codes (N, *Z).
         prior: see ``Likelihood``; N(0, I) by default.
+        learn: for heads with a scale, whether training (``gae.adapters.trainable``) keeps it (``"fixed"``), or learns
+            one from this value on (``"scalar"``), or one for each element (``"pixel"``).
 
     Raises:
         ValueError, TypeError: for a network that does not fit: without parameters, of mixed or half precision, of other
             shapes or dtypes than the codes and data have, random, dependent on the rest of the batch, not
             differentiable or not finite; for a scale that is missing or has no meaning; for probabilities where logits
-            are expected.
+            are expected; for an encoder that takes no NaN, or a head that takes none, where values are missing.
 
     >>> decoder = nn.Sequential(nn.Linear(2, 16), nn.Tanh(), nn.Linear(16, 64))
     >>> model = from_decoder(decoder, (1, 8, 8), latent=2, scale=0.3)
@@ -70,13 +87,34 @@ def from_decoder(
     """
     event_shape = data.event_shape if isinstance(data, Dataset) else as_size(data)
     shape = _latent_shape(decoder, latent)
-    likelihood = _likelihood(decoder, shape, event_shape, head, scale, activated, prior)
+    likelihood: Likelihood = _likelihood(decoder, shape, event_shape, head, scale, activated, prior, learn)
+    if isinstance(data, Dataset):
+        likelihood = _prepared(likelihood, data)
     check_decoder(likelihood)
     if encoder is None:
         return Autoencoder(likelihood, mode_ascent(), joint)
-    x = data.train[:PROBES] if isinstance(data, Dataset) else torch.rand(PROBES, *event_shape, generator=_generator())
-    engine = encoding_engine(encoder, likelihood, x)
+    engine = encoding_engine(encoder, *likelihood.in_standard_units(_examples(data, event_shape)))
     return Autoencoder(likelihood, engine, elbo if isinstance(engine.guide, GivenEncoder) else joint)
+
+
+def _prepared(likelihood: Likelihood, data: Dataset) -> Likelihood:
+    """The likelihood of data as they are prepared: with missing elements, or in standard units."""
+    prepared = PartiallyObserved(likelihood) if data.missing else likelihood
+    if not data.standardize:
+        return prepared
+    scaled = StandardUnits.of(prepared).to(first_tensor(likelihood))
+    scaled.set_units(data.train)
+    return scaled
+
+
+def _examples(data: Dataset | Shape, event_shape: Size) -> Float[Tensor, "N *X"]:
+    """A few observations, the first with a missing element if the data may have some."""
+    if not isinstance(data, Dataset):
+        return torch.rand(PROBES, *event_shape, generator=_generator())
+    x = data.train[:PROBES].clone()
+    if data.missing:
+        x[0].view(-1)[0] = torch.nan
+    return x
 
 
 def _latent_shape(decoder: nn.Module, latent: int | Shape | None) -> Size:
@@ -99,13 +137,19 @@ def _likelihood(
     scale: float | None,
     activated: bool,
     prior: nn.Module | None,
+    learn: str,
 ) -> Head:
-    if head in HEADS and has_scale(head) and scale is None:
+    scaled = head in HEADS and has_scale(head)
+    if learn not in LEARNS:
+        raise ValueError(f"learn (--learn) must be one of {', '.join(LEARNS)}, got {learn!r}.")
+    if head in HEADS and not scaled and learn != "fixed":
+        raise ValueError(f"The head {head!r} has no scale, so there is none to learn. Leave learn (--learn) out.")
+    if scaled and scale is None:
         raise ValueError(
             f"The head {head!r} needs the scale of the noise, in units of the data, which log densities depend on. A "
             "decoder trained by ½ ‖x − decoder(z)‖² has the scale 1; by ‖x − decoder(z)‖² it has 0.7071."
         )
-    build = head_of(head, scale, "fixed" if head in HEADS and has_scale(head) else "scalar")
+    build = head_of(head, scale, learn) if scaled else head_of(head, scale)
     inverse = _inverse_activation(head) if activated else None
     output = _tried(decoder, latent, event_shape)
     if not activated and issubclass(HEADS[head], (Bernoulli, ContinuousBernoulli)) and _is_probability(output):
@@ -242,14 +286,14 @@ def _need_rows(output: Any, given: Tensor, part: str, what: str) -> None:
         )
 
 
-def check_decoder(likelihood: Head) -> None:
+def check_decoder(likelihood: Likelihood) -> None:
     """Checks that the decoder is a deterministic, differentiable function of each code.
 
     Raises:
         ValueError: for a decoder that is random, mixes its batch or stops the gradient.
     """
     codes = first_tensor(likelihood).new_zeros(1, 1, *likelihood.latent_shape)
-    x = codes.new_zeros(1, *likelihood.event_shape)
+    x = likelihood.in_data_units(codes.new_zeros(1, *likelihood.event_shape))
     check_fixed(likelihood, x, codes, "Inference")
     _attempt(lambda: need_gradient(likelihood, codes), "The decoder cannot be differentiated")
 
@@ -351,7 +395,13 @@ def encoding_engine(encoder: nn.Module, likelihood: Likelihood, x: Num[Tensor, "
     _need_mode(encoder, "encoder")
     x = x.to(like)
     with torch.no_grad(), torch.random.fork_rng(devices=[like.device] if like.is_cuda else []):
-        output = _attempt(lambda: encoder(x), f"The encoder does not accept observations of shape {tuple(x.shape)}")
+        try:
+            output = _attempt(lambda: encoder(x), f"The encoder does not accept observations of shape {tuple(x.shape)}")
+        except ValueError:  # of a distribution with NaN among its parameters
+            need_mask(likelihood, x, None)
+            raise
+        for parameter in _parameters(output) if isinstance(output, Tensor | Distribution) else []:
+            need_mask(likelihood, x, parameter)
         if not isinstance(output, Distribution):
             _need_codes(output, x, width)
             engine = Amortized(_Flattened(encoder))

@@ -9,7 +9,7 @@ from torch.nn.modules.dropout import _DropoutNd
 from gae.adapters.decoders import GivenEncoder, Shaped
 from gae.autoencoder import Autoencoder
 from gae.inference import Adam, Amortized, Ascent, GaussNewton, Laplace, MeanField, OneStep, Unroll, Zeros
-from gae.likelihood import Head
+from gae.likelihood import Likelihood
 from gae.objective import elbo, laplace_evidence
 
 CLIMB = 8  # Gauss–Newton steps to a mode, as in `laplace-gae`
@@ -35,7 +35,6 @@ def trainable(model: Autoencoder, engine: str | None = None) -> Autoencoder:
     'Laplace'
     """
     likelihood = model.likelihood
-    assert isinstance(likelihood, Head)
     _need_same_in_training(likelihood)
     encoder = model.inference.guide if isinstance(model.inference, Amortized) else None
     if engine == "gauss-newton":
@@ -63,10 +62,10 @@ def trainable(model: Autoencoder, engine: str | None = None) -> Autoencoder:
     return Autoencoder(likelihood, steps, partial(elbo, analytic=True)).train()
 
 
-def _need_same_in_training(likelihood: Head) -> None:
+def _need_same_in_training(likelihood: Likelihood) -> None:
     """Raises ValueError for a decoder that computes something else in training mode."""
-    decoder = likelihood.decoder
-    network = decoder.network if isinstance(decoder, Shaped) else decoder
+    given = (part.network for part in likelihood.modules() if isinstance(part, Shaped))
+    network = next(given, likelihood)
     for name, module in network.named_modules():
         if isinstance(module, (_BatchNorm, _DropoutNd, nn.RReLU)):
             raise ValueError(

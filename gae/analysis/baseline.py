@@ -36,7 +36,7 @@ def without_code(
     """
     head, values = likelihood.in_standard_units(train)
     if head is not likelihood:
-        return without_code(head, values, likelihood.in_standard_units(x)[1], batch_size) - likelihood.log_volume
+        return without_code(head, values, likelihood.in_standard_units(x)[1], batch_size) - likelihood.log_volume(x)
     if not isinstance(likelihood, Head):
         raise TypeError(
             f"A model without a code is known for heads only, and {type(likelihood).__name__} is none. Train a model "
@@ -114,7 +114,7 @@ def kernel_density(
     head, values = likelihood.in_standard_units(train)
     if head is not likelihood:
         inner = kernel_density(head, values, likelihood.in_standard_units(x)[1])
-        return None if inner is None else inner - likelihood.log_volume
+        return None if inner is None else inner - likelihood.log_volume(x)
     binary = isinstance(head, Bernoulli)
     if not isinstance(head, Head) or isinstance(head, VonMisesFisher) or (head.support.is_discrete and not binary):
         return None

@@ -1,7 +1,7 @@
 """Arguments, readers and writers shared by the commands."""
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from datetime import timedelta
 from pathlib import Path
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gae.cli.completion import BINARIZATIONS, ENGINES, HEADS, MISSING, SPLITS, data_names, one_of
+from gae.cli.completion import BINARIZATIONS, ENGINES, HEADS, LEARNS, MISSING, SPLITS, data_names, one_of
 from gae.data.files import whole
 from gae.training.processes import is_first
 
@@ -133,6 +133,15 @@ Scale = Annotated[
     float | None,
     typer.Option("--scale", help="Scale of the decoder's noise (gaussian, laplace), in units of the data."),
 ]
+LearnScale = Annotated[
+    str | None,
+    typer.Option(
+        "--learn",
+        help="Train --scale too, from its value on: scalar, or pixel (one for each element). By default it is fixed.",
+        show_default=False,
+        autocompletion=one_of(LEARNS),
+    ),
+]
 Activated = Annotated[
     bool, typer.Option("--activated", help="The decoder returns probabilities (bernoulli) or rates (poisson).")
 ]
@@ -165,6 +174,7 @@ class Own:
     scale: float | None = None
     activated: bool = False
     encoder: str | None = None
+    learn: str | None = None
 
     def need_decoder(self) -> None:
         """Raises ValueError for an option without a decoder."""
@@ -201,6 +211,7 @@ class Own:
             self.scale,
             self.activated,
             networks.get("encoder"),
+            learn=self.learn or "fixed",
         )
         model.preparation = data.preparation
         return model.eval()
@@ -228,13 +239,20 @@ def open_model(
     split: str | None,
     seed: int,
     trust: Sequence[str] | None,
+    prepared: Mapping[str, Any],
 ) -> "tuple[Autoencoder, str, str]":
     """The model of a checkpoint, or of your own decoder, the name of the data, and that of the model.
 
-    The two positional arguments are a checkpoint and data, or the data alone with ``--decoder``.
+    The two positional arguments are a checkpoint and data, or the data alone with ``--decoder``, whose preparation is
+    then ``prepared`` (``preparation``).
     """
     if own.decoder is None:
         own.need_decoder()
+        for option in prepared:
+            raise ValueError(
+                f"--{option} is for data of a model of your own (--decoder). A checkpoint prepares data as those "
+                "that it was trained on: leave it out."
+            )
         if data is None:
             raise ValueError(
                 f"Give a checkpoint and data, or --decoder and data. Got {checkpoint} alone. The checkpoint is the "
@@ -246,7 +264,20 @@ def open_model(
         raise ValueError("--trust is for functions that a checkpoint calls. Leave it out with --decoder.")
     if data is not None:
         raise ValueError(f"--decoder takes the place of a checkpoint: leave {checkpoint} out.")
-    return own.model(load(checkpoint, binarize or "none", split), seed), checkpoint, own.decoder
+    return own.model(load(checkpoint, binarize or "none", split, **prepared), seed), checkpoint, own.decoder
+
+
+def preparation(
+    labels: str | None, drop: Sequence[str] | None, missing: str, size: str | None, crop: bool
+) -> dict[str, Any]:
+    """The options that prepare data, where they are given.
+
+    >>> preparation("kind", None, "refuse", None, False)
+    {'labels': 'kind'}
+    """
+    options = {"labels": labels, "drop": drop, "size": size, "crop": crop}
+    given = {name: value for name, value in options.items() if value}
+    return given if missing == "refuse" else {**given, "missing": missing}
 
 
 def load(

@@ -14,6 +14,7 @@ KEEP = ("best", "last")
 HEADS = ("gaussian", "laplace", "bernoulli", "continuous-bernoulli", "poisson", "von-mises-fisher")
 ENGINES = ("lbfgs", "adam", "gauss-newton", "encoder", "refine")
 TRAINERS = ("encoder", "refine", "gauss-newton")  # of `gae fit --decoder`
+LEARNS = ("fixed", "scalar", "pixel")  # of `gae fit --decoder`
 COMPARED = ("unrolled", "detached", "amortised", "semi-amortised")  # trainings of `gae compare`
 FLOWS = ("maf", "nsf")  # of the third family of `gae compare`
 SCORES = ("evidence", "reconstruction", "gap")

@@ -99,7 +99,7 @@ def dip(
     }
     shape = restored_shape(given, task, **measurement)
     _check_result(photo, shape, suffix, bits or photo.bits)
-    truth = None if clean is None else _clean(clean, background, shape)
+    truth = None if clean is None else _clean(clean, background, alpha, shape)
     folder = out or Path("runs") / f"dip-{image.stem}"
     _check_new(folder)
     restore: Any = partial(restore_image, task=task, network=Network(channels, scales), **measurement)
@@ -197,7 +197,7 @@ def _check_new(folder: Path) -> None:
         raise FileExistsError(f"{folder} exists and is not empty. Name another folder with --out.")
 
 
-def _clean(path: Path, background: str | None, shape: tuple[int, ...]) -> "Tensor":
+def _clean(path: Path, background: str | None, alpha: str | None, shape: tuple[int, ...]) -> "Tensor":
     """Reads the clean photograph, whose alpha channel is treated like that of the degraded one."""
     import torch
 
@@ -205,6 +205,8 @@ def _clean(path: Path, background: str | None, shape: tuple[int, ...]) -> "Tenso
     from gae.data.photographs import Photograph
 
     photo = Photograph.read(path)
+    if photo.alpha is not None and not (background or alpha):
+        raise ValueError(f"{path} has an alpha channel, and the photograph to restore has none. Flatten it first.")
     image = torch.from_numpy((photo.flatten(background) if photo.alpha is not None and background else photo).colours)
     check_clean(image, shape)
     return image

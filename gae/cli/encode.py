@@ -7,13 +7,17 @@ from gae.cli.common import (
     Activated,
     AsJson,
     CodeShape,
+    Crop,
     Decoder,
     Device,
     Devices,
+    Drop,
     EncoderName,
     EngineName,
     EngineSteps,
     HeadName,
+    Labels,
+    Missing,
     ModelData,
     ModelPath,
     Nodes,
@@ -22,10 +26,12 @@ from gae.cli.common import (
     SameBinarize,
     Scale,
     Seed,
+    Size,
     Split,
     SplitBy,
     Trust,
     Weights,
+    preparation,
 )
 from gae.cli.rows import Mean, RowsFile, applied, write_rows
 from gae.cli.terminal import print_results, reported
@@ -48,6 +54,11 @@ def encode(
     scale: Scale = None,
     activated: Activated = False,
     encoder: EncoderName = None,
+    labels: Labels = None,
+    drop: Drop = None,
+    missing: Missing = "refuse",
+    size: Size = None,
+    crop: Crop = False,
     binarize: SameBinarize = None,
     trust: Trust = None,
     seed: Seed = 0,
@@ -73,7 +84,7 @@ def encode(
     check_file(output, *ROWS)
     own = Own(decoder, weights, latent, head, scale, activated, encoder)
     chosen: Any = {"engine": engine, "steps": steps, "split": split, "split_by": split_by, "binarize": binarize}
-    chosen["trust"] = trust
+    chosen |= {"trust": trust, "prepared": preparation(labels, drop, missing, size, crop)}
     work = applied(checkpoint, data, own, launch(device, precision, devices, nodes), seed=seed, **chosen)
     joint = Mean("log_joint")
     blocks = joint.over(codes(work.model, work.x, fabric=work.fabric, seed=seed))
@@ -100,6 +111,11 @@ def transform(
     scale: Scale = None,
     activated: Activated = False,
     encoder: EncoderName = None,
+    labels: Labels = None,
+    drop: Drop = None,
+    missing: Missing = "refuse",
+    size: Size = None,
+    crop: Crop = False,
     binarize: SameBinarize = None,
     trust: Trust = None,
     seed: Seed = 0,
@@ -116,7 +132,7 @@ def transform(
     check_file(output, *ROWS)
     own = Own(decoder, weights, latent, head, scale, activated, encoder)
     chosen: Any = {"engine": engine, "steps": steps, "split": split, "split_by": split_by, "binarize": binarize}
-    chosen["trust"] = trust
+    chosen |= {"trust": trust, "prepared": preparation(labels, drop, missing, size, crop)}
     work = applied(checkpoint, data, own, launch(device, precision, devices, nodes), seed=seed, **chosen)
     blocks = codes(work.model, work.x, scored=False, fabric=work.fabric, seed=seed)
     columns = write_rows(output, work.rows, blocks, "z", work.fabric)

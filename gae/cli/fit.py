@@ -19,6 +19,7 @@ from gae.cli.common import (
     EncoderName,
     HeadName,
     Labels,
+    LearnScale,
     Missing,
     ModelData,
     Nodes,
@@ -89,6 +90,7 @@ def fit(
     latent: CodeShape = None,
     head: HeadName = None,
     scale: Scale = None,
+    learn: LearnScale = None,
     activated: Activated = False,
     encoder: EncoderName = None,
     engine: Annotated[
@@ -136,12 +138,13 @@ def fit(
     """Train a system, print its test results, and write checkpoints for `encode`, `sample` and the other commands.
 
     With --decoder: train your own decoder, and its encoder, from their weights or those of --weights. The other
-    commands then need --trust with each function of your own.
+    commands then need --trust with each function of your own. With --standardize both networks and --scale are in
+    standard units; with --missing mask the encoder is given NaN.
     """
     from gae.studies.single import TrainingOptions, fit_model, held_out_results
     from gae.training import launch
 
-    own = Own(decoder, weights, latent, head, scale, activated, encoder)
+    own = Own(decoder, weights, latent, head, scale, activated, encoder, learn)
     source = _source(system, data, own, engine, option)
     if lr is not None and not 0 < lr < math.inf:
         raise ValueError(f"--lr must be positive and finite, got {lr}. Adam's usual rate is 1e-3.")
@@ -233,9 +236,6 @@ def _own(own: Own, engine: str | None, dataset: "Dataset", seed: int) -> "tuple[
     from gae.adapters import trainable
     from gae.storage.models import structure
 
-    for name, given in (("standardize", dataset.standardize), ("missing mask", dataset.missing)):
-        if given:
-            raise ValueError(f"--{name} is for a system. Leave it out with --decoder.")
     model = trainable(own.model(dataset, seed), engine)
     reason = structure(model)["unrecorded"]
     if reason is not None:

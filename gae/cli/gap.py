@@ -12,18 +12,23 @@ from gae.cli.common import (
     Activated,
     AsJson,
     CodeShape,
+    Crop,
     Decoder,
     Device,
     Devices,
+    Drop,
     EncoderName,
     EngineName,
     HeadName,
+    Labels,
+    Missing,
     ModelData,
     ModelPath,
     Nodes,
     Own,
     SameBinarize,
     Scale,
+    Size,
     SplitBy,
     Trust,
     Weights,
@@ -31,6 +36,7 @@ from gae.cli.common import (
     load_like,
     open_model,
     placed,
+    preparation,
     save_arrays,
 )
 from gae.cli.terminal import command_line, console, echo_json, reported, table
@@ -66,6 +72,11 @@ def gap(
     scale: Scale = None,
     activated: Activated = False,
     encoder: EncoderName = None,
+    labels: Labels = None,
+    drop: Drop = None,
+    missing: Missing = "refuse",
+    side: Size = None,
+    crop: Crop = False,
     split_by: SplitBy = None,
     binarize: SameBinarize = None,
     trust: Trust = None,
@@ -90,9 +101,10 @@ def gap(
     command, began = command_line(gap, locals()), time.perf_counter()
     check_folder(out)
     _need_digits(precision)
+    prepared = preparation(labels, drop, missing, side, crop)
     own = Own(decoder, weights, latent, head, scale, activated, encoder)
     fabric = launch(device, precision, devices, nodes)
-    model, source, _ = open_model(checkpoint, data, own, binarize, split_by, seed, trust)
+    model, source, _ = open_model(checkpoint, data, own, binarize, split_by, seed, trust, prepared)
     if engine is not None:
         model.inference = engine_of(engine, model, density=True)
     dataset = load_like(model, source, binarize, split_by)

@@ -8,20 +8,26 @@ import typer
 from gae.cli.common import (
     Activated,
     CodeShape,
+    Crop,
     Decoder,
+    Drop,
     EncoderName,
     HeadName,
+    Labels,
+    Missing,
     ModelData,
     ModelPath,
     Own,
     SameBinarize,
     Scale,
     Seed,
+    Size,
     SplitBy,
     Trust,
     Weights,
     load_like,
     open_model,
+    preparation,
 )
 from gae.cli.terminal import reported
 
@@ -45,6 +51,11 @@ def picture(
     scale: Scale = None,
     activated: Activated = False,
     encoder: EncoderName = None,
+    labels: Labels = None,
+    drop: Drop = None,
+    missing: Missing = "refuse",
+    size: Size = None,
+    crop: Crop = False,
     split_by: SplitBy = None,
     binarize: SameBinarize = None,
     trust: Trust = None,
@@ -63,8 +74,9 @@ def picture(
     from gae.reports.landscape import SUFFIXES, sentence, write
 
     check_file(output, *SUFFIXES)
+    prepared = preparation(labels, drop, missing, size, crop)
     own = Own(decoder, weights, latent, head, scale, activated, encoder)
-    model, source, name = open_model(checkpoint, data, own, binarize, split_by, seed, trust)
+    model, source, name = open_model(checkpoint, data, own, binarize, split_by, seed, trust, prepared)
     dataset = load_like(model, source, binarize, split_by)
     if index >= len(dataset.test):
         raise ValueError(f"--index must be below the number of test observations, {len(dataset.test)}, got {index}.")

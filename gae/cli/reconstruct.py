@@ -7,13 +7,17 @@ from gae.cli.common import (
     Activated,
     AsJson,
     CodeShape,
+    Crop,
     Decoder,
     Device,
     Devices,
+    Drop,
     EncoderName,
     EngineName,
     EngineSteps,
     HeadName,
+    Labels,
+    Missing,
     ModelData,
     ModelPath,
     Nodes,
@@ -22,10 +26,12 @@ from gae.cli.common import (
     SameBinarize,
     Scale,
     Seed,
+    Size,
     Split,
     SplitBy,
     Trust,
     Weights,
+    preparation,
 )
 from gae.cli.rows import RowsFile, applied, write_rows
 from gae.cli.terminal import print_results, reported
@@ -48,6 +54,11 @@ def reconstruct(
     scale: Scale = None,
     activated: Activated = False,
     encoder: EncoderName = None,
+    labels: Labels = None,
+    drop: Drop = None,
+    missing: Missing = "refuse",
+    size: Size = None,
+    crop: Crop = False,
     binarize: SameBinarize = None,
     trust: Trust = None,
     seed: Seed = 0,
@@ -61,7 +72,8 @@ def reconstruct(
 
     Values are in the units of the file: of 8-bit images from 0 to 255. Binarised data are reconstructed as
     probabilities. The file also holds index, split, labels and file names as that of `encode`; an .npy file has x
-    alone. --engine, --decoder and several processes are as in `encode`.
+    alone. In .csv and .parquet files the columns of a table have their names. --engine, --decoder and several processes
+    are as in `encode`.
     """
     from gae.analysis.rows import reconstructions
     from gae.training import launch
@@ -69,10 +81,10 @@ def reconstruct(
     check_file(output, *ROWS)
     own = Own(decoder, weights, latent, head, scale, activated, encoder)
     chosen: Any = {"engine": engine, "steps": steps, "split": split, "split_by": split_by, "binarize": binarize}
-    chosen["trust"] = trust
+    chosen |= {"trust": trust, "prepared": preparation(labels, drop, missing, size, crop)}
     work = applied(checkpoint, data, own, launch(device, precision, devices, nodes), seed=seed, **chosen)
     restored = reconstructions(work.model, work.x, fabric=work.fabric, seed=seed)
     blocks = ({"x": work.data.as_given(block["x"])} for block in restored)
-    columns = write_rows(output, work.rows, blocks, "x", work.fabric)
+    columns = write_rows(output, work.rows, blocks, "x", work.fabric, names=work.data.columns)
     if work.fabric.is_global_zero:
         print_results({"file": str(output), **columns}, as_json)

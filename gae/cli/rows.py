@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -48,17 +48,19 @@ def applied(
     split_by: str | None,
     binarize: str | None,
     seed: int,
-    trust: Sequence[str] | None = None,
+    trust: Sequence[str] | None,
+    prepared: Mapping[str, Any],
     curvature: bool = False,
 ) -> Applied:
     """Opens a model, or makes one of your own decoder, with its engine, and loads the observations of a split.
 
     Args:
+        prepared: options that prepare the data of a decoder of your own (``preparation``).
         curvature: whether the work needs second derivatives of a decoder of your own, with any engine.
     """
     from gae.analysis.engines import engine_of
 
-    model, source, _ = open_model(checkpoint, data, own, binarize, split_by, seed, trust)
+    model, source, _ = open_model(checkpoint, data, own, binarize, split_by, seed, trust, prepared)
     if engine is not None:
         model.inference = engine_of(engine, model, steps)
     elif steps is not None:
@@ -83,6 +85,7 @@ def write_rows(
     main: str,
     fabric: "Fabric",
     facts: Mapping[str, str] | None = None,
+    names: Sequence[str] | None = None,
 ) -> dict[str, str]:
     """Writes results for each observation beside its index, split, label and file name, in the order of the rows.
 
@@ -95,6 +98,7 @@ def write_rows(
         main: the column of an ``.npy`` file.
         fabric: the processes that compute the blocks.
         facts: texts that hold for all rows.
+        names: of the elements of the main column in a table.
 
     Returns:
         The dtype of each column, by its name and shape; nothing if this is not the first process.
@@ -109,7 +113,7 @@ def write_rows(
         about["labels"] = rows.labels.numpy()
     if rows.files is not None:
         about["files"] = rows.files
-    with row_file(path, len(rows.row), main, facts) as file, progress("rows", len(rows.row)) as advance:
+    with row_file(path, len(rows.row), main, facts, names) as file, progress("rows", len(rows.row)) as advance:
         for block in blocks:
             part = slice(file.added, file.added + len(next(iter(block.values()))))
             file.add({**{name: column[part] for name, column in about.items()}, **block})

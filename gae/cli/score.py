@@ -9,13 +9,17 @@ from gae.cli.common import (
     Activated,
     AsJson,
     CodeShape,
+    Crop,
     Decoder,
     Device,
     Devices,
+    Drop,
     EncoderName,
     EngineName,
     EngineSteps,
     HeadName,
+    Labels,
+    Missing,
     ModelData,
     ModelPath,
     Nodes,
@@ -24,10 +28,12 @@ from gae.cli.common import (
     SameBinarize,
     Scale,
     Seed,
+    Size,
     Split,
     SplitBy,
     Trust,
     Weights,
+    preparation,
 )
 from gae.cli.completion import SCORES, some_of
 from gae.cli.rows import RowsFile, applied, write_rows
@@ -60,6 +66,11 @@ def score(
     scale: Scale = None,
     activated: Activated = False,
     encoder: EncoderName = None,
+    labels: Labels = None,
+    drop: Drop = None,
+    missing: Missing = "refuse",
+    size: Size = None,
+    crop: Crop = False,
     binarize: SameBinarize = None,
     trust: Trust = None,
     seed: Seed = 0,
@@ -82,8 +93,8 @@ def score(
     check_file(output, *ROWS)
     own = Own(decoder, weights, latent, head, scale, activated, encoder)
     chosen: Any = {"engine": engine, "steps": steps, "split": split, "split_by": split_by, "binarize": binarize}
-    chosen |= {"trust": trust, "seed": seed, "curvature": True}
-    work = applied(checkpoint, data, own, launch(device, precision, devices, nodes), **chosen)
+    chosen |= {"trust": trust, "prepared": preparation(labels, drop, missing, size, crop), "curvature": True}
+    work = applied(checkpoint, data, own, launch(device, precision, devices, nodes), seed=seed, **chosen)
     names = [name.strip() for name in by.split(",")]
     block = scores(work.model, work.x, names, samples, fabric=work.fabric, seed=seed)
     columns = write_rows(output, work.rows, [block], next(iter(block)), work.fabric)

@@ -77,10 +77,12 @@ def command_line(command: Callable[..., Any], values: Mapping[str, Any]) -> str:
         value, (settings,) = values[name], parameter.annotation.__metadata__
         if value == parameter.default:
             continue
+        option = []
         if isinstance(settings, OptionInfo):
             names = (settings.default, *(settings.param_decls or ()), f"--{name.replace('_', '-')}")
-            words.append(next(entry for entry in names if isinstance(entry, str)))  # in Annotated, a name comes first
-        words += [] if value is True else map(str, value) if isinstance(value, list) else [str(value)]
+            option = [next(entry for entry in names if isinstance(entry, str))]  # in Annotated, a name comes first
+        for each in value if isinstance(value, list) else [value]:
+            words += option if each is True else [*option, str(each)]
     return shlex.join(words)
 
 

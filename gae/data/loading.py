@@ -225,13 +225,11 @@ def _standardized(dataset: Dataset) -> Dataset:
             f"standardize=True is for tables (N, D) of numbers, got {kind} with binarization {dataset.binarization!r}. "
             "Omit it."
         )
-    if dataset.missing:
-        raise ValueError("standardize=True needs complete data, got missing='mask'. Give one of the two.")
-    constant = [i for i, (low, high) in enumerate(zip(*_bounds(dataset.train), strict=True)) if low == high]
+    constant = [i for i, (low, high) in enumerate(zip(*_bounds(dataset.train), strict=True)) if low >= high]
     if constant and len(dataset.train):
         names = dataset.columns or range(shape[0])
         raise ValueError(
-            f"standardize=True needs columns that vary, but these are constant in the training data: "
+            f"standardize=True needs columns that vary, but these are constant or empty in the training data: "
             f"{listed([names[i] for i in constant])}. Leave them out by drop=[...] (--drop)."
         )
     note = "each column is modelled in standard units; log densities are of the data as given"
@@ -239,7 +237,7 @@ def _standardized(dataset: Dataset) -> Dataset:
 
 
 def _bounds(x: Tensor) -> tuple[list[float], list[float]]:
-    """The lowest and the highest value of each column; empty without rows."""
+    """The lowest and the highest value of each column, NaN left out; empty without rows."""
     if not len(x):
         return [], []
     low, high = column_bounds(x)

@@ -277,8 +277,13 @@ def row_mean(x: Tensor, function: Convert = lambda rows: rows) -> Tensor:
 
 
 def column_bounds(x: Tensor) -> tuple[Tensor, Tensor]:
-    """The lowest and the highest value of each element of X in the rows of x (N, *X), which are complete."""
-    low, high = zip(*(block.aminmax(dim=0) for _, block in blocks(x)), strict=True)
+    """The lowest and the highest value of each element of X in the rows of x (N, *X), NaN left out.
+
+    >>> column_bounds(torch.tensor([[3.0, torch.nan], [1.0, torch.nan]]))
+    (tensor([1., inf]), tensor([3., -inf]))
+    """
+    low = [block.nan_to_num(math.inf, math.inf, -math.inf).amin(0) for _, block in blocks(x)]
+    high = [block.nan_to_num(-math.inf, math.inf, -math.inf).amax(0) for _, block in blocks(x)]
     return torch.stack(low).amin(0), torch.stack(high).amax(0)
 
 

@@ -4,7 +4,7 @@ import csv
 import tempfile
 import zipfile
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from itertools import product
 from pathlib import Path
@@ -21,7 +21,9 @@ Block = Mapping[str, np.ndarray]
 
 
 @contextmanager
-def row_file(path: Path, rows: int, main: str, facts: Mapping[str, str] | None = None) -> Iterator["RowWriter"]:
+def row_file(
+    path: Path, rows: int, main: str, facts: Mapping[str, str] | None = None, names: Sequence[str] | None = None
+) -> Iterator["RowWriter"]:
     """Opens a file of rows that replaces ``path`` when all of them have been added.
 
     ``.npz`` has an array for each column, and ``.npy`` the main one alone. In ``.csv`` and ``.parquet`` a column z of
@@ -33,6 +35,8 @@ def row_file(path: Path, rows: int, main: str, facts: Mapping[str, str] | None =
         rows: N, the number of rows that will be added.
         main: the column of an ``.npy`` file.
         facts: texts that hold for all rows: arrays () in an ``.npz`` file, and metadata of a ``.parquet`` file.
+        names: of the elements of the main column in ``.csv`` and ``.parquet``, in place of z0, z1; one that is the name
+            of another column is given as z.name.
 
     Raises:
         ImportError: for ``.parquet`` without pyarrow.
@@ -49,7 +53,7 @@ def row_file(path: Path, rows: int, main: str, facts: Mapping[str, str] | None =
     """
     kind = {".npz": _Arrays, ".npy": _Main, ".csv": _Csv, ".parquet": _Parquet}[path.suffix]
     with whole(path) as temporary, ExitStack() as files:
-        writer = kind(temporary, rows, main, facts or {}, files)
+        writer = kind(temporary, rows, main, facts or {}, names, files)
         yield writer
         writer.close()
 
@@ -61,8 +65,16 @@ class RowWriter(ABC):
         kinds: dtype and shape of one row of each column; empty before the first block.
     """
 
-    def __init__(self, path: Path, rows: int, main: str, facts: Mapping[str, str], files: ExitStack):
-        self.path, self.rows, self.main, self.facts, self.files = path, rows, main, facts, files
+    def __init__(
+        self,
+        path: Path,
+        rows: int,
+        main: str,
+        facts: Mapping[str, str],
+        names: Sequence[str] | None,
+        files: ExitStack,
+    ):
+        self.path, self.rows, self.main, self.facts, self.names, self.files = path, rows, main, facts, names, files
         self.added = 0
         self.kinds: dict[str, tuple[np.dtype, tuple[int, ...]]] = {}
 
@@ -105,6 +117,14 @@ class RowWriter(ABC):
     def _end(self) -> None:
         """Writes the end of the file."""
         self.files.close()
+
+    def _titles(self) -> dict[str, list[str]]:
+        """The names of the columns of a table that hold each column."""
+        named = {name: titles(name, shape) for name, (_, shape) in self.kinds.items()}
+        if self.names is not None:
+            others = {title for name in named if name != self.main for title in named[name]}
+            named[self.main] = [f"{self.main}.{name}" if name in others else name for name in self.names]
+        return named
 
     def _array(self, path: Path, name: str) -> Any:
         """A binary file that begins with the header of a column's array."""
@@ -159,7 +179,7 @@ class _Csv(RowWriter):
     def _begin(self) -> None:
         file = self.path.open("w", newline="", encoding="utf-8", errors="backslashreplace")
         self.lines = csv.writer(self.files.enter_context(file), lineterminator="\n")
-        self.lines.writerow([title for name, (_, shape) in self.kinds.items() for title in titles(name, shape)])
+        self.lines.writerow([title for named in self._titles().values() for title in named])
 
     def _append(self, block: Block) -> None:
         columns = [column.reshape(len(column), -1).astype(str) for column in block.values()]
@@ -180,10 +200,11 @@ class _Parquet(RowWriter):
         import pyarrow
         from pyarrow import parquet
 
+        named = self._titles()
         columns = {
             title: _plain(column.reshape(len(column), -1)[:, i])
             for name, column in block.items()
-            for i, title in enumerate(titles(name, column.shape[1:]))
+            for i, title in enumerate(named[name])
         }
         table = pyarrow.table(columns).replace_schema_metadata(self.facts)
         if self.file is None:

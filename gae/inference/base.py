@@ -314,20 +314,20 @@ class Inference(Part, nn.Module, ABC):
 
 
 def need_mask(likelihood: Likelihood, x: Num[Tensor, "B *X"], encoded: Float[Tensor, "..."] | None) -> None:
-    """Raises ValueError if an encoder's output is not finite (or None: it failed) for an x with missing elements."""
+    """Raises ValueError if an encoder's output is NaN (or None: it failed) for an x with missing elements."""
     if not isinstance(likelihood, AcceptsMissing) or not bool(x.isnan().any()):
         return
-    if encoded is None or not bool(encoded.isfinite().all()):
+    if encoded is None or bool(encoded.isnan().any()):
         raise ValueError(
-            "x has missing elements (NaN), and the encoder returns codes that are not finite for them: it takes no "
-            "mask. Build it as `nets.Standardized(network, X, missing=True)`, with a network of inputs of the shape "
-            "`nets.with_mask(X)`, or infer codes without an encoder: `Ascent(...)`, or for mixtures `ClosedForm()`."
+            "x has missing elements (NaN), and the encoder returns NaN for them: it takes no mask. Build it as "
+            "`nets.Standardized(network, X, missing=True)`, with a network of inputs of the shape `nets.with_mask(X)`, "
+            "or infer codes without an encoder: `Ascent(...)`, or for mixtures `ClosedForm()`."
         )
 
 
-def _in_data_units(code: Code, likelihood: Likelihood) -> Code:
-    """A code that was inferred in standard units, with its log densities and reconstruction in data units."""
-    volume, solve = likelihood.log_volume, code.solve
+def _in_data_units(code: Code, likelihood: Likelihood, x: Tensor) -> Code:
+    """A code of x that was inferred in standard units, with its log densities and reconstruction in data units."""
+    volume, solve = likelihood.log_volume(x), code.solve
     if solve is not None:
         trace, path = (None if record is None else record - volume for record in (solve.trace, solve.path))
         reconstruction = None if solve.reconstruction is None else likelihood.in_data_units(solve.reconstruction)
@@ -345,7 +345,7 @@ def _checked(infer: Callable[..., Code]) -> Callable[..., Code]:
                 check_components(likelihood, k, len(x), outermost)
             model, values = likelihood.in_standard_units(x)
             code = infer(self, model, values, k)
-            code = code if model is likelihood else _in_data_units(code, likelihood)
+            code = code if model is likelihood else _in_data_units(code, likelihood, x)
         if code.q is None:
             return code
         if is_point(code.q):

@@ -44,6 +44,8 @@ from gae.likelihood.standard import (
     AffineDistribution,
     DecoderStandardUnits,
     MixtureStandardUnits,
+    ObservedDecoderUnits,
+    ObservedMixtureUnits,
     StandardUnits,
 )
 from gae.likelihood.weights import Activation, WeightDecoder, WeightLikelihood
@@ -105,6 +107,8 @@ __all__ = [
     "NonNegativeGaussian",
     "NonNegativeLinear",
     "NonNegativePoisson",
+    "ObservedDecoderUnits",
+    "ObservedMixtureUnits",
     "ObservedMoments",
     "OnlineLearning",
     "PartiallyObserved",

@@ -90,9 +90,8 @@ class Likelihood(Part, nn.Module, ABC):
 
     bind_is_surrogate: bool = False  # whether ``bind(x)`` is less exact than ``log_joint``; scores use the latter
 
-    @property
-    def log_volume(self) -> Float[Tensor, ""] | float:
-        """Logarithm of the volume of one unit of x in data units: 0, except for ``StandardUnits``."""
+    def log_volume(self, x: Float[Tensor, "B *X"]) -> Float[Tensor, "..."] | float:
+        """Logarithm of the volume of one unit of x in data units, () or (B,): 0, except for ``StandardUnits``."""
         return 0.0
 
     def in_standard_units(self, x: Float[Tensor, "B *X"]) -> "tuple[Likelihood, Float[Tensor, 'B *X']]":

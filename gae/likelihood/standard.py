@@ -19,6 +19,7 @@ from gae.likelihood.base import (
     LogJoint,
 )
 from gae.likelihood.evidence import Evidence
+from gae.likelihood.missing import AcceptsMissing
 
 
 class AffineDistribution(dist.TransformedDistribution):
@@ -28,6 +29,13 @@ class AffineDistribution(dist.TransformedDistribution):
     >>> law.mean, law.variance, law.log_prob(torch.tensor(13.0))
     (tensor(13.), tensor(36.), tensor(-2.7107))
     """
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """The log density at loc + scale · u; an element that is NaN, not observed, has no volume."""
+        affine = self.transforms[0]
+        volume = torch.where(value.isnan(), 0, torch.as_tensor(affine.scale).log())
+        dims = tuple(range(-len(self.event_shape), 0))
+        return self.base_dist.log_prob(affine.inv(value)) - (volume.sum(dims) if dims else volume)
 
     @property
     def mean(self) -> Tensor:
@@ -80,26 +88,30 @@ class StandardUnits(Likelihood):
         if isinstance(likelihood, StandardUnits) or exact != learns:
             name = type(likelihood).__name__
             raise TypeError(f"{name} cannot be put in standard units. Standardise the data before loading them.")
-        if isinstance(likelihood, DecoderLikelihood):
-            model: StandardUnits = (MixtureStandardUnits if exact else DecoderStandardUnits)(likelihood)
-        else:
+        if not isinstance(likelihood, DecoderLikelihood):
             model = StandardUnits(likelihood)
+        elif isinstance(likelihood, AcceptsMissing):
+            model = (ObservedMixtureUnits if exact else ObservedDecoderUnits)(likelihood)
+        else:
+            model = (MixtureStandardUnits if exact else DecoderStandardUnits)(likelihood)
         if x is not None:
             model.set_units(x)
         return model
 
     @torch.no_grad()
     def set_units(self, x: Num[Tensor, "N *X"]) -> None:
-        """Sets the mean and the standard deviation of each element of the training data x.
+        """Sets the mean and the standard deviation of each element of the training data x, where it was observed.
 
         Raises:
             ValueError: for an element without variance.
         """
         loc = row_mean(x)
         scale = row_mean(x, lambda rows: (rows - loc).square()).sqrt()
-        constant = torch.eq(*column_bounds(x)).nonzero()
+        low, high = column_bounds(x)
+        constant = (low >= high).nonzero()
         if len(constant):
-            raise ValueError(f"Standard units need variance, but element {tuple(constant[0].tolist())} is constant.")
+            place = tuple(constant[0].tolist())
+            raise ValueError(f"Standard units need variance, but element {place} is constant, or was never observed.")
         self.loc.copy_(loc)
         self.scale.copy_(scale)
         self.initialized.fill_(True)
@@ -119,8 +131,7 @@ class StandardUnits(Likelihood):
         """The inverse of ``standardize``."""
         return torch.addcmul(self.loc, self.scale, u)
 
-    @property
-    def log_volume(self) -> Float[Tensor, ""]:
+    def log_volume(self, x: Float[Tensor, "B *X"]) -> Float[Tensor, "..."]:
         return self.scale.double().log().sum().to(self.scale.dtype)
 
     def in_standard_units(self, x: Float[Tensor, "B *X"]) -> tuple[Likelihood, Float[Tensor, "B *X"]]:
@@ -139,10 +150,10 @@ class StandardUnits(Likelihood):
     def log_joint(
         self, x: Num[Tensor, "B *X"], z: Float[Tensor, "S B *Z"], k: Int[Tensor, "S _"] | None = None
     ) -> Float[Tensor, "S B"]:
-        return self.likelihood.log_joint(self.standardize(x), z, k) - self.log_volume
+        return self.likelihood.log_joint(self.standardize(x), z, k) - self.log_volume(x)
 
     def bind(self, x: Num[Tensor, "B *X"]) -> LogJoint:
-        bound, volume = self.likelihood.bind(self.standardize(x)), self.log_volume
+        bound, volume = self.likelihood.bind(self.standardize(x)), self.log_volume(x)
         return lambda z, k=None: bound(z, k) - volume
 
     def initial(self, n: int) -> Float[Tensor, "n *Z"]:
@@ -189,7 +200,7 @@ class DecoderStandardUnits(StandardUnits, DecoderLikelihood):
     def log_likelihood(
         self, x: Num[Tensor, "B *X"], output: Float[Tensor, "S B ..."], k: Int[Tensor, "S _"] | None = None
     ) -> Float[Tensor, "S B"]:
-        return self.likelihood.log_likelihood(self.standardize(x), output, k) - self.log_volume
+        return self.likelihood.log_likelihood(self.standardize(x), output, k) - self.log_volume(x)
 
 
 class MixtureStandardUnits(DecoderStandardUnits):
@@ -225,14 +236,51 @@ class MixtureStandardUnits(DecoderStandardUnits):
     def log_evidence(self, x: Num[Tensor, "B *X"]) -> Evidence:
         """The exact log p(x) of x as given, in nats."""
         evidence: Evidence = self.likelihood.log_evidence(self.standardize(x))
-        return replace(evidence, log_p=evidence.log_p - self.log_volume)
+        return replace(evidence, log_p=evidence.log_p - self.log_volume(x))
 
     def statistics(self, x: Num[Tensor, "B *X"], code: Any) -> Any:
         """Sufficient statistics in standard units."""
-        log_joint = None if code.log_joint is None else code.log_joint + self.log_volume
+        log_joint = None if code.log_joint is None else code.log_joint + self.log_volume(x)
         return self.likelihood.statistics(self.standardize(x), replace(code, log_joint=log_joint))
 
     def maximize(self, moments: Any) -> float:
         """Sets the parameters to their optimum; returns the largest change."""
         change: float = self.likelihood.maximize(moments)
         return change
+
+
+class _ObservedUnits(AcceptsMissing, DecoderStandardUnits):
+    """A likelihood of observed elements in standard units: each has the volume of its own."""
+
+    likelihood: Any
+
+    def log_volume(self, x: Float[Tensor, "B *X"]) -> Float[Tensor, " B"]:
+        volume = torch.where(x.isnan(), 0, self.scale.double().log())
+        return volume.flatten(1).sum(1).to(self.scale.dtype)
+
+    def check_support(self, x: Num[Tensor, "B *X"]) -> None:
+        self.likelihood.check_support(self.standardize(x))
+
+    def need_observations(self, x: Num[Tensor, "N *X"]) -> None:
+        """Raises ValueError for training data with too few observed elements."""
+        self.likelihood.need_observations(self.standardize(x))
+
+
+class ObservedDecoderUnits(_ObservedUnits):
+    """A decoder of partially observed data in standard units; see ``StandardUnits`` and ``PartiallyObserved``.
+
+    >>> from gae.likelihood import Gaussian, PartiallyObserved
+    >>> model = StandardUnits.of(PartiallyObserved(Gaussian(torch.nn.Linear(2, 3), 2)))
+    >>> model.set_units(torch.tensor([[1.0, 3.0, torch.nan], [2.0, torch.nan, 8.0], [3.0, 5.0, 4.0]]))
+    >>> model.loc
+    tensor([2., 4., 6.])
+    """
+
+
+class ObservedMixtureUnits(_ObservedUnits, MixtureStandardUnits):
+    """A mixture of partially observed data in standard units; see ``StandardUnits`` and ``PartiallyObservedMixture``.
+
+    >>> from gae.likelihood import PartiallyObservedMixture
+    >>> isinstance(StandardUnits.of(PartiallyObservedMixture(3, 1, (5,))), AcceptsMissing)
+    True
+    """

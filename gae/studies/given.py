@@ -14,7 +14,7 @@ from gae.analysis.matrix import DIAGONAL, FULL
 from gae.autoencoder import Autoencoder
 from gae.data import Dataset
 from gae.inference import Amortized
-from gae.likelihood import HEADS, Head
+from gae.likelihood import HEADS, Head, StandardUnits
 from gae.studies.engines import Configuration, configure
 from gae.systems.parts import Encoder
 
@@ -45,6 +45,12 @@ class GivenModel:
             TypeError: for a likelihood that is not a head by name, or an encoder without a normal density.
             ValueError: for codes that are not vectors, data of another shape, or networks of one precision.
         """
+        if isinstance(model.likelihood, StandardUnits):
+            raise ValueError(
+                "A comparison on a given decoder needs one of the data as given, got one in standard units "
+                "(standardize=True, --standardize). Put the units into the decoder's last layer, or use "
+                "`gae.inference_gap`."
+            )
         if type(model.likelihood) not in HEADS.values():
             raise TypeError(
                 f"A comparison needs a decoder under one of the heads {', '.join(HEADS)}, got "

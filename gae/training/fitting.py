@@ -326,7 +326,9 @@ def _open(out: str | os.PathLike[str] | None, resume: bool, **checkpoints: float
     if folder.exists() and not folder.is_dir():
         raise FileExistsError(f"out={folder} is a file. Give a folder.")
     if folder.exists() and any(folder.iterdir()) and not resume:
-        raise FileExistsError(f"out={folder} is not empty. Pass resume=True to continue its run, or another folder.")
+        raise FileExistsError(
+            f"out={folder} is not empty. Pass resume=True (--resume) to continue its run, or another folder (--out)."
+        )
     check_folder(folder)
     return Log(folder)
 

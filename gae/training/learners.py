@@ -288,7 +288,7 @@ class ClosedFormLearner(Learner):
     @torch.no_grad()
     def step(self, x: Tensor, batch: Batch, reseed: Callable[[], None], where: str) -> float:
         reseed()
-        loss = self._chunk_loss(x, batch, learn=True) if self.sweep is None else self._swept_loss(self.sweep, len(x))
+        loss = self._chunk_loss(x, batch, learn=True) if self.sweep is None else self._swept_loss(self.sweep, x)
         if not math.isfinite(loss):
             raise FloatingPointError(self.advice(f"The loss is {loss}", where))
         return loss
@@ -297,9 +297,10 @@ class ClosedFormLearner(Learner):
     def loss(self, x: Tensor, batch: Batch) -> float:
         return self._chunk_loss(x, batch, learn=False)
 
-    def _swept_loss(self, sweep: Sweep, n: int) -> float:
+    def _swept_loss(self, sweep: Sweep, x: Tensor) -> float:
         total, self.moments = sweep()
-        return float(self.autoencoder.likelihood.log_volume) - total.item() / n
+        volume = torch.as_tensor(self.autoencoder.likelihood.log_volume(x))
+        return volume.mean().item() - total.item() / len(x)
 
     def _chunk_loss(self, x: Tensor, batch: Batch, learn: bool) -> float:
         own = slice(self.fabric.global_rank, None, self.fabric.world_size)

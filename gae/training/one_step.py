@@ -94,9 +94,10 @@ class OneStepLearner(ClosedFormLearner):
         return total
 
     def _loss(self, model: LinearMixture, moments: Moments, about: Tensor) -> float:
+        assert self.x is not None
         scores = model.mean_scores(moments, about)
         score: float = getattr(scores, OBJECTIVES[self.autoencoder.objective])
-        return float(self.autoencoder.likelihood.log_volume) - score
+        return float(self.autoencoder.likelihood.log_volume(self.x)) - score
 
     def state(self) -> dict[str, Any]:
         return {"solved": self.solved}

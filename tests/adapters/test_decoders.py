@@ -4,9 +4,11 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from own import images, networks, written
+from scipy.stats import multivariate_normal
 from torch import nn
 from torch.distributions import Independent, MultivariateNormal, Normal
 
@@ -17,9 +19,11 @@ from gae.data import Dataset
 from gae.inference import Amortized, Ascent, Status
 from gae.inference.laws import point_of
 from gae.likelihood import LinearMixture
+from gae.nets import Standardized
 from gae.systems import vae
 
 SHAPE = (1, 4, 4)
+STATISTICS = np.nanmean, np.nanstd
 
 
 @pytest.fixture(autouse=True)
@@ -47,6 +51,54 @@ def test_a_linear_decoder_has_the_posterior_of_bayes() -> None:
     laplace = engine_of("lbfgs", model, density=True)(model.likelihood, x).q
     assert laplace is not None
     assert torch.allclose(laplace.variance[0], torch.linalg.inv(precision).diagonal().expand(4, 2))
+
+
+def test_a_linear_decoder_of_prepared_data_has_the_posterior_of_bayes() -> None:
+    """In standard units, and of the observed elements: x = loc + unit (W z + b + s ε), by SciPy's density."""
+    decoder, s = affine(), 0.5
+    x = torch.randn(30, 5, dtype=torch.float64) * torch.tensor([1.0, 10, 100, 0.1, 5]) + 3
+    weight, bias = decoder.weight.detach().numpy(), decoder.bias.detach().numpy()
+    for standardize, missing in ((True, False), (False, True), (True, True)):
+        values = x.masked_fill(torch.rand_like(x) < 0.3, torch.nan) if missing else x
+        data = Dataset("table", values, values, None, None, (-1e4, 1e4), missing=missing, standardize=standardize)
+        model = from_decoder(decoder, data, 2, scale=s)
+        loc, unit = (f(values.numpy(), axis=0) if standardize else np.full(5, i) for i, f in enumerate(STATISTICS))
+        loadings, mean = unit[:, None] * weight, loc + unit * bias
+        covariance = loadings @ loadings.T + np.diag(unit * s) ** 2
+        log_p, codes = [], []
+        for row in values.numpy():
+            seen = ~np.isnan(row)
+            part = covariance[np.ix_(seen, seen)]
+            log_p.append(multivariate_normal(mean[seen], part).logpdf(row[seen]) if seen.any() else 0.0)
+            codes.append(loadings[seen].T @ np.linalg.solve(part, (row - mean)[seen]))
+        encoding = model.encode(values, engine_of("gauss-newton", model, density=True))
+        np.testing.assert_allclose(encoding.point.detach(), np.stack(codes), atol=1e-6)
+        evidence = model.likelihood.log_joint(values, encoding.point[None])[0] - encoding.q.log_prob(encoding.point)
+        np.testing.assert_allclose(evidence.detach().squeeze(), log_p, rtol=1e-8)  # Laplace's approximation is exact
+
+
+def test_an_encoder_is_given_the_units_and_the_mask_of_the_decoder(own: dict[str, Any]) -> None:
+    x = torch.from_numpy(images(6)).flatten(1) * 100
+    seen: list[torch.Tensor] = []
+
+    class Encoder(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = Standardized(nn.Linear(32, 2), 16, missing=True)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            seen.append(x)
+            return self.layers(x)
+
+    units = Dataset("table", x, x, None, None, (0.0, 100.0), standardize=True)
+    model = from_decoder(own["decoder"], units, 2, scale=0.3, encoder=Encoder())
+    model.encode(x)
+    torch.testing.assert_close(seen[-1], (x - x.mean(0)) / x.std(0, correction=0))
+    holes = Dataset("table", x.masked_fill(x > 50, torch.nan), x, None, None, (0.0, 100.0), missing=True)
+    model = from_decoder(own["decoder"], holes, 2, scale=0.3, encoder=Encoder())
+    assert bool(model.encode(holes.train).point.isfinite().all())
+    with pytest.raises(ValueError, match="returns NaN for them: it takes no mask"):
+        from_decoder(own["decoder"], holes, 2, scale=0.3, encoder=nn.Linear(16, 2))
 
 
 def test_codes_of_any_shape_are_vectors() -> None:

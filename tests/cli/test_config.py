@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from inspect import signature
 from pathlib import Path
 
 import pytest
@@ -155,3 +156,12 @@ def test_a_file_is_read_without_torch(tmp_path: Path) -> None:
     code += "standalone_mode=False); assert 'yaml' in sys.modules; assert 'torch' not in sys.modules"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert yaml.safe_load(done.stdout)["seed"] == 4
+
+
+def test_a_page_repeats_an_option_for_each_of_its_values() -> None:
+    from gae.cli.gap import gap
+    from gae.cli.terminal import command_line
+
+    values = {name: parameter.default for name, parameter in signature(gap).parameters.items()}
+    words = command_line(gap, {**values, "checkpoint": "run", "trust": ["a:b", "c:d"], "crop": True, "size": 3})
+    assert words == "gae gap run -n 3 --crop --trust a:b --trust c:d"

@@ -98,10 +98,17 @@ def test_conversions_are_printed_once(tmp_path: Path) -> None:
     assert result.stderr.count("x.npy: x is int64, images with values 0–255: divided by 255, as uint8 is") == 1
 
 
-def test_the_page_names_the_columns(fitted: tuple[Path, Path, dict[str, float]], tmp_path: Path) -> None:
+def test_pages_and_reconstructions_name_the_columns(
+    fitted: tuple[Path, Path, dict[str, float]], tmp_path: Path
+) -> None:
     path, _, _ = fitted
     run = tmp_path / "run"
     gae("fit", "pca", path, "--labels", "kind", "--drop", "row", "--option", "latent=2", "--out", run, "--quiet")
+    gae("reconstruct", run, path, "-o", tmp_path / "again.csv")
+    again = pd.read_csv(tmp_path / "again.csv")
+    assert list(again) == ["index", "split", "label", "height", "weight", "income"]
+    gae("reconstruct", run, path, "-o", tmp_path / "again.npy")
+    np.testing.assert_array_equal(again[["height", "weight", "income"]].to_numpy("f4"), np.load(tmp_path / "again.npy"))
     gae("explore", run, path, "-n", "9", "-o", tmp_path / "page.html")
     assert '"columns": ["height", "weight", "income"]' in (tmp_path / "page.html").read_text()
 

@@ -190,6 +190,14 @@ def test_the_alpha_of_the_clean_photograph_is_treated_alike(tmp_path: Path) -> N
     assert kept["SSIM"] == opaque["SSIM"]
 
 
+def test_alpha_of_the_clean_photograph_alone_is_refused(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 255, (8, 8, 4), dtype=np.uint8)
+    clean, photo = write(tmp_path / "a.png", pixels), write(tmp_path / "b.png", pixels[..., :3])
+    said = gae("dip", photo, *TINY, "--clean", clean, "--out", tmp_path / "out", code=2)
+    assert "a.png has an alpha channel, and the photograph to restore has none. Flatten it first" in said
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_clean_photograph_of_another_size_is_refused(tmp_path: Path) -> None:
     image = write(tmp_path / "a.png", shades() // 257)
     small, grey = write(tmp_path / "s.png", shades()[1:] // 257), write(tmp_path / "g.png", shades(1) // 257)

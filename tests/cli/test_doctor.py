@@ -12,6 +12,7 @@ import typer
 from command import gae
 from typer.testing import CliRunner
 
+from gae.adapters.decoders import LEARNS
 from gae.analysis import engines
 from gae.analysis.rows import CRITERIA
 from gae.cli import completion, doctor
@@ -128,6 +129,7 @@ CHOICES = {
     completion.SCHEDULES: SCHEDULES,
     completion.HEADS: HEADS,
     completion.ENGINES: engines.ENGINES,
+    completion.LEARNS: LEARNS,
     completion.COMPARED: ENGINES,
     completion.FLOWS: FLOWS,
     completion.SCORES: CRITERIA,

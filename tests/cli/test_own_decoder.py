@@ -197,6 +197,9 @@ def test_a_comparison_of_a_given_decoder_refuses_what_it_cannot_use(own: dict[st
         command = ("--decoder", "own_models:decoder", "--latent", "2", "--scale", "0.3", *COMPARED)
         assert said in gae("compare", "images.npy", *command, *options, code=2)
     assert "--scale is for a model of your own" in gae("compare", "images.npy", "--scale", "1", *COMPARED, code=2)
+    np.save("table.npy", images(20).reshape(20, -1))
+    standard = ("--decoder", "own_models:decoder", "--latent", "2", "--scale", "0.3", "--standardize", *COMPARED)
+    assert "needs one of the data as given, got one in standard units" in gae("compare", "table.npy", *standard, code=2)
     data = load_data("images.npy")
     with pytest.raises(TypeError, match="needs a decoder under one of the heads"):
         compare(data, "run", model=ppca((1, 4, 4), latent=2))
@@ -294,6 +297,90 @@ def test_training_of_your_own_decoder() -> None:
     assert account["results"]["inference gap"]["mean"] == pytest.approx(0, abs=0.05)
 
 
+def observed_evidence(decoder: torch.nn.Linear, log_scale: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """log p of the observed elements of each row under a linear decoder."""
+    covariance = decoder.weight @ decoder.weight.T + torch.diag((2 * log_scale).exp().expand(x.shape[1]))
+    rows = []
+    for row in x:
+        seen = ~row.isnan()
+        law = torch.distributions.MultivariateNormal(decoder.bias[seen], covariance[seen][:, seen])
+        rows.append(law.log_prob(row[seen]))
+    return torch.stack(rows)
+
+
+@pytest.mark.usefixtures("unchecked_types")
+@pytest.mark.parametrize("learn", ["scalar", "pixel"])
+@pytest.mark.parametrize(
+    "prepared",
+    [("--standardize",), ("--missing", "mask"), ("--standardize", "--missing", "mask"), ()],
+    ids=lambda given: " ".join(given),
+)
+def test_training_on_prepared_data_with_a_learned_scale(prepared: tuple[str, ...], learn: str) -> None:
+    """log p of a linear decoder, of the data as given and of what was observed, and Adam's first step from it."""
+    Path("rule").write_text("test\n" * 4 + "train\n" * 16)
+    decoder, x = torch.nn.Linear(2, 16), torch.from_numpy(images(20)).flatten(1)
+    torch.save(decoder.state_dict(), "linear.pt")
+    loc, unit = torch.zeros(16), torch.ones(16)
+    if "--standardize" in prepared:
+        x = 5 + x * torch.arange(1.0, 17.0) ** 2
+    if "mask" in prepared:
+        x[torch.rand(x.shape, generator=torch.Generator().manual_seed(0)) < 0.3] = torch.nan
+    if "--standardize" in prepared:
+        loc, unit = (torch.from_numpy(f(x[4:].numpy(), axis=0)) for f in (np.nanmean, np.nanstd))
+    np.save("table.npy", x.numpy())
+    u, volume = (x - loc) / unit, torch.where(x.isnan(), 0, unit.log()).sum(1)
+    log_scale = torch.full((16,) if learn == "pixel" else (), np.log(0.3)).requires_grad_()
+    loss = (volume[4:] - observed_evidence(decoder, log_scale, u[4:])).mean()
+    loss.backward()
+    options = ("--engine", "gauss-newton", "--learn", learn, *prepared)
+    results = json.loads(gae("fit", "table.npy", *LINEAR, *options, *STEP))
+    assert results["training loss (nats)"] == pytest.approx(loss.item(), rel=1e-4)
+    with torch.no_grad():
+        for parameter in (*decoder.parameters(), log_scale):
+            assert parameter.grad is not None
+            parameter -= 0.05 * parameter.grad.sign()
+        wanted = observed_evidence(decoder, log_scale, u) - volume
+    trusted = ("run", "table.npy", "--trust", "own_models:linear")
+    gae("score", *trusted, "-o", "scores.npz")
+    gae("reconstruct", *trusted, "-o", "again.npy")
+    assert np.isfinite(np.load("again.npy")).all()
+    with np.load("scores.npz") as scores:
+        np.testing.assert_allclose(scores["log_p"], wanted, rtol=1e-4, atol=5e-3)
+
+
+def test_a_table_with_holes_under_your_own_decoder() -> None:
+    """Codes, log p and imputed values of what was observed, with names and labels left out of x."""
+    decoder, x = torch.nn.Linear(2, 16), torch.from_numpy(images(20)).flatten(1)
+    torch.save(decoder.state_dict(), "linear.pt")
+    x[torch.rand(x.shape, generator=torch.Generator().manual_seed(0)) < 0.3] = torch.nan
+    rows = pd.DataFrame(x.double().numpy(), columns=[f"c{i}" for i in range(16)])
+    rows.assign(name=[f"row {i}" for i in range(20)], kind=["a", "b"] * 10).to_csv("table.csv", index=False)
+    given = ("table.csv", *LINEAR, "--engine", "gauss-newton")
+    assert "Leave it out by drop=['name'] (--drop 'name')" in gae("encode", *given, "-o", "codes.npz", code=2)
+    prepared = ("--drop", "name", "--labels", "kind", "--missing", "mask")
+    for name, file in (("encode", "codes.npz"), ("score", "scores.npz"), ("reconstruct", "again.npy")):
+        gae(name, *given, *prepared, "-o", file)
+    wanted = []
+    for row in x:
+        seen = ~row.isnan()
+        weight = decoder.weight[seen]
+        wanted.append(
+            torch.linalg.solve(weight.T @ weight + 0.09 * torch.eye(2), weight.T @ (row - decoder.bias)[seen])
+        )
+    z = torch.stack(wanted).detach()
+    with np.load("codes.npz") as codes, np.load("scores.npz") as scores, torch.no_grad():
+        np.testing.assert_allclose(codes["z"], z, atol=1e-4)
+        assert codes["labels"].tolist() == [0, 1] * 10
+        np.testing.assert_allclose(np.load("again.npy"), decoder(z), atol=1e-4)
+        log_p = observed_evidence(decoder, torch.tensor(np.log(0.3)), x)
+        assert (np.abs(scores["log_p"] - log_p.numpy()) < 5 * scores["standard_error"] + 1e-3).all()
+    few = ("-n", 3, "--samples", 200, "--draws", 8, "--out", "gap")
+    gae("gap", *given, *prepared, *few)
+    assert "--labels kind --drop name --missing mask" in Path("gap/gap.html").read_text()
+    said = gae("encode", "run", "table.csv", "--missing", "mask", "-o", "codes.npz", code=2)
+    assert "--missing is for data of a model of your own (--decoder)" in said
+
+
 @pytest.mark.parametrize("engine", ["encoder", "refine"])
 def test_training_with_your_own_encoder(engine: str, own: dict[str, Any]) -> None:
     """An exported decoder, whose graph the checkpoint keeps: parameters and codes are those of ``fit`` in Python."""
@@ -322,7 +409,10 @@ UNTRAINED = [
     ((*WITH_ENCODER, "--engine", "gauss-newton"), "Leave the encoder (--encoder) out"),
     ((*OWN, "--option", "latent=2"), "--option is for a system, got latent=2 with --decoder"),
     (("vae", *OWN), "leave vae out"),
-    ((*WITH_ENCODER, "--missing", "mask"), "--missing mask is for a system"),
+    ((*WITH_ENCODER, "--missing", "mask"), "and the encoder returns NaN for them: it takes no mask"),
+    ((*OWN[:4], "--head", "bernoulli", "--learn", "scalar"), "has no scale, so there is none to learn"),
+    ((*WITH_ENCODER, "--learn", "both"), "must be one of fixed, scalar, pixel, got 'both'"),
+    (("--learn", "scalar"), "--learn is for a model of your own"),
     ((*LINEAR[:1], "own_models:instance", *OWN[2:], "--engine", "gauss-newton"), "could not be loaded"),
     ((*LINEAR[:1], "own_models:training", *OWN[2:6], "--engine", "gauss-newton"), "holds Dropout ('1')"),
     (("--engine", "encoder"), "--engine is for a decoder of your own (--decoder)"),

@@ -93,3 +93,14 @@ def test_parquet_without_pyarrow_names_the_extra(tmp_path: Path, monkeypatch: py
     with pytest.raises(ImportError, match=r"pip install 'gae\[tables\]'"), row_file(tmp_path / "a.parquet", 2, "z"):
         pass
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+def test_elements_of_the_main_column_have_names(tmp_path: Path, suffix: str) -> None:
+    """Except those of another column, so that none is read for another."""
+    path = tmp_path / f"rows{suffix}"
+    with row_file(path, 2, "x", names=["height", "index", "colour=red"]) as file:
+        file.add({"index": np.arange(2), "x": np.float32([[1, 2, 3], [4, 5, 6]])})
+    rows = pandas.read_csv(path) if suffix == ".csv" else pandas.read_parquet(path)
+    assert list(rows) == ["index", "height", "x.index", "colour=red"]
+    assert rows.to_numpy().tolist() == [[0, 1, 2, 3], [1, 4, 5, 6]]
