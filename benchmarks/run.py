@@ -68,7 +68,7 @@ def page(report: dict[str, Any]) -> Iterator[str]:
     yield ""
     at = f", commit {', '.join(commits)}" if commits else ""
     yield f"Written by `{COMMAND}` on {report['date']}{at}:"
-    yield f"{where['gpu']}, " * GPU + f"{where['cpu']}, {where['cores']} cores, {where['memory_gib']} GiB,"
+    yield f"{where.get('gpu', '')}, " * GPU + f"{where['cpu']}, {where['cores']} cores, {where['memory_gib']} GiB,"
     yield ", ".join(f"{name} {number}" for name, number in report["versions"].items()) + "."
     yield "Each figure is a ratio of medians within one run, in which the sides take turns, with its range over the"
     yield "rounds; see [README.md](README.md)."

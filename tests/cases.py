@@ -759,7 +759,7 @@ ENGINES = [
     EngineCase(
         "asleep",
         lambda m: DetachedDraws(Amortized(Density(encoder(m, 2)), 3), sleep=True),
-        signed,
+        proper,
         stochastic=True,
         density=True,
         detached=True,
