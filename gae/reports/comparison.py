@@ -37,7 +37,7 @@ BOUND_COLUMNS = ("bound", "above encoder", "evaluations")
 
 COLUMNS = (
     Column("joint", "joint log density", "nats", 1),
-    Column("squared_error", "squared error", "×10⁻³ per pixel", 2, 1e3),
+    Column("squared_error", "squared error", "×10⁻³ per element", 2, 1e3),
     Column("accuracy", "5-NN accuracy", "%", 1, 1e2),
     Column("milliseconds", "time", "ms per sample", 3),
     Column("evaluations", "decoder evaluations", "per sample", 0),
