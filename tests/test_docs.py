@@ -175,5 +175,6 @@ def test_written_pages_have_the_facts() -> None:
 def test_characters_of_docstrings_are_no_markup() -> None:
     escape = extension("docstrings").escape
     assert escape("log q(z|x), x_, *args, ``a|b``") == r"log q(z\|x), x\_, \*args, ``a|b``"
+    assert escape("latent: Z.\nrows: N. Then more") == "latent: \\Z.\nrows: \\N. Then more"
     example = ">>> a | b  # x_\n1_\n\nc|d"
     assert escape(example) == ">>> a | b  # x_\n1_\n\nc\\|d"

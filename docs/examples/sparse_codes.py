@@ -3,8 +3,8 @@ Sparse codes of a photograph
 ============================
 
 Under a Laplace prior the best code of a patch is sparse: most of its elements are exactly zero. The decoder is a
-dictionary of unit atoms, which turn into edges as it learns from a photograph. Codes come from an accelerated
-proximal ascent (FISTA).
+dictionary of unit atoms, which turn into edges and gratings as it learns from a photograph. Codes come from an
+accelerated proximal ascent (FISTA).
 """
 
 from functools import partial
@@ -21,8 +21,8 @@ patches = torch.tensor(extract_patches_2d(grey, (8, 8), max_patches=2000, random
 patches = patches - patches.mean((1, 2), keepdim=True)
 data = gae.data.load(patches[:, None])
 
-model = gae.sparse_coding(data, latent=64, steps=20)
-history = gae.fit(model, data, epochs=8, batch_size=64, optimizer=partial(torch.optim.Adam, lr=0.01), progress=False)
+model = gae.sparse_coding(data, latent=64, rate=12.0, scale=0.15, steps=20)
+history = gae.fit(model, data, epochs=8, batch_size=64, optimizer=partial(torch.optim.Adam, lr=0.05), progress=False)
 
 # %%
 

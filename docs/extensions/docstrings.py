@@ -1,4 +1,4 @@
-"""Docstrings as reStructuredText: outside code, ``|``, ``*`` and a final ``_`` are characters, not markup."""
+"""Docstrings as reStructuredText: outside code, ``|``, ``*``, a final ``_`` and "Z." are characters, not markup."""
 
 import re
 from typing import TYPE_CHECKING, Any
@@ -7,7 +7,7 @@ if TYPE_CHECKING:
     from sphinx.application import Sphinx
 
 CODE = re.compile(r"(``.+?``)", flags=re.DOTALL)
-MARKUP = re.compile(r"(?<!\\)([|*]|_(?!\w))")
+MARKUP = re.compile(r"(?<!\\)([|*]|_(?!\w)|(?<=: )[A-Za-z](?=[.)](?:\s|$)))")  # "latent: Z." is no list from Z on
 
 
 def escape(text: str) -> str:
@@ -15,6 +15,8 @@ def escape(text: str) -> str:
 
     >>> print(escape("log q(z|x) of ``a|b``, x_"))
     log q(z\|x) of ``a|b``, x\_
+    >>> print(escape("latent: Z."))
+    latent: \Z.
     """
     parts = re.split(r"(^[ ]*>>>.*(?:\n[ ]*\S.*)*)", text, flags=re.MULTILINE)
     return "".join(part if i % 2 else _escape_prose(part) for i, part in enumerate(parts))

@@ -259,7 +259,9 @@ def _write(
     side_by_side({"given": images["degraded"], "restored": images["restored"]}, folder / "side_by_side.png")
     loss_curve(restoration.loss, folder / "curve.png")
     quality = {name: summary[name] for name in QUALITY if name in summary}
-    facts = {name: plain(value) for name, value in summary.items() if value is not None and name not in QUALITY}
+    said: dict[object, str] = {True: "yes", False: "no"}
+    told = {name: value for name, value in summary.items() if value is not None and name not in QUALITY}
+    facts = {name: said[value] if isinstance(value, bool) else plain(value) for name, value in told.items()}
     title, made = Path(summary["image"]).name, made_here(command, summary["seconds"])
     write_restoration(folder / "result.html", title, images, restoration.loss, quality, facts, made)
     record = finite({**summary, "loss": restoration.loss})

@@ -198,9 +198,11 @@ def restoration_answer(quality: Mapping[str, Mapping[str, float]], last: Sequenc
             f"the measured values by {root:.3g} (root mean square, on values from 0 to 1)."
         )
     psnr, ssim = quality.values()
+    similar = f"SSIM {ssim['degraded']:.3f} → {ssim['restored']:.3f}"
+    if math.isinf(psnr["degraded"]):
+        return f"The photograph was the clean one already, and there was nothing to restore: {similar}."
     gain = psnr["restored"] - psnr["degraded"]
     verdict = "is closer to" if gain > 0 else "is no closer to"
-    similar = f"SSIM {ssim['degraded']:.3f} → {ssim['restored']:.3f}"
     return (
         f"The restored photograph {verdict} the clean one: PSNR {psnr['degraded']:.2f} → {psnr['restored']:.2f} dB "
         f"({'+' if gain > 0 else '−'}{abs(gain):.2f}), {similar}. This is one photograph and {networks}, so the "

@@ -37,7 +37,7 @@ BOUND_COLUMNS = ("bound", "above encoder", "evaluations")
 
 COLUMNS = (
     Column("joint", "joint log density", "nats", 1),
-    Column("squared_error", "squared error", "×10⁻³ per pixel", 2, 1e3),
+    Column("squared_error", "squared error", "×10⁻³ per element", 2, 1e3),
     Column("accuracy", "5-NN accuracy", "%", 1, 1e2),
     Column("milliseconds", "time", "ms per sample", 3),
     Column("evaluations", "decoder evaluations", "per sample", 0),
@@ -194,13 +194,16 @@ def is_mass(results: dict[str, Any]) -> bool:
 
 
 def highlights(results: dict[str, Any]) -> list[str]:
-    """Main results in sentences: the answer first, or before it a simpler model that wins."""
+    """Main results: a paragraph that leads, then single sentences.
+
+    The paragraph is the answer. Where simpler models win, the best of them is named before it.
+    """
     lead = leading(results)
     names = [lead, *(name for name in results["configuration"]["engines"] if name != lead)]
     known = {name: _costs(results, name) for name in names}
     answers = [answer(known[lead]), _origin(results, lead)]
     answers += [errors(known[lead].amortisation), _family(results, lead), *_flow(results, lead), *_wide(results, lead)]
-    answers += [answer(known[name], f"On the decoder trained by {name}") for name in names[1:]]
+    answers += [answer(known[name], f"On the decoder trained by the {name} engine") for name in names[1:]]
     pointwise = [] if given(results) else [n for n in names if parts(results, n, "co-trained")[0] is None]
     uses = {name: parts(results, name, "use") for name in pointwise}
     answers += [
@@ -209,7 +212,8 @@ def highlights(results: dict[str, Any]) -> list[str]:
     answers += [text for name in names[1:] for text in _training(results, lead, name)]
     simple = _simpler(results)
     winners = [text for text in simple if " wins: " in text]
-    return [*winners, *answers, *(text for text in simple if text not in winners)]
+    lead_paragraph = " ".join([*winners[:1], answers[0]])
+    return [lead_paragraph, *winners[1:], *answers[1:], *(text for text in simple if text not in winners)]
 
 
 def given(results: dict[str, Any]) -> dict[str, Any] | None:
@@ -226,7 +230,7 @@ def origin(results: dict[str, Any], name: str) -> str:
 def _origin(results: dict[str, Any], lead: str) -> str:
     facts = given(results)
     if facts is None:
-        return f"That decoder was trained by {lead} and then frozen; the encoder was fitted to it."
+        return f"That decoder was trained by the {lead} engine and then frozen; the encoder was fitted to it."
     fitted = "The encoder was fitted to it."
     if facts["family"] is not None:
         other = FULL if facts["family"] == DIAGONAL else DIAGONAL
@@ -277,7 +281,10 @@ def _at(curve: dict[str, Any], axis: str, budget: int) -> list[float]:
 
 
 def _simpler(results: dict[str, Any]) -> list[str]:
-    """Sentences on the models without a network or without a code; the best decoder is that of the highest mean."""
+    """Sentences on the models without a network or without a code, the strongest first.
+
+    The best decoder is that of the highest mean.
+    """
     evidence = {
         name: [matrix["log_p"] for matrix in parts(results, name, "matrix")]
         for name in results["configuration"]["engines"]
@@ -290,10 +297,9 @@ def _simpler(results: dict[str, Any]) -> list[str]:
         models += [(row["decoder"], row["values"]) for row in results["baselines"]]
     models.append(("a kernel density estimate", results["neighbours"]["values"]))
     gains = [
-        (model, difference(values[best], [rows] * len(values[best])) if rows is not None else None)
-        for model, rows in models
+        (model, difference(values[best], [rows] * len(values[best]))) for model, rows in models if rows is not None
     ]
-    return [text for model, gain in gains if (text := simpler(model, gain, tight)) is not None]
+    return [simpler(model, gain, tight) for model, gain in sorted(gains, key=lambda pair: pair[1].mean)]
 
 
 def command(configuration: dict[str, Any], data: dict[str, Any]) -> str:

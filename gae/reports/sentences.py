@@ -156,27 +156,29 @@ def ordered(name: str, other: str, gain: Estimate, what: str) -> str:
     return f"{what}: {first} is above {second} by {quoted(gain, sign=1 if gain.mean > 0 else -1)}."
 
 
-def simpler(model: str, gain: Estimate | None, tight: bool) -> str | None:
-    """The sentence on a baseline: the best decoder's log p(x) less the baseline's; None without a comparison."""
-    if gain is None:
-        return None
+def simpler(model: str, gain: Estimate, tight: bool) -> str:
+    """The sentence on a baseline: the best decoder's log p(x) less the baseline's."""
     if gain.significant and gain.mean > 0:
         least = "" if tight else "at least "
-        return f"The best decoder's log p(x) is above {model}'s by {least}{quoted(gain)}."
+        return f"The best decoder's log p(x) is above that of {model} by {least}{quoted(gain)}."
     if not tight:
         return f"No decoder is shown to beat {model}: its log p(x) is known only as a lower bound ({quoted(gain)})."
     if gain.significant:
-        return f"{model} wins: its log p(x) is above the best decoder's by {quoted(gain, sign=-1)}."
-    return f"{model} does as well as the best decoder: their log p(x) cannot be told apart ({quoted(gain)})."
+        return f"{_opening(model)} wins: its log p(x) is above the best decoder's by {quoted(gain, sign=-1)}."
+    return f"{_opening(model)} does as well as the best decoder: their log p(x) cannot be told apart ({quoted(gain)})."
+
+
+def _opening(model: str) -> str:
+    """A phrase at the start of a sentence; the names of systems, which are written small, stay as they are."""
+    return "A" + model[1:] if model.startswith("a ") else model
 
 
 def runaway(name: str, square: float, prior: float) -> str:
     """The sentence on a decoder that was trained by the joint density at a code under a proper prior."""
     return (
-        f"{name} maximised the joint density at a code, which under a proper prior has no maximiser (scaling the "
-        "codes down "
-        f"and the decoder up always raises it): E‖z‖² of its codes is {nats(square)}, where the prior says "
-        f"{nats(prior)}."
+        f"The {name} engine maximised the joint density at a code, which under a proper prior has no maximiser "
+        "(scaling the codes down and the decoder up always raises it): E‖z‖² of its codes is "
+        f"{nats(square)}, where the prior says {nats(prior)}."
     )
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from browser import after_script
 from command import gae
 from PIL import Image
 
@@ -330,3 +331,13 @@ def test_operators_that_do_not_fit_are_refused(physics: Path, tmp_path: Path, re
     arguments = (physics, *TINY, "--operator", reference, *options, "--out", tmp_path / "out")
     assert message in gae("dip", *arguments, code=2)
     assert not (tmp_path / "out").exists()
+
+
+def test_the_slider_moves_and_the_table_sorts(tmp_path: Path) -> None:
+    """In a browser: the pictures are divided at a quarter, and the scripts of the page do not disturb each other."""
+    image, scores = np.zeros((1, 20, 30), np.float32), {"degraded": 20.0, "restored": 25.5}
+    quality, path = {"PSNR (dB)": scores, "SSIM": scores}, tmp_path / "a.html"
+    write_restoration(path, "a.png", {"degraded": image, "restored": image}, [[1.0]], quality, {}, [])
+    move = "at.value = 25; at.dispatchEvent(new Event('input')); document.querySelectorAll('th button')[0].click()"
+    driven = after_script(path.read_text(encoding="utf-8"), move, tmp_path)
+    assert 'id="compare" style="--at: 25%;"' in driven and 'aria-sort="ascending"' in driven

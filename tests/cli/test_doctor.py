@@ -56,7 +56,9 @@ def nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_doctor_finds_this_installation_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("GAE_DATA", raising=False)
     report = examined()
-    assert report["broken"] == [] and report["packages"]["torch"] == torch.__version__
+    assert report["broken"] == []
+    found, built = report["packages"]["torch"], torch.__version__  # the name of a build stands in one of them, or both
+    assert found.partition("+")[0] == built.partition("+")[0]
     assert {"numpy", "pyro-ppl", "scikit-learn", "typer"} <= report["packages"].keys()
     assert {"flows", "tables"} <= report["extras"].keys() and not {"dev", "test"} & report["extras"].keys()
     assert f"{torch.get_num_threads()} threads" in report["devices"]["cpu"]

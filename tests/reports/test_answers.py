@@ -1,5 +1,6 @@
 """Numbers rounded by their error, the paragraphs that pages begin with, and what figures say in words."""
 
+import math
 import random
 import re
 from decimal import ROUND_HALF_EVEN, Decimal
@@ -168,6 +169,8 @@ def test_a_restoration_says_its_gain_or_that_none_is_known() -> None:
     assert "is no closer to the clean one" in restoration_answer(worse, [0.01]) and "(−0.50)" in restoration_answer(
         worse, [1.0]
     )
+    same = {"PSNR (dB)": {"degraded": math.inf, "restored": 19.5}, "SSIM": {"degraded": 1.0, "restored": 0.75}}
+    assert restoration_answer(same, [0.01]).endswith("there was nothing to restore: SSIM 1.000 → 0.750.")
     assert "no clean photograph" in restoration_answer({}, [0.01]) and "by 0.1 (root mean square" in restoration_answer(
         {}, [0.01]
     )
