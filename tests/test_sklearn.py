@@ -218,6 +218,7 @@ def evidence_of(ours: GenerativeAutoencoder, X: np.ndarray) -> np.ndarray:
     return multivariate_normal(origin, loadings.T @ loadings + np.diag(scale**2)).logpdf(X)
 
 
+@pytest.mark.slow
 def test_score_samples_of_a_vae_is_the_evidence_of_its_decoder(X: np.ndarray) -> None:
     ours, rows = linear_vae(X, importance_samples=2000), X[:5]
     scores, x = ours.score_samples(rows), torch.from_numpy(rows)

@@ -193,6 +193,7 @@ result.id = "seen"; result.textContent = JSON.stringify(seen);
 """
 
 
+@pytest.mark.slow
 def test_the_page_and_the_tables_of_a_notebook_in_a_browser(tmp_path: Path) -> None:
     x = torch.rand(7, 1, 2, 3, generator=torch.Generator().manual_seed(0))  # whose first path is long
     model = painter()

@@ -57,6 +57,7 @@ def test_observations_are_listed_with_their_reconstructions() -> None:
     assert [label.get_text() for label in panels[-1].get_xticklabels()] == ["row 7", "row 3", "row 9"]
 
 
+@pytest.mark.slow
 def test_values_that_were_not_observed_are_left_out() -> None:
     """A feature without any value, and one that is constant, spoil no other (warnings are errors)."""
     values = table()

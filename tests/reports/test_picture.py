@@ -77,6 +77,7 @@ def test_an_svg_describes_itself(seen: Landscape, tmp_path: Path) -> None:
         write(seen, tmp_path / "a.pdf", "a title")
 
 
+@pytest.mark.slow
 def test_the_command_draws_a_decoder_of_your_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     own = written(tmp_path, monkeypatch)
     options = ("--decoder", "own_models:decoder", "--encoder", "own_models:Encoder", "--weights", "both.pt")

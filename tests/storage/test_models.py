@@ -243,6 +243,7 @@ def test_broken_folders_are_refused(kind: str, tmp_path: Path) -> None:
         load(tmp_path / "nowhere")
 
 
+@pytest.mark.slow
 def test_the_commands_take_what_save_wrote(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A named system, a model of parts in double precision, and one fitted without a data set."""
     digits = data.load("digits")

@@ -283,6 +283,7 @@ def reached(out: Path) -> int:
 
 
 @pytest.mark.slow
+@pytest.mark.slow
 @pytest.mark.usefixtures("one_thread")
 def test_killed_before_any_file_operation(worker: Worker, tmp_path: Path, assert_same_end: Ends) -> None:
     """Each attempt is killed one operation later than the previous one, so that every point of a write is covered."""
@@ -295,6 +296,7 @@ def test_killed_before_any_file_operation(worker: Worker, tmp_path: Path, assert
     assert_same_end("vae", out, model)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("one_thread")
 def test_killed_at_random_moments(worker: Worker, tmp_path: Path, assert_same_end: Ends) -> None:
     out, moments, killed = tmp_path / "run", random.Random(0), 0
