@@ -283,7 +283,6 @@ def reached(out: Path) -> int:
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 @pytest.mark.usefixtures("one_thread")
 def test_killed_before_any_file_operation(worker: Worker, tmp_path: Path, assert_same_end: Ends) -> None:
     """Each attempt is killed one operation later than the previous one, so that every point of a write is covered."""
