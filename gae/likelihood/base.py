@@ -1,6 +1,7 @@
 """Base classes of decoder-only models: a likelihood q_r(x|z) with a prior q_w(z)."""
 
 import math
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any, Protocol, runtime_checkable
@@ -12,7 +13,7 @@ from torch import Size, Tensor, nn
 from torch.distributions import Distribution, constraints
 
 from gae.data.checks import refuse
-from gae.data.mapped import row_mean
+from gae.data.mapped import blocks, row_mean
 from gae.likelihood.door import check_contents, checked, checked_codes, dims, guard, hidden
 from gae.likelihood.evidence import Evidence
 from gae.likelihood.priors import StandardNormal
@@ -20,6 +21,7 @@ from gae.nets import first_tensor
 from gae.storage import Part
 
 LogJoint = Callable[..., Tensor]
+ROUNDED = 0.1  # noise scales of rounding in an element of x, above which log densities are no longer right
 
 
 class Likelihood(Part, nn.Module, ABC):
@@ -258,6 +260,24 @@ class NoiseScale:
             mean = row_mean(x)
             deviation = float(row_mean(x, lambda rows: (rows - mean).square()).mean().sqrt())
             self.log_scale.fill_(math.log(max(deviation, 1e-6)))
+
+    @torch.no_grad()
+    def warn_of_rounding(self, x: Num[Tensor, "N *X"]) -> None:
+        """Warns if the rounding of x itself, next to a fixed noise scale, changes log densities by nats."""
+        if self.relative or self.learns_scale:
+            return
+        largest = max(float(block.abs().nan_to_num(0.0).amax()) for _, block in blocks(x))
+        scale = float(self.log_scale.exp().amin())
+        rounding = torch.finfo(x.dtype).eps / 2 * largest
+        if rounding > ROUNDED * scale:
+            name = str(x.dtype).removeprefix("torch.")
+            warnings.warn(
+                f"x reaches {largest:.3g}, where {name} rounds by {rounding:.2g}, and the noise scale is {scale:.2g}: "
+                "log densities are wrong by nats. Use precision=64 (--precision 64), or standardise the columns of a "
+                "table (standardize=True, --standardize).",
+                UserWarning,
+                stacklevel=6,
+            )
 
 
 def parameter_or_buffer(module: nn.Module, name: str, value: Tensor, learn: bool) -> None:

@@ -15,7 +15,14 @@ from gae.data import Dataset, training_data
 from gae.data.files import check_folder
 from gae.evidence.usage import code_usage
 from gae.inference import Code, Encoding, LearnsData
-from gae.likelihood import AcceptsMissing, DataDependentInit, Likelihood, PartiallyObserved, StandardUnits
+from gae.likelihood import (
+    AcceptsMissing,
+    DataDependentInit,
+    Likelihood,
+    NoiseScale,
+    PartiallyObserved,
+    StandardUnits,
+)
 from gae.nets import first_tensor
 from gae.storage import checkpoint
 from gae.storage.models import fitted
@@ -295,6 +302,8 @@ def _samples(
 def _check(autoencoder: Autoencoder, samples: Samples) -> None:
     x = samples.epoch(0)
     autoencoder.likelihood.check(x)
+    if isinstance(autoencoder.likelihood, NoiseScale):
+        autoencoder.likelihood.warn_of_rounding(x)
     if isinstance(autoencoder.likelihood, AcceptsMissing):
         autoencoder.likelihood.need_observations(x)
     if len(x) < 2:

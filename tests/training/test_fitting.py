@@ -268,6 +268,24 @@ def test_kmeans_ends_where_lloyd_ends(digits: Dataset) -> None:
     np.testing.assert_allclose(model.likelihood.means.detach(), oracle.cluster_centers_, atol=1e-3)
 
 
+@pytest.mark.parametrize("offset", [1e5, 1e9])
+def test_data_whose_rounding_is_no_smaller_than_the_noise(offset: float) -> None:
+    """Rounding by δ changes a log density by some r·δ, for residuals r of unit size."""
+    exact = offset + torch.randn(60, 3, dtype=torch.float64)
+    rounded = exact.float()
+    error = float((rounded.double() - exact).abs().max())
+    assert (error > 0.1) == (offset > 1e6)
+    model = pca((3,), 2)
+    if offset > 1e6:
+        with pytest.warns(
+            UserWarning, match=r"x reaches 1e\+09, where float32 rounds by .*, and the noise scale is 1: log"
+        ):
+            quiet(model, rounded, epochs=1)
+    else:
+        quiet(model, rounded, epochs=1)
+    quiet(pca((3,), 2), exact, epochs=1, precision=64)
+
+
 def test_a_learned_engine_is_never_left_out(x: Tensor) -> None:
     torch.manual_seed(0)
     model = Autoencoder(LinearMixture(1, 2, (5,)), Amortized(nn.Linear(5, 2)), joint)
@@ -505,6 +523,7 @@ def test_exact_posterior_with_learned_scale_reaches_the_evidence() -> None:
     assert math.isclose(model.likelihood.log_scale.exp().item(), 0.4, rel_tol=0.02)
 
 
+@pytest.mark.filterwarnings("ignore:x reaches 3")
 def test_a_loss_without_any_gradient_is_said() -> None:
     """Rows with a non-differentiable objective are constants; if all rows are, there is no gradient."""
     x = 1e12 * (torch.randn(30, 4) + 30 * torch.eye(3, 4).repeat(10, 1))  # no cluster of a row or two, which would fit
