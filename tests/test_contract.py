@@ -101,8 +101,10 @@ class SameNoise(TorchDispatchMode):
             case "aten::randint":
                 assert args[0] == 2
                 return (self.pattern(value.double()) > 0).to(value)
-            case "aten::rand_like":
+            case "aten::rand_like" | "aten::rand":
                 return torch.full_like(value, 0.3)
+            case "aten::bernoulli" | "aten::poisson":
+                return args[0].round()
             case "aten::normal":
                 return args[0] + args[1] * self.pattern(value)
             case "aten::normal_" | "aten::uniform_":  # inside (-1, 1), as a quantile needs it
