@@ -105,6 +105,8 @@ class SameNoise(TorchDispatchMode):
                 return torch.full_like(value, 0.3)
             case "aten::bernoulli" | "aten::poisson":
                 return args[0].round()
+            case "aten::_sample_dirichlet":
+                return args[0] / args[0].sum(-1, keepdim=True)
             case "aten::normal":
                 return args[0] + args[1] * self.pattern(value)
             case "aten::normal_" | "aten::uniform_":  # inside (-1, 1), as a quantile needs it
