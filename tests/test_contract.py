@@ -95,27 +95,33 @@ class SameNoise(TorchDispatchMode):
         if torch.Tag.nondeterministic_seeded not in func.tags:
             return value
         self.draws += 1
+        return self._fixed(func, value, args)
+
+    def _fixed(self, func: Any, value: Tensor, args: Any) -> Tensor:
+        """The same draw for every row of a batch."""
         match func._schema.name:
             case "aten::randn_like":
-                return self.pattern(value)
+                drawn = self.pattern(value)
             case "aten::randint":
                 assert args[0] == 2
-                return (self.pattern(value.double()) > 0).to(value)
+                drawn = (self.pattern(value.double()) > 0).to(value)
             case "aten::rand_like" | "aten::rand":
-                return torch.full_like(value, 0.3)
+                drawn = torch.full_like(value, 0.3)
             case "aten::bernoulli" | "aten::poisson":
-                return args[0].round()
+                drawn = args[0].round()
             case "aten::_sample_dirichlet":
-                return args[0] / args[0].sum(-1, keepdim=True)
+                drawn = args[0] / args[0].sum(-1, keepdim=True)
             case "aten::normal":
-                return args[0] + args[1] * self.pattern(value)
+                drawn = args[0] + args[1] * self.pattern(value)
             case "aten::normal_" | "aten::uniform_":  # inside (-1, 1), as a quantile needs it
-                return value.copy_(0.9 * self.pattern(value))
+                drawn = value.copy_(0.9 * self.pattern(value))
             case "aten::multinomial":
                 weights, samples = args[:2]
                 levels = torch.linspace(0.1, 0.9, samples, dtype=weights.dtype, device=weights.device)
-                return (weights.cumsum(1).unsqueeze(2) < levels).sum(1)
-        raise NotImplementedError(f"{func} draws random numbers that are not controlled here")
+                drawn = (weights.cumsum(1).unsqueeze(2) < levels).sum(1)
+            case _:
+                raise NotImplementedError(f"{func} draws random numbers that are not controlled here")
+        return drawn
 
     def pattern(self, like: Tensor) -> Tensor:
         row = torch.linspace(-1.0, 0.5, like.shape[-1], dtype=like.dtype, device=like.device)

@@ -11,12 +11,11 @@ from gae.ledger.claims import Verdict
 from gae.ledger.notes import Finding, contradictions
 from gae.reports.rounding import rounded
 from gae.reports.sentences import named, number, quoted
-from gae.reports.tables import Column, in_words
+from gae.reports.tables import Column, in_words, squared_error
 
 CLOSE = 1.96  # standard errors within which two numbers are not told apart
 WORST = 0.1  # share of the observations whose share of the loss is quoted
 
-SQUARED_ERROR = Column("squared_error", "squared error", "×10⁻³ per element", 2, 1e3)
 ACCURACY = Column("accuracy", "5-NN accuracy", "%", 1, 1e2)
 TOKENS = Column("tokens", "tokens restored", "% of a line", 1, 1e2)
 
@@ -37,13 +36,12 @@ def survey_answer(rows: Sequence[Row], test: int) -> list[str]:
     sizes = Counter(map(code, rows))
     size = max(sizes, key=lambda each: sizes[each])
     alike = [row for row in rows if code(row) == size]
+    column = squared_error(row["squared_error"]["mean"] for row in rows)
     if len(alike) == 1:
-        answers = [f"{_quoted(rows[0], SQUARED_ERROR)} with a code of {size}."] if len(rows) == 1 else []
+        answers = [f"{_quoted(rows[0], column)} with a code of {size}."] if len(rows) == 1 else []
         answers += ["No two systems have codes of one size, so their errors are not ranked."] if len(rows) > 1 else []
     else:
-        answers = [
-            f"Of the {number(len(alike))} systems with a code of {size}, {_first(alike, SQUARED_ERROR, lowest=True)}."
-        ]
+        answers = [f"Of the {number(len(alike))} systems with a code of {size}, {_first(alike, column, lowest=True)}."]
         answers += [f"By labels, {_first(alike, ACCURACY)}."] if sum(map(_labelled, alike)) > 1 else []
     over = f"{test} test samples of one training each" if test > 1 else "no more than one test sample"
     return [*answers, f"Errors are standard errors over {over}: they say nothing about other seeds."]

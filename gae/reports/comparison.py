@@ -4,6 +4,7 @@ import json
 import shlex
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
@@ -31,17 +32,23 @@ from gae.reports.sentences import (
     simpler,
     wide_gain,
 )
-from gae.reports.tables import Column, Row, Table, TableCell, format_cell, in_words, number_cell
+from gae.reports.tables import Column, Row, Table, TableCell, format_cell, in_words, number_cell, squared_error
 
 BOUND_COLUMNS = ("bound", "above encoder", "evaluations")
 
 COLUMNS = (
     Column("joint", "joint log density", "nats", 1),
-    Column("squared_error", "squared error", "×10⁻³ per element", 2, 1e3),
     Column("accuracy", "5-NN accuracy", "%", 1, 1e2),
     Column("milliseconds", "time", "ms per sample", 3),
     Column("evaluations", "decoder evaluations", "per sample", 0),
 )
+
+
+def columns(results: dict[str, Any]) -> tuple[Column, ...]:
+    """Columns of the table of points."""
+    decoders = [side["points"] for side in results["trainings"][0]["decoders"].values()]
+    cells = [*chain(*decoders), *results["baselines"], results["neighbours"]]
+    return COLUMNS[0], squared_error(cell["squared_error"]["mean"] for cell in cells), *COLUMNS[1:]
 
 
 def leading(results: dict[str, Any]) -> str:
@@ -160,7 +167,7 @@ def points_table(results: dict[str, Any]) -> Table:
                 format_cell(
                     cell, column, label == "engine" and column.key == "joint" and cell["joint"]["mean"] == best, notes
                 )
-                for column in COLUMNS
+                for column in columns(results)
             ]
             rows.append(Row(cell[label], row))
         groups.append((heading, rows))
@@ -332,7 +339,7 @@ def write(out: Path) -> Path:
         page,
         "report.html",
         results=results,
-        columns=COLUMNS,
+        columns=columns(results),
         matrix=matrix_table(results),
         families=families(results),
         absent=absent(results),

@@ -2,6 +2,7 @@
 
 import json
 import shlex
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,14 +16,13 @@ from gae.reports.observations import Drawing, drawing
 from gae.reports.pages import write_page
 from gae.reports.plates import squared_errors, variety
 from gae.reports.seen import compared
-from gae.reports.tables import Column, Row, TableCell, format_cell, number_cell
+from gae.reports.tables import Column, Row, TableCell, format_cell, number_cell, squared_error
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure as Canvas
 
 COLUMNS = (
-    Column("squared_error", "squared error", "×10⁻³ per element", 2, 1e3),
     Column("accuracy", "5-NN accuracy", "%", 1, 1e2),
     Column("log_p", "log p̂(x)", "nats", 1),
     Column("elbo", "ELBO", "nats", 1),
@@ -42,7 +42,11 @@ TEXT_COLUMNS = (
 
 def columns(results: dict[str, Any]) -> tuple[Column, ...]:
     """Columns of the table, for samples or for text."""
-    return TEXT_COLUMNS if results["texts"] else COLUMNS
+    return TEXT_COLUMNS if results["texts"] else (_squared_error(results["rows"]), *COLUMNS)
+
+
+def _squared_error(rows: Iterable[dict[str, Any]]) -> Column:
+    return squared_error(row["squared_error"]["mean"] for row in rows)
 
 
 def table(results: dict[str, Any]) -> tuple[list[Row], dict[str, str]]:
@@ -128,8 +132,9 @@ def overview(results: dict[str, Any]) -> Figure:
     rows = sorted(results["rows"], key=lambda row: -row["squared_error"]["mean"])
     figure = canvas(10.5, 1.2 + 0.27 * len(rows))
     panels = figure.subplots(1, 3, sharey=True)
+    error = _squared_error(rows)
     shown = (
-        ("squared_error", "squared error, ×10⁻³ per element", 1e3),
+        (error.key, f"{error.title}, {error.unit}", error.scale),
         ("accuracy", "5-NN accuracy on the codes, %", 1e2),
         ("milliseconds", "encoding, ms per sample", 1.0),
     )
@@ -144,8 +149,8 @@ def overview(results: dict[str, Any]) -> Figure:
         "error on top; in brackets the size of the code. Wider codes keep more information: compare systems of equal "
         "size. A missing dot is a missing number."
     )
-    errors = {row["system"]: 1e3 * row["squared_error"]["mean"] for row in rows}
-    alt = compared(errors, "Squared error in thousandths per element")
+    errors = {row["system"]: row["squared_error"]["mean"] for row in rows}
+    alt = compared(errors, "Squared error per element")
     return Figure("overview", "Reconstruction, accuracy and cost of each system", caption, figure, alt)
 
 

@@ -10,7 +10,7 @@ from gae.reports.answers import sweep_answer
 from gae.reports.figures import INK, LINES, Figure, canvas, save_all, style
 from gae.reports.pages import made_by, write_page
 from gae.reports.seen import compared
-from gae.reports.tables import Column, TableCell, number_cell
+from gae.reports.tables import Column, TableCell, number_cell, squared_error
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -20,7 +20,6 @@ COLUMNS = (
     Column("validation_loss", "validation loss", "nats", 3),
     Column("test_loss", "test loss", "nats", 3),
     Column("log_evidence", "log p(x)", "nats, exact", 3),
-    Column("squared_error", "squared error", "×10⁻³ per element", 3, 1e3),
     Column("tokens_restored", "tokens restored", "%", 1, 1e2),
     Column("seconds", "training", "seconds", 1),
 )
@@ -29,7 +28,10 @@ DRAWN = ("test_loss", "squared_error", "tokens_restored")
 
 def shown_columns(results: dict[str, Any]) -> list[Column]:
     """The columns that some training has."""
-    return [each for each in COLUMNS if any(row[f"{each.key}_mean"] is not None for row in results["summary"])]
+    rows = results["summary"]
+    error = squared_error((row["squared_error_mean"] for row in rows), 3)
+    columns = (*COLUMNS[:4], error, *COLUMNS[4:])
+    return [each for each in columns if any(row[f"{each.key}_mean"] is not None for row in rows)]
 
 
 def table(results: dict[str, Any]) -> list[list[TableCell]]:

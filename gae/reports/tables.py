@@ -28,6 +28,17 @@ class Column:
         return None if mean is None else self.scale * mean, None if error is None else self.scale * error
 
 
+def squared_error(means: Iterable[float | None], decimals: int = 2) -> Column:
+    """The column of squared errors, in thousandths unless all of them are at least 1, as of data in large units.
+
+    >>> squared_error([0.02, 3.0]).unit, squared_error([3.0, 1950.5]).unit
+    ('×10⁻³ per element', 'per element')
+    """
+    if all(mean is None or mean >= 1 for mean in means):
+        return Column("squared_error", "squared error", "per element", decimals)
+    return Column("squared_error", "squared error", "×10⁻³ per element", decimals, 1e3)
+
+
 @dataclass(frozen=True)
 class TableCell:
     """A cell of a table.
