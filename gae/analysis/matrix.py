@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from gae.analysis.best_flow import DRAWS, RATE, best_flow
-from gae.analysis.inference_gap import FAMILIES, FLOW, Bound, flow_start, lower_bound, one_row, widened
+from gae.analysis.gap import Bound
+from gae.analysis.inference_gap import FAMILIES, FLOW, flow_start, lower_bound, one_row, widened
 from gae.analysis.metrics import Entry
 from gae.evidence import Evidence, estimate
 from gae.evidence.usage import code_usage, kl_per_dimension
