@@ -34,7 +34,8 @@ from gae import Autoencoder
 from gae.analysis.inference_gap import inference_gap
 from gae.analysis.metrics import mean_and_error
 from gae.evidence import ais, importance, laplace_approximation, sandwich
-from gae.inference import LBFGS, Amortized, Ascent, Detach, Zeros
+from gae.inference import Amortized
+from gae.inference.modes import mode_search
 from gae.likelihood import Bernoulli
 
 PUBLISHED = {"vae": 86.76, "iwae5": 85.54, "iwae50": 84.78}
@@ -63,7 +64,7 @@ def test_nll(name: str, decoder: Bernoulli, encoder: Any, x: Tensor, configurati
     estimates = []
     for batch in x.split(250):
         if name in POINT:
-            mode = Ascent(Zeros(), LBFGS(), 100, grad_tol=1e-3, adjoint=Detach())(decoder, batch).point
+            mode = mode_search(grad_tol=1e-3)(decoder, batch).point
             proposal: Any = laplace_approximation(decoder, batch, mode, floor=1.0)
         else:
             proposal = Amortized(encoder)

@@ -21,7 +21,8 @@ from torch import Tensor
 
 from experiments.common import RESULTS, ROOT, commit, device, mnist
 from gae.analysis.estimates import Estimate
-from gae.analysis.inference_gap import FAMILIES, Bound, inference_gap, lower_bound, widened
+from gae.analysis.gap import Bound
+from gae.analysis.inference_gap import FAMILIES, inference_gap, lower_bound, widened
 from gae.analysis.matrix import code_use
 from gae.data import Dataset, load
 from gae.data.environment import versions

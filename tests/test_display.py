@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
 
 from gae import Autoencoder, inference_gap, ppca
-from gae.analysis.inference_gap import Gap
+from gae.analysis.gap import Gap
 from gae.data import Dataset, load
 from gae.display import LINES, html_table
 from gae.evidence import Evidence

@@ -22,7 +22,6 @@ from gae.inference import (
     Laplace,
     MeanField,
     Step,
-    Zeros,
 )
 from gae.inference.laws import point_of
 from gae.inference.starts import Given
@@ -97,14 +96,14 @@ def _need_gradient(name: str, likelihood: Likelihood) -> None:
         )
 
 
-def mode_ascent(name: str = "lbfgs", steps: int | None = None) -> Ascent:
-    """Ascent from 0 to a mode of the joint density of each code, by the named step rule.
+def mode_ascent(name: str = "lbfgs", steps: int | None = None, start: Inference | None = None) -> Ascent:
+    """Ascent to a mode of the joint density of each code by the named step rule, from 0 or from a start.
 
     >>> mode_ascent("gauss-newton").max_steps
     100
     """
     build, most = ASCENTS[name]
-    return Ascent(Zeros(), build(), most if steps is None else steps, tol=TOLERANCE, adjoint=Detach())
+    return Ascent(start, build(), most if steps is None else steps, tol=TOLERANCE, adjoint=Detach())
 
 
 class Refined(Inference):

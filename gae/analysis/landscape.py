@@ -239,9 +239,7 @@ def ascent_of(inference: Inference, engine: str | None = None) -> tuple[Ascent, 
     parts = list(inference.modules())
     own = next((part for part in parts if isinstance(part, Ascent) and isinstance(part.family, Delta)), None)
     encoder = next((part for part in parts if isinstance(part, Amortized)), None)
-    chosen = own or mode_ascent()
-    if own is None and encoder is not None:
-        chosen = Ascent(encoder, chosen.step, chosen.max_steps, chosen.tol, adjoint=Detach())
+    chosen = own or mode_ascent(start=encoder)
     words = {Amortized: "the encoder's mean", Zeros: "0", Prior: "a draw of the prior"}
     start = words.get(type(chosen.init), f"{type(chosen.init).__name__}()")
     return chosen, f"{type(chosen.step).__name__} from {start}"

@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from gae.analysis.best_flow import DRAWS, RATE, best_flow
-from gae.analysis.inference_gap import FAMILIES, FLOW, Bound, flow_start, lower_bound, one_row, widened
+from gae.analysis.gap import Bound
+from gae.analysis.inference_gap import FAMILIES, FLOW, flow_start, lower_bound, one_row, widened
 from gae.analysis.metrics import Entry
 from gae.evidence import Evidence, estimate
 from gae.evidence.usage import code_usage, kl_per_dimension
@@ -18,6 +19,7 @@ from gae.inference import LBFGS, Adam, Ascent, Detach, Family, Inference, Laplac
 from gae.inference.ascent.problem import expand_rows, finite
 from gae.inference.ascent.solver import Iterate, Solver
 from gae.inference.flows import NormalizingFlow
+from gae.inference.modes import mode_search
 from gae.inference.starts import Given
 from gae.likelihood import Likelihood
 
@@ -105,8 +107,7 @@ def bound_matrix(
     """
     cells, rates = {}, {}
     normals = {family: q for family, q in encoders.items() if family in FAMILIES}
-    climb = Ascent(Given.density(next(iter(normals.values()))), LBFGS(), 100, grad_tol=1e-4, adjoint=Detach())
-    mode = Given(climb.infer(likelihood, x))
+    mode = Given(mode_search(Given.density(next(iter(normals.values())))).infer(likelihood, x))
     for family, q in normals.items():
         row = {ENCODER: Cell(lower_bound(likelihood, x, q, budget.draws), x.new_zeros(len(x)))}
         rates[family] = tuned_rate(likelihood, tuning[0], tuning[1][family], family, budget)

@@ -1,7 +1,6 @@
 """``gae encode`` and ``gae transform``: the codes of data, in a file."""
 
 from pathlib import Path
-from typing import Any
 
 from gae.cli.common import (
     Activated,
@@ -21,7 +20,6 @@ from gae.cli.common import (
     ModelData,
     ModelPath,
     Nodes,
-    Own,
     Precision,
     SameBinarize,
     Scale,
@@ -31,7 +29,6 @@ from gae.cli.common import (
     SplitBy,
     Trust,
     Weights,
-    preparation,
 )
 from gae.cli.rows import Mean, RowsFile, applied, write_rows
 from gae.cli.terminal import print_results, reported
@@ -79,13 +76,9 @@ def encode(
     encoder alone, or a few steps from it (refine). With --decoder the model is yours, under the prior N(0, I).
     """
     from gae.analysis.rows import codes
-    from gae.training import launch
 
     check_file(output, *ROWS)
-    own = Own(decoder, weights, latent, head, scale, activated, encoder)
-    chosen: Any = {"engine": engine, "steps": steps, "split": split, "split_by": split_by, "binarize": binarize}
-    chosen |= {"trust": trust, "prepared": preparation(labels, drop, missing, size, crop)}
-    work = applied(checkpoint, data, own, launch(device, precision, devices, nodes), seed=seed, **chosen)
+    work = applied(locals())
     joint = Mean("log_joint")
     blocks = joint.over(codes(work.model, work.x, fabric=work.fabric, seed=seed))
     used = type(work.model.inference).__name__
@@ -127,13 +120,9 @@ def transform(
 ) -> None:
     """Write the codes of data as features: z alone (and k of a mixture), without densities; otherwise as `encode`."""
     from gae.analysis.rows import codes
-    from gae.training import launch
 
     check_file(output, *ROWS)
-    own = Own(decoder, weights, latent, head, scale, activated, encoder)
-    chosen: Any = {"engine": engine, "steps": steps, "split": split, "split_by": split_by, "binarize": binarize}
-    chosen |= {"trust": trust, "prepared": preparation(labels, drop, missing, size, crop)}
-    work = applied(checkpoint, data, own, launch(device, precision, devices, nodes), seed=seed, **chosen)
+    work = applied(locals())
     blocks = codes(work.model, work.x, scored=False, fabric=work.fabric, seed=seed)
     columns = write_rows(output, work.rows, blocks, "z", work.fabric)
     if work.fabric.is_global_zero:

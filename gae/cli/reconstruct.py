@@ -1,7 +1,6 @@
 """``gae reconstruct``: the reconstructions of data, in a file."""
 
 from pathlib import Path
-from typing import Any
 
 from gae.cli.common import (
     Activated,
@@ -21,7 +20,6 @@ from gae.cli.common import (
     ModelData,
     ModelPath,
     Nodes,
-    Own,
     Precision,
     SameBinarize,
     Scale,
@@ -31,7 +29,6 @@ from gae.cli.common import (
     SplitBy,
     Trust,
     Weights,
-    preparation,
 )
 from gae.cli.rows import RowsFile, applied, write_rows
 from gae.cli.terminal import print_results, reported
@@ -76,13 +73,9 @@ def reconstruct(
     are as in `encode`.
     """
     from gae.analysis.rows import reconstructions
-    from gae.training import launch
 
     check_file(output, *ROWS)
-    own = Own(decoder, weights, latent, head, scale, activated, encoder)
-    chosen: Any = {"engine": engine, "steps": steps, "split": split, "split_by": split_by, "binarize": binarize}
-    chosen |= {"trust": trust, "prepared": preparation(labels, drop, missing, size, crop)}
-    work = applied(checkpoint, data, own, launch(device, precision, devices, nodes), seed=seed, **chosen)
+    work = applied(locals())
     restored = reconstructions(work.model, work.x, fabric=work.fabric, seed=seed)
     blocks = ({"x": work.data.as_given(block["x"])} for block in restored)
     columns = write_rows(output, work.rows, blocks, "x", work.fabric, names=work.data.columns)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gae.cli.common import Own, in_its_dtype, load_like, open_model, placed
+from gae.cli.common import Own, in_its_dtype, load_like, open_model, placed, preparation
 from gae.data.progress import progress
 
 if TYPE_CHECKING:
@@ -36,37 +36,29 @@ class Applied:
     fabric: "Fabric"
 
 
-def applied(
-    checkpoint: str,
-    data: str | None,
-    own: Own,
-    fabric: "Fabric",
-    *,
-    engine: str | None,
-    steps: int | None,
-    split: str,
-    split_by: str | None,
-    binarize: str | None,
-    seed: int,
-    trust: Sequence[str] | None,
-    prepared: Mapping[str, Any],
-    curvature: bool = False,
-) -> Applied:
+def applied(options: Mapping[str, Any], *, curvature: bool = False) -> Applied:
     """Opens a model, or makes one of your own decoder, with its engine, and loads the observations of a split.
 
     Args:
-        prepared: options that prepare the data of a decoder of your own (``preparation``).
+        options: the values of the command's parameters by name, such as ``locals()`` at its beginning.
         curvature: whether the work needs second derivatives of a decoder of your own, with any engine.
     """
     from gae.analysis.engines import engine_of
+    from gae.training import launch
 
+    checkpoint, data, binarize, split_by, seed, trust, engine, steps = (
+        options[name] for name in ("checkpoint", "data", "binarize", "split_by", "seed", "trust", "engine", "steps")
+    )
+    own = Own(*(options[name] for name in ("decoder", "weights", "latent", "head", "scale", "activated", "encoder")))
+    prepared = preparation(*(options[name] for name in ("labels", "drop", "missing", "size", "crop")))
+    fabric = launch(*(options[name] for name in ("device", "precision", "devices", "nodes")))
     model, source, _ = open_model(checkpoint, data, own, binarize, split_by, seed, trust, prepared)
     if engine is not None:
         model.inference = engine_of(engine, model, steps)
     elif steps is not None:
         raise ValueError("--steps is for an engine by name. Give --engine too, such as --engine lbfgs.")
     dataset = load_like(model, source, binarize, split_by)
-    rows = dataset.rows(split)
+    rows = dataset.rows(options["split"])
     fabric = placed(model, rows.x, fabric)
     x = in_its_dtype(model, rows.x)
     if own.decoder is not None:

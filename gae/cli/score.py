@@ -1,7 +1,7 @@
 """``gae score``: log p(x) and anomaly scores of data, in a file."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -23,7 +23,6 @@ from gae.cli.common import (
     ModelData,
     ModelPath,
     Nodes,
-    Own,
     Precision,
     SameBinarize,
     Scale,
@@ -33,7 +32,6 @@ from gae.cli.common import (
     SplitBy,
     Trust,
     Weights,
-    preparation,
 )
 from gae.cli.completion import SCORES, some_of
 from gae.cli.rows import RowsFile, applied, write_rows
@@ -88,13 +86,9 @@ def score(
     an .npy file has the first score alone. --engine, --decoder and several processes are as in `encode`.
     """
     from gae.analysis.rows import scores
-    from gae.training import launch
 
     check_file(output, *ROWS)
-    own = Own(decoder, weights, latent, head, scale, activated, encoder)
-    chosen: Any = {"engine": engine, "steps": steps, "split": split, "split_by": split_by, "binarize": binarize}
-    chosen |= {"trust": trust, "prepared": preparation(labels, drop, missing, size, crop), "curvature": True}
-    work = applied(checkpoint, data, own, launch(device, precision, devices, nodes), seed=seed, **chosen)
+    work = applied(locals(), curvature=True)
     names = [name.strip() for name in by.split(",")]
     block = scores(work.model, work.x, names, samples, fabric=work.fabric, seed=seed)
     columns = write_rows(output, work.rows, [block], next(iter(block)), work.fabric)

@@ -9,9 +9,9 @@ from torch import Size, Tensor
 from torch.distributions import Categorical, Distribution, MixtureSameFamily
 
 from gae.evidence.laplace import laplace_approximation
-from gae.inference import LBFGS, Ascent, Detach
 from gae.inference.curvature import unit
 from gae.inference.laws import log_density
+from gae.inference.modes import mode_search
 from gae.inference.starts import Constant
 from gae.likelihood import DecoderLikelihood, Likelihood
 
@@ -77,8 +77,7 @@ def _mass_of_modes(
     """Laplace's approximation of log p(x) at the largest mode that the proposal misses; -inf if there is none."""
     number, width = len(starts), likelihood.latent_shape.numel()
     rows = x.repeat(number, *[1] * (x.dim() - 1))
-    ascent = Ascent(Constant(starts.flatten(0, 1)), LBFGS(), 100, grad_tol=1e-4, adjoint=Detach())
-    encoding = ascent(likelihood, rows)
+    encoding = mode_search(Constant(starts.flatten(0, 1)))(likelihood, rows)
     z = encoding.point.unflatten(0, (number, len(x)))
     height = likelihood.log_joint(x, z)
     missed = height - _log_proposal(proposal, z) > least

@@ -10,10 +10,11 @@ from torch import Tensor
 from torch.distributions import Categorical, MixtureSameFamily
 
 from gae.evidence.base import Evidence, need_proper
-from gae.inference import LBFGS, Ascent, Detach, Inference, Zeros
+from gae.inference import Inference, Zeros
 from gae.inference.curvature import expansion, hessian, normal_at
 from gae.inference.decoder import twice_differentiable
 from gae.inference.lanczos import Krylov, lanczos, signs
+from gae.inference.modes import mode_search
 from gae.inference.starts import Constant, DecoderInit
 from gae.likelihood import Likelihood
 from gae.likelihood.door import checked
@@ -35,8 +36,7 @@ def laplace_approximation(
 
 def mode_approximation(likelihood: Likelihood, x: Num[Tensor, "B *X"]) -> MultivariateNormal:
     """``laplace_approximation`` at the mode that L-BFGS reaches from zero."""
-    mode = Ascent(Zeros(), LBFGS(), 100, grad_tol=1e-4, adjoint=Detach())(likelihood, x)
-    return laplace_approximation(likelihood, x, mode.point)
+    return laplace_approximation(likelihood, x, mode_search()(likelihood, x).point)
 
 
 def mixture_of_modes(
@@ -56,7 +56,7 @@ def mixture_of_modes(
     zeros, drawn = (start.infer(likelihood, x).z for start in (Zeros(), DecoderInit(starts - 1)))
     rows = x.repeat(starts, *[1] * (x.dim() - 1))
     start = Constant(torch.cat([zeros, drawn]).flatten(0, 1))
-    z = Ascent(start, LBFGS(), 100, grad_tol=1e-4, adjoint=Detach())(likelihood, rows).point
+    z = mode_search(start)(likelihood, rows).point
     normals = laplace_approximation(likelihood, rows, z)
     height = likelihood.log_joint(rows, z.unsqueeze(0))[0]
     volume = normals.scale_tril.diagonal(dim1=-2, dim2=-1).log().sum(-1)
@@ -106,7 +106,7 @@ def laplace(
         raise ValueError(f"curvature must be 'dense' or 'lanczos', got {curvature!r}.")
     if probes < 2 or iterations < 1:
         raise ValueError(f"Need probes >= 2 and iterations >= 1, got {probes} and {iterations}.")
-    engine = mode or Ascent(Zeros(), LBFGS(), 200, grad_tol=1e-9, adjoint=Detach())
+    engine = mode or mode_search(max_steps=200, grad_tol=1e-9)
     with torch.no_grad():
         encoding = engine(likelihood, x)
     z, solve = encoding.point, encoding.solve

@@ -239,6 +239,21 @@ class DecoderLikelihood(Likelihood):
         return Independent(law, independent, validate_args=False) if independent else law
 
 
+class DecoderWrapper(DecoderLikelihood):
+    """Base class of likelihoods with the codes and the decoder outputs of another, and their own distribution of x."""
+
+    likelihood: DecoderLikelihood
+
+    def outputs(self, z: Float[Tensor, "..."], k: Int[Tensor, "..."] | None = None) -> Float[Tensor, "..."]:
+        return self.likelihood.outputs(z, k)
+
+    def sample_outputs(self, z: Float[Tensor, "S B *Z"], k: Int[Tensor, "S _"] | None = None) -> Tensor:
+        return self.likelihood.sample_outputs(z, k)
+
+    def initial(self, n: int) -> Float[Tensor, "n *Z"]:
+        return self.likelihood.initial(n)
+
+
 class NoiseScale:
     """Mix-in for likelihoods with a fixed or learned noise scale, in data units unless ``relative``.
 

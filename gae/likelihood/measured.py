@@ -3,11 +3,11 @@
 from collections.abc import Callable
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
-from gae.likelihood.base import DecoderLikelihood, Likelihood, positive_scale
+from gae.likelihood.base import DecoderLikelihood, DecoderWrapper, Likelihood, positive_scale
 from gae.likelihood.distributions import Normal
 from gae.likelihood.operators import Mask
 from gae.nets import first_tensor
@@ -15,7 +15,7 @@ from gae.nets import first_tensor
 Operator = Callable[[Tensor], Tensor]
 
 
-class Measured(DecoderLikelihood):
+class Measured(DecoderWrapper):
     """Likelihood of measurements y = A(x) (B, *Y) instead of observations x (B, *X), with the same z and prior.
 
     With ``scale``, y ~ N(A(x̂), scale²) for the decoder's mean x̂. Without it, y follows the likelihood's distribution
@@ -77,12 +77,6 @@ class Measured(DecoderLikelihood):
                 f"{tuple(self.event_shape)}. Give the `scale` of the measurement noise."
             )
 
-    def outputs(self, z: Float[Tensor, "..."], k: Int[Tensor, "..."] | None = None) -> Float[Tensor, "..."]:
-        return self.likelihood.outputs(z, k)
-
-    def sample_outputs(self, z: Float[Tensor, "S B *Z"], k: Int[Tensor, "S _"] | None = None) -> Tensor:
-        return self.likelihood.sample_outputs(z, k)
-
     def distribution(self, output: Float[Tensor, "..."]) -> Distribution:
         if self.scale is None:
             return self.likelihood.distribution(self.operator(output))
@@ -92,9 +86,6 @@ class Measured(DecoderLikelihood):
     def reconstruction(self, output: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
         """The decoder's x̂, of which y is a measurement."""
         return self.likelihood.reconstruction(output)
-
-    def initial(self, n: int) -> Float[Tensor, "n *Z"]:
-        return self.likelihood.initial(n)
 
     def restored(self, z: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
         """The complete observation decoded from a code, including masked, blurred or projected parts."""

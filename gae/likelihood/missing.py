@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from gae.data.mapped import blocks
-from gae.likelihood.base import DataDependentInit, DecoderLikelihood, Likelihood, LogJoint
+from gae.likelihood.base import DataDependentInit, DecoderLikelihood, DecoderWrapper, Likelihood, LogJoint
 from gae.likelihood.distributions import ObservedElements
 from gae.nets import first_tensor
 
@@ -43,7 +43,7 @@ class AcceptsMissing(Likelihood):
             )
 
 
-class PartiallyObserved(AcceptsMissing, DecoderLikelihood):
+class PartiallyObserved(AcceptsMissing, DecoderWrapper):
     """A likelihood conditioned on the observed elements of each x alone: log q_r(x_obs|z) is a sum over them.
 
     x has NaN where an element was not observed, in other places for each row; the code, the prior and the decoder are
@@ -94,12 +94,6 @@ class PartiallyObserved(AcceptsMissing, DecoderLikelihood):
             )
         self._typical = inside
 
-    def outputs(self, z: Float[Tensor, "..."], k: Int[Tensor, "..."] | None = None) -> Float[Tensor, "..."]:
-        return self.likelihood.outputs(z, k)
-
-    def sample_outputs(self, z: Float[Tensor, "S B *Z"], k: Int[Tensor, "S _"] | None = None) -> Tensor:
-        return self.likelihood.sample_outputs(z, k)
-
     def distribution(self, output: Float[Tensor, "..."]) -> Distribution:
         return ObservedElements(self.likelihood.distribution(output), self._typical)
 
@@ -108,9 +102,6 @@ class PartiallyObserved(AcceptsMissing, DecoderLikelihood):
 
     def point(self, decoded: Distribution) -> Float[Tensor, "..."]:
         return self.likelihood.point(decoded)
-
-    def initial(self, n: int) -> Float[Tensor, "n *Z"]:
-        return self.likelihood.initial(n)
 
     def log_joint(
         self, x: Num[Tensor, "B *X"], z: Float[Tensor, "S B *Z"], k: Int[Tensor, "S _"] | None = None

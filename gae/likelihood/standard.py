@@ -14,6 +14,7 @@ from gae.likelihood.base import (
     ClosedFormLearning,
     DataDependentInit,
     DecoderLikelihood,
+    DecoderWrapper,
     ExactPosterior,
     Likelihood,
     LogJoint,
@@ -167,7 +168,7 @@ class StandardUnits(Likelihood):
         self.likelihood.check_support(self.standardize(x))
 
 
-class DecoderStandardUnits(StandardUnits, DecoderLikelihood):
+class DecoderStandardUnits(StandardUnits, DecoderWrapper):
     """A decoder in standard units; see ``StandardUnits``. Decoder outputs remain those of its likelihood.
 
     >>> from gae.likelihood import Gaussian
@@ -180,12 +181,6 @@ class DecoderStandardUnits(StandardUnits, DecoderLikelihood):
     def __init__(self, likelihood: DecoderLikelihood):
         super().__init__(likelihood)
         self.stochastic = likelihood.stochastic
-
-    def outputs(self, z: Float[Tensor, "..."], k: Int[Tensor, "..."] | None = None) -> Float[Tensor, "..."]:
-        return self.likelihood.outputs(z, k)
-
-    def sample_outputs(self, z: Float[Tensor, "S B *Z"], k: Int[Tensor, "S _"] | None = None) -> Tensor:
-        return self.likelihood.sample_outputs(z, k)
 
     def distribution(self, output: Float[Tensor, "..."]) -> Distribution:
         return self._in_data_units(self.likelihood.distribution(output))

@@ -10,7 +10,7 @@ from gae.analysis.inference_gap import widened
 from gae.analysis.metrics import Entry
 from gae.evidence import importance, laplace_approximation
 from gae.evidence.base import without_warning
-from gae.inference import LBFGS, Ascent, Detach, Zeros
+from gae.inference.modes import mode_search
 from gae.likelihood import Likelihood
 
 
@@ -31,7 +31,7 @@ def held_out_bound(likelihood: Likelihood, x: Num[Tensor, "B *X"], draws: int) -
     It needs no encoder, so that it is the same quantity for every training. In expectation it is below log p(x), by
     little if the effective sample size is large.
     """
-    mode = Ascent(Zeros(), LBFGS(), 100, grad_tol=1e-3, adjoint=Detach())(likelihood, x).point
+    mode = mode_search(grad_tol=1e-3)(likelihood, x).point
     with without_warning():
         evidence = importance(likelihood, x, widened(laplace_approximation(likelihood, x, mode)), draws)
     assert evidence.ess is not None

@@ -15,7 +15,8 @@ from torch.distributions import Distribution, Independent, MultivariateNormal, N
 from gae.analysis import matrix
 from gae.analysis.best_flow import DRAWS, RATE
 from gae.analysis.costs import costs
-from gae.analysis.inference_gap import FAMILIES, FLOW, Bound, lower_bound
+from gae.analysis.gap import Bound
+from gae.analysis.inference_gap import FAMILIES, FLOW, lower_bound
 from gae.analysis.matrix import (
     DIAGONAL,
     ENCODER,

@@ -1,6 +1,7 @@
 """Likelihoods with weights or inputs as the latent: gradients, independence of images, activations."""
 
 import math
+from collections.abc import Callable
 from functools import partial
 
 import pytest
@@ -23,8 +24,19 @@ from gae.inference import (
     Projected,
     Unroll,
 )
-from gae.likelihood import Activation, Bernoulli, Gaussian, Measured, StandardNormal, WeightDecoder, WeightLikelihood
+from gae.likelihood import (
+    Activation,
+    Bernoulli,
+    DecoderLikelihood,
+    Gaussian,
+    Measured,
+    PartiallyObserved,
+    StandardNormal,
+    WeightDecoder,
+    WeightLikelihood,
+)
 from gae.likelihood.operators import Crop
+from gae.likelihood.standard import DecoderStandardUnits
 
 
 def skip() -> nn.Sequential:
@@ -141,6 +153,17 @@ def test_jitter_is_no_part_of_the_density() -> None:
     drawn = torch.stack([model.bind(x)(theta) for _ in range(3)])
     assert len(drawn.unique()) == 3 and not bool((drawn == exact).any())
     assert torch.equal(Ascent(Constant(theta[0, 0]), max_steps=0, adjoint=Detach())(model, x).log_joint.detach(), exact)
+
+
+@pytest.mark.parametrize(
+    "wrap", [lambda model: Measured(model, Crop((2, 8, 12), 5, 7)), PartiallyObserved, DecoderStandardUnits]
+)
+def test_jitter_reaches_inner_loops_through_wrappers(wrap: Callable[[WeightLikelihood], DecoderLikelihood]) -> None:
+    net, inner = image_model(jitter=0.5)
+    model = wrap(inner).double()
+    x, theta = torch.rand(1, *model.event_shape, dtype=torch.float64), start(net)[None, None]
+    bound = model.bind(x)
+    assert model.stochastic and len(torch.stack([bound(theta) for _ in range(3)]).unique()) == 3
 
 
 @pytest.mark.filterwarnings("ignore:LeakyReLU")

@@ -130,10 +130,8 @@ class Alternation(NoiseScale, DecoderLikelihood):
             The largest change of a parameter, with means and loadings in standard deviations of the data.
         """
         moments = relocated(moments, self.means)
-        variance, offset = (float(part) for part in moments.overall(self.means))
-        limits = self._limits(variance, offset)
-        unit = max(variance, limits[0]) ** 0.5 or 1.0
-        before = [p.clone() for p in (self.means, self.loadings, self.log_scale, self.logits)]
+        limits, unit = self._limits(*moments.overall(self.means))
+        before = self._copies()
         live = moments.count > 0
         count = moments.count[live]
         shift = moments.first[live] / count[:, None]
@@ -161,11 +159,19 @@ class Alternation(NoiseScale, DecoderLikelihood):
         changes = *moved, self.log_scale - before[2], self.logits - before[3]
         return max((float(change.abs().max()) for change in changes if change.numel()), default=0.0)
 
-    def _limits(self, variance: float, offset: float) -> tuple[float, float]:
-        """The noise variance due to rounding, and the least one that clearly exceeds it, from those of the data."""
-        eps, dim = torch.finfo(self.means.dtype).eps, self.means.shape[1]
-        of_data, of_sums = eps**2 * (variance + offset), torch.finfo(torch.float64).eps * dim * variance
-        return of_data + of_sums, max(SURE**2 * of_data, SURE * of_sums)
+    def _copies(self) -> list[Tensor]:
+        """The parameters before an M-step."""
+        return [p.clone() for p in (self.means, self.loadings, self.log_scale, self.logits)]
+
+    def _limits(self, variance: Tensor, offset: Tensor) -> tuple[tuple[float, float], float]:
+        """Limits of a noise variance, and the unit of changes, from the variance and the squared mean of the data.
+
+        The limits are the variance due to rounding, and the least one that clearly exceeds it.
+        """
+        eps, dim, spread = torch.finfo(self.means.dtype).eps, self.means.shape[1], float(variance)
+        of_data, of_sums = eps**2 * (spread + float(offset)), torch.finfo(torch.float64).eps * dim * spread
+        rounding = of_data + of_sums
+        return (rounding, max(SURE**2 * of_data, SURE * of_sums)), max(spread, rounding) ** 0.5 or 1.0
 
     def _set_loadings(self, live: Tensor, covariance: Tensor, limits: tuple[float, float]) -> Tensor:
         """Sets the loadings, and scales, of live components from their covariances; returns the leading variances."""

@@ -154,10 +154,8 @@ class PartiallyObservedMixture(AcceptsMissing, LinearMixture):
         Returns:
             The largest change of a parameter, with means and loadings in standard deviations of the data.
         """
-        variance, offset = (float(part) for part in moments.overall(self.means))
-        limits = self._limits(variance, offset)
-        unit = max(variance, limits[0]) ** 0.5 or 1.0
-        before = [p.clone() for p in (self.means, self.loadings, self.log_scale, self.logits)]
+        limits, unit = self._limits(*moments.overall(self.means))
+        before = self._copies()
         live = moments.number.sum(1) > 0
         rows = _regressed(moments, self.loadings)[live]
         if self.learn_scale:
