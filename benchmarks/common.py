@@ -57,13 +57,18 @@ class UnequalResults(AssertionError):
 
 def agree(what: str, ours: Tensor | float, theirs: Tensor | float, tolerance: float) -> None:
     """Raises UnequalResults unless max |ours - theirs| <= tolerance · max |theirs|; prints the difference."""
+    relative = difference(what, ours, theirs)
+    if not relative <= tolerance:  # NaN fails too
+        raise UnequalResults(f"{what}: relative difference {relative:.3g}, allowed {tolerance:.3g}")
+    print(f"equal: {what}, relative difference {relative:.1e} (allowed {tolerance:.0e})")
+
+
+def difference(what: str, ours: Tensor | float, theirs: Tensor | float) -> float:
+    """max |ours - theirs| / max |theirs|; raises UnequalResults for two shapes."""
     a, b = (torch.as_tensor(side).detach().double() for side in (ours, theirs))
     if a.shape != b.shape:
         raise UnequalResults(f"{what}: shape {tuple(a.shape)} against {tuple(b.shape)}")
-    difference = float((a - b).abs().max() / b.abs().max().clamp_min(torch.finfo(torch.float64).tiny))
-    if not difference <= tolerance:  # NaN fails too
-        raise UnequalResults(f"{what}: relative difference {difference:.3g}, allowed {tolerance:.3g}")
-    print(f"equal: {what}, relative difference {difference:.1e} (allowed {tolerance:.0e})")
+    return float((a - b).abs().max() / b.abs().max().clamp_min(torch.finfo(torch.float64).tiny))
 
 
 class Rounds(list[float]):
@@ -97,9 +102,9 @@ def training(loss: Callable[[], Tensor], parameters: Iterable[nn.Parameter], rat
     return step
 
 
-def peak_bytes(side: Side) -> int | None:
+def peak_bytes(side: Side, device: torch.device = DEVICE) -> int | None:
     """The most bytes of a GPU that the tensors of a call take, beyond those there before; None on the CPU."""
-    if DEVICE.type != "cuda":
+    if device.type != "cuda":
         side()
         return None
     before = torch.cuda.memory_allocated()
@@ -108,9 +113,9 @@ def peak_bytes(side: Side) -> int | None:
     return int(torch.cuda.max_memory_allocated()) - before
 
 
-def finished() -> float:
+def finished(device: torch.device = DEVICE) -> float:
     """The time when all computations of the device are done."""
-    if DEVICE.type == "cuda":
+    if device.type == "cuda":
         torch.cuda.synchronize()
     return time.perf_counter()
 

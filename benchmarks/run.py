@@ -46,11 +46,11 @@ def run(module: str) -> Result | None:
     return None if process.wait() else json.loads(last)
 
 
-def machine() -> dict[str, Any]:
+def machine(device: torch.device = DEVICE) -> dict[str, Any]:
     """Machine of the measurements."""
     pages = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     cpu = {"cpu": processor(), "cores": len(os.sched_getaffinity(0)), "memory_gib": round(pages / 2**30, 1)}
-    return {"gpu": torch.cuda.get_device_name()} | cpu if GPU else cpu
+    return {"gpu": torch.cuda.get_device_name()} | cpu if device.type == "cuda" else cpu
 
 
 def earlier(chosen: list[str]) -> dict[str, Result]:

@@ -8,8 +8,13 @@ from statistics import fmean, stdev
 from typing import Any
 
 import pytest
+import torch
+from conftest import figures_left_blank, without_type_checks
+from problems import tiny_matrix
 
+from benchmarks import gpu
 from benchmarks.run import page
+from gae.studies import engines
 
 ROOT = Path(__file__).resolve().parent.parent
 EXPERIMENTS = ROOT / "experiments"
@@ -162,3 +167,59 @@ def test_the_page_of_benchmarks_names_commit_and_failures() -> None:
     text = "\n".join(page(report | {"results": measured, "failed": ["p01_map_codes"]}))
     assert "on 2020-01-01, commit abc123, def456:" in text and "**p01_map_codes failed**" in text
     assert "commit" not in "\n".join(page(report)) and "failed" not in "\n".join(page(report))
+
+
+@pytest.fixture(scope="module")
+def beside(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of ``benchmarks.gpu --smoke`` with the CPU in place of a GPU."""
+    folder = tmp_path_factory.mktemp("gpu")
+    with pytest.MonkeyPatch.context() as patch, figures_left_blank(), without_type_checks():
+        patch.setenv("GAE_BENCHMARK_DEVICE", "cpu")
+        patch.setattr(engines, "QUICK_MATRIX", tiny_matrix())
+        gpu.main(["--smoke", "--out", str(folder)])
+    return folder
+
+
+def test_every_computation_beside_the_gpu_is_there_and_equal(beside: Path) -> None:
+    report = json.loads((beside / "gpu.json").read_text(encoding="utf-8"))
+    starts = ("`fit`", "gradient origin", "P1", "`inference_gap`", "deep image", "PCA", "`gae.compare", "LLGAE")
+    assert len(report["results"]) == len(starts)
+    for row, start in zip(report["results"], starts, strict=True):
+        assert row["what"].startswith(start) and all(seconds > 0 for seconds in row["seconds"])
+        assert row["compared"] and all(each["equal"] and each["difference"] == 0 for each in row["compared"])
+    assert (beside / "GPU.md").read_text(encoding="utf-8") == "\n".join(gpu.page(report)) + "\n"
+
+
+def test_a_difference_or_a_failure_beside_the_gpu_is_shown_and_ends_with_status_1(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    values = iter([torch.ones(2), torch.tensor([1.0, 1.01]), torch.tensor(torch.nan), torch.ones(())])
+    allowed = {"value": 1e-3}
+    computation = gpu.Computation("one", lambda device: None, lambda device: {"value": next(values)}, allowed)
+
+    def broken() -> gpu.Computation:
+        raise RuntimeError("no kernel")
+
+    monkeypatch.setenv("GAE_BENCHMARK_DEVICE", "cpu")
+    monkeypatch.setattr(gpu, "computations", lambda size, device: [lambda: computation, lambda: computation, broken])
+    with pytest.raises(SystemExit, match="different on the two devices: one; one; broken"):
+        gpu.main(["--smoke", "--out", str(tmp_path)])
+    text = (tmp_path / "GPU.md").read_text(encoding="utf-8")
+    assert "| one | value | 9.9e-03 | 1e-03 | **no** |" in text and "| one | value | nan | 1e-03 | **no** |" in text
+    assert "**failed**: RuntimeError: no kernel" in text
+
+
+def test_noise_is_that_of_the_processors_generator() -> None:
+    def draws() -> list[torch.Tensor]:
+        torch.manual_seed(0)
+        x = torch.zeros(20)
+        x.normal_(1, 2)
+        normal = torch.distributions.Normal(torch.zeros(20), torch.ones(20)).rsample()
+        return [x, torch.randn(20, device="cpu"), torch.rand_like(x), torch.bernoulli(x.sigmoid()), normal]
+
+    expected = draws()
+    with gpu.CommonNoise():
+        drawn = draws()
+    assert all(map(torch.equal, drawn, expected))
+    with gpu.CommonNoise():
+        assert torch.randn(3, device="meta").device.type == "meta"
