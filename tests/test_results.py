@@ -180,6 +180,7 @@ def beside(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_every_computation_beside_the_gpu_is_there_and_equal(beside: Path) -> None:
     report = json.loads((beside / "gpu.json").read_text(encoding="utf-8"))
     starts = ("`fit`", "gradient origin", "P1", "`inference_gap`", "deep image", "PCA", "`gae.compare", "LLGAE")
