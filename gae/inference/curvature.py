@@ -10,7 +10,7 @@ from torch.distributions import Distribution
 from torch.func import jvp, vjp, vmap
 
 from gae.data.memory import VARIABLE, limit
-from gae.inference.decoder import twice_differentiable
+from gae.inference.decoder import thrice_differentiable, twice_differentiable
 from gae.inference.laws import NotFiniteError
 from gae.likelihood import DecoderLikelihood, Likelihood
 from gae.likelihood.door import checked, hidden
@@ -22,7 +22,7 @@ class _Linearised:
     def __init__(self, likelihood: Likelihood, x: Tensor, z: Tensor, k: Tensor | None):
         if not isinstance(likelihood, DecoderLikelihood):
             raise TypeError(f"{type(likelihood).__name__} has no single decoder output. Use `LBFGS()`.")
-        self.z, self.outputs = z, lambda z: likelihood.outputs(z, k)
+        self.z, self.outputs = z, thrice_differentiable(lambda z: likelihood.outputs(z, k))
         output, self._pull = vjp(self.outputs, z)  # type: ignore[misc]
         _, self._hessian = vjp(_slope(lambda o: likelihood.log_likelihood(x, o, k)), output)  # type: ignore[misc]
         _, self._prior = vjp(_slope(likelihood.prior.log_prob), z)  # type: ignore[misc]
@@ -42,7 +42,7 @@ class _Linearised:
 
 def _slope(log_density: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
     def slope(at: Tensor) -> Tensor:
-        total, pull = vjp(lambda a: -log_density(a).sum(), at)  # type: ignore[misc]
+        total, pull = vjp(thrice_differentiable(lambda a: -log_density(a).sum()), at)  # type: ignore[misc]
         return pull(torch.ones_like(total))[0]
 
     return slope
@@ -81,7 +81,7 @@ def derivatives(
     """log_joint at vector codes, its gradient and its Hessian, in the graph; the Hessian costs Z backward passes."""
 
     def gradient(code: Tensor) -> tuple[Tensor, Tensor]:
-        value, pull = vjp(lambda z: likelihood.log_joint(x, z, k), code)  # type: ignore[misc]
+        value, pull = vjp(thrice_differentiable(lambda z: likelihood.log_joint(x, z, k)), code)  # type: ignore[misc]
         return pull(torch.ones_like(value))[0], value
 
     with twice_differentiable(likelihood):

@@ -1,6 +1,6 @@
 """Checks that a decoder is a deterministic, differentiable function of each code, as gradient ascent requires."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import lru_cache
 from typing import Any
@@ -10,9 +10,11 @@ import numpy as np
 import torch
 from jaxtyping import Float, Num
 from torch import Size, Tensor, nn
+from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from gae.likelihood import DecoderLikelihood, Likelihood, Measured, PartiallyObserved, Relational, WeightLikelihood
@@ -36,6 +38,55 @@ def twice_differentiable(likelihood: Likelihood) -> Iterator[None]:
     cudnn = torch.backends.cudnn.flags(enabled=False) if recurrent else nullcontext()
     with sdpa_kernel(SDPBackend.MATH), cudnn:
         yield
+
+
+def thrice_differentiable(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """The function with layers whose third derivatives are right too, which the gradient of a curvature takes."""
+
+    def plain(at: Tensor) -> Tensor:
+        with _PlainNorms():
+            return function(at)
+
+    return plain
+
+
+class _PlainNorms(TorchFunctionMode):
+    """Layer and instance normalisation by elementary operations: torch's own have wrong third derivatives (2.13)."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        plain = {functional.layer_norm: _layer_norm, functional.instance_norm: _instance_norm}.get(func, func)
+        return plain(*args, **(kwargs or {}))
+
+
+def _layer_norm(
+    x: Tensor, shape: Sequence[int], weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5
+) -> Tensor:
+    normalised = _normalised(x, tuple(range(-len(shape), 0)), eps)
+    scaled = normalised if weight is None else normalised * weight
+    return scaled if bias is None else scaled + bias
+
+
+def _instance_norm(
+    x: Tensor,
+    running_mean: Tensor | None = None,
+    running_var: Tensor | None = None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    use_input_stats: bool = True,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor:
+    if not use_input_stats:  # then it is affine
+        return functional.instance_norm(x, running_mean, running_var, weight, bias, False, momentum, eps)
+    normalised = _normalised(x, tuple(range(2, x.dim())), eps)
+    weight, bias = (None if each is None else each.view(-1, *[1] * (x.dim() - 2)) for each in (weight, bias))
+    scaled = normalised if weight is None else normalised * weight
+    return scaled if bias is None else scaled + bias
+
+
+def _normalised(x: Tensor, dims: tuple[int, ...], eps: float) -> Tensor:
+    centred = x - x.mean(dims, keepdim=True)
+    return centred * (centred.square().mean(dims, keepdim=True) + eps).rsqrt()
 
 
 def transformed() -> bool:

@@ -97,10 +97,13 @@ def test_over_all_signs_it_is_the_evidence_of_a_linear_model(curvature: Any, all
         torch.testing.assert_close(one, other, rtol=1e-8, atol=1e-8)
 
 
-def test_over_all_signs_its_gradient_is_that_through_the_mode(all_signs: int) -> None:
+@pytest.mark.parametrize("normalised", [False, True])
+def test_over_all_signs_its_gradient_is_that_through_the_mode(normalised: bool, all_signs: int) -> None:
     """Of a neural decoder: the finite difference of the dense evidence, with the mode that follows the parameters."""
     seed(2)
     model, x = neural(3), torch.randn(4, 5, dtype=torch.float64)
+    if normalised:
+        model.decoder.insert(1, nn.LayerNorm(model.decoder[0].out_features, dtype=torch.float64))
     parameters = list(model.parameters())
     moves = [torch.randn_like(p) for p in parameters]
     climb = Ascent(Zeros(), LBFGS(), 80, grad_tol=1e-11)

@@ -37,7 +37,7 @@ from gae.inference.curvature import raised
 from gae.inference.laws import NotFiniteError
 from gae.likelihood import Bernoulli, CategoricalSequence, Gaussian, Head, LinearMixture, Poisson
 from gae.nets import sequence as sequence_nets
-from gae.objective import elbo, iwae, laplace_evidence
+from gae.objective import elbo, iwae, joint, laplace_evidence
 
 
 @pytest.fixture
@@ -358,3 +358,58 @@ def test_a_curvature_that_overflows_is_an_error() -> None:
     y, z = torch.ones(2, 1, dtype=torch.float64), torch.tensor([[0.0], [800.0]], dtype=torch.float64)
     with pytest.raises(NotFiniteError, match="curvature of sample 1 is not finite"):
         Laplace(Constant(z))(model, y)
+
+
+def through(layer: nn.Module) -> Gaussian:
+    """A smooth decoder with a layer between two linear ones."""
+    return Gaussian(nn.Sequential(nn.Linear(2, 8), nn.Tanh(), layer, nn.Tanh(), nn.Linear(8, 6)), 2, 0.5).double()
+
+
+class _Rows(nn.Module):
+    """A layer for (N, C, L), applied to vectors."""
+
+    def __init__(self, layer: nn.Module):
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, h: Tensor) -> Tensor:
+        return self.layer(h.view(-1, 2, 4)).reshape(-1, 8)
+
+
+LAYERS = {
+    "layer norm": lambda: nn.LayerNorm(8),
+    "layer norm, no weights": lambda: nn.LayerNorm(8, elementwise_affine=False),
+    "instance norm": lambda: _Rows(nn.InstanceNorm1d(2, affine=True)),
+    "instance norm, no weights": lambda: _Rows(nn.InstanceNorm1d(2)),
+    "fixed instance norm": lambda: _Rows(nn.InstanceNorm1d(2, affine=True, track_running_stats=True).eval()),
+    "group norm": lambda: nn.GroupNorm(2, 8),
+    "batch norm": lambda: nn.BatchNorm1d(8).eval(),
+    "attention": lambda: _Rows(nn.TransformerEncoderLayer(4, 2, 8, 0.0, "gelu", batch_first=True)),
+}
+
+
+@pytest.mark.parametrize(
+    "inference",
+    [
+        partial(Laplace, curvature="hessian", samples=None),
+        partial(Laplace, curvature="gauss-newton", samples=None),
+        lambda start: Ascent(start, GaussNewton(), 2),
+    ],
+    ids=["hessian", "gauss-newton", "unrolled Gauss–Newton"],
+)
+@pytest.mark.parametrize("layer", LAYERS)
+def test_gradients_of_curvatures_through_layers(layer: str, inference: Callable[..., Inference], x: Tensor) -> None:
+    """They take the decoder's third derivatives, which torch has wrong for some layers."""
+    model = through(LAYERS[layer]())
+    engine = inference(Constant(torch.randn(4, 2, dtype=torch.float64)))
+    objective = joint if isinstance(engine, Ascent) else laplace_evidence
+
+    def loss() -> Tensor:
+        torch.manual_seed(3)
+        return objective(engine(model, x)).sum()
+
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    moves = [torch.randn_like(p) for p in parameters]
+    grads = torch.autograd.grad(loss(), parameters, allow_unused=True)
+    slope = sum((g * m).sum() for g, m in zip(grads, moves, strict=True) if g is not None)
+    assert float(slope) == pytest.approx(difference(loss, parameters, moves, 1e-5), rel=1e-6)
