@@ -31,6 +31,7 @@ def photo(*shape: int) -> Tensor:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [(8, 8), (9, 13), (3, 40), (1, 1)])
 @pytest.mark.parametrize("channels", [1, 3])
 def test_any_size_and_task(size: tuple[int, int], channels: int) -> None:

@@ -105,6 +105,7 @@ def test_a_vae_is_fitted_to_a_table_with_holes_and_imputes(files: dict[str, Path
     assert np.isfinite(arrays(folder / "codes.npz")["z"]).all()
 
 
+@pytest.mark.slow
 def test_a_comparison_of_systems_takes_holes_and_one_of_engines_says_why_not(files: dict[str, Path]) -> None:
     out, table = files["folder"] / "systems", files["table"]
     options = ("--missing", "mask", "--quick", "--epochs", "1", "--out", out)

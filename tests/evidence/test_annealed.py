@@ -61,6 +61,7 @@ def drawn(model: Likelihood, n: int) -> tuple[Tensor, Tensor]:
         return model(z).sample().to(z.dtype), z
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "schedule"), [*((name, "sigmoid") for name in MODELS), *((name, "linear") for name in LINEAR)]
 )

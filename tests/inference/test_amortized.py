@@ -305,6 +305,7 @@ def test_nuts_runs_on_any_likelihood(case: LikelihoodCase) -> None:
     assert z.isfinite().all() and len(z.unique(dim=0)) > 1
 
 
+@pytest.mark.slow
 def test_nuts_finds_the_posterior_of_ppca() -> None:
     likelihood, x = chart(1, E, (D,), scale=0.7), torch.randn(2, D)
     draws, q = posterior_draws(likelihood, x, 200, 50), likelihood.posterior(x)

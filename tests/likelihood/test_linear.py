@@ -747,6 +747,7 @@ def quantised(rows: int, spread: float, seed: int = 0) -> Tensor:
     return (64 * x).round() / 64
 
 
+@pytest.mark.filterwarnings("ignore:x reaches 1.*log densities are wrong")
 @pytest.mark.parametrize(("offset", "scale"), [(1e4, 1.0), (0.0, 2.0**-10), (0.0, 2.0**10), (1e4, 2.0**10)])
 def test_kmeans_sees_neither_offset_nor_scale(offset: float, scale: float) -> None:
     """The same start, labels and number of epochs, and the inertia of scikit-learn's fit to the unshifted data."""
@@ -835,6 +836,7 @@ def test_a_component_much_narrower_than_the_others_is_said() -> None:
         fitted(x, 2, 0, learn_scale=True)
 
 
+@pytest.mark.filterwarnings("ignore:x reaches 2.*log densities are wrong")
 def test_closed_form_runs_give_no_advice_on_learning_rates() -> None:
     model = Autoencoder(LinearMixture(1, 2, (3,), flat_prior=True), ClosedForm(), joint).double()
     with pytest.raises(FloatingPointError, match=r"is not finite|loss is") as caught:

@@ -255,6 +255,7 @@ def test_checkpoints_can_be_rebuilt(out: Path, small: Dataset, results: dict[str
         assert float(bound.value.mean()) == pytest.approx(float(np.mean(stored["values"])), abs=5 * error + 1e-3)
 
 
+@pytest.mark.slow
 def test_several_seeds_are_several_trainings(small: Dataset, one: dict[str, Any], tmp_path: Path) -> None:
     both = compare.compare(small, tmp_path / "both", **{**ONE, "seed": 0, "seeds": 2})
     assert [training["seed"] for training in both["trainings"]] == [0, 1]
@@ -391,6 +392,7 @@ def test_too_few_samples_are_refused(small: Dataset, tmp_path: Path) -> None:
         compare.compare(few, tmp_path / "run", **TINY)
 
 
+@pytest.mark.slow
 def test_dynamic_binarisation_is_redrawn_in_training_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With all encoders that can be fitted."""
     whole = load("digits", binarize="dynamic")
