@@ -51,7 +51,10 @@ def thrice_differentiable(function: Callable[[Tensor], Tensor]) -> Callable[[Ten
 
 
 class _PlainNorms(TorchFunctionMode):
-    """Layer and instance normalisation by elementary operations: torch's own have wrong third derivatives (2.13)."""
+    """Layer and instance normalisation by elementary operations: torch's own have wrong third derivatives.
+
+    See pytorch's issues 175754 and 186256.
+    """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         plain = {functional.layer_norm: _layer_norm, functional.instance_norm: _instance_norm}.get(func, func)
