@@ -136,11 +136,12 @@ def draw(results: dict[str, Any]) -> Any:
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
+    from matplotlib.ticker import NullFormatter
 
     decoders = results["decoders"]
-    figure, panels = pyplot.subplots(2, len(decoders), figsize=(4.6 * len(decoders), 8.5), constrained_layout=True)
-    for column, decoder in zip(panels.T, decoders.values(), strict=True):
-        for axes, quantity in zip(column, ("evaluations", "seconds"), strict=True):
+    figure, panels = pyplot.subplots(len(decoders), 2, figsize=(9, 3 * len(decoders)), constrained_layout=True)
+    for pair, decoder in zip(panels, decoders.values(), strict=True):
+        for axes, quantity in zip(pair, ("evaluations", "seconds"), strict=True):
             top = decoder["log_p"]["mean"]
             best = max(row["mean"] for rows in decoder["curves"].values() for row in rows)
             for label, rows in decoder["curves"].items():
@@ -158,10 +159,10 @@ def draw(results: dict[str, Any]) -> Any:
                 )
             axes.axhline(top, color="0.3", ls="--", lw=1, label="log p(x)")
             axes.set(xscale="log", xlabel=f"{quantity} per image", ylim=(min(top, best) - 60, top + 8))
-        column[0].set_title(f"decoder trained by {decoder['label']}", fontsize=10)
-    panels[0, 0].set_ylabel("lower bound of log p(x)   (nats)")
-    panels[1, 0].set_ylabel("lower bound of log p(x)   (nats)")
-    figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
+            axes.set_title(f"decoder trained by {decoder['label']}", fontsize=10)
+            axes.xaxis.set_minor_formatter(NullFormatter())
+        pair[0].set_ylabel("lower bound of log p(x)   (nats)", fontsize=9)
+    figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
     return figure
 
 

@@ -80,20 +80,20 @@ def draw(rows: Rows) -> Any:
 
     lines = [
         [
-            name,
-            wrapped(entry["check"], 48),
-            wrapped(entry["value"], 56),
-            wrapped(entry["goal"], 28),
+            wrapped(name, 18),
+            wrapped(entry["check"], 30),
+            wrapped(entry["value"], 36),
+            wrapped(entry["goal"], 24),
             "holds" if entry["holds"] else "fails",
         ]
         for name, entry in rows.items()
     ]
     heights = [1 + max(cell.count("\n") for cell in line) for line in lines]
-    figure = Figure(figsize=(17, 0.6 + 0.2 * sum(heights)), layout="tight")
+    figure = Figure(figsize=(9, 0.6 + 0.17 * sum(heights)), layout="tight")
     axes = figure.subplots()
     axes.axis("off")
     titles = ["system", "check", "measured", "goal", ""]
-    table = axes.table(lines, colLabels=titles, colWidths=[0.17, 0.27, 0.33, 0.17, 0.06], loc="center", cellLoc="left")
+    table = axes.table(lines, colLabels=titles, colWidths=[0.17, 0.25, 0.3, 0.21, 0.07], loc="center", cellLoc="left")
     table.auto_set_font_size(False)
     table.set_fontsize(8)
     total = sum(heights) + 1

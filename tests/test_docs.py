@@ -178,3 +178,16 @@ def test_characters_of_docstrings_are_no_markup() -> None:
     assert escape("latent: Z.\nrows: N. Then more") == "latent: \\Z.\nrows: \\N. Then more"
     example = ">>> a | b  # x_\n1_\n\nc|d"
     assert escape(example) == ">>> a | b  # x_\n1_\n\nc\\|d"
+
+
+def test_the_first_line_of_a_property_is_no_type() -> None:
+    untyped = extension("docstrings").untyped
+    assert untyped(["by a test.", "", "More.", ":type: Whether so"]) == ["Whether so: by a test.", "", "More."]
+    assert untyped(["A plain line.", "", "More."]) == ["A plain line.", "", "More."]
+
+
+def test_options_in_help_texts_are_in_code_font() -> None:
+    pages = extension("pages")
+    assert pages._marked("With --split-by, `gae x --seeds 3` -- so") == "With `--split-by`, `gae x --seeds 3` -- so"
+    prose = re.sub(r"^```.*?^```|`[^`]*`", "", pages.commands(), flags=re.MULTILINE | re.DOTALL)
+    assert not re.search(r"(?<![|-])--[a-z]", prose)

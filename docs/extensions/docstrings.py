@@ -30,11 +30,28 @@ def _process(app: "Sphinx", what: str, name: str, item: Any, options: Any, lines
     lines[:] = escape("\n".join(lines)).split("\n")
 
 
+def untyped(lines: list[str]) -> list[str]:
+    """A property's docstring with what napoleon took for its type, all before the first colon, put back.
+
+    >>> untyped(["by a t test.", "", ":type: Whether they differ"])
+    ['Whether they differ: by a t test.', '']
+    """
+    kinds = [line.removeprefix(":type: ") for line in lines if line.startswith(":type: ")]
+    rest = [line for line in lines if not line.startswith(":type: ")]
+    return [": ".join([*kinds, rest[0]]), *rest[1:]]
+
+
+def _process_property(app: "Sphinx", what: str, name: str, item: Any, options: Any, lines: list[str]) -> None:
+    if what == "property" and lines:
+        lines[:] = untyped(lines)
+
+
 def _skip(app: "Sphinx", what: str, name: str, item: Any, skip: bool, options: Any) -> bool | None:
     return True if str(getattr(item, "__doc__", "")).startswith("Alias for field number") else None
 
 
 def setup(app: "Sphinx") -> dict[str, bool]:
     app.connect("autodoc-process-docstring", _process, priority=100)  # before napoleon, which adds markup
+    app.connect("autodoc-process-docstring", _process_property, priority=900)  # after napoleon
     app.connect("autodoc-skip-member", _skip)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -139,7 +139,7 @@ def _command(group: Any, parent: Any, name: str) -> str:
     usage = " ".join(command.collect_usage_pieces(context))
     rows = [_parameter(each, context) for each in command.get_params(context)]
     return (
-        f"## gae {name}\n\n```text\ngae {name} {usage}\n```\n\n{inspect.cleandoc(command.help or '')}\n\n"
+        f"## gae {name}\n\n```text\ngae {name} {usage}\n```\n\n{_marked(inspect.cleandoc(command.help or ''))}\n\n"
         "| argument or option | |\n|---|---|\n" + "\n".join(rows) + "\n"
     )
 
@@ -155,7 +155,12 @@ def _first_line(text: str | None) -> str:
 
 
 def _escaped(text: str) -> str:
-    return re.sub(r"([|*<\[\]])", r"\\\1", text)
+    return _marked(re.sub(r"([|*<\[\]])", r"\\\1", text))
+
+
+def _marked(text: str) -> str:
+    """The text with its options in code font, where two hyphens do not become a dash."""
+    return re.sub(r"`[^`]*`|(?<![\w-])(--[a-z][a-z-]*)", lambda match: f"`{match[1]}`" if match[1] else match[0], text)
 
 
 def systems() -> str:

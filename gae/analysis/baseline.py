@@ -102,7 +102,7 @@ def kernel_density(
     of the nearest neighbours. A decoder that is not above it has learned no more than the training samples show.
 
     Returns:
-        None for likelihoods of other data: counts, directions, sequences.
+        None for likelihoods of other data (counts, directions, sequences).
 
     >>> from gae.likelihood import Gaussian
     >>> from torch import nn

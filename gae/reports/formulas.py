@@ -38,12 +38,15 @@ def mathml(latex: str, block: bool = False) -> str:
 
     Raises:
         ImportError: without the extra ``notes``.
+        ValueError: if columns are written in an environment that has none here, such as ``aligned``.
 
     >>> mathml(r"\log x").endswith('<mrow><mi>log</mi><mspace width="0.17em"/></mrow><mi>x</mi></mrow></math>')
     True
     """
     convert = optional("latex2mathml.converter", "notes", "A formula").convert
     drawn = convert(latex, display="block" if block else "inline")
+    if ">&<" in drawn:
+        raise ValueError(f"The columns of a formula need the environment array or cases, got {latex!r}.")
     return APPLIED.sub(r'<mrow>\1<mspace width="0.17em"/></mrow>', drawn)
 
 

@@ -7,7 +7,7 @@ from xml.etree import ElementTree
 import pytest
 
 from gae.ledger.notes import read_notes
-from gae.reports.formulas import typeset
+from gae.reports.formulas import mathml, typeset
 
 STATEMENTS = [text for note in read_notes() for claim in note.claims for text in (claim.statement, claim.instead or "")]
 
@@ -73,3 +73,10 @@ def letters(text: str) -> list[str]:
     """ASCII letters in the order in which they are shown, without accents."""
     plain = unicodedata.normalize("NFD", text.replace("ᵀ", "T").replace("ᵏ", "k").replace("ⁿ", "n"))
     return [c for c in plain if c.isascii() and c.isalpha()]
+
+
+def test_columns_need_an_environment_that_has_them() -> None:
+    table = elements(mathml(r"\begin{array}{rl} a : & b \\ c : & d \end{array}"))
+    assert len(list(table.iter("{http://www.w3.org/1998/Math/MathML}mtd"))) == 4
+    with pytest.raises(ValueError, match="array or cases"):
+        mathml(r"\begin{aligned} a : & b \\ c : & d \end{aligned}")
