@@ -385,6 +385,7 @@ LAYERS = {
     "group norm": lambda: nn.GroupNorm(2, 8),
     "batch norm": lambda: nn.BatchNorm1d(8).eval(),
     "attention": lambda: _Rows(nn.TransformerEncoderLayer(4, 2, 8, 0.0, "gelu", batch_first=True)),
+    **{name: getattr(nn, name) for name in ("CELU", "ELU", "GELU", "SELU", "SiLU", "Softplus", "Softsign")},
 }
 
 
