@@ -103,9 +103,7 @@ def less(left: list[float], right: list[float]) -> Pair:
 
 def derived(name: str, results: dict[str, Any]) -> Iterator[Pair]:
     """Pairs that the JSON holds sample by sample, or seed by seed."""
-    if name == "llgae_mnist":
-        yield over([run["test_error"] for run in results["llgae"]])
-    elif name == "inference_gap":
+    if name == "inference_gap":
         vae = results["models"]["vae"]
         yield less(vae["ais"]["images"], vae["test"]["images"]["log p(x)"])
     elif name == "encoders_by_compute":

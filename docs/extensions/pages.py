@@ -16,7 +16,7 @@ UP = "../../../"  # from a page of an experiment to the root
 TITLES = {
     "gon": "Gradient origin networks",
     "dip": "Deep image prior",
-    "llgae_mnist": "LLGAE on MNIST",
+    "llgae": "Locally linear charts",
     "tsne_starts": "Starts of t-SNE",
 }
 PACKAGES = {
