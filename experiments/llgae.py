@@ -37,7 +37,7 @@ import torch
 from torch import Tensor
 
 from experiments.common import mnist, write
-from experiments.study import Study, best_rate, markdown, options
+from experiments.study import Study, best_rate, markdown, options, over_trainings
 from gae import Autoencoder
 from gae.data import Dataset, load
 from gae.inference import ClosedForm, Enumerate
@@ -311,12 +311,6 @@ class Charts:
 
 def cell_name(part: str, seed: int) -> str:
     return f"{part} seed {seed}"
-
-
-def over_trainings(values: list[float]) -> dict[str, float]:
-    """Mean and standard error."""
-    table = torch.tensor(values, dtype=torch.float64)
-    return {"mean": float(table.mean()), "se": float(table.std() / math.sqrt(len(table)))}
 
 
 def summary(cells: dict[str, dict[str, Any]], c: Configuration) -> dict[str, Any]:

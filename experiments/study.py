@@ -262,6 +262,12 @@ def optimum_entry(bound: Bound) -> dict[str, Any]:
     }
 
 
+def over_trainings(values: Sequence[float]) -> dict[str, float]:
+    """The mean over trainings of one number for each, with its standard error, as JSON."""
+    table = torch.tensor(values, dtype=torch.float64)
+    return {"mean": float(table.mean()), "se": float(table.std() / math.sqrt(len(table)))}
+
+
 def shown(entry: Estimate | None, digits: int = 2) -> str:
     """An estimate with its error over trainings, as text; "–" if it is unknown."""
     if entry is None:

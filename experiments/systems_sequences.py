@@ -18,7 +18,6 @@ Autoregressive decoders with a code are trained with word dropout; one is traine
 """
 
 import json
-import math
 import tempfile
 from functools import partial
 from pathlib import Path
@@ -29,6 +28,7 @@ from torch import Tensor
 from torch.distributions import kl_divergence
 
 from experiments.common import arguments
+from experiments.study import over_trainings
 from gae import Autoencoder, systems
 from gae.autoencoder import log_evidence
 from gae.data import load
@@ -129,12 +129,6 @@ def without_code(model: Autoencoder, test: Tensor) -> float:
     """-log p(x) per token of a decoder that was trained at z = 0."""
     zero = model.encode(test).point
     return float(-model.decode(zero).log_prob(test).sum() / (test > 0).sum())
-
-
-def over_trainings(values: list[float]) -> dict[str, float]:
-    """Mean and standard error."""
-    table = torch.tensor(values, dtype=torch.float64)
-    return {"mean": float(table.mean()), "se": float(table.std() / math.sqrt(len(table)))}
 
 
 def measured(train: Tensor, test: Tensor, classes: int, end: int | None, case: Case) -> dict[str, Any]:
