@@ -32,6 +32,7 @@ from gae.likelihood import FlatDistribution
 from gae.sklearn import GenerativeAutoencoder
 from gae.sklearn.base import MIXTURES
 from gae.systems import SYSTEMS, build
+from gae.systems.options import defaults
 
 SMALL: dict[str, Any] = {"latent": 2, "epochs": 1, "options": {"hidden": (8,)}, "importance_samples": 200}
 CHECKED = {
@@ -294,12 +295,54 @@ def test_codes_of_an_ascent_that_has_not_converged(X: np.ndarray, engine: Any, s
         ({"system": "pca", "engine": "refine"}, "'refine' needs an encoder, but this model is encoded by ClosedForm"),
         ({"system": "kmeans", "engine": "lbfgs"}, "LinearMixture has discrete codes alone"),
         ({"system": "pca", "lr": 1e-3, "tol": 1e-3}, "tol is for closed-form learning"),
+        ({"missing": "impute"}, "Unknown missing 'impute'. Choose one of refuse, mask"),
+        ({"options": {"missing": True}}, "missing is no option here. Give it as a parameter"),
+        ({"system": "knn", "missing": "mask"}, "knn needs complete observations.*one of pca, ppca"),
     ],
     ids=str,
 )
 def test_parameters_that_do_not_fit(X: np.ndarray, parameters: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         GenerativeAutoencoder(**parameters).fit(X)
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+def test_missing_values_are_those_of_the_conditional_normal(X: np.ndarray, dtype: Any) -> None:
+    holes = np.where(np.random.default_rng(1).random(X.shape) < 0.2, np.nan, X).astype(dtype)
+    holes[0] = np.nan
+    ours = GenerativeAutoencoder("ppca", latent=2, missing="mask", epochs=20, tol=1e-2).fit(holes)
+    likelihood, tolerance = ours.model_.likelihood, 1e-8 if dtype == np.float64 else 1e-3
+    mean, loadings = (each.detach().double().numpy()[0] for each in (likelihood.means, likelihood.loadings))
+    covariance = loadings.T @ loadings + likelihood.log_scale.exp().item() ** 2 * np.eye(5)
+    scores, codes = ours.score_samples(holes), ours.transform(holes)
+    filled = ours.inverse_transform(codes)
+    assert scores.dtype == codes.dtype == dtype
+    assert scores[0] == 0 and np.allclose(codes[0], 0) and np.allclose(filled[0], mean, atol=tolerance)
+    for row, score, guess in zip(holes[1:], scores[1:], filled[1:], strict=True):
+        seen = ~np.isnan(row)
+        inside = covariance[np.ix_(seen, seen)]
+        assert score == pytest.approx(multivariate_normal(mean[seen], inside).logpdf(row[seen]), rel=tolerance)
+        wanted = mean + covariance[:, seen] @ np.linalg.solve(inside, row[seen] - mean[seen])
+        assert np.allclose(guess[~seen], wanted[~seen], atol=tolerance)
+
+
+@pytest.mark.parametrize(
+    "system", [name for name, row in SYSTEMS.items() if "missing" in row.reads and name != "conv-vae"]
+)
+def test_every_system_that_takes_missing_values_takes_them_here(X: np.ndarray, system: str) -> None:
+    holes = np.abs(X)
+    holes[::3, 0] = np.nan
+    small = {name: value for name, value in {"hidden": (8,), "latent": 2}.items() if name in defaults(system)}
+    ours = GenerativeAutoencoder(system, missing="mask", epochs=1, options=small).fit(holes)
+    assert np.isfinite(ours.inverse_transform(ours.transform(holes))).all()
+    with pytest.raises(ValueError, match="NaN"):
+        GenerativeAutoencoder(system, epochs=1, options=small).fit(holes)
+
+
+def test_checks_of_scikit_learn_on_missing_values() -> None:
+    estimator = GenerativeAutoencoder("gmm", missing="mask", components=2, epochs=2)
+    assert estimator.__sklearn_tags__().input_tags.allow_nan
+    estimator_checks.check_estimators_pickle("GenerativeAutoencoder", estimator)  # with NaN in X
 
 
 def test_codes_that_must_not_be_negative_are_climbed_by_their_own_engine(X: np.ndarray) -> None:

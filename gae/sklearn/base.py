@@ -25,6 +25,7 @@ class Fitted(BaseEstimator):
     """Base class of the methods of an estimator: a system's name, and its fitted model."""
 
     system: str
+    missing: str
     random_state: Any
     importance_samples: int
     model_: Autoencoder
@@ -37,22 +38,25 @@ class Fitted(BaseEstimator):
     def _checked(self, X: Any) -> np.ndarray:
         """X as an array of floats with the features of the fit."""
         check_is_fitted(self)
-        return validated(self, X, reset=False)
+        return self._validated(X, reset=False)
+
+    def _validated(self, X: Any, **options: Any) -> np.ndarray:
+        """X as an array of floats, with NaN only if it marks what was not observed.
+
+        With ``reset``, the features of X are recorded, else compared with those of the fit.
+        """
+        finite = "allow-nan" if self.missing == "mask" else True
+        try:
+            from sklearn.utils.validation import validate_data
+        except ImportError:  # scikit-learn before 1.6
+            return self._validate_data(X, dtype=FLOATS, force_all_finite=finite, **options)
+        return validate_data(self, X, dtype=FLOATS, ensure_all_finite=finite, **options)
 
     @property
     def _widths(self) -> tuple[int, int]:
         """The columns of a code: indicators of the component of a mixture, and elements of z."""
         likelihood = self.model_.likelihood
         return likelihood.components if self.system in MIXTURES else 0, likelihood.latent_shape.numel()
-
-
-def validated(estimator: BaseEstimator, X: Any, **options: Any) -> np.ndarray:
-    """X as an array of floats; with ``reset``, its features are recorded, else compared with those of the fit."""
-    try:
-        from sklearn.utils.validation import validate_data
-    except ImportError:  # scikit-learn before 1.6
-        return estimator._validate_data(X, dtype=FLOATS, **options)
-    return validate_data(estimator, X, dtype=FLOATS, **options)
 
 
 def array(values: Tensor, like: np.ndarray) -> np.ndarray:

@@ -16,8 +16,9 @@ from torch.nn.functional import one_hot
 
 from gae.analysis.engines import ASCENTS, engine_of
 from gae.autoencoder import Autoencoder
+from gae.data.loading import MISSING
 from gae.inference import Encoding, Inference, Status
-from gae.sklearn.base import FLOATS, array, drawn, seeded, validated
+from gae.sklearn.base import FLOATS, array, drawn, seeded
 from gae.sklearn.components import Components
 from gae.sklearn.density import Density
 from gae.systems import SYSTEMS, build, named
@@ -45,6 +46,8 @@ class GenerativeAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, D
         latent: elements of a code, or width of a chart; the system's default if None.
         components: components of a mixture; the system's default if None (for ``"knn"``, the number of rows).
         options: further options of the system, by name. Search over one of them as ``options__NAME``.
+        missing: ``"refuse"`` raises an error for NaN in X; ``"mask"``: NaN marks elements that were not observed, and
+            codes and log p(x) are those of the others. ``inverse_transform(transform(X))`` then estimates them all.
         epochs, batch_size, validation, patience, tol: as in ``gae.fit``.
         lr: learning rate of Adam, which replaces closed-form learning; by default as in ``gae.fit``.
         importance_samples: draws per row for log p(x), where it has no closed form.
@@ -78,6 +81,7 @@ class GenerativeAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, D
         latent: int | None = None,
         components: int | None = None,
         options: Mapping[str, Any] | None = None,
+        missing: str = "refuse",
         epochs: int | None = None,
         batch_size: int | None = None,
         lr: float | None = None,
@@ -92,6 +96,7 @@ class GenerativeAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, D
         self.latent = latent
         self.components = components
         self.options = options
+        self.missing = missing
         self.epochs = epochs
         self.batch_size = batch_size
         self.lr = lr
@@ -121,7 +126,9 @@ class GenerativeAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, D
             ValueError: for an unknown system, engine or option, or data that the system does not accept.
             FloatingPointError: when the loss or a parameter becomes NaN or infinite.
         """
-        x = torch.tensor(validated(self, X, reset=True, ensure_min_samples=2))
+        if self.missing not in MISSING:
+            raise ValueError(f"Unknown missing {self.missing!r}. Choose one of {', '.join(MISSING)}.")
+        x = torch.tensor(self._validated(X, reset=True, ensure_min_samples=2))
         self._seed = drawn(self.random_state)
         with seeded(self._seed):
             try:
@@ -154,7 +161,13 @@ class GenerativeAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, D
         if row.observation != "sample":
             tables = ", ".join(name for name, other in SYSTEMS.items() if other.observation == "sample")
             raise ValueError(f"An observation of {self.system} is a {row.observation}, not a row of X. Use {tables}.")
-        given = {"latent": self.latent, "components": self.components}
+        if "missing" in (self.options or {}):
+            raise ValueError("missing is no option here. Give it as a parameter: missing='mask'.")
+        masked = True if self.missing == "mask" else None
+        if masked and "missing" not in row.reads:
+            takers = ", ".join(name for name, other in SYSTEMS.items() if "missing" in other.reads)
+            raise ValueError(f"{self.system} needs complete observations. Use missing='refuse', or one of {takers}.")
+        given = {"latent": self.latent, "components": self.components, "missing": masked}
         chosen = {name: value for name, value in given.items() if value is not None}
         twice = sorted(chosen.keys() & (self.options or {}).keys())
         if twice:
@@ -218,6 +231,7 @@ class GenerativeAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, D
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
         tags.input_tags.positive_only = self.system == "nmf"
+        tags.input_tags.allow_nan = self.missing == "mask"
         tags.transformer_tags.preserves_dtype = ["float64", "float32"]
         return tags
 
