@@ -59,7 +59,7 @@ def compare(
     head: HeadName = None,
     flow: Annotated[
         str | None,
-        typer.Option(help="Also a flow: maf or nsf; minutes for each decoder.", autocompletion=one_of(FLOWS)),
+        typer.Option(help="Also a flow: maf, iaf or nsf; minutes for each decoder.", autocompletion=one_of(FLOWS)),
     ] = None,
     wide: Annotated[bool, typer.Option("--wide", help="Also fit encoders of twice the width.")] = False,
     decoder: Decoder = None,

@@ -7,7 +7,7 @@ from jaxtyping import Float
 from pyro.distributions import Independent, Normal, TransformedDistribution
 from pyro.distributions.conditional import ConditionalTransform
 from torch import Size, Tensor, nn
-from torch.distributions import AffineTransform, Distribution, Transform
+from torch.distributions import AffineTransform, Distribution, Transform, constraints
 
 
 def noise_to_code(flow: nn.Module, context: Float[Tensor, "*B C"]) -> Transform:
@@ -19,12 +19,47 @@ def noise_to_code(flow: nn.Module, context: Float[Tensor, "*B C"]) -> Transform:
     if isinstance(flow, ConditionalTransform):
         return flow.condition(context)
     if all(isinstance(getattr(flow, part, None), nn.Module) for part in ("transform", "base")):  # a flow of zuko
-        inverse: Transform = flow.get_submodule("transform")(context).inv
-        return inverse
+        return _Kept(flow.get_submodule("transform")(context).inv)
     raise TypeError(
         f"A flow is a conditional transform of Pyro, such as `conditional_affine_coupling(latent, context)`, or a "
         f"`zuko.flows.Flow`, such as `gae.nets.flows.maf(latent, context)`, got {type(flow).__name__}."
     )
+
+
+class _Kept(Transform):
+    """A transform of zuko that keeps its last code and Jacobian, so that the density of a draw needs no inverse.
+
+    Pyro's transforms do so themselves.
+    """
+
+    domain = constraints.real_vector
+    codomain = constraints.real_vector
+    bijective = True
+
+    def __init__(self, transform: Any):
+        super().__init__(cache_size=1)
+        self._transform = transform
+        self._log_det: Tensor | None = None  # of the cached pair
+
+    def _call(self, x: Tensor) -> Tensor:
+        y: Tensor
+        y, self._log_det = self._transform.call_and_ladj(x)
+        return y
+
+    def _inverse(self, y: Tensor) -> Tensor:
+        self._log_det = None
+        x: Tensor = self._transform.inv(y)
+        return x
+
+    def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
+        known: tuple[Any, Any] = self._cached_x_y
+        if self._log_det is not None and x is known[0] and y is known[1]:
+            return self._log_det
+        log_det: Tensor = self._transform.log_abs_det_jacobian(x, y)
+        return log_det
+
+    def __getstate__(self) -> dict[str, Any]:
+        return super().__getstate__() | {"_cached_x_y": (None, None), "_log_det": None}
 
 
 PARAMETERS = ("loc", "scale", "context")  # of a NormalizingFlow, for each observation
@@ -57,9 +92,7 @@ class NormalizingFlow(TransformedDistribution):
     ):
         self.flow, self.loc, self.scale, self.context = flow, loc, scale, context
         noise = Normal(torch.zeros_like(loc), torch.ones_like(scale), validate_args=False)
-        # Pyro's transforms recognise a code that they returned, so that its density needs no inverse
-        cached = int(isinstance(flow, ConditionalTransform))
-        affine = AffineTransform(loc, scale, event_dim=1, cache_size=cached)
+        affine = AffineTransform(loc, scale, event_dim=1, cache_size=1)
         base = Independent(noise, 1, validate_args=False)
         super().__init__(base, [noise_to_code(flow, context), affine], validate_args=False)
 

@@ -99,8 +99,8 @@ def compare(
         latent: width of the code; by default 8, or the number of elements of an observation if that is smaller.
         hidden: widths of the hidden layers of the encoder; the decoder mirrors them.
         head: the decoder's distribution, a name from ``gae.systems.HEADS``; ``"gaussian"`` by default.
-        flow: a third family, of normalizing flows: ``"maf"`` or ``"nsf"``, which need zuko. Its encoder and its best
-            densities take minutes for each decoder.
+        flow: a third family, of normalizing flows: ``"iaf"``, ``"maf"`` or ``"nsf"``, which need zuko. Its encoder and
+            its best densities take minutes for each decoder.
         wide: also fit a diagonal encoder of twice the width to each decoder, as a baseline of the encoder.
         seed: seed of the weights, the order of the data and the noise.
         seeds: number of trainings of each engine, with seeds from ``seed`` on; errors are then over trainings. 1 by

@@ -20,10 +20,9 @@ from gae.likelihood import Likelihood, LinearMixture, StandardUnits
 from gae.objective import Objective, elbo, joint
 from gae.storage import recorded
 from gae.systems import HEADS, build
-from gae.systems.encoders import POSTERIORS, FlowEncoder, encoder_of
+from gae.systems.encoders import FLOWS, FlowEncoder, encoder_of
 from gae.systems.parts import Encoder, decoder_of, directions
 
-FLOWS = POSTERIORS[2:]
 QUICK_MATRIX = MatrixBudget(samples=24, importance_samples=1000, draws=50, steps=(4,), tuning_samples=12)
 QUICK_EFFORT = EvaluationBudget(evidence_samples=100, neighbour_samples=500)
 
@@ -45,7 +44,7 @@ class Configuration:
         curve_samples, curve_draws: test samples, and draws for each, of a point of the training curves.
         device, precision: of the trainings; None for the CPU and 32 bits. Bounds are measured in double precision.
         given: names and content hash of a given decoder that is compared instead of trained ones, else None.
-        flow: the flow of a third family, ``"maf"`` or ``"nsf"``, else None.
+        flow: the flow of a third family, ``"maf"``, ``"iaf"`` or ``"nsf"``, else None.
         wide: whether diagonal encoders of twice the width are fitted too; None if not.
     """
 

@@ -14,7 +14,8 @@ from gae.likelihood.hierarchical import HierarchicalNormal, Moments, TopDown
 from gae.nets import flows
 from gae.systems.parts import Encoder, NormalEncoder
 
-POSTERIORS = ("diagonal", "full", "maf", "nsf")
+FLOWS = {"maf": flows.maf, "iaf": flows.iaf, "nsf": flows.nsf}
+POSTERIORS = ("diagonal", "full", *FLOWS)
 CONTEXT = 16  # elements of the vector on which a flow is conditioned
 
 
@@ -150,8 +151,8 @@ def encoder_of(posterior: str, latent: int, network: Callable[[int], nn.Module])
     """Encoder of the named family of densities, with a network of the width that its parameters need.
 
     Args:
-        posterior: ``"diagonal"`` or ``"full"`` for a normal of such a covariance, or a flow, ``"maf"`` or ``"nsf"``
-            (``gae.nets.flows``).
+        posterior: ``"diagonal"`` or ``"full"`` for a normal of such a covariance, or a flow, ``"maf"``, ``"iaf"`` or
+            ``"nsf"`` (``gae.nets.flows``).
         latent: Z.
         network: builds the network for a number of outputs.
 
@@ -168,5 +169,5 @@ def encoder_of(posterior: str, latent: int, network: Callable[[int], nn.Module])
         return FullNormalEncoder(network(FullNormalEncoder.width(latent)), latent)
     if posterior not in POSTERIORS:
         raise ValueError(f"Unknown posterior {posterior!r}. Valid posteriors: {', '.join(POSTERIORS)}.")
-    flow = flows.maf(latent, CONTEXT) if posterior == "maf" else flows.nsf(latent, CONTEXT)
+    flow = FLOWS[posterior](latent, CONTEXT)
     return FlowEncoder(network(2 * latent + CONTEXT), flow, latent, CONTEXT)

@@ -63,8 +63,9 @@ def vae(
     this is zero, and its scale ends at 1e-4 of the unit: do not use ``"pixel"`` with constant pixels.
 
     ``posterior`` is the encoder's family of densities: a normal with a ``"diagonal"`` or ``"full"`` covariance, or a
-    normalizing flow, ``"maf"`` (Papamakarios et al. 2017) or ``"nsf"`` (Durkan et al. 2019), which needs zuko. With
-    ``analytic``, the KL of a normal is computed in closed form; that of a flow is always estimated from the draws.
+    normalizing flow, ``"iaf"`` (Kingma et al. 2016), ``"maf"`` (Papamakarios et al. 2017) or ``"nsf"`` (Durkan et al.
+    2019), which needs zuko; of these ``"iaf"`` draws, and so trains, several times faster. With ``analytic``, the KL of
+    a normal is computed in closed form; that of a flow is always estimated from the draws.
 
     With ``missing``, NaN marks elements that were not observed: the bound is that of the observed elements
     (``PartiallyObserved``), and the encoder gets 0 in place of the others, and the mask (``nets.Standardized``).

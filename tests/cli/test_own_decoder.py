@@ -190,7 +190,7 @@ def test_a_comparison_of_a_given_decoder_refuses_what_it_cannot_use(own: dict[st
         (("--engines", "amortised"), "is for decoders that are trained"),
         (("--seeds", "2"), "seeds=2 is for decoders that are trained"),
         (("--systems", "pca"), "is for the comparison of engines"),
-        (("--flow", "iaf"), "Unknown flow 'iaf'. Valid flows: maf, nsf"),
+        (("--flow", "realnvp"), "Unknown flow 'realnvp'. Valid flows: maf, iaf, nsf"),
         (("--encoder", "own_models:Encoder", "--wide"), "that of the given Encoder is not known"),
         (("--encoder", "own_models:Point"), "needs an encoder with a density q(z|x), got one that returns codes"),
     ):

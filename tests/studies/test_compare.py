@@ -374,7 +374,7 @@ def test_another_configuration_is_not_resumed(small: Dataset, out: Path) -> None
         ({"latent": 65}, "latent must be between 1 and the 64 elements"),
         ({"epochs": 0}, "epochs must be at least 1"),
         ({"seeds": 0}, "seeds must be at least 1"),
-        ({"flow": "full"}, "Unknown flow 'full'. Valid flows: maf, nsf"),
+        ({"flow": "full"}, "Unknown flow 'full'. Valid flows: maf, iaf, nsf"),
         ({"wide": True, "hidden": ()}, "wide=True doubles the width .* hidden is empty"),
     ],
 )

@@ -1,5 +1,6 @@
 """Encoders with full covariances, flows of zuko and Pyro, and ladders, against quadrature and closed forms."""
 
+import copy
 import math
 import sys
 from collections.abc import Callable
@@ -32,6 +33,7 @@ from gae.systems.encoders import encoder_of
 B = 5
 FLOWS: dict[str, Callable[[int], nn.Module]] = {
     "maf": lambda latent: flows.maf(latent, 3, hidden=(8,)),
+    "iaf": lambda latent: flows.iaf(latent, 3, hidden=(8,)),
     "nsf": lambda latent: flows.nsf(latent, 3, transforms=1, hidden=(8,), bins=4),
     "coupling": lambda latent: transforms.conditional_affine_coupling(latent, 3, hidden_dims=[8]),
     "autoregressive": lambda latent: transforms.conditional_affine_autoregressive(latent, 3, hidden_dims=[8]),
@@ -120,13 +122,43 @@ def test_a_flow_is_standard_noise_transformed_then_moved(name: str) -> None:
     torch.testing.assert_close(guide.density(x).log_prob(z), wanted, rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["maf", "nsf"])
+@pytest.mark.parametrize("name", ["maf", "iaf", "nsf"])
 def test_the_point_of_a_flow_of_one_element_is_its_median(name: str) -> None:
     with torch.no_grad():
         q = encoder(name, latent=1).density(observations(1))
         z = torch.linspace(-12, 12, 24001).double().reshape(-1, 1, 1)
         mass = q.log_prob(z).exp() * 0.001
         assert float(mass[z[..., 0] < point_of(q)].sum()) == pytest.approx(0.5, abs=2e-3)
+
+
+@every_flow
+def test_the_density_of_a_draw_is_that_of_any_code(name: str) -> None:
+    """It is kept from the draw; a copy, or another draw between them, computes it from the code."""
+    guide, x = encoder(name), observations()
+    q = guide.density(x)
+    z = q.rsample(torch.Size([3]))
+    known = q.log_prob(z)
+    torch.testing.assert_close(guide.density(x).log_prob(z.clone()), known)
+    q.rsample()
+    torch.testing.assert_close(q.log_prob(z), known)
+    torch.testing.assert_close(q.log_prob(z.clone()), known)
+    with torch.no_grad():
+        fixed = guide.density(x)
+        z = fixed.rsample()
+        torch.testing.assert_close(copy.deepcopy(fixed).log_prob(z), fixed.log_prob(z))
+
+
+@pytest.mark.parametrize(("name", "passes"), [("iaf", 1), ("maf", 4)])
+def test_a_draw_with_its_density_takes_so_many_passes(name: str, passes: int) -> None:
+    """Of each transform's network: an inverse takes one for each of 3 elements, and its Jacobian one more."""
+    guide = encoder(name, latent=3)
+    networks = [part for part in guide.flow.modules() if type(part).__name__ == "MaskedMLP"]
+    calls = {part: 0 for part in networks}
+    for part in networks:
+        part.register_forward_hook(lambda part, *_: calls.__setitem__(part, calls[part] + 1))
+    q = guide.density(observations())
+    q.log_prob(q.rsample())
+    assert networks and set(calls.values()) == {passes}
 
 
 def test_the_spread_of_an_affine_transform_is_exact() -> None:
@@ -285,7 +317,7 @@ def test_gaps_of_a_flow_encoder() -> None:
 # The option of the system.
 
 
-@pytest.mark.parametrize("posterior", ["full", "maf", "nsf"])
+@pytest.mark.parametrize("posterior", ["full", "maf", "iaf", "nsf"])
 def test_a_vae_of_each_posterior_is_saved_and_loaded(posterior: str, tmp_path: Path) -> None:
     seed(0)
     vae = systems.build("vae", (4,), latent=2, hidden=(5,), posterior=posterior)
@@ -296,7 +328,7 @@ def test_a_vae_of_each_posterior_is_saved_and_loaded(posterior: str, tmp_path: P
 
 
 def test_an_unknown_posterior_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"Unknown posterior 'flow'\. Valid posteriors: diagonal, full, maf, nsf"):
+    with pytest.raises(ValueError, match=r"Unknown posterior 'flow'\. Valid posteriors: diagonal, full, maf, iaf, nsf"):
         encoder_of("flow", 2, lambda width: nn.Linear(3, width))
 
 
