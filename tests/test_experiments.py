@@ -3,14 +3,20 @@
 import runpy
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch.distributions import MultivariateNormal, kl_divergence
 
+from experiments import inference_by_compute as compute
+from experiments.inference_by_compute import Bench, Engine
 from experiments.study import best_rate
 from experiments.training_by_inference import SMOKE, Parts, build, evaluations, marks
 from gae.data import Dataset
-from gae.systems import vae
+from gae.inference.curvature import expansion
+from gae.likelihood import Bernoulli, Likelihood, LinearMixture
+from gae.systems import NormalEncoder, vae
 
 EXPERIMENTS = [
     path.stem
@@ -75,3 +81,115 @@ def test_every_training_starts_from_the_same_decoder(name: str) -> None:
     first = vae((1, 4, 4), SMOKE.latent, SMOKE.hidden, "bernoulli").likelihood
     for a, b in zip(model.likelihood.parameters(), first.parameters(), strict=True):
         assert torch.equal(a, b)
+
+
+BUDGET = compute.smoke()
+EVERY = list(compute.engines(BUDGET))
+
+
+def bench(decoder: Likelihood, family: str) -> Bench:
+    """A decoder of codes of two elements, four observations of five, and an encoder that knows nothing."""
+    x = torch.rand(4, 5, dtype=torch.float64).round()
+    return Bench(decoder.double(), x, NormalEncoder(torch.nn.Linear(5, 4)).double(), family)
+
+
+@pytest.mark.parametrize(
+    ("engine", "rate", "steps", "expected"),
+    [
+        (Engine("laplace", "zeros", "Adam"), 0.1, 0, 2),  # the curvature alone
+        (Engine("laplace", "encoder", "L-BFGS"), None, 3, 3 + 2),
+        (Engine("laplace", "zeros", "Gauss-Newton"), None, 3, 3 * (1 + 2) + 2),
+        (Engine("ascent", "encoder", "momentum"), 0.1, 3, 3 * BUDGET.noise * 2),
+        (Engine("chain", "encoder", "Langevin"), 0.1, 4, BUDGET.chains * 4),
+        (Engine("chain", "zeros", "HMC"), 0.1, 4, BUDGET.chains * 4 * BUDGET.leapfrog),
+    ],
+    ids=str,
+)
+def test_decoder_evaluations_of_an_engine(engine: Engine, rate: float | None, steps: int, expected: int) -> None:
+    stages = bench(Bernoulli(torch.nn.Linear(2, 5), 2), "full").curve(engine, BUDGET, rate, (steps,))
+    assert [stage.evaluations for stage in stages] == [expected]
+
+
+def test_ascent_from_the_laplace_approximation_pays_for_it() -> None:
+    one = bench(Bernoulli(torch.nn.Linear(2, 5), 2), "full")
+    engine = Engine("ascent", "Laplace", "L-BFGS")
+    begin = one.start(engine, BUDGET)
+    assert begin.evaluations > 2
+    stage = one.curve(engine, BUDGET, None, (3,))[0]
+    assert stage.evaluations == begin.evaluations + 3 * BUDGET.noise * 2
+
+
+@pytest.mark.parametrize("family", compute.FAMILIES)
+def test_bounds_of_a_linear_decoder_are_below_the_closed_form_that_the_optimum_reaches(family: str) -> None:
+    """log p(x) for a full covariance; with a diagonal one the log ratio of the precision's diagonal and volume less."""
+    decoder = LinearMixture(1, 2, (5,), scale=0.5)
+    one = bench(decoder, family)
+    limit = decoder.log_evidence(one.x).log_p
+    if family == "diagonal":
+        precision = -expansion(decoder, one.x, one.x.new_zeros(4, 2))[2]
+        limit = limit - 0.5 * (precision.diagonal(dim1=1, dim2=2).log().sum(1) - precision.logdet())
+    optimum, _ = one.optimum(BUDGET)
+    assert torch.allclose(optimum.value, limit, atol=1e-6)
+    newton = one.curve(Engine("laplace", "zeros", "Gauss-Newton"), BUDGET, None, (2,))[0]
+    assert torch.allclose(one.bound(newton.q, 10), limit, atol=1e-6)
+    for engine in EVERY:
+        rates = BUDGET.grids[engine.part][engine.rule].rates
+        for stage in one.curve(engine, BUDGET, rates[0] if rates else None, (2, 6)):
+            assert bool((one.bound(stage.q, 10) <= limit + 1e-6).all()), engine
+
+
+def test_the_normal_of_a_chain_is_the_nearest_of_its_family() -> None:
+    states = torch.randn(50_000, 1, 2, dtype=torch.float64) @ torch.tensor([[1.0, 0.9], [0.0, 0.4]]).double()
+    exact = compute.nearest_normal(states, "full")
+    assert isinstance(exact, MultivariateNormal)
+    assert torch.allclose(exact.covariance_matrix[0], states[:, 0].mT.cov(), atol=1e-3)
+    nearest = compute.nearest_normal(states, "diagonal")
+
+    def divergence(factor: torch.Tensor) -> float:
+        scale = (nearest.stddev * factor).diag_embed()
+        return float(kl_divergence(MultivariateNormal(nearest.mean, scale_tril=scale), exact))
+
+    least = divergence(torch.ones(2))
+    for move in ([1.05, 1.0], [0.95, 1.0], [1.0, 1.05], [1.0, 0.95]):
+        assert divergence(torch.tensor(move)) > least
+
+
+def test_states_of_a_chain_that_never_moved_give_a_density() -> None:
+    for family in compute.FAMILIES:
+        q = compute.nearest_normal(torch.ones(3, 4, 2), family)
+        assert bool((q.stddev > 0).all()) and bool(q.log_prob(q.mean).isfinite().all())
+
+
+def test_rates_and_steps_are_chosen_by_validation_scores_alone() -> None:
+    scores: dict[float | None, list[float | None]] = {0.1: [-3.0, None], 0.01: [-2.0, -4.0], 1.0: [-9.0, -5.0]}
+    assert compute.choice(scores, 0) == {"rate": 0.01, "edge": True, "validation": -2.0}
+    assert compute.choice({None: [-1.0]}, 0) == {"rate": None, "edge": False, "validation": -1.0}
+    assert not compute.choice(scores, 0, is_start=True)["edge"]  # without a step no rate counts
+    points = [
+        {"evaluations": 5.0, "validation": -1.0, "values": [-9.0]},
+        {"evaluations": 10.0, "validation": -2.0, "values": [-1.0]},
+        {"evaluations": 40.0, "validation": 0.0, "values": [-1.0]},
+    ]
+    assert compute.best_within(points, 10) is points[0]
+    assert compute.best_within(points, 4) is None
+
+
+def test_an_engine_overtakes_at_the_first_resolved_gain() -> None:
+    c = compute.smoke()
+    engine = Engine("laplace", "zeros", "L-BFGS")
+    cells: dict[str, Any] = {}
+    for seed in c.seeds:
+        optimum = {"values": [0.0, 0.0], "converged": 1.0}
+        cells[compute.encoder_name("full", seed)] = {"values": [-2.0, -2.0], "optimum": optimum}
+        bounds = [-5.0, -1.0 - 3 * seed, -1.0 - 0.01 * seed, -0.5]
+        cells[compute.cell_name(engine, "full", seed)] = {
+            "points": [
+                {"steps": i, "rate": None, "edge": False, "validation": bound, "evaluations": 10.0 * i, "seconds": 1.0}
+                | {"values": [bound, bound]}
+                for i, bound in enumerate(bounds)
+            ]
+        }
+    line = compute.line(cells, c, engine, "full")
+    assert line.overtaking is line.rows[2]
+    assert line.rows[2].gain.mean == pytest.approx(0.995) and line.rows[2].gap.mean == pytest.approx(1.005)
+    assert {budget: row.steps for budget, row in line.within.items()} == {10: [1, 1], 30: [3, 3], 100: [3, 3]}
