@@ -13,9 +13,10 @@ at the mode and from the encoder's density.
 - ``laplace``: the Laplace approximation at the code after t steps on the joint density, from zeros or from the
   encoder's mean (t = 0: at the start itself). Its precision is the Hessian, or for the diagonal family its diagonal,
   with eigenvalues of at least the prior's precision, since it need not be positive definite away from a mode.
-- ``chain``: the states in the second half of some chains, pooled, by adjusted Langevin dynamics or HMC, from zeros or
-  from draws of the encoder. q is the member of the family nearest in KL(q, p) to the normal p of their mean and
-  covariance: p itself, or the diagonal of its precision. The covariance is regularised as in Stan's warm-up.
+- ``chain``: the states in the second half of a chain, by adjusted Langevin dynamics or HMC, from zeros or from a draw
+  of the encoder: one chain, since each would pay for its own way to the posterior. q is the member of the family
+  nearest in KL(q, p) to the normal p of their mean and covariance: p itself, or the diagonal of its precision. The
+  covariance is regularised as in Stan's warm-up.
 
 *Evaluations* are those of the joint density of one code with its gradient, per image: as the engine's report counts
 them, with the draws of an objective, the moves of a trajectory and all chains, and with one per element of a code for
@@ -24,19 +25,21 @@ approximation include what that took. An encoder's pass, which evaluates no deco
 of all images in one batch, divided by their number. They were taken once, with other processes running: they are rough.
 
 *Rates* of all step rules are chosen by the ELBO on validation images, for each start, family and number of steps, from
-a grid of five; figures whose rate is an edge of its grid are marked. L-BFGS and Gauss-Newton have no rate. For a budget
-of evaluations, the number of steps within it is chosen on validation images too.
+a grid of five; figures whose rate is an edge of its grid are marked. L-BFGS and Gauss-Newton have no rate; trajectories
+of HMC have a fixed number of moves. For a budget of evaluations, the number of steps within it is chosen on validation
+images too. Learned steps are not among the rules.
 
     python -m experiments.inference_by_compute [PART ...] [--seeds 0] [--data fashion-mnist]
 
-computes some parts of the grid; the results are written once all are there. The decoder and its references (log p(x),
-q*) are cells of ``encoder_capacity``, which are computed if they are missing. ``--smoke`` takes a tiny grid of the
+computes some parts of the grid; the results are written once all are there. ``decoder`` and ``encoder`` come first:
+the other parts need their networks, and can then run in several processes. The decoder, with log p(x) and the use of
+its code, is a cell of ``encoder_capacity``, computed if it is missing. ``--smoke`` takes a tiny grid of the
 bundled digits.
 """
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from time import perf_counter
 from typing import Any, Literal
@@ -60,7 +63,7 @@ from experiments.study import (
     over_images,
     shown,
 )
-from gae.analysis.estimates import Estimate, difference, estimate
+from gae.analysis.estimates import NEGLIGIBLE, Estimate, difference, estimate
 from gae.analysis.gap import Bound
 from gae.analysis.inference_gap import FAMILIES as MEMBERS
 from gae.analysis.inference_gap import best_normal, lower_bound, one_row
@@ -93,7 +96,7 @@ FAMILIES = {family: capacity.FAMILIES[family] for family in ("diagonal", "full")
 ENCODER, ASCENT, LAPLACE, CHAIN = "encoder", "ascent", "laplace", "chain"
 PARTS = ("decoder", ENCODER, ASCENT, LAPLACE, CHAIN)
 STARTS = {ASCENT: ("encoder", "Laplace"), LAPLACE: ("zeros", "encoder"), CHAIN: ("zeros", "encoder")}
-TITLES = {ASCENT: "ascent in the family", LAPLACE: "Laplace at the code", CHAIN: "moments of chains"}
+TITLES = {ASCENT: "ascent in the family", LAPLACE: "Laplace at the code", CHAIN: "moments of a chain"}
 RULES: dict[str, Callable[..., Step]] = {
     "gradient": GradientAscent,
     "momentum": Momentum,
@@ -106,8 +109,9 @@ RULES: dict[str, Callable[..., Step]] = {
 COLOURS = dict(zip(RULES, ("0.5", "tab:cyan", "tab:orange", "tab:blue", "tab:red", "tab:purple", "k"), strict=True))
 PSEUDO, SCALE = 5.0, 1e-3  # number of states that say that the covariance is SCALE · I (Stan's warm-up)
 FLOOR = 1.0  # least eigenvalue of a Laplace approximation's precision, in units of the prior's
-NOISE_OF_OPTIMUM = 4  # draws of an objective for each element of a code in the search for q*
-LEAST, MOST = 1e-3, 200.0  # nats: the smallest and the largest gap that is drawn
+APART = 0.1  # nats by which one local optimum is another than a second
+OPTIMUM_NOISE = 4  # draws of an objective for each element of a code in the search for q*
+LEAST, MOST = NEGLIGIBLE, 200.0  # nats: the smallest and the largest gap that is drawn
 PLACES = 4  # decimals of a bound that are kept
 
 Grids = dict[str, dict[str, "Grid"]]
@@ -124,23 +128,24 @@ class Grid:
 def grids() -> Grids:
     """The grid of each rule, by part."""
     on_codes, on_densities = (0, *(2**i for i in range(9))), tuple(2**i for i in range(7))
+    fine, coarse = (2.5e-3, 5e-3, 1e-2, 2e-2, 4e-2), (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
     return {
         ASCENT: {
-            "gradient": Grid(on_densities, (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)),
-            "momentum": Grid(on_densities, (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)),
+            "gradient": Grid(on_densities, fine),
+            "momentum": Grid(on_densities, coarse),
             "Adam": Grid(on_densities, (3e-3, 1e-2, 3e-2, 1e-1, 3e-1)),
             "L-BFGS": Grid(on_densities),
         },
         LAPLACE: {
-            "gradient": Grid(on_codes, (2.5e-3, 5e-3, 1e-2, 2e-2, 4e-2)),
-            "momentum": Grid(on_codes, (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)),
-            "Adam": Grid(on_codes, (1e-2, 3e-2, 1e-1, 3e-1, 1.0)),
+            "gradient": Grid(on_codes, fine),
+            "momentum": Grid(on_codes, coarse),
+            "Adam": Grid(on_codes, (3e-2, 1e-1, 3e-1, 1.0, 3.0)),
             "L-BFGS": Grid(on_codes),
             "Gauss-Newton": Grid(on_codes[:6]),
         },
         CHAIN: {
-            "Langevin": Grid(tuple(10 * 2**i for i in range(7)), (1e-3, 3e-3, 1e-2, 3e-2, 1e-1)),
-            "HMC": Grid(tuple(2**i for i in range(1, 8)), (2e-2, 5e-2, 1e-1, 2e-1, 5e-1)),
+            "Langevin": Grid(tuple(10 * 2**i for i in range(9)), fine),
+            "HMC": Grid(tuple(4 * 2**i for i in range(8)), (2.5e-2, 5e-2, 1e-1, 2e-1, 4e-1)),
         },
     }
 
@@ -154,7 +159,7 @@ class Configuration:
         validation: first validation images, on which rates and numbers of steps are chosen.
         draws, tuning_draws: of each bound, on test and on validation images.
         noise: draws of an objective for each element of a code.
-        chains: of each image.
+        chains: of each image; the states of several are pooled.
         leapfrog: moves of a trajectory.
         budgets: most evaluations per image of each column of the tables.
     """
@@ -165,7 +170,7 @@ class Configuration:
     draws: int = 200
     tuning_draws: int = 100
     noise: int = 2
-    chains: int = 4
+    chains: int = 1
     leapfrog: int = 5
     budgets: tuple[int, ...] = (10, 30, 100, 300, 1000, 3000)
 
@@ -337,30 +342,34 @@ class Bench:
 
     @torch.no_grad()
     def optimum(self, c: Configuration) -> tuple[Bound, Tensor]:
-        """The better of two local optima q* of each image, and whether it is the one from the encoder, (B,).
+        """The better of two local optima q* of each image, and whether they differ in favour of the encoder's, (B,).
 
         They start from the Laplace approximation and from the encoder's density, and one is chosen by other draws than
         those of its bound.
         """
         laplace = self.laplace(mode_search()).q
         assert laplace is not None
-        settings = FAMILIES[self.family], self.decoder, self.x
+        networks = c.networks
         solves = [
-            best_normal(*settings, start, NOISE_OF_OPTIMUM * self.width, c.networks.optimum_steps)
+            best_normal(
+                FAMILIES[self.family], self.decoder, self.x, start, OPTIMUM_NOISE * self.width, networks.optimum_steps
+            )
             for start in (one_row(laplace), self.encoded().q)
         ]
-        scores = [self.bound(q, c.draws) for q, _ in solves]
-        bounds = [lower_bound(self.decoder, self.x, q, c.draws) for q, _ in solves]
-        chosen = scores[1] > scores[0]
-        value, error, status = (
-            torch.where(chosen, second, first)
-            for first, second in (
-                (bounds[0].value, bounds[1].value),
-                (bounds[0].standard_error, bounds[1].standard_error),
-                (solves[0][1], solves[1][1]),
-            )
+        first, second = (lower_bound(self.decoder, self.x, q, networks.draws) for q, _ in solves)
+        ahead, error = second.value - first.value, torch.hypot(first.standard_error, second.standard_error)
+        chosen = ahead > 0
+        first, second = (
+            replace(lower_bound(self.decoder, self.x, q, networks.draws), status=status) for q, status in solves
         )
-        return Bound(value, error, None, status), chosen
+        assert first.status is not None and second.status is not None
+        best = Bound(
+            torch.where(chosen, second.value, first.value),
+            torch.where(chosen, second.standard_error, first.standard_error),
+            None,
+            torch.where(chosen, second.status, first.status),
+        )
+        return best, ahead > APART + 3 * error
 
     def bound(self, q: Distribution, draws: int) -> Tensor:
         """The ELBO of each image, (B,) in nats."""
@@ -376,6 +385,8 @@ def step_rule(name: str, rate: float | None, c: Configuration) -> Step:
 def nearest_normal(states: Tensor, family: str) -> Distribution:
     """The member of a family nearest in KL(q, p) to the normal p of the moments of states (N, B, Z), N at least 2."""
     number, _, width = states.shape
+    if number < 2:
+        raise ValueError(f"The moments of a chain need at least two states, got {number}.")
     loc = states.mean(0)
     apart = states - loc
     covariance = torch.einsum("nbi,nbj->bij", apart, apart) / (number - 1)
@@ -432,14 +443,15 @@ class Compute:
         """A cell: the encoder alone, and q* of its family."""
         decoder, encoder, choice = self.fitted(family, seed)
         _, test = self.benches(family, seed)
+        test.encoded()  # the first call is slower
         stage = test.encoded()
-        optimum, chosen = test.optimum(self.c)
+        optimum, other = test.optimum(self.c)
         return {
             "choice": choice,
             "active": self.networks.active(encoder, decoder),
             "values": rounded(test.bound(stage.q, self.c.draws)),
             "seconds per image": stage.seconds,
-            "optimum": optimum_entry(optimum) | {"from the encoder": float(chosen.double().mean())},
+            "optimum": optimum_entry(optimum) | {"other": float(other.double().mean())},
         }
 
     def engine(self, engine: Engine, family: str, seed: int) -> dict[str, Any]:
@@ -571,7 +583,7 @@ def encoder_row(cells: dict[str, Any], c: Configuration, family: str) -> dict[st
         "gap": difference(reached, values),
         "approximation": difference([entry["values"] for entry in log_p], reached) if tight else None,
         "converged": min(entry["converged"] for entry in best),
-        "from the encoder": mean([entry["from the encoder"] for entry in best]),
+        "other": mean([entry["other"] for entry in best]),
         "active": [cell["active"] for cell in mine],
         "rates": [cell["choice"]["rate"] for cell in mine],
         "edges": sum(cell["choice"]["edge"] for cell in mine),
@@ -580,14 +592,14 @@ def encoder_row(cells: dict[str, Any], c: Configuration, family: str) -> dict[st
 
 
 def encoder_table(encoders: dict[str, dict[str, Any]], c: Configuration) -> str:
-    header = ["family", "L[q*]", "converged", "from the encoder", "log p(x) − L[q*]", "L[q] of the encoder"]
+    header = ["family", "L[q*]", "converged", "other optimum", "log p(x) − L[q*]", "L[q] of the encoder"]
     header += ["its gap L[q*] − L[q]", "s.e. over images", "active units", "rates", "ms per image"]
     rows = [
         [
             FAMILIES[family],
             at_least(entry) + shown(entry["optimum"]),
             f"{100 * entry['converged']:.0f} %",
-            f"{100 * entry['from the encoder']:.0f} %",
+            f"{100 * entry['other']:.0f} %",
             shown(entry["approximation"], 3),
             shown(entry["bound"]),
             at_least(entry) + shown(entry["gap"], 3),
@@ -662,8 +674,11 @@ def report(
         f"negative gap says that an engine is ahead of the reference q*: {below} of {total} rows. “(edge)”: the rate "
         "of some training is an edge of its grid, so a rate beyond it might do better. Seconds were taken with other "
         "processes running, and are rough.",
-        "## The frozen decoders\n\n" + capacity.decoder_table(cells, c.networks),
-        "## The encoders fitted to them\n\n" + encoder_table(encoders, c),
+        "## The frozen decoders\n\nHere L[q*] is that from the Laplace approximation alone, as in "
+        "`encoder_capacity`.\n\n" + capacity.decoder_table(cells, c.networks),
+        f"## The encoders fitted to them\n\nL[q*] is the better of two local optima; “other optimum”: share of images "
+        f"on which the one from the encoder is ahead by more than {APART:g} nats and three standard errors. An encoder "
+        "takes no decoder evaluation.\n\n" + encoder_table(encoders, c),
     ]
     for family, label in FAMILIES.items():
         mine = [each for each in lines if each.family == family]
@@ -710,10 +725,8 @@ def draw(lines: list[Line], encoders: dict[str, dict[str, Any]]) -> Any:
         for axes in half.flat:
             axes.set_xlim(min(low for low, _ in limits), max(high for _, high in limits))
     figure.legend(list(handles.values()), list(handles), loc="outside lower center", ncols=5)
-    note = (
-        f"Open markers: a rate is an edge of its grid. Gaps below {LEAST:g} nats, negative ones too, are drawn there."
-    )
-    figure.suptitle(note, fontsize=9)
+    note = "Bars: standard errors over trainings. Open markers: a rate is an edge of its grid."
+    figure.suptitle(f"{note} Gaps below {LEAST:g} nats, negative ones too, are drawn there.", fontsize=9)
     return figure
 
 
@@ -723,9 +736,10 @@ def draw_line(axes: Any, line: Line, quantity: str) -> Any:
     from_encoder, colour = line.engine.start == "encoder", COLOURS[line.engine.rule]
     places, gaps = [getattr(row, quantity) for row in rows], [drawn(row.gap) for row in rows]
     style: dict[str, Any] = {"marker": "o" if from_encoder else "s", "ms": 4, "color": colour}
-    (curve,) = axes.plot(places, gaps, ls="-" if from_encoder else "--", lw=1, **style)
+    errors = [row.gap.error or 0.0 for row in rows]
+    curve = axes.errorbar(places, gaps, errors, ls="-" if from_encoder else "--", lw=1, elinewidth=0.6, **style)
     edges = [i for i, row in enumerate(rows) if row.edges]
-    axes.plot([places[i] for i in edges], [gaps[i] for i in edges], ls="", mfc="w", **style)
+    axes.plot([places[i] for i in edges], [gaps[i] for i in edges], ls="", mfc="w", zorder=3, **style)
     return curve
 
 
