@@ -271,13 +271,31 @@ class Capacity:
         c = self.c
         size = Size(width, c.middle[1], len(self.data.train))
         build = partial(network, c, self.shape, family, size, seed)
-        path = self.study.weights(f"vae {family} width {width} seed {seed}")
+        return self.trained(f"vae {family} width {width} seed {seed}", build, self.data.dynamic, c.decoder_epochs, seed)
+
+    def fitted(self, family: str, size: Size, seed: int) -> tuple[Autoencoder, dict[str, Any]]:
+        """An encoder fitted to the frozen decoder of a seed; kept in a file."""
+        c, decoder = self.c, self.decoder(seed)
+
+        def build() -> Autoencoder:
+            model = network(c, self.shape, family, size, seed)
+            return Autoencoder(decoder, model.inference, model.objective)
+
+        rounds = math.ceil(c.sizes[-1] / size.images)  # as many steps for few images as for many
+        train = self.data.train[: size.images].repeat(rounds, *[1] * len(self.shape))[: c.sizes[-1]]
+        return self.trained(f"encoder {encoder_name(family, size, seed)}", build, train, c.encoder_epochs, seed)
+
+    def trained(
+        self, name: str, build: Callable[[], Autoencoder], train: Any, epochs: int, seed: int
+    ) -> tuple[Autoencoder, dict[str, Any]]:
+        """A model, trained unless it is in its file, and the record of the choice of its rate."""
+        path = self.study.weights(name)
         record = path.with_suffix(".json")
         if record.exists():
             model = build()
             model.load_state_dict(torch.load(path, weights_only=True))
             return model.eval(), dict(json.loads(record.read_text()))
-        model, choice = learn(c, build, self.data.dynamic, self.data.validation, c.decoder_epochs, seed)
+        model, choice = learn(self.c, build, train, self.data.validation, epochs, seed)
         path.parent.mkdir(parents=True, exist_ok=True)
         torch.save(model.state_dict(), path)
         record.write_text(json.dumps(choice))
@@ -301,15 +319,9 @@ class Capacity:
 
     def encoder(self, family: str, size: Size, seed: int) -> dict[str, Any]:
         """A cell: an encoder fitted to the frozen decoder, and its bounds."""
-        c, decoder = self.c, self.decoder(seed)
-
-        def build() -> Autoencoder:
-            model = network(c, self.shape, family, size, seed)
-            return Autoencoder(decoder, model.inference, model.objective)
-
-        rounds = math.ceil(c.sizes[-1] / size.images)  # as many steps for few images as for many
-        train = self.data.train[: size.images].repeat(rounds, *[1] * len(self.shape))[: c.sizes[-1]]
-        model, choice = learn(c, build, train, self.data.validation, c.encoder_epochs, seed)
+        c = self.c
+        model, choice = self.fitted(family, size, seed)
+        decoder = model.likelihood
         encoder = encoder_in(model)
         cell: dict[str, Any] = {
             "choice": choice,

@@ -1,4 +1,4 @@
-"""Common parts of the two studies, ``encoder_capacity`` and ``training_by_inference``.
+"""Common parts of the studies ``encoder_capacity``, ``training_by_inference`` and ``inference_by_compute``.
 
 A study is a grid of cells. Each is computed once and kept as a file with its commit, so that an interrupted study goes
 on where it stopped, and its parts can run in several processes. Finished trainings are kept in ``experiments/cells``,

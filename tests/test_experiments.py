@@ -3,14 +3,20 @@
 import runpy
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch.distributions import Independent, MultivariateNormal, Normal, kl_divergence
 
+from experiments import inference_by_compute as compute
+from experiments.inference_by_compute import Bench, Engine
 from experiments.study import best_rate
 from experiments.training_by_inference import SMOKE, Parts, build, evaluations, marks
 from gae.data import Dataset
-from gae.systems import vae
+from gae.inference import Ascent, GradientAscent, Zeros
+from gae.likelihood import Bernoulli, Gaussian, Likelihood
+from gae.systems import NormalEncoder, vae
 
 EXPERIMENTS = [
     path.stem
@@ -75,3 +81,168 @@ def test_every_training_starts_from_the_same_decoder(name: str) -> None:
     first = vae((1, 4, 4), SMOKE.latent, SMOKE.hidden, "bernoulli").likelihood
     for a, b in zip(model.likelihood.parameters(), first.parameters(), strict=True):
         assert torch.equal(a, b)
+
+
+BUDGET = compute.smoke()
+EVERY = list(compute.engines(BUDGET))
+
+
+def bench(decoder: Likelihood, family: str) -> Bench:
+    """A decoder of codes of two elements, four observations of five, and an encoder that knows nothing."""
+    x = torch.rand(4, 5, dtype=torch.float64).round()
+    return Bench(decoder.double(), x, NormalEncoder(torch.nn.Linear(5, 4)).double(), family)
+
+
+@pytest.mark.parametrize(
+    ("engine", "rate", "steps", "expected"),
+    [
+        (Engine("laplace", "zeros", "Adam"), 0.1, 0, 2),  # the curvature alone
+        (Engine("laplace", "encoder", "L-BFGS"), None, 3, 3 + 2),
+        (Engine("laplace", "zeros", "Gauss-Newton"), None, 3, 3 * (1 + 2) + 2),
+        (Engine("ascent", "encoder", "momentum"), 0.1, 3, 3 * BUDGET.noise * 2),
+        (Engine("chain", "encoder", "Langevin"), 0.1, 4, BUDGET.chains * 4),
+        (Engine("chain", "zeros", "HMC"), 0.1, 4, BUDGET.chains * 4 * BUDGET.leapfrog),
+    ],
+    ids=str,
+)
+def test_decoder_evaluations_of_an_engine(engine: Engine, rate: float | None, steps: int, expected: int) -> None:
+    stages = bench(Bernoulli(torch.nn.Linear(2, 5), 2), "full").curve(engine, BUDGET, rate, (steps,))
+    assert [stage.evaluations for stage in stages] == [expected]
+
+
+def test_a_recorded_solve_is_that_of_as_many_steps() -> None:
+    one = bench(Bernoulli(torch.nn.Linear(2, 5), 2), "full")
+    record = compute.Record((0, 1, 4))
+    with torch.no_grad():
+        Ascent(Zeros(), GradientAscent(0.1), 4, adjoint=record).infer(one.decoder, one.x)
+        for steps, mark in record.marks.items():
+            alone = Ascent(Zeros(), GradientAscent(0.1), steps).infer(one.decoder, one.x)
+            assert torch.equal(mark.point, alone.z) and mark.evaluations == steps
+
+
+def test_a_chain_forgets_its_first_half(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[torch.Tensor] = []
+
+    def nearest(states: torch.Tensor, family: str) -> Independent:
+        seen.append(states)
+        return Independent(Normal(states[-1], 1.0), 1)
+
+    monkeypatch.setattr(compute, "nearest_normal", nearest)
+    one = bench(Bernoulli(torch.nn.Linear(2, 5), 2), "full")
+    one.curve(Engine("chain", "zeros", "Langevin"), BUDGET, 1e-3, (4, 10))
+    assert [len(states) for states in seen] == [2, 5]
+    assert all(bool((states[0] != 0).any()) for states in seen)
+
+
+def test_ascent_from_the_laplace_approximation_pays_for_it() -> None:
+    one = bench(Bernoulli(torch.nn.Linear(2, 5), 2), "full")
+    engine = Engine("ascent", "Laplace", "L-BFGS")
+    begin = one.start(engine, BUDGET)
+    assert begin.evaluations > 2
+    stage = one.curve(engine, BUDGET, None, (3,))[0]
+    assert stage.evaluations == begin.evaluations + 3 * BUDGET.noise * 2
+
+
+@pytest.mark.parametrize("family", compute.FAMILIES)
+def test_bounds_of_a_linear_decoder_are_below_the_closed_form_that_the_optimum_reaches(family: str) -> None:
+    """log p(x) for a full covariance; with a diagonal one, less half the log ratio of diagonal and determinant."""
+    weight = torch.tensor([[1.0, 0.8], [-0.5, 0.4], [0.2, 0.9], [0.7, 0.1], [0.0, 1.0]], dtype=torch.float64)
+    network = torch.nn.Linear(2, 5, bias=False)
+    network.weight = torch.nn.Parameter(weight)
+    one = bench(Gaussian(network, 2, scale=0.5), family)
+    variance = 0.25 * torch.eye(5).double()
+    limit = MultivariateNormal(torch.zeros(5).double(), weight @ weight.mT + variance).log_prob(one.x)
+    if family == "diagonal":
+        precision = torch.eye(2) + weight.mT @ weight / 0.25
+        limit = limit - 0.5 * (precision.diagonal().log().sum() - precision.logdet())
+    optimum, _ = one.optimum(BUDGET)
+    assert torch.allclose(optimum.value, limit, atol=1e-6)
+    newton = one.curve(Engine("laplace", "zeros", "Gauss-Newton"), BUDGET, None, (2,))[0]
+    assert torch.allclose(one.bound(newton.q, 10), limit, atol=1e-6)
+    for engine in EVERY:
+        rates = BUDGET.grids[engine.part][engine.rule].rates
+        for stage in one.curve(engine, BUDGET, rates[0] if rates else None, (3, 6)):
+            assert bool((one.bound(stage.q, 10) <= limit + 1e-6).all()), (engine, one.bound(stage.q, 10) - limit)
+
+
+class TwoBumps(torch.nn.Module):
+    """Five pixels that are half white at codes near (½, ·), where an ascent from zeros ends, and white near (-2, ·)."""
+
+    def forward(self, z: torch.Tensor) -> torch.Tensor:
+        near, far = (torch.exp(-((z[..., :1] - place) ** 2) / 0.1) for place in (0.5, -2.0))
+        return (0.5 * near + far).expand(*z.shape[:-1], 5)
+
+
+def test_the_optimum_is_the_better_of_two_modes() -> None:
+    one = bench(Gaussian(TwoBumps(), 2, scale=0.2), "full")
+    with torch.no_grad():
+        last = one.encoder.network
+        assert isinstance(last, torch.nn.Linear)
+        last.weight.zero_()
+        last.bias.copy_(torch.tensor([-2.0, 0.0, -2.0, 0.0]))  # mean and log scale near the better mode
+    one.x.fill_(1.0)
+    optimum, other = one.optimum(BUDGET)
+    laplace = one.curve(Engine("laplace", "zeros", "L-BFGS"), BUDGET, None, (60,))[0]
+    assert bool((optimum.value > one.bound(laplace.q, 100) + 1).all()) and bool(other.all())
+
+
+def test_the_normal_of_a_chain_is_the_nearest_of_its_family() -> None:
+    states = torch.randn(50_000, 1, 2, dtype=torch.float64) @ torch.tensor([[1.0, 0.9], [0.0, 0.4]]).double()
+    exact = compute.nearest_normal(states, "full")
+    assert isinstance(exact, MultivariateNormal)
+    assert torch.allclose(exact.covariance_matrix[0], states[:, 0].mT.cov(), atol=1e-3)
+    nearest = compute.nearest_normal(states, "diagonal")
+
+    def divergence(factor: torch.Tensor) -> float:
+        scale = (nearest.stddev * factor).diag_embed()
+        return float(kl_divergence(MultivariateNormal(nearest.mean, scale_tril=scale), exact))
+
+    least = divergence(torch.ones(2))
+    for move in ([1.05, 1.0], [0.95, 1.0], [1.0, 1.05], [1.0, 0.95]):
+        assert divergence(torch.tensor(move)) > least
+
+
+def test_states_of_a_chain_that_never_moved_give_a_density() -> None:
+    for family in compute.FAMILIES:
+        q = compute.nearest_normal(torch.ones(2, 4, 2), family)
+        assert bool((q.stddev > 0).all()) and bool(q.log_prob(q.mean).isfinite().all())
+
+
+def test_one_state_has_no_moments() -> None:
+    with pytest.raises(ValueError, match="at least two states, got 1"):
+        compute.nearest_normal(torch.ones(1, 4, 2), "full")
+
+
+def test_rates_and_steps_are_chosen_by_validation_scores_alone() -> None:
+    scores: dict[float | None, list[float | None]] = {0.1: [-3.0, None], 0.01: [-2.0, -4.0], 1.0: [-9.0, -5.0]}
+    assert compute.choice(scores, 0) == {"rate": 0.01, "edge": True, "validation": -2.0}
+    assert compute.choice({None: [-1.0]}, 0) == {"rate": None, "edge": False, "validation": -1.0}
+    assert not compute.choice(scores, 0, is_start=True)["edge"]  # without a step no rate counts
+    points = [
+        {"evaluations": 5.0, "validation": -1.0, "values": [-9.0]},
+        {"evaluations": 10.0, "validation": -2.0, "values": [-1.0]},
+        {"evaluations": 40.0, "validation": 0.0, "values": [-1.0]},
+    ]
+    assert compute.best_within(points, 10) is points[0]
+    assert compute.best_within(points, 4) is None
+
+
+def test_an_engine_overtakes_at_the_first_resolved_gain() -> None:
+    c = compute.smoke()
+    engine = Engine("laplace", "zeros", "L-BFGS")
+    cells: dict[str, Any] = {}
+    for seed in c.seeds:
+        optimum = {"values": [0.0, 0.0], "converged": 1.0}
+        cells[compute.encoder_name("full", seed)] = {"values": [-2.0, -2.0], "optimum": optimum}
+        bounds = [-5.0, -0.6 - 1.3 * seed, -1.0 - 0.01 * seed, -0.5]  # the second is ahead, and not resolved
+        cells[compute.cell_name(engine, "full", seed)] = {
+            "points": [
+                {"steps": i, "rate": None, "edge": False, "validation": bound, "evaluations": 10.0 * i, "seconds": 1.0}
+                | {"values": [bound, bound]}
+                for i, bound in enumerate(bounds)
+            ]
+        }
+    line = compute.line(cells, c, engine, "full")
+    assert line.overtaking is line.rows[2]
+    assert line.rows[2].gain.mean == pytest.approx(0.995) and line.rows[2].gap.mean == pytest.approx(1.005)
+    assert {budget: row.steps for budget, row in line.within.items()} == {10: [1, 1], 30: [3, 3], 100: [3, 3]}
