@@ -3,9 +3,10 @@
 For each seed a VAE is trained on dynamically binarised images, and its decoder is frozen. Encoders of every size are
 then fitted to that decoder by its ELBO, on one fixed draw of binary images. They differ from a middle size
 in one respect at a time, width, depth or number of training images; the narrowest and the widest also learn from the
-fewest images. Families of densities: normal with a diagonal or a full covariance, and a flow (MAF). All take the same
+fewest images. Families of densities: normal with a diagonal or a full covariance, and a flow (IAF). All take the same
 number of optimiser steps and stop by the same rule on validation images, held out of the training images; the rate is
-the best on validation images of one grid for each encoder, and rows whose rate is an edge of it say so.
+for each encoder the best of one grid, on validation images after a fifth of the epochs, and rows whose rate is an edge
+of it say so.
 
 On the first test and the first training images (which all encoders learn from):
 
@@ -66,9 +67,10 @@ from gae.likelihood import Likelihood
 from gae.systems import vae
 from gae.systems.parts import Encoder
 from gae.training import fit
+from gae.training.history import History
 
 CLAIM = "encoder_capacity"
-FAMILIES = {"diagonal": "mean-field", "full": "full covariance", "maf": "flow"}
+FAMILIES = {"diagonal": "mean-field", "full": "full covariance", "iaf": "flow"}
 AXES = ("middle", "width", "depth", "images", "corners")
 COTRAINED = "cotrained"
 PARTS = (
@@ -86,6 +88,7 @@ class Configuration:
     Attributes:
         middle: width, depth and training images of the encoder from which the others differ.
         rates: of Adam; the best on validation images is taken, for each encoder.
+        tuning_share: of the epochs, after which the rates are compared.
         stages: share of the epochs at each multiple of the rate.
         patience: epochs without a lower validation loss after which a stage ends.
         epochs: of as many images as the largest training set, of which smaller ones are repeated.
@@ -100,6 +103,7 @@ class Configuration:
     sizes: tuple[int, ...] = (1000, 5000, 20_000, 55_000)
     middle: tuple[int, int, int] = (256, 2, 55_000)
     rates: tuple[float, ...] = (3e-4, 1e-3, 3e-3)
+    tuning_share: float = 0.2
     stages: tuple[tuple[float, float], ...] = ((1.0, 0.7), (0.1, 0.3))
     decoder_epochs: int = 20
     encoder_epochs: int = 10
@@ -210,35 +214,38 @@ def encoder_in(model: Autoencoder) -> Encoder:
 def learn(
     c: Configuration, build: Callable[[], Autoencoder], train: Any, validation: Tensor, epochs: int, seed: int
 ) -> tuple[Autoencoder, dict[str, Any]]:
-    """The model of the rate that is best on validation images, and the record of that choice."""
-    models, epoch_counts = {}, {}
+    """The model of the rate that is best on validation images after a short training, and the record of that choice."""
     scores: dict[float, float | None] = {}
     for rate in c.rates:
-        model, history = build(), []
         try:
-            for stage, (factor, share) in enumerate(c.stages):
-                history.append(
-                    fit(
-                        model,
-                        train,
-                        epochs=max(1, round(share * epochs)),
-                        batch_size=c.batch_size,
-                        optimizer=partial(torch.optim.Adam, lr=factor * rate),
-                        clip=200.0,
-                        validation=validation,
-                        patience=c.patience,
-                        seed=1000 * seed + stage,
-                        progress=False,
-                    )
-                )
+            history = stage(c, build(), train, validation, rate, c.tuning_share * epochs, 1000 * seed)
+            scores[rate] = -min(row.validation_loss for row in history.rows if row.validation_loss is not None)
         except FloatingPointError:
             scores[rate] = None
-            continue
-        models[rate] = model
-        scores[rate] = -min(row.loss for row in history[-1].rows)  # whose parameters the model has
-        epoch_counts[rate] = [len(part.rows) for part in history]
-    choice = best_rate(scores)
-    return models[choice["rate"]].eval(), choice | {"epochs": epoch_counts[choice["rate"]]}
+    choice, model = best_rate(scores), build()
+    lengths = [
+        len(stage(c, model, train, validation, factor * choice["rate"], share * epochs, 1000 * seed + i).rows)
+        for i, (factor, share) in enumerate(c.stages)
+    ]
+    return model.eval(), choice | {"epochs": lengths}
+
+
+def stage(
+    c: Configuration, model: Autoencoder, train: Any, validation: Tensor, rate: float, epochs: float, seed: int
+) -> History:
+    """Training at one rate, which ends at the parameters with the least validation loss."""
+    return fit(
+        model,
+        train,
+        epochs=max(1, round(epochs)),
+        batch_size=c.batch_size,
+        optimizer=partial(torch.optim.Adam, lr=rate),
+        clip=200.0,
+        validation=validation,
+        patience=c.patience,
+        seed=seed,
+        progress=False,
+    )
 
 
 class Capacity:
@@ -332,7 +339,7 @@ class Capacity:
         for split, x in self.splits.items():
             q = precise.density(x.double())
             cell[split] = lower_bound(exact, x.double(), q, c.draws).value.tolist()
-            if family == "maf" and size == Size(*c.middle):
+            if family == "iaf" and size == Size(*c.middle):
                 cell[f"optimum {split}"] = self.flow_optimum(exact, x.double(), q)
         return cell
 
@@ -422,7 +429,7 @@ def row(cells: dict[str, Any], c: Configuration, family: str, size: Size) -> Row
 
 def optimum(cells: dict[str, Any], c: Configuration, family: str, split: str, seed: int) -> dict[str, Any]:
     """L[q*] of a family on the frozen decoder of a seed."""
-    if family == "maf":
+    if family == "iaf":
         return dict(cells[encoder_name(family, Size(*c.middle), seed)][f"optimum {split}"])
     return dict(cells[decoder_name(seed)][split]["optimum"][FAMILIES[family]])
 
@@ -553,12 +560,12 @@ def cotrained_table(rows: list[dict[str, Any]], c: Configuration) -> str:
 def report(cells: dict[str, Any], c: Configuration, data: Images, rows: list[Row], others: list[dict[str, Any]]) -> str:
     """All tables as Markdown."""
     doublings = [
-        cells[encoder_name("maf", Size(*c.middle), seed)][f"optimum {split}"]["last doubling"]
+        cells[encoder_name("iaf", Size(*c.middle), seed)][f"optimum {split}"]["last doubling"]
         for seed in c.seeds
         for split in SPLITS
     ]
     flows, full = (
-        [optimum(cells, c, family, "test", seed)["values"] for seed in c.seeds] for family in ("maf", "full")
+        [optimum(cells, c, family, "test", seed)["values"] for seed in c.seeds] for family in ("iaf", "full")
     )
     below = sum(each.gap.mean < 0 or each.train_gap.mean < 0 for each in rows)
     shares = [each.converged for each in rows if each.converged is not None]

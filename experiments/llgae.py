@@ -297,7 +297,7 @@ class Charts:
                     seed=1000 * seed + stage,
                     progress=False,
                 )
-            scores[rate] = -min(row.loss for row in history.rows)
+            scores[rate] = -min(row.validation_loss for row in history.rows if row.validation_loss is not None)
             models[rate] = copy.deepcopy(model).eval()
         choice = best_rate(scores)
         seconds = time.process_time() - began

@@ -167,7 +167,7 @@ METHODS = {
     "savae": Method("SA-VAE, 5 steps", stepping(savae), (0.003, 0.01, 0.03)),
     "iterative": Method("iterative amortised, 5 steps", system(iterative_vae)),
     "vlae": Method("VLAE, 4 steps", system(vlae)),
-    "flow": Method("VAE, flow (MAF)", system(vae, posterior="maf")),
+    "flow": Method("VAE, flow (IAF)", system(vae, posterior="iaf")),
     "rws": Method("reweighted wake-sleep, 10", system(rws_vae)),
     "mcmc-em": Method("MCMC-EM, 5 trajectories", stepping(mcmc_em), (0.03, 0.1, 0.3)),
     "short-run": Method("short-run Langevin, 30 steps", short_run, (0.003, 0.01, 0.03)),
