@@ -895,6 +895,7 @@ SYSTEMS = [
     SystemCase("vae", SMALL | {"head": "bernoulli"}, data=binary, stochastic=True, density=True),
     SystemCase("vae", SMALL | {"posterior": "full"}, stochastic=True, density=True),
     SystemCase("vae", SMALL | {"posterior": "maf"}, stochastic=True, density=True),
+    SystemCase("vae", SMALL | {"posterior": "iaf"}, stochastic=True, density=True),
     SystemCase("ladder-vae", SMALL | {"top": 1}, stochastic=True, density=True),
     SystemCase("conv-vae", {"latent": 2, "channels": (2,)}, (1, 4, 4), stochastic=True, density=True),
     SystemCase("vq-vae", {"positions": 2, "vectors": 3, "width": 2, "hidden": (5,)}, surrogate=True),

@@ -191,7 +191,7 @@ def assert_density(encoding: Encoding) -> None:
         assert encoding.q.event_shape == encoding.prior.event_shape
         assert encoding.q.batch_shape in [(batch,), (1, batch), (samples, batch)]
         if encoding.k is None:
-            again = encoding.q.log_prob(encoding.z)  # of a flow: by the inverse of the transform that drew z
+            again = encoding.q.log_prob(encoding.z.clone())  # of a flow: by the inverse of the transform that drew z
             torch.testing.assert_close(encoding.log_q, again, rtol=1e-10, atol=1e-10)
 
 
