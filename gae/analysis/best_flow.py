@@ -12,7 +12,7 @@ from torch.distributions import AffineTransform, Transform, constraints
 from torch.func import functional_call, vmap
 
 from gae.data.progress import counted
-from gae.inference.flows import NormalizingFlow, noise_to_code
+from gae.inference.flows import FlowTransform, NormalizingFlow, noise_to_code, with_log_det
 from gae.likelihood import Likelihood
 from gae.likelihood.door import checked
 
@@ -42,13 +42,14 @@ def best_flow(
         samples: draws per observation and step.
         steps: number of steps.
         rate: the first step size.
+
+    Raises:
+        TypeError: for a flow that cannot be copied, as ``need_copies``.
     """
+    need_copies(q)
     leaves = {"loc": q.loc, "log_scale": q.scale.log(), "context": q.context}
     leaves = {name: value.detach().clone().requires_grad_() for name, value in leaves.items()}
-    state = {
-        name: value.detach().expand(len(x), *value.shape).clone().requires_grad_()
-        for name, value in q.flow.named_parameters()
-    }
+    state = {name: value.requires_grad_() for name, value in _copied(q).items()}
     every = [*leaves.values(), *state.values()]
     log_joint = likelihood.bind(x)
     optimizer = torch.optim.Adam(every, lr=rate)
@@ -57,7 +58,7 @@ def best_flow(
         for _ in counted(range(steps), "steps of the flow"):
             flow = _Copies(q.flow, state, leaves["context"])
             noise = torch.randn(samples, *q.loc.shape, dtype=q.loc.dtype, device=q.loc.device)
-            code, log_det = flow.with_log_det(noise)
+            code, log_det = flow.call_and_ladj(noise)
             log_q = -log_det - leaves["log_scale"].sum(1)  # up to the log density of the noise
             value = log_joint(leaves["loc"] + leaves["log_scale"].exp() * code) - log_q
             for leaf, gradient in zip(every, torch.autograd.grad(-value.mean(0).sum(), every), strict=True):
@@ -65,10 +66,37 @@ def best_flow(
             optimizer.step()
             schedule.step()
     leaves, state = ({name: value.detach() for name, value in group.items()} for group in (leaves, state))
-    affine = AffineTransform(leaves["loc"], leaves["log_scale"].exp(), event_dim=1, cache_size=1)
+    affine = AffineTransform(leaves["loc"], leaves["log_scale"].exp(), event_dim=1)
     standard = Normal(torch.zeros_like(q.loc), torch.ones_like(q.loc), validate_args=False)
-    transforms = [_Copies(q.flow, state, leaves["context"]), affine]
-    return TransformedDistribution(Independent(standard, 1, validate_args=False), transforms, validate_args=False)
+    transform = FlowTransform(_Copies(q.flow, state, leaves["context"]), affine)
+    return TransformedDistribution(Independent(standard, 1, validate_args=False), [transform], validate_args=False)
+
+
+@torch.no_grad()
+def need_copies(q: NormalizingFlow) -> None:
+    """Raises TypeError for a flow that does not compute the same with a copy of its weights for each observation.
+
+    Copies are computed at once by ``torch.func.vmap``, which some transforms of Pyro do not allow.
+    """
+    noise, shared = (
+        torch.linspace(-1, 1, q.loc.numel()).to(q.loc).view(1, *q.loc.shape),
+        noise_to_code(q.flow, q.context),
+    )
+    try:
+        copies = _Copies(q.flow, _copied(q), q.context).call_and_ladj(noise)
+        for one, other in zip(copies, with_log_det(shared, noise), strict=True):
+            torch.testing.assert_close(one, other)
+    except (RuntimeError, TypeError, AssertionError) as error:
+        raise TypeError(
+            f"The best flow of each observation needs a copy of {type(q.flow).__name__} for each, which it does not "
+            f"support ({str(error).splitlines()[0]}). Use `gae.nets.flows.iaf`, `maf` or `nsf`, or affine transforms "
+            "of Pyro such as `conditional_affine_coupling`."
+        ) from error
+
+
+def _copied(q: NormalizingFlow) -> dict[str, Tensor]:
+    """The parameters of the flow, (B, ...) by name."""
+    return {name: value.detach().expand(len(q.loc), *value.shape).clone() for name, value in q.flow.named_parameters()}
 
 
 class _Copies(Transform):
@@ -85,19 +113,14 @@ class _Copies(Transform):
     bijective = True
 
     def __init__(self, flow: nn.Module, state: Mapping[str, Tensor], context: Float[Tensor, "B C"]):
-        super().__init__(cache_size=1)  # the density of draws needs no inverse
+        super().__init__()
         self._conditioned = _Conditioned(flow)
         self._state = {f"flow.{name}": value for name, value in state.items()}
         self._context = context
 
-    def with_log_det(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def call_and_ladj(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The codes (*S, B, Z) of noise, and the logarithm of the Jacobian's determinant, (*S, B)."""
-
-        def both(step: Transform, x: Tensor) -> tuple[Tensor, Tensor]:
-            y = step(x)
-            return y, step.log_abs_det_jacobian(x, y)
-
-        return self._mapped(both, (-2, -1), x)
+        return self._mapped(with_log_det, (-2, -1), x)
 
     def _call(self, x: Tensor) -> Tensor:
         return self._mapped(lambda step, x: step(x), -2, x)

@@ -10,7 +10,7 @@ from jaxtyping import Float, Int, Num
 from torch import Tensor
 from torch.distributions import Distribution, Independent, MultivariateNormal
 
-from gae.analysis.best_flow import best_flow
+from gae.analysis.best_flow import best_flow, need_copies
 from gae.analysis.gap import Bound, Gap
 from gae.autoencoder import Autoencoder
 from gae.evidence import estimate, exact
@@ -80,6 +80,7 @@ def inference_gap(
     Raises:
         ValueError: for unknown families, arguments out of range, a flat prior, codes that are not vectors, more than
             4096 codes of a codebook, or x that does not fit the likelihood.
+        TypeError: for a flow of which there cannot be a copy for each observation.
 
     >>> from gae.likelihood import LinearMixture
     >>> from gae.inference import ClosedForm
@@ -114,6 +115,8 @@ def _gap(
     if isinstance(likelihood.prior, CodebookDistribution):
         return _code_gap(likelihood, engine, x)
     q = None if engine is None else encoder_density(engine, likelihood, x)
+    if isinstance(q, NormalizingFlow):
+        need_copies(q)
     start = q if q is not None and _normal(q) is not None else mode_approximation(likelihood, x)
     width = likelihood.latent_shape.numel()
     best = {}

@@ -1,6 +1,6 @@
 """Normalizing flows as densities q(z|x), conditioned on the output of an encoder."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -19,47 +19,78 @@ def noise_to_code(flow: nn.Module, context: Float[Tensor, "*B C"]) -> Transform:
     if isinstance(flow, ConditionalTransform):
         return flow.condition(context)
     if all(isinstance(getattr(flow, part, None), nn.Module) for part in ("transform", "base")):  # a flow of zuko
-        return _Kept(flow.get_submodule("transform")(context).inv)
+        inverse: Transform = flow.get_submodule("transform")(context).inv
+        return inverse
     raise TypeError(
         f"A flow is a conditional transform of Pyro, such as `conditional_affine_coupling(latent, context)`, or a "
         f"`zuko.flows.Flow`, such as `gae.nets.flows.maf(latent, context)`, got {type(flow).__name__}."
     )
 
 
-class _Kept(Transform):
-    """A transform of zuko that keeps its last code and Jacobian, so that the density of a draw needs no inverse.
+def with_log_det(transform: Any, x: Float[Tensor, "*B Z"]) -> tuple[Tensor, Tensor]:
+    """The image (*B, Z) of x under a transform, and the logarithm of the Jacobian's determinant, (*B)."""
+    if hasattr(transform, "call_and_ladj"):  # zuko's name: both in one pass
+        y, log_det = transform.call_and_ladj(x)
+    else:
+        y = transform(x)
+        log_det = transform.log_abs_det_jacobian(x, y)
+    return y, over_elements(transform, log_det)
 
-    Pyro's transforms do so themselves.
+
+def over_elements(transform: Transform, log_det: Tensor) -> Tensor:
+    """The log determinant of vectors, from that of each element where a transform acts on each alone."""
+    return log_det if transform.domain.event_dim else log_det.sum(-1)
+
+
+class _Draw(NamedTuple):
+    noise: Tensor
+    code: Tensor
+    log_det: Tensor
+    in_graph: bool
+
+
+class FlowTransform(Transform):
+    """A flow from noise to codes, then an affine transform, which keeps the last draw: its density costs no inverse.
+
+    Where gradients are recorded, a draw without a graph does not count, since they would be lost.
     """
 
     domain = constraints.real_vector
     codomain = constraints.real_vector
     bijective = True
 
-    def __init__(self, transform: Any):
-        super().__init__(cache_size=1)
-        self._transform = transform
-        self._log_det: Tensor | None = None  # of the cached pair
+    def __init__(self, flow: Transform, affine: AffineTransform):
+        super().__init__()
+        self._flow, self._affine = flow, affine
+        self._last: _Draw | None = None
 
     def _call(self, x: Tensor) -> Tensor:
-        y: Tensor
-        y, self._log_det = self._transform.call_and_ladj(x)
+        code, log_det = with_log_det(self._flow, x)
+        y: Tensor = self._affine(code)
+        log_det = log_det + self._affine.log_abs_det_jacobian(code, y)
+        self._last = _Draw(x, y, log_det, torch.is_grad_enabled())
         return y
 
     def _inverse(self, y: Tensor) -> Tensor:
-        self._log_det = None
-        x: Tensor = self._transform.inv(y)
+        draw = self._drawn(y)
+        x: Tensor = self._flow.inv(self._affine.inv(y)) if draw is None else draw.noise
         return x
 
     def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
-        known: tuple[Any, Any] = self._cached_x_y
-        if self._log_det is not None and x is known[0] and y is known[1]:
-            return self._log_det
-        log_det: Tensor = self._transform.log_abs_det_jacobian(x, y)
-        return log_det
+        draw = self._drawn(y)
+        if draw is not None and draw.noise is x:
+            return draw.log_det
+        code = self._affine.inv(y)
+        log_det = over_elements(self._flow, self._flow.log_abs_det_jacobian(x, code))
+        return log_det + self._affine.log_abs_det_jacobian(code, y)
+
+    def _drawn(self, y: Tensor) -> _Draw | None:
+        draw = self._last
+        known = draw is not None and draw.code is y and (draw.in_graph or not torch.is_grad_enabled())
+        return draw if known else None
 
     def __getstate__(self) -> dict[str, Any]:
-        return super().__getstate__() | {"_cached_x_y": (None, None), "_log_det": None}
+        return super().__getstate__() | {"_last": None}
 
 
 PARAMETERS = ("loc", "scale", "context")  # of a NormalizingFlow, for each observation
@@ -92,9 +123,8 @@ class NormalizingFlow(TransformedDistribution):
     ):
         self.flow, self.loc, self.scale, self.context = flow, loc, scale, context
         noise = Normal(torch.zeros_like(loc), torch.ones_like(scale), validate_args=False)
-        affine = AffineTransform(loc, scale, event_dim=1, cache_size=1)
-        base = Independent(noise, 1, validate_args=False)
-        super().__init__(base, [noise_to_code(flow, context), affine], validate_args=False)
+        transform = FlowTransform(noise_to_code(flow, context), AffineTransform(loc, scale, event_dim=1))
+        super().__init__(Independent(noise, 1, validate_args=False), [transform], validate_args=False)
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> "NormalizingFlow":
         new = self._get_checked_instance(NormalizingFlow, _instance)

@@ -148,6 +148,19 @@ def test_the_density_of_a_draw_is_that_of_any_code(name: str) -> None:
         torch.testing.assert_close(copy.deepcopy(fixed).log_prob(z), fixed.log_prob(z))
 
 
+@every_flow
+def test_the_density_of_a_draw_without_a_graph_has_its_gradient(name: str) -> None:
+    """As in wake-sleep: the code is a constant, and location, scale and flow learn from its density."""
+    guide = encoder(name)
+    parameters = list(guide.parameters())
+    q = guide.density(observations())
+    z = q.sample()
+    kept, anew = (torch.autograd.grad(q.log_prob(each).sum(), parameters, retain_graph=True) for each in (z, z.clone()))
+    for a, b in zip(kept, anew, strict=True):
+        torch.testing.assert_close(a, b)
+    assert any(bool((a != 0).any()) for a in kept)
+
+
 @pytest.mark.parametrize(("name", "passes"), [("iaf", 1), ("maf", 4)])
 def test_a_draw_with_its_density_takes_so_many_passes(name: str, passes: int) -> None:
     """Of each transform's network: an inverse takes one for each of 3 elements, and its Jacobian one more."""
@@ -312,6 +325,25 @@ def test_gaps_of_a_flow_encoder() -> None:
     columns = gap.columns()
     assert "converged, flow" not in columns and columns["L[q*], flow"].shape == (3,)
     torch.testing.assert_close(columns["inference gap"], gap.approximation("flow") + gap.amortisation)
+
+
+@pytest.mark.usefixtures("unchecked_types")
+def test_the_gap_of_a_flow_without_an_inverse() -> None:
+    """The density of every draw is kept from it."""
+    flow = transforms.conditional_neural_autoregressive(2, 3, hidden_dims=[8])
+    guide = FlowEncoder(nn.Linear(4, 7), flow, 2, 3).double()
+    gap = inference_gap(model(guide), observations(2), samples=50, draws=50, steps=3)
+    assert gap.family == "flow" and gap.best["flow"].value.isfinite().all()
+
+
+@pytest.mark.parametrize("flow", [transforms.conditional_spline, transforms.conditional_householder])
+def test_a_flow_that_cannot_be_copied_is_refused_before_any_work(
+    flow: Callable[..., nn.Module], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    guide = FlowEncoder(nn.Linear(4, 7), flow(2, 3, hidden_dims=[8]), 2, 3).double()
+    monkeypatch.setattr("gae.analysis.inference_gap.best_normal", None)
+    with pytest.raises(TypeError, match=r"a copy of Conditional\w+ for each, which it does not support"):
+        inference_gap(model(guide), observations(2), samples=50, draws=50, steps=3)
 
 
 # The option of the system.
