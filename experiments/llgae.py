@@ -186,7 +186,7 @@ class Codes:
         charts = model.likelihood
         assert isinstance(charts, LinearMixture)
         gram = charts.loadings @ charts.loadings.mT
-        torch.testing.assert_close(gram, torch.eye(gram.shape[-1]).expand_as(gram), atol=1e-4, rtol=0)
+        torch.testing.assert_close(gram, torch.eye(gram.shape[-1]).to(gram).expand_as(gram), atol=1e-4, rtol=0)
         codes = [model.encode(batch) for batch in x.split(2000)]
         parts = [torch.zeros(code.z.shape[1], dtype=torch.long) if code.k is None else code.k[0] for code in codes]
         self.k = torch.cat(parts)

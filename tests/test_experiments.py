@@ -1,5 +1,6 @@
 """The command lines of the experiments, none of which is run here, and the accounts that the studies keep."""
 
+import math
 import runpy
 import sys
 from pathlib import Path
@@ -7,16 +8,20 @@ from typing import Any
 
 import pytest
 import torch
+from scipy.stats import entropy
 from torch.distributions import Independent, MultivariateNormal, Normal, kl_divergence
 
 from experiments import inference_by_compute as compute
+from experiments.gon import SCALE, error_of_loss
 from experiments.inference_by_compute import Bench, Engine
+from experiments.llgae import Codes, error
 from experiments.study import best_rate
 from experiments.training_by_inference import SMOKE, Parts, build, evaluations, marks
 from gae.data import Dataset
 from gae.inference import Ascent, GradientAscent, Zeros
 from gae.likelihood import Bernoulli, Gaussian, Likelihood
-from gae.systems import NormalEncoder, vae
+from gae.systems import NormalEncoder, gon, llgae, pca, vae
+from gae.training import fit
 
 EXPERIMENTS = [
     path.stem
@@ -246,3 +251,33 @@ def test_an_engine_overtakes_at_the_first_resolved_gain() -> None:
     assert line.overtaking is line.rows[2]
     assert line.rows[2].gain.mean == pytest.approx(0.995) and line.rows[2].gap.mean == pytest.approx(1.005)
     assert {budget: row.steps for budget, row in line.within.items()} == {10: [1, 1], 30: [3, 3], 100: [3, 3]}
+
+
+@pytest.mark.parametrize("components", [1, 3])
+def test_rounded_codes_have_the_error_of_the_reconstruction_and_the_bits_of_their_histogram(components: int) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(60, 6).double() @ torch.randn(6, 6).double()
+    model = (llgae((6,), 4, components) if components > 1 else pca((6,), 4)).double()
+    fit(model, x, epochs=5, progress=False)
+    codes = Codes(model, x)
+    assert float(codes.rounded(codes, 1e-6)[1][-1]) == pytest.approx(error(model, x)["mean"], rel=1e-6)
+    charts, left = codes.rounded(codes, 1e6)  # every coordinate is 0
+    assert torch.allclose(left, left[0].expand(5))
+    probability = codes.k.bincount(minlength=components) / len(x)
+    assert charts.tolist() == pytest.approx(5 * [entropy(probability, base=2)], abs=0.01)
+    bits = codes.rounded(codes, 1.0)[0]
+    lengths = []
+    for chart in range(components):
+        levels = (codes.z[codes.k == chart, 0] / 1.0).round().long().tolist()
+        seen = range(min(levels), max(levels) + 1)
+        size = len(levels) + len(seen) / 2
+        lengths += [-math.log2((levels.count(level) + 0.5) / size) for level in levels]
+    assert float(bits[1] - bits[0]) == pytest.approx(sum(lengths) / len(x))
+
+
+def test_the_error_of_a_gradient_origin_network_is_read_from_its_loss() -> None:
+    torch.manual_seed(0)
+    x = torch.rand(5, 7).double()
+    model = gon((7,), 2, (4,), scale=SCALE).double()
+    square = (model.reconstruct(x) - x).detach().square().sum(1).mean()
+    assert error_of_loss(float(model(x).detach()), 7) == pytest.approx(float(square))
