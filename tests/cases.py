@@ -695,6 +695,20 @@ ENGINES = [
     ),
     EngineCase("ascent-whiten", lambda m: Ascent(Prior(), Projected(GradientAscent(0.05), Whiten()), 2), sets, True),
     EngineCase("ascent-gauss-newton", lambda m: Ascent(step=GaussNewton(), max_steps=2), exact_code),
+    *(
+        EngineCase(
+            f"ascent-lbfgs-curvature-{name}",
+            lambda m, family=family: Ascent(step=LBFGS(curvature="gauss-newton"), max_steps=3, family=family()),
+            exact_code,
+            stochastic=name != "delta",
+            density=name != "delta",
+        )
+        for name, family in [
+            ("delta", Delta),
+            ("mean-field", lambda: MeanField(2)),
+            ("full-covariance", lambda: FullCovariance(2)),
+        ]
+    ),
     EngineCase("ascent-langevin", lambda m: Ascent(step=Langevin(0.01), max_steps=3), stochastic=True),
     EngineCase("ascent-hmc", lambda m: Ascent(step=HMC(0.02, 3), max_steps=3), stochastic=True),
     EngineCase(

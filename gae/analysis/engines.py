@@ -24,6 +24,7 @@ from gae.inference import (
     Step,
 )
 from gae.inference.laws import point_of
+from gae.inference.modes import density_step
 from gae.inference.starts import Given
 from gae.likelihood import FlatDistribution, Likelihood
 
@@ -129,11 +130,12 @@ class Refined(Inference):
     def infer(self, likelihood: Likelihood, x: Num[Tensor, "B *X"], k: Int[Tensor, "S _"] | None = None) -> Code:
         code = self.encoder.infer(likelihood, x, k)
         if code.q is None:
-            return self._ascent(Given(code), None).infer(likelihood, x, k)
+            return self._ascent(Given(code), LBFGS(), None).infer(likelihood, x, k)
         q = one_row(code.q)
         kind = FullCovariance if isinstance(q, torch.distributions.MultivariateNormal) else MeanField
         family = kind(4 * likelihood.latent_shape.numel(), matched=True)
-        return self._ascent(Given(Code(point_of(q).unsqueeze(0), q=q)), family).infer(likelihood, x, k)
+        start = Given(Code(point_of(q).unsqueeze(0), q=q))
+        return self._ascent(start, density_step(likelihood), family).infer(likelihood, x, k)
 
-    def _ascent(self, start: Inference, family: MeanField | None) -> Ascent:
-        return Ascent(start, LBFGS(), self.steps, tol=TOLERANCE, family=family, adjoint=Detach())
+    def _ascent(self, start: Inference, step: LBFGS, family: MeanField | None) -> Ascent:
+        return Ascent(start, step, self.steps, tol=TOLERANCE, family=family, adjoint=Detach())

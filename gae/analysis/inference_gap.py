@@ -16,10 +16,11 @@ from gae.autoencoder import Autoencoder
 from gae.evidence import estimate, exact
 from gae.evidence.base import need_proper
 from gae.evidence.laplace import mode_approximation
-from gae.inference import LBFGS, Argmax, Ascent, Code, Detach, Family, FullCovariance, Inference, MeanField, Status
+from gae.inference import Argmax, Ascent, Code, Detach, Family, FullCovariance, Inference, MeanField, Status
 from gae.inference.curvature import expansion
 from gae.inference.flows import NormalizingFlow
 from gae.inference.laws import codes_from, need_density, point_of, spread_of
+from gae.inference.modes import density_step
 from gae.inference.starts import Given
 from gae.likelihood import CodebookDistribution, Likelihood
 from gae.likelihood.codebook import ENUMERABLE
@@ -272,7 +273,7 @@ def best_normal(
         steps: maximum number of optimisation steps.
     """
     family: Family = FAMILIES[name](noise, matched=True)
-    engine = Ascent(Given.density(start), LBFGS(), steps, tol=1e-5, family=family, adjoint=Detach())
+    engine = Ascent(Given.density(start), density_step(likelihood), steps, tol=1e-5, family=family, adjoint=Detach())
     code = engine.infer(likelihood, x)
     assert code.q is not None and code.solve is not None
     return one_row(code.q), code.solve.status[0]

@@ -15,11 +15,11 @@ from gae.analysis.inference_gap import FAMILIES, FLOW, flow_start, lower_bound, 
 from gae.analysis.metrics import Entry
 from gae.evidence import Evidence, estimate
 from gae.evidence.usage import code_usage, kl_per_dimension
-from gae.inference import LBFGS, Adam, Ascent, Detach, Family, Inference, Laplace, Status, Step
+from gae.inference import Adam, Ascent, Detach, Family, Inference, Laplace, Status, Step
 from gae.inference.ascent.problem import expand_rows, finite
 from gae.inference.ascent.solver import Iterate, Solver
 from gae.inference.flows import NormalizingFlow
-from gae.inference.modes import mode_search
+from gae.inference.modes import density_step, mode_search
 from gae.inference.starts import Given
 from gae.likelihood import Likelihood
 
@@ -112,9 +112,8 @@ def bound_matrix(
         row = {ENCODER: Cell(lower_bound(likelihood, x, q, budget.draws), x.new_zeros(len(x)))}
         rates[family] = tuned_rate(likelihood, tuning[0], tuning[1][family], family, budget)
         gradient = Adam(rates[family]["rate"])
-        *searched, optimum = refined(
-            likelihood, x, q, family, LBFGS(), (*budget.steps, budget.optimum_steps), budget.draws, tol=1e-5
-        )
+        step, marks = density_step(likelihood), (*budget.steps, budget.optimum_steps)
+        *searched, optimum = refined(likelihood, x, q, family, step, marks, budget.draws, tol=1e-5)
         moved = refined(likelihood, x, q, family, gradient, budget.steps, budget.draws)
         for rule, cells_of in ((LBFGS_STEPS, searched), (GRADIENT_STEPS, moved)):
             row |= {after(steps, rule): cell for steps, cell in zip(budget.steps, cells_of, strict=True)}

@@ -176,14 +176,16 @@ def _batch_columns(
 ) -> "tuple[dict[str, torch.Tensor], str | None, list[Distribution]]":
     from gae.analysis.inference_gap import FAMILIES, inference_gap
     from gae.analysis.matrix import LBFGS_STEPS, refined
-    from gae.inference import LBFGS
     from gae.inference.laws import rearranged
+    from gae.inference.modes import density_step
 
     gaps = inference_gap(model, batch, samples=samples, draws=draws, steps=steps)
     columns, family, laws = gaps.columns(), gaps.family, []
     if gaps.encoder is not None and gaps.encoder.q is not None and family in FAMILIES:
         laws = [rearranged([gaps.encoder.q], lambda values, dimension: values[0].cpu())]
-        (moved,) = refined(model.likelihood, batch, gaps.encoder.q, family, LBFGS(), [FEW_STEPS], draws)
+        (moved,) = refined(
+            model.likelihood, batch, gaps.encoder.q, family, density_step(model.likelihood), [FEW_STEPS], draws
+        )
         columns[f"L[q after {FEW_STEPS} {LBFGS_STEPS} steps]"] = moved.bound.value
     return {name: values.cpu() for name, values in columns.items()}, family, laws
 

@@ -1,9 +1,10 @@
-"""Search for a mode of the joint density of each code."""
+"""Searches for a mode of the joint density of each code, and for the best density of a family."""
 
 from gae.inference.ascent.engine import Ascent
 from gae.inference.ascent.gradients.unrolled import Detach
 from gae.inference.ascent.steps.lbfgs import LBFGS
 from gae.inference.base import Inference
+from gae.likelihood import DecoderLikelihood, Likelihood
 
 
 def mode_search(start: Inference | None = None, max_steps: int = 100, grad_tol: float = 1e-4) -> Ascent:
@@ -22,3 +23,14 @@ def mode_search(start: Inference | None = None, max_steps: int = 100, grad_tol: 
     True
     """
     return Ascent(start, LBFGS(), max_steps, grad_tol=grad_tol, adjoint=Detach())
+
+
+def density_step(likelihood: Likelihood) -> LBFGS:
+    """The step rule for the parameters of a density: L-BFGS, under the curvature of each row if that is known.
+
+    >>> from gae.likelihood import LinearMixture
+    >>> density_step(LinearMixture(1, 2, (5,))).by_row, density_step(LinearMixture(3, 2, (5,))).by_row
+    (True, False)
+    """
+    known = isinstance(likelihood, DecoderLikelihood) and likelihood.components == 1
+    return LBFGS(curvature="gauss-newton" if known else None)

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,8 @@ import pytest
 import torch
 from problems import Landscape, neural, posterior, ppca
 from scipy.optimize import minimize
-from torch import Tensor
+from torch import Tensor, nn
+from torch.distributions import Independent, MultivariateNormal, Normal
 
 from gae.inference import (
     LBFGS,
@@ -17,9 +19,11 @@ from gae.inference import (
     Ascent,
     Box,
     Clipped,
+    Code,
     Constant,
     Delta,
     Detach,
+    Family,
     FullCovariance,
     GaussNewton,
     GradientAscent,
@@ -39,6 +43,7 @@ from gae.inference import (
 )
 from gae.inference.ascent.problem import Problem
 from gae.inference.ascent.steps.gauss_newton import mean_curvature
+from gae.inference.starts import Given
 from gae.likelihood import Flat, Gaussian, LinearMixture
 
 
@@ -218,6 +223,83 @@ def test_lbfgs_under_a_known_curvature_takes_newton_s_step() -> None:
     assert bool((found.solve.evaluations == 2).all()) and torch.allclose(found.z[0], mean, atol=1e-10)
     with pytest.raises(ValueError, match="The curvature must be positive definite"):
         LBFGS(curvature=-metric)
+
+
+NORMALS = {"mean-field": MeanField, "full covariance": FullCovariance}
+
+
+@pytest.mark.parametrize("name", NORMALS)
+def test_the_curvature_of_a_density_s_objective_is_known_where_log_joint_is_quadratic(name: str) -> None:
+    """At the optimum, ``rescaled`` inverts the Hessian of -objective by automatic differentiation."""
+    model, x = ppca(), torch.randn(1, 6, dtype=torch.float64)
+    mean, covariance = (t.detach() for t in posterior(model, x))
+    family = NORMALS[name](8, matched=True)
+    best = MultivariateNormal(mean, covariance)
+    if name == "mean-field":
+        best = Independent(Normal(mean, torch.linalg.inv(covariance).diagonal().rsqrt()), 1)
+    u = family.start(Given.density(best).code)
+    noise, log_joint = family.noise(u), model.bind(x)
+    flat = u.flatten().detach()
+    hessian = -torch.func.hessian(lambda v: family.objective(v.view_as(u), noise, log_joint).sum())(flat).detach()
+    metric = family.metric(u, torch.linalg.cholesky(covariance).expand(1, 1, -1, -1))
+    free = hessian.abs().sum(0) > 1e-12  # the factor has no entries above its diagonal
+    assert int(free.sum()) == (6 if name == "mean-field" else 3 + 6)
+    for row in torch.eye(len(flat), dtype=flat.dtype)[free]:
+        back = family.rescaled((hessian @ row).view(1, 1, -1), metric)
+        assert torch.allclose(back.flatten(), row, atol=1e-8)
+
+
+@pytest.mark.parametrize("family", [Delta, *(partial(normal, 8, matched=True) for normal in NORMALS.values())])
+def test_lbfgs_under_the_curvature_of_each_row_finds_the_best_density_of_a_linear_decoder_sooner(
+    family: Callable[[], Family],
+) -> None:
+    """A code takes Newton's step; a density, whose scale starts far from its optimum, takes fewer than without."""
+    model, x = ppca(), torch.randn(7, 6, dtype=torch.float64)
+    mean, covariance = (t.detach() for t in posterior(model, x))
+    member = family()
+    found, plain = (
+        solve(step, 60, grad_tol=1e-6, family=member)(model, x) for step in (LBFGS(curvature="gauss-newton"), LBFGS())
+    )
+    assert found.solve is not None and found.solve.summary() == "converged: 7"
+    assert plain.solve is not None and bool((found.solve.evaluations < plain.solve.evaluations).all())
+    if isinstance(member, Delta):
+        assert bool((found.solve.evaluations == 3 + 2).all())  # the curvature, and both ends of the step
+    assert torch.allclose(found.point, mean, atol=1e-6)
+    if isinstance(member, FullCovariance):
+        assert isinstance(found.q, MultivariateNormal)
+        assert torch.allclose(found.q.covariance_matrix[0], covariance.expand(7, -1, -1), atol=1e-6)
+    elif isinstance(member, MeanField):
+        assert found.q is not None
+        assert torch.allclose(
+            found.q.stddev[0], torch.linalg.inv(covariance).diagonal().rsqrt().expand(7, -1), atol=1e-6
+        )
+
+
+class First(nn.Module):
+    """A decoder of the first element of a code; its slope is infinite where the second is 1."""
+
+    def forward(self, z: Tensor) -> Tensor:
+        return z[:, :1] * torch.where(z[:, 1:] == 1, torch.inf, 1.0)
+
+
+def test_rows_without_a_positive_or_finite_curvature_still_ascend() -> None:
+    """A flat code with an element that the decoder ignores; one row starts where nothing is finite."""
+    model = Gaussian(First(), 2, 0.5, prior=Flat(2)).double()
+    start = torch.tensor([[0.0, 0.0], [0.5, 1.0]], dtype=torch.float64)
+    x = torch.ones(2, 1, dtype=torch.float64)
+    step = LBFGS(curvature="gauss-newton")
+    found = solve(step, 20, grad_tol=1e-8, init=Given(Code(start.unsqueeze(0))))(model, x)
+    assert found.solve is not None and found.solve.summary() == "converged: 1, nonfinite: 1"
+    assert torch.allclose(found.z[0, 0], torch.tensor([1.0, 0.0]).double())
+
+
+@pytest.mark.parametrize("components", [2, 3])
+def test_the_curvature_of_a_row_needs_one_decoder_output(components: int) -> None:
+    model = LinearMixture(components, 2, (4,)).double()
+    with pytest.raises(TypeError, match=r"needs a decoder output, and no component.*Use `LBFGS\(\)`"):
+        solve(LBFGS(curvature="gauss-newton"), 2)(model, torch.randn(3, 4).double())
+    with pytest.raises(ValueError, match="curvature must be a matrix, 'gauss-newton' or None, got 'hessian'"):
+        LBFGS(curvature="hessian")  # type: ignore[arg-type]
 
 
 def test_lbfgs_climbs_out_of_rosenbrock_s_valley_as_scipy_does() -> None:

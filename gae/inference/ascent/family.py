@@ -40,6 +40,24 @@ class Family(Part, nn.Module, ABC):
         return None
 
     @abstractmethod
+    def centre(self, u: Float[Tensor, "S B *U"]) -> Float[Tensor, "S B *Z"]:
+        """The code at the centre of the density."""
+
+    @abstractmethod
+    def metric(self, u: Float[Tensor, "S B *U"], factor: Float[Tensor, "S B Z Z"]) -> Float[Tensor, "S B *_"]:
+        """What ``rescaled`` needs: C, and where necessary the curvature of the objective in the scales at u.
+
+        Args:
+            u: the parameters.
+            factor: C, lower triangular, where C Cᵀ is the inverse curvature of -log_joint at the centre, as a matrix of
+                the Z elements of a code.
+        """
+
+    @abstractmethod
+    def rescaled(self, v: Float[Tensor, "S B U"], metric: Float[Tensor, "S B *_"]) -> Float[Tensor, "S B U"]:
+        """v times the inverse of the curvature of -objective, if log_joint is quadratic."""
+
+    @abstractmethod
     def code(self, likelihood: Likelihood, u: Float[Tensor, "S B *U"], draw: Tensor | None) -> Code:
         """The code of parameters u and noise ``draw``."""
 
@@ -59,6 +77,15 @@ class Delta(Family):
 
     def objective(self, u: Float[Tensor, "S B *U"], noise: Tensor | None, log_joint: LogJoint) -> Float[Tensor, "S B"]:
         return log_joint(u)
+
+    def centre(self, u: Float[Tensor, "S B *U"]) -> Float[Tensor, "S B *Z"]:
+        return u
+
+    def metric(self, u: Float[Tensor, "S B *U"], factor: Float[Tensor, "S B Z Z"]) -> Float[Tensor, "S B Z Z"]:
+        return factor
+
+    def rescaled(self, v: Float[Tensor, "S B U"], metric: Float[Tensor, "S B Z Z"]) -> Float[Tensor, "S B U"]:
+        return _times(metric, _times(metric.mT, v))
 
     def code(self, likelihood: Likelihood, u: Float[Tensor, "S B *U"], draw: Tensor | None) -> Code:
         return Code(u)
@@ -110,6 +137,21 @@ class MeanField(Family):
     def draw(self, u: Float[Tensor, "S B *U"]) -> Float[Tensor, "S B *Z"]:
         return torch.randn_like(u[:, :, 0])
 
+    def centre(self, u: Float[Tensor, "S B *U"]) -> Float[Tensor, "S B *Z"]:
+        return u[:, :, 0]
+
+    def metric(self, u: Float[Tensor, "S B *U"], factor: Float[Tensor, "S B Z Z"]) -> Float[Tensor, "S B Q Z"]:
+        precision = torch.cholesky_inverse(factor).diagonal(dim1=-2, dim2=-1)
+        curvature = (
+            1 + precision * (2 * u[:, :, 1].flatten(2)).exp()
+        )  # 2 at the optimum, where the scale is 1 / √precision
+        return torch.cat([factor, 1 / curvature.unsqueeze(2)], 2)
+
+    def rescaled(self, v: Float[Tensor, "S B U"], metric: Float[Tensor, "S B Q Z"]) -> Float[Tensor, "S B U"]:
+        factor, weight = metric[:, :, :-1], metric[:, :, -1]
+        mean, log_scale = v.chunk(2, 2)
+        return torch.cat([_times(factor, _times(factor.mT, mean)), weight * log_scale], 2)
+
     def code(self, likelihood: Likelihood, u: Float[Tensor, "S B *U"], draw: Tensor | None) -> Code:
         assert draw is not None
         loc, scale = u[:, :, 0], u[:, :, 1].exp()
@@ -152,6 +194,19 @@ class FullCovariance(MeanField):
         expected = _expected(log_joint, loc, torch.einsum("sbij,sbmj->sbmi", factor, noise))
         return expected + (log_diagonal + 0.5 * math.log(2 * math.pi * math.e)).sum(2)
 
+    def metric(self, u: Float[Tensor, "S B *U"], factor: Float[Tensor, "S B Z Z"]) -> Float[Tensor, "S B Q Z"]:
+        return torch.cat([factor, _factor(u)[1].diagonal(dim1=-2, dim2=-1).unsqueeze(2)], 2)
+
+    def rescaled(self, v: Float[Tensor, "S B U"], metric: Float[Tensor, "S B Q Z"]) -> Float[Tensor, "S B U"]:
+        """With the density's factor C R, the curvature in R is I, and 1 + R² for the logarithms on its diagonal."""
+        factor, diagonal = metric[:, :, :-1], metric[:, :, -1]
+        rows = v.unflatten(2, (-1, diagonal.shape[2]))
+        mean = _times(factor, _times(factor.mT, rows[:, :, 0]))
+        in_r = (factor.mT @ _scaled_diagonal(rows[:, :, 1:].tril(), 1 / diagonal)).tril()
+        own = (diagonal / factor.diagonal(dim1=-2, dim2=-1)).square()
+        moved = factor @ _scaled_diagonal(in_r, own / (1 + own))
+        return torch.cat([mean.unsqueeze(2), _scaled_diagonal(moved, 1 / diagonal)], 2).flatten(2)
+
     def code(self, likelihood: Likelihood, u: Float[Tensor, "S B *U"], draw: Tensor | None) -> Code:
         assert draw is not None
         loc, factor, _ = _factor(u)
@@ -164,6 +219,15 @@ def _factor(u: Float[Tensor, "S B U Z"]) -> tuple[Tensor, Tensor, Tensor]:
     """Mean, Cholesky factor, and the logarithm of its diagonal."""
     log_diagonal = u[:, :, 1:].diagonal(dim1=-2, dim2=-1)
     return u[:, :, 0], u[:, :, 1:].tril(-1) + log_diagonal.exp().diag_embed(), log_diagonal
+
+
+def _scaled_diagonal(matrix: Float[Tensor, "S B Z Z"], scale: Float[Tensor, "S B Z"]) -> Float[Tensor, "S B Z Z"]:
+    """A matrix with its diagonal multiplied by a scale."""
+    return matrix + (matrix.diagonal(dim1=-2, dim2=-1) * (scale - 1)).diag_embed()
+
+
+def _times(matrix: Float[Tensor, "S B Z Z"], v: Float[Tensor, "S B Z"]) -> Float[Tensor, "S B Z"]:
+    return (matrix @ v.unsqueeze(-1)).squeeze(-1)
 
 
 def _expected(

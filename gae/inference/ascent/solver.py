@@ -95,7 +95,8 @@ class Solver:
         count = torch.zeros(shape, dtype=torch.long, device=u.device)
         low = torch.full(shape, -torch.inf, dtype=u.dtype, device=u.device)
         rows = {"u": u, "best": u, "best_value": low, "value": low, "first": low, "grad_norm": -low}
-        rows |= {"status": count + RUNNING, "steps": count, "evaluations": count, "calm": count}
+        rows |= {"status": count + RUNNING, "steps": count, "calm": count}
+        rows["evaluations"] = count + self.step.overhead(self.problem)
         return Iterate(rows | _prefixed(self.step.start(self.problem, u), PREFIX))
 
     def run(self, at: Iterate, begin: int, end: int, create_graph: bool) -> Iterate:

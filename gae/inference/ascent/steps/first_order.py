@@ -36,6 +36,10 @@ class Step(Part, nn.Module, ABC):
         """The state before the first step."""
         return {}
 
+    def overhead(self, problem: Problem) -> int:
+        """Decoder evaluations per row before the first step."""
+        return 0
+
     def observed(self, problem: Problem, state: State) -> Problem:
         """The problem whose value and gradient the rule sees at its next step."""
         return problem
