@@ -28,9 +28,11 @@ def mode_search(start: Inference | None = None, max_steps: int = 100, grad_tol: 
 def density_step(likelihood: Likelihood) -> LBFGS:
     """The step rule for the parameters of a density: L-BFGS, under the curvature of each row if that is known.
 
-    >>> from gae.likelihood import LinearMixture
-    >>> density_step(LinearMixture(1, 2, (5,))).by_row, density_step(LinearMixture(3, 2, (5,))).by_row
-    (True, False)
+    >>> import torch
+    >>> from gae.likelihood import Gaussian, LinearMixture
+    >>> heads = Gaussian(torch.nn.Linear(2, 5), 2), LinearMixture(1, 2, (5,)), LinearMixture(3, 2, (5,))
+    >>> [density_step(head).by_row for head in heads]
+    [True, True, False]
     """
-    known = isinstance(likelihood, DecoderLikelihood) and likelihood.components == 1
+    known = isinstance(likelihood, DecoderLikelihood) and likelihood.components <= 1
     return LBFGS(curvature="gauss-newton" if known else None)
