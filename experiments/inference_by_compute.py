@@ -25,9 +25,10 @@ approximation include what that took. An encoder's pass, which evaluates no deco
 of all images in one batch, divided by their number. They were taken once, with other processes running: they are rough.
 
 *Rates* of all step rules are chosen by the ELBO on validation images, for each start, family and number of steps, from
-a grid of five; figures whose rate is an edge of its grid are marked. L-BFGS and Gauss-Newton have no rate; trajectories
-of HMC have a fixed number of moves. For a budget of evaluations, the number of steps within it is chosen on validation
-images too. Learned steps are not among the rules.
+a grid of five; figures whose rate is an edge of its grid are marked. L-BFGS (for densities also under the curvature of
+each image, with the evaluations that this takes) and Gauss-Newton have no rate; trajectories of HMC have a fixed number
+of moves. For a budget of evaluations, the number of steps within it is chosen on validation images too. Learned steps
+are not among the rules.
 
     python -m experiments.inference_by_compute [PART ...] [--seeds 0] [--data fashion-mnist]
 
@@ -102,11 +103,12 @@ RULES: dict[str, Callable[..., Step]] = {
     "momentum": Momentum,
     "Adam": Adam,
     "L-BFGS": LBFGS,
+    "L-BFGS, curvature": partial(LBFGS, curvature="gauss-newton"),
     "Gauss-Newton": GaussNewton,
     "Langevin": partial(Langevin, adjusted=True),
     "HMC": HMC,
 }
-COLOURS = dict(zip(RULES, ("0.5", "tab:cyan", "tab:orange", "tab:blue", "tab:red", "tab:purple", "k"), strict=True))
+COLOURS = dict(zip(RULES, ("0.5", "tab:cyan", "tab:orange", "tab:blue", "tab:green", "tab:red", "tab:purple", "k"), strict=True))
 PSEUDO, SCALE = 5.0, 1e-3  # number of states that say that the covariance is SCALE · I (Stan's warm-up)
 FLOOR = 1.0  # least eigenvalue of a Laplace approximation's precision, in units of the prior's
 APART = 0.1  # nats by which one local optimum is another than a second
@@ -135,6 +137,7 @@ def grids() -> Grids:
             "momentum": Grid(on_densities, coarse),
             "Adam": Grid(on_densities, (3e-3, 1e-2, 3e-2, 1e-1, 3e-1)),
             "L-BFGS": Grid(on_densities),
+            "L-BFGS, curvature": Grid(on_densities),
         },
         LAPLACE: {
             "gradient": Grid(on_codes, fine),
