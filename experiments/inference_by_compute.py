@@ -108,7 +108,8 @@ RULES: dict[str, Callable[..., Step]] = {
     "Langevin": partial(Langevin, adjusted=True),
     "HMC": HMC,
 }
-COLOURS = dict(zip(RULES, ("0.5", "tab:cyan", "tab:orange", "tab:blue", "tab:green", "tab:red", "tab:purple", "k"), strict=True))
+SHADES = ("0.5", "tab:cyan", "tab:orange", "tab:blue", "tab:green", "tab:red", "tab:purple", "k")
+COLOURS = dict(zip(RULES, SHADES, strict=True))
 PSEUDO, SCALE = 5.0, 1e-3  # number of states that say that the covariance is SCALE · I (Stan's warm-up)
 FLOOR = 1.0  # least eigenvalue of a Laplace approximation's precision, in units of the prior's
 APART = 0.1  # nats by which one local optimum is another than a second

@@ -11,6 +11,7 @@ from gae.inference.ascent.problem import expand_rows, finite, rounding
 from gae.inference.ascent.solver import CORRECTED, PREFIX, Iterate, Solver
 from gae.inference.base import Status
 from gae.inference.decoder import twice_differentiable
+from gae.likelihood.door import door
 from gae.storage import Part
 
 BLOCK = 32  # iterates
@@ -142,7 +143,8 @@ class _Replay(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, *cotangents):  # type: ignore[no-untyped-def]
-        with twice_differentiable(ctx.solver.problem.likelihood):
+        problem = ctx.solver.problem
+        with twice_differentiable(problem.likelihood), door(problem.likelihood, problem.x):
             return _Replay._replayed(ctx, cotangents)
 
     @staticmethod
@@ -202,6 +204,7 @@ def replaced(at: Iterate, point: Float[Tensor, "S B *U"], usable: Bool[Tensor, "
 
 
 def _sum(a: Tensor | None, b: Tensor | None) -> Tensor | None:
-    if a is None or b is None:
-        return b if a is None else a
-    return a + b
+    """a + b, in the memory of a, which is a copy of the first b: gradients may share theirs."""
+    if b is None:
+        return a
+    return b.clone() if a is None else a.add_(b)
