@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from gae.autoencoder import Autoencoder
 from gae.data.progress import Advance, progress
+from gae.likelihood.door import known_values
 from gae.storage import checkpoint
 from gae.storage.models import structure
 from gae.storage.packing import pack
@@ -52,6 +53,7 @@ class Run:
     loss_sum: float = 0.0  # over this epoch's samples so far
     seconds: float = 0.0  # of this epoch so far
     saved: float = field(default_factory=time.monotonic)  # time of the last checkpoint, or of the start
+    checked: Tensor | None = None  # observations whose values are known to be valid
 
     def __post_init__(self) -> None:
         self.config: dict[str, Any] = {}
@@ -67,7 +69,8 @@ class Run:
         return self.patience is not None if self.keep is None else self.keep == "best"
 
     def train(self, epochs: int, shown: bool) -> History:
-        per_epoch = len(self.learner.batches(len(self.samples.epoch(0)), generator(0)))
+        self.checked = self.samples.epoch(0)
+        per_epoch = len(self.learner.batches(len(self.checked), generator(0)))
         shown = shown and self.fabric.is_global_zero
         bar = progress("training", epochs * per_epoch, self.total, shown=shown, keep=True, alone=True)
         with bar as advance, self._reporting_exceptions():
@@ -94,13 +97,14 @@ class Run:
 
     def _train_epoch(self, epochs: int, advance: Advance) -> None:
         started = time.perf_counter() - self.seconds
-        x = self.samples.epoch(self.epoch)
+        x = self._observations()
         batches = self.learner.batches(len(x), generator(self.seed, self.epoch))
         self._call("on_train_epoch_start")
         for batch in batches[self.step :]:
             self._call("on_train_batch_start")
             draw = partial(reseed, self.fabric.device, self.seed, self.epoch, self.step, self.fabric.global_rank)
-            loss = self.learner.step(x, batch, draw, f"epoch {self.epoch + 1}, step {self.step + 1}")
+            with known_values():
+                loss = self.learner.step(x, batch, draw, f"epoch {self.epoch + 1}, step {self.step + 1}")
             self.loss_sum += loss * _size(batch)
             self.step, self.total = self.step + 1, self.total + 1
             self._call("on_train_batch_end", loss)
@@ -113,6 +117,14 @@ class Run:
         validation = self._validate()
         row = Epoch(self.epoch + 1, self.loss_sum / len(x), validation, time.perf_counter() - started)
         self._end_epoch(row, converged, epochs)
+
+    def _observations(self) -> Tensor:
+        """The observations of the epoch, checked at once if they are new: ``fit`` has checked the first ones."""
+        x = self.samples.epoch(self.epoch)
+        if x is not self.checked:
+            self.autoencoder.likelihood.check(x)
+            self.checked = x
+        return x
 
     def _end_epoch(self, row: Epoch, converged: bool, epochs: int) -> None:
         self.history.rows.append(row)
@@ -144,7 +156,8 @@ class Run:
         with torch.no_grad(), mode(self.autoencoder, training=False):
             for i, batch in enumerate(torch.arange(len(x)).split(self.learner.batch_size)):
                 reseed(self.fabric.device, self.seed, "validation", i, self.fabric.global_rank)  # as in each epoch
-                total += self.learner.loss(x, batch) * len(batch)
+                with known_values():
+                    total += self.learner.loss(x, batch) * len(batch)
         if not math.isfinite(total):
             raise FloatingPointError(
                 self.learner.advice(f"The validation loss is {total / len(x)}", f"epoch {self.epoch + 1}")

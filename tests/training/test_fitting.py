@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from gae import Autoencoder, nets
 from gae.data import Dataset, linear_gaussian
 from gae.inference import Amortized, Argmax, ClosedForm
-from gae.likelihood import Gaussian, LinearMixture
+from gae.likelihood import Bernoulli, Gaussian, LinearMixture
 from gae.objective import elbo, joint
 from gae.storage import checkpoint
-from gae.systems import ae, gmm, kmeans, llgae, pca, ppca, smooth_llgae, vae
+from gae.systems import NormalEncoder, ae, gmm, kmeans, llgae, pca, ppca, smooth_llgae, vae
 from gae.training import Epoch, History, fit, learners, restore
 
 quiet = partial(fit, progress=False)
@@ -530,3 +530,40 @@ def test_a_loss_without_any_gradient_is_said() -> None:
     model = smooth_llgae((4,), latent=2, components=3)
     with pytest.raises(FloatingPointError, match=r"objectives are too large for gradients at epoch 1, step 1\. Try"):
         fit(model, x, epochs=1, progress=False)
+
+
+class Counted(Bernoulli):
+    """Counts the passes over the values of x."""
+
+    passes = 0
+
+    def check_support(self, x: Tensor) -> None:
+        self.passes += 1
+        super().check_support(x)
+
+
+def counted(data: Dataset | Tensor, **options: Any) -> int:
+    """The passes over values in a training of three epochs of several batches, beyond those of one without a step."""
+    torch.manual_seed(0)
+    model = Autoencoder(Counted(nn.Linear(2, 6), 2), Amortized(NormalEncoder(nn.Linear(6, 4))), elbo)
+    fit(model, data, epochs=3, batch_size=4, optimizer=partial(torch.optim.SGD, lr=0.1), progress=False, **options)
+    likelihood = model.likelihood
+    assert isinstance(likelihood, Counted)
+    return likelihood.passes
+
+
+def test_values_are_looked_at_once_and_again_only_where_an_epoch_draws_them_anew() -> None:
+    x = torch.rand(20, 6)
+    fixed, dynamic = x.round(), Dataset("x", x, x[:2], None, None, (0.0, 1.0), "dynamic")
+    assert counted(fixed, validation=fixed[:8]) == counted(fixed) + 1
+    assert counted(dynamic) == counted(fixed) + 2
+
+
+def test_an_epoch_with_other_values_is_refused() -> None:
+    class Broken(Dataset):
+        def epoch(self, epoch: int, seed: int = 0) -> Tensor:
+            return self.train.round() if epoch < 2 else self.train
+
+    x = torch.rand(20, 6)
+    with pytest.raises(ValueError, match=r"needs x in \{0, 1\}"):
+        counted(Broken("x", x, x[:2], None, None, (0.0, 1.0), "dynamic"))
