@@ -1,23 +1,17 @@
 """Autoencoders of a given decoder, and of the encoder that belongs to it."""
 
-from collections.abc import Callable
 from functools import partial
-from typing import Any, TypeVar
 
 import torch
-from jaxtyping import Float, Num
+from jaxtyping import Float
 from torch import Size, Tensor, nn
-from torch.distributions import Distribution, Independent
 
-from gae.adapters.laws import flat_law
+from gae.adapters.checks import PROBES, attempt, check_decoder, need_mode, need_parameters, need_rows
+from gae.adapters.encoders import GivenEncoder, encoding_engine
 from gae.adapters.networks import ExportedNetwork
 from gae.analysis.engines import mode_ascent
 from gae.autoencoder import Autoencoder
 from gae.data import Dataset
-from gae.inference import Amortized
-from gae.inference.base import need_mask
-from gae.inference.curvature import curvature_matrix, derivatives
-from gae.inference.decoder import check_fixed, is_nondeterministic, need_gradient
 from gae.likelihood import (
     HEADS,
     Bernoulli,
@@ -31,13 +25,9 @@ from gae.likelihood import (
 from gae.nets import as_size, first_tensor
 from gae.objective import elbo, joint
 from gae.storage import Part
-from gae.systems.parts import Encoder, Shape, has_scale, head_of
+from gae.systems.parts import Shape, has_scale, head_of
 
-T = TypeVar("T")
-
-PROBES = 3  # codes, or observations, on which a network is tried
 LEARNS = ("fixed", "scalar", "pixel")  # of a head's scale
-DTYPES = (torch.float32, torch.float64)
 
 
 def from_decoder(
@@ -215,15 +205,15 @@ class Shaped(Part, nn.Module):
 
 def _tried(decoder: nn.Module, latent: Size, event_shape: Size) -> Tensor:
     """Outputs of a few codes; raises ValueError or TypeError for a decoder that does not return such observations."""
-    like = _need_parameters(decoder, "decoder")
-    _need_mode(decoder, "decoder")
+    like = need_parameters(decoder, "decoder")
+    need_mode(decoder, "decoder")
     codes = torch.randn(PROBES, *latent, generator=_generator()).to(like)
     with torch.no_grad(), torch.random.fork_rng(devices=[like.device] if like.is_cuda else []):
         for batch in (codes[:1], codes):
             given = f"The decoder does not accept a batch of {len(batch)} codes of shape {tuple(latent)}"
             remedy = " (export it with dynamic_shapes)" if isinstance(decoder, ExportedNetwork) else ""
-            output = _attempt(partial(decoder, batch), given + remedy)
-    _need_rows(output, codes, "decoder", "outputs")
+            output = attempt(partial(decoder, batch), given + remedy)
+    need_rows(output, codes, "decoder", "outputs")
     got, wanted = output.shape[1:], event_shape
     if got not in (wanted, Size([wanted.numel()])) and _without_ones(got) != _without_ones(wanted):
         raise ValueError(
@@ -241,210 +231,3 @@ def _generator() -> torch.Generator:
 
 def _without_ones(shape: Size) -> list[int]:
     return [size for size in shape if size != 1]
-
-
-def _need_parameters(network: nn.Module, part: str) -> Tensor:
-    """A parameter of the network, which has its dtype and device."""
-    if not isinstance(network, nn.Module):
-        raise TypeError(f"The {part} must be a torch.nn.Module, got {type(network).__name__}.")
-    tensors = [t for t in (*network.parameters(), *network.buffers()) if t.is_floating_point()]
-    if not tensors:
-        raise ValueError(
-            f"The {part} {type(network).__name__} has no parameters: weights that it keeps elsewhere would follow "
-            "neither the precision nor the device of the model. Make them nn.Parameter, or register_buffer."
-        )
-    kinds = sorted({str(t.dtype) for t in tensors} | {str(t.device) for t in tensors})
-    if len(kinds) > 2 or tensors[0].dtype not in DTYPES:
-        raise ValueError(
-            f"The parameters of the {part} must all be float32 or all float64, on one device; got {', '.join(kinds)}. "
-            "Convert it with `.float()`."
-        )
-    return first_tensor(network)
-
-
-def _need_mode(network: nn.Module, part: str) -> None:
-    for name, module in network.named_modules():
-        if is_nondeterministic(module):
-            raise ValueError(
-                f"The {part} holds {type(module).__name__} ({name!r}), which in its present mode depends on the batch "
-                "or changes from call to call. Call `.eval()`; without running statistics, use GroupNorm."
-            )
-
-
-def _need_rows(output: Any, given: Tensor, part: str, what: str) -> None:
-    if not isinstance(output, Tensor):
-        raise TypeError(
-            f"The {part} must return a tensor, got {type(output).__name__}. Wrap it in a module that returns the "
-            f"{what}; `gae.adapters` has one for pythae and diffusers."
-        )
-    if output.dtype != given.dtype:
-        raise TypeError(f"The {part} returned {output.dtype} for {given.dtype}, the dtype of its parameters.")
-    if not output.dim() or len(output) != len(given):
-        raise ValueError(
-            f"The {part} returned {what} of shape {tuple(output.shape)} for a batch of {len(given)}: the first axis "
-            "must be that of the batch."
-        )
-
-
-def check_decoder(likelihood: Likelihood) -> None:
-    """Checks that the decoder is a deterministic, differentiable function of each code.
-
-    Raises:
-        ValueError: for a decoder that is random, mixes its batch or stops the gradient.
-    """
-    codes = first_tensor(likelihood).new_zeros(1, 1, *likelihood.latent_shape)
-    x = likelihood.in_data_units(codes.new_zeros(1, *likelihood.event_shape))
-    check_fixed(likelihood, x, codes, "Inference")
-    _attempt(lambda: need_gradient(likelihood, codes), "The decoder cannot be differentiated")
-
-
-def check_curvature(model: Autoencoder, x: Num[Tensor, "N *X"], products: bool = False) -> None:
-    """Checks that the log joint density has second derivatives at a code, and an encoder works, in the precision of x.
-
-    Args:
-        model: a model in the precision of x.
-        x: observations.
-        products: whether the Jacobian of the decoder is needed too, as by Gauss–Newton.
-
-    Raises:
-        ValueError: for a decoder whose derivatives cannot be differentiated, or networks that have another precision.
-    """
-    x = _probes(model, x)
-    z = x.new_zeros(1, 1, *model.likelihood.latent_shape)
-    message = f"The decoder has no second derivatives in {x.dtype}"
-    with torch.no_grad():
-        _attempt(lambda: derivatives(model.likelihood, x[:1], z), message)
-        if products:
-            _attempt(lambda: curvature_matrix(model.likelihood, x[:1], z), message)
-        _try_encoder(model, x)
-
-
-def check_networks(model: Autoencoder, x: Num[Tensor, "N *X"]) -> None:
-    """Checks that the decoder and an encoder work in the precision of x, on the device of the model.
-
-    Raises:
-        ValueError: for networks that have another precision, or tensors on another device.
-    """
-    x = _probes(model, x)
-    z = x.new_zeros(1, 1, *model.likelihood.latent_shape)
-    with torch.no_grad():
-        _attempt(lambda: model.likelihood.log_joint(x[:1], z), f"The decoder does not work in {x.dtype} on {x.device}")
-        _try_encoder(model, x)
-
-
-def _probes(model: Autoencoder, x: Tensor) -> Tensor:
-    return x[:PROBES].to(first_tensor(model.likelihood, x).device)
-
-
-def _try_encoder(model: Autoencoder, x: Tensor) -> None:
-    for part in (part for part in model.inference.modules() if isinstance(part, Amortized)):
-        _attempt(partial(part, model.likelihood, x), f"The encoder does not work in {x.dtype} on {x.device}")
-
-
-def _attempt(function: Callable[[], T], message: str) -> T:
-    """The result of a user's function; raises ValueError for any error in it."""
-    try:
-        return function()
-    except ValueError:
-        raise
-    except Exception as error:  # whatever a network may raise
-        text = str(error).partition("\n")[0]
-        raise ValueError(f"{message}: {type(error).__name__}: {text}") from error
-
-
-class GivenEncoder(Encoder):
-    """An encoder that returns a distribution, as a Pyro guide for codes that are vectors.
-
-    Args:
-        network: maps observations (N, *X) to a distribution over codes, of batch (N,) and event *Z or, where its
-            elements are independent, of batch (N, *Z).
-        latent: the number of elements of a code.
-    """
-
-    def __init__(self, network: nn.Module, latent: int):
-        super().__init__(network)
-        self.latent = latent
-
-    def density(self, x: Num[Tensor, "B *X"]) -> Any:
-        return flat_law(self.network(x), len(x), self.latent)
-
-
-class _Flattened(Part, nn.Module):
-    """An encoder of codes (N, *Z), as vectors."""
-
-    def __init__(self, network: nn.Module):
-        super().__init__()
-        self.network = network
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.network(x).flatten(1)
-
-
-def encoding_engine(encoder: nn.Module, likelihood: Likelihood, x: Num[Tensor, "N *X"]) -> Amortized:
-    """The engine of a given encoder: of a density q(z|x) if it returns a distribution, of one code if a tensor.
-
-    Args:
-        encoder: see ``from_decoder``.
-        likelihood: its codes must be vectors.
-        x: a few observations, on which the encoder is tried.
-
-    Raises:
-        ValueError, TypeError: for an encoder that does not fit.
-    """
-    like, width = _need_parameters(encoder, "encoder"), likelihood.latent_shape.numel()
-    _need_mode(encoder, "encoder")
-    x = x.to(like)
-    with torch.no_grad(), torch.random.fork_rng(devices=[like.device] if like.is_cuda else []):
-        try:
-            output = _attempt(lambda: encoder(x), f"The encoder does not accept observations of shape {tuple(x.shape)}")
-        except ValueError:  # of a distribution with NaN among its parameters
-            need_mask(likelihood, x, None)
-            raise
-        for parameter in _parameters(output) if isinstance(output, Tensor | Distribution) else []:
-            need_mask(likelihood, x, parameter)
-        if not isinstance(output, Distribution):
-            _need_codes(output, x, width)
-            engine = Amortized(_Flattened(encoder))
-        else:
-            _attempt(lambda: flat_law(output, len(x), width), "The encoder's distribution does not fit")
-            engine = Amortized(GivenEncoder(encoder, width))
-        _need_a_function(encoder, x)
-    return engine
-
-
-def _need_codes(output: Any, x: Tensor, width: int) -> None:
-    if not isinstance(output, Tensor):
-        raise TypeError(
-            f"The encoder must return a distribution over codes, or codes, got {type(output).__name__}. For a mean and "
-            "a standard deviation, return `torch.distributions.Normal(mean, deviation)`."
-        )
-    _need_rows(output, x, "encoder", "codes")
-    if output[0].numel() != width:
-        raise ValueError(
-            f"The encoder returned codes of shape {tuple(output.shape[1:])}, but those of the decoder have {width} "
-            "elements. For a density, return a distribution."
-        )
-
-
-def _need_a_function(encoder: nn.Module, x: Tensor) -> None:
-    """Raises ValueError unless the encoder's output for an observation is the same each time, and alone."""
-    whole, again, alone = (_parameters(encoder(rows)) for rows in (x, x, x[:1]))
-    if any(not torch.equal(a, b) for a, b in zip(whole, again, strict=True)):
-        raise ValueError("The encoder gives another output each time. Call `.eval()`, or remove dropout and noise.")
-    slack = 1e3 * torch.finfo(x.dtype).eps
-    if any(not torch.allclose(a[:1], b, rtol=slack, atol=slack) for a, b in zip(whole, alone, strict=True)):
-        raise ValueError(
-            "The encoder's output for an observation depends on the rest of its batch. Call `.eval()` for fixed "
-            "statistics, or use GroupNorm."
-        )
-
-
-def _parameters(output: Tensor | Distribution) -> list[Tensor]:
-    """The tensors that make an encoder's output."""
-    if isinstance(output, Tensor):
-        return [output]
-    base: Any = output
-    while isinstance(base, Independent):
-        base = base.base_dist
-    names = [name for name in base.arg_constraints if isinstance(vars(base).get(name), Tensor)]
-    return [vars(base)[name] for name in names]

@@ -6,7 +6,8 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
-from gae.adapters.decoders import GivenEncoder, Shaped
+from gae.adapters.decoders import Shaped
+from gae.adapters.encoders import GivenEncoder
 from gae.autoencoder import Autoencoder
 from gae.inference import Adam, Amortized, Ascent, GaussNewton, Laplace, MeanField, OneStep, Unroll, Zeros
 from gae.likelihood import Likelihood

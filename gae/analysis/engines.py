@@ -135,7 +135,7 @@ class Refined(Inference):
         kind = FullCovariance if isinstance(q, torch.distributions.MultivariateNormal) else MeanField
         family = kind(4 * likelihood.latent_shape.numel(), matched=True)
         start = Given(Code(point_of(q).unsqueeze(0), q=q))
-        return self._ascent(start, density_step(likelihood), family).infer(likelihood, x, k)
+        return self._ascent(start, density_step(likelihood, x), family).infer(likelihood, x, k)
 
     def _ascent(self, start: Inference, step: LBFGS, family: MeanField | None) -> Ascent:
         return Ascent(start, step, self.steps, tol=TOLERANCE, family=family, adjoint=Detach())

@@ -273,7 +273,7 @@ def best_normal(
         steps: maximum number of optimisation steps.
     """
     family: Family = FAMILIES[name](noise, matched=True)
-    engine = Ascent(Given.density(start), density_step(likelihood), steps, tol=1e-5, family=family, adjoint=Detach())
+    engine = Ascent(Given.density(start), density_step(likelihood, x), steps, tol=1e-5, family=family, adjoint=Detach())
     code = engine.infer(likelihood, x)
     assert code.q is not None and code.solve is not None
     return one_row(code.q), code.solve.status[0]

@@ -112,7 +112,7 @@ def bound_matrix(
         row = {ENCODER: Cell(lower_bound(likelihood, x, q, budget.draws), x.new_zeros(len(x)))}
         rates[family] = tuned_rate(likelihood, tuning[0], tuning[1][family], family, budget)
         gradient = Adam(rates[family]["rate"])
-        step, marks = density_step(likelihood), (*budget.steps, budget.optimum_steps)
+        step, marks = density_step(likelihood, x), (*budget.steps, budget.optimum_steps)
         *searched, optimum = refined(likelihood, x, q, family, step, marks, budget.draws, tol=1e-5)
         moved = refined(likelihood, x, q, family, gradient, budget.steps, budget.draws)
         for rule, cells_of in ((LBFGS_STEPS, searched), (GRADIENT_STEPS, moved)):

@@ -184,7 +184,7 @@ def _batch_columns(
     if gaps.encoder is not None and gaps.encoder.q is not None and family in FAMILIES:
         laws = [rearranged([gaps.encoder.q], lambda values, dimension: values[0].cpu())]
         (moved,) = refined(
-            model.likelihood, batch, gaps.encoder.q, family, density_step(model.likelihood), [FEW_STEPS], draws
+            model.likelihood, batch, gaps.encoder.q, family, density_step(model.likelihood, batch), [FEW_STEPS], draws
         )
         columns[f"L[q after {FEW_STEPS} {LBFGS_STEPS} steps]"] = moved.bound.value
     return {name: values.cpu() for name, values in columns.items()}, family, laws

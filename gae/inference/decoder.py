@@ -51,14 +51,14 @@ def thrice_differentiable(function: Callable[[Tensor], Tensor]) -> Callable[[Ten
 
 
 class _PlainNorms(TorchFunctionMode):
-    """Layer and instance normalisation by elementary operations: torch's own have wrong third derivatives.
+    """Normalisation by elementary operations.
 
-    See pytorch's issues 175754 and 186256.
+    Torch's layer and instance normalisation have wrong third derivatives (pytorch's issues 175754 and 186256), and its
+    group normalisation has no forward derivative inside ``torch.vmap`` for some layouts of its input.
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        plain = {functional.layer_norm: _layer_norm, functional.instance_norm: _instance_norm}.get(func, func)
-        return plain(*args, **(kwargs or {}))
+        return PLAIN_NORMS.get(func, func)(*args, **(kwargs or {}))
 
 
 def _layer_norm(
@@ -81,15 +81,32 @@ def _instance_norm(
 ) -> Tensor:
     if not use_input_stats:  # then it is affine
         return functional.instance_norm(x, running_mean, running_var, weight, bias, False, momentum, eps)
-    normalised = _normalised(x, tuple(range(2, x.dim())), eps)
+    return _per_channel(_normalised(x, tuple(range(2, x.dim())), eps), weight, bias)
+
+
+def _group_norm(
+    x: Tensor, num_groups: int, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5
+) -> Tensor:
+    groups = x.unflatten(1, (num_groups, -1))
+    return _per_channel(_normalised(groups, tuple(range(2, groups.dim())), eps).flatten(1, 2), weight, bias)
+
+
+def _per_channel(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
     weight, bias = (None if each is None else each.view(-1, *[1] * (x.dim() - 2)) for each in (weight, bias))
-    scaled = normalised if weight is None else normalised * weight
+    scaled = x if weight is None else x * weight
     return scaled if bias is None else scaled + bias
 
 
 def _normalised(x: Tensor, dims: tuple[int, ...], eps: float) -> Tensor:
     centred = x - x.mean(dims, keepdim=True)
     return centred * (centred.square().mean(dims, keepdim=True) + eps).rsqrt()
+
+
+PLAIN_NORMS = {
+    functional.layer_norm: _layer_norm,
+    functional.instance_norm: _instance_norm,
+    functional.group_norm: _group_norm,
+}
 
 
 def transformed() -> bool:

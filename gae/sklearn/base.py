@@ -41,7 +41,7 @@ class Fitted(BaseEstimator):
         return self._validated(X, reset=False)
 
     def _validated(self, X: Any, **options: Any) -> np.ndarray:
-        """X as an array of floats, with NaN only if it marks what was not observed.
+        """X as an array of floats, with NaN only if it marks elements that were not observed.
 
         With ``reset``, the features of X are recorded, else compared with those of the fit.
         """

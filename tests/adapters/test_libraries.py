@@ -15,6 +15,7 @@ from gae.analysis.inference_gap import inference_gap
 from gae.autoencoder import Autoencoder
 from gae.inference import Status
 from gae.inference.curvature import expansion
+from gae.inference.modes import density_step
 from gae.objective import elbo
 
 SHAPE = (1, 4, 4)
@@ -95,6 +96,7 @@ def test_the_log_density_is_minus_the_loss_of_pythae(make: Any, loss: str) -> No
 def check(model: Autoencoder, x: Tensor) -> None:
     """Engines, second derivatives by differences of the first, and a gap, on a few observations."""
     likelihood = model.likelihood
+    assert density_step(likelihood, x).by_row
     mode = model.encode(x, engine_of("lbfgs", model))
     assert mode.solve is not None and bool((mode.solve.status == Status.converged).all())
     start = likelihood.log_joint(x, likelihood.prior.mean.expand(1, len(x), -1))

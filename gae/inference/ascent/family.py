@@ -45,7 +45,7 @@ class Family(Part, nn.Module, ABC):
 
     @abstractmethod
     def metric(self, u: Float[Tensor, "S B *U"], factor: Float[Tensor, "S B Z Z"]) -> Float[Tensor, "S B *_"]:
-        """What ``rescaled`` needs: C, and where necessary the curvature of the objective in the scales at u.
+        """The argument of ``rescaled``: C, and where necessary the scales at u, on which the curvature depends.
 
         Args:
             u: the parameters.
