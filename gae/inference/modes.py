@@ -9,6 +9,7 @@ from gae.inference.ascent.gradients.unrolled import Detach
 from gae.inference.ascent.steps.lbfgs import LBFGS
 from gae.inference.base import Inference
 from gae.inference.curvature import curvature_matrix
+from gae.inference.decoder import twice_differentiable
 from gae.likelihood import DecoderLikelihood, Likelihood
 
 
@@ -48,7 +49,8 @@ def density_step(likelihood: Likelihood, x: Num[Tensor, "B *X"]) -> LBFGS:
 def _has_curvature(likelihood: Likelihood, x: Num[Tensor, "B *X"]) -> bool:
     """Whether the decoder's operations have forward derivatives, and rules for batches of them."""
     try:
-        curvature_matrix(likelihood, x, x.new_zeros(1, len(x), *likelihood.latent_shape))
+        with twice_differentiable(likelihood):
+            curvature_matrix(likelihood, x, x.new_zeros(1, len(x), *likelihood.latent_shape))
     except (RuntimeError, NotImplementedError):
         return False
     return True
