@@ -61,28 +61,28 @@ class FlowTransform(Transform):
 
     def __init__(self, flow: Transform, affine: AffineTransform):
         super().__init__()
-        self._flow, self._affine = flow, affine
+        self.flow, self.affine = flow, affine
         self._last: _Draw | None = None
 
     def _call(self, x: Tensor) -> Tensor:
-        code, log_det = with_log_det(self._flow, x)
-        y: Tensor = self._affine(code)
-        log_det = log_det + self._affine.log_abs_det_jacobian(code, y)
+        code, log_det = with_log_det(self.flow, x)
+        y: Tensor = self.affine(code)
+        log_det = log_det + self.affine.log_abs_det_jacobian(code, y)
         self._last = _Draw(x, y, log_det, torch.is_grad_enabled())
         return y
 
     def _inverse(self, y: Tensor) -> Tensor:
         draw = self._drawn(y)
-        x: Tensor = self._flow.inv(self._affine.inv(y)) if draw is None else draw.noise
+        x: Tensor = self.flow.inv(self.affine.inv(y)) if draw is None else draw.noise
         return x
 
     def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
         draw = self._drawn(y)
         if draw is not None and draw.noise is x:
             return draw.log_det
-        code = self._affine.inv(y)
-        log_det = over_elements(self._flow, self._flow.log_abs_det_jacobian(x, code))
-        return log_det + self._affine.log_abs_det_jacobian(code, y)
+        code = self.affine.inv(y)
+        log_det = over_elements(self.flow, self.flow.log_abs_det_jacobian(x, code))
+        return log_det + self.affine.log_abs_det_jacobian(code, y)
 
     def _drawn(self, y: Tensor) -> _Draw | None:
         draw = self._last

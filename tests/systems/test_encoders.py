@@ -483,7 +483,7 @@ def kl_of_layers(ladder: Autoencoder, x: Tensor) -> tuple[float, float]:
     """E KL(q(z1|x, z2) ‖ p(z1|z2)) and KL(q(z2|x) ‖ p(z2)), averaged over x, in nats."""
     encoding, prior = ladder.encode(x), ladder.likelihood.latent_prior
     assert encoding.q is not None and isinstance(prior, HierarchicalNormal)
-    law = encoding.q.transforms[0]  # type: ignore[attr-defined]
+    law = encoding.q.transforms[0].flow  # type: ignore[attr-defined]
     z2 = encoding.z[..., prior.bottom :]
     normals = [dist.Normal(*moments) for moments in (law._conditional(z2), prior.conditional(z2), law._top)]
     bottom = kl_divergence(normals[0], normals[1]).sum(-1).mean()
