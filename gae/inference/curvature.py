@@ -15,6 +15,8 @@ from gae.inference.laws import NotFiniteError
 from gae.likelihood import DecoderLikelihood, Likelihood
 from gae.likelihood.door import checked, hidden
 
+COLUMNS = 256  # directions at once
+
 
 class _Linearised:
     """The linear maps of the curvature at z: v -> J v, J' v, and the symmetric H v and prior part of G v."""
@@ -62,8 +64,8 @@ def curvature_matrix(
     """G of each row at z; U is the number of elements of one code."""
     at, width = _Linearised(likelihood, x, z, k), z[0, 0].numel()
     basis = torch.eye(width, dtype=z.dtype, device=z.device).reshape(width, 1, 1, *z.shape[2:]).expand(width, *z.shape)
-    columns = vmap(at.push)(basis)
-    hessian, prior = vmap(at.hessian)(columns), vmap(at.prior)(basis)
+    columns = vmap(at.push, chunk_size=COLUMNS)(basis)
+    hessian, prior = (vmap(map_, chunk_size=COLUMNS)(v) for map_, v in ((at.hessian, columns), (at.prior, basis)))
     return torch.einsum("usbo,vsbo->sbuv", columns.flatten(3), hessian.flatten(3)) + prior.flatten(3).movedim(0, -1)
 
 

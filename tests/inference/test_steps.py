@@ -253,25 +253,28 @@ def test_the_curvature_of_a_density_s_objective_is_known_where_log_joint_is_quad
 def test_lbfgs_under_the_curvature_of_each_row_finds_the_best_density_of_a_linear_decoder_sooner(
     family: Callable[[], Family],
 ) -> None:
-    """A code takes Newton's step; a density, whose scale starts far from its optimum, takes fewer than without."""
-    model, x = ppca(), torch.randn(7, 6, dtype=torch.float64)
+    """A code takes Newton's step; a density, whose scale starts far from its optimum, takes fewer than without.
+
+    There are more rows than one block of curvatures has.
+    """
+    model, x = ppca(), torch.randn(90, 6, dtype=torch.float64)
     mean, covariance = (t.detach() for t in posterior(model, x))
     member = family()
     found, plain = (
         solve(step, 60, grad_tol=1e-6, family=member)(model, x) for step in (LBFGS(curvature="gauss-newton"), LBFGS())
     )
-    assert found.solve is not None and found.solve.summary() == "converged: 7"
+    assert found.solve is not None and found.solve.summary() == "converged: 90"
     assert plain.solve is not None and bool((found.solve.evaluations < plain.solve.evaluations).all())
     if isinstance(member, Delta):
         assert bool((found.solve.evaluations == 3 + 2).all())  # the curvature, and both ends of the step
     assert torch.allclose(found.point, mean, atol=1e-6)
     if isinstance(member, FullCovariance):
         assert isinstance(found.q, MultivariateNormal)
-        assert torch.allclose(found.q.covariance_matrix[0], covariance.expand(7, -1, -1), atol=1e-6)
+        assert torch.allclose(found.q.covariance_matrix[0], covariance.expand(90, -1, -1), atol=1e-6)
     elif isinstance(member, MeanField):
         assert found.q is not None
         assert torch.allclose(
-            found.q.stddev[0], torch.linalg.inv(covariance).diagonal().rsqrt().expand(7, -1), atol=1e-6
+            found.q.stddev[0], torch.linalg.inv(covariance).diagonal().rsqrt().expand(90, -1), atol=1e-6
         )
 
 

@@ -142,10 +142,8 @@ class MeanField(Family):
 
     def metric(self, u: Float[Tensor, "S B *U"], factor: Float[Tensor, "S B Z Z"]) -> Float[Tensor, "S B Q Z"]:
         precision = torch.cholesky_inverse(factor).diagonal(dim1=-2, dim2=-1)
-        curvature = (
-            1 + precision * (2 * u[:, :, 1].flatten(2)).exp()
-        )  # 2 at the optimum, where the scale is 1 / √precision
-        return torch.cat([factor, 1 / curvature.unsqueeze(2)], 2)
+        variance = (2 * u[:, :, 1].flatten(2)).exp()  # 1 / precision at the optimum
+        return torch.cat([factor, 1 / (1 + precision * variance).unsqueeze(2)], 2)
 
     def rescaled(self, v: Float[Tensor, "S B U"], metric: Float[Tensor, "S B Q Z"]) -> Float[Tensor, "S B U"]:
         factor, weight = metric[:, :, :-1], metric[:, :, -1]

@@ -3,10 +3,11 @@
 from typing import Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from gae.data.checks import at_least_one
+from gae.inference.ascent.family import BLOCK
 from gae.inference.ascent.problem import Problem, expand_rows, rounding, row_dot
 from gae.inference.ascent.steps.first_order import State, Step
 from gae.inference.ascent.steps.trials import accept, no_trial
@@ -163,6 +164,13 @@ def _inverse(curvature: Tensor) -> Tensor:
     return torch.cholesky_inverse(factor)
 
 
+def _curvatures(problem: Problem, z: Float[Tensor, "S B *Z"], rows: Int[Tensor, " n"]) -> Float[Tensor, "S n Z Z"]:
+    """The Gauss–Newton matrices of some rows: all at once would hold a derivative of each output for each element."""
+    k = problem.k
+    part = k if k is None or k.shape[1] == 1 else k[:, rows]
+    return curvature_matrix(problem.likelihood, problem.x[rows], z[:, rows], part)
+
+
 def _factor(problem: Problem, u: Float[Tensor, "S B *U"]) -> Float[Tensor, "S B Z Z"]:
     """C, lower triangular, where C Cᵀ is the inverse of the Gauss–Newton curvature at the centre of each row.
 
@@ -174,7 +182,9 @@ def _factor(problem: Problem, u: Float[Tensor, "S B *U"]) -> Float[Tensor, "S B 
             f"`LBFGS(curvature='gauss-newton')` needs a decoder output, and no component that is summed out, which "
             f"{type(likelihood).__name__} does not give here. Use `LBFGS()`."
         )
-    matrix = curvature_matrix(likelihood, problem.x, problem.family.centre(u), problem.k).double()
+    z = problem.family.centre(u)
+    rows = torch.arange(z.shape[1], device=z.device).split(max(1, BLOCK // z[0, 0].numel()))
+    matrix = torch.cat([_curvatures(problem, z, part) for part in rows], 1).double()
     identity = torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
     finite = matrix.detach().isfinite().flatten(2).all(2)[..., None, None]
     matrix = torch.where(finite, matrix, identity)
