@@ -264,7 +264,8 @@ def test_lbfgs_under_the_curvature_of_each_row_finds_the_best_density_of_a_linea
         solve(step, 60, grad_tol=1e-6, family=member)(model, x) for step in (LBFGS(curvature="gauss-newton"), LBFGS())
     )
     assert found.solve is not None and found.solve.summary() == "converged: 90"
-    assert plain.solve is not None and bool((found.solve.evaluations < plain.solve.evaluations).all())
+    assert plain.solve is not None
+    assert found.solve.evaluations.double().mean() < 0.9 * plain.solve.evaluations.double().mean()
     if isinstance(member, Delta):
         assert bool((found.solve.evaluations == 3 + 2).all())  # the curvature, and both ends of the step
     assert torch.allclose(found.point, mean, atol=1e-6)
