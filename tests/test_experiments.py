@@ -253,6 +253,7 @@ def test_an_engine_overtakes_at_the_first_resolved_gain() -> None:
     assert {budget: row.steps for budget, row in line.within.items()} == {10: [1, 1], 30: [3, 3], 100: [3, 3]}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("components", [1, 3])
 def test_rounded_codes_have_the_error_of_the_reconstruction_and_the_bits_of_their_histogram(components: int) -> None:
     torch.manual_seed(0)

@@ -94,6 +94,8 @@ def bound_matrix(
     optimum q* that L-BFGS reaches from it, and the Laplace approximation at the mode (of the diagonal family: the
     precision's diagonal). All bounds are estimated from fresh draws by ``lower_bound``.
 
+    L-BFGS runs under the decoder's curvature at its start (``density_step``), which its evaluations include.
+
     A flow has no density of L-BFGS steps, which would fit fixed draws, and none of Laplace; its optimum is the end of a
     fixed number of Adam steps (``best_flow``).
 
