@@ -1,5 +1,6 @@
 """The best normalizing flow of each observation, which defines the amortisation gap of a flow encoder."""
 
+import copy
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -49,7 +50,7 @@ def best_flow(
     need_copies(q)
     leaves = {"loc": q.loc, "log_scale": q.scale.log(), "context": q.context}
     leaves = {name: value.detach().clone().requires_grad_() for name, value in leaves.items()}
-    state = {name: value.requires_grad_() for name, value in _copied(q).items()}
+    state = {name: value.requires_grad_() for name, value in _copied(q.flow, len(x)).items()}
     every = [*leaves.values(), *state.values()]
     log_joint = likelihood.bind(x)
     optimizer = torch.optim.Adam(every, lr=rate)
@@ -76,15 +77,14 @@ def best_flow(
 def need_copies(q: NormalizingFlow) -> None:
     """Raises TypeError for a flow that does not compute the same with a copy of its weights for each observation.
 
-    Copies are computed at once by ``torch.func.vmap``, which some transforms of Pyro do not allow.
+    Copies are computed at once by ``torch.func.vmap``, which some transforms of Pyro do not allow. They are compared in
+    double precision, since a flow may amplify rounding.
     """
-    noise, shared = (
-        torch.linspace(-1, 1, q.loc.numel()).to(q.loc).view(1, *q.loc.shape),
-        noise_to_code(q.flow, q.context),
-    )
+    flow, context = copy.deepcopy(q.flow).cpu().double(), q.context.cpu().double()
+    noise = torch.linspace(-1, 1, q.loc.numel()).to(context).view(1, *q.loc.shape)
     try:
-        copies = _Copies(q.flow, _copied(q), q.context).call_and_ladj(noise)
-        for one, other in zip(copies, with_log_det(shared, noise), strict=True):
+        copies = _Copies(flow, _copied(flow, len(context)), context).call_and_ladj(noise)
+        for one, other in zip(copies, with_log_det(noise_to_code(flow, context), noise), strict=True):
             torch.testing.assert_close(one, other)
     except (RuntimeError, TypeError, AssertionError) as error:
         raise TypeError(
@@ -94,9 +94,9 @@ def need_copies(q: NormalizingFlow) -> None:
         ) from error
 
 
-def _copied(q: NormalizingFlow) -> dict[str, Tensor]:
-    """The parameters of the flow, (B, ...) by name."""
-    return {name: value.detach().expand(len(q.loc), *value.shape).clone() for name, value in q.flow.named_parameters()}
+def _copied(flow: nn.Module, copies: int) -> dict[str, Tensor]:
+    """The parameters of a flow, (copies, ...) by name."""
+    return {name: value.detach().expand(copies, *value.shape).clone() for name, value in flow.named_parameters()}
 
 
 class _Copies(Transform):

@@ -64,8 +64,8 @@ def vae(
 
     ``posterior`` is the encoder's family of densities: a normal with a ``"diagonal"`` or ``"full"`` covariance, or a
     normalizing flow, ``"iaf"`` (Kingma et al. 2016), ``"maf"`` (Papamakarios et al. 2017) or ``"nsf"`` (Durkan et al.
-    2019), which needs zuko; of these ``"iaf"`` draws, and so trains, several times faster. With ``analytic``, the KL of
-    a normal is computed in closed form; that of a flow is always estimated from the draws.
+    2019), which needs zuko; of these ``"iaf"`` draws in one pass of its networks, and so trains faster. With
+    ``analytic``, the KL of a normal is computed in closed form; that of a flow is always estimated from the draws.
 
     With ``missing``, NaN marks elements that were not observed: the bound is that of the observed elements
     (``PartiallyObserved``), and the encoder gets 0 in place of the others, and the mask (``nets.Standardized``).

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution, MultivariateNormal, kl_divergence
 
 from gae import Autoencoder, systems
+from gae.analysis.best_flow import need_copies
 from gae.analysis.inference_gap import inference_gap, lower_bound
 from gae.autoencoder import load
 from gae.evidence import ais, laplace
@@ -334,6 +335,15 @@ def test_the_gap_of_a_flow_without_an_inverse() -> None:
     guide = FlowEncoder(nn.Linear(4, 7), flow, 2, 3).double()
     gap = inference_gap(model(guide), observations(2), samples=50, draws=50, steps=3)
     assert gap.family == "flow" and gap.best["flow"].value.isfinite().all()
+
+
+@pytest.mark.parametrize("name", ["maf", "iaf", "nsf"])
+def test_a_flow_that_amplifies_rounding_can_be_copied(name: str) -> None:
+    seed(0)
+    flow = {"maf": flows.maf, "iaf": flows.iaf, "nsf": flows.nsf}[name](20, 16)
+    for parameter in flow.parameters():
+        parameter.data.mul_(2)
+    need_copies(NormalizingFlow(flow, torch.randn(30, 20), torch.ones(30, 20), 3 * torch.randn(30, 16)))
 
 
 @pytest.mark.parametrize("flow", [transforms.conditional_spline, transforms.conditional_householder])
