@@ -73,6 +73,7 @@ from gae.inference import (
     UnitSphere,
     Unroll,
     VectorQuantizer,
+    WarmStart,
     Whiten,
     Zeros,
     to_pyro,
@@ -683,6 +684,11 @@ ENGINES = [
     EngineCase(
         "ascent-monotone",
         lambda m: Ascent(Constant(torch.full(m.latent_shape, 0.3)), MonotoneAscent(), max_steps=3),
+        orthant,
+    ),
+    EngineCase(
+        "warm-start",
+        lambda m: WarmStart(Ascent(Constant(torch.full(m.latent_shape, 0.3)), MonotoneAscent(), 3)),
         orthant,
     ),
     EngineCase("ascent-ista", lambda m: Ascent(step=ProximalAscent(0.1), max_steps=3), sparse),

@@ -35,6 +35,7 @@ from gae.inference.mcmc import MCMC
 from gae.inference.nearest import Nearest, Shortlist
 from gae.inference.quantized import IteratedConditionalModes, VectorQuantizer
 from gae.inference.starts import ChartGate, Constant, DecoderInit, EarlyExaggeration, PrincipalComponents, Prior, Zeros
+from gae.inference.warm_start import WarmStart
 
 __all__ = [
     "ESWMV",
@@ -99,6 +100,7 @@ __all__ = [
     "UnitSphere",
     "Unroll",
     "VectorQuantizer",
+    "WarmStart",
     "Whiten",
     "Zeros",
     "to_pyro",

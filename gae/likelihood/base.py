@@ -329,8 +329,11 @@ class ExactMode(Protocol):
 class MonotoneCodes(Protocol):
     """A likelihood with a monotone update rule for codes, such as a coordinate or multiplicative update."""
 
-    def update_codes(self, x: Tensor, z: Tensor) -> Tensor:
-        """Updated codes (S, B, *Z), whose ``log_joint`` is at least that of z; rows are independent."""
+    def update_codes(self, x: Tensor, z: Tensor, sweeps: int | None = None) -> Tensor:
+        """Updated codes (S, B, *Z), whose ``log_joint`` is at least that of z; rows are independent.
+
+        ``sweeps`` is the number of passes over the elements of a code; by default, what suits an ascent.
+        """
 
 
 @runtime_checkable
@@ -349,7 +352,10 @@ class ClosedFormLearning(DataDependentInit, Protocol):
         """Sufficient statistics of a batch and its codes, which add over batches with ``+``."""
 
     def maximize(self, moments: Any) -> float:
-        """Sets the parameters to their optimum; returns the largest change, free of the data's offset and scale."""
+        """Raises the objective, if possible to its optimum; returns the largest change of a parameter.
+
+        The change is free of the data's offset and scale.
+        """
 
 
 @runtime_checkable

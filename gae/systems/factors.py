@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 
 from gae.autoencoder import Autoencoder
-from gae.inference import Ascent, Constant, Detach, MonotoneAscent
+from gae.inference import Ascent, Constant, Detach, MonotoneAscent, WarmStart
 from gae.likelihood import NonNegativeGaussian, NonNegativeLinear, NonNegativePoisson
 from gae.objective import joint
 from gae.systems.parts import Shape
@@ -15,12 +15,13 @@ LIKELIHOODS: dict[str, Callable[..., NonNegativeLinear]] = {
     "gaussian": NonNegativeGaussian,
     "poisson": NonNegativePoisson,
 }
+SWEEPS = {"gaussian": 2, "poisson": 1}  # of the codes in each epoch
 
 
 @System(
     likelihood="NonNegativeGaussian or NonNegativePoisson",
     prior="flat, z >= 0",
-    inference="Ascent(MonotoneAscent)",
+    inference="WarmStart(Ascent(MonotoneAscent))",
     objective="joint",
     source="Lee & Seung 1999, 2001",
 )
@@ -29,15 +30,14 @@ def nmf(
 ) -> Autoencoder:
     """Non-negative matrix factorisation (Lee & Seung 1999, 2001), with a Gaussian or, for counts, a Poisson likelihood.
 
-    Codes are inferred from scratch by at most ``steps`` updates, until two consecutive updates each gain less than
-    ``tol`` nats. Parts are updated in closed form: exact least squares, or one multiplicative update per epoch.
+    Codes of new data are inferred by at most ``steps`` updates, until two consecutive updates each gain less than
+    ``tol`` nats. Training alternates updates of codes and parts in each epoch: two sweeps of exact coordinate descent,
+    or one multiplicative update.
 
     >>> nmf((1, 8, 8), latent=5).likelihood.parts.shape
     torch.Size([5, 1, 8, 8])
     """
     if head not in LIKELIHOODS:
         raise ValueError(f"Unknown head {head!r}. Valid heads: {', '.join(LIKELIHOODS)}.")
-    start = Constant(torch.ones(latent))
-    return Autoencoder(
-        LIKELIHOODS[head](latent, event_shape), Ascent(start, MonotoneAscent(), steps, tol=tol, adjoint=Detach()), joint
-    )
+    cold = Ascent(Constant(torch.ones(latent)), MonotoneAscent(), steps, tol=tol, adjoint=Detach())
+    return Autoencoder(LIKELIHOODS[head](latent, event_shape), WarmStart(cold, SWEEPS[head]), joint)

@@ -54,7 +54,6 @@ if TYPE_CHECKING:
 DEFAULT_OPTIMIZER = partial(torch.optim.Adam, lr=1e-3)
 STEPS, EPOCHS = 1000, 30  # default length of training by an optimiser: about STEPS steps, at least EPOCHS epochs
 SCALED = 100  # training observations whose codes are compared with the prior, without a density q(z|x)
-CLOSED_EPOCHS = 100  # default limit of closed-form learning, which stops earlier on convergence
 
 
 def fit(
@@ -97,7 +96,7 @@ def fit(
         data: a data set, whose training split is used, a tensor (N, *X), or anything else that ``gae.data.load`` reads
             (arrays, frames, torch data sets, paths), all rows of which are used.
         epochs: total number of epochs, including those before a resume. By default, enough for about 1000 optimiser
-            steps, and at least 30; in closed form at most 100.
+            steps, and at least 30; in closed form at most 100, or 1000 for a ``WarmStart``.
         steps: total number of optimiser steps, instead of ``epochs``; rounded up to whole epochs.
         batch_size: default 128. The last, smaller batch is used too; a single last sample joins the previous batch. For
             closed-form steps it only bounds memory: by default chunks of about 12 MB.
@@ -249,8 +248,9 @@ def _plan(
     learner: Learner, samples: Samples, epochs: int | None, steps: int | None, scheduler: MakeScheduler | None
 ) -> int:
     """The number of epochs, by default or with so many steps; schedules the learning rate over them."""
-    if not isinstance(learner, GradientLearner):
-        return epochs or CLOSED_EPOCHS
+    if isinstance(learner, ClosedFormLearner):
+        return epochs or learner.epochs
+    assert isinstance(learner, GradientLearner)
     per_epoch = len(learner.batches(len(samples.epoch(0)), generator(0)))
     if epochs is None:
         epochs = max(EPOCHS, math.ceil(STEPS / per_epoch)) if steps is None else math.ceil(steps / per_epoch)

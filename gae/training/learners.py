@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from gae.autoencoder import Autoencoder
+from gae.inference import Code, WarmStart
 from gae.inference.auto_decoder import training_rows
 from gae.inference.base import Sweep
 from gae.likelihood import ClosedFormLearning, OnlineLearning
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     import lightning_fabric
 
 CHUNK_BYTES = 12 * 2**20
+EPOCHS, WARM_EPOCHS = 100, 1000  # default limits of closed-form learning; epochs with warm starts are short
 
 Batch = Tensor | slice
 MakeOptimizer = Callable[[list[nn.Parameter]], Optimizer]
@@ -270,9 +272,12 @@ class ClosedFormLearner(Learner):
         self.autoencoder, self.fabric, self.tol = autoencoder, fabric, tol
         self.batch_size = batch_size or max(1, CHUNK_BYTES // (x[0].numel() * x.element_size()))
         self.config = {"optimizer": "closed form", "tol": tol}
+        self.epochs = WARM_EPOCHS if isinstance(autoencoder.inference, WarmStart) else EPOCHS
         if fabric.world_size > 1:  # all start from the first process, as `Fabric.setup` has it for an optimiser
             autoencoder.load_state_dict(fabric.broadcast(autoencoder.state_dict()))
         self.moments: Any = None
+        self.codes: Tensor | None = None  # (N, *Z) of a ``WarmStart``, after the last epoch
+        self.updated: Tensor | None = None  # ... in this epoch; 0 for the rows of other processes
         self.sweep = self._sweep(x) if is_fixed else None
 
     def _sweep(self, x: Tensor) -> Sweep | None:
@@ -307,16 +312,28 @@ class ClosedFormLearner(Learner):
         chunk, indices = x[batch], torch.arange(len(x))[batch][own]
         rows = chunk[own].to(self.fabric.device)
         total = torch.zeros((), dtype=torch.float64, device=self.fabric.device)
+        if learn and self.updated is None and isinstance(self.autoencoder.inference, WarmStart):
+            self.updated = rows.new_zeros(len(x), *self.autoencoder.likelihood.latent_shape)
         if len(rows):
-            likelihood = self.autoencoder.likelihood
-            with training_rows(self.autoencoder, indices):
-                code = self.autoencoder.inference.infer(likelihood, rows)
+            code = self._infer(rows, indices, learn)
             total -= len(rows) * self.autoencoder.aggregate(self.autoencoder.score(rows, code))
             if learn:
+                likelihood = self.autoencoder.likelihood
                 assert isinstance(likelihood, ClosedFormLearning)
-                moments = likelihood.statistics(rows, code)
-                self._add(moments)
+                self._add(likelihood.statistics(rows, code))
         return over_processes(total, self.fabric, "sum") / len(chunk)
+
+    def _infer(self, rows: Tensor, indices: Tensor, learn: bool) -> Code:
+        """Codes of a batch; those of a ``WarmStart`` go on from the epoch before."""
+        likelihood, engine = self.autoencoder.likelihood, self.autoencoder.inference
+        if learn and isinstance(engine, WarmStart) and self.codes is not None:
+            code = engine.resume(*likelihood.in_standard_units(rows), self.codes[indices].unsqueeze(0))
+        else:
+            with training_rows(self.autoencoder, indices):
+                code = engine.infer(likelihood, rows)
+        if learn and self.updated is not None:
+            self.updated[indices] = code.z[0]
+        return code
 
     def _add(self, moments: Any) -> None:
         if self.moments is None:
@@ -328,7 +345,16 @@ class ClosedFormLearner(Learner):
     def finish(self) -> bool:
         likelihood, moments, self.moments = self.autoencoder.likelihood, self.moments, None
         assert isinstance(likelihood, ClosedFormLearning)
+        if self.updated is not None:
+            self.codes, self.updated = _reduced(self.updated, self.fabric, "sum"), None
         return likelihood.maximize(summed(moments, self.fabric)) <= self.tol
+
+    def state(self) -> dict[str, Any]:
+        return {} if self.codes is None else {"codes": self.codes}
+
+    def load(self, state: dict[str, Any]) -> None:
+        codes = state.get("codes")
+        self.codes = None if codes is None else codes.to(self.fabric.device)
 
 
 def has_closed_form(autoencoder: Autoencoder) -> bool:
@@ -350,11 +376,15 @@ def summed(moments: Any, fabric: "lightning_fabric.Fabric") -> Any:
 
 
 def over_processes(value: Tensor, fabric: "lightning_fabric.Fabric", how: str) -> float:
-    if fabric.world_size > 1:
-        reduced = fabric.all_reduce(value.clone(), reduce_op=how)
-        assert isinstance(reduced, Tensor)
-        value = reduced
-    return value.item()
+    return _reduced(value, fabric, how).item()
+
+
+def _reduced(value: Tensor, fabric: "lightning_fabric.Fabric", how: str) -> Tensor:
+    if fabric.world_size == 1:
+        return value
+    reduced = fabric.all_reduce(value.clone(), reduce_op=how)
+    assert isinstance(reduced, Tensor)
+    return reduced
 
 
 def _settings(optimizer: Optimizer) -> list[dict[str, Any]]:

@@ -15,7 +15,7 @@ from gae.analysis.rows import codes, scores
 from gae.data import load
 from gae.inference import Adam, Amortized, Ascent, Unroll, Zeros
 from gae.likelihood import Gaussian
-from gae.systems import ae, gmm, kmeans, savae, vae
+from gae.systems import ae, gmm, kmeans, nmf, savae, vae
 from gae.training import Anneal, History, fit
 
 X = torch.randn(50, 5, generator=torch.Generator().manual_seed(0))
@@ -56,7 +56,9 @@ CASES: dict[str, tuple[Callable[[], Autoencoder], dict[str, Any]]] = {
     "dynamic": (lambda: vae((1, 8, 8), 2, (8,), head="bernoulli"), {"validation": 0.2, "patience": 3}),
     "kmeans": (lambda: kmeans((5,), 6), {"tol": 1e-9}),
     "gmm": (lambda: gmm((5,), 3), {"tol": 1e-9, "validation": X[:20]}),
+    "nmf": (lambda: nmf((5,), 3, steps=5), {"tol": 1e-9}),
 }
+CLOSED = ("kmeans", "gmm", "nmf")
 
 
 def unrolled() -> Autoencoder:
@@ -66,6 +68,7 @@ def unrolled() -> Autoencoder:
 
 
 SHARED = {"unrolled": (unrolled, {"optimizer": adam})}
+LEARNERS = ("adam", "gmm", "nmf", "unrolled")  # one of each kind, that several processes train
 
 
 def course(name: str, out: Path | str, epochs: int = 4, **options: Any) -> tuple[Autoencoder, History]:
@@ -73,7 +76,8 @@ def course(name: str, out: Path | str, epochs: int = 4, **options: Any) -> tuple
     torch.manual_seed(0)
     model = build()
     wanted = {"data": X, "batch_size": 16, **own, **(dynamic() if name == "dynamic" else {}), **options}
-    history = fit(model, wanted.pop("data"), epochs=epochs, out=out, progress=False, **wanted)
+    data = wanted.pop("data")
+    history = fit(model, data.abs() if name == "nmf" else data, epochs=epochs, out=out, progress=False, **wanted)
     return model, history
 
 

@@ -20,7 +20,7 @@ import pytest
 import torch
 from command import gae
 from conftest import file_limit
-from courses import CASES, ROWS, UNEVEN, X, adam, course, measured, momentum, noisy, rows, sweep
+from courses import CASES, CLOSED, LEARNERS, ROWS, UNEVEN, X, adam, course, measured, momentum, noisy, rows, sweep
 from own import images, written
 from torch import Tensor
 
@@ -87,7 +87,7 @@ def test_stopped_after_an_epoch(name: str, tmp_path: Path, assert_same_end: Ends
     assert_same_end(name, tmp_path / "run", model)
 
 
-BY_GRADIENT = [name for name in CASES if name not in ("kmeans", "gmm")]
+BY_GRADIENT = [name for name in CASES if name not in CLOSED]
 
 
 # In the second epoch, one step after a checkpoint, and at a checkpoint in the first.
@@ -323,9 +323,7 @@ def test_two_processes_equal_one(worker: Worker, tmp_path: Path, monkeypatch: py
         assert worker.ask("share", str(tmp_path)) == [0, 0]
         assert not warned.list
         models = {"two-then-one": course("adam", tmp_path / "two-then-one", resume=True, precision=64, **UNEVEN)[0]}
-    alone = {
-        name: course(name, tmp_path / "alone" / name, precision=64, **UNEVEN) for name in ("adam", "gmm", "unrolled")
-    }
+    alone = {name: course(name, tmp_path / "alone" / name, precision=64, **UNEVEN) for name in LEARNERS}
     for name, (model, history) in alone.items():
         found: dict[str, Tensor] = load_file(tmp_path / f"{name}.safetensors")
         losses = torch.tensor([row.train_loss for row in history.rows])

@@ -17,7 +17,7 @@ from typing import Any
 
 import offset  # noqa: F401 (moves every seed)
 import torch
-from courses import ROWS, UNEVEN, course, measured, rows, sweep
+from courses import LEARNERS, ROWS, UNEVEN, course, measured, rows, sweep
 from lightning_fabric import Fabric
 from safetensors.torch import save_file
 from typer.testing import CliRunner
@@ -77,7 +77,7 @@ def share(folder: str, rank: int, ports: list[int]) -> None:
     """One of two processes that work together; the first one writes what they found."""
     with ending_together():
         fabric = joined(rank, ports[0])
-        for name in ("adam", "gmm", "unrolled"):
+        for name in LEARNERS:
             for epochs in (2, 4):  # the second continues the first
                 model, history = course(name, f"{folder}/{name}", epochs, resume=True, fabric=fabric, **UNEVEN)
             found = {**model.state_dict(), "losses": torch.tensor([row.train_loss for row in history.rows])}
@@ -155,7 +155,7 @@ def forked(work: Callable[[], None]) -> int:
 
 def main() -> None:
     torch.set_num_threads(1)
-    for name in ("adam", "gmm", "unrolled"):
+    for name in LEARNERS:
         course(name, Path(sys.argv[1], name), epochs=1)
     measured(single("cpu"))
     print("ready", flush=True)

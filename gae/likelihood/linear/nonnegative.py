@@ -17,6 +17,9 @@ from gae.likelihood.priors import Flat
 FLOOR = 1e-7  # lower bound of Poisson parts, relative to the largest: a rate of 0 would exclude x > 0
 NOTHING = 1e-6  # initial parts below this, relative to the largest entry, count as 0
 SWEEPS, SETTLED = 200, 1e-6  # of least squares: maximum number of sweeps, and relative change for convergence
+NEWTON_SWEEPS, HESSIANS = 3, 2**22  # of a Newton step for Poisson codes; elements of the Hessians in memory
+OVERRELAXATION = 1.9  # power of the factors that update Poisson parts
+PART_SWEEPS = 2  # of an M-step: more of them cost more than the epochs that they save
 
 
 @dataclass(frozen=True)
@@ -108,8 +111,8 @@ class NonNegativeLinear(Head):
 class NonNegativeGaussian(NonNegativeLinear, Gaussian):
     """Least-squares non-negative matrix factorisation: x ~ N(zW, scale²), z >= 0, W >= 0 (Lee & Seung 1999).
 
-    Codes (``update_codes``) and parts (``maximize``) solve non-negative least-squares problems by exact coordinate
-    descent: HALS (Cichocki & Phan 2009).
+    Codes (``update_codes``) and parts (``maximize``) descend non-negative least-squares problems by exact minimisation
+    over one entry after the other: HALS (Cichocki & Phan 2009).
 
     Args:
         latent: Z, the number of parts.
@@ -127,13 +130,15 @@ class NonNegativeGaussian(NonNegativeLinear, Gaussian):
         )
         self._register_initialized()
 
-    def update_codes(self, x: Num[Tensor, "B *X"], z: Float[Tensor, "S B Z"]) -> Float[Tensor, "S B Z"]:
-        """Exact coordinate updates of each code, in sweeps until convergence.
+    def update_codes(
+        self, x: Num[Tensor, "B *X"], z: Float[Tensor, "S B Z"], sweeps: int | None = None
+    ) -> Float[Tensor, "S B Z"]:
+        """Exact coordinate updates of each code, in at most so many sweeps; by default, until convergence.
 
         Convergence is relative to the code's size: in nats, small data would always seem to have converged.
         """
         parts = self._matrix()
-        return least_squares(parts @ parts.mT, x.flatten(1) @ parts.mT, z)
+        return least_squares(parts @ parts.mT, x.flatten(1) @ parts.mT, z, sweeps or SWEEPS)
 
     @torch.no_grad()
     def statistics(self, x: Num[Tensor, "B *X"], code: Any) -> Products:
@@ -143,8 +148,9 @@ class NonNegativeGaussian(NonNegativeLinear, Gaussian):
 
     @torch.no_grad()
     def maximize(self, moments: Products) -> float:
-        """Sets the parts to their optimum W >= 0 for these codes. A part without codes is unchanged."""
-        return self._replace(least_squares(moments.own, moments.cross.mT, self._matrix().double().mT).mT)
+        """A few exact coordinate updates of the parts, for these codes. A part without codes is unchanged."""
+        start = self._matrix().double().mT
+        return self._replace(least_squares(moments.own, moments.cross.mT, start, PART_SWEEPS).mT)
 
 
 class NonNegativePoisson(NonNegativeLinear):
@@ -193,10 +199,18 @@ NonNegativeGaussian.
     def _log_mass(self, counts: Counts, output: Tensor) -> Tensor:
         return self._over_event(counts.log_prob(output.clamp_min(0)))
 
-    def update_codes(self, x: Num[Tensor, "B *X"], z: Float[Tensor, "S B Z"]) -> Float[Tensor, "S B Z"]:
-        """One multiplicative update of each code; zero entries remain 0."""
-        parts = self._matrix()
-        return z * _share(_ratio(x.flatten(1), z @ parts) @ parts.mT, parts.sum(1))
+    def update_codes(
+        self, x: Num[Tensor, "B *X"], z: Float[Tensor, "S B Z"], sweeps: int | None = None
+    ) -> Float[Tensor, "S B Z"]:
+        """So many updates of each code, by default one: a multiplicative one, and a Newton step where that is better.
+
+        A multiplicative update alone is slow for entries near 0.
+        """
+        parts, flat = self._matrix(), x.flatten(1)
+        for _ in range(sweeps or 1):
+            z = z * _share(_ratio(flat, z @ parts) @ parts.mT, parts.sum(1))
+            z = torch.cat([_newton(flat[rows], parts, z[:, rows]) for rows in _row_blocks(len(flat), len(parts))], 1)
+        return z
 
     @torch.no_grad()
     def statistics(self, x: Num[Tensor, "B *X"], code: Any) -> Products:
@@ -206,18 +220,18 @@ NonNegativeGaussian.
 
     @torch.no_grad()
     def maximize(self, moments: Products) -> float:
-        """One multiplicative update of the parts at which the moments were computed."""
-        parts = self._matrix().double() * _share(moments.cross, moments.own.unsqueeze(1))
+        """One multiplicative update of the parts at which the moments were computed, overrelaxed where that is safe."""
+        parts = self._matrix().double() * _overrelaxed(_share(moments.cross, moments.own.unsqueeze(1)))
         return self._replace(parts.clamp_min(FLOOR * float(parts.max())))
 
 
 def least_squares(
-    gram: Float[Tensor, "Z Z"], target: Float[Tensor, "*#L Z"], z: Float[Tensor, "*#L Z"]
+    gram: Float[Tensor, "Z Z"], target: Float[Tensor, "*#L Z"], z: Float[Tensor, "*#L Z"], sweeps: int
 ) -> Float[Tensor, "*#L Z"]:
     """Non-negative least squares by coordinate sweeps, until no entry of a row moves by ``SETTLED`` of its largest."""
     tolerance = max(SETTLED, 10 * torch.finfo(z.dtype).eps)
     running = torch.ones_like(z[..., :1], dtype=torch.bool)
-    for _ in range(SWEEPS):
+    for _ in range(sweeps):
         swept = least_squares_sweep(gram, target, z)
         moves = (swept - z).detach().abs().amax(-1, keepdim=True) > tolerance * swept.detach().amax(-1, keepdim=True)
         z = torch.where(running, swept, z)
@@ -228,22 +242,20 @@ def least_squares(
 
 
 def least_squares_sweep(
-    gram: Float[Tensor, "Z Z"], target: Float[Tensor, "*#L Z"], z: Float[Tensor, "*#L Z"]
+    gram: Float[Tensor, "*#L Z Z"], target: Float[Tensor, "*#L Z"], z: Float[Tensor, "*#L Z"]
 ) -> Float[Tensor, "*#L Z"]:
     """One sweep of exact coordinate minimisation of ½ zᵀ gram z - targetᵀ z over z >= 0.
 
     >>> least_squares_sweep(torch.eye(2), torch.tensor([3.0, -1.0]), torch.ones(2))
     tensor([3., 0.])
     """
-    residual = target - z @ gram
+    residual = target - (z.unsqueeze(-2) @ gram).squeeze(-2) if gram.dim() > 2 else target - z @ gram
+    curvatures = gram.diagonal(dim1=-2, dim2=-1)
+    curvatures = torch.where(curvatures > 0, curvatures, torch.inf)  # of a part of 0, every value is optimal
     entries: list[Tensor] = []
-    for row, curvature, old in zip(gram, gram.diagonal(), z.unbind(-1), strict=True):
-        index = len(entries)
-        if curvature > 0:  # otherwise its part is 0, and every value is optimal
-            new = (old + residual[..., index] / curvature).clamp_min(0)
-            residual = residual - (new - old).unsqueeze(-1) * row
-        else:
-            new = old
+    for index, old in enumerate(z.unbind(-1)):
+        new = (old + residual[..., index] / curvatures[..., index]).clamp_min(0)
+        residual = residual - (new - old).unsqueeze(-1) * gram[..., index, :]
         entries.append(new)
     return torch.stack(entries, -1)
 
@@ -266,6 +278,37 @@ def nndsvd(x: Float[Tensor, "N D"], latent: int) -> Float[Tensor, "Z D"]:
 def _ratio(x: Tensor, rate: Tensor) -> Tensor:
     """x / rate, or 0 if the rate is 0."""
     return torch.where(rate > 0, x / torch.where(rate > 0, rate, 1.0), 0.0)
+
+
+def _overrelaxed(factor: Float[Tensor, "Z D"]) -> Float[Tensor, "Z D"]:
+    """The factors f of an EM update, to a power p (Salakhutdinov & Roweis 2003) where the EM bound still rises.
+
+    In units of its expected count, entry by entry, the bound falls from 1 to f - f log f under the update, and to
+    f^p - p f log f under its power.
+    """
+    bold = factor**OVERRELAXATION
+    return torch.where(bold - OVERRELAXATION * torch.xlogy(factor, factor) <= 1, bold, factor)
+
+
+def _row_blocks(rows: int, latent: int) -> list[slice]:
+    """Blocks of rows whose Hessians take a bounded memory."""
+    size = max(1, HESSIANS // latent**2)
+    return [slice(start, start + size) for start in range(0, rows, size)]
+
+
+def _newton(x: Float[Tensor, "B D"], parts: Float[Tensor, "Z D"], z: Float[Tensor, "S B Z"]) -> Float[Tensor, "S B Z"]:
+    """Codes after a Newton step of the Poisson log density, projected to z >= 0; unchanged where it would fall."""
+    rate = z @ parts
+    ratio = _ratio(x, rate)
+    products = (parts.unsqueeze(1) * parts).flatten(0, 1)
+    hessian = (_ratio(ratio, rate) @ products.mT).unflatten(-1, (len(parts), len(parts)))
+    target = (hessian @ z.unsqueeze(-1)).squeeze(-1) + ratio @ parts.mT - parts.sum(1)
+    moved = z
+    for _ in range(NEWTON_SWEEPS):
+        moved = least_squares_sweep(hessian, target, moved)
+    new = moved @ parts
+    gain = (torch.xlogy(x, new) - torch.xlogy(x, rate) - new + rate).sum(-1, keepdim=True)
+    return torch.where(gain > 0, moved, z)
 
 
 def _share(numerator: Tensor, denominator: Tensor) -> Tensor:
