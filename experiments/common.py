@@ -16,7 +16,7 @@ from gae.data import Dataset, load
 from gae.data.environment import processor, versions
 
 ROOT = Path(__file__).resolve().parent
-RESULTS = ROOT / "results"
+RESULTS, CELLS = ROOT / "results", ROOT / "cells"
 
 
 def arguments(description: str | None, names: Iterable[str] = ()) -> list[str]:
@@ -40,12 +40,17 @@ def mnist(binarize: str = "none", name: str = "mnist") -> Dataset:
 
 
 def commit() -> str | None:
-    """The checkout's commit, with ``-dirty`` for uncommitted changes; None outside a checkout."""
+    """The checkout's commit, with ``-dirty`` for changes that are not committed, but for results; None without one."""
+    written = [f":(exclude){path.relative_to(ROOT)}" for path in (RESULTS, CELLS)]
     try:
-        command = ["git", "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
-        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+        changed = _git("status", "--porcelain", "--untracked-files=no", "--", ":/", *written)
+        return _git("rev-parse", "HEAD") + ("-dirty" if changed else "")
     except (OSError, subprocess.CalledProcessError):
         return None
+
+
+def _git(*arguments: str) -> str:
+    return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
 
 
 def write(claim: str, configuration: Any, results: dict[str, Any], figure: Any, folder: Path = RESULTS) -> None:

@@ -1,4 +1,4 @@
-"""The decoders of ``inference_gap`` and ``encoders_by_compute``: one architecture, trained by six engines.
+"""The decoders of ``inference_gap``: one architecture, trained by six engines.
 
 The architecture is that of Burda et al. (2016, arXiv 1509.00519) with one stochastic layer: an encoder
 784-200-200-(2 × 50) and a decoder 50-200-200-784 with tanh, N(0, I) and Bernoulli pixels, on dynamically binarised

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from experiments.common import RESULTS, ROOT, commit, device, mnist
+from experiments.common import CELLS, RESULTS, ROOT, commit, device, mnist
 from gae.analysis.estimates import Estimate
 from gae.analysis.gap import Bound
 from gae.analysis.inference_gap import FAMILIES, inference_gap, lower_bound, widened
@@ -34,7 +34,6 @@ from gae.likelihood import Likelihood
 from gae.studies.jobs import ResumableJob
 
 RUNS = ROOT.parent / "runs"
-CELLS = ROOT / "cells"
 DATA = ("mnist", "fashion-mnist", "digits")
 TIGHT = 0.99  # share of test images with a tight log p(x), below which no gap to log p(x) is quoted
 CONVERGED = 0.99  # share of converged solves, below which a gap to q* is "at least"

@@ -106,16 +106,6 @@ def derived(name: str, results: dict[str, Any]) -> Iterator[Pair]:
     if name == "inference_gap":
         vae = results["models"]["vae"]
         yield less(vae["ais"]["images"], vae["test"]["images"]["log p(x)"])
-    elif name == "encoders_by_compute":
-        for decoder in ("vae", "savae"):
-            curves = results["decoders"][decoder]["curves"]
-            rows = [row["bounds"] for curve in curves.values() for row in curve]
-            yield from (less(bounds, curves["encoder"][0]["bounds"]) for bounds in rows)
-            mode, refined = (curves[key][-1]["bounds"] for key in ("MAP from zeros", REFINED))
-            yield less(mode, refined)
-
-
-REFINED = "mean field from the encoder, 100 matched draws"
 
 
 def rounds_to(number: float, text: str) -> bool:
