@@ -1,8 +1,9 @@
 """Classics on the bundled digits against scikit-learn, at an equal or better result.
 
-Gaussian mixture of 10 components until convergence; exact t-SNE of 600 digits, 1,000 iterations; LLE of 1,437 digits;
-codes of 500 digits under a dictionary of 128 atoms (coordinate descent there, 20 proximal steps here, to the same
-objective within 1e-4); non-negative factorisation with 16 parts, to the objective of 200 iterations there.
+Gaussian mixtures of 10 components, to the likelihood at which scikit-learn converges, over six seeds; exact t-SNE of
+600 digits, 1,000 iterations; LLE of 1,437 digits; codes of 500 digits under a dictionary of 128 atoms (coordinate
+descent there, 20 proximal steps here, to the same objective within 1e-4); non-negative factorisation with 16 parts, to
+the objective of 200 iterations there.
 """
 
 import warnings
@@ -26,7 +27,8 @@ from gae.likelihood import TSNE as PairLikelihood
 from gae.training import fit
 
 COMPONENTS, POINTS, NEIGHBOURS, ATOMS, CODED, PARTS = 10, 600, 12, 128, 500, 16
-PROXIMAL, SKLEARN_NMF, EPOCHS = 20, 200, (20, 40, 60, 80, 120, 160)
+PROXIMAL, SKLEARN_NMF, EPOCHS = 20, 200, (20, 40, 50, 60, 80, 120)
+SEEDS, MIXTURE_EPOCHS = range(6), range(2, 101, 2)
 ROUNDS = 5
 
 Digits = Float[Tensor, "N 64"]
@@ -40,17 +42,25 @@ def not_worse(what: str, ours: float, theirs: float, slack: float) -> None:
 
 
 def mixture(x: Digits) -> tuple[Side, Side]:
-    def ours() -> Autoencoder:
-        torch.manual_seed(0)
+    def ours(seed: int, epochs: int) -> Autoencoder:
         model = gmm((64,), COMPONENTS).double()
-        fit(model, x, progress=False)
+        fit(model, x, epochs=epochs, seed=seed, progress=False)
         return model
 
-    def theirs() -> GaussianMixture:
-        return GaussianMixture(COMPONENTS, covariance_type="spherical", random_state=0).fit(x.numpy())
+    def theirs(seed: int) -> GaussianMixture:
+        return GaussianMixture(COMPONENTS, covariance_type="spherical", random_state=seed).fit(x.numpy())
 
-    not_worse("GMM", -float(log_evidence(ours(), x).log_p.mean()), -theirs().score(x.numpy()), 0.01)
-    return ours, theirs
+    def needed(seed: int) -> int:
+        wanted = -theirs(seed).score(x.numpy())
+        for epochs in MIXTURE_EPOCHS:
+            reached = -float(log_evidence(ours(seed, epochs), x).log_p.mean())
+            if reached <= wanted:
+                break
+        not_worse(f"GMM, seed {seed}, {epochs} epochs", reached, wanted, 0.0)
+        return epochs
+
+    plan = {seed: needed(seed) for seed in SEEDS}
+    return lambda: [ours(*each) for each in plan.items()], lambda: [theirs(seed) for seed in SEEDS]
 
 
 def layout(x: Digits) -> tuple[Side, Side]:

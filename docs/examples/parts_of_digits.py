@@ -13,7 +13,7 @@ import gae
 
 digits = gae.data.load("digits")
 model = gae.nmf(digits, latent=16)
-gae.fit(model, digits, epochs=15, progress=False)
+gae.fit(model, digits, progress=False)
 parts = model.likelihood.parts.detach()[:, 0]
 
 figure, axes = plt.subplots(2, 8, figsize=(6.4, 1.9))

@@ -61,7 +61,10 @@ def fit(
     ] = None,
     epochs: Annotated[
         int | None,
-        typer.Option(help="By default, enough for 1000 optimiser steps, and at least 30; in closed form at most 100."),
+        typer.Option(
+            help="By default, enough for 1000 optimiser steps, and at least 30; in closed form at most 100, or 1000 "
+            "short ones (nmf)."
+        ),
     ] = None,
     steps: Annotated[
         int | None, typer.Option(help="Number of optimiser steps, instead of --epochs; rounded up to whole epochs.")
