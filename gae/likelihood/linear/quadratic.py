@@ -49,7 +49,7 @@ def quadratic(x: Float[Tensor, "B D"], charts: Charts, tolerance: float) -> Quad
         wide, parts = x.to(dtype), charts.to(dtype)
         centre = parts.means.mean(0)
         rows, means = wide - centre, parts.means - centre
-        norm = rows.square().sum(1)  # twice differentiable at 0, unlike ``vector_norm``
+        norm = torch.einsum("bd,bd->b", rows, rows)  # twice differentiable at 0, unlike ``vector_norm``
         if not hidden(norm) and _rounding(norm, means, parts) <= tolerance:
             return _from_products(rows, norm, means, parts)
     return _from_residuals(wide, parts)
@@ -67,10 +67,10 @@ def _from_products(rows: Tensor, norm: Tensor, means: Tensor, charts: Charts) ->
     square = norm.unsqueeze(1)
     if len(means) > 1:
         square = torch.addmm(square + means.square().sum(1), rows, means.T, alpha=-2).clamp_min(0)
-    scaled = charts.loadings * charts.precision[:, None, None]
-    offset = (scaled @ means.unsqueeze(-1)).flatten()
-    pull = torch.addmm(-offset, rows, scaled.flatten(0, 1).T).unflatten(1, scaled.shape[:2])
-    return Quadratic(charts.constant - 0.5 * charts.precision * square, pull, scaled @ charts.loadings.mT)
+    loadings, precision = charts.loadings, charts.precision[:, None, None]
+    offset = (loadings @ means.unsqueeze(-1)).flatten()
+    pull = torch.addmm(-offset, rows, loadings.flatten(0, 1).T).unflatten(1, loadings.shape[:2]) * precision[..., 0]
+    return Quadratic(charts.constant - 0.5 * charts.precision * square, pull, loadings @ loadings.mT * precision)
 
 
 def _from_residuals(x: Tensor, charts: Charts) -> Quadratic:
