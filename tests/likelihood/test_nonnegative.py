@@ -169,6 +169,17 @@ def test_codes_of_counts_do_not_depend_on_blocks_of_rows(monkeypatch: pytest.Mon
     assert torch.allclose(model.update_codes(x, z, sweeps=3), whole)
 
 
+def test_codes_of_counts_by_blocks_of_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocks take more updates to the same optimum, and none lowers the density."""
+    model, x, z = NonNegativePoisson(5, (8,)).double(), counts(20, 8), torch.ones(1, 20, 5).double()
+    best = model.log_joint(x, model.update_codes(x, z, sweeps=200))
+    monkeypatch.setattr(nonnegative, "NEWTON_PARTS", 2)
+    for _ in range(200):
+        z, before = model.update_codes(x, z), model.log_joint(x, z)
+        assert (model.log_joint(x, z) >= before - 1e-9).all()
+    assert torch.allclose(model.log_joint(x, z), best, atol=1e-4)
+
+
 @both
 def test_small_codes_recover(head: str) -> None:
     """A multiplicative update alone multiplies them by at most the ratio of data and rates: 1e-6 takes many steps."""

@@ -17,7 +17,8 @@ from gae.likelihood.priors import Flat
 FLOOR = 1e-7  # lower bound of Poisson parts, relative to the largest: a rate of 0 would exclude x > 0
 NOTHING = 1e-6  # initial parts below this, relative to the largest entry, count as 0
 SWEEPS, SETTLED = 200, 1e-6  # of least squares: maximum number of sweeps, and relative change for convergence
-NEWTON_SWEEPS, HESSIANS = 3, 2**22  # of a Newton step for Poisson codes; elements of the Hessians in memory
+NEWTON_PARTS, NEWTON_SWEEPS = 32, 3  # of a Newton step for Poisson codes, whose cost grows with the square of its parts
+HESSIANS = 2**22  # elements of Hessians in memory
 OVERRELAXATION = 1.9  # power of the factors that update Poisson parts
 PART_SWEEPS = 2  # of an M-step: more of them cost more than the epochs that they save
 
@@ -209,7 +210,8 @@ NonNegativeGaussian.
         parts, flat = self._matrix(), x.flatten(1)
         for _ in range(sweeps or 1):
             z = z * _share(_ratio(flat, z @ parts) @ parts.mT, parts.sum(1))
-            z = torch.cat([_newton(flat[rows], parts, z[:, rows]) for rows in _row_blocks(len(flat), len(parts))], 1)
+            blocks = _blocks(len(flat), max(1, HESSIANS // min(len(parts), NEWTON_PARTS) ** 2))
+            z = torch.cat([_newton(flat[rows], parts, z[:, rows]) for rows in blocks], 1)
         return z
 
     @torch.no_grad()
@@ -283,32 +285,44 @@ def _ratio(x: Tensor, rate: Tensor) -> Tensor:
 def _overrelaxed(factor: Float[Tensor, "Z D"]) -> Float[Tensor, "Z D"]:
     """The factors f of an EM update, to a power p (Salakhutdinov & Roweis 2003) where the EM bound still rises.
 
-    In units of its expected count, entry by entry, the bound falls from 1 to f - f log f under the update, and to
-    f^p - p f log f under its power.
+    In units of Σ_n z_n W, an entry's term of minus the bound is 1 at first, f - f log f after the update, and
+    f^p - p f log f after one to the power p.
     """
     bold = factor**OVERRELAXATION
     return torch.where(bold - OVERRELAXATION * torch.xlogy(factor, factor) <= 1, bold, factor)
 
 
-def _row_blocks(rows: int, latent: int) -> list[slice]:
-    """Blocks of rows whose Hessians take a bounded memory."""
-    size = max(1, HESSIANS // latent**2)
-    return [slice(start, start + size) for start in range(0, rows, size)]
+def _blocks(size: int, at_once: int) -> list[slice]:
+    return [slice(start, start + at_once) for start in range(0, size, at_once)]
 
 
 def _newton(x: Float[Tensor, "B D"], parts: Float[Tensor, "Z D"], z: Float[Tensor, "S B Z"]) -> Float[Tensor, "S B Z"]:
-    """Codes after a Newton step of the Poisson log density, projected to z >= 0; unchanged where it would fall."""
-    rate = z @ parts
+    """Codes after a Newton step of the Poisson log density in each block of parts, projected to z >= 0.
+
+    A block is unchanged where its step would lower the density.
+    """
+    rate, done = z @ parts, []
+    for block in _blocks(len(parts), NEWTON_PARTS):
+        old, own = z[..., block], parts[block]
+        moved = _newton_target(x, rate, own, old)
+        new = rate + (moved - old) @ own
+        rises = (torch.xlogy(x, new) - torch.xlogy(x, rate) - new + rate).sum(-1, keepdim=True) > 0
+        rate = torch.where(rises, new, rate)
+        done.append(torch.where(rises, moved, old))
+    return torch.cat(done, -1)
+
+
+def _newton_target(
+    x: Float[Tensor, "B D"], rate: Float[Tensor, "S B D"], parts: Float[Tensor, "P D"], z: Float[Tensor, "S B P"]
+) -> Float[Tensor, "S B P"]:
+    """The codes z >= 0 of some parts at about the maximum of the log density's second-order expansion."""
     ratio = _ratio(x, rate)
     products = (parts.unsqueeze(1) * parts).flatten(0, 1)
     hessian = (_ratio(ratio, rate) @ products.mT).unflatten(-1, (len(parts), len(parts)))
     target = (hessian @ z.unsqueeze(-1)).squeeze(-1) + ratio @ parts.mT - parts.sum(1)
-    moved = z
     for _ in range(NEWTON_SWEEPS):
-        moved = least_squares_sweep(hessian, target, moved)
-    new = moved @ parts
-    gain = (torch.xlogy(x, new) - torch.xlogy(x, rate) - new + rate).sum(-1, keepdim=True)
-    return torch.where(gain > 0, moved, z)
+        z = least_squares_sweep(hessian, target, z)
+    return z
 
 
 def _share(numerator: Tensor, denominator: Tensor) -> Tensor:
