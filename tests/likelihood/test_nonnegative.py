@@ -180,6 +180,16 @@ def test_codes_of_counts_by_blocks_of_parts(monkeypatch: pytest.MonkeyPatch) -> 
     assert torch.allclose(model.log_joint(x, z), best, atol=1e-4)
 
 
+@pytest.mark.parametrize("at_once", [2, 32])
+def test_a_newton_step_never_lowers_the_density(at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From codes far too large, the second-order expansion has its maximum at 0, where counts have no density."""
+    monkeypatch.setattr(nonnegative, "NEWTON_PARTS", at_once)
+    model, x, z = NonNegativePoisson(6, (8,)).double(), counts(200, 8), torch.randn(1, 200, 6).double().mul(3).exp()
+    moved = nonnegative._newton(x, model.parts.detach(), z)
+    rise = model.log_joint(x, moved) - model.log_joint(x, z)
+    assert (rise >= -1e-9 * model.log_joint(x, z).abs()).all() and (rise > 1).double().mean() > 0.3
+
+
 @both
 def test_small_codes_recover(head: str) -> None:
     """A multiplicative update alone multiplies them by at most the ratio of data and rates: 1e-6 takes many steps."""
