@@ -53,6 +53,7 @@ def pages() -> dict[str, Callable[[], str]]:
         "ledger.md": ledger,
         "experiments/index.md": lambda: experiment_index(sections),
         **{f"experiments/{name}.md": lambda name=name: experiment(name, sections[name]) for name in sections},
+        **{f"experiments/{name}-tables.md": lambda name=name: tables(name) for name in tabulated(sections)},
     }
 
 
@@ -268,9 +269,20 @@ def experiment(name: str, text: str) -> str:
     claim, rest = _lead(text)
     picture = Path("experiments", "results", f"{name}.png")
     shown = f"![Figure of this experiment. {_plain(claim)}]({UP}{picture})\n\n" if (ROOT / picture).exists() else ""
-    body = re.sub(r"\]\((?!https:)([^)]+)\)", rf"]({UP}experiments/\1)", rest)
+    body = re.sub(r"\]\(results/([\w-]+)\.md\)", r"](\1-tables.md)", rest)
+    body = re.sub(r"\]\((?!https:|[\w-]+-tables\.md)([^)]+)\)", rf"]({UP}experiments/\1)", body)
     body = re.sub(r" ± |([≥≤]) (?=[−\d])", lambda match: match[0].replace(" ", "\N{NO-BREAK SPACE}"), body)
     return f"# {_title(name)}\n\n**{claim}**\n\n{shown}{body}\n"
+
+
+def tabulated(sections: Mapping[str, str]) -> list[str]:
+    """The results whose tables a section links to."""
+    return [name for text in sections.values() for name in re.findall(r"\]\(results/([\w-]+)\.md\)", text)]
+
+
+def tables(name: str) -> str:
+    """A page of all tables of a run, which only its experiment links to."""
+    return f"---\norphan: true\n---\n\n{(ROOT / 'experiments' / 'results' / f'{name}.md').read_text(encoding='utf-8')}"
 
 
 def _title(name: str) -> str:
