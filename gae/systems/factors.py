@@ -31,8 +31,8 @@ def nmf(
     """Non-negative matrix factorisation (Lee & Seung 1999, 2001), with a Gaussian or, for counts, a Poisson likelihood.
 
     Codes of new data are inferred by at most ``steps`` updates, until two consecutive updates each gain less than
-    ``tol`` nats. Training alternates updates of codes and parts in each epoch: two sweeps of exact coordinate descent, or
-    for counts one multiplicative update, with a Newton step of the codes where that is better.
+    ``tol`` nats. Training alternates updates of codes and parts in each epoch: two sweeps of exact coordinate descent,
+    or for counts one multiplicative update, with a Newton step of the codes where that is better.
 
     >>> nmf((1, 8, 8), latent=5).likelihood.parts.shape
     torch.Size([5, 1, 8, 8])
