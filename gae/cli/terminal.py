@@ -47,7 +47,7 @@ def reported(function: Callable[..., T]) -> Callable[..., T]:
                 _quieten()
             else:
                 refuse_many_processes("the command")
-            with ending_together(), announced(is_first() and not options.get("quiet")):
+            with ending_together(), announced(lambda: is_first() and not options.get("quiet")):
                 return function(*args, **options)
         except BrokenPipeError:
             raise

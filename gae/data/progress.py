@@ -40,7 +40,7 @@ def progress(
     ...     for i in range(3):
     ...         advance(f"sample {i}")
     """
-    with _loops(False) if alone else nullcontext():
+    with _loops(_never) if alone else nullcontext():
         if not shown or sys.stderr is None:
             yield lambda text="", by=1, stored=False: None
             return
@@ -51,9 +51,21 @@ def progress(
             _jobs.leave(job)
 
 
+def _always() -> bool:
+    return True
+
+
+def _never() -> bool:
+    return False
+
+
 @contextmanager
-def announced(shown: bool = True) -> Iterator[None]:
-    """Shows the loops of ``counted`` within; at the end nothing is shown any more."""
+def announced(shown: Callable[[], bool] = _always) -> Iterator[None]:
+    """Shows the loops of ``counted`` within; at the end nothing is shown any more.
+
+    Args:
+        shown: whether a loop that begins is shown. A process may have joined a group by then.
+    """
     with _loops(shown):
         try:
             yield
@@ -67,7 +79,7 @@ def counted(items: Sequence[T], what: str) -> Iterable[T]:
     >>> list(counted(range(3), "rows"))
     [0, 1, 2]
     """
-    return _count(items, what) if _jobs.loops else items
+    return _count(items, what) if _jobs.loops() else items
 
 
 def _count(items: Sequence[T], what: str) -> Iterator[T]:
@@ -78,7 +90,7 @@ def _count(items: Sequence[T], what: str) -> Iterator[T]:
 
 
 @contextmanager
-def _loops(shown: bool) -> Iterator[None]:
+def _loops(shown: Callable[[], bool]) -> Iterator[None]:
     before, _jobs.loops = _jobs.loops, shown
     try:
         yield
@@ -90,7 +102,7 @@ class _Jobs:
     """The jobs that are shown, each within the one before it."""
 
     def __init__(self) -> None:
-        self.loops = False
+        self.loops = _never
         self.running: list[_Job] = []
         self.bars: Any = None  # of rich, on a terminal
 

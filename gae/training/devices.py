@@ -156,7 +156,9 @@ def make_fabric(device: torch.device, precision: str, **options: Any) -> "lightn
     """A Fabric with a precision of ``known_precision``."""
     from lightning_fabric import Fabric
 
-    return Fabric(accelerator=device.type, plugins=[_plugin(precision, device.type)], **options)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The `srun` command is available")  # `group_shape` knows when it is needed
+        return Fabric(accelerator=device.type, plugins=[_plugin(precision, device.type)], **options)
 
 
 def precision_of(fabric: "lightning_fabric.Fabric") -> str:

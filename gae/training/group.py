@@ -1,5 +1,6 @@
 """Work that is shared among processes: a launched group, blocks of observations, and decisions of its first process."""
 
+import socket
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields, is_dataclass, replace
 from datetime import timedelta
@@ -43,8 +44,8 @@ def launch(
             the others at once.
 
     Raises:
-        ValueError: for a device or precision that is not available, fewer devices than requested, or numbers that
-            differ from those of the launcher.
+        ValueError: for a device or precision that is not available, fewer devices than requested, numbers that differ
+            from those of the launcher, or a first node whose name has no address here.
 
     >>> launch().world_size
     1
@@ -63,9 +64,21 @@ def launch(
     strategy = DDPStrategy(timeout=timeout, find_unused_parameters=True)  # an engine may leave some out
     precision = known_precision(precision, chosen)
     fabric = make_fabric(chosen, precision, devices=each, num_nodes=many, strategy=strategy)
+    _need_address(fabric.strategy.cluster_environment.main_address)  # type: ignore[attr-defined]
     watch_launcher()
     fabric.launch()
     return fabric
+
+
+def _need_address(node: str) -> None:
+    """Raises ValueError for a node that would be sought until the time for the others is over."""
+    try:
+        socket.getaddrinfo(node, None)
+    except OSError as error:
+        raise ValueError(
+            f"The first node, {node!r}, has no address here ({error}). Set MASTER_ADDR to a name or an address by "
+            "which all nodes reach it."
+        ) from None
 
 
 def agreed(fabric: "lightning_fabric.Fabric", work: Callable[[], Result]) -> Result:

@@ -12,7 +12,9 @@ from PIL import Image
 
 from gae import load
 from gae.analysis.rows import codes
+from gae.cli import terminal
 from gae.data import load as load_data
+from gae.data.progress import counted
 from gae.training import devices
 
 pytestmark = pytest.mark.usefixtures("unchecked_types", "blank_figures")
@@ -126,6 +128,11 @@ LAUNCHED: list[tuple[dict[str, str], tuple[Any, ...], str]] = [
     ),
     ({"SLURM_STEP_NUM_TASKS": "2", "SLURM_LOCALID": "0"}, (), "srun does not say how many processes each node has"),
     ({"SLURM_NTASKS": "2"}, ("--devices", 2), "In a SLURM job, srun starts the processes"),
+    (
+        {"MASTER_ADDR": "node.invalid", "MASTER_PORT": "29500", "NODE_RANK": "1"},
+        ("--nodes", 2),
+        "The first node, 'node.invalid', has no address here",
+    ),
     ({}, ("--devices", 2, "--device", "cuda:1"), "cuda:1 is a single device, and 2 processes are requested"),
     ({}, ("--devices", 2, "--device", "mps"), "2 mps devices are requested on each node, and this one has 1"),
 ]
@@ -141,3 +148,18 @@ def test_groups_that_cannot_be_joined(
         monkeypatch.setenv(name, value)
     assert said in gae("fit", "vae", "circles", "--out", tmp_path / "run", *options, code=2)
     assert not (tmp_path / "run").exists()
+
+
+def test_only_the_first_process_of_a_group_shows_loops(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether a process is the first is known once the command has joined the group."""
+    first = True
+    monkeypatch.setattr(terminal, "is_first", lambda: first)
+
+    @terminal.reported
+    def command(*, devices: int | None) -> bool:
+        nonlocal first
+        first = False
+        items = range(2)
+        return counted(items, "rows") is items
+
+    assert command(devices=None)

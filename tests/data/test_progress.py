@@ -86,7 +86,7 @@ def test_standard_output_in_a_file_stays_there(
 def test_loops_are_shown_where_they_are_announced(often: None, capsys: pytest.CaptureFixture[str]) -> None:
     items = range(2)
     assert counted(items, "rows") is items
-    with announced(False):
+    with announced(lambda: False):
         assert counted(items, "rows") is items
     with announced(), progress("training", 1, shown=False, alone=True):
         assert counted(items, "rows") is items
@@ -94,6 +94,10 @@ def test_loops_are_shown_where_they_are_announced(often: None, capsys: pytest.Ca
     with announced():
         assert list(counted(items, "rows")) == [0, 1]
     assert capsys.readouterr().err.startswith("[gae] rows 1/2")
+    first = True
+    with announced(lambda: first):
+        first = False  # the process has joined a group, in which it is not the first
+        assert counted(items, "rows") is items
 
 
 def test_an_error_within_a_loop_ends_the_display(often: None, monkeypatch: pytest.MonkeyPatch) -> None:
