@@ -26,7 +26,6 @@ from gae.training.schedules import MakeScheduler, make_scheduler
 if TYPE_CHECKING:
     import lightning_fabric
 
-CHUNK_BYTES = 12 * 2**20
 EPOCHS, WARM_EPOCHS = 100, 1000  # default limits of closed-form learning; epochs with warm starts are short
 
 Batch = Tensor | slice
@@ -259,6 +258,7 @@ class ClosedFormLearner(Learner):
 
     counts_steps = False
     remedy = "Closed-form steps overflow or meet undefined values: centre the data and bring them to unit scale."
+    chunk_bytes = 12 * 2**20  # of the rows whose statistics are added at a time, by default
 
     def __init__(
         self,
@@ -270,7 +270,7 @@ class ClosedFormLearner(Learner):
         is_fixed: bool = True,
     ):
         self.autoencoder, self.fabric, self.tol = autoencoder, fabric, tol
-        self.batch_size = batch_size or max(1, CHUNK_BYTES // (x[0].numel() * x.element_size()))
+        self.batch_size = batch_size or max(1, self.chunk_bytes // (x[0].numel() * x.element_size()))
         self.config = {"optimizer": "closed form", "tol": tol}
         self.epochs = WARM_EPOCHS if isinstance(autoencoder.inference, WarmStart) else EPOCHS
         if fabric.world_size > 1:  # all start from the first process, as `Fabric.setup` has it for an optimiser

@@ -27,6 +27,8 @@ class OneStepLearner(ClosedFormLearner):
     variance that the component leaves unexplained, else once more in float64.
     """
 
+    chunk_bytes = 48 * 2**20  # adding a scatter matrix costs as much as the products of some thousand rows
+
     def __init__(self, *arguments: Any):
         super().__init__(*arguments)
         self.solved: float | None = None  # the loss after the step
