@@ -299,7 +299,7 @@ class Inference(Part, nn.Module, ABC):
             return self.scored(likelihood, x, self.infer(likelihood, x, k))
 
     def sweep(self, likelihood: Likelihood, x: Num[Tensor, "N *X"]) -> Sweep | None:
-        """A pass over all training observations that reuses the pass before, for closed-form learning; None: no such.
+        """A pass over all training observations for closed-form learning, perhaps reusing the last; None: no such.
 
         It stands for ``infer`` and the likelihood's ``statistics`` on every batch, with the same results.
         """

@@ -164,6 +164,9 @@ class Argmax(Enumerate):
         return Code(z, k, solve=solve, log_joint=branches.log_joint.gather(0, best))
 
     def sweep(self, likelihood: Likelihood, x: Num[Tensor, "N *X"]) -> Sweep | None:
-        if self.inner is None and isinstance(likelihood, LinearMixture):
+        if not isinstance(likelihood, LinearMixture):
+            return None
+        if self.inner is None:
             return likelihood.sweep_of_points(x)
-        return None
+        is_exact = isinstance(self.inner, ClosedForm) and self.inner.samples is None
+        return likelihood.sweep_of_charts(x) if is_exact else None

@@ -138,7 +138,8 @@ class Alternation(NoiseScale, DecoderLikelihood):
         self.means[live] = (self.means[live].double() + shift).to(self.means.dtype)
         length = torch.ones_like(self.loadings[..., :1])
         if self.latent_shape[0]:
-            covariance = moments.second[live] / count[:, None, None] - shift.unsqueeze(-1) * shift.unsqueeze(-2)
+            covariance = moments.second[live].div_(count[:, None, None])
+            covariance.baddbmm_(shift.unsqueeze(-1), shift.unsqueeze(-2), alpha=-1)
             top = self._set_loadings(live, covariance, limits)
             if self.flat_prior:  # weigh a change of direction by its effect on the data
                 length[live] = top.sqrt().unsqueeze(-1).to(length)
@@ -225,8 +226,7 @@ class Alternation(NoiseScale, DecoderLikelihood):
             return hard_point_moments(flat, self.means, k, square, min(self.components, FAR) if kmeans else 0)
         if self.components == 1:
             return chart_moments([(flat, None)], self.means, self.learn_scale)
-        counts = k.bincount(minlength=self.components).tolist()
-        parts = [(rows, None) for rows in flat[k.argsort()].split(counts)]
+        parts = ((flat[k == component], None) for component in range(self.components))
         return chart_moments(parts, self.means, self.learn_scale)
 
     def _squares(self, flat: Tensor, k: Tensor, score: Tensor | None) -> Tensor:

@@ -9,7 +9,7 @@ from torch import Size, Tensor, nn
 from gae.likelihood.geometry import squared_distances
 from gae.likelihood.heads import Gaussian, Learn
 from gae.likelihood.linear.mixture import LinearMixture
-from gae.likelihood.linear.quadratic import Charts, peak, precision_factor, quadratic
+from gae.likelihood.linear.quadratic import Charts, height, precision_factor, quadratic
 from gae.likelihood.priors import Flat
 
 
@@ -84,7 +84,7 @@ class BlendedCharts(Gaussian):
         constant = x.new_zeros(self.charts)
         charts = Charts(self.means, self.loadings, constant, constant, prior=0.0)
         form = quadratic(x.flatten(1).double(), charts, tolerance=1e-9)
-        return (-2 * peak(form, precision_factor(charts), prior=0.0)[0]).clamp_min(0)
+        return (-2 * height(form, precision_factor(charts), prior=0.0)).clamp_min(0)
 
     @torch.no_grad()
     def initialize(self, x: Num[Tensor, "N *X"], seed: int) -> None:

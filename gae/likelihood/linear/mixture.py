@@ -9,19 +9,22 @@ from pyro.distributions import Categorical, Independent, MixtureSameFamily, Mult
 from torch import Size, Tensor, nn
 from torch.distributions import Distribution
 
+from gae.data.mapped import Mapped
 from gae.likelihood.base import LogJoint, parameter_or_buffer, positive_scale
 from gae.likelihood.distributions import Normal
 from gae.likelihood.evidence import Evidence
 from gae.likelihood.linear.alternation import Alternation
 from gae.likelihood.linear.moments import Moments
 from gae.likelihood.linear.pruned import PrunedLloyd, can_prune
-from gae.likelihood.linear.quadratic import Charts, Quadratic, peak, precision_factor, quadratic
+from gae.likelihood.linear.quadratic import Charts, Quadratic, height, peak, precision_factor, quadratic
 from gae.likelihood.linear.search import best_points
 from gae.likelihood.linear.single import MeanScores, mean_scores
 from gae.likelihood.priors import Flat, StandardNormal
 
 VALUE = 1e-7  # nats per element of x: rounding error allowed in ``bind``
 SURE = 1e-5  # nats: rounding error allowed in a log marginal, and thus in a responsibility
+CLOSE = 8.0  # rounding errors by which the two best charts must differ
+BLOCK = 4096  # rows of x for which codes of all charts are compared at a time
 
 
 class LinearMixture(Alternation):
@@ -202,7 +205,7 @@ class LinearMixture(Alternation):
             return form.base
         factor = precision_factor(charts)
         volume = 0.0 if charts.prior else 0.5 * self.latent_shape[0] * math.log(2 * math.pi)
-        return peak(form, factor, charts.prior)[0] - factor.diagonal(dim1=-2, dim2=-1).log().sum(-1) + volume
+        return height(form, factor, charts.prior) - factor.diagonal(dim1=-2, dim2=-1).log().sum(-1) + volume
 
     def _charts(self) -> Charts:
         return Charts(self.means, self.loadings, self.log_scale, self._normalizer, 0.0 if self.flat_prior else 1.0)
@@ -247,6 +250,39 @@ class LinearMixture(Alternation):
             return moments.count @ points.bias - 0.5 * points.precision @ moments.second, moments
 
         return sweep
+
+    @torch.no_grad()
+    def sweep_of_charts(self, x: Num[Tensor, "N *X"]) -> Callable[[], tuple[Float[Tensor, ""], Moments]] | None:
+        """Passes over all x, each assigned to the chart of its best code, for charts (E > 0).
+
+        Each call returns the sum of ``log_joint`` at these codes, and the moments. A chart's moments are one product of
+        all its observations, and no code is computed, since moments of hard assignments do not need it. None for K = 1,
+        and for data in a file or on another device.
+        """
+        if isinstance(x, Mapped) or not x.is_cpu or self.components == 1 or not self.latent_shape[0]:
+            return None
+        flat = x.flatten(1)
+
+        def sweep() -> tuple[Tensor, Moments]:
+            charts = self._charts()
+            factor = precision_factor(charts)
+            best = [self._best_charts(rows, charts, factor) for rows in flat.split(BLOCK)]
+            score, k = (torch.cat(parts) for parts in zip(*best, strict=True))
+            return score.sum(), self._hard_moments(flat, k, flat.new_zeros(0))
+
+        return sweep
+
+    def _best_charts(self, flat: Tensor, charts: Charts, factor: Tensor) -> tuple[Tensor, Tensor]:
+        """max_k max_z log_joint in float64, and k (B,); where rounding could decide, both from products in float64."""
+        tolerance = VALUE * self.means.shape[1]
+        constant = self.prior.log_prob(flat.new_zeros(1, *self.latent_shape).double())
+        value = height(quadratic(flat, charts, tolerance), factor, charts.prior)
+        top, k = value.topk(2, dim=1)
+        score, best = top[:, 0], k[:, 0]
+        rows = (top[:, 0] - top[:, 1] <= CLOSE * tolerance).nonzero().squeeze(1)
+        if len(rows) and flat.dtype != torch.float64:
+            score[rows], best[rows] = height(quadratic(flat[rows].double(), charts, SURE), factor, charts.prior).max(1)
+        return score + constant, best
 
     def _codes(self, z: Tensor, k: Tensor | None) -> Tensor:
         lead = z.shape[:-1]

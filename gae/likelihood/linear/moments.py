@@ -1,7 +1,7 @@
 """Sufficient statistics of linear mixtures for closed-form M-steps."""
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -134,7 +134,7 @@ def furthest(
     return far
 
 
-def chart_moments(parts: Sequence[tuple[Tensor, Tensor | None]], means: Float[Tensor, "K D"], wide: bool) -> Moments:
+def chart_moments(parts: Iterable[tuple[Tensor, Tensor | None]], means: Float[Tensor, "K D"], wide: bool) -> Moments:
     """Moments of charts (E > 0).
 
     Args:

@@ -128,10 +128,20 @@ def peak(
     form: Quadratic, factor: Float[Tensor, "K E E"], prior: float
 ) -> tuple[Float[Tensor, "B K"], Float[Tensor, "B K E"]]:
     """The maximum over z of base + δ·pull - ½ δ gram δ - ½ prior ‖z‖², and its maximiser; both in float64."""
-    base, slope = form.base.double(), form.pull.double()
-    anchor = torch.zeros_like(slope) if form.anchor is None else form.anchor
-    if form.anchor is not None:
-        slope, base = slope - prior * anchor, base - 0.5 * prior * anchor.square().sum(-1)
-    white = torch.linalg.solve_triangular(factor.mT, slope.permute(1, 2, 0), upper=True)  # (K, E, B)
+    value, white = _whitened(form, factor, prior)
     code = torch.linalg.solve_triangular(factor, white, upper=False).permute(2, 0, 1)
-    return base + 0.5 * white.square().sum(1).mT, anchor + code
+    return value, code if form.anchor is None else form.anchor + code
+
+
+def height(form: Quadratic, factor: Float[Tensor, "K E E"], prior: float) -> Float[Tensor, "B K"]:
+    """The maximum of ``peak`` alone."""
+    return _whitened(form, factor, prior)[0]
+
+
+def _whitened(form: Quadratic, factor: Float[Tensor, "K E E"], prior: float) -> tuple[Tensor, Tensor]:
+    """The maximum, and factor @ δ at the maximiser, (K, E, B)."""
+    base, slope = form.base.double(), form.pull.double()
+    if form.anchor is not None:
+        slope, base = slope - prior * form.anchor, base - 0.5 * prior * form.anchor.square().sum(-1)
+    white = torch.linalg.solve_triangular(factor.mT, slope.permute(1, 2, 0), upper=True)
+    return base + 0.5 * white.square().sum(1).mT, white
