@@ -30,7 +30,7 @@ def measure(path: str) -> dict[str, float]:
     try:
         from gae.training import fit
     except ImportError:  # its place before 2026-11-22
-        from gae.fit import fit  # type: ignore[no-redef]
+        from gae.fit import fit  # type: ignore[import-not-found, no-redef]
 
     warnings.simplefilter("ignore")
     values = np.frombuffer(gzip.decompress(Path(path).read_bytes()), np.uint8, offset=16)
