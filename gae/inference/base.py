@@ -272,7 +272,7 @@ class LearnsData(Protocol):
         """Prepares for all training observations x (N, *X); ``fit`` calls it before it creates the optimiser."""
 
 
-Sweep = Callable[[], tuple[Float[Tensor, ""], Any]]  # the sum of log_joint over all x, and sufficient statistics
+Sweep = Callable[[], tuple[Float[Tensor, ""], Any]]  # the sum of a bound over all x, and sufficient statistics
 
 
 class Inference(Part, nn.Module, ABC):
@@ -298,10 +298,11 @@ class Inference(Part, nn.Module, ABC):
         with door(likelihood, x):
             return self.scored(likelihood, x, self.infer(likelihood, x, k))
 
-    def sweep(self, likelihood: Likelihood, x: Num[Tensor, "N *X"]) -> Sweep | None:
+    def sweep(self, likelihood: Likelihood, x: Num[Tensor, "N *X"], bound: str) -> Sweep | None:
         """A pass over all training observations for closed-form learning, perhaps reusing the last; None: no such.
 
-        It stands for ``infer`` and the likelihood's ``statistics`` on every batch, with the same results.
+        It stands for ``infer``, an objective (``bound``: "joint" or "logsumexp") and the likelihood's ``statistics`` on
+        every batch, with the same results.
         """
         return None
 

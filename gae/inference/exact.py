@@ -108,6 +108,11 @@ class Enumerate(Inference):
         log_q = None if code.log_q is None else code.log_q - math.log(likelihood.components)  # all branches alike
         return Code(code.z, branches.expand(score.shape), log_q, code.q, code.solve, score)
 
+    def sweep(self, likelihood: Likelihood, x: Num[Tensor, "N *X"], bound: str) -> Sweep | None:
+        if not isinstance(likelihood, LinearMixture) or self.inner is not None or bound != "logsumexp":
+            return None
+        return likelihood.sweep_of_mixture(x)
+
     def _check(self, likelihood: Likelihood, k: Tensor | None) -> None:
         if not likelihood.components and not isinstance(likelihood.prior, CodebookDistribution):
             raise TypeError(
@@ -163,8 +168,8 @@ class Argmax(Enumerate):
         k = None if branches.k is None else best
         return Code(z, k, solve=solve, log_joint=branches.log_joint.gather(0, best))
 
-    def sweep(self, likelihood: Likelihood, x: Num[Tensor, "N *X"]) -> Sweep | None:
-        if not isinstance(likelihood, LinearMixture):
+    def sweep(self, likelihood: Likelihood, x: Num[Tensor, "N *X"], bound: str) -> Sweep | None:
+        if not isinstance(likelihood, LinearMixture) or bound != "joint":
             return None
         if self.inner is None:
             return likelihood.sweep_of_points(x)

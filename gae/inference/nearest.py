@@ -61,8 +61,8 @@ class Nearest(Inference):
         best, score = mixture.nearest(x, entries=self.entries)
         return Code(x.new_zeros(1, len(x), *mixture.latent_shape), best.unsqueeze(0), log_joint=score.unsqueeze(0))
 
-    def sweep(self, likelihood: Likelihood, x: Num[Tensor, "N *X"]) -> Sweep | None:
-        return likelihood.sweep_of_points(x) if isinstance(likelihood, LinearMixture) else None
+    def sweep(self, likelihood: Likelihood, x: Num[Tensor, "N *X"], bound: str) -> Sweep | None:
+        return likelihood.sweep_of_points(x) if isinstance(likelihood, LinearMixture) and bound == "joint" else None
 
     def _by_faiss(self, mixture: LinearMixture, x: Tensor) -> Tensor:
         for name, values in (("weights", mixture.logits), ("scales", mixture.log_scale)):

@@ -99,7 +99,8 @@ def fit(
             steps, and at least 30; in closed form at most 100, or 1000 for a ``WarmStart``.
         steps: total number of optimiser steps, instead of ``epochs``; rounded up to whole epochs.
         batch_size: default 128. The last, smaller batch is used too; a single last sample joins the previous batch. For
-            closed-form steps it only bounds memory: by default chunks of about 12 MB, or 48 MB for PCA.
+            closed-form steps it only bounds memory: by default chunks of about 12 MB, or 48 MB for PCA; without it,
+            mixtures learn by faster passes over all data.
         accumulate: number of batches whose gradients are added up for one step of the optimiser, as for one batch that
             is so many times as large, without its memory. Layers that couple the samples of a batch, such as batch
             normalisation, still see ``batch_size`` samples.

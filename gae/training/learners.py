@@ -20,12 +20,13 @@ from gae.inference import Code, WarmStart
 from gae.inference.auto_decoder import training_rows
 from gae.inference.base import Sweep
 from gae.likelihood import ClosedFormLearning, OnlineLearning
-from gae.objective import joint, mean
+from gae.objective import joint, logsumexp, mean
 from gae.training.schedules import MakeScheduler, make_scheduler
 
 if TYPE_CHECKING:
     import lightning_fabric
 
+BOUNDS: dict[Any, str] = {joint: "joint", logsumexp: "logsumexp"}  # objectives of ``Inference.sweep``
 EPOCHS, WARM_EPOCHS = 100, 1000  # default limits of closed-form learning; epochs with warm starts are short
 
 Batch = Tensor | slice
@@ -278,13 +279,14 @@ class ClosedFormLearner(Learner):
         self.moments: Any = None
         self.codes: Tensor | None = None  # (N, *Z) of a ``WarmStart``, after the last epoch
         self.updated: Tensor | None = None  # ... in this epoch; 0 for the rows of other processes
-        self.sweep = self._sweep(x) if is_fixed else None
+        self.sweep = self._sweep(x) if is_fixed and batch_size is None else None
 
     def _sweep(self, x: Tensor) -> Sweep | None:
-        """The engine's pass over all data that reuses the pass before, if it has one and the loss is its score."""
-        if self.autoencoder.objective is not joint or self.fabric.world_size > 1 or self.fabric.device.type != "cpu":
+        """The engine's pass over all data, if it has one for the objective."""
+        bound = BOUNDS.get(self.autoencoder.objective)
+        if bound is None or self.fabric.world_size > 1 or self.fabric.device.type != "cpu":
             return None
-        return self.autoencoder.inference.sweep(*self.autoencoder.likelihood.in_standard_units(x))
+        return self.autoencoder.inference.sweep(*self.autoencoder.likelihood.in_standard_units(x), bound)
 
     def batches(self, n: int, order: torch.Generator) -> Sequence[Batch]:
         size = self.batch_size if self.sweep is None else n

@@ -2,6 +2,8 @@
 
 import math
 from collections.abc import Callable
+from functools import reduce
+from operator import iadd
 
 import torch
 from jaxtyping import Float, Int, Num
@@ -14,7 +16,7 @@ from gae.likelihood.base import LogJoint, parameter_or_buffer, positive_scale
 from gae.likelihood.distributions import Normal
 from gae.likelihood.evidence import Evidence
 from gae.likelihood.linear.alternation import Alternation
-from gae.likelihood.linear.moments import Moments
+from gae.likelihood.linear.moments import Moments, point_moments
 from gae.likelihood.linear.pruned import PrunedLloyd, can_prune
 from gae.likelihood.linear.quadratic import Charts, Quadratic, height, peak, precision_factor, quadratic
 from gae.likelihood.linear.search import best_points
@@ -24,7 +26,7 @@ from gae.likelihood.priors import Flat, StandardNormal
 VALUE = 1e-7  # nats per element of x: rounding error allowed in ``bind``
 SURE = 1e-5  # nats: rounding error allowed in a log marginal, and thus in a responsibility
 CLOSE = 8.0  # rounding errors by which the two best charts must differ
-BLOCK = 4096  # rows of x for which codes of all charts are compared at a time
+BLOCK = 12 * 2**20  # bytes of the rows whose components are compared at a time
 
 
 class LinearMixture(Alternation):
@@ -251,7 +253,26 @@ class LinearMixture(Alternation):
 
         return sweep
 
-    @torch.no_grad()
+    def sweep_of_mixture(self, x: Num[Tensor, "N *X"]) -> Callable[[], tuple[Float[Tensor, ""], Moments]] | None:
+        """Passes of EM over all x, for points (E = 0): the sum of log p(x), and moments weighted by q(k|x).
+
+        None for charts, and for data in a file.
+        """
+        if isinstance(x, Mapped) or self.latent_shape[0]:
+            return None
+        flat = x.flatten(1)
+
+        @torch.no_grad()
+        def sweep() -> tuple[Tensor, Moments]:
+            parts, charts = [], self._charts()
+            for rows in _split(flat):
+                score = quadratic(rows.double(), charts, SURE).base
+                parts.append((score.logsumexp(1).sum(), point_moments(rows, self.means, score.softmax(1))))
+            totals, moments = zip(*parts, strict=True)
+            return torch.stack(totals).sum(), reduce(iadd, moments)
+
+        return sweep
+
     def sweep_of_charts(self, x: Num[Tensor, "N *X"]) -> Callable[[], tuple[Float[Tensor, ""], Moments]] | None:
         """Passes over all x, each assigned to the chart of its best code, for charts (E > 0).
 
@@ -263,10 +284,11 @@ class LinearMixture(Alternation):
             return None
         flat = x.flatten(1)
 
+        @torch.no_grad()
         def sweep() -> tuple[Tensor, Moments]:
             charts = self._charts()
             factor = precision_factor(charts)
-            best = [self._best_charts(rows, charts, factor) for rows in flat.split(BLOCK)]
+            best = [self._best_charts(rows, charts, factor) for rows in _split(flat)]
             score, k = (torch.cat(parts) for parts in zip(*best, strict=True))
             return score.sum(), self._hard_moments(flat, k, flat.new_zeros(0))
 
@@ -311,3 +333,7 @@ class LinearMixture(Alternation):
 
     def _spread(self, scale: Tensor) -> Tensor:
         return scale.reshape(*scale.shape, *[1] * len(self.event_shape))
+
+
+def _split(flat: Float[Tensor, "N D"]) -> tuple[Tensor, ...]:
+    return flat.split(max(1, BLOCK // (flat.shape[1] * flat.element_size())))

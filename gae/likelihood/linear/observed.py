@@ -105,6 +105,9 @@ class PartiallyObservedMixture(AcceptsMissing, LinearMixture):
     def sweep_of_charts(self, x: Num[Tensor, "N *X"]) -> None:
         return None
 
+    def sweep_of_mixture(self, x: Num[Tensor, "N *X"]) -> None:
+        return None
+
     def _log_marginals(self, x: Tensor) -> Tensor:
         return self._conditional(x).log_marginal + self.log_weights.double()
 
