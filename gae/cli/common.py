@@ -163,6 +163,9 @@ EngineName = Annotated[
 EngineSteps = Annotated[int | None, typer.Option("--steps", min=0, help="Most steps of --engine.")]
 
 
+SHARED = ("latent", "head", "scale")  # names of options of a model of your own that systems have too
+
+
 @dataclass(frozen=True)
 class Own:
     """The options of a model of your own."""
@@ -178,9 +181,10 @@ class Own:
 
     def need_decoder(self) -> None:
         """Raises ValueError for an option without a decoder."""
-        for option in fields(self):
-            if getattr(self, option.name) not in (None, False):
-                raise ValueError(f"--{option.name} is for a model of your own. Give --decoder too, or leave it out.")
+        for name, value in vars(self).items():
+            if value not in (None, False):
+                also = f" (a system's own option is --option {name}={value})" if name in SHARED else ""
+                raise ValueError(f"--{name} is for a model of your own. Give --decoder too, or leave it out{also}.")
 
     def reference(self) -> str:
         """The options as they are given on a command line."""

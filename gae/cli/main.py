@@ -1,8 +1,11 @@
 """The ``gae`` command. Heavy packages are imported inside functions, so that ``--help`` is fast."""
 
+import inspect
 import os
+import re
 import sys
 import warnings
+from collections.abc import Callable
 from typing import Annotated, no_type_check
 
 import typer
@@ -86,5 +89,10 @@ def root(
         typer.echo(FIRST)
 
 
+def _description(command: Callable[..., object]) -> str:
+    """A command's docstring for typer: each paragraph in a line, which typer wraps, and brackets that are no markup."""
+    return re.sub(r"(?<=\S)\n(?=\S)", " ", inspect.getdoc(command) or "").replace("[", r"\[")
+
+
 for command in COMMANDS:
-    app.command()(configured(command))
+    app.command(help=_description(command))(configured(command))

@@ -11,6 +11,7 @@ import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import suppress
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -28,6 +29,7 @@ from gae import __version__
 from gae.cli import common, terminal
 from gae.cli import main as cli
 from gae.cli import systems as listing
+from gae.cli.main import COMMANDS
 from gae.data import Dataset, load
 from gae.storage.packing import dump, verified
 from gae.studies import engines
@@ -513,6 +515,18 @@ def test_help_shows_every_default(monkeypatch: pytest.MonkeyPatch) -> None:
         "runs/SYSTEM-DATA" in shown["fit"] and "runs/compare-DATA" in shown["compare"] and "(all)" in shown["compare"]
     )
     assert "samples.…" in shown["sample"] and "the encoder's output" in shown["activate"] and "runs/dip" in shown["dip"]
+
+
+def test_help_has_every_word_of_the_docstring(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Brackets too, which are no markup, and paragraphs that fill their lines."""
+    monkeypatch.setenv("COLUMNS", "60")
+    for command in COMMANDS:
+        shown = gae(command.__name__, "--help")
+        assert " ".join((command.__doc__ or "").split()) in " ".join(shown.split()), command.__name__
+        text = shown.partition("╭")[0].partition("\n\n")[2]
+        for line, after in pairwise(text.splitlines()):
+            if line.strip() and after.strip():
+                assert len(line.rstrip()) + len(after.split()[0]) >= 58, (line, after)
 
 
 NOWHERE = [

@@ -127,7 +127,7 @@ def test_the_gap_of_a_codebook() -> None:
 ERRORS = [
     (("images.npy",), "Give a checkpoint and data, or --decoder and data"),
     (("run", "images.npy", *OWN), "leave run out"),
-    (("run", "images.npy", "--latent", "2"), "--latent is for a model of your own"),
+    (("run", "images.npy", "--latent", "2"), "or leave it out (a system's own option is --option latent=2)."),
     (("run", "images.npy", "--encoder", "own_models:Encoder"), "--encoder is for a model of your own"),
     (("images.npy", "--decoder", "own_models:decoder", "--scale", "1"), "The shape of a code is not known"),
     (("images.npy", "--decoder", "own_models:decoder", "--latent", "2"), "needs the scale of the noise"),
