@@ -230,8 +230,8 @@ def read_image_folder(folder: Path, resize: Resize | None = None, event_shape: S
         event_shape: (C, H, W) of an existing model, which decides the channels of mixed modes.
 
     Raises:
-        ValueError: if there are no images, ``read_image`` rejects one, one differs from the first in size, channels or
-            dtype without ``resize``, half of a split is missing, or the images need more than
+        ValueError: if there are no images, ``read_pixels`` rejects one, without ``resize`` one has an alpha channel or
+            differs from the first in size, channels or dtype, half of a split is missing, or the images need more than
             ``gae.data.memory.limit()`` bytes.
     """
     images, passed = _walk(folder)
@@ -316,10 +316,10 @@ def _stack(
     folder: Path, paths: Sequence[PurePath], resize: Resize | None, event_shape: Sequence[int] | None
 ) -> tuple[np.ndarray, tuple[str, ...]]:
     """Reads images (N, C, H, W), and notes on their changes; see ``stack_images``."""
-    like = read_image(folder / paths[0])
+    like = read_pixels(folder / paths[0])
     shape = like.shape if resize is None else (len(like), *resize.size)
     need_room(len(paths) * math.prod(shape) * FLOAT32, folder, f"{len(paths):,} images of {shape}")
-    images = ((str(path), read_image(folder / path)) for path in paths)
+    images = ((str(path), read_pixels(folder / path)) for path in paths)
     return stack_images(images, str(folder), resize, event_shape)
 
 

@@ -120,7 +120,7 @@ def load(
             mean and standard deviation of the training data; its log densities remain those of the data as given. The
             tensors of the data set are as given.
         size: side of a square, or (height, width), to which images of a folder are resized. Grey images become RGB if
-            some are in colour.
+            some are in colour, and images with an alpha channel are laid on white.
         crop: whether images are cropped about their centre to the ratio of ``size`` before.
         split: rule for the test set of data that are not split (``gae.data.splits.SplitRule``): ``"fraction:0.2"``;
             ``"column:NAME"``, a column of words train and test, or ``"column:NAME=VALUE"``; ``"file:PATH"``, a text

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
 MODES = ("1", "L", "RGB", "P", "I;16", "F")  # of Pillow's images that are read without loss
+ALPHA = (2, 4)  # numbers of channels of images with alpha
 FULL = {"uint8": 255, "uint16": 65535}
 
 
@@ -31,7 +32,7 @@ class Resize:
             raise ValueError(f"size must be (height, width) in whole pixels, got {self.size}.")
 
     def __call__(self, image: np.ndarray) -> np.ndarray:
-        """An image (C, H, W) at this size; uint8 stays, and any other type becomes float32 in [0, 1].
+        """An opaque image (C, H, W) at this size; uint8 stays, and any other type becomes float32 in [0, 1].
 
         >>> Resize((2, 2))(np.arange(16, dtype=np.uint8).reshape(1, 4, 4)).shape
         (1, 2, 2)
@@ -81,8 +82,9 @@ def stack_images(
 ) -> tuple[np.ndarray, tuple[str, ...]]:
     """Named images (C, H, W) as one array (N, C, H, W), and notes on their changes.
 
-    Without ``resize`` all must have one size, number of channels and type. With it, grey images become RGB if any image
-    is in colour, and integers of different depth become float32 in [0, 1].
+    Without ``resize`` all must have one size, number of channels and type, and no alpha channel. With it, images with
+    an alpha channel (2 or 4 channels) are laid on white, grey images become RGB if any image is in colour, and integers
+    of different depth become float32 in [0, 1].
 
     Args:
         images: pairs of a name, for messages, and an image.
@@ -93,11 +95,17 @@ def stack_images(
     Raises:
         ValueError: for images that differ, without ``resize``; for colour where a model takes grey.
     """
-    first, read, shapes = "", [], set()
+    first, read, shapes, transparent = "", [], set(), 0
     for name, image in images:
         first = first or name
         shapes.add(image.shape[1:])
-        read.append(image if resize is None else resize(image))
+        if resize is None and len(image) in ALPHA:
+            raise ValueError(
+                f"{name} has an alpha channel, which would be lost. Flatten it first, or give size= (--size), which "
+                "lays images on white."
+            )
+        transparent += len(image) in ALPHA
+        read.append(image if resize is None else resize(_on_white(image)))
         like = read[0]
         if resize is None and (image.shape, image.dtype) != (like.shape, like.dtype):
             raise ValueError(
@@ -120,7 +128,17 @@ def stack_images(
     stack = np.stack([np.broadcast_to(image, (channels, *resize.size)) for image in read])
     how = "cropped about the centre and resized" if resize.crop else "resized"
     notes = [f"images {how} to {resize.size[0]} × {resize.size[1]} pixels"] if shapes != {resize.size} else []
+    notes += [f"images with an alpha channel laid on white: {transparent}"] if transparent else []
     return stack, (*notes, *([f"{grey} grey images as RGB"] if grey and channels > 1 else []))
+
+
+def _on_white(image: np.ndarray) -> np.ndarray:
+    """An image without its alpha channel, if it has one: the last of 2 or 4."""
+    if len(image) not in ALPHA:
+        return image
+    full = FULL.get(image.dtype.name, 1)
+    over = full - image[-1:] / full * (full - image[:-1].astype(np.float64))
+    return (over.round() if full > 1 else over).astype(image.dtype)
 
 
 def _unit(image: np.ndarray) -> np.ndarray:

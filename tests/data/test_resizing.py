@@ -55,6 +55,24 @@ def test_mixed_modes_are_in_colour(tmp_path: Path) -> None:
         load(tmp_path)
 
 
+def test_transparent_images_lie_on_white(tmp_path: Path) -> None:
+    """As Pillow composes them; a palette's and a grey image's transparent entries too."""
+    colours = Image.fromarray(DRAW.integers(0, 256, (4, 4, 4)).astype(np.uint8))
+    colours.save(tmp_path / "a.png")
+    grey = Image.fromarray(DRAW.integers(0, 4, (4, 4)).astype(np.uint8))
+    grey.save(tmp_path / "b.png", transparency=3)
+    opaque = write(tmp_path / "c.png", 4, 4, 3)
+    data = load(tmp_path, size=4)
+    white = Image.new("RGBA", (4, 4), "white")
+    pictures = colours, Image.fromarray(np.where(np.asarray(grey) == 3, np.uint8(255), np.asarray(grey))), opaque
+    for row, picture in zip(data.rows().x, pictures, strict=True):
+        wanted = np.asarray(Image.alpha_composite(white, picture.convert("RGBA")).convert("RGB")) / 255
+        np.testing.assert_allclose(np.moveaxis(row.numpy(), 0, -1), wanted, atol=1.1 / 255)
+    assert data.notes[:2] == ("images with an alpha channel laid on white: 2", "1 grey images as RGB")
+    with pytest.raises(ValueError, match=r"a\.png has an alpha channel.*size= \(--size\), which lays images on white"):
+        load(tmp_path)
+
+
 def test_new_images_are_brought_to_the_size_of_the_model(tmp_path: Path) -> None:
     for n, shape in enumerate([(4, 6), (8, 8), (5, 5)]):
         write(tmp_path / "old" / ("x" if n else "y") / f"{n}.png", *shape)
