@@ -74,7 +74,8 @@ class Mode(Inference):
             )
         if k is not None:
             raise ValueError("`Mode` takes no component, got a given k. Use `ClosedForm` or `Ascent`.")
-        return Code(likelihood.mode(x).unsqueeze(0))
+        z, log_joint = likelihood.scored_mode(x)
+        return Code(z.unsqueeze(0), log_joint=log_joint.unsqueeze(0))
 
 
 class Enumerate(Inference):

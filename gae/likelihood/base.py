@@ -321,8 +321,8 @@ class ExactPosterior(Protocol):
 class ExactMode(Protocol):
     """A likelihood with a closed-form mode over codes; its posterior may be intractable."""
 
-    def mode(self, x: Tensor) -> Tensor:
-        """The admissible code of highest ``log_joint``, (B, *Z)."""
+    def scored_mode(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The admissible code of highest ``log_joint``, (B, *Z), and that value, (B,), in nats."""
 
 
 @runtime_checkable

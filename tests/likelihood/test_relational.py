@@ -687,9 +687,11 @@ def test_ascent_with_whitening_finds_the_closed_form() -> None:
 
 def test_no_whitened_code_is_better_than_the_mode() -> None:
     model, x = circle()
-    best = Mode()(model, x).log_joint
+    encoding = Mode()(model, x)
+    best = encoding.log_joint
+    torch.testing.assert_close(best, model.log_joint(x, encoding.z), rtol=1e-12, atol=0)
     others = Whiten()(torch.randn(200, 1, 12, 2).double())
-    near = Whiten()(Mode()(model, x).z + 0.01 * others)
+    near = Whiten()(encoding.z + 0.01 * others)
     for z in (others, near):
         assert (model.log_joint(x, z) < best).all()
 

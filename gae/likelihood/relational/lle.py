@@ -82,14 +82,20 @@ class LLE(Relational):
         Unique up to the signs of its columns, and up to rotations for equal eigenvalues. Warns if the graph of
         neighbours is disconnected.
         """
-        columns, is_split = smoothest(*self._fit(x), self.latent_shape[-1])
+        return self.scored_mode(x)[0]
+
+    def scored_mode(self, x: Num[Tensor, "B N *F"]) -> tuple[Float[Tensor, "B N E"], Float[Tensor, " B"]]:
+        """``mode`` and its ``log_joint``, in nats, with the weights fitted once."""
+        weights, index = self._fit(x)
+        columns, is_split = smoothest(weights, index, self.latent_shape[-1])
         if is_split:
             warnings.warn(
                 f"With {self.neighbours} neighbours the graph of a data set is disconnected: the codes only separate "
                 "its components. Increase neighbours.",
                 stacklevel=2,
             )
-        return (x.shape[1] ** 0.5 * columns).to(x.dtype)
+        z = (x.shape[1] ** 0.5 * columns).to(x.dtype)
+        return z, self.score(spread(weights, index, x.shape[1]).to(x.dtype), z)
 
     def transform(
         self, x: Num[Tensor, "B N *F"], z: Float[Tensor, "... B N E"], new: Num[Tensor, "B M *F"]
