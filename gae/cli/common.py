@@ -63,6 +63,15 @@ Size = Annotated[
     typer.Option("--size", metavar="SIDE|HxW", help="Resize the images of a folder, of any size and mode, to this."),
 ]
 Crop = Annotated[bool, typer.Option("--crop", help="Crop images about their centre to the ratio of --size first.")]
+Channels = Annotated[
+    str | None,
+    typer.Option(
+        "--channels",
+        help="first or last: the channel axis of images in an array, (N, C, H, W) or (N, H, W, C), if its shape is "
+        "ambiguous.",
+        autocompletion=one_of(("first", "last")),
+    ),
+]
 Seed = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of weights, data order and noise.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue the run in the output folder.")]
 Split = Annotated[str, typer.Option(help="train, test or all.", autocompletion=one_of(SPLITS))]
@@ -272,14 +281,19 @@ def open_model(
 
 
 def preparation(
-    labels: str | None, drop: Sequence[str] | None, missing: str, size: str | None, crop: bool
+    labels: str | None,
+    drop: Sequence[str] | None,
+    missing: str,
+    size: str | None,
+    crop: bool,
+    channels: str | None,
 ) -> dict[str, Any]:
     """The options that prepare data, where they are given.
 
-    >>> preparation("kind", None, "refuse", None, False)
+    >>> preparation("kind", None, "refuse", None, False, None)
     {'labels': 'kind'}
     """
-    options = {"labels": labels, "drop": drop, "size": size, "crop": crop}
+    options = {"labels": labels, "drop": drop, "size": size, "crop": crop, "channels": channels}
     given = {name: value for name, value in options.items() if value}
     return given if missing == "refuse" else {**given, "missing": missing}
 
@@ -294,13 +308,15 @@ def load(
     standardize: bool = False,
     size: str | None = None,
     crop: bool = False,
+    channels: str | None = None,
     missing: str = "refuse",
 ) -> "Dataset":
     """Loads a data set by name or path, and prints how it was converted on standard error."""
     from gae import data
 
-    options: Any = {"labels": labels, "drop": drop or (), "standardize": standardize, "size": pixels(size)}
-    return _announced(data.load(name, binarize=binarize, split=split, crop=crop, missing=missing, **options))
+    table: Any = {"labels": labels, "drop": drop or (), "standardize": standardize, "missing": missing}
+    images: Any = {"size": pixels(size), "crop": crop, "channels": channels}
+    return _announced(data.load(name, binarize=binarize, split=split, **table, **images))
 
 
 def load_like(model: "Autoencoder", name: str, binarize: str | None = None, split: str | None = None) -> "Dataset":

@@ -10,6 +10,7 @@ from gae.cli.common import (
     Activated,
     AsJson,
     Binarize,
+    Channels,
     Crop,
     DataName,
     Decoder,
@@ -74,6 +75,7 @@ def compare(
     standardize: Standardize = False,
     size: Size = None,
     crop: Crop = False,
+    channels: Channels = None,
     split_by: SplitBy = None,
     seeds: Annotated[
         int | None, typer.Option(help="Trainings of each engine; errors are then over trainings. 1 by default.")
@@ -100,7 +102,7 @@ def compare(
         Own(weights=weights, scale=scale, activated=activated, encoder=encoder).need_decoder()
     fabric = launch(device, precision, devices, nodes, timeout=UNEQUAL)
     table: Any = {"labels": labels, "drop": drop, "standardize": standardize, "missing": missing}
-    dataset = load(data, binarize, split_by, size=size, crop=crop, **table)
+    dataset = load(data, binarize, split_by, size=size, crop=crop, channels=channels, **table)
     kind = "compare" if systems is None else "systems"
     folder = out or Path("runs") / f"{kind}-{dataset.name}"
     only = {"engines": engines, "latent": latent, "head": head, "flow": flow, "decoder": decoder, "seeds": seeds}

@@ -5,6 +5,7 @@ from pathlib import Path
 from gae.cli.common import (
     Activated,
     AsJson,
+    Channels,
     CodeShape,
     Crop,
     Decoder,
@@ -56,6 +57,7 @@ def encode(
     missing: Missing = "refuse",
     size: Size = None,
     crop: Crop = False,
+    channels: Channels = None,
     binarize: SameBinarize = None,
     trust: Trust = None,
     seed: Seed = 0,
@@ -109,6 +111,7 @@ def transform(
     missing: Missing = "refuse",
     size: Size = None,
     crop: Crop = False,
+    channels: Channels = None,
     binarize: SameBinarize = None,
     trust: Trust = None,
     seed: Seed = 0,

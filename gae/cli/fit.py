@@ -10,6 +10,7 @@ from gae.cli.common import (
     Activated,
     AsJson,
     Binarize,
+    Channels,
     CodeShape,
     Crop,
     Decoder,
@@ -116,6 +117,7 @@ def fit(
     standardize: Standardize = False,
     size: Size = None,
     crop: Crop = False,
+    channels: Channels = None,
     split_by: SplitBy = None,
     validation: Annotated[float | None, typer.Option(help="Fraction of the training data to hold out.")] = None,
     patience: Annotated[
@@ -166,7 +168,7 @@ def fit(
     )
     fabric = launch(device, precision, devices, nodes)
     table: Any = {"labels": labels, "drop": drop, "standardize": standardize, "missing": missing}
-    dataset = load(source, binarize, split_by, size=size, crop=crop, **table)
+    dataset = load(source, binarize, split_by, size=size, crop=crop, channels=channels, **table)
     if own.decoder is None:
         name, (model, described) = system, _system(system, option or [], dataset, seed)
     else:

@@ -11,6 +11,7 @@ import typer
 from gae.cli.common import (
     Activated,
     AsJson,
+    Channels,
     CodeShape,
     Crop,
     Decoder,
@@ -77,6 +78,7 @@ def gap(
     missing: Missing = "refuse",
     side: Size = None,
     crop: Crop = False,
+    channels: Channels = None,
     split_by: SplitBy = None,
     binarize: SameBinarize = None,
     trust: Trust = None,
@@ -101,7 +103,7 @@ def gap(
     command, began = command_line(gap, locals()), time.perf_counter()
     check_folder(out)
     _need_digits(precision)
-    prepared = preparation(labels, drop, missing, side, crop)
+    prepared = preparation(labels, drop, missing, side, crop, channels)
     own = Own(decoder, weights, latent, head, scale, activated, encoder)
     fabric = launch(device, precision, devices, nodes)
     model, source, _ = open_model(checkpoint, data, own, binarize, split_by, seed, trust, prepared)

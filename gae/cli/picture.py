@@ -7,6 +7,7 @@ import typer
 
 from gae.cli.common import (
     Activated,
+    Channels,
     CodeShape,
     Crop,
     Decoder,
@@ -56,6 +57,7 @@ def picture(
     missing: Missing = "refuse",
     size: Size = None,
     crop: Crop = False,
+    channels: Channels = None,
     split_by: SplitBy = None,
     binarize: SameBinarize = None,
     trust: Trust = None,
@@ -74,7 +76,7 @@ def picture(
     from gae.reports.landscape import SUFFIXES, sentence, write
 
     check_file(output, *SUFFIXES)
-    prepared = preparation(labels, drop, missing, size, crop)
+    prepared = preparation(labels, drop, missing, size, crop, channels)
     own = Own(decoder, weights, latent, head, scale, activated, encoder)
     model, source, name = open_model(checkpoint, data, own, binarize, split_by, seed, trust, prepared)
     dataset = load_like(model, source, binarize, split_by)

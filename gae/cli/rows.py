@@ -50,7 +50,7 @@ def applied(options: Mapping[str, Any], *, curvature: bool = False) -> Applied:
         options[name] for name in ("checkpoint", "data", "binarize", "split_by", "seed", "trust", "engine", "steps")
     )
     own = Own(*(options[name] for name in ("decoder", "weights", "latent", "head", "scale", "activated", "encoder")))
-    prepared = preparation(*(options[name] for name in ("labels", "drop", "missing", "size", "crop")))
+    prepared = preparation(*(options[name] for name in ("labels", "drop", "missing", "size", "crop", "channels")))
     fabric = launch(*(options[name] for name in ("device", "precision", "devices", "nodes")))
     model, source, _ = open_model(checkpoint, data, own, binarize, split_by, seed, trust, prepared)
     if engine is not None:

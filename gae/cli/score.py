@@ -8,6 +8,7 @@ import typer
 from gae.cli.common import (
     Activated,
     AsJson,
+    Channels,
     CodeShape,
     Crop,
     Decoder,
@@ -69,6 +70,7 @@ def score(
     missing: Missing = "refuse",
     size: Size = None,
     crop: Crop = False,
+    channels: Channels = None,
     binarize: SameBinarize = None,
     trust: Trust = None,
     seed: Seed = 0,

@@ -18,6 +18,7 @@ PREPARATION: dict[str, tuple[type, ...]] = {  # options of `gae fit` that prepar
     "standardize": (bool,),
     "size": (str, int),
     "crop": (bool,),
+    "channels": (str,),
     "split-by": (str,),
 }
 KEYS = ("data", "systems", "options", "fit", "seeds", *PREPARATION)
@@ -30,7 +31,8 @@ def sweep(
         typer.Argument(
             metavar="GRID",
             help="A YAML file with the keys data, systems, options, fit and seeds, in which a list of values is an "
-            "axis; also, as for `fit`, labels, drop, standardize, missing, size, crop, binarize and split-by.",
+            "axis; also, as for `fit`, labels, drop, standardize, missing, size, crop, channels, binarize and "
+            "split-by.",
         ),
     ],
     seeds: Annotated[

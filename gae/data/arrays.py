@@ -100,7 +100,7 @@ def channels_first(arrays: Arrays, channels: str | None = None, event_shape: Seq
     if channels is None and event_shape is None:
         warnings.warn(
             f"x of shape {shape} is read as images (N, H, W, C), with observations {(shape[3], *shape[1:3])}. If it "
-            "holds something else, use `load(..., channels='first')`.",
+            "holds something else, use `load(..., channels='first')` (--channels first).",
             stacklevel=2,
         )
     x_test = arrays.x_test
@@ -121,7 +121,7 @@ def _channels_last(shape: Sequence[int], channels: str | None, event_shape: Sequ
     if first in CHANNELS and min(middle, last) >= 2:
         raise ValueError(
             f"x has shape {tuple(shape)}, which may be (N, C, H, W) or (N, H, W, C). Say which with "
-            "`load(..., channels='first')` or `channels='last'`."
+            "`load(..., channels='first')` or `channels='last'` (--channels first or last)."
         )
     return True
 

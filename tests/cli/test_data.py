@@ -155,6 +155,22 @@ def test_a_folder_of_mixed_sizes(tmp_path: Path) -> None:
     assert "crop=True needs a size" in gae("fit", "pca", folder, "--crop", code=2)
 
 
+def test_ambiguous_channels_are_asked_about(tmp_path: Path) -> None:
+    """Said once, for the fit; the checkpoint then reads them likewise. The means are those of scikit-learn's PCA."""
+    x = np.random.default_rng(2).random((20, 3, 5, 3)).astype("f4")
+    path, run = tmp_path / "x.npy", tmp_path / "run"
+    np.save(path, x)
+    options = ["--option", "latent=4", "--split-by", "fraction:0.2", "--out", run, "--quiet"]
+    assert "(--channels first or last)" in gae("fit", "pca", path, *options, code=2)
+    assert "must be 'first' or 'last', got 'middle'" in gae("fit", "pca", path, "--channels", "middle", code=2)
+    gae("fit", "pca", path, "--channels", "last", *options)
+    gae("reconstruct", run, path, "-o", tmp_path / "means.npy")
+    rows = np.moveaxis(x, 3, 1).reshape(20, -1)
+    pca = PCA(4).fit(rows[load_data(path, channels="last").train_rows])
+    means = pca.inverse_transform(pca.transform(rows)).reshape(20, 3, 3, 5)
+    np.testing.assert_allclose(np.load(tmp_path / "means.npy"), means, atol=1e-5)
+
+
 def test_a_column_splits_a_table(people: pd.DataFrame, tmp_path: Path) -> None:
     """Fitted, encoded and scored by a column that is not learnt, beside labels and standard units."""
     fold = np.arange(N) % 4
