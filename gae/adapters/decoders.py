@@ -1,6 +1,7 @@
 """Autoencoders of a given decoder, and of the encoder that belongs to it."""
 
 from functools import partial
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -25,6 +26,7 @@ from gae.likelihood import (
 from gae.nets import as_size, first_tensor
 from gae.objective import elbo, joint
 from gae.storage import Part
+from gae.systems.constructor import shape_or_data
 from gae.systems.parts import Shape, has_scale, head_of
 
 LEARNS = ("fixed", "scalar", "pixel")  # of a head's scale
@@ -32,7 +34,7 @@ LEARNS = ("fixed", "scalar", "pixel")  # of a head's scale
 
 def from_decoder(
     decoder: nn.Module,
-    data: Dataset | Shape,
+    data: Any,
     latent: int | Shape | None = None,
     head: str = "gaussian",
     scale: float | None = None,
@@ -48,10 +50,10 @@ def from_decoder(
 
     Args:
         decoder: maps codes (N, *Z) to outputs (N, *X), or (N, D) for the D elements of an observation in order.
-        data: a data set, or X, the shape of one observation. Of a data set with ``missing``, codes and log densities
-            are those of the observed elements, and the encoder is given NaN for the others. With ``standardize``, the
-            networks and the scale are in standard units, by the mean and deviation of the training data, and log
-            densities are of the data as given.
+        data: a data set or any source of ``gae.data.load``, or X, the shape of one observation. Of a data set with
+            ``missing``, codes and log densities are those of the observed elements, and the encoder is given NaN for
+            the others. With ``standardize``, the networks and the scale are in standard units, by the mean and
+            deviation of the training data, and log densities are of the data as given.
         latent: Z, or an int for vectors; of a network of ``torch.export`` it is known.
         head: the distribution that the outputs parametrise, a name from ``gae.likelihood.HEADS``.
         scale: for heads with a scale, the standard deviation (``"gaussian"``) or diversity (``"laplace"``) of the
@@ -75,7 +77,8 @@ def from_decoder(
     >>> model.encode(torch.rand(5, 1, 8, 8)).point.shape
     torch.Size([5, 2])
     """
-    event_shape = data.event_shape if isinstance(data, Dataset) else as_size(data)
+    data = shape_or_data("from_decoder", data)
+    event_shape = data.event_shape if isinstance(data, Dataset) else data
     shape = _latent_shape(decoder, latent)
     likelihood: Likelihood = _likelihood(decoder, shape, event_shape, head, scale, activated, prior, learn)
     if isinstance(data, Dataset):
@@ -97,7 +100,7 @@ def _prepared(likelihood: Likelihood, data: Dataset) -> Likelihood:
     return scaled
 
 
-def _examples(data: Dataset | Shape, event_shape: Size) -> Float[Tensor, "N *X"]:
+def _examples(data: Dataset | Size, event_shape: Size) -> Float[Tensor, "N *X"]:
     """A few observations, the first with a missing element if the data may have some."""
     if not isinstance(data, Dataset):
         return torch.rand(PROBES, *event_shape, generator=_generator())

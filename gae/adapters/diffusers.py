@@ -9,6 +9,7 @@ from torch.distributions import Normal
 from gae.adapters.decoders import from_decoder
 from gae.autoencoder import Autoencoder
 from gae.data import Dataset
+from gae.systems.constructor import shape_or_data
 from gae.systems.parts import Shape
 
 
@@ -72,9 +73,7 @@ def code_shape(vae: Any, event_shape: Shape) -> Size:
     return Size([config.latent_channels, *(side // factor for side in event_shape[1:])])
 
 
-def from_diffusers(
-    vae: Any, data: Dataset | Shape, scale: float, value_range: tuple[float, float] = (0.0, 1.0)
-) -> Autoencoder:
+def from_diffusers(vae: Any, data: Any, scale: float, value_range: tuple[float, float] = (0.0, 1.0)) -> Autoencoder:
     """An autoencoder of an ``AutoencoderKL`` of diffusers, with its encoder as the engine.
 
     Codes are vectors of the elements of the scaled latents (C, h, w) in order, under the prior N(0, I). The networks
@@ -82,7 +81,7 @@ def from_diffusers(
 
     Args:
         vae: the model, in evaluation mode, in float32 or float64.
-        data: a data set of images, or their shape (C, H, W).
+        data: images, a data set or any source of ``gae.data.load``, or their shape (C, H, W).
         scale: standard deviation of the Gaussian noise of a pixel, in units of the data.
         value_range: the values of the data that the network's -1 and 1 stand for.
 
@@ -103,7 +102,8 @@ def from_diffusers(
             f"from_diffusers takes an AutoencoderKL, got {type(vae).__name__}. Give another decoder to "
             "`gae.from_decoder`."
         )
-    event_shape = data.event_shape if isinstance(data, Dataset) else Size(data)
+    data = shape_or_data("from_diffusers", data)
+    event_shape = data.event_shape if isinstance(data, Dataset) else data
     return from_decoder(
         DiffusersDecoder(vae, value_range),
         data,

@@ -25,7 +25,7 @@ from gae.adapters.programs import (
 from gae.adapters.pyro_guides import FittedRows, PyroGuide
 from gae.analysis.engines import mode_ascent
 from gae.autoencoder import Autoencoder
-from gae.data import Dataset
+from gae.data import Dataset, training_data
 from gae.inference import Amortized, Inference
 from gae.inference.laws import is_point, point_of, rearranged
 from gae.likelihood import Likelihood
@@ -38,7 +38,7 @@ FEW = 3  # rows on which a program is checked
 def from_pyro(
     model: Callable[..., Any],
     guide: Callable[..., Any] | None,
-    data: Dataset | Num[Tensor, "N *X"],
+    data: Any,
     site: str | None = None,
 ) -> Autoencoder:
     """An autoencoder of a Pyro model and guide, as they are: functions of x, modules with such methods, autoguides.
@@ -54,7 +54,8 @@ def from_pyro(
     Args:
         model: a callable of a batch x (N, *X).
         guide: likewise; None for an ascent by L-BFGS to the mode of each code.
-        data: observations: a few for a guide that is a function of x, and all rows for one that is not.
+        data: observations, as a tensor, a data set or any source of ``gae.data.load``: a few for a guide that is a
+            function of x, and all rows for one that is not.
         site: the latent site; by default the only one of the model.
 
     Raises:
@@ -74,6 +75,7 @@ def from_pyro(
     >>> autoencoder.encode(torch.randn(4, 5)).point.shape
     torch.Size([4, 2])
     """
+    data = data if isinstance(data, Tensor) else training_data(data)
     x = data.train if isinstance(data, Dataset) else data
     for part, name in ((model, "model"), (guide, "guide")):
         if not callable(part) and (part is not None or name == "model"):

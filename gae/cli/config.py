@@ -112,7 +112,12 @@ def _read(context: Any, path: Path | None) -> Path | None:
         text = {names[key]: _text(key, value, path) for key, value in content.items()}
     except (ValueError, OSError) as error:
         fail(str(error), 2)
-    context.default_map = {name: value for name, value in text.items() if value is not None}
+    several = {each.name for each in context.command.params if each.nargs == -1 or getattr(each, "multiple", False)}
+    context.default_map = {
+        name: [value] if name in several and isinstance(value, str) else value
+        for name, value in text.items()
+        if value is not None
+    }
     return path
 
 

@@ -54,7 +54,7 @@ def load(
     channels: str | None = None,
     missing: str | None = None,
     labels: str | None = None,
-    drop: Sequence[str] = (),
+    drop: str | Sequence[str] = (),
     standardize: bool = False,
     size: int | Sequence[int] | None = None,
     crop: bool = False,
@@ -115,7 +115,7 @@ def load(
         missing: ``"refuse"`` raises an error for NaN; ``"mask"``: NaN marks elements that were not observed, and models
             condition on the others. Defaults to that of ``like``, else ``"refuse"``.
         labels: column of a table that holds the labels, integers or categories, and is not learnt.
-        drop: columns of a table to leave out.
+        drop: column or columns of a table to leave out.
         standardize: whether a system built for these data models each column of a table in standard units, with the
             mean and standard deviation of the training data; its log densities remain those of the data as given. The
             tensors of the data set are as given.
@@ -149,7 +149,8 @@ def load(
     if not 0 < test_fraction < 1:
         raise ValueError(f"test_fraction must lie strictly between 0 and 1, got {test_fraction}.")
     rule = _rule(split, test_fraction, like)
-    reading = Reading(folder, words, channels, labels, tuple(drop), resize_of(size, crop), rule.column, like)
+    left_out = (drop,) if isinstance(drop, str) else tuple(drop)
+    reading = Reading(folder, words, channels, labels, left_out, resize_of(size, crop), rule.column, like)
     dataset = _loaded(source, reading, binarize, value_range, rule, seed, standardize, missing)
     if split is not None and dataset.split == PREDEFINED:
         raise ValueError(

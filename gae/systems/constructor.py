@@ -49,7 +49,7 @@ def constructor(
         except TypeError as error:
             valid = ", ".join(option.name for option in options)
             raise TypeError(f"{function.__name__}: {error}. Valid options: {valid}.") from None
-        data = _read(function.__name__, data, bool(bound.arguments.get("missing")))
+        data = shape_or_data(function.__name__, data, bool(bound.arguments.get("missing")))
         bound.arguments[shape.name] = data.event_shape if isinstance(data, Dataset) else data
         if isinstance(data, Dataset):
             _need_option(function.__name__, reads, data)
@@ -75,8 +75,16 @@ def facts(reads: Mapping[str, str], data: Dataset) -> dict[str, Any]:
     return {option: value for option, value in values.items() if value is not None}
 
 
-def _read(system: str, data: Any, missing: bool) -> Dataset | Size:
-    """The shape of one observation as it is, or a data set of all rows of data."""
+def shape_or_data(function: str, data: Any, missing: bool = False) -> Dataset | Size:
+    """The shape of one observation as it is, or a data set of all rows of data.
+
+    Raises:
+        TypeError: for anything else; ``function`` is the name of the function that was called with it.
+
+    >>> import numpy as np
+    >>> shape_or_data("vae", (1, 28, 28)), shape_or_data("vae", np.zeros((4, 3))).train.shape
+    (torch.Size([1, 28, 28]), torch.Size([4, 3]))
+    """
     if isinstance(data, Dataset):
         return data
     if isinstance(data, tuple | list) and all(isinstance(size, int) for size in data):
@@ -86,8 +94,8 @@ def _read(system: str, data: Any, missing: bool) -> Dataset | Size:
         kind_of(data)
     except TypeError:
         raise TypeError(
-            f"{system} takes data, as `gae.data.load` does, or the shape of one observation, such as (1, 28, 28), got "
-            f"{data!r}."
+            f"{function} takes data, as `gae.data.load` does, or the shape of one observation, such as (1, 28, 28), "
+            f"got {data!r}."
         ) from None
     read = training_data(data, missing=missing)
     if isinstance(read, Dataset):

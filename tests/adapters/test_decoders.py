@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from own import images, networks, written
@@ -12,6 +13,7 @@ from scipy.stats import multivariate_normal
 from torch import nn
 from torch.distributions import Independent, MultivariateNormal, Normal
 
+from gae import log_evidence
 from gae.adapters import check_curvature, from_decoder, read_network
 from gae.analysis.engines import ENGINES, engine_of
 from gae.analysis.inference_gap import inference_gap, lower_bound, one_row
@@ -51,6 +53,33 @@ def test_a_linear_decoder_has_the_posterior_of_bayes() -> None:
     laplace = engine_of("lbfgs", model, density=True)(model.likelihood, x).q
     assert laplace is not None
     assert torch.allclose(laplace.variance[0], torch.linalg.inv(precision).diagonal().expand(4, 2))
+
+
+@pytest.mark.parametrize("kind", ["path", "array", "tensor", "frame", "shape"])
+def test_data_are_whatever_load_takes(kind: str, tmp_path: Path) -> None:
+    """The same model: log p(x) by SciPy's density of its marginal."""
+    x, decoder = np.random.default_rng(0).normal(size=(12, 5)).astype("f4"), nn.Linear(2, 5)
+    np.save(tmp_path / "x.npy", x)
+    sources = {
+        "path": tmp_path / "x.npy",
+        "array": x,
+        "tensor": torch.from_numpy(x),
+        "frame": pd.DataFrame(x, columns=list("abcde")),
+        "shape": [5],
+    }
+    model = from_decoder(decoder, sources[kind], 2, scale=0.5, encoder=None if kind == "shape" else nn.Linear(5, 2))
+    weight, bias = (value.detach().double().numpy() for value in (decoder.weight, decoder.bias))
+    marginal = multivariate_normal(bias, weight @ weight.T + 0.25 * np.eye(5))
+    evidence = log_evidence(model, torch.from_numpy(x))
+    error = np.abs(evidence.log_p.numpy() - marginal.logpdf(x))
+    assert (error < 5 * evidence.standard_error.numpy() + 1e-3).all()
+
+
+def test_data_that_are_neither_data_nor_a_shape() -> None:
+    with pytest.raises(TypeError, match=r"from_decoder takes data, .* or the shape of one observation, .* got 5"):
+        from_decoder(nn.Linear(2, 5), 5, 2, scale=0.5)
+    with pytest.raises(FileNotFoundError, match=r"No file nowhere\.npy"):
+        from_decoder(nn.Linear(2, 5), "nowhere.npy", 2, scale=0.5)
 
 
 def test_a_linear_decoder_of_prepared_data_has_the_posterior_of_bayes() -> None:

@@ -1,8 +1,11 @@
 """Pyro models and guides as they are, against Pyro's own ELBO and log densities of the same programs."""
 
+import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -11,9 +14,10 @@ from pyro import poutine
 from pyro.infer import SVI, Trace_ELBO, TraceMeanField_ELBO
 from pyro.infer.autoguide import AutoDelta, AutoDiagonalNormal, AutoMultivariateNormal, AutoNormal
 from pyro.nn import PyroModule, PyroParam
+from scipy.stats import norm
 from torch import Tensor, nn
 
-from gae import Autoencoder, from_pyro, inference_gap
+from gae import Autoencoder, from_pyro, inference_gap, log_evidence
 from gae.adapters import FittedRows, PyroLikelihood
 from gae.inference import Amortized, Zeros
 from gae.objective import elbo
@@ -231,6 +235,16 @@ def test_parameters_start_where_svi_left_them_and_the_store_stays() -> None:
         for parameter in autoencoder.parameters():
             parameter.add_(1.0)
     assert all(torch.equal(value, pyro.param(name)) for name, value in store.items())
+
+
+def test_data_from_a_file(tmp_path: Path) -> None:
+    """Of x ~ N(1.3, 2² + ½²) in two dimensions, by SciPy's density."""
+    x = torch.randn(6, 2)
+    np.save(tmp_path / "x.npy", x.numpy())
+    torch.set_default_dtype(torch.float32)  # that of data from files
+    evidence = log_evidence(from_pyro(normal_model, normal_guide, tmp_path / "x.npy"), x.float())
+    wanted = norm(1.3, math.hypot(2, 0.5)).logpdf(x.numpy()).sum(-1)
+    assert (np.abs(evidence.log_p.numpy() - wanted) < 5 * evidence.standard_error.numpy() + 1e-3).all()
 
 
 @pytest.mark.parametrize("kind", [AutoNormal, AutoDiagonalNormal, AutoDelta])

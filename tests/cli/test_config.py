@@ -150,6 +150,13 @@ def test_lists_are_arguments_too(tmp_path: Path) -> None:
     assert shown == {"id": ["D01", "D02"], "seed": 0, "seeds": 2, "out": "runs/notes"}
 
 
+def test_one_value_of_an_option_that_is_repeatable(tmp_path: Path) -> None:
+    file = written(tmp_path / "a.yaml", system="ppca", data="a.csv", drop="id", option="latent=2")
+    shown = yaml.safe_load(gae("fit", "--config", file, "--print-config"))
+    assert shown["drop"] == ["id"] and shown["option"] == ["latent=2"]
+    assert yaml.safe_load(gae("notes", "--config", written(file, id="D01"), "--print-config"))["id"] == ["D01"]
+
+
 def test_a_file_is_read_without_torch(tmp_path: Path) -> None:
     file = written(tmp_path / "a.yaml", data="digits", seed=4)
     code = f"import sys; from gae.cli.main import app; app(['compare', '--config', {str(file)!r}, '--print-config'], "

@@ -218,4 +218,5 @@ def test_an_absent_package_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: P
 
 def test_notes_are_those_of_the_data_set() -> None:
     assert isinstance(load(people(), labels="kind"), Dataset)
+    assert load(people(), drop="kind").preparation == load(people(), drop=["kind"]).preparation
     assert load(people(), drop=["kind"]).notes == ("one-hot columns: colour (3), smokes (2)", "left out: kind")
