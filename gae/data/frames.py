@@ -10,7 +10,7 @@ import numpy as np
 
 from gae.data.extras import optional
 from gae.data.memory import need_room
-from gae.data.tables import Cells, numbered
+from gae.data.tables import Cells, is_number, numbered
 
 SEPARATORS = {".csv": ",", ".tsv": "\t"}
 SUFFIXES = (*SEPARATORS, ".parquet")
@@ -95,20 +95,12 @@ def _first_line(path: Path, separator: str) -> tuple[list[str], bool]:
             f"{path} is not separated by commas: its first line is {names[0]!r}. Read it by "
             "`pandas.read_csv(path, sep=..., decimal=...)` and give the frame."
         )
-    if all(map(_is_number, names)):
+    if all(map(is_number, names)):
         return [str(i) for i in range(len(names))], False
     twice = [name for name in names if names.count(name) > 1]
     if twice:
         raise ValueError(f"{path} has several columns named {twice[0]!r}. Give each column a name of its own.")
     return names, True
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
 
 
 def _of_pandas(name: str, series: Any) -> Cells:

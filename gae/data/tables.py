@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from gae.data.preparation import Preparation
 
 ROWS = 10  # fewer rows are too few to recognise an identifier
+NUMBERS = 10  # fewer different numbers beside words may be categories, such as 0, 1, 2 and 3+
 IDENTIFIER = re.compile(r"^unnamed: \d+$|(^|[^a-z])(id|uuid|guid|index|idx|key|rownames?)$", re.IGNORECASE)
 
 
@@ -85,7 +86,7 @@ def table_arrays(
     target = None if label is None else by_name.get(label)
     y, classes = (None, None) if target is None else _labels(target, None if like is None else like.classes)
     if known is None:
-        _refuse_identifiers(chosen, source)
+        _refuse_unlearnable(chosen, source)
         if like is not None:
             _need_numbers(chosen, source)
         columns = tuple(TableColumn(each.name, None if each.categories is None else each.used()) for each in chosen)
@@ -116,6 +117,19 @@ def matrix_arrays(
     _need_columns([Cells(name, x[:0, 0]) for name in names], known, source)
     place = {name: i for i, name in enumerate(names)}
     return Arrays(x[:, [place[column.name] for column in known.columns]], y, table=known, classes=classes)
+
+
+def is_number(text: str) -> bool:
+    """Whether text is read as a number.
+
+    >>> is_number("-1.5e3"), is_number("1,5")
+    (True, False)
+    """
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def numbered(values: np.ndarray) -> tuple[np.ndarray, tuple[str, ...]]:
@@ -183,16 +197,34 @@ def _labels(target: Cells, classes: tuple[str, ...] | None) -> tuple[np.ndarray,
     return number[codes], known
 
 
-def _refuse_identifiers(cells: Sequence[Cells], source: str) -> None:
-    """Raises ValueError for a column that numbers or names the rows, and would be learnt."""
+def _refuse_unlearnable(cells: Sequence[Cells], source: str) -> None:
     for each in cells:
-        reason = _identifies(each) if len(each.values) >= ROWS else None
-        if reason is not None:
-            raise ValueError(
-                f"Column {each.name!r} of {source} {reason}: it identifies rows, and nothing can be learnt from it. "
-                f"Leave it out by drop=[{each.name!r}] (--drop {each.name!r}); if it is a measurement, save it as "
-                "floating-point numbers."
-            )
+        _refuse_numbers_in_text(each, source)
+        _refuse_identifier(each, source)
+
+
+def _refuse_numbers_in_text(cells: Cells, source: str) -> None:
+    """Raises ValueError for a column of numbers that a few words, or commas, would turn into categories."""
+    used = () if cells.categories is None else cells.used()
+    words = [name for name in used if not is_number(name)]
+    numbers = sum(is_number(name.replace(",", "")) for name in used)
+    if words and numbers >= max(NUMBERS, len(used) / 2):
+        raise ValueError(
+            f"Column {cells.name!r} of {source} has {numbers} different numbers as text, and {listed(words)}, so that "
+            "each would be a category. Leave missing values empty, and write numbers as 1234.5; if they are "
+            "categories, give them names that are no numbers."
+        )
+
+
+def _refuse_identifier(cells: Cells, source: str) -> None:
+    """Raises ValueError for a column that numbers or names the rows, and would be learnt."""
+    reason = _identifies(cells) if len(cells.values) >= ROWS else None
+    if reason is not None:
+        raise ValueError(
+            f"Column {cells.name!r} of {source} {reason}: it identifies rows, and nothing can be learnt from it. "
+            f"Leave it out by drop=[{cells.name!r}] (--drop {cells.name!r}); if it is a measurement, save it as "
+            "floating-point numbers."
+        )
 
 
 def _identifies(cells: Cells) -> str | None:

@@ -146,6 +146,23 @@ def test_identifiers_are_left_out_on_request_only(change: dict[str, Any], said: 
         assert "row" in (load(frame.astype({"row": float}), labels="kind").columns or ())
 
 
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda age: age.where(age.index != 3, "?"), r"13 different numbers as text, and '\?', so that"),
+        (lambda age: age.str.replace(".", ","), r"13 different numbers as text, and '20,5'"),
+    ],
+    ids=["a word", "decimal commas"],
+)
+def test_numbers_are_no_categories(change: Callable[[pd.Series], pd.Series], said: str, tmp_path: Path) -> None:
+    ages = pd.Series((np.arange(N) % 13 + 20.5).astype(str))
+    with pytest.raises(ValueError, match=rf"'years' of .*people\.csv has {said}"):
+        load(as_csv(people().assign(years=change(ages)), tmp_path))
+    assert "years" in (load(as_csv(people().assign(years=ages), tmp_path)).columns or ())
+    few = load(people().assign(children=np.resize(["0", "1", "2", "3+"], N)))
+    assert "children=3+" in (few.columns or ())
+
+
 def bad(text: str, name: str = "a.csv") -> Callable[[Path], Any]:
     def write(folder: Path) -> Path:
         (folder / name).write_text(text)
