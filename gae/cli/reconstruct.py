@@ -1,6 +1,7 @@
 """``gae reconstruct``: the reconstructions of data, in a file."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from gae.cli.common import (
     Activated,
@@ -34,6 +35,11 @@ from gae.cli.common import (
 from gae.cli.rows import RowsFile, applied, write_rows
 from gae.cli.terminal import print_results, reported
 from gae.data.files import ROWS, check_file
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from gae.data import Dataset
 
 
 @reported
@@ -71,15 +77,27 @@ def reconstruct(
 
     Values are in the units of the file: of 8-bit images from 0 to 255. Binarised data are reconstructed as
     probabilities. The file also holds index, split, labels and file names as that of `encode`; an .npy file has x
-    alone. In .csv and .parquet files the columns of a table have their names. --engine, --decoder and several processes
-    are as in `encode`.
+    alone. In .csv and .parquet files the columns of a table have their names. Of text, x has the classes,
+    and the column text the lines. --engine, --decoder and several processes are as in `encode`.
     """
     from gae.analysis.rows import reconstructions
 
     check_file(output, *ROWS)
     work = applied(locals())
     restored = reconstructions(work.model, work.x, fabric=work.fabric, seed=seed)
-    blocks = ({"x": work.data.as_given(block["x"])} for block in restored)
+    blocks = ({**_lines(work.data, block["x"]), "x": work.data.as_given(block["x"])} for block in restored)
     columns = write_rows(output, work.rows, blocks, "x", work.fabric, names=work.data.columns)
     if work.fabric.is_global_zero:
         print_results({"file": str(output), **columns}, as_json)
+
+
+def _lines(data: "Dataset", x: "np.ndarray") -> "dict[str, np.ndarray]":
+    """The column of decoded lines of text, of one dtype in every block; none for other data."""
+    import numpy as np
+    import torch
+
+    if data.vocabulary is None:
+        return {}
+    lines = np.array(data.vocabulary.decode(torch.from_numpy(x)))
+    longest = x.shape[1] * (1 + max(map(len, data.vocabulary.tokens)))
+    return {"text": lines.astype(f"U{longest}")}

@@ -1,5 +1,6 @@
 """The ``gae`` command: output, files and error messages."""
 
+import csv
 import html
 import io
 import json
@@ -183,6 +184,20 @@ def test_codes_of_other_text_are_in_the_vocabulary_of_the_model(on_text: Path, t
         np.testing.assert_allclose(new["log_joint"], known["log_joint"][[1, 4]], rtol=1e-4, atol=1e-4)
         assert new["index"].tolist() == [0, 2] and known["index"].tolist() == list(range(24))
         assert np.abs(known["z"][1] - known["z"][4]).max() > 1e-3
+
+
+@pytest.mark.slow
+def test_text_is_reconstructed_as_text(tmp_path: Path) -> None:
+    """A decoder that has learnt the one line that there is writes it, in each row of the file."""
+    (tmp_path / "line.txt").write_text("bdec\n" * 40, encoding="utf-8")
+    small = ("--option", "latent=2", "--option", "hidden=16", "--lr", 0.03, "--steps", 60, "--quiet")
+    gae("fit", "sequence-vae", tmp_path / "line.txt", *small, "--out", tmp_path / "run")
+    for name in ("again.csv", "again.npz"):
+        gae("reconstruct", tmp_path / "run", tmp_path / "line.txt", "-o", tmp_path / name)
+    with (tmp_path / "again.csv").open(encoding="utf-8") as file:
+        assert [row["text"] for row in csv.DictReader(file)] == ["bdec"] * 40
+    with np.load(tmp_path / "again.npz") as again:
+        assert again["text"].tolist() == ["bdec"] * 40 and again["x"].tolist() == [[2, 4, 5, 3, 1]] * 40
 
 
 @pytest.mark.parametrize("kind", ["system", "engine"])
