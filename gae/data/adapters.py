@@ -58,6 +58,26 @@ def anndata_arrays(source: Any, name: str, labels: str | None, split: str | None
     return matrix_arrays(x, list(map(str, source.var_names)), name, target, like)._replace(column=column)
 
 
+def is_saved(folder: Path) -> bool:
+    """Whether a folder was written by ``save_to_disk`` of Hugging Face's ``datasets``."""
+    parts = ("dataset_info.json", "state.json")
+    return (folder / "dataset_dict.json").is_file() or all((folder / part).is_file() for part in parts)
+
+
+def read_saved(folder: Path) -> Any:
+    """The data set, or the dict of them, that ``save_to_disk`` of Hugging Face's ``datasets`` wrote.
+
+    Raises:
+        ImportError: without ``datasets``.
+        ValueError: if it cannot be read.
+    """
+    datasets = optional("datasets", "adapters", "A data set of Hugging Face")
+    try:
+        return datasets.load_from_disk(folder)
+    except (ValueError, OSError, LookupError) as error:
+        raise ValueError(f"Cannot read a data set of Hugging Face from {folder}: {str(error).rstrip('.')}.") from error
+
+
 def hugging_face_arrays(
     source: Any,
     labels: str | None,

@@ -90,7 +90,8 @@ def load(
     torch Dataset or     items x or (x, y), in the order of the data set; ``fit`` makes its own batches
     DataLoader
     AnnData              as ``.h5ad``
-    Hugging Face         a ``datasets.Dataset``: its column of images or arrays, or else a table
+    Hugging Face         a ``datasets.Dataset``, or the folder that its ``save_to_disk`` wrote: its column of images or
+                         arrays, or else a table
     ===================  ==========================================================================================
 
     uint8 and uint16 are divided by 255 and 65535, and so are images (C, H, W) of any other integer type whose values

@@ -9,7 +9,15 @@ from typing import Any
 
 import numpy as np
 
-from gae.data.adapters import anndata_arrays, hugging_face_arrays, is_anndata, is_hugging_face, read_h5ad
+from gae.data.adapters import (
+    anndata_arrays,
+    hugging_face_arrays,
+    is_anndata,
+    is_hugging_face,
+    is_saved,
+    read_h5ad,
+    read_saved,
+)
 from gae.data.arrays import CHANNELS, Arrays, channels_first
 from gae.data.bundled import read_bundled
 from gae.data.columns import listed
@@ -98,8 +106,9 @@ def _kind_of_path(name: str) -> str:
     suffix = Path(name).suffix.lower()
     if name in NAMES or not name.strip():
         return "name"
-    if Path(name).expanduser().is_dir():
-        return "folder"
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return "Hugging Face" if is_saved(folder) else "folder"
     kinds = {".txt": "text", ".npy": "array file", ".npz": "array file", ".h5ad": "AnnData"}
     return "table" if suffix in TABLES else kinds.get(suffix, "path")
 
@@ -117,7 +126,8 @@ def read_source(source: Any, reading: Reading, seed: int) -> Arrays:
             adata = read_h5ad(_file(source)) if is_path(source) else source
             arrays = anndata_arrays(adata, name_of(source), reading.labels, reading.column, like)
         case "Hugging Face":
-            arrays = hugging_face_arrays(source, reading.labels, reading.drop, _resize(reading), reading.column, like)
+            saved = read_saved(Path(source).expanduser()) if is_path(source) else source
+            arrays = hugging_face_arrays(saved, reading.labels, reading.drop, _resize(reading), reading.column, like)
         case "array":
             arrays = read_object(source)
         case _:

@@ -10,6 +10,7 @@ import torch
 from command import gae
 from PIL import Image
 from problems import tiny_matrix
+from scipy.stats import multivariate_normal
 from sklearn.decomposition import PCA
 from sklearn.preprocessing import StandardScaler
 from typer.testing import CliRunner
@@ -169,6 +170,26 @@ def test_ambiguous_channels_are_asked_about(tmp_path: Path) -> None:
     pca = PCA(4).fit(rows[load_data(path, channels="last").train_rows])
     means = pca.inverse_transform(pca.transform(rows)).reshape(20, 3, 3, 5)
     np.testing.assert_allclose(np.load(tmp_path / "means.npy"), means, atol=1e-5)
+
+
+def test_a_data_set_of_hugging_face_on_disk(tmp_path: Path) -> None:
+    """From a folder to the exact log p of scikit-learn's PCA on its columns, by the command."""
+    datasets = pytest.importorskip("datasets")
+    x = np.random.default_rng(3).normal(size=(40, 3)) @ np.diag([3.0, 2, 1])
+    table = datasets.Dataset.from_dict({**dict(zip("abc", x.T, strict=True)), "kind": ["u", "v"] * 20})
+    table.save_to_disk(tmp_path / "table")
+    options = ("--labels", "kind", "--option", "latent=1", "--out", tmp_path / "run", "--quiet")
+    gae("fit", "ppca", tmp_path / "table", *options)
+    gae("score", tmp_path / "run", tmp_path / "table", "-o", tmp_path / "scores.csv")
+    rows = pd.read_csv(tmp_path / "scores.csv")
+    train = x[rows["split"] == "train"]
+    pca = PCA(1).fit(train)
+    law = multivariate_normal(pca.mean_, pca.get_covariance() * (len(train) - 1) / len(train))
+    np.testing.assert_allclose(rows["log_p"], law.logpdf(x), rtol=1e-4)
+    datasets.DatasetDict(train=table).save_to_disk(tmp_path / "parts")
+    assert "Give one split" in gae("fit", "ppca", tmp_path / "parts", code=2)
+    (tmp_path / "table" / "state.json").write_text("{}")
+    assert "Cannot read a data set of Hugging Face from" in gae("fit", "ppca", tmp_path / "table", code=2)
 
 
 def test_a_column_splits_a_table(people: pd.DataFrame, tmp_path: Path) -> None:
