@@ -69,6 +69,7 @@ class Dataset:
         notes: sentences on the conversion of the source.
         split: the rule by which the test set was chosen, as for ``load``, or ``"predefined"``; None if unknown.
         unit: the value in the source that is 1 here: 255 for uint8.
+        channels: the channel axis of the source's images, ``"first"`` or ``"last"``, if it was stated.
 
     >>> from gae.data import load
     >>> load("digits")
@@ -94,11 +95,12 @@ class Dataset:
     notes: tuple[str, ...] = ()
     unit: float = 1.0
     split: str | None = None
+    channels: str | None = None
 
     @property
     def preparation(self) -> Preparation:
         """The facts about these data that a model fitted to them must record."""
-        own = self.table, self.classes, self.resize, self.standardize, self.split
+        own = self.table, self.classes, self.resize, self.standardize, self.split, self.channels
         return Preparation(self.event_shape, self.value_range, self.binarization, self.vocabulary, self.missing, *own)
 
     @property

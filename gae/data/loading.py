@@ -205,10 +205,15 @@ def _loaded(
     dataset = _assemble(label, arrays, value_range, rule, seed, lone=like is not None, missing=unobserved)
     if like is not None:
         like.check(name, dataset.event_shape, dataset.value_range)
-        own: Any = {"classes": like.classes, "resize": like.resize, "standardize": like.standardize}
+        own: Any = {
+            "classes": like.classes,
+            "resize": like.resize,
+            "standardize": like.standardize,
+            "channels": like.channels,
+        }
         dataset = replace(dataset, table=like.table, **own)
     else:
-        dataset = replace(dataset, resize=reading.resize)
+        dataset = replace(dataset, resize=reading.resize, channels=reading.channels)
     if binarize not in (None, "none"):
         dataset = _binarized(dataset, binarize, seed)
     return _standardized(dataset) if standardize and like is None else dataset

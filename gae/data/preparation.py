@@ -30,6 +30,7 @@ class Preparation:
         resize: common size of images of a folder, if they were resized.
         standardize: whether the model standardises each column.
         split: rule by which their test set was chosen, which other data follow too unless they have their own.
+        channels: channel axis of the training data, if it was stated; that of other data follows from ``event_shape``.
     """
 
     event_shape: Size
@@ -42,6 +43,7 @@ class Preparation:
     resize: Resize | None = None
     standardize: bool = False
     split: str | None = None
+    channels: str | None = None
 
     @classmethod
     def of(cls, record: Mapping[str, Any]) -> "Preparation":
@@ -54,7 +56,8 @@ class Preparation:
         classes = tuple(record["classes"]) if "classes" in record else None
         resize = Resize(tuple(record["resize"]["size"]), record["resize"]["crop"]) if "resize" in record else None
         own = record.get("missing", False), table, classes, resize, record.get("standardize", False)
-        return cls(Size(record["event_shape"]), value_range, binarization, vocabulary, *own, record.get("split"))
+        rest = record.get("split"), record.get("channels")
+        return cls(Size(record["event_shape"]), value_range, binarization, vocabulary, *own, *rest)
 
     def note(self) -> dict[str, Any]:
         """A JSON-serialisable record, from which ``of`` restores the preparation.
@@ -68,6 +71,7 @@ class Preparation:
             "classes": self.classes,
             "resize": None if self.resize is None else asdict(self.resize),
             "standardize": self.standardize or None,
+            "channels": self.channels,
         }
         return {
             "event_shape": tuple(self.event_shape),
@@ -80,7 +84,7 @@ class Preparation:
         }
 
     def options(self) -> list[str]:
-        """The options of ``gae fit`` and ``gae compare`` that prepare a table or a folder likewise.
+        """The options of ``gae fit`` and ``gae compare`` that prepare a table, a folder or an array likewise.
 
         >>> Preparation(Size((2,)), None, "none", None, table=TableSchema((), "kind", ("id",))).options()
         ['--labels', 'kind', '--drop', 'id']
@@ -92,6 +96,7 @@ class Preparation:
         given += ["--standardize"] if self.standardize else []
         if resize is not None:
             given += ["--size", "x".join(map(str, resize.size)), *(["--crop"] if resize.crop else [])]
+        given += [] if self.channels is None else ["--channels", self.channels]
         return given + (["--missing", "mask"] if self.missing else [])
 
     def binarize(self, requested: str | None) -> str:

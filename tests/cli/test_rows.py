@@ -15,6 +15,7 @@ from sklearn.decomposition import PCA
 
 from gae.cli import common
 from gae.data import load
+from gae.data.preparation import Preparation
 from gae.reports.comparison import command
 from gae.studies.jobs import facts
 
@@ -178,6 +179,11 @@ def test_a_comparison_repeats_the_options_of_its_data(tmp_path: Path) -> None:
     data = facts({"data_hash": ""}, load(tmp_path / "t.csv", labels="kind", drop=["name"], standardize=True))["data"]
     assert data["options"] == given and load(tmp_path / "t.csv", drop=["name"]).preparation.options() == given[2:4]
     assert load(tmp_path / "images", size=(3, 4), crop=True).preparation.options() == ["--size", "3x4", "--crop"]
+    np.save(tmp_path / "x.npy", np.zeros((9, 3, 5, 3), "f4"))
+    stated = load(tmp_path / "x.npy", channels="last").preparation
+    assert (
+        stated.options() == ["--channels", "last"] and Preparation.of(json.loads(json.dumps(stated.note()))) == stated
+    )
     configuration = {"data": "t.csv", "engines": ["vae"], "binarize": "none", "quick": True}
     configuration |= dict.fromkeys(("epochs", "latent", "head", "seed", "seeds"))
     assert command(configuration, data) == f"gae compare t.csv --engines vae {' '.join(given)} --quick"
