@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable
 from functools import partial
+from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -169,14 +170,20 @@ def _operator(reference: str | None, photo: "Tensor") -> "LinearOperator | None"
     if reference is None:
         return None
     build = imported(reference)
-    if not callable(build):
-        raise TypeError(
-            f"{reference} is not a function but of type {type(build).__name__}. Name a function that takes a shape "
-            "(C, H, W) and returns a physics."
-        )
+    if not (callable(build) and _takes_one(build)):
+        what = f"takes the arguments {signature(build)}" if callable(build) else f"is of type {type(build).__name__}"
+        raise TypeError(f"{reference} {what}. Name a function that takes a shape (C, H, W) and returns a physics.")
     with working_directory():
         physics = build(tuple(photo.shape))
     return physics if isinstance(physics, LinearOperator) else PhysicsOperator(physics)
+
+
+def _takes_one(function: Callable[..., Any]) -> bool:
+    try:
+        signature(function).bind(())
+    except TypeError:
+        return False
+    return True
 
 
 def _check_result(photo: "Photograph", shape: tuple[int, ...], suffix: str, bits: int) -> None:

@@ -70,9 +70,9 @@ def encode(
     """Write the codes of data in order: z, k, log_joint and log_q (nats, at the code), and the status of each solve.
 
     The file also holds index (the row of the source from 0, or the line of text; a predefined split counts through
-    its training part and then its test part), split (train or test), labels, and the file names of images. In .csv
-    and .parquet files z becomes the columns z0, z1, …; an .npy file has z alone. Several processes share blocks of
-    1000 rows; the first writes the file.
+    its training part and then its test part), split (train or test), labels (names of classes that have some), and the
+    file names of images. In .csv and .parquet files z becomes the columns z0, z1, …; an .npy file has z alone. Several
+    processes share blocks of 1000 rows; the first writes the file.
 
     Codes are inferred by the model's own engine, or by --engine: an ascent from 0 (lbfgs, adam, gauss-newton), the
     encoder alone, or a few steps from it (refine). With --decoder the model is yours, under the prior N(0, I).

@@ -101,10 +101,8 @@ def write_rows(
         deque(blocks, maxlen=0)
         return {}
     about = {"index": rows.row.numpy(), "split": rows.split}
-    if rows.labels is not None:
-        about["labels"] = rows.labels.numpy()
-    if rows.files is not None:
-        about["files"] = rows.files
+    beside = {"labels": rows.label_names, "files": rows.files}
+    about |= {name: column for name, column in beside.items() if column is not None}
     with row_file(path, len(rows.row), main, facts, names) as file, progress("rows", len(rows.row)) as advance:
         for block in blocks:
             part = slice(file.added, file.added + len(next(iter(block.values()))))

@@ -114,7 +114,8 @@ def hugging_face_arrays(
         x, notes = stack_images(images, "The data set", resize, None if like is None else like.event_shape)
     else:
         stacked = Arrays(np.stack([np.asarray(each) for each in source[name]]))
-        x, notes = channels_first(stacked, event_shape=None if like is None else like.event_shape).x, ()
+        known: Any = {} if like is None else {"event_shape": like.event_shape, "usual": like.channels}
+        x, notes = channels_first(stacked, **known).x, ()
     column = None
     if split is not None and split in source.features:
         column = series_cells(_label_values(source, split, datasets)).texts()

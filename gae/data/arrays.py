@@ -78,7 +78,12 @@ def read_arrays(path: Path, column: str | None = None) -> Arrays:
         ) from error
 
 
-def channels_first(arrays: Arrays, channels: str | None = None, event_shape: Sequence[int] | None = None) -> Arrays:
+def channels_first(
+    arrays: Arrays,
+    channels: str | None = None,
+    event_shape: Sequence[int] | None = None,
+    usual: str | None = None,
+) -> Arrays:
     """Converts images (N, H, W, C) to (N, C, H, W); other arrays are returned unchanged.
 
     In an array of shape (N, A, B, C), the last axis is read as channels if its size is 1, 3 or 4 and the second axis
@@ -88,6 +93,7 @@ def channels_first(arrays: Arrays, channels: str | None = None, event_shape: Seq
         arrays: arrays as read from the file.
         channels: ``"first"`` or ``"last"`` to choose the layout.
         event_shape: shape of one observation of a model, which may also determine the layout.
+        usual: the layout where neither does.
 
     Raises:
         ValueError: if both layouts are possible, or if ``"last"`` is given and the array does not have four axes.
@@ -95,7 +101,7 @@ def channels_first(arrays: Arrays, channels: str | None = None, event_shape: Seq
     shape = arrays.x.shape
     if channels == "last" and len(shape) != 4:
         raise ValueError(f"channels='last' is for arrays (N, H, W, C), got {shape}.")
-    if channels != "last" and not _channels_last(shape, channels, event_shape):
+    if channels != "last" and not _channels_last(shape, channels, event_shape, usual):
         return arrays
     if channels is None and event_shape is None:
         warnings.warn(
@@ -109,7 +115,9 @@ def channels_first(arrays: Arrays, channels: str | None = None, event_shape: Seq
     return arrays._replace(x=np.moveaxis(arrays.x, -1, 1), x_test=x_test)
 
 
-def _channels_last(shape: Sequence[int], channels: str | None, event_shape: Sequence[int] | None) -> bool:
+def _channels_last(
+    shape: Sequence[int], channels: str | None, event_shape: Sequence[int] | None, usual: str | None
+) -> bool:
     if len(shape) != 4 or channels == "first":
         return False
     first, middle, last = shape[1:]
@@ -118,6 +126,8 @@ def _channels_last(shape: Sequence[int], channels: str | None, event_shape: Sequ
     readings: list[tuple[int, ...]] = [(first, middle, last), (last, first, middle)]
     if event_shape is not None and readings.count(tuple(event_shape)) == 1:
         return tuple(event_shape) == readings[1]
+    if usual is not None:
+        return usual == "last"
     if first in CHANNELS and min(middle, last) >= 2:
         raise ValueError(
             f"x has shape {tuple(shape)}, which may be (N, C, H, W) or (N, H, W, C). Say which with "

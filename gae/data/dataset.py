@@ -35,6 +35,7 @@ class Rows(NamedTuple):
         row: (N,) row of each observation in the source, from 0.
         split: (N,) ``"train"`` or ``"test"`` for each observation.
         files: (N,) file names; None unless the source is a folder.
+        classes: names of the labels 0, 1, …, if they are names.
     """
 
     x: Float[Tensor, "N *X"]
@@ -42,6 +43,14 @@ class Rows(NamedTuple):
     row: Int[Tensor, " N"]
     split: np.ndarray
     files: np.ndarray | None
+    classes: tuple[str, ...] | None = None
+
+    @property
+    def label_names(self) -> np.ndarray | None:
+        """(N,) names of the labels, ``""`` for a missing one, or the labels themselves if they have no names."""
+        if self.labels is None or self.classes is None:
+            return None if self.labels is None else self.labels.numpy()
+        return np.array([*self.classes, ""])[self.labels.numpy()]
 
 
 @dataclass(frozen=True, eq=False)
@@ -172,7 +181,8 @@ class Dataset:
         parts = [labels for _, labels, _ in chosen if labels is not None]
         labels = torch.cat(parts)[order] if len(parts) == len(chosen) else None
         names = np.repeat(SPLITS if split == "all" else split, [len(rows) for rows in known])[order.numpy()]
-        return Rows(x, labels, row, names, None if self.files is None else self.files[row.numpy()])
+        files = None if self.files is None else self.files[row.numpy()]
+        return Rows(x, labels, row, names, files, self.classes)
 
     def plot(self, ax: "Axes | None" = None) -> "Axes":
         """Draws the first training observations: images side by side, else the spread of each feature.

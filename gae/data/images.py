@@ -15,7 +15,7 @@ import numpy as np
 from gae.data import sixteen_bits
 from gae.data.arrays import FLOAT32, Arrays
 from gae.data.memory import need_room
-from gae.data.resizing import Resize, stack_images
+from gae.data.resizing import Resize, plain_mode, stack_images
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -83,20 +83,13 @@ def _upright(path: Path, image: "Image.Image") -> np.ndarray:
 
     if not _colour_of_16_bits(path, image):
         upright = ImageOps.exif_transpose(image)
-        return np.asarray(upright.convert(_plain_mode(upright)))
+        return np.asarray(upright.convert(plain_mode(upright)))
     orientation = image.getexif().get(ORIENTATION, 1)
     pixels = sixteen_bits.read_png(path) if image.format == "PNG" else sixteen_bits.read_tiff(path)
     planes = [Image.fromarray(pixels[..., channel]) for channel in range(pixels.shape[-1])]
     for plane in planes:
         plane.getexif()[ORIENTATION] = orientation
     return np.stack([np.asarray(ImageOps.exif_transpose(plane)) for plane in planes], -1)
-
-
-def _plain_mode(image: "Image.Image") -> str:
-    """The mode without palette and with an alpha channel for transparent colours."""
-    if image.mode in ("P", "PA"):
-        return "RGBA" if image.mode == "PA" or "transparency" in image.info else "RGB"
-    return {"L": "LA", "RGB": "RGBA"}[image.mode] if "transparency" in image.info else image.mode
 
 
 def channels_last(image: np.ndarray) -> np.ndarray:

@@ -13,7 +13,7 @@ from torch.utils.data import Dataset as TorchDataset
 from gae.data.arrays import FLOAT32, Arrays
 from gae.data.frames import library, series_cells
 from gae.data.memory import need_room
-from gae.data.resizing import pixels_of
+from gae.data.resizing import ALPHA, pixels_of
 from gae.data.tables import numbered
 
 KINDS = "an array, a tensor, a pair (x, y), a pandas or polars frame, a torch Dataset or DataLoader, or a path"
@@ -55,7 +55,14 @@ def as_array(value: Any) -> np.ndarray:
         return (value.float() if value.dtype == torch.bfloat16 else value).numpy()
     if isinstance(value, np.memmap):
         return value
-    return pixels_of(value, "An image") if library(value) == "PIL" else np.asarray(value)
+    return _opaque(value) if library(value) == "PIL" else np.asarray(value)
+
+
+def _opaque(image: Any) -> np.ndarray:
+    pixels = pixels_of(image, "An image")
+    if len(pixels) in ALPHA:
+        raise ValueError("An image has an alpha channel, which would be lost. Convert it to grey or RGB.")
+    return pixels
 
 
 def label_codes(y: Any) -> tuple[np.ndarray, tuple[str, ...] | None]:

@@ -30,7 +30,8 @@ class Preparation:
         resize: common size of images of a folder, if they were resized.
         standardize: whether the model standardises each column.
         split: rule by which their test set was chosen, which other data follow too unless they have their own.
-        channels: channel axis of the training data, if it was stated; that of other data follows from ``event_shape``.
+        channels: channel axis of the training data, if it was stated; that of other data too where ``event_shape`` fits
+            both.
     """
 
     event_shape: Size

@@ -114,6 +114,7 @@ def read_path(
     event_shape: Sequence[int] | None = None,
     resize: Resize | None = None,
     column: str | None = None,
+    usual: str | None = None,
 ) -> Arrays:
     """Reads an array file, a text file or an image folder; see ``read_arrays``, ``read_text``, ``read_image_folder``.
 
@@ -125,6 +126,7 @@ def read_path(
         event_shape: shape of one observation of an existing model.
         resize: brings images of a folder to one size.
         column: name of a column beside the observations, to split by it.
+        usual: layout of the arrays of an existing model, likewise.
 
     Raises:
         FileNotFoundError: if the path does not exist.
@@ -141,7 +143,7 @@ def read_path(
         if not path.is_file():
             raise FileNotFoundError(f"No file {path}. Check the path.")
         if suffix != ".txt":
-            return channels_first(read_arrays(path, column), channels, event_shape)
+            return channels_first(read_arrays(path, column), channels, event_shape, usual)
         steps = None if event_shape is None else event_shape[0]
         text = read_text(path, words, vocabulary, steps)
         return Arrays(text.classes, vocabulary=text.vocabulary, rows=text.rows)

@@ -9,7 +9,7 @@ import numpy as np
 if TYPE_CHECKING:
     from PIL import Image
 
-MODES = ("1", "L", "RGB", "P", "I;16", "F")  # of Pillow's images that are read without loss
+MODES = ("1", "L", "LA", "RGB", "RGBA", "P", "PA", "I;16", "F")  # of Pillow's images that are read without loss
 ALPHA = (2, 4)  # numbers of channels of images with alpha
 FULL = {"uint8": 255, "uint16": 65535}
 
@@ -62,15 +62,22 @@ def resize_of(size: int | Sequence[int] | None, crop: bool) -> Resize | None:
     return Resize((size, size) if isinstance(size, int) else tuple(size), crop)  # type: ignore[arg-type]
 
 
+def plain_mode(image: "Image.Image") -> str:
+    """The mode without palette and with an alpha channel for transparent colours."""
+    if image.mode in ("P", "PA"):
+        return "RGBA" if image.mode == "PA" or "transparency" in image.info else "RGB"
+    return {"L": "LA", "RGB": "RGBA"}[image.mode] if "transparency" in image.info else image.mode
+
+
 def pixels_of(image: "Image.Image", name: str) -> np.ndarray:
-    """An image of Pillow as (C, H, W).
+    """An image of Pillow as (C, H, W); with an alpha channel or a transparent colour, C is 2 or 4.
 
     Raises:
-        ValueError: for a mode that would lose information, such as alpha.
+        ValueError: for a mode that would lose information.
     """
-    if image.mode not in MODES or "transparency" in image.info:
+    if image.mode not in MODES or ("transparency" in image.info and image.mode not in ("L", "RGB", "P", "PA")):
         raise ValueError(f"{name} has the colour mode {image.mode}. Convert it to grey or RGB.")
-    pixels = np.asarray(image.convert("RGB") if image.mode == "P" else image)
+    pixels = np.asarray(image.convert(plain_mode(image)))
     return pixels[None] if pixels.ndim == 2 else np.moveaxis(pixels, -1, 0)
 
 

@@ -133,7 +133,7 @@ def read_source(source: Any, reading: Reading, seed: int) -> Arrays:
         case _:
             arrays = _read_path(name_of(source), reading, seed)
     if kind == "array":
-        arrays = channels_first(arrays, reading.channels, event_shape)
+        arrays = channels_first(arrays, reading.channels, event_shape, None if like is None else like.channels)
     if like is not None and like.table is not None and arrays.table is None:
         warnings.warn(
             f"{name_of(source)} has no column names: its features are taken in the order of the model's columns, "
@@ -147,8 +147,9 @@ def _read_path(name: str, reading: Reading, seed: int) -> Arrays:
     if name in NAMES:
         return read_bundled(name, seed)
     like = reading.like
-    known = {} if like is None else {"vocabulary": like.vocabulary, "event_shape": like.event_shape}
-    options: Any = {"resize": _resize(reading), "column": reading.column, **known}
+    options: Any = {"resize": _resize(reading), "column": reading.column}
+    if like is not None:
+        options |= {"vocabulary": like.vocabulary, "event_shape": like.event_shape, "usual": like.channels}
     return read_path(name, reading.words, reading.channels, **options)
 
 
@@ -186,18 +187,22 @@ def _by_rows(arrays: Arrays) -> Arrays:
 def _scaled(arrays: Arrays, like: Preparation | None) -> Arrays:
     """Images (C, H, W) of whole numbers 0–255 of any type in units of 255, as uint8 is, and a note on the units.
 
-    Without a model, the highest value must be at least 128. With one, its range must be [0, 1].
+    Without a model, the highest value must be at least 128. With one, its range must be [0, 1]. Other arrays of such
+    numbers keep them.
     """
     x, parts = arrays.x, [part for part in (arrays.x, arrays.x_test) if part is not None]
     is_image = x.ndim == 4 and x.shape[1] in CHANNELS
-    wide = is_image and all(part.dtype.kind in "iu" and part.size and ceiling(part) is None for part in parts)
+    wide = all(part.dtype.kind in "iu" and part.size and ceiling(part) is None for part in parts)
     ranges = [extremes(part) for part in parts] if wide else []
     if wide and min(low for low, _ in ranges) >= 0:
         highest = max(high for _, high in ranges)
         is_byte = highest >= BRIGHT if like is None else like.value_range == (0.0, 1.0) and highest > 1
-        if highest <= BYTE and is_byte:
+        if highest <= BYTE and is_byte and is_image:
             note = f"x is {x.dtype}, images with values 0–255: divided by 255, as uint8 is"
             return arrays._replace(unit=BYTE, notes=(*arrays.notes, note))
+        if highest <= BYTE and is_byte:
+            note = f"x is {x.dtype} of shape {x.shape} with values 0–255, kept as they are: give uint8 to divide by 255"
+            return arrays._replace(notes=(*arrays.notes, note))
     divisor = ceiling(x)
     if divisor is not None and divisor > 1:
         return arrays._replace(notes=(*arrays.notes, f"x is {x.dtype}: divided by {divisor}, to [0, 1]"))

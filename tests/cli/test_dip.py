@@ -288,6 +288,10 @@ def nothing(shape):
     return torch.zeros(shape)
 
 
+def alone():
+    return Halves()
+
+
 number = 3
 """
 
@@ -321,7 +325,8 @@ def test_an_operator_decides_the_size(physics: Path, tmp_path: Path) -> None:
         ("rows_of_a_photograph", (), "Need module:function, got 'rows_of_a_photograph'"),
         ("nowhere_at_all:f", (), "There is no module 'nowhere_at_all' in the working directory"),
         ("rows_of_a_photograph:missing", (), "rows_of_a_photograph has no 'missing'"),
-        ("rows_of_a_photograph:number", (), "rows_of_a_photograph:number is not a function"),
+        ("rows_of_a_photograph:number", (), "rows_of_a_photograph:number is of type int. Name a function"),
+        ("rows_of_a_photograph:alone", (), "rows_of_a_photograph:alone takes the arguments (). Name a function"),
         ("rows_of_a_photograph:nothing", (), "Tensor has no A and no A_adjoint"),
         ("rows_of_a_photograph:every_other_row", ("--blur", 1), "An operator is the whole measurement"),
         ("rows_of_a_photograph:every_other_row", ("--task", "superresolve"), "An operator is the whole measurement"),

@@ -370,7 +370,7 @@ def test_a_table_with_holes_under_your_own_decoder() -> None:
     z = torch.stack(wanted).detach()
     with np.load("codes.npz") as codes, np.load("scores.npz") as scores, torch.no_grad():
         np.testing.assert_allclose(codes["z"], z, atol=1e-4)
-        assert codes["labels"].tolist() == [0, 1] * 10
+        assert codes["labels"].tolist() == ["a", "b"] * 10
         np.testing.assert_allclose(np.load("again.npy"), decoder(z), atol=1e-4)
         log_p = observed_evidence(decoder, torch.tensor(np.log(0.3)), x)
         assert (np.abs(scores["log_p"] - log_p.numpy()) < 5 * scores["standard_error"] + 1e-3).all()

@@ -133,7 +133,7 @@ def test_labels_and_file_names_stand_beside_the_codes(tmp_path: Path) -> None:
     gae("transform", tmp_path / "run", tmp_path / "pets", "-o", tmp_path / "codes.csv")
     rows = table(tmp_path / "codes.csv")
     assert list(rows) == ["index", "split", "label", "file", "z0"]
-    assert rows["file"].tolist() == names and rows["label"].tolist() == [0] * 4 + [1] * 4
+    assert rows["file"].tolist() == names and rows["label"].tolist() == ["cat"] * 4 + ["dog"] * 4
 
 
 def test_the_rule_of_the_split_is_seen_and_kept(folder: Path, tmp_path: Path) -> None:

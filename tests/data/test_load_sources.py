@@ -59,8 +59,10 @@ def test_bytes_of_any_type_stand_for_the_unit_interval() -> None:
         data = load(chw.astype(dtype))
         np.testing.assert_array_equal(data.rows().x.numpy(), (chw / 255).astype(np.float32))
         assert data.value_range == (0.0, 1.0) and any("divided by 255" in note for note in data.notes)
-    for other in (chw.astype(float), chw // 4, chw - 1, chw.reshape(12, -1), chw + 1000):
+    for other in (chw.astype(float), chw // 4, chw - 1, chw + 1000):
         assert np.array_equal(load(other).rows().x.numpy(), other.astype(np.float32)) and not load(other).notes
+    table = load(chw.reshape(12, -1))  # no images, so the values stay, and a note says what to do
+    assert table.rows().x.max() == SHADES.max() and "kept as they are: give uint8" in table.notes[0]
     dark = load(chw // 4, like=load(chw).preparation)  # the model says that they are bytes
     np.testing.assert_array_equal(dark.rows().x.numpy(), (chw // 4 / 255).astype(np.float32))
     raw = load(chw // 4).preparation  # … or that they are not
@@ -133,7 +135,7 @@ class Bad(torch.utils.data.Dataset[Any]):
         (({"x": np.zeros(2)},), TypeError, r"item 0 of Bad is a dict with 'x'"),
         (((np.zeros(2), 0), np.zeros(2)), ValueError, "Bad has 2 observations but 1 labels"),
         ((), ValueError, "Bad is empty"),
-        ((Image.new("RGBA", (2, 2)),), ValueError, "An image has the colour mode RGBA"),
+        ((Image.new("RGBA", (2, 2)),), ValueError, "An image has an alpha channel, which would be lost"),
     ],
 )
 def test_bad_items(items: Any, error: type[Exception], said: str) -> None:
@@ -191,6 +193,13 @@ def test_hugging_face() -> None:
     np.testing.assert_array_equal(data.rows().x.numpy(), (np.moveaxis(pixels, -1, 1) / 255).astype(np.float32))
     assert data.rows().labels.tolist() == LABELS.tolist() and data.classes == ("ant", "bee", "cat")
     assert load(pictures, size=(4, 3)).event_shape == (3, 4, 3)
+    grey = Image.fromarray(pixels[0, ..., 0])
+    grey.info["transparency"] = 0  # the darkest shade is clear: white
+    clear = datasets.Dataset.from_dict({"image": [grey] * 2}, features=datasets.Features({"image": datasets.Image()}))
+    with pytest.raises(ValueError, match="image 0 has an alpha channel, which would be lost"):
+        load(clear)
+    white = np.where(pixels[0, ..., 0] == 0, 255, pixels[0, ..., 0]) / 255
+    np.testing.assert_allclose(load(clear, size=white.shape).rows().x[0, 0], white, atol=1e-6)
     with pytest.raises(ValueError, match=r"Give one split .* It has 'train'"):
         load(datasets.DatasetDict(train=table))
     with pytest.raises(ValueError, match="no column 'sort'"):
