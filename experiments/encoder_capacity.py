@@ -5,8 +5,8 @@ then fitted to that decoder by its ELBO, on one fixed draw of binary images. The
 in one respect at a time, width, depth or number of training images; the narrowest and the widest also learn from the
 fewest images. Families of densities: normal with a diagonal or a full covariance, and a flow (IAF). All take the same
 number of optimiser steps and stop by the same rule on validation images, held out of the training images; the rate is
-for each encoder the best of one grid, on validation images after a fifth of the epochs, and rows whose rate is an edge
-of it say so.
+for each encoder the best of one grid, on validation images after a fifth of the epochs with the first seed, and rows
+whose rate is an edge of it say so.
 
 On the first test and the first training images (which all encoders learn from):
 
@@ -87,7 +87,7 @@ class Configuration:
 
     Attributes:
         middle: width, depth and training images of the encoder from which the others differ.
-        rates: of Adam; the best on validation images is taken, for each encoder.
+        rates: of Adam; the best on validation images is taken, for each encoder, with the first seed.
         tuning_share: of the epochs, after which the rates are compared.
         stages: share of the epochs at each multiple of the rate.
         patience: epochs without a lower validation loss after which a stage ends.
@@ -212,22 +212,30 @@ def encoder_in(model: Autoencoder) -> Encoder:
 
 
 def learn(
-    c: Configuration, build: Callable[[], Autoencoder], train: Any, validation: Tensor, epochs: int, seed: int
-) -> tuple[Autoencoder, dict[str, Any]]:
-    """The model of the rate that is best on validation images after a short training, and the record of that choice."""
+    c: Configuration, model: Autoencoder, train: Any, validation: Tensor, rate: float, epochs: int, seed: int
+) -> list[int]:
+    """Trains a model at a rate and, at its end, at a tenth of it; returns the epochs of each stage."""
+    lengths = [
+        len(stage(c, model, train, validation, factor * rate, share * epochs, 1000 * seed + i).rows)
+        for i, (factor, share) in enumerate(c.stages)
+    ]
+    model.eval()
+    return lengths
+
+
+def tuned(
+    c: Configuration, build: Callable[[int], Autoencoder], train: Any, validation: Tensor, epochs: int
+) -> dict[str, Any]:
+    """The rate that is best on validation images after a short training with the first seed."""
     scores: dict[float, float | None] = {}
     for rate in c.rates:
+        model = build(c.seeds[0])
         try:
-            history = stage(c, build(), train, validation, rate, c.tuning_share * epochs, 1000 * seed)
+            history = stage(c, model, train, validation, rate, c.tuning_share * epochs, 1000 * c.seeds[0])
             scores[rate] = -min(row.validation_loss for row in history.rows if row.validation_loss is not None)
         except FloatingPointError:
             scores[rate] = None
-    choice, model = best_rate(scores), build()
-    lengths = [
-        len(stage(c, model, train, validation, factor * choice["rate"], share * epochs, 1000 * seed + i).rows)
-        for i, (factor, share) in enumerate(c.stages)
-    ]
-    return model.eval(), choice | {"epochs": lengths}
+    return best_rate(scores)
 
 
 def stage(
@@ -277,33 +285,35 @@ class Capacity:
         """A VAE trained as a whole, on dynamically binarised images; kept in a file."""
         c = self.c
         size = Size(width, c.middle[1], len(self.data.train))
-        build = partial(network, c, self.shape, family, size, seed)
-        return self.trained(f"vae {family} width {width} seed {seed}", build, self.data.dynamic, c.decoder_epochs, seed)
+        build = partial(network, c, self.shape, family, size)
+        return self.trained(f"vae {family} width {width}", build, self.data.dynamic, c.decoder_epochs, seed)
 
     def fitted(self, family: str, size: Size, seed: int) -> tuple[Autoencoder, dict[str, Any]]:
         """An encoder fitted to the frozen decoder of a seed; kept in a file."""
-        c, decoder = self.c, self.decoder(seed)
+        c = self.c
 
-        def build() -> Autoencoder:
+        def build(seed: int) -> Autoencoder:
             model = network(c, self.shape, family, size, seed)
-            return Autoencoder(decoder, model.inference, model.objective)
+            return Autoencoder(self.decoder(seed), model.inference, model.objective)
 
         rounds = math.ceil(c.sizes[-1] / size.images)  # as many steps for few images as for many
         train = self.data.train[: size.images].repeat(rounds, *[1] * len(self.shape))[: c.sizes[-1]]
-        return self.trained(f"encoder {encoder_name(family, size, seed)}", build, train, c.encoder_epochs, seed)
+        return self.trained(f"encoder {family} {size}", build, train, c.encoder_epochs, seed)
 
     def trained(
-        self, name: str, build: Callable[[], Autoencoder], train: Any, epochs: int, seed: int
+        self, name: str, build: Callable[[int], Autoencoder], train: Any, epochs: int, seed: int
     ) -> tuple[Autoencoder, dict[str, Any]]:
         """A model, trained unless it is in its file, and the record of the choice of its rate."""
-        path = self.study.weights(name)
-        record = path.with_suffix(".json")
+        path = self.study.weights(f"{name} seed {seed}")
+        record, model = path.with_suffix(".json"), build(seed)
         if record.exists():
-            model = build()
             model.load_state_dict(torch.load(path, weights_only=True))
             return model.eval(), dict(json.loads(record.read_text()))
-        model, choice = learn(self.c, build, train, self.data.validation, epochs, seed)
-        path.parent.mkdir(parents=True, exist_ok=True)
+        validation = self.data.validation
+        rates = self.study.phase(f"rates {name}", lambda: tuned(self.c, build, train, validation, epochs))
+        lengths = learn(self.c, model, train, validation, rates["rate"], epochs, seed)
+        choice = rates | {"epochs": lengths}
+        record.parent.mkdir(parents=True, exist_ok=True)
         torch.save(model.state_dict(), path)
         record.write_text(json.dumps(choice))
         return model, choice

@@ -134,7 +134,8 @@ class Study(ResumableJob):
 
     def keep(self, *names: str) -> None:
         """Copies finished cells to ``experiments/cells``, for the study to go on elsewhere."""
-        write_text(self.kept / "configuration.json", self.determining)
+        if not (facts := self.kept / "configuration.json").exists():  # two processes would write it at once
+            write_text(facts, self.determining)
         for file in map(self._file, names):
             if (self.out / "phases" / file).exists():
                 shutil.copy(self.out / "phases" / file, self.kept / file)
