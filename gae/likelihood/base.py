@@ -281,7 +281,7 @@ class NoiseScale:
         """Warns if the rounding of x itself, next to a fixed noise scale, changes log densities by nats."""
         if self.relative or self.learns_scale:
             return
-        largest = max(float(block.abs().nan_to_num(0.0).amax()) for _, block in blocks(x))
+        largest = max(_largest(block) for _, block in blocks(x))
         scale = float(self.log_scale.exp().amin())
         rounding = torch.finfo(x.dtype).eps / 2 * largest
         if rounding > ROUNDED * scale:
@@ -293,6 +293,12 @@ class NoiseScale:
                 UserWarning,
                 stacklevel=6,
             )
+
+
+def _largest(x: Num[Tensor, "N *X"]) -> float:
+    """The largest absolute value, without NaN, which marks what was not observed."""
+    low, high = map(float, x.aminmax())
+    return max(-low, high) if low <= high else float(x.abs().nan_to_num(0.0).amax())
 
 
 def parameter_or_buffer(module: nn.Module, name: str, value: Tensor, learn: bool) -> None:

@@ -11,6 +11,7 @@ from gae.autoencoder import Autoencoder
 from gae.inference import ClosedForm
 from gae.likelihood import AcceptsMissing, Likelihood, LinearMixture
 from gae.likelihood.linear.moments import Moments
+from gae.likelihood.linear.single import MeanScores
 from gae.nets import first_tensor
 from gae.objective import elbo, joint
 from gae.training.learners import Batch, ClosedFormLearner, summed
@@ -47,7 +48,7 @@ class OneStepLearner(ClosedFormLearner):
         if not learn:
             return super()._chunk_loss(x, batch, learn)
         self.moments = summed(self._moments(x, wide=False), self.fabric)
-        return self._loss(self._model, self.moments, self._model.means)
+        return self._loss(self._model.mean_scores(self.moments, self._model.means))
 
     def finish(self) -> bool:
         if self.solved is not None:
@@ -57,11 +58,11 @@ class OneStepLearner(ClosedFormLearner):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of scales that rounding may hide, until they are precise
             change = model.maximize(moments)
-        unexplained = model.mean_scores(moments, about).unexplained
-        if torch.finfo(model.means.dtype).eps > PRECISE * unexplained:
+        scores = model.mean_scores(moments, about)
+        if torch.finfo(model.means.dtype).eps > PRECISE * scores.unexplained:
             change = max(change, self._maximize_precisely(model))
         else:
-            self.solved = self._loss(model, moments, about)
+            self.solved = self._loss(scores)
         return change <= self.tol
 
     def _maximize_precisely(self, model: LinearMixture) -> float:
@@ -70,7 +71,7 @@ class OneStepLearner(ClosedFormLearner):
         about = model.means.detach().clone()
         moments = summed(self._moments(self.x, wide=True), self.fabric)
         change = model.maximize(moments)
-        self.solved = self._loss(model, moments, about)
+        self.solved = self._loss(model.mean_scores(moments, about))
         return change
 
     @property
@@ -95,9 +96,8 @@ class OneStepLearner(ClosedFormLearner):
         assert total is not None
         return total
 
-    def _loss(self, model: LinearMixture, moments: Moments, about: Tensor) -> float:
+    def _loss(self, scores: MeanScores) -> float:
         assert self.x is not None
-        scores = model.mean_scores(moments, about)
         score: float = getattr(scores, OBJECTIVES[self.autoencoder.objective])
         return float(self.autoencoder.likelihood.log_volume(self.x)) - score
 

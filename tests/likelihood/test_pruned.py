@@ -12,7 +12,7 @@ from gae.likelihood.geometry import principal_directions
 from gae.likelihood.linear import pruned
 from gae.likelihood.linear.exact_sums import ExactSums
 from gae.likelihood.linear.moments import _gram as gram
-from gae.likelihood.linear.moments import gram_by_halves
+from gae.likelihood.linear.moments import gram_by_halves, one_chart_moments
 from gae.systems import pca, ppca
 from gae.training import fit
 
@@ -155,3 +155,16 @@ def test_leading_eigenvectors_are_those_of_all() -> None:
     overlap = (directions @ vectors[..., -5:].flip(-1)).abs()
     torch.testing.assert_close(overlap, torch.eye(5, dtype=torch.float64).expand(2, 5, 5), atol=1e-8, rtol=0)
     assert bool((directions.gather(2, directions.abs().argmax(2, keepdim=True)) > 0).all())
+
+
+@pytest.mark.parametrize("offset", [0.0, 0.9, 30.0])
+def test_products_about_zero_lose_no_digits(offset: float) -> None:
+    """In units of the spread; 30 of them would lose three digits, so that there the mean is subtracted first."""
+    x = torch.randn(2000, 150) * torch.rand(150) + offset
+    mean = x.mean(0, keepdim=True) + 0.01
+    moments = one_chart_moments(x, mean, wide=False)
+    residual = x.double() - mean.double()
+    scatter = residual.mT @ residual
+    assert float((moments.second[0] - scatter).abs().max()) < 2e-6 * float(scatter.abs().max())
+    torch.testing.assert_close(moments.first[0], residual.sum(0), rtol=1e-3, atol=0)
+    assert moments.count.tolist() == [2000] and moments.first.dtype == moments.second.dtype == torch.float64

@@ -20,6 +20,7 @@ from gae.likelihood.linear.moments import (
     Moments,
     chart_moments,
     hard_point_moments,
+    one_chart_moments,
     point_moments,
     relocated,
     starting_means,
@@ -82,7 +83,7 @@ class Alternation(NoiseScale, DecoderLikelihood):
     @torch.no_grad()
     def moments_of_one(self, x: Num[Tensor, "B *X"], wide: bool) -> Moments:
         """The moments of observations of a single component; ``wide`` as in ``chart_moments``."""
-        return chart_moments([(x.flatten(1), None)], self.means, wide)
+        return one_chart_moments(x.flatten(1), self.means, wide)
 
     @torch.no_grad()
     def learn_in_one_step(self, x: Num[Tensor, "N *X"]) -> None:

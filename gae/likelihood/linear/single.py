@@ -26,10 +26,10 @@ def mean_scores(charts: Charts, moments: Moments, about: Float[Tensor, "1 D"]) -
     factor, width = precision_factor(charts), charts.loadings.shape[1]
     precision, count = charts.precision[0], moments.count.sum()
     white = torch.linalg.solve_triangular(factor[0].mT, precision * charts.loadings[0], upper=True)
-    first, second, shift = moments.first[0] / count, moments.second[0] / count, charts.means[0] - about[0].double()
-    square = second.trace() - 2 * first @ shift + shift @ shift
+    first, shift = moments.first[0] / count, charts.means[0] - about[0].double()
+    square = moments.second[0].trace() / count - 2 * first @ shift + shift @ shift
     along, moved = white @ first, white @ shift
-    explained = ((white @ second) * white).sum() - 2 * along @ moved + moved @ moved
+    explained = ((white @ moments.second[0]) * white).sum() / count - 2 * along @ moved + moved @ moved
     volume = 0.5 * width * math.log(2 * math.pi)
     joint = charts.constant[0] - 0.5 * (precision * square - explained) - (volume if charts.prior else 0.0)
     elbo = joint + volume - factor[0].diagonal().log().sum()
