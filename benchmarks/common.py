@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 ROOT = Path(__file__).resolve().parent.parent
-ROUNDS = 9
+ROUNDS = 7
 ROUND_SECONDS = 0.2  # shorter work is repeated within a round until it takes about this long
 DEVICE = torch.device(os.environ.get("GAE_BENCHMARK_DEVICE", "cpu"))
 

@@ -8,9 +8,11 @@ With a GPU the files are results-gpu.json and RESULTS-gpu.md, with absolute time
 """
 
 import json
+import math
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -38,12 +40,12 @@ def run(module: str) -> Result | None:
         [sys.executable, "-u", "-m", f"benchmarks.{module}"], cwd=ROOT, stdout=subprocess.PIPE, text=True
     )
     assert process.stdout is not None
-    last = ""
+    last, start = "", time.monotonic()
     for line in process.stdout:
         if not line.startswith("{"):
             print(line, end="", flush=True)
         last = line
-    return None if process.wait() else json.loads(last)
+    return None if process.wait() else {**json.loads(last), "minutes": round((time.monotonic() - start) / 60, 2)}
 
 
 def machine(device: torch.device = DEVICE) -> dict[str, Any]:
@@ -67,7 +69,9 @@ def page(report: dict[str, Any]) -> Iterator[str]:
     yield "# Benchmarks, measured side by side"
     yield ""
     at = f", commit {', '.join(commits)}" if commits else ""
-    yield f"Written by `{COMMAND}` on {report['date']}{at}:"
+    took = sum(result.get("minutes", math.nan) for result in results)
+    within = f" in {took:.0f} minutes" if math.isfinite(took) else ""
+    yield f"Written by `{COMMAND}` on {report['date']}{within}{at}:"
     yield f"{where.get('gpu', '')}, " * GPU + f"{where['cpu']}, {where['cores']} cores, {where['memory_gib']} GiB,"
     yield ", ".join(f"{name} {number}" for name, number in report["versions"].items()) + "."
     yield "Each figure is a ratio of medians within one run, in which the sides take turns, with its range over the"
