@@ -254,10 +254,12 @@ def least_squares_sweep(
     residual = target - (z.unsqueeze(-2) @ gram).squeeze(-2) if gram.dim() > 2 else target - z @ gram
     curvatures = gram.diagonal(dim1=-2, dim2=-1)
     curvatures = torch.where(curvatures > 0, curvatures, torch.inf)  # of a part of 0, every value is optimal
+    columns = gram[(None,) * (z.dim() + 1 - gram.dim())].movedim(-2, 0)
+    residual, before = residual.movedim(-1, 0).contiguous(), z.movedim(-1, 0).contiguous()  # entries first: fast sums
     entries: list[Tensor] = []
-    for index, old in enumerate(z.unbind(-1)):
-        new = (old + residual[..., index] / curvatures[..., index]).clamp_min(0)
-        residual = residual - (new - old).unsqueeze(-1) * gram[..., index, :]
+    for index, (old, curvature) in enumerate(zip(before.unbind(0), curvatures.unbind(-1), strict=True)):
+        new = torch.addcdiv(old, residual[0], curvature).clamp_min(0)
+        residual = torch.addcmul(residual[1:], new - old, columns[index + 1 :, ..., index], value=-1)
         entries.append(new)
     return torch.stack(entries, -1)
 
