@@ -19,6 +19,7 @@ from gae.inference import Adam, Ascent, Detach, Family, Inference, Laplace, Stat
 from gae.inference.ascent.problem import expand_rows, finite
 from gae.inference.ascent.solver import Iterate, Solver
 from gae.inference.flows import NormalizingFlow
+from gae.inference.laws import codes_from
 from gae.inference.modes import density_step, mode_search
 from gae.inference.starts import Given
 from gae.likelihood import Likelihood
@@ -27,6 +28,7 @@ ENCODER, OPTIMUM, LAPLACE = "encoder", "local optimum q*", "Laplace at the mode"
 WIDE = "encoder of twice the width"
 DIAGONAL, FULL = "mean-field", "full covariance"
 LBFGS_STEPS, GRADIENT_STEPS = "L-BFGS", "gradient"
+USE_DRAWS = 64  # of a density without a closed-form KL
 TIGHT = 0.99  # share of samples with a tight estimate of log p(x), above which gaps to it are quoted
 
 
@@ -290,4 +292,24 @@ def code_use(q: Distribution, prior: Distribution) -> Entry:
         "kl_per_unit": per_unit.tolist(),
         "square": float((q.mean.square() + q.variance).sum(-1).mean()),
         "prior_square": float((prior.mean.square() + prior.variance).sum()),
+    }
+
+
+@torch.no_grad()
+def drawn_use(laws: Sequence[Distribution], prior: Distribution) -> Entry:
+    """``width``, ``active`` and ``kl`` of ``code_use``, for densities q(z|x) of any kind in batches (B,).
+
+    The KL is estimated from 64 draws of each density.
+
+    >>> from torch.distributions import Independent, Normal
+    >>> q = Independent(Normal(torch.tensor([[1.0, 0.0], [-1.0, 0.0]]), torch.ones(2)), 1)
+    >>> drawn_use([q], Independent(Normal(torch.zeros(2), torch.ones(2)), 1))["active"]
+    1
+    """
+    draws = [(q, codes_from(q, USE_DRAWS)) for q in laws]
+    kl = torch.cat([(q.log_prob(z) - prior.log_prob(z)).mean(0) for q, z in draws])
+    return {
+        "width": prior.event_shape.numel(),
+        "active": int(code_usage(laws, prior).active.sum()) if len(kl) > 1 else None,
+        "kl": float(kl.mean()),
     }

@@ -3,6 +3,7 @@
 import json
 import math
 import time
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -51,6 +52,7 @@ if TYPE_CHECKING:
 
     from gae.autoencoder import Autoencoder
     from gae.data import Dataset
+    from gae.evidence import Evidence
     from gae.reports.gap import Worst
 
 FEW_STEPS, WORST = 4, 8  # steps from the encoder; observations that are named
@@ -117,11 +119,11 @@ def gap(
         from gae.adapters import check_curvature
 
         check_curvature(model, x, products=engine == "gauss-newton")
-    columns, family, laws = _columns(fabric, model, x, seed, samples, draws, steps)
+    columns, family, laws, evidence = _columns(fabric, model, x, seed, samples, draws, steps)
     if not fabric.is_global_zero:
         return None
     model.cpu()
-    worst = _worst(model, dataset, x.cpu(), columns)
+    worst, use = _worst(model, dataset, x.cpu(), columns), _use(model, x.cpu(), family, laws)
     account: dict[str, Any] = {
         "checkpoint": own.decoder or checkpoint,
         "engine": engine or type(model.inference).__name__,
@@ -131,7 +133,9 @@ def gap(
         "draws of each bound": draws,
         "seed": seed,
         "unit": "nats",
-        "answer": _answer(model, x, columns, family, laws, engine, worst),
+        "answer": _answer(model, x, columns, family, use, engine, worst),
+        "use": use,
+        "evidence": {"methods": dict(Counter(evidence.method)), "reasons": list(evidence.reason)},
         **_values(columns, worst),
     }
     _write(out, columns, account, worst, command, time.perf_counter() - began)
@@ -153,29 +157,31 @@ def _need_digits(precision: str) -> None:
 
 def _columns(
     fabric: "Fabric", model: "Autoencoder", x: "torch.Tensor", seed: int, samples: int, draws: int, steps: int
-) -> "tuple[dict[str, torch.Tensor], str | None, list[Distribution]]":
-    """Columns of the gap, the encoder's family, and its densities by batch; the last of normal encoders only."""
+) -> "tuple[dict[str, torch.Tensor], str | None, list[Distribution], Evidence]":
+    """Columns of the gap, the encoder's family, its densities by batch (of normal encoders only), and log p(x)."""
     import torch
 
+    from gae.evidence import Evidence
     from gae.training.group import over_blocks
 
     batches = x.split(BATCH_SIZE)
     total = math.ceil(len(batches) / fabric.world_size)
     with progress("samples, by the hundred", total, shown=fabric.is_global_zero) as advance:
 
-        def work(batch: torch.Tensor) -> "tuple[dict[str, torch.Tensor], str | None, list[Distribution]]":
+        def work(batch: torch.Tensor) -> "tuple[dict[str, torch.Tensor], str | None, list[Distribution], Evidence]":
             result = _batch_columns(model, batch, samples, draws, steps)
             advance()
             return result
 
         parts = list(over_blocks(fabric, batches, work, seed))
-    columns = {name: torch.cat([part[name] for part, _, _ in parts]) for name in parts[0][0]}
-    return columns, parts[0][1], [law for _, _, laws in parts for law in laws]
+    columns = {name: torch.cat([part[name] for part, *_ in parts]) for name in parts[0][0]}
+    evidence = Evidence.join([part[3] for part in parts])
+    return columns, parts[0][1], [law for part in parts for law in part[2]], evidence
 
 
 def _batch_columns(
     model: "Autoencoder", batch: "torch.Tensor", samples: int, draws: int, steps: int
-) -> "tuple[dict[str, torch.Tensor], str | None, list[Distribution]]":
+) -> "tuple[dict[str, torch.Tensor], str | None, list[Distribution], Evidence]":
     from gae.analysis.inference_gap import FAMILIES, inference_gap
     from gae.analysis.matrix import LBFGS_STEPS, refined
     from gae.inference.laws import rearranged
@@ -189,7 +195,30 @@ def _batch_columns(
             model.likelihood, batch, gaps.encoder.q, family, density_step(model.likelihood, batch), [FEW_STEPS], draws
         )
         columns[f"L[q after {FEW_STEPS} {LBFGS_STEPS} steps]"] = moved.bound.value
-    return {name: values.cpu() for name, values in columns.items()}, family, laws
+    return {name: values.cpu() for name, values in columns.items()}, family, laws, gaps.evidence
+
+
+def _use(
+    model: "Autoencoder", x: "torch.Tensor", family: str | None, laws: "list[Distribution]"
+) -> dict[str, Any] | None:
+    """Use of the code by normal densities, or by those of another kind that the engine has; None without any."""
+    import torch
+
+    from gae.analysis.inference_gap import encoder_density
+    from gae.analysis.matrix import code_use, drawn_use
+    from gae.inference.laws import rearranged
+    from gae.likelihood import CodebookDistribution
+
+    prior = model.likelihood.prior
+    if laws:
+        try:
+            return code_use(rearranged(laws, torch.cat), prior)
+        except TypeError:  # the prior's marginals have no closed form, as those of a hierarchical one
+            return drawn_use(laws, prior)
+    if isinstance(prior, CodebookDistribution):
+        return None
+    others = [encoder_density(model.inference, model.likelihood, batch) for batch in x.split(BATCH_SIZE)]
+    return None if None in others else drawn_use([law for law in others if law is not None], prior)
 
 
 def _answer(
@@ -197,19 +226,17 @@ def _answer(
     x: "torch.Tensor",
     columns: "dict[str, torch.Tensor]",
     family: str | None,
-    laws: "list[Distribution]",
+    use: dict[str, Any] | None,
     engine: str | None,
     worst: "Worst",
 ) -> str:
     """The sentences on the cost of the encoder or the named engine, and on the observations that lose most."""
     from gae.analysis.costs import gap_costs
     from gae.analysis.engines import SUBJECTS
-    from gae.analysis.inference_gap import ONE_CODE
-    from gae.analysis.matrix import code_use
+    from gae.analysis.inference_gap import FAMILIES, ONE_CODE
     from gae.analysis.metrics import codebook_perplexity
-    from gae.inference.laws import rearranged
     from gae.likelihood import CodebookDistribution
-    from gae.reports.answers import codes_answer, families_answer, loss_answer
+    from gae.reports.answers import codes_answer, families_answer, loss_answer, other_answer
     from gae.reports.gap import lost, sampling_error
     from gae.reports.sentences import answer
 
@@ -219,13 +246,12 @@ def _answer(
         z = model.encode(x.cpu()).point
         codes = len(prior.vectors) ** prior.event_shape[0]
         cost = codes_answer(values, codes, len(prior.vectors), codebook_perplexity(prior, z))
-    elif not laws or family is None:
+    elif use is None:
         cost = families_answer(values)
-    else:
-        import torch
-
-        use = code_use(rearranged(laws, torch.cat), model.likelihood.prior)
+    elif family in FAMILIES:
         cost = answer(gap_costs(columns, family, use, FEW_STEPS, engine=SUBJECTS[engine or "encoder"]))
+    else:
+        cost = other_answer(values, use, SUBJECTS[engine or "encoder"])
     total, sample = lost(columns), worst.samples[0]
     error = sampling_error(columns, total, sample)
     return f"{cost} {loss_answer(total, values[total], sample, worst.rows[0], error)}"
@@ -248,9 +274,10 @@ def _worst(model: "Autoencoder", dataset: "Dataset", x: "torch.Tensor", columns:
 
 
 def _values(columns: "dict[str, torch.Tensor]", worst: "Worst") -> dict[str, Any]:
-    """The results as JSON: those of the observations that lose most, and the mean of each column with its error."""
+    """The results as JSON: those that lose most, the mean of each column with its error, and what made them."""
     from gae.analysis.metrics import mean_and_error
     from gae.reports.gap import lost
+    from gae.reports.pages import origin
 
     gaps = columns[lost(columns)]
     return {
@@ -259,6 +286,7 @@ def _values(columns: "dict[str, torch.Tensor]", worst: "Worst") -> dict[str, Any
             for sample, row in zip(worst.samples, worst.rows, strict=True)
         ],
         "results": {name: mean_and_error(values) for name, values in columns.items()},
+        **origin(),
     }
 
 

@@ -10,7 +10,7 @@ from gae.analysis.matrix import TIGHT
 from gae.ledger.claims import Verdict
 from gae.ledger.notes import Finding, contradictions
 from gae.reports.rounding import rounded
-from gae.reports.sentences import named, number, quoted
+from gae.reports.sentences import density_answer, named, number, quoted
 from gae.reports.tables import Column, in_words, squared_error
 
 CLOSE = 1.96  # standard errors within which two numbers are not told apart
@@ -150,16 +150,32 @@ def loss_answer(lost: str, values: Sequence[float], sample: int, row: int, error
 
 
 def families_answer(columns: Mapping[str, Sequence[float]]) -> str:
-    """The sentence on the best density of each family, for a model whose engine has no density."""
-    prefix, tight = "approximation gap, ", columns.get("tight log p(x)")
+    """The sentence on the best density of each family, for a model whose engine has no density to compare."""
+    prefix = "approximation gap, "
     gaps = {name: estimate([list(values)]) for name, values in columns.items() if name.startswith(prefix)}
-    least = "" if tight is None or sum(tight) >= TIGHT * len(tight) else "at least "
+    least = "" if _is_tight(columns) else "at least "
     costs = in_words(f"{least}{quoted(gap)} ({name.removeprefix(prefix)})" for name, gap in gaps.items())
     over = next(iter(gaps.values())).n
     return (
-        "This model's engine has no normal density q(z|x), so no loss of its own is quoted. The best density of a "
+        "This model's engine has no density q(z|x), so no loss of its own is quoted. The best density of a "
         f"family for each observation gives up {costs}; errors are over {over} observations."
     )
+
+
+def other_answer(columns: Mapping[str, Sequence[float]], use: Mapping[str, Any], engine: str = "the encoder") -> str:
+    """The sentence on an engine whose densities are not normal, such as flows, and on the use of its code."""
+    gaps = (
+        estimate([list(columns[name])]) if name in columns else None for name in ("inference gap", "amortisation gap")
+    )
+    total, amortisation = gaps
+    return density_answer(
+        total if _is_tight(columns) else None, amortisation, use["active"], use["width"], use["kl"], engine
+    )
+
+
+def _is_tight(columns: Mapping[str, Sequence[float]]) -> bool:
+    tight = columns.get("tight log p(x)")
+    return tight is None or sum(tight) >= TIGHT * len(tight)
 
 
 def codes_answer(columns: Mapping[str, Sequence[float]], codes: int, vectors: int, perplexity: float) -> str:

@@ -79,10 +79,19 @@ def made_by(
 
 def made_here(command: str, seconds: float) -> list[tuple[str, str]]:
     """The facts at the foot of a page that this process writes."""
+    return made_by(command, **origin(), seconds=seconds)
+
+
+def origin() -> dict[str, Any]:
+    """Commit, versions and machine of this process, as JSON.
+
+    >>> list(origin())
+    ['commit', 'versions', 'machine']
+    """
     import torch
 
     machine = {"cpu": processor(), "threads": torch.get_num_threads()}
-    return made_by(command, commit(), versions(PACKAGES), machine, seconds)
+    return {"commit": commit(), "versions": versions(PACKAGES), "machine": machine}
 
 
 def embed(png: bytes) -> str:

@@ -5,6 +5,7 @@ from gae.analysis.estimates import Estimate
 from gae.reports.rounding import decimals_of, plain, rounded
 
 CONVERGED = 0.99  # share of solves below which q* is "at least"
+UNKNOWN = "log p(x) is known only as a lower bound, so no gap to it is quoted and the cost of the family is not known"
 WORDS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight")
 
 
@@ -15,53 +16,104 @@ def answer(costs: Costs, subject: str = "On this decoder") -> str:
     optimisations that did not converge, q* is a lower bound of the best density.
     """
     if costs.active == 0:
-        return (
-            f"{subject} the code has collapsed (0 of {costs.width} units active, KL {nats(costs.kl)} nats): the "
-            "decoder "
-            "ignores it, and a gap near zero says nothing about inference."
-        )
-    return f"{subject} {_given_up(costs)}{_units(costs)}"
+        return f"{subject} {collapsed(costs.width, costs.kl)}"
+    return f"{subject} {_given_up(costs)}{units(costs.active, costs.width)}"
+
+
+def density_answer(
+    total: Estimate | None,
+    amortisation: Estimate | None,
+    active: int | None,
+    width: int,
+    kl: float,
+    engine: str = "the encoder",
+) -> str:
+    """The sentence on an engine whose densities are not normal, such as flows.
+
+    The best density of its family, if known, is that of a fixed number of steps, so the loss against it is "at least".
+
+    Args:
+        total: log p(x) - L[q]; None without a tight log p(x).
+        amortisation: L[q*] - L[q]; None if q* is not known.
+        active: number of active units; None if unknown.
+        width: number of units.
+        kl: mean KL of q(z|x) from the prior.
+        engine: the subject.
+    """
+    subject = "On this decoder"
+    if active == 0:
+        return f"{subject} {collapsed(width, kl)}"
+    if total is None:
+        told = f"{engine}'s loss is not known: {UNKNOWN}; {_found(amortisation)}."
+    else:
+        told = _nothing(engine, total) or f"{engine} gives up {named(total)}; {_found(amortisation)}."
+    return f"{subject} {told}{units(active, width)}"
+
+
+def _found(gap: Estimate | None) -> str:
+    """The clause on the best density of a family that some steps have found, compared with the encoder's."""
+    if gap is None:
+        return "the best density of its family is not known"
+    if not gap.significant:
+        return f"no density of its family was found that beats it by more than can be told from zero ({quoted(gap)})"
+    if gap.mean < 0:
+        return f"the search for the best density of its family ended below it ({quoted(gap)}), so it failed"
+    return (
+        f"against the best density of its family, found by a fixed number of steps, it gives up at least {quoted(gap)}"
+    )
+
+
+def collapsed(width: int, kl: float) -> str:
+    """The clause on a code that no unit of which is active.
+
+    >>> collapsed(2, 0.001).partition(":")[0]
+    'the code has collapsed (0 of 2 units active, KL 0.00 nats)'
+    """
+    return (
+        f"the code has collapsed (0 of {width} units active, KL {nats(kl)} nats): the decoder ignores it, and a gap "
+        "near zero says nothing about inference."
+    )
 
 
 def _given_up(costs: Costs) -> str:
     if costs.total is None:
         return _without_evidence(costs)
-    if costs.total.significant and costs.total.mean < 0:
-        return (
-            f"{costs.engine}'s bound came out {quoted(costs.total, sign=-1)} above log p(x), which is impossible: the "
-            "estimate "
-            "of log p(x) is wrong, and no gap is quoted."
-        )
-    if not costs.total.significant:
-        told = f"{costs.engine} gives up nothing that can be told from zero ({named(costs.total)})"
-        return (
-            f"{told}: there is nothing to win."
-            if costs.total.excludes
-            else f"{told}, but errors of this size hide gaps."
-        )
+    nothing = _nothing(costs.engine, costs.total)
+    if nothing is not None:
+        return nothing
     return f"{costs.engine} gives up {named(costs.total)}; {_won(costs, costs.total)}; {_rest(costs, costs.total)}."
+
+
+def _nothing(engine: str, total: Estimate) -> str | None:
+    """The clause on a loss that is no loss, or that cannot be told from zero; None for any other."""
+    if total.significant and total.mean > 0:
+        return None
+    if total.significant:
+        return (
+            f"{engine}'s bound came out {quoted(total, sign=-1)} above log p(x), which is impossible: the estimate of "
+            "log p(x) is wrong, and no gap is quoted."
+        )
+    told = f"{engine} gives up nothing that can be told from zero ({named(total)})"
+    return f"{told}: there is nothing to win." if total.excludes else f"{told}, but errors of this size hide gaps."
 
 
 def _without_evidence(costs: Costs) -> str:
     """The amortisation gap alone, which needs no log p(x)."""
-    unknown = (
-        "log p(x) is known only as a lower bound, so no gap to it is quoted and the cost of the family is not known"
-    )
     gap = costs.amortisation
     if not gap.significant:
         if costs.converged < CONVERGED:
-            return f"no density better than {costs.engine}'s was reached, but {_unfinished(costs)}; {unknown}."
+            return f"no density better than {costs.engine}'s was reached, but {_unfinished(costs)}; {UNKNOWN}."
         return (
             f"no {costs.family} density beats {costs.engine}'s by more than can be told from zero ({quoted(gap)}); "
-            f"{unknown}."
+            f"{UNKNOWN}."
         )
     if gap.mean < 0:
-        return f"the local optimisation ended below {costs.engine}'s density ({quoted(gap)}), so it failed; {unknown}."
+        return f"the local optimisation ended below {costs.engine}'s density ({quoted(gap)}), so it failed; {UNKNOWN}."
     least = "at least " if costs.converged < CONVERGED else ""
     shortfall = f" ({_unfinished(costs)})" if least else ""
     return (
         f"{costs.engine} gives up {least}{named(gap)} against the best {costs.family} density{shortfall}; "
-        f"{_won(costs, gap)}; {unknown}."
+        f"{_won(costs, gap)}; {UNKNOWN}."
     )
 
 
@@ -97,12 +149,9 @@ def _unfinished(costs: Costs) -> str:
     return f"only {costs.converged:.0%} of the local optimisations converged"
 
 
-def _units(costs: Costs) -> str:
-    return (
-        f" ({costs.active} of {costs.width} units are active.)"
-        if costs.active is not None and costs.active < costs.width
-        else ""
-    )
+def units(active: int | None, width: int) -> str:
+    """The remark on units that are not active; none if all are, or if their number is unknown."""
+    return f" ({active} of {width} units are active.)" if active is not None and active < width else ""
 
 
 def family_cost(gain: Estimate, diagonal: float, full: float) -> str:

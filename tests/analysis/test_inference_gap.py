@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 from gae import Autoencoder, nets
 from gae.analysis.inference_gap import inference_gap, lower_bound
 from gae.cli.main import app
+from gae.data import load
 from gae.inference import (
     LBFGS,
     Amortized,
@@ -30,7 +31,8 @@ from gae.inference import (
     Zeros,
 )
 from gae.likelihood import Bernoulli, Flat, Gaussian, LinearMixture
-from gae.systems import NormalEncoder, vq_vae
+from gae.systems import NormalEncoder, ladder_vae, vq_vae
+from gae.training import fit
 
 
 def linear(latent: int = 3, dim: int = 6) -> LinearMixture:
@@ -334,8 +336,31 @@ def test_command(tmp_path: Path) -> None:
         assert account["results"]["L[q]"]["mean"] == pytest.approx(float(stored["L[q]"].mean()), rel=1e-5)
     page = (tmp_path / "gap" / "gap.html").read_text(encoding="utf-8")
     assert "amortisation gap" in page and "data:image/png" in page and (tmp_path / "gap" / "gap.png").exists()
+    assert account["use"]["width"] == 2 and account["versions"]["torch"] and account["machine"]["threads"] >= 1
+    assert "commit" in account and sum(account["evidence"]["methods"].values()) == 12
+    assert len(account["evidence"]["reasons"]) == 12
     again = json.loads(runner.invoke(app, [*options, "--json"]).stdout)
     assert again["results"] == account["results"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", [(), ("--engine", "lbfgs")])
+def test_command_leads_with_the_collapse_of_a_hierarchical_code(engine: tuple[str, ...], tmp_path: Path) -> None:
+    """Neither the encoder's densities nor the prior's marginals are normal."""
+    np.save(tmp_path / "x.npy", np.random.default_rng(0).normal(size=(40, 9)).astype("float32"))
+    data = load(tmp_path / "x.npy")
+    model = ladder_vae(data, latent=2, top=1, hidden=(8,))
+    fit(model, data, epochs=1, progress=False)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(1e-3)  # neither network sees its input
+    model.save(tmp_path / "ladder")
+    few = ["-n", "6", "--samples", "200", "--draws", "20", "--steps", "2", "--out", str(tmp_path / "gap")]
+    done = CliRunner().invoke(app, ["gap", str(tmp_path / "ladder"), str(tmp_path / "x.npy"), *few, *engine])
+    assert done.exit_code == 0, done.output
+    account = json.loads((tmp_path / "gap" / "gap.json").read_text())
+    assert "the code has collapsed (0 of 3 units active" in account["answer"]
+    assert account["use"]["active"] == 0 and account["use"]["width"] == 3
 
 
 def test_command_refuses_flat_priors(tmp_path: Path) -> None:

@@ -12,7 +12,17 @@ from scipy import stats
 from gae.analysis.costs import Costs, costs, gap_costs, worst
 from gae.analysis.estimates import Estimate, difference, estimate
 from gae.analysis.matrix import DIAGONAL, ENCODER, OPTIMUM
-from gae.reports.sentences import answer, errors, family_cost, flow_cost, ordered, runaway, simpler, wide_gain
+from gae.reports.sentences import (
+    answer,
+    density_answer,
+    errors,
+    family_cost,
+    flow_cost,
+    ordered,
+    runaway,
+    simpler,
+    wide_gain,
+)
 
 
 def one(mean: float, error: float | None = 0.01, n: int = 64, over: str = "test samples") -> Estimate:
@@ -206,3 +216,24 @@ def test_errors_over_trainings_are_those_of_their_means() -> None:
     both = estimate([[1.0, 2.0, 3.0], [3.0, 4.0, 5.0], [5.0, 6.0, 7.0]])
     assert both.mean == 4 and both.error == pytest.approx(2 / 3**0.5) and both.sample_error == pytest.approx(3**-0.5)
     assert difference([[1.0]], [[0.5]]).error is None and not difference([[1.0]], [[0.5]]).significant
+
+
+@pytest.mark.parametrize(
+    ("total", "amortisation", "active", "said", "unsaid"),
+    [
+        (one(2.0, 0.1), one(1.5, 0.1), 8, r"gives up 2\.00 ± 0\.10 nats .* it gives up at least 1\.50", "units"),
+        (one(2.0, 0.1), one(1.5, 0.1), 3, r"\(3 of 8 units are active\.\)", "collapsed"),
+        (one(2.0, 0.1), one(1.5, 0.1), 0, r"has collapsed \(0 of 8 units active", "gives up|at least"),
+        (one(2.0, 0.1), None, None, "best density of its family is not known", "units|at least"),
+        (one(2.0, 0.1), one(0.1, 0.2), 8, "no density of its family was found", "at least"),
+        (one(2.0, 0.1), one(-0.5), 8, r"ended below it \(−0\.500.*so it failed", "at least"),
+        (one(0.3, 0.2), one(0.1, 0.2), 8, "told from zero .*hide gaps", "gives up 0"),
+        (one(-0.5), one(0.1), 8, "impossible", "gives up"),
+        (None, one(1.5, 0.1), 8, "known only as a lower bound.*at least 1.50", "gives up 2|gives up nothing"),
+    ],
+)
+def test_densities_that_are_not_normal(
+    total: Estimate | None, amortisation: Estimate | None, active: int | None, said: str, unsaid: str
+) -> None:
+    text = density_answer(total, amortisation, active, 8, 0.0)
+    assert re.search(said, text) and not re.search(unsaid, text), text
