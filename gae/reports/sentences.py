@@ -214,7 +214,7 @@ def simpler(model: str, gain: Estimate, tight: bool) -> str:
         return f"No decoder is shown to beat {model}: its log p(x) is known only as a lower bound ({quoted(gain)})."
     if gain.significant:
         return f"{_opening(model)} wins: its log p(x) is above the best decoder's by {quoted(gain, sign=-1)}."
-    return f"{_opening(model)} does as well as the best decoder: their log p(x) cannot be told apart ({quoted(gain)})."
+    return f"The best decoder's log p(x) cannot be told from that of {model} ({quoted(gain)} apart)."
 
 
 def _opening(model: str) -> str:
