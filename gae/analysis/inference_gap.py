@@ -19,7 +19,7 @@ from gae.evidence.laplace import mode_approximation
 from gae.inference import Argmax, Ascent, Code, Detach, Family, FullCovariance, Inference, MeanField, Status
 from gae.inference.curvature import expansion
 from gae.inference.flows import NormalizingFlow
-from gae.inference.laws import codes_from, need_density, point_of, spread_of
+from gae.inference.laws import codes_from, need_density, need_rows, point_of, spread_of
 from gae.inference.modes import density_step
 from gae.inference.starts import Given
 from gae.likelihood import CodebookDistribution, Likelihood
@@ -172,10 +172,12 @@ def lower_bound(
     linear-Gaussian decoder.
 
     Raises:
-        ValueError: for fewer than four draws, or a distribution that is not a density over all elements of a code.
+        ValueError: for fewer than four draws, or a distribution of another shape than (B,), or that is not a density
+            over all elements of a code.
     """
     if draws < 4:
         raise ValueError(f"draws must be at least 4, got {draws}.")
+    need_rows(q, likelihood, x, "(B,)")
     need_density(q)
     normal = _normal(q)
     parts = []

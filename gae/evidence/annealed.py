@@ -16,7 +16,7 @@ from gae.inference import ClosedForm
 from gae.inference.ascent.problem import expand_rows
 from gae.inference.ascent.steps.hamiltonian import leapfrog as trajectory
 from gae.inference.curvature import unit
-from gae.inference.laws import codes_from, log_density, need_cover, need_density
+from gae.inference.laws import codes_from, log_density, need_cover, need_density, need_rows
 from gae.likelihood import ExactPosterior, Likelihood
 from gae.likelihood.door import check_codes, checked
 
@@ -93,7 +93,7 @@ def ais(
         pilot: number of chains that tune the step sizes.
 
     Raises:
-        ValueError: under a flat prior; for numbers out of range.
+        ValueError: under a flat prior; for numbers out of range; for a start of another shape.
 
     >>> from gae.likelihood import LinearMixture
     >>> model, x = LinearMixture(1, 2, (5,)), torch.randn(3, 5)
@@ -222,6 +222,7 @@ class _Path:
         self.likelihood, self.x = likelihood, x
         self.start = likelihood.prior if start is None else start
         if start is not None:
+            need_rows(start, likelihood, x, "() or (B,)")
             need_density(start)
             need_cover(start, likelihood, x)
         self.unit = unit(self.start).to(x)

@@ -11,7 +11,7 @@ from torch.distributions import Distribution
 from gae.data.checks import at_least_one
 from gae.evidence.base import Evidence, from_log_weights, need_proper
 from gae.inference import Inference
-from gae.inference.laws import codes_from, log_density, need_cover, need_density
+from gae.inference.laws import codes_from, log_density, need_cover, need_density, need_rows
 from gae.likelihood import Likelihood
 from gae.likelihood.door import checked
 from gae.likelihood.evidence import HEAVY, TIGHT_ESS
@@ -38,8 +38,8 @@ def importance(
 
     Raises:
         ValueError: for fewer than two samples; under a flat prior, for which no density p(x) exists; for an engine
-            without a density, or one that chooses a component; for a proposal without a density over all elements
-            of a code, or that does not cover the prior.
+            without a density, or one that chooses a component; for a proposal of another shape, without a density over
+            all elements of a code, or that does not cover the prior.
 
     >>> from gae.inference import ClosedForm
     >>> from gae.likelihood import LinearMixture
@@ -54,6 +54,7 @@ def importance(
     need_proper(likelihood)
     if isinstance(proposal, Inference):
         proposal = _density(proposal, likelihood, x)
+    need_rows(proposal, likelihood, x, "(B,) or (R, B)")
     need_density(proposal)
     need_cover(proposal, likelihood, x)
     rows = 1 if len(proposal.batch_shape) == 1 else proposal.batch_shape[0]

@@ -104,6 +104,33 @@ def codes_from(q: Distribution, n: int) -> Float[Tensor, "n ..."]:
     return wide.rsample() if wide.has_rsample else wide.sample()
 
 
+def need_rows(q: Distribution, likelihood: Likelihood, x: Tensor, batches: str) -> None:
+    """Raises ValueError unless q has the event shape of a code and a batch shape of the given kinds.
+
+    Args:
+        q: a distribution over codes.
+        likelihood: the decoder and its prior.
+        x: (B, *X).
+        batches: the kinds, of ``"()"``, ``"(B,)"`` and ``"(R, B)"``, as in the error's text.
+
+    >>> from torch.distributions import Normal
+    >>> from gae.likelihood import LinearMixture
+    >>> model, x, q = LinearMixture(1, 2, (5,)), torch.zeros(4, 5), Independent(Normal(torch.zeros(4, 2), 1.0), 1)
+    >>> need_rows(q, model, x, "(B,)")
+    >>> need_rows(q, model, x[:3], "(B,)")  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    ValueError: q must have batch shape (B,) with B = 3 and event shape (2,), got (4,) and (2,)....
+    """
+    kind = "()" if not q.batch_shape else "(R, B)" if len(q.batch_shape) == 2 else "(B,)"
+    fits = len(q.batch_shape) < 3 and kind in batches and (kind == "()" or q.batch_shape[-1] == len(x))
+    if not fits or q.event_shape != likelihood.latent_shape:
+        raise ValueError(
+            f"q must have batch shape {batches} with B = {len(x)} and event shape {tuple(likelihood.latent_shape)}, "
+            f"got {tuple(q.batch_shape)} and {tuple(q.event_shape)}. Use `Independent` (`.to_event`) to make "
+            "dimensions of a batch those of a code."
+        )
+
+
 def need_density(q: Distribution) -> None:
     """Raises ValueError unless q is a density over all elements of a code.
 

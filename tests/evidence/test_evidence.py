@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.distributions import Distribution, Independent, MultivariateNormal, Normal, StudentT
 
 from gae import Autoencoder
-from gae.evidence import Evidence, UnreliableWarning, importance, laplace_approximation
+from gae.analysis.inference_gap import lower_bound
+from gae.evidence import Evidence, UnreliableWarning, ais, importance, laplace_approximation
 from gae.evidence.base import from_log_weights, pareto_shape
 from gae.inference import Amortized, Argmax, Ascent, ClosedForm, GradientAscent, Inference, Zeros
 from gae.likelihood import Bernoulli, Flat, Gaussian, LinearMixture, LinearRegression
@@ -404,3 +405,22 @@ def test_log_evidence_leaves_no_gradients() -> None:
     model, x, _ = linear()
     Autoencoder(model, Ascent(max_steps=3)).log_evidence(x)
     assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def _normal(*shape: int, reinterpreted: int = 1) -> Distribution:
+    return Independent(Normal(torch.zeros(shape), 1.0), reinterpreted)
+
+
+@pytest.mark.parametrize(
+    "q", [_normal(1, 2), _normal(6, 2), _normal(2), _normal(2, 4, 3, 2), _normal(3, 2, reinterpreted=0), _normal(3, 3)]
+)
+def test_densities_of_other_rows_are_refused(q: Distribution) -> None:
+    """One row, or twice as many as observations, would pair draws with the wrong rows without an error."""
+    model, x = LinearMixture(1, 2, (5,)), torch.randn(3, 5)
+    with pytest.raises(ValueError, match=r"q must have batch shape .* with B = 3 and event shape \(2,\)"):
+        importance(model, x, q, 96)
+    with pytest.raises(ValueError, match="q must have batch shape"):
+        lower_bound(model, x, q, 20)
+    if q.batch_shape:  # a start may be one distribution for all
+        with pytest.raises(ValueError, match="q must have batch shape"):
+            ais(model, x, 2, 2, start=q)
