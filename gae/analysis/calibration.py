@@ -13,6 +13,8 @@ from gae.evidence.base import need_proper
 from gae.inference.laws import codes_from
 from gae.likelihood import Likelihood
 
+LEAST = 5  # expected count of a bin, below which a χ² test is not valid
+
 
 @dataclass(frozen=True)
 class Calibration:
@@ -51,9 +53,15 @@ class Calibration:
         Small values indicate miscalibration. There are as many tests as columns: compare the smallest with 0.05 / Q.
 
         Raises:
-            ValueError: as in ``histogram``.
+            ValueError: as in ``histogram``; for fewer than 5 observations per bin, for which the distribution of the
+                statistic is not that of χ² (Cochran 1954).
         """
         expected = len(self.ranks) / bins
+        if expected < LEAST:
+            raise ValueError(
+                f"The χ² test of {bins} bins needs at least {LEAST * bins} observations, got {len(self.ranks)}. "
+                "Simulate more `samples`, or use fewer bins."
+            )
         square = (self.histogram(bins).double() - expected).square().sum(0) / expected
         return torch.special.gammaincc(torch.full_like(square, (bins - 1) / 2), square / 2)
 

@@ -133,5 +133,6 @@ def need_proper(likelihood: Likelihood) -> None:
     if isinstance(likelihood.prior, CodebookDistribution):
         raise ValueError(
             "Codes of codebook vectors are discrete, and log p(x) cannot be estimated as for a density over codes. Use "
-            "`gae.evidence.exact` for at most 4096 codes; `joint` bounds log p(x) from below."
+            "`gae.evidence.exact` for at most 4096 codes; `joint` bounds log p(x) from below. The use of such a code "
+            "is `gae.analysis.metrics.codebook_perplexity`."
         )

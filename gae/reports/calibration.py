@@ -14,7 +14,7 @@ def calibration_figure(calibration: Calibration, bins: int = 10) -> Figure:
     """Rank histograms of the elements that fit worst and of the log joint density, and all differences of the ECDF.
 
     Raises:
-        ValueError: unless bins divides the number of possible ranks.
+        ValueError: unless bins divides the number of possible ranks; for fewer than 5 observations per bin.
     """
     counts, p_values = calibration.histogram(bins), calibration.p_values(bins)
     last = counts.shape[1] - 1

@@ -87,6 +87,18 @@ def test_ranks_by_hand() -> None:
     with pytest.raises(ValueError, match=r"bins must divide .* 4, got 3"):
         found.histogram(3)
 
+    with pytest.raises(ValueError, match="at least 10 observations, got 4"):
+        found.p_values(2)
+
+
+def test_a_test_of_few_observations_is_refused() -> None:
+    """Five expected in each bin suffice: an error of the first kind at 1 % happens about that often."""
+    torch.manual_seed(0)
+    values = Calibration(torch.randint(100, (50, 500)), torch.zeros(50, dtype=torch.long), 99).p_values()[:-1]
+    assert 0.003 < (values < 0.01).double().mean() < 0.03
+    with pytest.raises(ValueError, match="needs at least 50 observations, got 49"):
+        Calibration(torch.randint(100, (49, 2)), torch.zeros(49, dtype=torch.long), 99).p_values()
+
 
 def test_engines_without_a_density_are_refused() -> None:
     points = Autoencoder(Gaussian(nn.Linear(2, 5), 2), Ascent(max_steps=1))
