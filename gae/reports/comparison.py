@@ -34,6 +34,7 @@ from gae.reports.sentences import (
 )
 from gae.reports.tables import Column, Row, Table, TableCell, format_cell, in_words, number_cell, squared_error
 
+NEAR = 1.25  # ratio of two budgets of training that are compared, at most
 BOUND_COLUMNS = ("bound", "above encoder", "evaluations")
 
 COLUMNS = (
@@ -271,20 +272,29 @@ def _wide(results: dict[str, Any], name: str) -> Iterator[str]:
 
 
 def _training(results: dict[str, Any], lead: str, other: str) -> Iterator[str]:
-    """Two trainings at equal steps and at equal decoder evaluations, by the same lower bound on log p(x)."""
+    """Two trainings at equal steps and at nearly equal decoder evaluations, by the same lower bound on log p(x)."""
+    curves = [parts(results, name, "curve") for name in (lead, other)]
     for axis, unit in (("steps", "optimiser steps"), ("evaluations", "decoder evaluations")):
-        curves = [parts(results, name, "curve") for name in (lead, other)]
-        budget = min(curve[0][axis][-1] for curve in curves)
-        first, second = ([_at(curve, axis, budget) for curve in each] for each in curves)
-        if all(first) and all(second):
-            what = f"After at most {budget:,} {unit} of training (rates not tuned; lower bounds on log p(x))"
+        spent = _budgets(*(curve[0][axis] for curve in curves))
+        if spent is not None:
+            first, second = ([_at(curve, axis, n) for curve in each] for each, n in zip(curves, spent, strict=True))
+            told = f"{spent[0]:,}"
+            if spent[0] != spent[1]:
+                told = f"{told} ({lead}) and {spent[1]:,} ({other})"
+            what = f"After {told} {unit} of training (rates not tuned; lower bounds on log p(x))"
             yield ordered(lead, other, difference(first, second), what)
 
 
-def _at(curve: dict[str, Any], axis: str, budget: int) -> list[float]:
-    """The last point of a training curve within a budget, a value per sample; empty if there is none."""
-    rows = [values for spent, values in zip(curve[axis], curve["values"], strict=True) if spent <= budget]
-    return rows[-1] if rows else []
+def _budgets(one: list[int], other: list[int]) -> tuple[int, int] | None:
+    """The last points of two curves whose budgets are nearly equal; None if none are."""
+    near = [(a, b) for a in one for b in other if max(a, b) <= NEAR * min(a, b)]
+    return max(near, key=lambda spent: (min(spent), -max(spent)), default=None)
+
+
+def _at(curve: dict[str, Any], axis: str, spent: int) -> list[float]:
+    """The point of a training curve at a budget, a value per sample."""
+    values: list[float] = curve["values"][curve[axis].index(spent)]
+    return values
 
 
 def _simpler(results: dict[str, Any]) -> list[str]:

@@ -320,9 +320,14 @@ def test_trainings_are_compared_at_equal_budgets(results: dict[str, Any]) -> Non
     amortised["curve"] = {**curve, "values": [[n + 1 for n in noise], [n + 3 for n in noise]]}
     other["curve"] = {"steps": [10], "evaluations": [100], "values": [[n + 2 for n in noise]]}
     steps, evaluations = report._training(results, "amortised", "detached")
-    assert "at most 10 optimiser steps" in steps and "detached is above amortised by 1.0" in steps
-    assert "at most 100 decoder evaluations" in evaluations and "amortised is above detached by 1.0" in evaluations
-    amortised["curve"]["evaluations"], other["curve"]["evaluations"] = [10, 100], [200]
+    assert "After 10 optimiser steps" in steps and "detached is above amortised by 1.0" in steps
+    assert "After 100 decoder evaluations" in evaluations and "amortised is above detached by 1.0" in evaluations
+    amortised["curve"]["evaluations"], other["curve"]["evaluations"] = [95, 300], [100, 500]
+    other["curve"] |= {"values": [*other["curve"]["values"], [n + 9 for n in noise]], "steps": [10, 90]}
+    *_, evaluations = report._training(results, "amortised", "detached")
+    assert "After 95 (amortised) and 100 (detached) decoder evaluations" in evaluations  # not 300 against 100
+    assert "detached is above amortised by 1.0" in evaluations
+    other["curve"]["evaluations"] = [200]
     assert len(list(report._training(results, "amortised", "detached"))) == 1  # no point of it fits into 100
 
 
@@ -397,3 +402,12 @@ def test_a_sheet_of_samples_holds_them_all(tmp_path: Path) -> None:
     rows, columns = grey.shape[0] // 2, grey.shape[1] // 3
     centres = [[grey[r * rows + rows // 2, c * columns + columns // 2] for c in range(3)] for r in range(2)]
     assert centres == [[0, 0, 0], [0, 255, 255]]  # five images, then paper
+
+
+def test_trainings_are_compared_at_the_nearest_budgets() -> None:
+    """Not at the end of the longer curve: there it has spent 943 evaluations, and the other 598."""
+    assert report._budgets([23, 230, 460, 621, 943], [598, 1794]) == (621, 598)
+    assert report._budgets([23, 230, 460, 621, 943], [253, 759, 2277]) == (943, 759)
+    assert report._budgets([10, 100], [10, 90]) == (100, 90)
+    assert report._budgets([23, 230, 460], [23, 230]) == (230, 230)
+    assert report._budgets([23, 230], [598]) is None and report._budgets([598], [23, 230]) is None
