@@ -19,6 +19,8 @@ from gae.inference.starts import Constant, DecoderInit
 from gae.likelihood import Likelihood
 from gae.likelihood.door import checked
 
+FEW = 10  # elements of a code, up to which the normals of a proposal are as wide as they are given
+
 
 @checked
 def laplace_approximation(
@@ -51,8 +53,11 @@ def mixture_of_modes(
         likelihood: the decoder and its prior.
         x: (B, *X).
         starts: number of components, of which all but the first start from ``likelihood.initial``.
-        wider: factor of the standard deviations: a posterior has heavier tails than the normal at its mode.
+        wider: factor of the standard deviations: a posterior has heavier tails than the normal at its mode. For codes
+            of more than 10 elements its excess over 1 falls as the root of their number, since the variance of the
+            weights would grow exponentially with it.
     """
+    factor = 1 + (wider - 1) * min(1.0, math.sqrt(FEW / likelihood.latent_shape.numel()))
     zeros, drawn = (start.infer(likelihood, x).z for start in (Zeros(), DecoderInit(starts - 1)))
     rows = x.repeat(starts, *[1] * (x.dim() - 1))
     start = Constant(torch.cat([zeros, drawn]).flatten(0, 1))
@@ -62,7 +67,7 @@ def mixture_of_modes(
     volume = normals.scale_tril.diagonal(dim1=-2, dim2=-1).log().sum(-1)
     weights, loc, tril = (
         part.unflatten(0, (starts, len(x))).transpose(0, 1)
-        for part in (height + volume, normals.loc, wider * normals.scale_tril)
+        for part in (height + volume, normals.loc, factor * normals.scale_tril)
     )
     return MixtureSameFamily(
         Categorical(logits=weights), MultivariateNormal(loc, scale_tril=tril, validate_args=False), validate_args=False

@@ -303,3 +303,19 @@ def test_an_unknown_method(monkeypatch: pytest.MonkeyPatch) -> None:
         estimate(model, x, normals(1.0), method="best")  # type: ignore[arg-type]
     q = MultivariateNormal(torch.zeros(5, 2).double(), torch.eye(2).double())
     assert set(estimate(model, x, lambda _: q, method="ais").method) == {"ais"}
+
+
+@pytest.mark.slow
+def test_a_normal_posterior_of_many_elements_is_found_from_a_poor_proposal() -> None:
+    """Proposals half as wide again in each of 40 elements would leave a dozen effective samples of 5000."""
+    layer = nn.Linear(40, 50).double()
+    with torch.no_grad():
+        layer.weight.mul_(4)  # posteriors far narrower than the prior
+    model = Gaussian(layer, 40, SCALE)
+    x, _ = model.sample_joint(2)
+    weight, bias = layer.weight.detach().numpy(), layer.bias.detach().numpy()
+    wanted = multivariate_normal(bias, weight @ weight.T + SCALE**2 * np.eye(50)).logpdf(x.numpy())
+    broad = Independent(Normal(torch.zeros(2, 40, dtype=torch.float64), 1.0), 1)
+    found = estimate(model, x, lambda _: broad, annealed=0)
+    assert found.tight is not None and found.tight.all()
+    assert np.all(np.abs(found.log_p.detach().numpy() - wanted) < 5 * found.standard_error.numpy() + 1e-6)
