@@ -12,7 +12,8 @@ from gae.inference.curvature import unit
 from gae.inference.laws import codes_from
 
 ACTIVE = 0.01  # minimum variance over the data of an active unit, in units of the prior's variance
-DRAWS = 64  # that estimate a mean without a closed form
+DRAWS = 64  # at least, that estimate a mean without a closed form
+CODES = 8192  # that are drawn for a batch: the fewer observations, the more exact their means must be
 
 
 @dataclass(frozen=True)
@@ -120,6 +121,7 @@ def _means(q: Distribution) -> Float[Tensor, "2 ..."]:
     try:
         mean = q.mean
     except NotImplementedError:
-        halves = codes_from(q, DRAWS).unflatten(0, (2, DRAWS // 2))
+        half = max(DRAWS, CODES // max(1, q.batch_shape.numel())) // 2
+        halves = codes_from(q, 2 * half).unflatten(0, (2, half))
         return halves.mean(1)
     return torch.stack([mean, mean])

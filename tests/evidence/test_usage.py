@@ -89,6 +89,14 @@ def test_a_mean_without_a_closed_form_is_estimated_without_bias() -> None:
     assert not usage.active.item() and noise > 0.01
 
 
+@pytest.mark.parametrize("n", [4, 12, 100])
+def test_few_observations_do_not_hide_a_collapsed_code(n: int) -> None:
+    """The prior itself as q(z|x), without a closed-form mean: by noise alone, no unit may seem active."""
+    normal = Independent(Normal(torch.zeros(n, 8).double(), 1.0), 1)
+    q = TransformedDistribution(normal, [AffineTransform(0.0, 1.0, event_dim=1)])
+    assert all(code_usage([q], StandardNormal(8)()).collapsed for _ in range(20))
+
+
 def encoder(data: Tensor, deaf: bool) -> Amortized:
     """A linear encoder, or one that cannot see x."""
     network = nn.Linear(data.shape[1], 4)
