@@ -460,12 +460,14 @@ def plane(likelihood: Likelihood) -> bool:
 
 def curved(likelihood: Likelihood) -> bool:
     """Vector codes of a single decoder output, whose curvature is positive definite."""
-    return vector(likelihood) and one_output(likelihood)
+    return vector(likelihood) and one_output(likelihood) and not isinstance(likelihood, Laplace)
 
 
 def bent(likelihood: Likelihood) -> bool:
     """Codes of a single decoder output, whose curvature the prior makes positive definite."""
-    return one_output(likelihood) and proper(likelihood) and not sparse(likelihood)
+    return (
+        one_output(likelihood) and proper(likelihood) and not sparse(likelihood) and not isinstance(likelihood, Laplace)
+    )
 
 
 def complete(suits: Callable[[Likelihood], bool]) -> Callable[[Likelihood], bool]:

@@ -69,6 +69,31 @@ def curvature_matrix(
     return torch.einsum("usbo,vsbo->sbuv", columns.flatten(3), hessian.flatten(3)) + prior.flatten(3).movedim(0, -1)
 
 
+def need_curved(
+    engine: str,
+    likelihood: Likelihood,
+    x: Num[Tensor, "B *X"],
+    z: Float[Tensor, "S B *Z"],
+    k: Int[Tensor, "S _"] | None,
+) -> None:
+    """Raises TypeError if log q_r has no curvature in the decoder's output, as that of a Laplace head has none.
+
+    Its Gauss–Newton matrix is that of the prior alone, whatever the decoder. One product with it shows that.
+    """
+    if hidden(z) or bool(x.isnan().all()):
+        return
+    with torch.no_grad(), twice_differentiable(likelihood):
+        at = _Linearised(likelihood, x, z.detach().contiguous(), k)
+        move = at.push(torch.ones_like(at.z))
+        flat = bool((move != 0).any()) and not bool((at.hessian(move) != 0).any())
+    if flat:
+        raise TypeError(
+            f"Cannot use `{engine}(curvature='gauss-newton')` with {type(likelihood).__name__}: log q(x|z) has no "
+            "curvature in the decoder's output, so the matrix is that of the prior alone. Use another head, such as "
+            "Gaussian, or `Ascent(family=MeanField())` for a density."
+        )
+
+
 def hessian(
     likelihood: Likelihood, x: Num[Tensor, "B *X"], z: Float[Tensor, "S B *Z"], k: Int[Tensor, "S _"] | None = None
 ) -> Callable[[Tensor], Tensor]:

@@ -19,6 +19,7 @@ from gae.inference.curvature import (
     curvature_matrix,
     derivatives,
     hessian,
+    need_curved,
     need_finite,
     need_room_for_matrices,
     normal_at,
@@ -57,7 +58,8 @@ class Laplace(Inference):
     Raises:
         ValueError: for codes that are not vectors; for several draws of each of several codes; for a decoder that is
             random or couples the samples of a batch.
-        TypeError: for a likelihood without a single decoder output, unless with ``curvature="hessian"``.
+        TypeError: for a likelihood without a single decoder output, or whose log density has no curvature in it, as a
+            Laplace head's, unless with ``curvature="hessian"``.
         NotFiniteError: for a curvature that is not finite.
 
     >>> from gae.inference import Ascent, GaussNewton, Zeros
@@ -102,6 +104,7 @@ class Laplace(Inference):
         if self.curvature == "hessian":
             precision = -derivatives(likelihood, x, z, k)[2]
         else:
+            need_curved("Laplace", likelihood, x, z, k)
             with twice_differentiable(likelihood):
                 precision = curvature_matrix(likelihood, x, z, k)
         need_finite(precision.flatten(2).sum(2))
@@ -153,7 +156,8 @@ class LanczosLaplace(Inference):
     Raises:
         ValueError: for a decoder that is random or couples the samples of a batch; for a curvature that is not positive
             definite; for a recursion that has not reached ``tol``.
-        TypeError: for a likelihood without a single decoder output, unless with ``curvature="hessian"``.
+        TypeError: for a likelihood without a single decoder output, or whose log density has no curvature in it, as a
+            Laplace head's, unless with ``curvature="hessian"``.
         NotFiniteError: for a curvature that is not finite.
 
     >>> from gae.inference import Ascent, GaussNewton, Zeros
@@ -187,6 +191,8 @@ class LanczosLaplace(Inference):
         inner = self.inner.infer(likelihood, x, k)
         z, k = Delta().start(inner), inner.k if k is None else k
         need_fixed(likelihood, x, z, "A curvature")
+        if self.curvature == "gauss-newton":
+            need_curved("LanczosLaplace", likelihood, x, z, k)
         log_det, evaluations = self._log_det(likelihood, x, z, k)
         volume = 0.5 * (z[0, 0].numel() * math.log(2 * math.pi) - log_det)
         error = volume.std(0) / math.sqrt(self.probes)

@@ -28,6 +28,7 @@ from gae.inference import (
     GaussNewton,
     Implicit,
     Inference,
+    LanczosLaplace,
     Laplace,
     MeanField,
     Unroll,
@@ -35,9 +36,22 @@ from gae.inference import (
 )
 from gae.inference.curvature import raised
 from gae.inference.laws import NotFiniteError
-from gae.likelihood import Bernoulli, CategoricalSequence, Gaussian, Head, LinearMixture, Poisson
+from gae.likelihood import (
+    Bernoulli,
+    CategoricalSequence,
+    Gaussian,
+    Head,
+    Likelihood,
+    LinearMixture,
+    PartiallyObserved,
+    Poisson,
+    StandardUnits,
+)
+from gae.likelihood import Laplace as LaplaceHead
 from gae.nets import sequence as sequence_nets
 from gae.objective import elbo, iwae, joint, laplace_evidence
+from gae.systems import laplace_gae
+from gae.training import fit
 
 
 @pytest.fixture
@@ -415,3 +429,24 @@ def test_gradients_of_curvatures_through_layers(layer: str, inference: Callable[
     grads = torch.autograd.grad(loss(), parameters, allow_unused=True)
     slope = sum((g * m).sum() for g, m in zip(grads, moves, strict=True) if g is not None)
     assert float(slope) == pytest.approx(difference(loss, parameters, moves, 1e-6), rel=1e-6)
+
+
+@pytest.mark.parametrize("engine", [Laplace, LanczosLaplace])
+@pytest.mark.parametrize("units", [False, True])
+def test_a_log_density_without_curvature_is_refused(engine: type[Inference], units: bool) -> None:
+    """Of a Laplace head the Gauss–Newton matrix is the prior's: as an objective, the joint density and a constant."""
+    head: Likelihood = LaplaceHead(nn.Linear(2, 5), 2)
+    x = torch.randn(6, 5)
+    if units:
+        head = StandardUnits.of(head)
+        head.set_units(x)
+    with pytest.raises(TypeError, match="has no curvature in the decoder's output"):
+        engine(Ascent(max_steps=2))(head, x)
+    with pytest.raises(TypeError, match="has no curvature in the decoder's output"):
+        fit(laplace_gae((5,), latent=2, hidden=(4,), head="laplace"), x, epochs=1, progress=False)
+
+
+def test_rows_without_observed_elements_have_the_density_of_the_prior() -> None:
+    model = PartiallyObserved(Gaussian(nn.Linear(2, 5), 2))
+    q = Laplace(Ascent(max_steps=2))(model, torch.full((3, 5), torch.nan)).q
+    assert q is not None and torch.allclose(q.stddev, torch.ones(()))
