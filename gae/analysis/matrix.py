@@ -14,7 +14,7 @@ from gae.analysis.gap import Bound
 from gae.analysis.inference_gap import FAMILIES, FLOW, flow_start, lower_bound, one_row, widened
 from gae.analysis.metrics import Entry
 from gae.evidence import Evidence, estimate
-from gae.evidence.usage import code_usage, kl_per_dimension
+from gae.evidence.usage import code_usage, kl_per_dimension, total_correlation
 from gae.inference import Adam, Ascent, Detach, Family, Inference, Laplace, Status, Step
 from gae.inference.ascent.problem import expand_rows, finite
 from gae.inference.ascent.solver import Iterate, Solver
@@ -275,7 +275,8 @@ def code_use(q: Distribution, prior: Distribution) -> Entry:
     """Use of the code by the densities q(z|x) of a test set (B,), where collapse is visible.
 
     ``active`` counts the active units (``code_usage``), and is None for a single observation, which has no variance;
-    ``kl_per_unit`` is KL(q(z_d|x) ‖ prior) of each element's marginal, in nats per sample, and ``kl`` their sum;
+    ``kl_per_unit`` is KL(q(z_d|x) ‖ prior) of each element's marginal, in nats per sample, and ``kl`` that of the whole
+    code, which is larger for a full covariance;
     ``square`` is E‖z‖² under q, ``prior_square`` that under the prior.
 
     >>> from torch.distributions import Independent, Normal
@@ -288,7 +289,7 @@ def code_use(q: Distribution, prior: Distribution) -> Entry:
     return {
         "width": q.event_shape.numel(),
         "active": int(code_usage([q], prior).active.sum()) if len(q.mean) > 1 else None,
-        "kl": float(per_unit.sum()),
+        "kl": float(per_unit.sum()) + float(total_correlation(q).mean()),
         "kl_per_unit": per_unit.tolist(),
         "square": float((q.mean.square() + q.variance).sum(-1).mean()),
         "prior_square": float((prior.mean.square() + prior.variance).sum()),

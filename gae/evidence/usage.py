@@ -39,9 +39,9 @@ class CodeUsage:
         return not bool(self.active.any())
 
     def summary(self) -> str:
-        """The number of active units and the sum of their KL, as a phrase."""
+        """The number of active units and the sum of the units' KL, as a phrase."""
         text = f"{int(self.active.sum())} of {self.active.numel()} units active"
-        return text if self.kl is None else f"{text}, KL {float(self.kl.sum()):.3g} nats over all"
+        return text if self.kl is None else f"{text}, KL {float(self.kl.sum()):.3g} nats, summed over units"
 
 
 def code_usage(laws: Iterable[Distribution], prior: Distribution) -> CodeUsage:
@@ -95,6 +95,18 @@ def kl_per_dimension(q: Distribution, prior: Distribution) -> Float[Tensor, "...
             "estimates the KL of the whole code."
         )
     return kl
+
+
+def total_correlation(q: Distribution) -> Float[Tensor, "..."]:
+    """KL of normal densities q(z|x) from the product of their marginals, (*batch,), in nats: 0 for independent ones.
+
+    >>> total_correlation(MultivariateNormal(torch.zeros(2), torch.tensor([[1.0, 0.6], [0.6, 1.0]])))  # -log 0.8
+    tensor(0.2231)
+    """
+    if not isinstance(q, MultivariateNormal):
+        return torch.zeros(q.batch_shape)
+    log_scale = q.scale_tril.diagonal(dim1=-2, dim2=-1).log()
+    return (0.5 * q.variance.log() - log_scale).sum(-1)
 
 
 def _known_kl(q: Distribution, prior: Distribution) -> Float[Tensor, "..."] | None:

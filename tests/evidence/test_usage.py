@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.distributions import Independent, Laplace, MultivariateNormal, Normal, TransformedDistribution
 
 from gae import Autoencoder, fit
+from gae.analysis.matrix import code_use, drawn_use
 from gae.evidence.usage import code_usage, kl_per_dimension
 from gae.inference import Amortized, Ascent, ClosedForm
 from gae.likelihood import Flat, Gaussian, LaplacePrior, LinearMixture, StandardNormal
@@ -67,6 +68,17 @@ def test_kl_of_a_full_covariance_is_that_of_its_marginals() -> None:
     assert torch.allclose(kl_per_dimension(q, prior), torch.zeros(1, 2).double())
     whole = torch.distributions.kl_divergence(q, MultivariateNormal(torch.zeros(2).double(), torch.eye(2).double()))
     assert whole.item() == pytest.approx(-0.5 * math.log(1 - r**2))
+    assert code_use(q, prior)["kl"] == pytest.approx(whole.item())
+
+
+def test_the_kl_of_a_code_is_that_of_all_its_elements() -> None:
+    tril = torch.randn(5, 3, 3).double().tril() + 2 * torch.eye(3).double()
+    q = MultivariateNormal(torch.randn(5, 3).double(), scale_tril=tril)
+    normal = MultivariateNormal(torch.zeros(3).double(), torch.eye(3).double())
+    use = code_use(q, StandardNormal(3).double()())
+    assert use["kl"] == pytest.approx(torch.distributions.kl_divergence(q, normal).mean().item())
+    assert sum(use["kl_per_unit"]) < use["kl"] - 0.01
+    assert drawn_use([q], StandardNormal(3).double()())["kl"] == pytest.approx(use["kl"], rel=0.3)
 
 
 def test_kl_without_a_closed_form_is_refused() -> None:
