@@ -296,7 +296,7 @@ class NoiseScale:
 
 
 def _largest(x: Num[Tensor, "N *X"]) -> float:
-    """The largest absolute value, without NaN, which marks what was not observed."""
+    """The largest absolute value, without NaN, the mark of elements that were not observed."""
     low, high = map(float, x.aminmax())
     return max(-low, high) if low <= high else float(x.abs().nan_to_num(0.0).amax())
 
