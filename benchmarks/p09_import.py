@@ -8,6 +8,7 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from benchmarks.common import ROOT, Row, agree, first_line, report, row, take_turns
 
@@ -16,10 +17,10 @@ ALL = "import gae; [getattr(gae, name) for name in gae.__all__ if name != 'sklea
 
 
 def python(*arguments: str) -> Callable[[], str]:
-    """Runs a fresh interpreter."""
-    return lambda: (
-        subprocess.run([sys.executable, *arguments], cwd=ROOT, check=True, capture_output=True, text=True).stdout
-    )
+    """Runs a fresh interpreter, which keeps the modules that it compiles, as an installed package is compiled."""
+    keeping = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    options: Any = {"cwd": ROOT, "env": keeping, "check": True, "capture_output": True, "text": True}
+    return lambda: subprocess.run([sys.executable, *arguments], **options).stdout
 
 
 def processor_seconds(run: Callable[[], str], rounds: int = 9) -> list[float]:
