@@ -42,8 +42,9 @@ class MatrixBudget:
         draws: draws per sample of each bound, with a control variate.
         optimum_steps: most L-BFGS steps to a local optimum q*.
         steps: numbers of steps from the encoder's density.
-        rates: Adam's rates for the gradient steps; the best on training samples is used.
-        tuning_samples: number of training samples, from the first, on which the rate is chosen.
+        rates: Adam's rates for the gradient steps; the best on validation samples is used.
+        tuning_samples: most validation samples, on which the rate is chosen: the first training samples, which no
+            training uses, and at most a fifth of them.
     """
 
     samples: int = 64

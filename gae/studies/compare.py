@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
+from torch import Tensor
 from torch.distributions import Distribution
 
 from gae.analysis.baseline import kernel_density, without_code
@@ -21,6 +22,7 @@ from gae.analysis.metrics import Entry, evaluate, held_out, nearest_neighbours, 
 from gae.autoencoder import Autoencoder
 from gae.data import Dataset, load
 from gae.data.files import whole, write_text
+from gae.data.mapped import take
 from gae.inference import Amortized, Inference
 from gae.likelihood import FlatDistribution, Likelihood, StandardUnits
 from gae.nets import first_tensor
@@ -159,6 +161,7 @@ def _results(run: "Comparison") -> dict[str, Any]:
     run.each("decoders trained and measured", lambda stage: stage(), stages)
     results: dict[str, Any] = {
         **facts(asdict(configuration), run.data),
+        "validation": len(run.validation),
         "engines": {
             name: {"training": ENGINES[name].training, "encoding": ENGINES[name].encoding}
             for name in configuration.engines
@@ -177,6 +180,12 @@ def _results(run: "Comparison") -> dict[str, Any]:
     run.say("report")
     write(run.out)
     return results
+
+
+def _of_rows(data: Dataset, rows: Tensor) -> Dataset:
+    """The data with some of the training observations."""
+    labels, numbers = (None if each is None else each[rows] for each in (data.train_labels, data.train_rows))
+    return replace(data, train=take(data.train, rows), train_labels=labels, train_rows=numbers)
 
 
 class Comparison(ResumableJob):
@@ -198,7 +207,10 @@ class Comparison(ResumableJob):
         # training redraws dynamic binarisations, evaluation uses one fixed draw
         dtype = dtype_of(configuration.precision)
         train, test = data.epoch(0, configuration.seed).to(dtype), data.test.to(dtype)
-        self.source, self.data = data, replace(data, train=train, test=test)
+        number = max(1, min(configuration.matrix.tuning_samples, len(train) // 5))
+        rest = torch.arange(number, len(train))
+        self.validation, self.source = train[:number], _of_rows(data, rest)
+        self.data = replace(self.source, train=take(train, rest), test=test)
 
     def trainings(self) -> "list[Training]":
         """The trainings, none of them done."""
@@ -406,7 +418,7 @@ class Training:
         """Bounds of families × engines, in double precision."""
         budget, wide = self.configuration.matrix, self.job.wide
         decoder, encoders = wide(side.model.likelihood), {name: wide(each) for name, each in side.encoders.items()}
-        rows = self.job.matrix_samples, self.data.train[: budget.tuning_samples]
+        rows = self.job.matrix_samples, self.job.validation
         x, held = (part.to(self.job.measuring, torch.float64) for part in rows)
         with torch.no_grad():
             seen = [decoder.in_standard_units(rows)[1] for rows in (x, held)]

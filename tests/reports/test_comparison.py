@@ -158,7 +158,8 @@ def test_names_are_escaped(page: str) -> None:
 
 
 def test_the_header_says_what_was_run(parsed: Balanced, results: dict[str, Any]) -> None:
-    for text in (results["data"]["hash"], results["versions"]["torch"], "--epochs 1 --latent 2", "100 training and 30"):
+    used = f"{100 - results['validation']} training, {results['validation']} validation and 30"
+    for text in (results["data"]["hash"], results["versions"]["torch"], "--epochs 1 --latent 2", used):
         assert text in parsed.text
 
 

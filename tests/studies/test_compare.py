@@ -74,6 +74,14 @@ def results(out: Path) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
+def trained(small: Dataset, results: dict[str, Any]) -> Dataset:
+    """The data without the validation observations."""
+    number = results["validation"]
+    assert number == tiny_matrix().tuning_samples and small.train_labels is not None
+    return replace(small, train=small.train[number:], train_labels=small.train_labels[number:])
+
+
+@pytest.fixture(scope="module")
 def one(small: Dataset, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """The results of one engine, of another seed."""
     with figures_left_blank():
@@ -107,8 +115,8 @@ def test_every_family_and_engine_on_every_decoder(results: dict[str, Any]) -> No
     assert [c["decoder"] for c in results["baselines"]] == list(engines.BASELINES)
 
 
-def test_pca_is_that_of_sklearn(small: Dataset, results: dict[str, Any]) -> None:
-    train, test = small.train.flatten(1).numpy().astype(float), small.test.flatten(1).numpy().astype(float)
+def test_pca_is_that_of_sklearn(small: Dataset, trained: Dataset, results: dict[str, Any]) -> None:
+    train, test = trained.train.flatten(1).numpy().astype(float), small.test.flatten(1).numpy().astype(float)
     pca = PCA(3).fit(train)
     squares = (pca.inverse_transform(pca.transform(test)) - test) ** 2
     variance = ((pca.inverse_transform(pca.transform(train)) - train) ** 2).mean()
@@ -117,15 +125,15 @@ def test_pca_is_that_of_sklearn(small: Dataset, results: dict[str, Any]) -> None
     assert row["squared_error"]["se"] == pytest.approx(squares.mean(1).std(ddof=1) / math.sqrt(60), rel=1e-4)
     joint = -0.5 * squares.sum(1) / variance - 32 * math.log(2 * math.pi * variance)
     assert row["joint"]["mean"] == pytest.approx(joint.mean(), rel=1e-4)
-    neighbours = KNeighborsClassifier(5).fit(pca.transform(train), small.train_labels)
+    neighbours = KNeighborsClassifier(5).fit(pca.transform(train), trained.train_labels)
     assert row["accuracy"]["mean"] == pytest.approx(neighbours.score(pca.transform(test), small.test_labels))
     assert row["elbo"]["mean"] is None and row["log_p"]["mean"] is None
 
 
-def test_ppca_evidence_is_that_of_sklearn(small: Dataset, results: dict[str, Any]) -> None:
-    pca = PCA(3).fit(small.train.flatten(1).double().numpy())
-    pca.explained_variance_ *= 199 / 200  # maximum likelihood divides by N, scikit-learn by N - 1
-    pca.noise_variance_ *= 199 / 200
+def test_ppca_evidence_is_that_of_sklearn(small: Dataset, trained: Dataset, results: dict[str, Any]) -> None:
+    pca, number = PCA(3).fit(trained.train.flatten(1).double().numpy()), len(trained.train)
+    pca.explained_variance_ *= 1 - 1 / number  # maximum likelihood divides by N, scikit-learn by N - 1
+    pca.noise_variance_ *= 1 - 1 / number
     expected = pca.score(small.test.flatten(1).double().numpy())
     row = baseline(results, "ppca")
     assert row["log_p"]["mean"] == pytest.approx(expected, rel=1e-5)
@@ -169,23 +177,27 @@ def test_only_trainings_with_an_encoder_have_a_co_trained_one(results: dict[str,
     ]
 
 
-def test_the_model_without_a_code_is_that_of_the_means(small: Dataset, results: dict[str, Any]) -> None:
-    mean = small.train.mean(0)
-    variance = (small.train - mean).square().mean()
+def test_the_model_without_a_code_is_that_of_the_means(
+    small: Dataset, trained: Dataset, results: dict[str, Any]
+) -> None:
+    mean = trained.train.mean(0)
+    variance = (trained.train - mean).square().mean()
     square = (small.test[:8] - mean).square().flatten(1).sum(1)
     wanted = -0.5 * square / variance - 32 * torch.log(2 * math.pi * variance)
     assert torch.allclose(torch.tensor(results["without code"]["values"]), wanted, atol=0.05)
 
 
-def test_the_nearest_training_samples_are_those_of_sklearn(small: Dataset, results: dict[str, Any]) -> None:
-    train, test = small.train.flatten(1).numpy(), small.test.flatten(1).numpy()
-    classifier = KNeighborsClassifier(5).fit(train, small.train_labels)
+def test_the_nearest_training_samples_are_those_of_sklearn(
+    small: Dataset, trained: Dataset, results: dict[str, Any]
+) -> None:
+    train, test = trained.train.flatten(1).numpy(), small.test.flatten(1).numpy()
+    classifier = KNeighborsClassifier(5).fit(train, trained.train_labels)
     nearest = classifier.kneighbors(test, 1, return_distance=False)[:, 0]
     row = results["neighbours"]
     assert row["squared_error"]["mean"] == pytest.approx(((train[nearest] - test) ** 2).mean(), rel=1e-5)
     assert row["accuracy"]["mean"] == pytest.approx(classifier.score(test, small.test_labels))
     values = kernel_density(
-        Gaussian(nn.Linear(1, 64).to(small.train), 1), small.train.flatten(1), small.test[:8].flatten(1)
+        Gaussian(nn.Linear(1, 64).to(small.train), 1), trained.train.flatten(1), small.test[:8].flatten(1)
     )
     assert values is not None and row["values"] == pytest.approx(values.tolist(), abs=1e-3)
 
@@ -409,7 +421,8 @@ def test_dynamic_binarisation_is_redrawn_in_training_only(tmp_path: Path, monkey
     options = {**TINY, "head": "bernoulli", "engines": ("amortised",), "epochs": 1, "flow": "maf", "wide": True}
     monkeypatch.setattr(engines, "QUICK_MATRIX", replace(tiny_matrix(), optimum_steps=3))
     results = compare.compare(data, tmp_path / "run", **options)
-    assert seen[-1] is data and not torch.equal(seen[-1].epoch(0), seen[-1].epoch(1))
+    assert torch.equal(seen[-1].train, data.train[results["validation"] :])
+    assert not torch.equal(seen[-1].epoch(0), seen[-1].epoch(1))
     assert set(seen[0].train.unique().tolist()) == {0.0, 1.0}  # the baselines' data
     found = decoder(results, "amortised")
     assert max(found["matrix"]["cells"][FULL][OPTIMUM]["values"] + results["without code"]["values"]) < 0  # log masses
