@@ -58,7 +58,8 @@ def laplace_evidence(encoding: Encoding) -> Float[Tensor, " B"]:
     covariance it is smaller: the determinant is that of the diagonal of Λ.
 
     At a mode, log_joint does not depend on z* to first order, but Λ does: for the exact gradient, the engine that finds
-    the mode must pass gradients (``Unroll``, ``Implicit``); with ``Detach`` the derivative of Λ in z* is left out.
+    the mode must pass gradients (``Unroll``, ``Implicit``); with ``Detach`` the derivative of Λ in z* is left out. Away
+    from a mode an exact Hessian may not be positive definite; ``Laplace(floor=...)`` then raises its eigenvalues.
 
     Args:
         encoding: a code that is the mean of its normal q(z|x), from ``Laplace(..., samples=None)``, or for a

@@ -173,6 +173,9 @@ def short_run(
 ) -> Autoencoder:
     """Alternating back-propagation (Han et al. 2017): codes by short-run Langevin dynamics from the prior.
 
+    The gradient of ``joint`` in the decoder, averaged over posterior draws, is that of log p(x) (Fisher's identity). A
+    chain of a few steps ends between the prior and the posterior, so that training follows neither exactly.
+
     ``missing`` is as in ``gon``.
     """
     network = nets.mlp(latent, hidden[::-1], event_shape)
