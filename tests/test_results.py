@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Iterator
+from itertools import combinations
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
@@ -106,6 +107,11 @@ def derived(name: str, results: dict[str, Any]) -> Iterator[Pair]:
     if name == "inference_gap":
         vae = results["models"]["vae"]
         yield less(vae["ais"]["images"], vae["test"]["images"]["log p(x)"])
+    if name.startswith("training_by_inference"):  # differences of the same seeds
+        for methods in results["measured"].values():
+            means = [[fmean(cell["log_p"]["values"]) for cell in cells] for cells in methods.values()]
+            yield from map(over, means)
+            yield from (less(left, right) for left, right in combinations(means, 2))
 
 
 def rounds_to(number: float, text: str) -> bool:
