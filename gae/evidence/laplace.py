@@ -19,7 +19,7 @@ from gae.inference.starts import Constant, DecoderInit
 from gae.likelihood import Likelihood
 from gae.likelihood.door import checked
 
-FEW = 10  # elements of a code, up to which the normals of a proposal are as wide as they are given
+FEW = 5  # elements of a code, up to which the normals of a proposal are as wide as they are given
 
 
 @checked
@@ -54,7 +54,7 @@ def mixture_of_modes(
         x: (B, *X).
         starts: number of components, of which all but the first start from ``likelihood.initial``.
         wider: factor of the standard deviations: a posterior has heavier tails than the normal at its mode. For codes
-            of more than 10 elements its excess over 1 falls as the root of their number, since the variance of the
+            of more than 5 elements its excess over 1 falls as the root of their number, since the variance of the
             weights would grow exponentially with it.
     """
     factor = 1 + (wider - 1) * min(1.0, math.sqrt(FEW / likelihood.latent_shape.numel()))

@@ -72,7 +72,7 @@ def test_kl_of_a_full_covariance_is_that_of_its_marginals() -> None:
 
 
 def test_the_kl_of_a_code_is_that_of_all_its_elements() -> None:
-    tril = torch.randn(5, 3, 3).double().tril() + 2 * torch.eye(3).double()
+    tril = torch.randn(5, 3, 3).double().tril(-1) + (0.5 + 2 * torch.rand(5, 3).double()).diag_embed()
     q = MultivariateNormal(torch.randn(5, 3).double(), scale_tril=tril)
     normal = MultivariateNormal(torch.zeros(3).double(), torch.eye(3).double())
     use = code_use(q, StandardNormal(3).double()())

@@ -45,7 +45,7 @@ def test_means_are_those_of_scikit_learns_lloyd(passes: int, monkeypatch: pytest
         warnings.simplefilter("ignore")  # of a fit that has not converged
         oracle = KMeans(9, init=x[:9].numpy(), n_init=1, algorithm="lloyd", max_iter=passes, tol=0).fit(x.numpy())
         before = KMeans(9, init=x[:9].numpy(), n_init=1, max_iter=max(1, passes - 1), tol=0).fit(x.numpy())
-    assert oracle.n_iter_ == passes
+    assert oracle.n_iter_ == passes or (oracle.labels_ == before.labels_).all()  # nothing changes any more
     np.testing.assert_allclose(model.means.detach(), oracle.cluster_centers_, atol=1e-10)
     if passes > 1:
         constant = np.log(9) + 6 * np.log(2 * np.pi)
