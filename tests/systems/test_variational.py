@@ -65,6 +65,7 @@ def against_ppca(train_set: Tensor, test_set: Tensor, latent: int, epochs: int) 
     return bound - linear.score(test_set.flatten(1).double().numpy())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("margin", [0, 2], ids=["28x28", "32x32"])
 def test_it_beats_linear_models_of_mnist(margin: int, mnist_folder: Path) -> None:
     data = load("mnist", folder=str(mnist_folder))
