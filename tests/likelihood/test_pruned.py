@@ -168,3 +168,12 @@ def test_products_about_zero_lose_no_digits(offset: float) -> None:
     assert float((moments.second[0] - scatter).abs().max()) < 2e-6 * float(scatter.abs().max())
     torch.testing.assert_close(moments.first[0], residual.sum(0), rtol=1e-3, atol=0)
     assert moments.count.tolist() == [2000] and moments.first.dtype == moments.second.dtype == torch.float64
+
+
+def test_products_about_zero_that_would_overflow_are_left_alone() -> None:
+    """Squares of x exceed float32, those of its residuals do not."""
+    x = 1e15 * torch.randn(300, 150) + 1e20
+    mean = x.double().mean(0, keepdim=True).float()
+    residual = x.double() - mean.double()
+    moments = one_chart_moments(x, mean, wide=False)
+    torch.testing.assert_close(moments.second[0].diagonal(), residual.square().sum(0), rtol=1e-5, atol=0)
