@@ -164,6 +164,16 @@ class Autoencoder(Part, nn.Module):
         """Whether the training loss differs from the aggregated negative objective."""
         return self.corruption is not None or len(self.penalties) > 0
 
+    @property
+    def is_mean(self) -> bool:
+        """Whether the training loss of a batch is the mean of those of its parts; a penalty's ``is_mean`` says so too.
+
+        >>> from gae.systems import ae, sparse_ae
+        >>> ae((5,)).is_mean, sparse_ae((5,)).is_mean  # the penalty is of the mean activity
+        (True, False)
+        """
+        return self.aggregate is mean and all(getattr(penalty, "is_mean", True) for penalty in self.penalties)
+
     def parts(self) -> list[tuple[str, str, str, int]]:
         """Role, description, shape and number of parameters of each part, each parameter counted where it occurs first.
 

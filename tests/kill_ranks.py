@@ -31,6 +31,7 @@ ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 START = 300.0  # seconds within which the processes start and are at work
 SLACK = 1e-6  # between sums of one process and of two
 MODEL = ["fit", "vae", "digits", "--epochs", "1", "--out", "model"]
+LONG = ("--epochs", "300", "--batch-size", "500")
 GRID = "data: digits\nsystems: [vae, ppca]\noptions: {latent: [2, 4]}\nfit: {epochs: 40}\nseeds: 2\n"
 
 
@@ -62,7 +63,7 @@ def trainings(folder: Path) -> pd.DataFrame:
 
 TASKS = {
     "fit": Task(
-        ("fit", "vae", "digits", "--epochs", "300", "--batch-size", "500", "--quiet", "--out", "run"),
+        ("fit", "vae", "digits", *LONG, "--precision", "64", "--quiet", "--out", "run"),  # in digits to spare
         lambda folder, _: any(folder.glob("run/checkpoint-*")),
         parameters,
         ("--resume",),
@@ -153,18 +154,13 @@ def attempt(task: Task, launcher: str, moments: random.Random, limit: float, ear
             main.wait()
         words = [line.strip() for line in (folder / "said").read_text().splitlines() if "process" in line.lower()]
         assert words, "the group ended without a word"
-        run(folder, gae(*task.command, *task.again, launcher=launcher, processes=processes(task, moments)))
+        run(folder, gae(*task.command, *task.again, launcher=launcher, processes=moments.choice((1, 2))))
         pd.testing.assert_frame_equal(task.results(folder), undisturbed(task), rtol=SLACK, atol=SLACK)
         return f"{outcome}; {words[-1][:160]}"
 
 
 def at_work(task: Task, folder: Path) -> bool:
     return task.is_at_work(folder, (folder / "said").read_text())
-
-
-def processes(task: Task, moments: random.Random) -> int:
-    """One or two, except in `fit`, where each process draws its own noise."""
-    return 2 if task is TASKS["fit"] else moments.choice((1, 2))
 
 
 def kill_one(

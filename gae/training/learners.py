@@ -2,8 +2,8 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import fields, replace
 from functools import reduce
 from inspect import Parameter, signature
@@ -21,6 +21,7 @@ from gae.inference.auto_decoder import training_rows
 from gae.inference.base import Sweep
 from gae.likelihood import ClosedFormLearning, OnlineLearning
 from gae.objective import joint, logsumexp, mean
+from gae.training.noise import Noise
 from gae.training.schedules import MakeScheduler, make_scheduler
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ class Learner(ABC):
     batch_size: int  # observations at a time
     counts_steps: bool  # whether a step updates the parameters
     config: dict[str, Any]  # settings that a resumed run must share
+    noise: Noise  # of its draws, which the run seeds
     remedy: str  # advice for a run whose loss or parameters are not finite
 
     @abstractmethod
@@ -92,11 +94,13 @@ class GradientLearner(Learner):
         batch_size: int,
         accumulate: int | None = None,
     ):
-        if (accumulate or 1) > 1 and autoencoder.aggregate is not mean:
-            raise ValueError(
-                "accumulate adds gradients of parts of a batch, whose aggregate is no mean of those of its parts. Omit "
-                "accumulate, or use aggregate=gae.objective.mean."
-            )
+        for option, parts in (("accumulate", accumulate or 1), ("The number of processes", fabric.world_size)):
+            if parts > 1 and not autoencoder.is_mean:
+                raise ValueError(
+                    f"{option} is {parts}, which splits each batch into parts, and here the loss of a batch is not the "
+                    "mean over its parts. Set it to 1, or use aggregate=gae.objective.mean and penalties that are "
+                    'means over observations, such as `SparseActivation` (penalty="each").'
+                )
         parameters = [parameter for parameter in autoencoder.parameters() if parameter.requires_grad]
         if not parameters:
             raise ValueError("The autoencoder has no parameter that requires a gradient: there is nothing to fit.")
@@ -107,6 +111,7 @@ class GradientLearner(Learner):
                 f"functools.partial(torch.optim.Adam, lr=1e-3); got {optimizer!r}."
             )
         self.fabric, self.clip, self.batch_size = fabric, clip, batch_size
+        self.noise = Noise(fabric)
         self.accumulate = accumulate or 1
         self.config = {"optimizer": type(instance).__name__, "groups": _settings(instance), "clip": clip}
         self.config |= {"accumulate": accumulate}
@@ -180,9 +185,8 @@ class GradientLearner(Learner):
     def _update_online(self, x: Tensor, parts: Sequence[Tensor]) -> None:
         """Updates the parts that learn in closed form, from the codes of the batch under the new parameters."""
         totals: list[Any] = [None for _ in self.online]
-        for rows, share in map(self._own, parts):
-            with training_rows(self.module, rows):
-                seen = x[rows.to(x.device)].to(self.fabric.device)
+        for batch in parts:
+            with self._own(x, batch) as (seen, share):
                 code = self.autoencoder.inference.infer(self.autoencoder.likelihood, seen)
             for i, part in enumerate(self.online):
                 moments = part.statistics(code)
@@ -218,17 +222,18 @@ class GradientLearner(Learner):
 
     def _loss(self, x: Tensor, batch: Batch) -> Tensor:
         """The loss of this process, scaled so that the mean over processes is the mean over the batch."""
-        rows, share = self._own(batch)
-        with training_rows(self.module, rows):
-            return self.module(x[rows.to(x.device)].to(self.fabric.device)) * share
+        with self._own(x, batch) as (seen, share):
+            return self.module(seen) * share
 
-    def _own(self, batch: Batch) -> tuple[Tensor, float]:
-        """This process's rows of a batch, and their weight: 0 for one row of a process that has none."""
+    @contextmanager
+    def _own(self, x: Tensor, batch: Batch) -> Iterator[tuple[Tensor, float]]:
+        """This process's observations of a batch, and their weight: 0 for one of a process that has none."""
         assert isinstance(batch, Tensor)
-        world = self.fabric.world_size
-        own = batch[self.fabric.global_rank :: world]
-        share = len(own) * world / len(batch)
-        return own if share else batch[:1], share
+        rank, world = self.fabric.global_rank, self.fabric.world_size
+        own, world = (slice(rank, None, world), world) if rank < len(batch) else (slice(1), 0)
+        rows = batch[own]
+        with training_rows(self.module, rows), self.noise.of_rows(own, len(batch)):
+            yield x[rows.to(x.device)].to(self.fabric.device), len(rows) * world / len(batch)
 
     def _reduced(self, loss: Tensor) -> float:
         return over_processes(loss.detach(), self.fabric, "mean")
@@ -271,6 +276,7 @@ class ClosedFormLearner(Learner):
         is_fixed: bool = True,
     ):
         self.autoencoder, self.fabric, self.tol = autoencoder, fabric, tol
+        self.noise = Noise(fabric)
         self.batch_size = batch_size or max(1, self.chunk_bytes // (x[0].numel() * x.element_size()))
         self.config = {"optimizer": "closed form", "tol": tol}
         self.epochs = WARM_EPOCHS if isinstance(autoencoder.inference, WarmStart) else EPOCHS
@@ -317,7 +323,8 @@ class ClosedFormLearner(Learner):
         if learn and self.updated is None and isinstance(self.autoencoder.inference, WarmStart):
             self.updated = rows.new_zeros(len(x), *self.autoencoder.likelihood.latent_shape)
         if len(rows):
-            code = self._infer(rows, indices, learn)
+            with self.noise.of_rows(own, len(chunk)):
+                code = self._infer(rows, indices, learn)
             total -= len(rows) * self.autoencoder.aggregate(self.autoencoder.score(rows, code))
             if learn:
                 likelihood = self.autoencoder.likelihood

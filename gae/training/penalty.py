@@ -104,6 +104,8 @@ class SparseActivity(Part, nn.Module):
         ValueError: when called, for codes outside [0, 1].
     """
 
+    is_mean = False
+
     def __init__(self, weight: float, rho: float = 0.05):
         super().__init__()
         self.weight, self.rho = positive("weight", weight), _probability(rho)

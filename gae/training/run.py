@@ -22,7 +22,7 @@ from gae.training.callbacks import Callback, described, recorded
 from gae.training.devices import precision_of
 from gae.training.history import Epoch, History, Log
 from gae.training.learners import Learner
-from gae.training.sampling import Samples, generator, reseed
+from gae.training.sampling import Samples, generator
 
 if TYPE_CHECKING:
     import lightning_fabric
@@ -102,9 +102,9 @@ class Run:
         self._call("on_train_epoch_start")
         for batch in batches[self.step :]:
             self._call("on_train_batch_start")
-            draw = partial(reseed, self.fabric.device, self.seed, self.epoch, self.step, self.fabric.global_rank)
+            reseed = partial(self.learner.noise.seed, self.seed, self.epoch, self.step)
             with known_values():
-                loss = self.learner.step(x, batch, draw, f"epoch {self.epoch + 1}, step {self.step + 1}")
+                loss = self.learner.step(x, batch, reseed, f"epoch {self.epoch + 1}, step {self.step + 1}")
             self.loss_sum += loss * _size(batch)
             self.step, self.total = self.step + 1, self.total + 1
             self._call("on_train_batch_end", loss)
@@ -155,7 +155,7 @@ class Run:
         total = 0.0
         with torch.no_grad(), mode(self.autoencoder, training=False):
             for i, batch in enumerate(torch.arange(len(x)).split(self.learner.batch_size)):
-                reseed(self.fabric.device, self.seed, "validation", i, self.fabric.global_rank)  # as in each epoch
+                self.learner.noise.seed(self.seed, "validation", i)  # as in each epoch
                 with known_values():
                     total += self.learner.loss(x, batch) * len(batch)
         if not math.isfinite(total):
@@ -214,7 +214,7 @@ class Run:
             self.log.write(self.history)
 
     def _accept_processes(self, saved: Any) -> None:
-        """Lets a run go on with another number of processes, with a warning, since each process draws its own noise."""
+        """Lets a run go on with another number of processes, with a warning, since some noise differs."""
         before, now = (dict(config or {}).get("processes") for config in (saved, self.config))
         if before == now or not before:
             return
@@ -222,7 +222,7 @@ class Run:
         if self.fabric.is_global_zero:
             warnings.warn(
                 f"This run goes on with a number of processes of {now}, after {before}: the order of the data and all "
-                "sums stay the same, but each process draws its own noise.",
+                "sums stay the same, but not the masks of dropout and the statistics of batch normalisation.",
                 UserWarning,
                 stacklevel=4,
             )

@@ -82,7 +82,7 @@ def generator(*key: int | str) -> torch.Generator:
     >>> torch.equal(torch.rand(3, generator=generator(0, "a")), torch.rand(3, generator=generator(0, "a")))
     True
     """
-    return torch.Generator().manual_seed(_number(key))
+    return torch.Generator().manual_seed(seed_of(*key))
 
 
 def reseed(device: torch.device, *key: int | str) -> None:
@@ -90,9 +90,9 @@ def reseed(device: torch.device, *key: int | str) -> None:
 
     A step that starts with it can be repeated without a stored generator state.
     """
-    torch.default_generator.manual_seed(_number(key))  # torch.manual_seed would also initialise every other device
+    torch.default_generator.manual_seed(seed_of(*key))  # torch.manual_seed would also initialise every other device
     if device.type != "cpu":
-        torch.get_device_module(device).manual_seed(_number(key))
+        torch.get_device_module(device).manual_seed(seed_of(*key))
 
 
 @contextmanager
@@ -103,7 +103,8 @@ def isolated(device: torch.device) -> Iterator[None]:
         yield
 
 
-def _number(key: tuple[int | str, ...]) -> int:
+def seed_of(*key: int | str) -> int:
+    """A seed of 64 bits from a key."""
     return int.from_bytes(sha256(" ".join(map(str, key)).encode()).digest()[:8])
 
 

@@ -13,10 +13,12 @@ from gae import Autoencoder, nets
 from gae.analysis.inference_gap import inference_gap
 from gae.analysis.rows import codes, scores
 from gae.data import load
-from gae.inference import Adam, Amortized, Ascent, Unroll, Zeros
+from gae.inference import HMC, Adam, Amortized, Ascent, Detach, Laplace, Prior, Unroll, Zeros
 from gae.likelihood import Gaussian
+from gae.objective import elbo
 from gae.systems import ae, gmm, kmeans, nmf, savae, vae
 from gae.training import Anneal, History, fit
+from gae.training.corruption import SaltAndPepper
 
 X = torch.randn(50, 5, generator=torch.Generator().manual_seed(0))
 
@@ -67,8 +69,28 @@ def unrolled() -> Autoencoder:
     return Autoencoder(Gaussian(nets.mlp(2, [8], (5,)), 2), engine, accepts_rescaling=True)
 
 
-SHARED = {"unrolled": (unrolled, {"optimizer": adam})}
-LEARNERS = ("adam", "gmm", "nmf", "unrolled")  # one of each kind, that several processes train
+def sampled() -> Autoencoder:
+    """Markov chains from the prior, and corrupted observations."""
+    engine = Ascent(Prior(), HMC(0.1, 3), 2, adjoint=Detach())
+    return Autoencoder(Gaussian(nets.mlp(2, [8], (5,)), 2), engine, corruption=SaltAndPepper(0.2))
+
+
+def flow() -> Autoencoder:
+    return vae((5,), 2, (8,), posterior="iaf", samples=3, analytic=False)
+
+
+def laplace() -> Autoencoder:
+    """Draws from the Laplace approximation."""
+    return Autoencoder(Gaussian(nets.mlp(2, [8], (5,)), 2), Laplace(Ascent(max_steps=2), samples=2), elbo)
+
+
+SHARED = {
+    "unrolled": (unrolled, {"optimizer": adam}),
+    "sampled": (sampled, {"optimizer": adam}),
+    "flow": (flow, {"optimizer": adam}),
+    "laplace": (laplace, {"optimizer": adam}),
+}
+LEARNERS = ("adam", "gmm", "nmf", "unrolled", "vae", "savae", "sampled", "flow", "laplace")  # by several processes
 
 
 def course(name: str, out: Path | str, epochs: int = 4, **options: Any) -> tuple[Autoencoder, History]:

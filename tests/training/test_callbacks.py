@@ -3,6 +3,7 @@
 import csv
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,10 +13,11 @@ from torch import Tensor, nn
 import gae
 from gae import Autoencoder
 from gae.objective import elbo, minimum, soft_minimum
-from gae.systems import ae, cae, gmm, pca, vae
+from gae.systems import ae, cae, gmm, pca, sparse_ae, vae
 from gae.training import Anneal, Callback, fit
 from gae.training.annealing import Number
 from gae.training.callbacks import TrainingRun
+from gae.training.learners import GradientLearner
 
 quiet = partial(fit, progress=False)
 X = torch.randn(40, 5, generator=torch.Generator().manual_seed(0))
@@ -201,8 +203,17 @@ def test_options_of_annealing() -> None:
 def test_an_aggregate_that_is_no_mean_cannot_be_accumulated() -> None:
     model = ae((5,), 2, (8,))
     model.aggregate = minimum
-    with pytest.raises(ValueError, match="accumulate adds gradients of parts of a batch"):
+    with pytest.raises(ValueError, match="accumulate is 2, which splits each batch into parts"):
         quiet(model, X, accumulate=2)
+
+
+def test_a_penalty_of_the_whole_batch_cannot_be_accumulated_or_shared() -> None:
+    """KL of the mean activity: the mean over parts is another loss."""
+    with pytest.raises(ValueError, match=r"accumulate is 2, .* is not the mean over its parts"):
+        quiet(sparse_ae((5,), 3), X, accumulate=2)
+    with pytest.raises(ValueError, match="The number of processes is 2, which splits each batch"):
+        GradientLearner(sparse_ae((5,), 3), SimpleNamespace(world_size=2), torch.optim.Adam, None, 10)  # type: ignore[arg-type]
+    quiet(sparse_ae((5,), 3, penalty="each"), X, accumulate=2, epochs=1)
 
 
 class Parameters(Callback):
