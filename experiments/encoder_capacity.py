@@ -23,9 +23,9 @@ encoder. This is another quantity.
 
     python -m experiments.encoder_capacity [PART ...] [--seeds 0] [--data fashion-mnist]
 
-computes some parts of the grid; the results are written once all are there. Parts are ``decoder``, a family with what
-differs from the middle size (``full-width``), and ``cotrained`` with a family. ``--smoke`` takes a tiny grid of the
-bundled digits.
+computes some parts of the grid; the results are written once all on frozen decoders are there, and again once the
+co-trained ones are. Parts are ``decoder``, a family with what differs from the middle size (``full-width``), and
+``cotrained`` with a family. ``--smoke`` takes a tiny grid of the bundled digits.
 """
 
 import json
@@ -169,12 +169,17 @@ def sizes(c: Configuration) -> list[Size]:
     return list(dict.fromkeys(size for axis in axes_of(c).values() for size in axis))
 
 
-def names(c: Configuration, seed: int) -> Iterator[str]:
-    """The names of a seed's cells."""
-    yield decoder_name(seed)
-    for family in FAMILIES:
-        yield from (encoder_name(family, size, seed) for size in sizes(c))
-    yield from (cotrained_name(family, width, seed) for family, width in cotrained(c))
+def frozen_names(c: Configuration) -> Iterator[str]:
+    """The names of the cells on frozen decoders."""
+    for seed in c.seeds:
+        yield decoder_name(seed)
+        for family in FAMILIES:
+            yield from (encoder_name(family, size, seed) for size in sizes(c))
+
+
+def cotrained_names(c: Configuration) -> Iterator[str]:
+    for seed in c.seeds:
+        yield from (cotrained_name(family, width, seed) for family, width in cotrained(c))
 
 
 def decoder_name(seed: int) -> str:
@@ -594,10 +599,15 @@ def report(cells: dict[str, Any], c: Configuration, data: Images, rows: list[Row
             "## The frozen decoders\n\n" + decoder_table(cells, c),
             "## Encoders fitted to them\n\nThe amortisation gap is L[q*] − L[q] on the same decoder, within the "
             "family; the generalisation gap is that on test less that on training images.\n\n" + encoder_table(rows, c),
-            "## Co-trained: another quantity\n\nEach row has its own decoder, which has adapted to its encoder, so "
-            "that these gaps are not the cost of an encoder's size on a given decoder.\n\n"
-            + cotrained_table(others, c),
+            "## Co-trained: another quantity\n\n" + (cotrained_section(others, c) if others else "Not run."),
         ]
+    )
+
+
+def cotrained_section(rows: list[dict[str, Any]], c: Configuration) -> str:
+    return (
+        "Each row has its own decoder, which has adapted to its encoder, so that these gaps are not the cost of an "
+        "encoder's size on a given decoder.\n\n" + cotrained_table(rows, c)
     )
 
 
@@ -607,7 +617,8 @@ def draw(rows: list[Row], others: list[dict[str, Any]], c: Configuration) -> Any
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, panels = pyplot.subplots(1, 4, figsize=(17, 4.5), constrained_layout=True)
+    number = 4 if others else 3
+    figure, panels = pyplot.subplots(1, number, figsize=(1 + 4 * number, 4.5), constrained_layout=True)
     middle = Size(*c.middle)
     for axes, name in zip(panels, ("width", "depth", "images"), strict=False):
         rest = [each for each in ("width", "depth", "images") if each != name]
@@ -630,9 +641,16 @@ def draw(rows: list[Row], others: list[dict[str, Any]], c: Configuration) -> Any
         axes.set(xlabel=name if name != "images" else "training images")
         axes.set_xscale("linear" if name == "depth" else "log")
     panels[0].set_ylabel("amortisation gap on the frozen decoder (nats)")
+    if others:
+        draw_cotrained(panels[3], others)
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=6)
+    return figure
+
+
+def draw_cotrained(axes: Any, others: list[dict[str, Any]]) -> None:
     diagonal = [each for each in others if each["family"] == "diagonal"]
     for style, key in (("-", "gap"), (":", "train gap")):
-        panels[3].errorbar(
+        axes.errorbar(
             [each["width"] for each in diagonal],
             [each[key].mean for each in diagonal],
             [each[key].error or 0.0 for each in diagonal],
@@ -641,10 +659,8 @@ def draw(rows: list[Row], others: list[dict[str, Any]], c: Configuration) -> Any
             marker="s",
             label="test" if key == "gap" else "train",
         )
-    panels[3].set(xscale="log", xlabel="encoder width", title="co-trained: each width has another decoder")
-    panels[3].legend()
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=6)
-    return figure
+    axes.set(xscale="log", xlabel="encoder width", title="co-trained: each width has another decoder")
+    axes.legend()
 
 
 def main() -> None:
@@ -656,14 +672,15 @@ def main() -> None:
     for seed in study.seeds:
         for part in given.parts:
             capacity.run(part, seed)
-    cells = study.all_known([name for seed in c.seeds for name in names(c, seed)])
+    cells = study.all_known(list(frozen_names(c)))
     if cells is None:
         return
     rows = [row(cells, c, family, size) for family in FAMILIES for size in sizes(c)]
-    others = cotrained_rows(cells, c)
+    trained_along = study.all_known(list(cotrained_names(c))) or {}
+    others = cotrained_rows(trained_along, c) if trained_along else []
     study.write_table(report(cells, c, capacity.data, rows, others))
     facts = {"data": capacity.data.name, "data_hash": capacity.data.hash}
-    write(study.claim, c, facts | {"cells": cells}, draw(rows, others, c), study.results)
+    write(study.claim, c, facts | {"cells": cells | trained_along}, draw(rows, others, c), study.results)
 
 
 if __name__ == "__main__":

@@ -158,7 +158,7 @@ class Study(ResumableJob):
         cells = {name: self.known(name) for name in names}
         missing = [name for name, cell in cells.items() if cell is None]
         if missing:
-            self.say(f"{len(missing)} of {len(names)} cells are missing ({missing[0]}, …): no results written")
+            self.say(f"{len(missing)} of {len(names)} cells are missing ({missing[0]}, …): no results of these")
             return None
         return {name: cell for name, cell in cells.items() if cell is not None}
 
