@@ -69,28 +69,36 @@ def costs(matrices: Sequence[Entry], uses: Sequence[Entry], family: str, steps: 
 
 
 def gap_costs(
-    columns: Mapping[str, Tensor],
+    trainings: Sequence[Mapping[str, Tensor]],
     family: str,
     use: Entry,
     steps: int,
     rule: str = LBFGS_STEPS,
     engine: str = "the encoder",
 ) -> Costs:
-    """Costs from the columns of an inference gap (``Gap.columns``) and of the engine's density after some steps."""
-    rows = {name: [values.tolist()] for name, values in columns.items()}
-    tight = float(columns["tight log p(x)"].double().mean()) >= TIGHT
-    moved = rows[f"L[q after {steps} {rule} steps]"]
-    optimum, encoder = rows[f"L[q*], {family}"], rows["L[q]"]
+    """Costs from the columns of inference gaps (``Gap.columns``) and of the engine's density after some steps.
+
+    Args:
+        trainings: the columns of each, over the same observations.
+        use: of the code, over all trainings.
+    """
+
+    def column(name: str) -> list[list[float]]:
+        return [columns[name].tolist() for columns in trainings]
+
+    tight = all(float(columns["tight log p(x)"].double().mean()) >= TIGHT for columns in trainings)
+    moved = column(f"L[q after {steps} {rule} steps]")
+    optimum, encoder = column(f"L[q*], {family}"), column("L[q]")
     return Costs(
         family,
-        estimate(rows["inference gap"]) if tight else None,
-        estimate(rows[f"approximation gap, {family}"]) if tight else None,
-        estimate(rows["amortisation gap"]),
+        estimate(column("inference gap")) if tight else None,
+        estimate(column(f"approximation gap, {family}")) if tight else None,
+        estimate(column("amortisation gap")),
         difference(moved, encoder),
         difference(optimum, moved),
         steps,
         rule,
-        float(columns[f"converged, {family}"].mean()),
+        min(float(columns[f"converged, {family}"].mean()) for columns in trainings),
         use["active"],
         use["width"],
         use["kl"],

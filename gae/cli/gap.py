@@ -1,7 +1,6 @@
 """``gae gap``: inference gap of a fitted model."""
 
 import json
-import math
 import time
 from collections import Counter
 from pathlib import Path
@@ -43,20 +42,17 @@ from gae.cli.common import (
 )
 from gae.cli.terminal import command_line, console, echo_json, reported, table
 from gae.data.files import check_folder, write_text
-from gae.data.progress import progress
 
 if TYPE_CHECKING:
     import torch
     from lightning_fabric import Fabric
-    from torch.distributions import Distribution
 
     from gae.autoencoder import Autoencoder
     from gae.data import Dataset
-    from gae.evidence import Evidence
     from gae.reports.gap import Worst
+    from gae.studies.gaps import GapMeasurement
 
-FEW_STEPS, WORST = 4, 8  # steps from the encoder; observations that are named
-BATCH_SIZE = 100  # observations per step of the progress bar
+WORST = 8  # observations that are named
 
 
 @reported
@@ -68,6 +64,10 @@ def gap(
     draws: Annotated[int, typer.Option(min=4, help="Draws per bound and observation.")] = 1000,
     steps: Annotated[int, typer.Option(min=1, help="Maximum number of steps of each local optimisation.")] = 200,
     engine: EngineName = None,
+    also: Annotated[
+        list[str] | None,
+        typer.Option(metavar="CHECKPOINT", help="Another training of the system (repeatable): errors over trainings."),
+    ] = None,
     decoder: Decoder = None,
     weights: Weights = None,
     latent: CodeShape = None,
@@ -96,10 +96,11 @@ def gap(
 
     L[q] is the bound of the model's own engine, or of --engine: of an ascent (lbfgs, adam, gauss-newton), the Laplace
     approximation at its mode; of the encoder; or of its density after a few steps (refine). With --decoder the model is
-    yours, under the prior N(0, I). Several processes share blocks of 100 samples; the first writes the
-    folder.
+    yours, under the prior N(0, I). With --also, errors are over trainings. Several processes share blocks of 100
+    samples; the first writes the folder.
     """
-    from gae.analysis.engines import engine_of
+    from gae.reports.pages import origin
+    from gae.studies.gaps import GapMeasurement, gap_answer, gap_results, measure_gap, over_trainings, shared_use
     from gae.training import launch
 
     command, began = command_line(gap, locals()), time.perf_counter()
@@ -107,43 +108,44 @@ def gap(
     _need_digits(precision)
     prepared = preparation(labels, drop, missing, side, crop, channels)
     own = Own(decoder, weights, latent, head, scale, activated, encoder)
+    if own.decoder is not None and also:
+        raise ValueError("--also names further checkpoints. Leave it out with --decoder.")
     fabric = launch(device, precision, devices, nodes)
-    model, source, _ = open_model(checkpoint, data, own, binarize, split_by, seed, trust, prepared)
-    if engine is not None:
-        model.inference = engine_of(engine, model, density=True)
-    dataset = load_like(model, source, binarize, split_by)
-    x = dataset.test[:size]
-    fabric = placed(model, x, fabric)
-    x = in_its_dtype(model, x)
-    if own.decoder is not None:
-        from gae.adapters import check_curvature
-
-        check_curvature(model, x, products=engine == "gauss-newton")
-    columns, family, laws, evidence = _columns(fabric, model, x, seed, samples, draws, steps)
+    trainings: list[GapMeasurement] = []
+    for each in (checkpoint, *(also or ())):
+        model, source, _ = open_model(each, data, own, binarize, split_by, seed, trust, prepared)
+        dataset, x, on = _prepared(model, source, binarize, split_by, size, engine, own, fabric)
+        _need_same(trainings, x, each)
+        budget = {"samples": samples, "draws": draws, "steps": steps}
+        trainings.append(measure_gap(on, model, x, seed=seed, **budget))
     if not fabric.is_global_zero:
         return None
-    model.cpu()
-    worst, use = _worst(model, dataset, x.cpu(), columns), _use(model, x.cpu(), family, laws)
+    columns = over_trainings(trainings)
+    worst = _worst(trainings[0], dataset, columns)
     account: dict[str, Any] = {
         "checkpoint": own.decoder or checkpoint,
+        "also": also or [],
         "engine": engine or type(model.inference).__name__,
         "data": source,
         "observations": len(x),
+        "trainings": len(trainings),
         "importance samples": samples,
         "draws of each bound": draws,
         "seed": seed,
         "unit": "nats",
-        "answer": _answer(model, x, columns, family, use, engine, worst),
-        "use": use,
-        "evidence": {"methods": dict(Counter(evidence.method)), "reasons": list(evidence.reason)},
-        **_values(columns, worst),
+        "answer": f"{gap_answer(trainings, engine)} {_loss(columns, worst)}",
+        "use": shared_use(trainings),
+        "evidence": _evidence(trainings),
+        "worst": _losses(columns, worst),
+        "results": gap_results(trainings),
+        **origin(),
     }
-    _write(out, columns, account, worst, command, time.perf_counter() - began)
+    _write(out, trainings, account, worst, command, time.perf_counter() - began)
     if as_json:
         echo_json(account)
     else:
         typer.echo(account["answer"])
-        _print(account["results"], len(x), out)
+        _print(account, out)
     return out
 
 
@@ -155,110 +157,51 @@ def _need_digits(precision: str) -> None:
         )
 
 
-def _columns(
-    fabric: "Fabric", model: "Autoencoder", x: "torch.Tensor", seed: int, samples: int, draws: int, steps: int
-) -> "tuple[dict[str, torch.Tensor], str | None, list[Distribution], Evidence]":
-    """Columns of the gap, the encoder's family, its densities by batch (of normal encoders only), and log p(x)."""
-    import torch
-
-    from gae.evidence import Evidence
-    from gae.training.group import over_blocks
-
-    batches = x.split(BATCH_SIZE)
-    total = math.ceil(len(batches) / fabric.world_size)
-    with progress("samples, by the hundred", total, shown=fabric.is_global_zero) as advance:
-
-        def work(batch: torch.Tensor) -> "tuple[dict[str, torch.Tensor], str | None, list[Distribution], Evidence]":
-            result = _batch_columns(model, batch, samples, draws, steps)
-            advance()
-            return result
-
-        parts = list(over_blocks(fabric, batches, work, seed))
-    columns = {name: torch.cat([part[name] for part, *_ in parts]) for name in parts[0][0]}
-    evidence = Evidence.join([part[3] for part in parts])
-    return columns, parts[0][1], [law for part in parts for law in part[2]], evidence
-
-
-def _batch_columns(
-    model: "Autoencoder", batch: "torch.Tensor", samples: int, draws: int, steps: int
-) -> "tuple[dict[str, torch.Tensor], str | None, list[Distribution], Evidence]":
-    from gae.analysis.inference_gap import FAMILIES, inference_gap
-    from gae.analysis.matrix import LBFGS_STEPS, refined
-    from gae.inference.laws import rearranged
-    from gae.inference.modes import density_step
-
-    gaps = inference_gap(model, batch, samples=samples, draws=draws, steps=steps)
-    columns, family, laws = gaps.columns(), gaps.family, []
-    if gaps.encoder is not None and gaps.encoder.q is not None and family in FAMILIES:
-        laws = [rearranged([gaps.encoder.q], lambda values, dimension: values[0].cpu())]
-        (moved,) = refined(
-            model.likelihood, batch, gaps.encoder.q, family, density_step(model.likelihood, batch), [FEW_STEPS], draws
-        )
-        columns[f"L[q after {FEW_STEPS} {LBFGS_STEPS} steps]"] = moved.bound.value
-    return {name: values.cpu() for name, values in columns.items()}, family, laws, gaps.evidence
-
-
-def _use(
-    model: "Autoencoder", x: "torch.Tensor", family: str | None, laws: "list[Distribution]"
-) -> dict[str, Any] | None:
-    """Use of the code by normal densities, or by those of another kind that the engine has; None without any."""
-    import torch
-
-    from gae.analysis.inference_gap import encoder_density
-    from gae.analysis.matrix import code_use, drawn_use
-    from gae.inference.laws import rearranged
-    from gae.likelihood import CodebookDistribution
-
-    prior = model.likelihood.prior
-    if laws:
-        try:
-            return code_use(rearranged(laws, torch.cat), prior)
-        except TypeError:  # the prior's marginals have no closed form, as those of a hierarchical one
-            return drawn_use(laws, prior)
-    if isinstance(prior, CodebookDistribution):
-        return None
-    others = [encoder_density(model.inference, model.likelihood, batch) for batch in x.split(BATCH_SIZE)]
-    return None if None in others else drawn_use([law for law in others if law is not None], prior)
-
-
-def _answer(
+def _prepared(
     model: "Autoencoder",
-    x: "torch.Tensor",
-    columns: "dict[str, torch.Tensor]",
-    family: str | None,
-    use: dict[str, Any] | None,
+    source: str,
+    binarize: str | None,
+    split_by: str | None,
+    size: int,
     engine: str | None,
-    worst: "Worst",
-) -> str:
-    """The sentences on the cost of the encoder or the named engine, and on the observations that lose most."""
-    from gae.analysis.costs import gap_costs
-    from gae.analysis.engines import SUBJECTS
-    from gae.analysis.inference_gap import FAMILIES, ONE_CODE
-    from gae.analysis.metrics import codebook_perplexity
-    from gae.likelihood import CodebookDistribution
-    from gae.reports.answers import codes_answer, families_answer, loss_answer, other_answer
-    from gae.reports.gap import lost, sampling_error
-    from gae.reports.sentences import answer
+    own: Own,
+    fabric: "Fabric",
+) -> "tuple[Dataset, torch.Tensor, Fabric]":
+    """The data, the observations that are measured, and the Fabric on whose device the model is, with its engine."""
+    from gae.analysis.engines import engine_of
 
-    values = {name: column.tolist() for name, column in columns.items()}
-    prior = model.likelihood.prior
-    if family == ONE_CODE and isinstance(prior, CodebookDistribution):
-        z = model.encode(x.cpu()).point
-        codes = len(prior.vectors) ** prior.event_shape[0]
-        cost = codes_answer(values, codes, len(prior.vectors), codebook_perplexity(prior, z))
-    elif use is None:
-        cost = families_answer(values)
-    elif family in FAMILIES:
-        cost = answer(gap_costs(columns, family, use, FEW_STEPS, engine=SUBJECTS[engine or "encoder"]))
-    else:
-        cost = other_answer(values, use, SUBJECTS[engine or "encoder"])
-    total, sample = lost(columns), worst.samples[0]
-    error = sampling_error(columns, total, sample)
-    return f"{cost} {loss_answer(total, values[total], sample, worst.rows[0], error)}"
+    if engine is not None:
+        model.inference = engine_of(engine, model, density=True)
+    dataset = load_like(model, source, binarize, split_by)
+    x = dataset.test[:size]
+    on = placed(model, x, fabric)
+    x = in_its_dtype(model, x)
+    if own.decoder is not None:
+        from gae.adapters import check_curvature
+
+        check_curvature(model, x, products=engine == "gauss-newton")
+    return dataset, x, on
 
 
-def _worst(model: "Autoencoder", dataset: "Dataset", x: "torch.Tensor", columns: "dict[str, torch.Tensor]") -> "Worst":
-    """The observations that lose most, with their rows in the data and their reconstructions."""
+def _need_same(trainings: "list[GapMeasurement]", x: "torch.Tensor", checkpoint: str) -> None:
+    import torch
+
+    if trainings and not torch.equal(trainings[0].x, x.cpu()):
+        raise ValueError(
+            f"The test samples of {checkpoint} are not those of the first checkpoint: it prepares or splits the data "
+            "otherwise. Errors over trainings need trainings on the same data; give --split-by, or leave it out."
+        )
+
+
+def _evidence(trainings: "list[GapMeasurement]") -> dict[str, Any]:
+    """How log p(x) was found: numbers of observations, and the reason for each, training by training."""
+    methods = Counter(method for training in trainings for method in training.evidence.method)
+    reasons = [reason for training in trainings for reason in training.evidence.reason]
+    return {"methods": dict(methods), "reasons": reasons}
+
+
+def _worst(training: "GapMeasurement", dataset: "Dataset", columns: "dict[str, torch.Tensor]") -> "Worst":
+    """The observations that lose most, with their rows in the data and their reconstructions by one training."""
     import torch
 
     from gae.reports.gap import Worst, lost
@@ -266,57 +209,64 @@ def _worst(model: "Autoencoder", dataset: "Dataset", x: "torch.Tensor", columns:
 
     samples = columns[lost(columns)].argsort(descending=True)[:WORST].tolist()
     with torch.no_grad():
-        rebuilt = model.reconstruct(x[samples])
+        rebuilt = training.model.reconstruct(training.x[samples])
     known = dataset.test_rows
     rows = samples if known is None or len(known) != len(dataset.test) else known[samples].tolist()
     how = drawing(dataset.event_shape, dataset.value_range, dataset.columns)
-    return Worst(samples, rows, x[samples].cpu().numpy(), rebuilt.cpu().numpy(), how)
+    return Worst(samples, rows, training.x[samples].numpy(), rebuilt.numpy(), how)
 
 
-def _values(columns: "dict[str, torch.Tensor]", worst: "Worst") -> dict[str, Any]:
-    """The results as JSON: those that lose most, the mean of each column with its error, and what made them."""
-    from gae.analysis.metrics import mean_and_error
+def _loss(columns: "dict[str, torch.Tensor]", worst: "Worst") -> str:
+    """The sentence on the observations that lose most."""
+    from gae.reports.answers import loss_answer
+    from gae.reports.gap import lost, sampling_error
+
+    total, sample = lost(columns), worst.samples[0]
+    return loss_answer(total, columns[total].tolist(), sample, worst.rows[0], sampling_error(columns, total, sample))
+
+
+def _losses(columns: "dict[str, torch.Tensor]", worst: "Worst") -> list[dict[str, Any]]:
     from gae.reports.gap import lost
-    from gae.reports.pages import origin
 
-    gaps = columns[lost(columns)]
-    return {
-        "worst": [
-            {"sample": sample, "row": row, "gap": float(gaps[sample])}
-            for sample, row in zip(worst.samples, worst.rows, strict=True)
-        ],
-        "results": {name: mean_and_error(values) for name, values in columns.items()},
-        **origin(),
-    }
+    gaps, pairs = columns[lost(columns)], zip(worst.samples, worst.rows, strict=True)
+    return [{"sample": sample, "row": row, "gap": float(gaps[sample])} for sample, row in pairs]
 
 
 def _write(
     out: Path,
-    columns: "dict[str, torch.Tensor]",
+    trainings: "list[GapMeasurement]",
     account: dict[str, Any],
     worst: "Worst",
     command: str,
     seconds: float,
 ) -> None:
+    """Writes the numbers and the page; with several trainings, arrays have one row for each."""
+    import torch
+
     from gae.reports import gap as gap_report
     from gae.reports.pages import made_here
+    from gae.studies.gaps import over_trainings
 
-    save_arrays(out / "gap.npz", {name: values.cpu().numpy() for name, values in columns.items()})
+    columns = over_trainings(trainings)
+    each = {name: torch.stack([training.columns[name] for training in trainings]).numpy() for name in columns}
+    save_arrays(out / "gap.npz", {name: values if len(values) > 1 else values[0] for name, values in each.items()})
     write_text(out / "gap.json", json.dumps(account, indent=1, allow_nan=False) + "\n")
     gap_report.write(columns, account, worst, made_here(command, seconds), out)
 
 
-def _print(results: dict[str, Any], observations: int, out: Path) -> None:
+def _print(account: dict[str, Any], out: Path) -> None:
     from rich.text import Text
 
-    from gae.reports.gap import converged, rows
+    from gae.reports.gap import converged, population, rows
+
+    results = account["results"]
 
     shown = table("", "mean ± s.e.", "sampling s.e.")
     for column in shown.columns[1:]:
         column.justify = "right"
     for row in rows(results):
         shown.add_row(Text(row.label), *(cell.text for cell in row.cells))
-    shown.caption = f"nats, over {observations} observations"
+    shown.caption = f"nats, over {population(account)}"
     console().print(shown)
     for name, share in converged(results).items():
         typer.echo(f"Best {name} density: its optimisation converged for {share:.0%} of the samples.")

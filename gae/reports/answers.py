@@ -20,6 +20,7 @@ ACCURACY = Column("accuracy", "5-NN accuracy", "%", 1, 1e2)
 TOKENS = Column("tokens", "tokens restored", "% of a line", 1, 1e2)
 
 Row = Mapping[str, Any]
+Columns = Mapping[str, Sequence[float]]  # a value of each observation for each quantity
 
 
 def code(row: Row) -> str:
@@ -149,45 +150,48 @@ def loss_answer(lost: str, values: Sequence[float], sample: int, row: int, error
     return f"{text}."
 
 
-def families_answer(columns: Mapping[str, Sequence[float]]) -> str:
+def families_answer(trainings: Sequence[Columns]) -> str:
     """The sentence on the best density of each family, for a model whose engine has no density to compare."""
     prefix = "approximation gap, "
-    gaps = {name: estimate([list(values)]) for name, values in columns.items() if name.startswith(prefix)}
-    least = "" if _is_tight(columns) else "at least "
+    gaps = {name: _of(trainings, name) for name in trainings[0] if name.startswith(prefix)}
+    least = "" if _is_tight(trainings) else "at least "
     costs = in_words(f"{least}{quoted(gap)} ({name.removeprefix(prefix)})" for name, gap in gaps.items())
-    over = next(iter(gaps.values())).n
     return (
         "This model's engine has no density q(z|x), so no loss of its own is quoted. The best density of a "
-        f"family for each observation gives up {costs}; errors are over {over} observations."
+        f"family for each observation gives up {costs}; errors are over {next(iter(gaps.values())).population}."
     )
 
 
-def other_answer(columns: Mapping[str, Sequence[float]], use: Mapping[str, Any], engine: str = "the encoder") -> str:
+def other_answer(trainings: Sequence[Columns], use: Mapping[str, Any], engine: str = "the encoder") -> str:
     """The sentence on an engine whose densities are not normal, such as flows, and on the use of its code."""
-    gaps = (
-        estimate([list(columns[name])]) if name in columns else None for name in ("inference gap", "amortisation gap")
+    known = trainings[0].keys()
+    total, amortisation = (
+        _of(trainings, name) if name in known else None for name in ("inference gap", "amortisation gap")
     )
-    total, amortisation = gaps
     return density_answer(
-        total if _is_tight(columns) else None, amortisation, use["active"], use["width"], use["kl"], engine
+        total if _is_tight(trainings) else None, amortisation, use["active"], use["width"], use["kl"], engine
     )
 
 
-def _is_tight(columns: Mapping[str, Sequence[float]]) -> bool:
-    tight = columns.get("tight log p(x)")
-    return tight is None or sum(tight) >= TIGHT * len(tight)
+def _of(trainings: Sequence[Columns], name: str) -> Estimate:
+    return estimate([list(columns[name]) for columns in trainings])
 
 
-def codes_answer(columns: Mapping[str, Sequence[float]], codes: int, vectors: int, perplexity: float) -> str:
+def _is_tight(trainings: Sequence[Columns]) -> bool:
+    columns = [columns["tight log p(x)"] for columns in trainings if "tight log p(x)" in columns]
+    return all(sum(tight) >= TIGHT * len(tight) for tight in columns)
+
+
+def codes_answer(trainings: Sequence[Columns], codes: int, vectors: int, perplexity: float) -> str:
     """The sentence on the code of a codebook that an encoder chooses, against the best one and against all.
 
     >>> gaps = {"inference gap": [2.0, 3.0], "amortisation gap": [1.2, 1.4], "approximation gap, one code": [0.8, 1.6]}
-    >>> codes_answer(gaps, 9, 3, 2.5).partition(": ")[2]  # doctest: +NORMALIZE_WHITESPACE
+    >>> codes_answer([gaps], 9, 3, 2.5).partition(": ")[2]  # doctest: +NORMALIZE_WHITESPACE
     '1.30 ± 0.10 nats against the best of all 9 codes, and 1.20 ± 0.40 nats because one code is not the sum over all.
     Its codes use 2.5 of 3 vectors (perplexity).'
     """
     total, choice, rest = (
-        estimate([list(columns[name])]) for name in ("inference gap", "amortisation gap", "approximation gap, one code")
+        _of(trainings, name) for name in ("inference gap", "amortisation gap", "approximation gap, one code")
     )
     return (
         f"On this decoder the encoder's code gives up {named(total)}: {quoted(choice)} against the best of all {codes} "

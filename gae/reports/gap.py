@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gae.analysis.metrics import mean_and_error
 from gae.reports.figures import INK, LINES, Figure, canvas, save, style, vector
 from gae.reports.observations import Drawing
 from gae.reports.pages import write_page
@@ -43,7 +42,7 @@ class Worst:
 
 
 def rows(results: dict[str, Any]) -> list[Row]:
-    """Mean ± standard error over observations, and mean sampling error, of every quantity in nats."""
+    """Mean ± standard error (``population``), and mean sampling error, of every quantity in nats."""
     lines = []
     for name, entry in results.items():
         if not name.startswith(ASIDE):
@@ -51,6 +50,17 @@ def rows(results: dict[str, Any]) -> list[Row]:
             cells = number_cell(entry["mean"], entry["se"], 3), number_cell(sampling and sampling["mean"], None, 3)
             lines.append(Row(name, list(cells)))
     return lines
+
+
+def population(account: dict[str, Any]) -> str:
+    """The population of the standard errors.
+
+    >>> population({"trainings": 3, "observations": 100}), population({"trainings": 1, "observations": 100})
+    ('3 trainings, means of 100 observations', '100 observations of one training')
+    """
+    if account["trainings"] > 1:
+        return f"{account['trainings']} trainings, means of {account['observations']} observations"
+    return f"{account['observations']} observations of one training"
 
 
 def converged(results: dict[str, Any]) -> dict[str, float]:
@@ -79,7 +89,7 @@ def write(
     """Writes gap.png, worst.png and a self-contained gap.html."""
     gaps = sorted((name for name in columns if "gap" in name), key=lambda name: name != lost(columns))
     with style():
-        figures = [ladder(columns), losers(columns, worst)]
+        figures = [ladder(columns, account), losers(columns, worst)]
     for figure, name in zip(figures, ("gap", "worst"), strict=True):
         save(figure.canvas, folder / f"{name}.png")
     write_page(
@@ -87,6 +97,7 @@ def write(
         "gap.html",
         account=account,
         answer=account["answer"],
+        population=population(account),
         rows=rows(account["results"]),
         converged=converged(account["results"]),
         lost=gaps,
@@ -107,12 +118,12 @@ def _loss(columns: "Mapping[str, Tensor]", gap: str, sample: int) -> TableCell:
     return number_cell(float(columns[gap][sample]), sampling_error(columns, gap, sample), 2)
 
 
-def ladder(columns: "Mapping[str, Tensor]") -> Figure:
+def ladder(columns: "Mapping[str, Tensor]", account: dict[str, Any]) -> Figure:
     """The mean gaps ± standard error, and each observation's bounds relative to log p(x)."""
     figure = canvas(9.6, 4.2)
     left, right = figure.subplots(1, 2, width_ratios=(1, 1.3))
     gaps = [name for name in columns if "gap" in name]
-    entries = [mean_and_error(columns[name]) for name in gaps]
+    entries = [account["results"][name] for name in gaps]
     for i, entry in enumerate(entries):
         left.barh(i, entry["mean"], xerr=entry["se"], color=LINES[i % len(LINES)], capsize=4, height=0.6)
     left.set_yticks(range(len(gaps)), [name.replace(", ", ",\n") for name in gaps])
@@ -132,8 +143,8 @@ def ladder(columns: "Mapping[str, Tensor]") -> Figure:
     )
     figure.legend(*right.get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=8)
     caption = (
-        "Left: mean gaps ± standard error over observations. Right: every bound of every observation, less its "
-        f"log p(x), in the order of the {lost(columns)}. Where a gap is small, sampling error may put a bound "
+        f"Left: mean gaps ± standard error over {population(account)}. Right: every bound of every observation, less "
+        f"its log p(x), in the order of the {lost(columns)}. Where a gap is small, sampling error may put a bound "
         "above the line."
     )
     alt = compared({name: entry["mean"] for name, entry in zip(gaps, entries, strict=True)}, "Mean gaps in nats")

@@ -3,7 +3,9 @@
 import itertools
 import json
 import math
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -361,6 +363,52 @@ def test_command_leads_with_the_collapse_of_a_hierarchical_code(engine: tuple[st
     account = json.loads((tmp_path / "gap" / "gap.json").read_text())
     assert "the code has collapsed (0 of 3 units active" in account["answer"]
     assert account["use"]["active"] == 0 and account["use"]["width"] == 3
+
+
+def test_command_gives_errors_over_trainings(tmp_path: Path) -> None:
+    """From those of each training alone: the mean of means, and the standard deviation of means / √3."""
+    run = partial(CliRunner().invoke, app)
+    small = ["--option", "latent=2", "--option", "hidden=8", "--quiet", "--epochs", "1"]
+    few = ["-n", "6", "--samples", "50", "--draws", "20", "--steps", "3"]
+    runs, alone = [str(tmp_path / f"vae-{seed}") for seed in range(3)], []
+    for seed, folder in enumerate(runs):
+        assert run(["fit", "vae", "digits", *small, "--seed", str(seed), "--out", folder]).exit_code == 0
+        assert run(["gap", folder, "digits", *few, "--out", f"{folder}-gap"]).exit_code == 0
+        alone.append(dict(np.load(f"{folder}-gap/gap.npz")))
+    also = [word for folder in runs[1:] for word in ("--also", folder)]
+    done = run(["gap", runs[0], "digits", *few, *also, "--out", str(tmp_path / "all")])
+    assert done.exit_code == 0, done.output
+    said = " ".join(done.output.split())
+    assert "(s.e. over 3 trainings)" in said and "over 3 trainings, means of 6 observations" in said
+    account = json.loads((tmp_path / "all" / "gap.json").read_text())
+    for name, entry in account["results"].items():
+        means = np.array([columns[name].astype(float).mean() for columns in alone])
+        if not name.startswith("sampling s.e."):
+            assert entry["mean"] == pytest.approx(means.mean(), rel=1e-9)
+            assert entry["se"] == pytest.approx(means.std(ddof=1) / 3**0.5, rel=1e-9, abs=1e-12)
+    each = np.load(tmp_path / "all" / "gap.npz")["L[q]"]
+    assert np.array_equal(each, [columns["L[q]"] for columns in alone])
+    sampling = np.load(tmp_path / "all" / "gap.npz")["sampling s.e. of L[q]"]
+    expected = (np.sqrt((sampling**2).sum(0)) / 3).mean()
+    assert account["results"]["sampling s.e. of L[q]"]["mean"] == pytest.approx(expected, rel=1e-9)
+    assert account["use"]["active"] == min(_use(f"{folder}-gap")["active"] for folder in runs)
+    assert account["use"]["kl"] == pytest.approx(np.mean([_use(f"{folder}-gap")["kl"] for folder in runs]))
+
+
+def _use(folder: str) -> dict[str, Any]:
+    return dict(json.loads(Path(folder, "gap.json").read_text())["use"])
+
+
+def test_trainings_on_other_data_are_refused(tmp_path: Path) -> None:
+    run = partial(CliRunner().invoke, app)
+    small = ["fit", "ppca", "--option", "latent=2", "--quiet", "--epochs", "1"]
+    assert run([*small, "digits", "--out", str(tmp_path / "one")]).exit_code == 0
+    assert run([*small, "digits", "--binarize", "threshold", "--out", str(tmp_path / "two")]).exit_code == 0
+    few = ["-n", "4", "--samples", "50", "--draws", "20", "--steps", "3", "--out", str(tmp_path / "gap")]
+    done = run(["gap", str(tmp_path / "one"), "digits", *few, "--also", str(tmp_path / "two")])
+    assert done.exit_code == 2 and "are not those of the first checkpoint" in done.output
+    done = run(["gap", "digits", "--decoder", "models:decoder", "--latent", "2", *few, "--also", str(tmp_path / "two")])
+    assert done.exit_code == 2 and "Leave it out with --decoder" in done.output
 
 
 def test_command_refuses_flat_priors(tmp_path: Path) -> None:

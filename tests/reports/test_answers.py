@@ -157,7 +157,10 @@ def test_the_largest_loss_is_named_with_its_share() -> None:
 @pytest.mark.parametrize(("tight", "least"), [(1.0, ""), (0.0, "at least ")])
 def test_families_are_quoted_where_the_engine_has_no_density(tight: float, least: str) -> None:
     columns = {"approximation gap, full covariance": [1.0, 3.0], "tight log p(x)": [1.0, tight]}
-    assert f"gives up {least}2.0 ± 1.0 nats (full covariance); errors are over 2 obs" in families_answer(columns)
+    assert (
+        f"gives up {least}2.0 ± 1.0 nats (full covariance); errors are over 2 test samples of one training"
+        in families_answer([columns])
+    )
 
 
 def test_a_restoration_says_its_gain_or_that_none_is_known() -> None:

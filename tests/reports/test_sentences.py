@@ -185,13 +185,13 @@ def test_costs_of_a_gap_are_those_of_its_columns() -> None:
     }
     values = {name: torch.tensor(column, dtype=torch.float64) for name, column in columns.items()}
     use = {"active": 2, "width": 3, "kl": 1.5}
-    known = gap_costs(values, "mean-field", use, 4)
+    known = gap_costs([values], "mean-field", use, 4)
     assert known.total is not None and known.approximation is not None
     means = [each.mean for each in (known.total, known.approximation, known.amortisation, known.gain, known.left)]
     assert means == [4.5, 2.0, 2.5, 1.5, 1.0]
     assert (known.converged, known.active, known.width, known.kl) == (0.5, 2, 3, 1.5)
     values["tight log p(x)"][0] = 0.0
-    assert gap_costs(values, "mean-field", use, 4).total is None
+    assert gap_costs([values], "mean-field", use, 4).total is None
 
 
 @pytest.mark.parametrize("size", [3, 5, 64])
