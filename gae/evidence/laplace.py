@@ -20,6 +20,7 @@ from gae.likelihood import Likelihood
 from gae.likelihood.door import checked
 
 FEW = 5  # elements of a code, up to which the normals of a proposal are as wide as they are given
+BLOCK = 1024  # codes that are searched at a time
 
 
 @checked
@@ -36,15 +37,28 @@ def laplace_approximation(
     return normal_at(z.detach(), -expansion(likelihood, x, z)[2], likelihood.prior, floor)
 
 
-def mode_approximation(likelihood: Likelihood, x: Num[Tensor, "B *X"]) -> MultivariateNormal:
-    """``laplace_approximation`` at the mode that L-BFGS reaches from zero."""
-    return laplace_approximation(likelihood, x, mode_search()(likelihood, x).point)
+def modes(likelihood: Likelihood, x: Num[Tensor, "B *X"], starts: int) -> Float[Tensor, "S B *Z"]:
+    """The modes that L-BFGS reaches from zero and, for all but the first, from draws of ``likelihood.initial``."""
+    zeros, drawn = (start.infer(likelihood, x).z for start in (Zeros(), DecoderInit(starts - 1)))
+    rows, z = x.repeat(starts, *[1] * (x.dim() - 1)), torch.cat([zeros, drawn]).flatten(0, 1)
+    size = max(len(x), BLOCK)
+    blocks = zip(rows.split(size), z.split(size), strict=True)
+    ends = [mode_search(Constant(start))(likelihood, block).point for block, start in blocks]
+    return torch.cat(ends).unflatten(0, (starts, len(x)))
+
+
+def mode_approximation(likelihood: Likelihood, x: Num[Tensor, "B *X"], starts: int = 16) -> MultivariateNormal:
+    """``laplace_approximation`` at the highest of several ``modes``: that reached from zero may be far lower."""
+    every = modes(likelihood, x, starts)
+    with torch.no_grad():
+        highest = torch.stack([likelihood.log_joint(x, z.unsqueeze(0))[0] for z in every]).argmax(0)
+    return laplace_approximation(likelihood, x, every[highest, torch.arange(len(x), device=x.device)])
 
 
 def mixture_of_modes(
     likelihood: Likelihood, x: Num[Tensor, "B *X"], starts: int = 32, wider: float = 1.5
 ) -> MixtureSameFamily:
-    """Mixture of the Laplace approximations at the modes that L-BFGS reaches from zero and from random codes.
+    """Mixture of the Laplace approximations at ``modes``.
 
     Each start is a component, weighted by its Laplace evidence, so a proposal covers a posterior of several modes as
     far as some start reaches them.
@@ -58,10 +72,7 @@ def mixture_of_modes(
             weights would grow exponentially with it.
     """
     factor = 1 + (wider - 1) * min(1.0, math.sqrt(FEW / likelihood.latent_shape.numel()))
-    zeros, drawn = (start.infer(likelihood, x).z for start in (Zeros(), DecoderInit(starts - 1)))
-    rows = x.repeat(starts, *[1] * (x.dim() - 1))
-    start = Constant(torch.cat([zeros, drawn]).flatten(0, 1))
-    z = mode_search(start)(likelihood, rows).point
+    rows, z = x.repeat(starts, *[1] * (x.dim() - 1)), modes(likelihood, x, starts).flatten(0, 1)
     normals = laplace_approximation(likelihood, rows, z)
     height = likelihood.log_joint(rows, z.unsqueeze(0))[0]
     volume = normals.scale_tril.diagonal(dim1=-2, dim2=-1).log().sum(-1)
