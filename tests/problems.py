@@ -1,6 +1,7 @@
 """Models whose answers are known, for the tests of solvers and of the gradients through them, and small data."""
 
 import json
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -106,3 +107,19 @@ def written_without(configuration: Path, *names: str) -> None:
     kept = {name: value for name, value in verified(fields).items() if name not in names}
     assert len(kept) + len(names) == len(fields) - 1, "a name is unknown"
     configuration.write_text(dump(kept), encoding="utf-8")
+
+
+class Plateau(nn.Module):
+    """A decoder that is flat about zero."""
+
+    def forward(self, z: Tensor) -> Tensor:
+        return (z.abs() - 0.05).relu().square()
+
+
+def plateau() -> tuple[Gaussian, Tensor, float]:
+    """A posterior with two equal modes, rows of one x, and log p(x) by quadrature; an ascent from zero stays there."""
+    model, x = Gaussian(Plateau(), 1, scale=0.1).double(), torch.full((3, 1), 4.0, dtype=torch.float64)
+    grid = torch.linspace(-8, 8, 16001, dtype=torch.float64)
+    joint = model.log_joint(x[:1], grid.view(-1, 1, 1)).squeeze(1).detach() + math.log(0.001)
+    assert float(joint.max() - joint[len(grid) // 2]) > 500
+    return model, x, float(joint.logsumexp(0))

@@ -52,7 +52,8 @@ def inference_gap(
 
     For every family, L-BFGS maximises the ELBO of each observation separately, with noise that is fixed during the
     optimisation and matched in its first two moments. It starts from the encoder's density, or without an encoder from
-    the Laplace approximation at the highest of several modes (``mode_approximation``). All bounds are then estimated with fresh samples.
+    the Laplace approximation at the highest of several modes (``mode_approximation``). All bounds are then estimated
+    with fresh samples.
 
     If the encoder's densities are flows of a ``FlowEncoder``, the flows are one more family, ``"flow"``, whose best
     member is found by ``best_flow``, from the encoder's flow or, where it is better, that flow with the moments of the

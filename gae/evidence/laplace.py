@@ -37,22 +37,34 @@ def laplace_approximation(
     return normal_at(z.detach(), -expansion(likelihood, x, z)[2], likelihood.prior, floor)
 
 
-def modes(likelihood: Likelihood, x: Num[Tensor, "B *X"], starts: int) -> Float[Tensor, "S B *Z"]:
-    """The modes that L-BFGS reaches from zero and, for all but the first, from draws of ``likelihood.initial``."""
+def modes(likelihood: Likelihood, x: Num[Tensor, "B *X"], starts: int) -> tuple[Float[Tensor, "S B *Z"], int]:
+    """The modes that L-BFGS reaches from zero and, for all but the first, from draws of ``likelihood.initial``.
+
+    Beside them the number of evaluations of the decoder per observation, over all starts.
+    """
     zeros, drawn = (start.infer(likelihood, x).z for start in (Zeros(), DecoderInit(starts - 1)))
     rows, z = x.repeat(starts, *[1] * (x.dim() - 1)), torch.cat([zeros, drawn]).flatten(0, 1)
     size = max(len(x), BLOCK)
     blocks = zip(rows.split(size), z.split(size), strict=True)
-    ends = [mode_search(Constant(start))(likelihood, block).point for block, start in blocks]
-    return torch.cat(ends).unflatten(0, (starts, len(x)))
+    ends = [mode_search(Constant(start))(likelihood, block) for block, start in blocks]
+    evaluations = sum(int(end.solve.evaluations.sum()) for end in ends if end.solve is not None)
+    return torch.cat([end.point for end in ends]).unflatten(0, (starts, len(x))), round(evaluations / len(x))
+
+
+def highest_mode(likelihood: Likelihood, x: Num[Tensor, "B *X"], starts: int = 16) -> tuple[Float[Tensor, "B *Z"], int]:
+    """The highest of several ``modes`` of each observation, and the number of evaluations.
+
+    That reached from zero alone may be lower by any amount.
+    """
+    every, evaluations = modes(likelihood, x, starts)
+    with torch.no_grad():
+        best = torch.stack([likelihood.log_joint(x, z.unsqueeze(0))[0] for z in every]).argmax(0)
+    return every[best, torch.arange(len(x), device=x.device)], evaluations + starts
 
 
 def mode_approximation(likelihood: Likelihood, x: Num[Tensor, "B *X"], starts: int = 16) -> MultivariateNormal:
-    """``laplace_approximation`` at the highest of several ``modes``: that reached from zero may be far lower."""
-    every = modes(likelihood, x, starts)
-    with torch.no_grad():
-        highest = torch.stack([likelihood.log_joint(x, z.unsqueeze(0))[0] for z in every]).argmax(0)
-    return laplace_approximation(likelihood, x, every[highest, torch.arange(len(x), device=x.device)])
+    """``laplace_approximation`` at the ``highest_mode``."""
+    return laplace_approximation(likelihood, x, highest_mode(likelihood, x, starts)[0])
 
 
 def mixture_of_modes(
@@ -72,7 +84,7 @@ def mixture_of_modes(
             weights would grow exponentially with it.
     """
     factor = 1 + (wider - 1) * min(1.0, math.sqrt(FEW / likelihood.latent_shape.numel()))
-    rows, z = x.repeat(starts, *[1] * (x.dim() - 1)), modes(likelihood, x, starts).flatten(0, 1)
+    rows, z = x.repeat(starts, *[1] * (x.dim() - 1)), modes(likelihood, x, starts)[0].flatten(0, 1)
     normals = laplace_approximation(likelihood, rows, z)
     height = likelihood.log_joint(rows, z.unsqueeze(0))[0]
     volume = normals.scale_tril.diagonal(dim1=-2, dim2=-1).log().sum(-1)
@@ -102,7 +114,7 @@ def laplace(
     Args:
         likelihood: the decoder and its prior.
         x: (B, *X).
-        mode: the engine that finds the maximum; by default L-BFGS from zero.
+        mode: the engine that finds the maximum; by default L-BFGS from the ``highest_mode``.
         curvature: ``"dense"`` for the Hessian as a matrix; ``"lanczos"`` for its products with vectors only, by
             stochastic Lanczos quadrature (Ubaru et al. 2017), for high-dimensional codes. The sampling error of the
             quadrature is in ``standard_error``.
@@ -122,11 +134,14 @@ def laplace(
         raise ValueError(f"curvature must be 'dense' or 'lanczos', got {curvature!r}.")
     if probes < 2 or iterations < 1:
         raise ValueError(f"Need probes >= 2 and iterations >= 1, got {probes} and {iterations}.")
-    engine = mode or mode_search(max_steps=200, grad_tol=1e-9)
+    search = 0
     with torch.no_grad():
-        encoding = engine(likelihood, x)
+        if mode is None:
+            start, search = highest_mode(likelihood, x)
+            mode = mode_search(Constant(start), max_steps=200, grad_tol=1e-9)
+        encoding = mode(likelihood, x)
     z, solve = encoding.point, encoding.solve
-    search = 0 if solve is None else round(float(solve.evaluations.sum(0).double().mean()))
+    search += 0 if solve is None else round(float(solve.evaluations.sum(0).double().mean()))
     width = z[0].numel()
     volume = 0.5 * width * math.log(2 * math.pi)
     with torch.no_grad():

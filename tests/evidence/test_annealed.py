@@ -6,7 +6,7 @@ import pytest
 import torch
 from conftest import FULL
 from margins import within
-from problems import Rows
+from problems import Rows, plateau
 from pyro.ops.stats import effective_sample_size
 from scipy import integrate, stats
 from torch import Tensor, nn
@@ -298,6 +298,11 @@ def test_laplace_is_exact_for_a_linear_decoder(curvature: str) -> None:
     error = (found.log_p - exact(model, x).log_p).abs()
     assert (error < (1e-8 if curvature == "dense" else 4 * found.standard_error)).all()
     assert (found.standard_error > 0).all() == (curvature == "lanczos")
+
+
+def test_laplace_takes_the_highest_mode() -> None:
+    model, x, truth = plateau()
+    assert (laplace(model, x).log_p - (truth - math.log(2))).abs().max() < 0.02
 
 
 def test_lanczos_agrees_with_the_dense_determinant() -> None:
