@@ -25,7 +25,7 @@ from gae.inference import (
 )
 from gae.inference.laws import point_of
 from gae.inference.modes import density_step
-from gae.inference.starts import Given
+from gae.inference.starts import DecoderInit, Given
 from gae.likelihood import FlatDistribution, Likelihood
 
 TOLERANCE = 1e-5  # nats
@@ -44,7 +44,9 @@ SUBJECTS = {  # of sentences on the density of an engine
 ENGINES = tuple(SUBJECTS)
 
 
-def engine_of(name: str, model: Autoencoder, steps: int | None = None, density: bool = False) -> Inference:
+def engine_of(
+    name: str, model: Autoencoder, steps: int | None = None, density: bool = False, restarts: int = 1
+) -> Inference:
     """A named engine for the codes of a model.
 
     ``"lbfgs"``, ``"adam"`` and ``"gauss-newton"`` climb from 0 to a mode of the joint density; a sample stops when it
@@ -57,10 +59,13 @@ def engine_of(name: str, model: Autoencoder, steps: int | None = None, density: 
         steps: the most steps; by default 200 (L-BFGS), 1000 (Adam), 100 (Gauss–Newton) or 4 (``"refine"``).
         density: whether a density q(z|x) is needed: an ascent is then followed by the Laplace approximation at its
             mode.
+        restarts: number of ascents from random codes, the best of which is kept; 1 for one from 0, which may end at a
+            mode far below others.
 
     Raises:
-        ValueError: for an unknown name, steps of an encoder, a model without an encoder, or codes that no gradient
-            leads to: discrete ones alone, and those of a non-negative factorisation.
+        ValueError: for an unknown name, steps of an encoder, restarts of an engine that starts from one, a model
+            without an encoder, or codes that no gradient leads to: discrete ones alone, and those of a non-negative
+            factorisation.
 
     >>> from gae.systems import vae
     >>> engine_of("refine", vae((5,), latent=2))(vae((5,), latent=2).likelihood, torch.randn(3, 5)).point.shape
@@ -70,9 +75,14 @@ def engine_of(name: str, model: Autoencoder, steps: int | None = None, density: 
         raise ValueError(f"Unknown engine {name!r}. Valid engines: {', '.join(ENGINES)}.")
     if name in ASCENTS:
         _need_gradient(name, model.likelihood)
-        ascent = mode_ascent(name, steps)
+        ascent = mode_ascent(name, steps, restarts=restarts)
         mode = Argmax(ascent) if model.likelihood.components > 1 else ascent
         return Laplace(mode, "full", "hessian", samples=None) if density else mode
+    if restarts > 1:
+        raise ValueError(
+            f"The engine {name!r} starts from the encoder alone, so it has no restarts. Leave them out, or choose one "
+            f"of {', '.join(ASCENTS)}."
+        )
     encoder = next((part for part in model.inference.modules() if isinstance(part, Amortized)), None)
     if encoder is None:
         raise ValueError(
@@ -97,14 +107,17 @@ def _need_gradient(name: str, likelihood: Likelihood) -> None:
         )
 
 
-def mode_ascent(name: str = "lbfgs", steps: int | None = None, start: Inference | None = None) -> Ascent:
-    """Ascent to a mode of the joint density of each code by the named step rule, from 0 or from a start.
+def mode_ascent(
+    name: str = "lbfgs", steps: int | None = None, start: Inference | None = None, restarts: int = 1
+) -> Ascent:
+    """Ascent to a mode of the joint density of each code by the named step rule, from 0, a start, or several at random.
 
     >>> mode_ascent("gauss-newton").max_steps
     100
     """
     build, most = ASCENTS[name]
-    return Ascent(start, build(), most if steps is None else steps, tol=TOLERANCE, adjoint=Detach())
+    most, start = most if steps is None else steps, DecoderInit() if start is None and restarts > 1 else start
+    return Ascent(start, build(), most, tol=TOLERANCE, restarts=restarts, adjoint=Detach())
 
 
 class Refined(Inference):

@@ -170,6 +170,9 @@ EngineName = Annotated[
     ),
 ]
 EngineSteps = Annotated[int | None, typer.Option("--steps", min=0, help="Most steps of --engine.")]
+EngineRestarts = Annotated[
+    int, typer.Option("--restarts", min=1, help="Ascents of --engine from random codes, the best of which is kept.")
+]
 
 
 SHARED = ("latent", "head", "scale")  # names of options of a model of your own that systems have too
@@ -278,6 +281,13 @@ def open_model(
     if data is not None:
         raise ValueError(f"--decoder takes the place of a checkpoint: leave {checkpoint} out.")
     return own.model(load(checkpoint, binarize or "none", split, **prepared), seed), checkpoint, own.decoder
+
+
+def need_engine(engine: str | None, steps: int | None = None, restarts: int = 1) -> None:
+    """Raises ValueError for options of an engine that is not named."""
+    for option, given in (("steps", steps is not None), ("restarts", restarts > 1)):
+        if engine is None and given:
+            raise ValueError(f"--{option} is for an engine by name. Give --engine too, such as --engine lbfgs.")
 
 
 def preparation(

@@ -14,6 +14,7 @@ from gae.cli.common import (
     Drop,
     EncoderName,
     EngineName,
+    EngineRestarts,
     EngineSteps,
     HeadName,
     Labels,
@@ -45,6 +46,7 @@ def encode(
     split_by: SplitBy = None,
     engine: EngineName = None,
     steps: EngineSteps = None,
+    restarts: EngineRestarts = 1,
     decoder: Decoder = None,
     weights: Weights = None,
     latent: CodeShape = None,
@@ -74,8 +76,9 @@ def encode(
     file names of images. In .csv and .parquet files z becomes the columns z0, z1, …; an .npy file has z alone. Several
     processes share blocks of 1000 rows; the first writes the file.
 
-    Codes are inferred by the model's own engine, or by --engine: an ascent from 0 (lbfgs, adam, gauss-newton), the
-    encoder alone, or a few steps from it (refine). With --decoder the model is yours, under the prior N(0, I).
+    Codes are inferred by the model's own engine, or by --engine: an ascent from 0 (lbfgs, adam, gauss-newton), or the
+    best of several from random codes (--restarts), since one may end far below the highest mode; the encoder alone, or
+    a few steps from it (refine). With --decoder the model is yours, under the prior N(0, I).
     """
     from gae.analysis.rows import codes
 
@@ -99,6 +102,7 @@ def transform(
     split_by: SplitBy = None,
     engine: EngineName = None,
     steps: EngineSteps = None,
+    restarts: EngineRestarts = 1,
     decoder: Decoder = None,
     weights: Weights = None,
     latent: CodeShape = None,

@@ -20,6 +20,7 @@ from gae.cli.common import (
     Drop,
     EncoderName,
     EngineName,
+    EngineRestarts,
     HeadName,
     Labels,
     Missing,
@@ -35,6 +36,7 @@ from gae.cli.common import (
     Weights,
     in_its_dtype,
     load_like,
+    need_engine,
     open_model,
     placed,
     preparation,
@@ -64,6 +66,7 @@ def gap(
     draws: Annotated[int, typer.Option(min=4, help="Draws per bound and observation.")] = 1000,
     steps: Annotated[int, typer.Option(min=1, help="Maximum number of steps of each local optimisation.")] = 200,
     engine: EngineName = None,
+    restarts: EngineRestarts = 1,
     also: Annotated[
         list[str] | None,
         typer.Option(metavar="CHECKPOINT", help="Another training of the system (repeatable): errors over trainings."),
@@ -106,6 +109,7 @@ def gap(
     command, began = command_line(gap, locals()), time.perf_counter()
     check_folder(out)
     _need_digits(precision)
+    need_engine(engine, restarts=restarts)
     prepared = preparation(labels, drop, missing, side, crop, channels)
     own = Own(decoder, weights, latent, head, scale, activated, encoder)
     if own.decoder is not None and also:
@@ -114,10 +118,9 @@ def gap(
     trainings: list[GapMeasurement] = []
     for each in (checkpoint, *(also or ())):
         model, source, _ = open_model(each, data, own, binarize, split_by, seed, trust, prepared)
-        dataset, x, on = _prepared(model, source, binarize, split_by, size, engine, own, fabric)
+        dataset, x, on = _prepared(model, source, binarize, split_by, size, engine, restarts, own, fabric)
         _need_same(trainings, x, each)
-        budget = {"samples": samples, "draws": draws, "steps": steps}
-        trainings.append(measure_gap(on, model, x, seed=seed, **budget))
+        trainings.append(measure_gap(on, model, x, samples=samples, draws=draws, steps=steps, seed=seed))
     if not fabric.is_global_zero:
         return None
     columns = over_trainings(trainings)
@@ -164,6 +167,7 @@ def _prepared(
     split_by: str | None,
     size: int,
     engine: str | None,
+    restarts: int,
     own: Own,
     fabric: "Fabric",
 ) -> "tuple[Dataset, torch.Tensor, Fabric]":
@@ -171,7 +175,7 @@ def _prepared(
     from gae.analysis.engines import engine_of
 
     if engine is not None:
-        model.inference = engine_of(engine, model, density=True)
+        model.inference = engine_of(engine, model, density=True, restarts=restarts)
     dataset = load_like(model, source, binarize, split_by)
     x = dataset.test[:size]
     on = placed(model, x, fabric)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gae.cli.common import Own, in_its_dtype, load_like, open_model, placed, preparation
+from gae.cli.common import Own, in_its_dtype, load_like, need_engine, open_model, placed, preparation
 from gae.data.progress import progress
 
 if TYPE_CHECKING:
@@ -46,17 +46,17 @@ def applied(options: Mapping[str, Any], *, curvature: bool = False) -> Applied:
     from gae.analysis.engines import engine_of
     from gae.training import launch
 
-    checkpoint, data, binarize, split_by, seed, trust, engine, steps = (
-        options[name] for name in ("checkpoint", "data", "binarize", "split_by", "seed", "trust", "engine", "steps")
+    checkpoint, data, binarize, split_by, seed, trust = (
+        options[name] for name in ("checkpoint", "data", "binarize", "split_by", "seed", "trust")
     )
+    engine, steps, restarts = (options[name] for name in ("engine", "steps", "restarts"))
+    need_engine(engine, steps, restarts)
     own = Own(*(options[name] for name in ("decoder", "weights", "latent", "head", "scale", "activated", "encoder")))
     prepared = preparation(*(options[name] for name in ("labels", "drop", "missing", "size", "crop", "channels")))
     fabric = launch(*(options[name] for name in ("device", "precision", "devices", "nodes")))
     model, source, _ = open_model(checkpoint, data, own, binarize, split_by, seed, trust, prepared)
     if engine is not None:
-        model.inference = engine_of(engine, model, steps)
-    elif steps is not None:
-        raise ValueError("--steps is for an engine by name. Give --engine too, such as --engine lbfgs.")
+        model.inference = engine_of(engine, model, steps, restarts=restarts)
     dataset = load_like(model, source, binarize, split_by)
     rows = dataset.rows(options["split"])
     fabric = placed(model, rows.x, fabric)

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from problems import plateau
 from torch import nn
 
 from gae import Autoencoder
@@ -30,6 +31,32 @@ def test_every_component_of_a_mixture_is_climbed() -> None:
     wanted, code = model.encode(x), model.encode(x, engine_of("lbfgs", model))
     assert wanted.k is not None and code.k is not None
     assert torch.equal(code.k, wanted.k) and torch.allclose(code.z, wanted.z, atol=2e-2)
+
+
+@pytest.mark.parametrize("name", ["lbfgs", "adam"])
+def test_restarts_leave_a_low_mode(name: str) -> None:
+    """Which an ascent from 0 does not: the code of x = 4 is 2.05 or its negative, but for the prior's pull."""
+    likelihood, x, _ = plateau()
+    model = Autoencoder(likelihood, Ascent())
+    assert bool((model.encode(x, engine_of(name, model)).z.abs() < 0.05).all())
+    code = model.encode(x, engine_of(name, model, restarts=8))
+    assert bool(((code.z.abs() - 2.05).abs() < 0.01).all())
+    assert code.solve is not None and code.solve.spread is not None
+
+
+def test_every_component_of_a_mixture_is_climbed_from_every_start() -> None:
+    mixture, x = LinearMixture(3, 2, (5,)).double(), torch.randn(6, 5).double()
+    model = Autoencoder(mixture, Argmax(ClosedForm()))
+    wanted, code = model.encode(x), model.encode(x, engine_of("lbfgs", model, restarts=3))
+    assert wanted.k is not None and code.k is not None
+    assert torch.equal(code.k, wanted.k) and torch.allclose(code.z, wanted.z, atol=2e-2)
+
+
+@pytest.mark.parametrize("name", ["encoder", "refine"])
+def test_an_encoder_has_no_restarts(name: str) -> None:
+    model = Autoencoder(Gaussian(nn.Linear(2, 3), 2), Amortized(nn.Linear(3, 2)))
+    with pytest.raises(ValueError, match="starts from the encoder alone, so it has no restarts"):
+        engine_of(name, model, restarts=2)
 
 
 @pytest.mark.parametrize(

@@ -18,9 +18,11 @@ from gae.adapters import from_decoder, trainable
 from gae.analysis.engines import ENGINES, engine_of
 from gae.analysis.inference_gap import lower_bound
 from gae.analysis.matrix import DIAGONAL, ENCODER, FULL, OPTIMUM
+from gae.analysis.rows import codes
 from gae.data import load as load_data
 from gae.studies import engines
 from gae.systems import ppca, vae, vq_vae
+from gae.training.devices import single
 
 pytestmark = pytest.mark.usefixtures("blank_figures")
 
@@ -110,6 +112,19 @@ def test_engines_of_a_checkpoint() -> None:
         assert codes["engine"] == "Ascent"
 
 
+def test_restarts_of_an_engine(own: dict[str, Any]) -> None:
+    gae("encode", "images.npy", *OWN, "--engine", "lbfgs", "--restarts", 4, "--seed", 3, "-o", "codes.npz")
+    model = from_decoder(own["decoder"], (1, 4, 4), 2, scale=0.3)
+    ends = {}
+    for restarts in (1, 4):
+        model.inference = engine_of("lbfgs", model, restarts=restarts)
+        (block,) = codes(model, torch.from_numpy(images(20)), seed=3, fabric=single("cpu"))
+        ends[restarts] = block["z"]
+    with np.load("codes.npz") as written:
+        assert np.array_equal(written["z"], ends[4])
+    assert not np.array_equal(ends[1], ends[4])
+
+
 def test_the_gap_of_a_codebook() -> None:
     torch.manual_seed(0)
     model = vq_vae((1, 4, 4), positions=2, vectors=3, width=2, hidden=(5,)).eval()
@@ -134,6 +149,7 @@ ERRORS = [
     (("images.npy", *OWN, "--latent", "two"), "whole numbers separated by commas"),
     (("images.npy", *OWN, "--latent", "3"), "does not accept a batch of 1 codes of shape (3,)"),
     (("images.npy", *OWN, "--steps", "3"), "--steps is for an engine by name"),
+    (("images.npy", *OWN, "--restarts", "3"), "--restarts is for an engine by name"),
     (("images.npy", *OWN, "--engine", "encoder"), "needs an encoder"),
     (("images.npy", *OWN, "--engine", "newton"), "Unknown engine"),
     (("images.npy", *OWN, "--head", "bernoulli"), "has no scale"),
