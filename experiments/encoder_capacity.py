@@ -639,7 +639,10 @@ def draw(rows: list[Row], others: list[dict[str, Any]], c: Configuration) -> Any
                     places, [gap.mean for gap in gaps], errors, color=colour, ls=style, marker="o", label=label
                 )
         axes.set(xlabel=name if name != "images" else "training images")
-        axes.set_xscale("linear" if name == "depth" else "log")
+        if name == "depth":
+            axes.set_xticks(c.depths)
+        else:
+            axes.set_xscale("log")
     panels[0].set_ylabel("amortisation gap on the frozen decoder (nats)")
     if others:
         draw_cotrained(panels[3], others)

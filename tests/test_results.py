@@ -107,11 +107,44 @@ def derived(name: str, results: dict[str, Any]) -> Iterator[Pair]:
     if name == "inference_gap":
         vae = results["models"]["vae"]
         yield less(vae["ais"]["images"], vae["test"]["images"]["log p(x)"])
+    if name.startswith("encoder_capacity"):
+        yield from capacity(results["cells"])
     if name.startswith("training_by_inference"):  # differences of the same seeds
         for methods in results["measured"].values():
             means = [[fmean(cell["log_p"]["values"]) for cell in cells] for cells in methods.values()]
             yield from map(over, means)
             yield from (less(left, right) for left, right in combinations(means, 2))
+
+
+def capacity(cells: dict[str, Any]) -> Iterator[Pair]:
+    """Bounds and gaps of each encoder on its split, their difference between splits, and log p(x) less the bound."""
+    families = {"diagonal": "mean-field", "full": "full covariance"}
+    rows: dict[str, list[dict[str, float]]] = {}
+    for name, cell in cells.items():
+        kind, _, seed = name.partition(" seed ")
+        if kind == "decoder":
+            continue
+        decoder, family = cells[f"decoder seed {seed}"], kind.split()[0]
+        middle = cells[f"iaf width 256 depth 2 images 55000 seed {seed}"]
+        means = {}
+        for split in ("test", "train"):
+            if family == "cotrained":
+                bound, best, log_p = (cell[split][key] for key in ("encoder", "optimum", "log_p"))
+            else:
+                bound, log_p = cell[split], decoder[split]["log_p"]
+                best = middle[f"optimum {split}"] if family == "iaf" else decoder[split]["optimum"][families[family]]
+            means |= {f"{split} L": fmean(bound), f"{split} best": fmean(best["values"])}
+            means[f"{split} log p"] = fmean(log_p["values"])
+        rows.setdefault(kind, []).append(means)
+    for row in rows.values():
+        series = {key: [means[key] for means in row] for key in row[0]}
+        gaps = {
+            split: [best - bound for best, bound in zip(series[f"{split} best"], series[f"{split} L"], strict=True)]
+            for split in ("test", "train")
+        }
+        yield from map(over, [*series.values(), *gaps.values()])
+        yield less(gaps["test"], gaps["train"])
+        yield less(series["test log p"], series["test L"])
 
 
 def rounds_to(number: float, text: str) -> bool:
