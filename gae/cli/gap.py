@@ -99,8 +99,8 @@ def gap(
 
     L[q] is the bound of the model's own engine, or of --engine: of an ascent (lbfgs, adam, gauss-newton), the Laplace
     approximation at its mode; of the encoder; or of its density after a few steps (refine). With --decoder the model is
-    yours, under the prior N(0, I). With --also, errors are over trainings. Several processes share blocks of 100
-    samples; the first writes the folder.
+    yours, under the prior N(0, I). With --also, errors are over trainings, for each of which gap.npz has a row. Several
+    processes share blocks of 100 samples; the first writes the folder.
     """
     from gae.reports.pages import origin
     from gae.studies.gaps import GapMeasurement, gap_answer, gap_results, measure_gap, over_trainings, shared_use
@@ -119,8 +119,9 @@ def gap(
     for each in (checkpoint, *(also or ())):
         model, source, _ = open_model(each, data, own, binarize, split_by, seed, trust, prepared)
         dataset, x, on = _prepared(model, source, binarize, split_by, size, engine, restarts, own, fabric)
-        _need_same(trainings, x, each)
+        _need_same(trainings, model, x, each)
         trainings.append(measure_gap(on, model, x, samples=samples, draws=draws, steps=steps, seed=seed))
+        _need_alike(trainings, each)
     if not fabric.is_global_zero:
         return None
     columns = over_trainings(trainings)
@@ -187,13 +188,33 @@ def _prepared(
     return dataset, x, on
 
 
-def _need_same(trainings: "list[GapMeasurement]", x: "torch.Tensor", checkpoint: str) -> None:
+def _need_same(trainings: "list[GapMeasurement]", model: "Autoencoder", x: "torch.Tensor", checkpoint: str) -> None:
+    """Raises ValueError for a further training on other test samples, or of a model of other parts."""
     import torch
 
-    if trainings and not torch.equal(trainings[0].x, x.cpu()):
+    if not trainings:
+        return
+    first = trainings[0].model
+    for part, old, new in (
+        ("a code of shape", tuple(first.likelihood.latent_shape), tuple(model.likelihood.latent_shape)),
+        ("the engine", type(first.inference).__name__, type(model.inference).__name__),
+    ):
+        if old != new:
+            raise ValueError(
+                f"--also names further trainings of one system, but the first has {part} {old}, and {checkpoint} {new}."
+            )
+    if not torch.equal(trainings[0].x, x.cpu()):
         raise ValueError(
             f"The test samples of {checkpoint} are not those of the first checkpoint: it prepares or splits the data "
             "otherwise. Errors over trainings need trainings on the same data; give --split-by, or leave it out."
+        )
+
+
+def _need_alike(trainings: "list[GapMeasurement]", checkpoint: str) -> None:
+    if trainings[-1].family != trainings[0].family:
+        raise ValueError(
+            f"--also names further trainings of one system, but the densities of the first are {trainings[0].family}, "
+            f"and those of {checkpoint} {trainings[-1].family}."
         )
 
 

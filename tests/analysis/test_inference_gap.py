@@ -375,6 +375,7 @@ def test_command_leads_with_the_collapse_of_a_hierarchical_code(engine: tuple[st
     assert account["use"]["active"] == 0 and account["use"]["width"] == 3
 
 
+@pytest.mark.slow
 def test_command_gives_errors_over_trainings(tmp_path: Path) -> None:
     """From those of each training alone: the mean of means, and the standard deviation of means / √3."""
     run = partial(CliRunner().invoke, app)
@@ -417,6 +418,15 @@ def test_trainings_on_other_data_are_refused(tmp_path: Path) -> None:
     few = ["-n", "4", "--samples", "50", "--draws", "20", "--steps", "3", "--out", str(tmp_path / "gap")]
     done = run(["gap", str(tmp_path / "one"), "digits", *few, "--also", str(tmp_path / "two")])
     assert done.exit_code == 2 and "are not those of the first checkpoint" in done.output
+    wide = [word.replace("latent=2", "latent=3") for word in small]
+    assert run([*wide, "digits", "--out", str(tmp_path / "wide")]).exit_code == 0
+    done = run(["gap", str(tmp_path / "one"), "digits", *few, "--also", str(tmp_path / "wide")])
+    assert done.exit_code == 2 and "the first has a code of shape (2,), and" in " ".join(done.output.split())
+    for posterior in ("diagonal", "full"):
+        vae = ["fit", "vae", "digits", "--option", f"posterior={posterior}", "--option", "hidden=4", "--epochs", "1"]
+        assert run([*vae, "--quiet", "--out", str(tmp_path / posterior)]).exit_code == 0
+    done = run(["gap", str(tmp_path / "diagonal"), "digits", *few, "--also", str(tmp_path / "full")])
+    assert done.exit_code == 2 and "first are mean-field, and those of" in " ".join(done.output.split())
     done = run(["gap", "digits", "--decoder", "models:decoder", "--latent", "2", *few, "--also", str(tmp_path / "two")])
     assert done.exit_code == 2 and "Leave it out with --decoder" in done.output
 
