@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from lightning_fabric.utilities.rank_zero import rank_zero_only
 from torch import Tensor, nn
 
 import gae
@@ -23,6 +24,12 @@ quiet = partial(fit, progress=False)
 X = torch.randn(40, 5, generator=torch.Generator().manual_seed(0))
 still = partial(torch.optim.SGD, lr=0.0)
 adam = partial(torch.optim.Adam, lr=1e-2)
+
+
+@pytest.fixture(autouse=True)
+def first_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lightning keeps the rank of the last Fabric, which may be that of a test of several processes."""
+    monkeypatch.setattr(rank_zero_only, "rank", 0, raising=False)
 
 
 class Hooks(Callback):
