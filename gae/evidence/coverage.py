@@ -6,9 +6,10 @@ import torch
 from jaxtyping import Bool, Float, Num
 from pyro.distributions import MultivariateNormal
 from torch import Size, Tensor
-from torch.distributions import Categorical, Distribution, MixtureSameFamily
+from torch.distributions import Distribution
 
 from gae.evidence.laplace import laplace_approximation
+from gae.evidence.mixture import NormalMixture
 from gae.inference.curvature import unit
 from gae.inference.laws import log_density
 from gae.inference.modes import mode_search
@@ -93,7 +94,7 @@ def _mass_of_modes(
     return mass.amax(0), round(number * float(encoding.solve.evaluations.double().mean()))
 
 
-def defended(proposal: MixtureSameFamily, prior: Distribution) -> MixtureSameFamily:
+def defended(proposal: NormalMixture, prior: Distribution) -> NormalMixture:
     """A mixture of normals with a normal of the prior's moments as a further component, which bounds the weights.
 
     It is a defensive mixture (Hesterberg 1995): where the proposal has too little mass, a weight is at most that of a
@@ -109,5 +110,4 @@ def defended(proposal: MixtureSameFamily, prior: Distribution) -> MixtureSameFam
     scale = unit(prior).to(loc).expand_as(loc[:, :1]).diag_embed()
     logits = proposal.mixture_distribution.logits + math.log(1 - DEFENCE)
     weights = torch.cat([logits, torch.full_like(logits[:, :1], math.log(DEFENCE))], 1)
-    wide = MultivariateNormal(torch.cat([loc, centre], 1), scale_tril=torch.cat([tril, scale], 1), validate_args=False)
-    return MixtureSameFamily(Categorical(logits=weights), wide, validate_args=False)
+    return NormalMixture.of(weights, torch.cat([loc, centre], 1), torch.cat([tril, scale], 1))

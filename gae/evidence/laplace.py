@@ -7,9 +7,9 @@ import torch
 from jaxtyping import Float, Num
 from pyro.distributions import MultivariateNormal
 from torch import Tensor
-from torch.distributions import Categorical, MixtureSameFamily
 
 from gae.evidence.base import Evidence, need_proper
+from gae.evidence.mixture import NormalMixture
 from gae.inference import Inference, Zeros
 from gae.inference.curvature import expansion, hessian, normal_at
 from gae.inference.decoder import twice_differentiable
@@ -69,7 +69,7 @@ def mode_approximation(likelihood: Likelihood, x: Num[Tensor, "B *X"], starts: i
 
 def mixture_of_modes(
     likelihood: Likelihood, x: Num[Tensor, "B *X"], starts: int = 32, wider: float = 1.5
-) -> MixtureSameFamily:
+) -> NormalMixture:
     """Mixture of the Laplace approximations at ``modes``.
 
     Each start is a component, weighted by its Laplace evidence, so a proposal covers a posterior of several modes as
@@ -92,9 +92,7 @@ def mixture_of_modes(
         part.unflatten(0, (starts, len(x))).transpose(0, 1)
         for part in (height + volume, normals.loc, factor * normals.scale_tril)
     )
-    return MixtureSameFamily(
-        Categorical(logits=weights), MultivariateNormal(loc, scale_tril=tril, validate_args=False), validate_args=False
-    )
+    return NormalMixture.of(weights, loc, tril)
 
 
 @checked

@@ -1,6 +1,7 @@
 """The choice of an estimator of log p(x), against models whose evidence is known; Pareto k against a second version."""
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -16,7 +17,9 @@ from gae.evidence.annealed import BDMC
 from gae.evidence.automatic import estimate
 from gae.evidence.base import from_log_weights, pareto_shape
 from gae.evidence.coverage import misses_mass
+from gae.evidence.mixture import NormalMixture
 from gae.inference import Ascent, GaussNewton
+from gae.inference.laws import codes_from
 from gae.likelihood import Codebook, Flat, Gaussian, LinearMixture
 
 
@@ -319,3 +322,23 @@ def test_a_normal_posterior_of_many_elements_is_found_from_a_poor_proposal() -> 
     found = estimate(model, x, lambda _: broad, annealed=0)
     assert found.tight is not None and found.tight.all()
     assert np.all(np.abs(found.log_p.detach().numpy() - wanted) < 5 * found.standard_error.numpy() + 1e-6)
+
+
+@pytest.mark.parametrize("draw", [codes_from, lambda q, n: q.sample((n,))], ids=["codes_from", "sample"])
+def test_draws_of_a_mixture_of_normals(draw: Callable[[NormalMixture, int], Tensor]) -> None:
+    """Far apart, the components of each row are told apart by their means."""
+    n, logits = 20_000, torch.tensor([[0.2, -0.5, 1.0], [0.0, 0.7, -1.0]], dtype=torch.float64)
+    loc = 100 * torch.arange(12, dtype=torch.float64).view(2, 3, 2)
+    tril = torch.randn(2, 3, 2, 2, dtype=torch.float64).tril()
+    q = NormalMixture.of(logits, loc, tril)
+    z = draw(q, n)
+    assert z.shape == (n, 2, 2)
+    nearest = (z.unsqueeze(2) - loc).square().sum(-1).argmin(-1)
+    for row, weights in enumerate(logits.softmax(-1)):
+        for k, weight in enumerate(weights):
+            mine = z[:, row][nearest[:, row] == k]
+            assert abs(len(mine) / n - weight) < 5 * (weight * (1 - weight) / n).sqrt()
+            covariance = tril[row, k] @ tril[row, k].mT
+            assert ((mine.mean(0) - loc[row, k]).abs() < 5 * (covariance.diagonal() / len(mine)).sqrt()).all()
+            product = covariance.diagonal().sqrt().outer(covariance.diagonal().sqrt())
+            assert ((mine.T.cov() - covariance).abs() < 5 * product * (2 / len(mine)) ** 0.5).all()
