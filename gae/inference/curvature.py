@@ -16,17 +16,23 @@ from gae.likelihood import DecoderLikelihood, Likelihood
 from gae.likelihood.door import checked, hidden
 
 COLUMNS = 256  # directions at once
+JACOBIANS = 2**24  # elements of the decoder's Jacobians at once
 
 
 class _Linearised:
-    """The linear maps of the curvature at z: v -> J v, J' v, and the symmetric H v and prior part of G v."""
+    """The linear maps of the curvature at z: v -> J v, J' v, and the symmetric H v and prior part of G v.
+
+    ``slope`` is the gradient of -log q_r in the output, and ``diagonal`` that of H where H has no other elements.
+    """
 
     def __init__(self, likelihood: Likelihood, x: Tensor, z: Tensor, k: Tensor | None):
         if not isinstance(likelihood, DecoderLikelihood):
             raise TypeError(f"{type(likelihood).__name__} has no single decoder output. Use `LBFGS()`.")
         self.z, self.outputs = z, thrice_differentiable(lambda z: likelihood.outputs(z, k))
-        output, self._pull = vjp(self.outputs, z)  # type: ignore[misc]
-        _, self._hessian = vjp(_slope(lambda o: likelihood.log_likelihood(x, o, k)), output)  # type: ignore[misc]
+        self.output, self._pull = vjp(self.outputs, z)  # type: ignore[misc]
+        slope = _slope(lambda o: likelihood.log_likelihood(x, o, k))
+        self.slope, self._hessian = vjp(slope, self.output)  # type: ignore[misc]
+        self.diagonal = self._hessian(torch.ones_like(self.output))[0] if likelihood.separable else None
         _, self._prior = vjp(_slope(likelihood.prior.log_prob), z)  # type: ignore[misc]
 
     def push(self, v: Tensor) -> Tensor:
@@ -36,7 +42,7 @@ class _Linearised:
         return self._pull(v)[0]
 
     def hessian(self, v: Tensor) -> Tensor:
-        return self._hessian(v)[0]
+        return self._hessian(v)[0] if self.diagonal is None else self.diagonal * v
 
     def prior(self, v: Tensor) -> Tensor:
         return self._prior(v)[0]
@@ -106,16 +112,46 @@ def derivatives(
     likelihood: Likelihood, x: Num[Tensor, "B *X"], z: Float[Tensor, "S B Z"], k: Int[Tensor, "S _"] | None = None
 ) -> tuple[Float[Tensor, "S B"], Float[Tensor, "S B Z"], Float[Tensor, "S B Z Z"]]:
     """log_joint at vector codes, its gradient and its Hessian, in the graph; the Hessian costs Z backward passes."""
+    with twice_differentiable(likelihood):
+        if isinstance(likelihood, DecoderLikelihood) and likelihood.separable:
+            value, grad, hessian = _through_output(likelihood, x, z, k)
+        else:
+            value, grad, hessian = _of_joint(likelihood, x, z, k)
+    return value, grad, 0.5 * (hessian + hessian.mT)
+
+
+def _of_joint(likelihood: Likelihood, x: Tensor, z: Tensor, k: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """The same, of any log_joint; the Hessian is not yet symmetrised."""
 
     def gradient(code: Tensor) -> tuple[Tensor, Tensor]:
         value, pull = vjp(thrice_differentiable(lambda z: likelihood.log_joint(x, z, k)), code)  # type: ignore[misc]
         return pull(torch.ones_like(value))[0], value
 
-    with twice_differentiable(likelihood):
-        grad, pull, value = vjp(gradient, z, has_aux=True)  # type: ignore[misc]
-        basis = torch.eye(z.shape[-1], dtype=z.dtype, device=z.device)
-        hessian = torch.stack([pull(direction.expand_as(z))[0] for direction in basis], -2)
-    return value, grad, 0.5 * (hessian + hessian.mT)
+    grad, pull, value = vjp(gradient, z, has_aux=True)  # type: ignore[misc]
+    return value, grad, torch.stack([pull(direction)[0] for direction in _directions(z)], -2)
+
+
+def _through_output(
+    likelihood: DecoderLikelihood, x: Tensor, z: Tensor, k: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The same, where the elements of the output add up: J' H J with a diagonal H, and the outputs' own curvature."""
+    at = _Linearised(likelihood, x, z, k)
+    assert at.diagonal is not None
+    prior = _slope(likelihood.prior.log_prob)
+
+    def fall(code: Tensor, slope: Tensor) -> Tensor:
+        return vjp(at.outputs, code)[1](slope)[0] + prior(code)
+
+    grad, pull = vjp(fall, z, at.slope)  # type: ignore[misc]
+    bent, columns = (torch.stack(parts) for parts in zip(*map(pull, _directions(z)), strict=True))
+    jacobian = columns.flatten(3)
+    curved = torch.einsum("usbo,vsbo->sbuv", jacobian, at.diagonal.flatten(2) * jacobian)
+    value = likelihood.prior.log_prob(z) + likelihood.log_likelihood(x, at.output, k)
+    return value, -grad, -curved - bent.permute(1, 2, 0, 3)
+
+
+def _directions(z: Tensor) -> list[Tensor]:
+    return [direction.expand_as(z) for direction in torch.eye(z.shape[-1], dtype=z.dtype, device=z.device)]
 
 
 @torch.no_grad()
@@ -131,8 +167,11 @@ def expansion(
     if z.dim() != 2:
         raise ValueError(f"A dense Hessian needs vector codes (B, Z), got shape {tuple(z.shape)}. Use `lanczos`.")
     need_room_for_matrices(z, "Take fewer observations at a time, or use curvature='lanczos' in `laplace`.")
-    value, grad, hessian = derivatives(likelihood, x, z.detach().unsqueeze(0))
-    return value[0], grad[0], hessian[0]
+    rows = max(1, JACOBIANS // (z.shape[1] * likelihood.event_shape.numel()))
+    pairs = zip(x.split(rows), z.detach().split(rows), strict=True)
+    parts = zip(*(derivatives(likelihood, some, codes.unsqueeze(0)) for some, codes in pairs), strict=True)
+    value, grad, hessian = (torch.cat([each[0] for each in part]) for part in parts)
+    return value, grad, hessian
 
 
 def need_finite(curvature: Float[Tensor, "*L B"]) -> None:

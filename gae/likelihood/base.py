@@ -21,6 +21,7 @@ from gae.nets import first_tensor
 from gae.storage import Part
 
 LogJoint = Callable[..., Tensor]
+DENSITIES = ("distribution", "log_likelihood", "log_joint")  # methods that say how elements of the output enter
 ROUNDED = 0.1  # noise scales of rounding in an element of x, above which log densities are no longer right
 
 
@@ -199,7 +200,14 @@ class DecoderLikelihood(Likelihood):
     """
 
     output_is_mean: bool = False  # whether the decoder's output is the mean of x
+    separable: bool = False  # whether log q_r(x|z) is a sum over the elements of the output
     stochastic: bool = False  # whether ``sample_outputs`` is noisy, so that an ascent maximises an expectation
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """A subclass with a distribution of its own is not ``separable`` unless it says so."""
+        super().__init_subclass__(**kwargs)
+        if "separable" not in vars(cls) and not vars(cls).keys().isdisjoint(DENSITIES):
+            cls.separable = False
 
     @abstractmethod
     def outputs(self, z: Float[Tensor, "..."], k: Int[Tensor, "..."] | None = None) -> Float[Tensor, "..."]:

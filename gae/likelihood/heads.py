@@ -127,6 +127,8 @@ class Gaussian(LocationScaleHead):
     torch.Size([1, 5])
     """
 
+    separable = True
+
     def distribution(self, output: Float[Tensor, "..."]) -> Distribution:
         return distributions.Normal(output, self.scale.expand_as(output), validate_args=False)
 
@@ -150,6 +152,8 @@ class Laplace(LocationScaleHead):
     torch.Size([3])
     """
 
+    separable = True
+
     def distribution(self, output: Float[Tensor, "..."]) -> Distribution:
         return dist.Laplace(output, self.scale.expand_as(output), validate_args=False)
 
@@ -164,6 +168,7 @@ class Bernoulli(Head):
 (`load(..., binarize="threshold")` or "dynamic"), or use ContinuousBernoulli or Gaussian on values in [0, 1].
     """
 
+    separable = True
     support = constraints.boolean
     support_text = "{0, 1}"
     support_remedy = (
@@ -193,6 +198,7 @@ class ContinuousBernoulli(Head):
     torch.Size([3])
     """
 
+    separable = True
     support = constraints.unit_interval
     support_text = "[0, 1]"
     support_remedy = "Divide 0-255 data by 255, or use Gaussian."
@@ -211,6 +217,7 @@ class Poisson(Head):
     torch.Size([3])
     """
 
+    separable = True
     support = constraints.nonnegative_integer
     support_text = "the counts 0, 1, 2, ..."
     support_remedy = "Round or rescale to counts, or use Gaussian."

@@ -85,6 +85,7 @@ class PartiallyObserved(AcceptsMissing, DecoderWrapper):
         self.support, self.support_text = likelihood.support, likelihood.support_text
         self.support_remedy = likelihood.support_remedy
         self.stochastic, self.output_is_mean = likelihood.stochastic, likelihood.output_is_mean
+        self.separable = likelihood.separable
         inside = _typical(likelihood)
         if inside is None or not _is_elementwise(likelihood, inside):
             raise TypeError(

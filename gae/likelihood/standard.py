@@ -180,7 +180,7 @@ class DecoderStandardUnits(StandardUnits, DecoderWrapper):
 
     def __init__(self, likelihood: DecoderLikelihood):
         super().__init__(likelihood)
-        self.stochastic = likelihood.stochastic
+        self.stochastic, self.separable = likelihood.stochastic, likelihood.separable
 
     def distribution(self, output: Float[Tensor, "..."]) -> Distribution:
         return self._in_data_units(self.likelihood.distribution(output))
