@@ -10,17 +10,16 @@ from torch import Tensor
 
 from gae.evidence.base import Evidence, need_proper
 from gae.evidence.mixture import NormalMixture
-from gae.inference import Inference, Zeros
+from gae.inference import Inference
 from gae.inference.curvature import expansion, hessian, normal_at
 from gae.inference.decoder import twice_differentiable
 from gae.inference.lanczos import Krylov, lanczos, signs
-from gae.inference.modes import mode_search
-from gae.inference.starts import Constant, DecoderInit
+from gae.inference.modes import highest_mode, mode_search, several_modes
+from gae.inference.starts import Constant
 from gae.likelihood import Likelihood
 from gae.likelihood.door import checked
 
 FEW = 5  # elements of a code, up to which the normals of a proposal are as wide as they are given
-BLOCK = 1024  # codes that are searched at a time
 
 
 @checked
@@ -37,31 +36,6 @@ def laplace_approximation(
     return normal_at(z.detach(), -expansion(likelihood, x, z)[2], likelihood.prior, floor)
 
 
-def modes(likelihood: Likelihood, x: Num[Tensor, "B *X"], starts: int) -> tuple[Float[Tensor, "S B *Z"], int]:
-    """The modes that L-BFGS reaches from zero and, for all but the first, from draws of ``likelihood.initial``.
-
-    Beside them the number of evaluations of the decoder per observation, over all starts.
-    """
-    zeros, drawn = (start.infer(likelihood, x).z for start in (Zeros(), DecoderInit(starts - 1)))
-    rows, z = x.repeat(starts, *[1] * (x.dim() - 1)), torch.cat([zeros, drawn]).flatten(0, 1)
-    size = max(len(x), BLOCK)
-    blocks = zip(rows.split(size), z.split(size), strict=True)
-    ends = [mode_search(Constant(start))(likelihood, block) for block, start in blocks]
-    evaluations = sum(int(end.solve.evaluations.sum()) for end in ends if end.solve is not None)
-    return torch.cat([end.point for end in ends]).unflatten(0, (starts, len(x))), round(evaluations / len(x))
-
-
-def highest_mode(likelihood: Likelihood, x: Num[Tensor, "B *X"], starts: int = 16) -> tuple[Float[Tensor, "B *Z"], int]:
-    """The highest of several ``modes`` of each observation, and the number of evaluations.
-
-    That reached from zero alone may be lower by any amount.
-    """
-    every, evaluations = modes(likelihood, x, starts)
-    with torch.no_grad():
-        best = torch.stack([likelihood.log_joint(x, z.unsqueeze(0))[0] for z in every]).argmax(0)
-    return every[best, torch.arange(len(x), device=x.device)], evaluations + starts
-
-
 def mode_approximation(likelihood: Likelihood, x: Num[Tensor, "B *X"], starts: int = 16) -> MultivariateNormal:
     """``laplace_approximation`` at the ``highest_mode``."""
     return laplace_approximation(likelihood, x, highest_mode(likelihood, x, starts)[0])
@@ -70,7 +44,7 @@ def mode_approximation(likelihood: Likelihood, x: Num[Tensor, "B *X"], starts: i
 def mixture_of_modes(
     likelihood: Likelihood, x: Num[Tensor, "B *X"], starts: int = 32, wider: float = 1.5
 ) -> NormalMixture:
-    """Mixture of the Laplace approximations at ``modes``.
+    """Mixture of the Laplace approximations at ``several_modes``.
 
     Each start is a component, weighted by its Laplace evidence, so a proposal covers a posterior of several modes as
     far as some start reaches them.
@@ -84,7 +58,7 @@ def mixture_of_modes(
             weights would grow exponentially with it.
     """
     factor = 1 + (wider - 1) * min(1.0, math.sqrt(FEW / likelihood.latent_shape.numel()))
-    rows, z = x.repeat(starts, *[1] * (x.dim() - 1)), modes(likelihood, x, starts)[0].flatten(0, 1)
+    rows, z = x.repeat(starts, *[1] * (x.dim() - 1)), several_modes(likelihood, x, starts)[0].flatten(0, 1)
     normals = laplace_approximation(likelihood, rows, z)
     height = likelihood.log_joint(rows, z.unsqueeze(0))[0]
     volume = normals.scale_tril.diagonal(dim1=-2, dim2=-1).log().sum(-1)

@@ -1,7 +1,7 @@
-"""Searches for a mode of the joint density of each code, and for the best density of a family."""
+"""Searches for modes of the joint density of each code, and for the best density of a family."""
 
 import torch
-from jaxtyping import Num
+from jaxtyping import Float, Num
 from torch import Tensor
 
 from gae.inference.ascent.engine import Ascent
@@ -10,7 +10,10 @@ from gae.inference.ascent.steps.lbfgs import LBFGS
 from gae.inference.base import Inference
 from gae.inference.curvature import curvature_matrix
 from gae.inference.decoder import twice_differentiable
+from gae.inference.starts import Constant, DecoderInit, Zeros
 from gae.likelihood import DecoderLikelihood, Likelihood
+
+BLOCK = 1024  # codes that are searched at a time
 
 
 def mode_search(start: Inference | None = None, max_steps: int = 100, grad_tol: float = 1e-4) -> Ascent:
@@ -29,6 +32,31 @@ def mode_search(start: Inference | None = None, max_steps: int = 100, grad_tol: 
     True
     """
     return Ascent(start, LBFGS(), max_steps, grad_tol=grad_tol, adjoint=Detach())
+
+
+def several_modes(likelihood: Likelihood, x: Num[Tensor, "B *X"], starts: int) -> tuple[Float[Tensor, "S B *Z"], int]:
+    """The modes that L-BFGS reaches from zero and, for all but the first, from draws of ``likelihood.initial``.
+
+    Beside them the number of evaluations of the decoder per observation, over all starts.
+    """
+    zeros, drawn = (start.infer(likelihood, x).z for start in (Zeros(), DecoderInit(starts - 1)))
+    rows, z = x.repeat(starts, *[1] * (x.dim() - 1)), torch.cat([zeros, drawn]).flatten(0, 1)
+    size = max(len(x), BLOCK)
+    blocks = zip(rows.split(size), z.split(size), strict=True)
+    ends = [mode_search(Constant(start))(likelihood, block) for block, start in blocks]
+    evaluations = sum(int(end.solve.evaluations.sum()) for end in ends if end.solve is not None)
+    return torch.cat([end.point for end in ends]).unflatten(0, (starts, len(x))), round(evaluations / len(x))
+
+
+def highest_mode(likelihood: Likelihood, x: Num[Tensor, "B *X"], starts: int = 16) -> tuple[Float[Tensor, "B *Z"], int]:
+    """The highest of ``several_modes`` of each observation, and the number of evaluations.
+
+    That reached from zero alone may be lower by any amount.
+    """
+    every, evaluations = several_modes(likelihood, x, starts)
+    with torch.no_grad():
+        best = torch.stack([likelihood.log_joint(x, z.unsqueeze(0))[0] for z in every]).argmax(0)
+    return every[best, torch.arange(len(x), device=x.device)], evaluations + starts
 
 
 def density_step(likelihood: Likelihood, x: Num[Tensor, "B *X"]) -> LBFGS:
