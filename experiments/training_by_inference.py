@@ -9,7 +9,7 @@ images for which it is tight stands beside it; below 99 % the figure is a lower 
 - Equal evaluations: the same within so many forward passes of the decoder per training image of a batch. They are
   counted from the engine's report on a batch, with one pass for each code that is scored, and one per element of a code
   for each curvature matrix. Backward passes are not counted; the seconds include them: CPU time of one training step,
-  the fastest of three parts of a training, measured when all trainings are there, times the steps.
+  the fastest of three runs of a first part, measured when all trainings are there, times the steps.
 - Validation rule: at marks that grow by a half, importance sampling around the mode of validation images (held out of
   the training images), the same for all; a training ends when so many marks have brought no improvement.
 - Rates: of Adam, and then of the inner steps where there are any (until then the middle of their grid), the best on

@@ -204,9 +204,10 @@ class DecoderLikelihood(Likelihood):
     stochastic: bool = False  # whether ``sample_outputs`` is noisy, so that an ascent maximises an expectation
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
-        """A subclass with a distribution of its own is not ``separable`` unless it says so."""
+        """A subclass whose density is its own, or that of a mix-in, is not ``separable`` unless it says so."""
         super().__init_subclass__(**kwargs)
-        if "separable" not in vars(cls) and not vars(cls).keys().isdisjoint(DENSITIES):
+        own = next(kind for kind in cls.__mro__ if not vars(kind).keys().isdisjoint(("separable", *DENSITIES)))
+        if "separable" not in vars(own):
             cls.separable = False
 
     @abstractmethod
