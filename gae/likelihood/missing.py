@@ -68,6 +68,8 @@ class PartiallyObserved(AcceptsMissing, DecoderWrapper):
     0.0
     """
 
+    separable = True  # if the given likelihood is
+
     def __init__(self, likelihood: Likelihood):
         name = type(likelihood).__name__
         if not isinstance(likelihood, DecoderLikelihood) or isinstance(likelihood, AcceptsMissing):
@@ -85,7 +87,7 @@ class PartiallyObserved(AcceptsMissing, DecoderWrapper):
         self.support, self.support_text = likelihood.support, likelihood.support_text
         self.support_remedy = likelihood.support_remedy
         self.stochastic, self.output_is_mean = likelihood.stochastic, likelihood.output_is_mean
-        self.separable = likelihood.separable
+        self.separable = type(self).separable and likelihood.separable
         inside = _typical(likelihood)
         if inside is None or not _is_elementwise(likelihood, inside):
             raise TypeError(

@@ -177,10 +177,12 @@ class DecoderStandardUnits(StandardUnits, DecoderWrapper):
     """
 
     likelihood: DecoderLikelihood
+    separable = True  # if the given likelihood is
 
     def __init__(self, likelihood: DecoderLikelihood):
         super().__init__(likelihood)
-        self.stochastic, self.separable = likelihood.stochastic, likelihood.separable
+        self.stochastic = likelihood.stochastic
+        self.separable = type(self).separable and likelihood.separable
 
     def distribution(self, output: Float[Tensor, "..."]) -> Distribution:
         return self._in_data_units(self.likelihood.distribution(output))

@@ -12,7 +12,8 @@ from torch.func import hessian, jacrev
 from gae import nets
 from gae.inference import curvature
 from gae.inference.curvature import curvature_matrix, derivatives, expansion
-from gae.likelihood import Bernoulli, DecoderLikelihood, Gaussian, Likelihood
+from gae.likelihood import Bernoulli, DecoderLikelihood, DecoderStandardUnits, Gaussian, Likelihood, PartiallyObserved
+from gae.likelihood.base import DecoderWrapper
 
 ROWS = 4
 
@@ -104,6 +105,13 @@ def test_a_subclass_that_couples_elements_is_not_separable(head: type[Bernoulli]
     assert Bernoulli.separable and not head.separable
     wanted = hessian(lambda code: model.log_joint(x[:1], code[None, None])[0, 0])(z[0, 0])
     torch.testing.assert_close(derivatives(model, x, z)[2][0, 0], wanted)
+
+
+@pytest.mark.parametrize("wrapper", [PartiallyObserved, DecoderStandardUnits])
+def test_a_wrapper_that_couples_elements_is_not_separable(wrapper: type[DecoderWrapper]) -> None:
+    coupled = type("CoupledWrapper", (Coupling, wrapper), {})
+    head = Gaussian(nn.Linear(2, 3), 2)
+    assert wrapper(head).separable and not coupled(head).separable  # type: ignore[call-arg]
 
 
 @pytest.mark.parametrize("head", [Bernoulli, Mixed])
