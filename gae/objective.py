@@ -145,15 +145,14 @@ def iwae(encoding: Encoding, gradient: str = "total") -> Float[Tensor, " B"]:
     _need_gradient(gradient, "dreg")
     log_q = _density(encoding, "iwae")
     if gradient == "total":
-        log_weight = encoding.log_joint - log_q
-        return log_weight.logsumexp(0) - math.log(len(log_weight))
+        return _log_mean(encoding.log_joint - log_q)
     log_q, slope_q = _through_draws(encoding, log_q)
     log_weight = encoding.log_joint - log_q
-    bound = log_weight.logsumexp(0) - math.log(len(log_weight))  # its gradient through z_s has the weight of s, once
+    bound = _log_mean(log_weight)  # its gradient through z_s has the weight of s, once
     if not (encoding.z.requires_grad and torch.is_grad_enabled()):
         return bound
     slope = _slope(encoding)
-    weight = log_weight.detach().softmax(0)
+    weight = _normalised(log_weight)
     return bound + ((weight.square() - weight) * _along(slope - slope_q, encoding.z)).sum(0)
 
 
@@ -227,8 +226,8 @@ def wake_wake(encoding: Encoding) -> Float[Tensor, " B"]:
             "`wake_wake` compares draws, got S=1, which has the weight 1 everywhere. Use samples=5 or more."
         )
     log_weight = encoding.log_joint - log_q.detach()
-    wake = (log_weight.detach().softmax(0) * log_q).sum(0)
-    return log_weight.logsumexp(0) - math.log(len(log_weight)) + (wake - wake.detach())
+    wake = (_normalised(log_weight) * log_q).sum(0)
+    return _log_mean(log_weight) + (wake - wake.detach())
 
 
 def wake_sleep(encoding: Encoding) -> Float[Tensor, " B"]:
@@ -249,8 +248,7 @@ def wake_sleep(encoding: Encoding) -> Float[Tensor, " B"]:
             f"`wake_sleep` needs constant draws, and log q(z|x) of draws of the model, which `{encoding.engine}` does "
             "not give. Use `DetachedDraws(engine, sleep=True)`."
         )
-    log_weight = encoding.log_joint - log_q.detach()
-    value = log_weight.logsumexp(0) - math.log(len(log_weight))
+    value = _log_mean(encoding.log_joint - log_q.detach())
     return value if asleep is None else value + (asleep - asleep.detach())[0]
 
 
@@ -283,7 +281,7 @@ def logsumexp(encoding: Encoding) -> Float[Tensor, " B"]:
             f"Cannot use `logsumexp` with `{encoding.engine}`: a sample has the same {name} more than once, which "
             "would be counted repeatedly. Use `Enumerate()`, or `iwae` for draws."
         )
-    return encoding.log_joint.logsumexp(0)
+    return _log_sum(encoding.log_joint)
 
 
 def mean(values: Float[Tensor, " B"]) -> Float[Tensor, ""]:
@@ -372,6 +370,29 @@ def _numbered(z: Float[Tensor, "S B *Z"]) -> Int[Tensor, "S _"]:
 def _need_gradient(gradient: str, other: str) -> None:
     if gradient not in ("total", other):
         raise ValueError(f"Unknown gradient {gradient!r}. Valid gradients: total, {other}.")
+
+
+def _log_sum(log_weight: Float[Tensor, "S B"]) -> Float[Tensor, " B"]:
+    """log Σ_s exp(log_weight), where weights that rounding loses beside the largest have no gradient.
+
+    As subnormal numbers, they would slow the gradient several times on some processors.
+    """
+    return log_weight.clamp(min=log_weight.detach().amax(0) + math.log(_lost(log_weight))).logsumexp(0)
+
+
+def _log_mean(log_weight: Float[Tensor, "S B"]) -> Float[Tensor, " B"]:
+    return _log_sum(log_weight) - math.log(len(log_weight))
+
+
+def _normalised(log_weight: Float[Tensor, "S B"]) -> Float[Tensor, "S B"]:
+    """Weights of sum 1, as constants; zero where ``_log_sum`` has no gradient."""
+    weight = log_weight.detach().softmax(0)
+    return torch.where(weight < _lost(weight), 0, weight)
+
+
+def _lost(weight: Tensor) -> float:
+    """A share of a sum that rounding loses, also if there are thousands."""
+    return torch.finfo(weight.dtype).eps ** 2
 
 
 def _through_draws(

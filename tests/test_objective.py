@@ -18,7 +18,17 @@ from torch.distributions import Distribution, Independent, Normal, StudentT, Uni
 from gae import Autoencoder
 from gae.inference import Amortized, Argmax, Ascent, ClosedForm, Constant, Encoding, Enumerate, Inference, Prior, Zeros
 from gae.likelihood import Bernoulli, Flat, Gaussian, Likelihood, LinearMixture
-from gae.objective import Objective, elbo, iwae, joint, logsumexp, mean, minimum, soft_minimum
+from gae.objective import (
+    Objective,
+    elbo,
+    iwae,
+    joint,
+    logsumexp,
+    mean,
+    minimum,
+    soft_minimum,
+    wake_wake,
+)
 
 S, B, Z = 5, 4, 3
 
@@ -324,3 +334,24 @@ def test_weights_of_the_kl_that_no_objective_has_are_refused(beta: float) -> Non
     encoding = ClosedForm()(LinearMixture(1, 2, (3,)), torch.zeros(2, 3))
     with pytest.raises(ValueError, match="beta must be finite and not negative"):
         elbo(encoding, beta)
+
+
+# Weights that rounding loses: subnormal ones slow a gradient several times on some processors.
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("bound", [iwae, logsumexp, wake_wake])
+def test_no_weight_is_subnormal(bound: Objective, dtype: torch.dtype) -> None:
+    """Log weights pass through the ends of both ranges of normal numbers, -87 and -708."""
+    free = -torch.arange(800.0).to(dtype).unsqueeze(1).requires_grad_()
+    log_joint, log_q = (0.0 * free.detach(), free) if bound is wake_wake else (free, 0.0 * free.detach())
+    value = bound(branches(free) if bound is logsumexp else encoding(log_joint, log_q))
+    (found,) = torch.autograd.grad(value.sum(), free)
+    if bound is wake_wake:  # its weights are proportional to 1 / q
+        wanted = (-free.detach().double()).softmax(0)
+    else:
+        wanted = free.detach().double().softmax(0)
+        total = free.detach().double().logsumexp(0) - (0.0 if bound is logsumexp else math.log(800))
+        torch.testing.assert_close(value.detach(), total.to(dtype))
+    torch.testing.assert_close(found, wanted.to(dtype), rtol=1e-4, atol=1e-12 if dtype is torch.float32 else 1e-30)
+    assert not ((found != 0) & (found.abs() < torch.finfo(dtype).tiny)).any()
