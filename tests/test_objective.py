@@ -18,17 +18,7 @@ from torch.distributions import Distribution, Independent, Normal, StudentT, Uni
 from gae import Autoencoder
 from gae.inference import Amortized, Argmax, Ascent, ClosedForm, Constant, Encoding, Enumerate, Inference, Prior, Zeros
 from gae.likelihood import Bernoulli, Flat, Gaussian, Likelihood, LinearMixture
-from gae.objective import (
-    Objective,
-    elbo,
-    iwae,
-    joint,
-    logsumexp,
-    mean,
-    minimum,
-    soft_minimum,
-    wake_wake,
-)
+from gae.objective import Objective, elbo, iwae, joint, logsumexp, mean, minimum, soft_minimum, wake_wake
 
 S, B, Z = 5, 4, 3
 
