@@ -251,7 +251,8 @@ def _spread(z: Float[Tensor, "S B *Z"], rows: int) -> Float[Tensor, "n *Z"]:
 def _pattern(shape: Size, dtype: torch.dtype, device: torch.device) -> Tensor:
     """Distinct numbers in (0, 1): fractional parts of multiples of the golden ratio."""
     steps = np.arange(1, shape.numel() + 1)  # NumPy's floats have 64 bits on every device
-    return torch.from_numpy(steps * GOLDEN % 1.0).to(dtype).to(device).view(shape)
+    precision = "float64" if dtype == torch.float64 else "float32"  # other work must not need float64, which MPS lacks
+    return torch.from_numpy((steps * GOLDEN % 1.0).astype(precision)).to(dtype).to(device).view(shape)
 
 
 def _outputs(likelihood: DecoderLikelihood, codes: Float[Tensor, "n *Z"]) -> Float[Tensor, "n ..."]:
